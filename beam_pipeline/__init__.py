@@ -1,0 +1,1 @@
+"""Head-CT DICOM files to windowed PNG tensors in stratified TFRecord shards."""

@@ -1,0 +1,48 @@
+"""Packaging: the pipeline by itself; the trainer, the cloud and the tools as extras."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+TRAINER = ["keras>=3.12", "matplotlib", "pandas", "rich", "scikit-learn", "tensorboard"]
+
+setup(
+    name="headct-shards",
+    version="0.1.0",
+    description="Head-CT DICOM files to stratified TFRecord shards, and shards to trained models.",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=["beam_pipeline", "trainer"],
+    package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed"]},
+    install_requires=[
+        "apache-beam>=2.77",
+        "fsspec",
+        "google-crc32c",
+        "isal",
+        "numpy",
+        "opencv-python-headless",
+        "pandas",
+        "pebble",
+        "psutil",
+        "pyarrow",
+        "pydicom>=3.0",
+        "rich",
+    ],
+    extras_require={
+        "trainer": [*TRAINER, "tensorflow>=2.21"],
+        "cuda": [*TRAINER, "tensorflow[and-cuda]>=2.21"],
+        "gcp": ["apache-beam[gcp]>=2.77", "gcsfs"],
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "pandas-stubs",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "tensorflow-datasets",
+        ],
+    },
+)

@@ -1,0 +1,1 @@
+"""Streams a shard directory through a GPU-resident network."""
