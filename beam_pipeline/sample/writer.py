@@ -1,0 +1,317 @@
+"""The data set on disk: slices, a few bad files, labels; whole or recognisably unfinished.
+
+DIR/sample.json       what it is, written first
+DIR/slices/ID_*.dcm   complete series, and the bad files
+DIR/labels.csv        `ID,Label`, a row a class, written last and atomically
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from beam_pipeline.sample.encoding import (
+    BADLY_ENCODED,
+    ENCODINGS,
+    Encoding,
+    Names,
+    dicom_bytes,
+    stored_values,
+)
+from beam_pipeline.sample.hemorrhage import KINDS
+from beam_pipeline.sample.scanner import SIZE, Patient, scan_slice
+
+LABELS = (*KINDS, "any")
+VERSION = 1  # of the generator: another one makes other bytes from the same seed
+MIN_SLICES, MAX_SLICES, MAX_PATIENTS = 4, 400, 100_000
+REPEATED_IDS = 4  # Kaggle's file repeats the rows of four images
+TRUNCATED_BYTES = 153_710  # of PixelData, as in ID_6431af929
+CROPPED = (472, 424)  # rows, columns of the slice that is not 512 x 512
+
+Rows = dict[str, dict[str, bool]]
+
+
+class SampleError(ValueError):
+    """The parameters are out of range, or the folder holds something else."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the bytes of a sample follow from."""
+
+    patients: int = 12
+    slices: int = 28
+    seed: int = 0
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.patients <= MAX_PATIENTS:
+            raise SampleError(f"--patients {self.patients}: want 1 to {MAX_PATIENTS}")
+        if not MIN_SLICES <= self.slices <= MAX_SLICES:
+            raise SampleError(f"--slices {self.slices}: want {MIN_SLICES} to {MAX_SLICES}")
+        if self.seed < 0:
+            raise SampleError(f"--seed {self.seed}: want 0 or more")
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """One of the bad files: what is wrong, and whose slice at which index it is."""
+
+    fault: str
+    patient: int
+    index: int
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What is in a sample. `bad_files` maps a fault to a path below the sample's folder."""
+
+    output: Path
+    parameters: Parameters
+    reused: bool
+    files: int
+    label_counts: dict[str, int]
+    bad_files: dict[str, str]
+
+    @property
+    def slices(self) -> Path:
+        """The folder of DICOM files."""
+        return self.output / "slices"
+
+    @property
+    def labels(self) -> Path:
+        """The label file."""
+        return self.output / "labels.csv"
+
+
+def write_sample(
+    output: Path,
+    *,
+    patients: int = 12,
+    slices: int = 28,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> SampleSummary:
+    """Write a sample, or find it there already.
+
+    Args:
+        output: a folder that is absent, empty, or holds this sample, whole or unfinished.
+        patients: complete series, one a patient.
+        slices: a series.
+        seed: the bytes follow from it, `patients` and `slices` alone.
+        workers: processes; 1 works in this one.
+        progress: called with the number of files written since the last call.
+
+    Raises:
+        SampleError: a parameter is out of range, or `output` holds something else.
+    """
+    parameters = Parameters(patients, slices, seed)
+    output = Path(output)
+    if _found(output, parameters):
+        return _summarize(output, parameters, reused=True)
+    (output / "slices").mkdir(parents=True, exist_ok=True)
+    _write_text(output / "sample.json", json.dumps(asdict(parameters)) + "\n")
+    rows: Rows = {}
+    for part in _run(partial(_write_patient, output, parameters), patients, workers):
+        rows |= part
+        if progress:
+            progress(len(part))
+    _write_duplicate(output, parameters)
+    _write_labels(output / "labels.csv", rows)
+    return _summarize(output, parameters, reused=False)
+
+
+def bad_files(parameters: Parameters) -> tuple[BadFile, ...]:
+    """Which files are bad, the same number at any size.
+
+    The repaired and the cropped one stand for a slice of their series, which stays complete; the
+    others lie beyond its ends, or are copies.
+    """
+    middle = parameters.slices // 2
+    spread = (
+        ("badly_encoded", 1, middle),
+        ("cropped", 2, middle + 1),
+        ("unlabelled", 3, -1),
+        ("truncated", 4, -2),
+        ("constant", 5, parameters.slices),
+        ("not_dicom", 6, -3),
+        ("duplicate", 7, 0),
+    )
+    return tuple(BadFile(f, patient % parameters.patients, i) for f, patient, i in spread)
+
+
+def image_id(parameters: Parameters, patient: int, index: int) -> str:
+    """The name of a slice: `ID_` and nine hexadecimal digits, no two alike."""
+    return _identifier(parameters.seed, "image", patient * 1024 + index + 64, 9)
+
+
+def _identifier(seed: int, role: str, number: int, digits: int) -> str:
+    # Multiplication by an odd number permutes the integers modulo a power of two.
+    offset = np.random.SeedSequence([seed, *role.encode()]).generate_state(1, np.uint64)[0]
+    value = (number * 0x9E3779B97F4A7C15 + int(offset)) % 16**digits
+    return f"ID_{value:0{digits}x}"
+
+
+def _names(parameters: Parameters, patient: int, index: int) -> Names:
+    return Names(
+        image_id(parameters, patient, index),
+        _identifier(parameters.seed, "patient", patient, 8),
+        _identifier(parameters.seed, "study", patient, 10),
+        _identifier(parameters.seed, "series", patient, 10),
+    )
+
+
+def _run(task: Callable[[int], Rows], count: int, workers: int) -> Iterator[Rows]:
+    if workers == 1:
+        yield from map(task, range(count))
+        return
+    with ProcessPoolExecutor(min(workers, count)) as pool:
+        yield from pool.map(task, range(count))
+
+
+def _write_patient(output: Path, parameters: Parameters, number: int) -> Rows:
+    """Write one patient's series and the bad files that are hers; return their labels."""
+    seeds = np.random.SeedSequence(parameters.seed, spawn_key=(number,))
+    patient = Patient.random(number, parameters.slices, seeds)
+    faults = {bad.index: bad.fault for bad in bad_files(parameters) if bad.patient == number}
+    faults.pop(0, None)  # the duplicate is copied when its original is there
+    rows: Rows = {}
+    for index in sorted({*range(parameters.slices), *faults}):
+        names = _names(parameters, number, index)
+        fault = faults.get(index, "")
+        content, labels = _slice_file(patient, number, index, names, fault)
+        (output / "slices" / f"{names.image}.dcm").write_bytes(content)
+        if fault != "unlabelled":
+            rows[names.image] = labels
+    return rows
+
+
+def _slice_file(
+    patient: Patient, number: int, index: int, names: Names, fault: str
+) -> tuple[bytes, dict[str, bool]]:
+    if fault == "not_dicom":
+        page = b"<!DOCTYPE html>\n<title>403 Forbidden</title>\n<p>The link has expired.</p>\n"
+        return page, dict.fromkeys(LABELS, False)
+    encoding = BADLY_ENCODED if fault == "badly_encoded" else ENCODINGS[number % len(ENCODINGS)]
+    scan = scan_slice(patient, index)
+    hu, position = scan.hu, patient.geometry.position(index)
+    labels = scan.labels
+    if fault == "constant":
+        hu, labels = np.full_like(hu, -1024), dict.fromkeys(LABELS, False)
+        encoding = ENCODINGS[1]
+    if fault == "cropped":
+        hu, position = _crop(patient, hu, position)
+    raw = stored_values(hu, encoding)
+    content = dicom_bytes(raw, encoding, names, patient.geometry, position)
+    if fault == "truncated":
+        content = content[: len(content) - raw.nbytes + TRUNCATED_BYTES]
+    return content, labels
+
+
+def _crop(
+    patient: Patient, hu: np.ndarray, position: tuple[float, float, float]
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    top, left = ((SIZE - kept) // 2 for kept in CROPPED)
+    geometry = patient.geometry
+    down = geometry.orientation[3:]
+    moved = np.add(position, np.multiply(down, top * geometry.pixel_mm))
+    x, y, z = (float(v) for v in moved + [left * geometry.pixel_mm, 0, 0])
+    return hu[top : top + CROPPED[0], left : left + CROPPED[1]], (x, y, z)
+
+
+def _write_duplicate(output: Path, parameters: Parameters) -> None:
+    source, copy = _bad_paths(output, parameters)["duplicate"]
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(source.read_bytes())
+
+
+def _bad_paths(output: Path, parameters: Parameters) -> dict[str, tuple[Path, Path]]:
+    """For each fault the path of its slice and that of the bad file (another for a duplicate)."""
+    folder = output / "slices"
+    paths = {}
+    for bad in bad_files(parameters):
+        name = f"{image_id(parameters, bad.patient, bad.index)}.dcm"
+        copy = folder / "duplicate" / name if bad.fault == "duplicate" else folder / name
+        paths[bad.fault] = (folder / name, copy)
+    return paths
+
+
+def _write_labels(path: Path, rows: Rows) -> None:
+    lines = ["ID,Label"]
+    names = sorted(rows)
+    for name in [*names, *names[:: max(len(names) // REPEATED_IDS, 1)][:REPEATED_IDS]]:
+        lines += [f"{name}_{label},{int(rows[name][label])}" for label in LABELS]
+    _write_text(path, "\n".join(lines) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _found(output: Path, parameters: Parameters) -> bool:
+    """Whether the sample is there, whole.
+
+    Raises:
+        SampleError: something else is there.
+    """
+    if not output.exists():
+        return False
+    if not output.is_dir():
+        raise SampleError(f"{output} is not a folder; choose another --output")
+    marker = output / "sample.json"
+    if not marker.exists():
+        if any(path.name != "sample.json.part" for path in output.iterdir()):
+            raise SampleError(f"{output} is not empty and holds no sample; choose another --output")
+        return False
+    if _read_marker(marker) != asdict(parameters):
+        raise SampleError(
+            f"{output} holds a sample made with other parameters ({marker.read_text().strip()}); "
+            "choose another --output, or remove it"
+        )
+    complete = (output / "labels.csv").exists()
+    return complete and _count_files(output) == _expected_files(parameters)
+
+
+def _read_marker(marker: Path) -> object:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SampleError(f"{marker} is not a sample's; choose another --output") from error
+
+
+def _expected_files(parameters: Parameters) -> int:
+    extra = sum(bad.fault not in ("badly_encoded", "cropped") for bad in bad_files(parameters))
+    return parameters.patients * parameters.slices + extra
+
+
+def _count_files(output: Path) -> int:
+    return sum(1 for _ in (output / "slices").rglob("*.dcm"))
+
+
+def _summarize(output: Path, parameters: Parameters, *, reused: bool) -> SampleSummary:
+    with (output / "labels.csv").open(encoding="utf-8", newline="") as file:
+        table = {row["ID"]: row["Label"] == "1" for row in csv.DictReader(file)}
+    counts = {
+        label: sum(value for name, value in table.items() if name.endswith(f"_{label}"))
+        for label in LABELS
+    }
+    paths = _bad_paths(output, parameters)
+    bad = {fault: str(path.relative_to(output)) for fault, (_, path) in paths.items()}
+    return SampleSummary(output, parameters, reused, _count_files(output), counts, bad)
+
+
+__all__ = ["Encoding", "Parameters", "SampleError", "SampleSummary", "bad_files", "write_sample"]
