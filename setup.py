@@ -1,21 +1,23 @@
 """Packaging: the pipeline by itself; the trainer, the cloud and the tools as extras."""
 
+import re
 from pathlib import Path
 
 from setuptools import setup
 
+(VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
 TRAINER = ["keras>=3.12", "matplotlib", "pandas", "rich", "scikit-learn", "tensorboard"]
 
 setup(
     name="headct-shards",
-    version="0.1.0",
+    version=VERSION,
     description="Head-CT DICOM files to stratified TFRecord shards, and shards to trained models.",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=["beam_pipeline", "trainer"],
+    packages=["beam_pipeline", "beam_pipeline.sample", "trainer"],
     package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed"]},
     install_requires=[
         "apache-beam>=2.77",
@@ -25,8 +27,6 @@ setup(
         "numpy",
         "opencv-python-headless",
         "pandas",
-        "pebble",
-        "psutil",
         "pyarrow",
         "pydicom>=3.0",
         "rich",
@@ -37,6 +37,7 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77", "gcsfs"],
         "dev": [
             "hypothesis",
+            "jax",
             "mypy",
             "pandas-stubs",
             "pytest",

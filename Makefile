@@ -1,0 +1,100 @@
+# Every command sets up what it needs in .venv, from the versions in constraints.txt.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN_PY := $(VENV)/bin/python
+
+# Without INPUT the synthetic sample is made and used.
+SAMPLE  := out/sample
+RUNNER  ?= local
+OUTPUT  ?= out/shards
+SHARDS  ?= out/shards
+RUN     ?= out/run
+FOLD    ?= 0
+MODEL   ?= resnet50
+
+ifeq ($(origin INPUT),undefined)
+  INPUT  := $(SAMPLE)/slices
+  LABELS := $(SAMPLE)/labels.csv
+  NEEDS_SAMPLE := sample
+endif
+
+# The sample is to be trained on any machine, offline and within minutes; real shards with the
+# trainer's own defaults.
+ifeq ($(origin SHARDS),file)
+  WEIGHTS    ?= none
+  IMAGE_SIZE ?= 128
+  EPOCHS     ?= 4
+  BATCH      ?= 16
+endif
+
+# A runner other than `local` installs this package on its workers, and needs Google's libraries.
+ifneq ($(RUNNER),local)
+  PIPELINE := $(VENV)/.gcp
+  RUNNER_FLAGS := --setup_file ./setup.py
+else
+  PIPELINE := $(VENV)/.pipeline
+endif
+
+PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
+  --runner $(RUNNER) $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --fold $(FOLD) --model $(MODEL) \
+  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
+  $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help preprocess sample train evaluate predict demo test lint clean
+
+help: ## List the commands
+	@echo "Commands (make NAME VARIABLE=value ...):"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo "Variables:"
+	@echo "  preprocess    INPUT LABELS OUTPUT RUNNER WORKERS ARGS"
+	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE ARGS"
+	@echo "  evaluate      RUN ARGS"
+	@echo "  predict       RUN SHARDS SUBMISSION ARGS"
+	@echo "ARGS passes any other option on; ARGS=--help lists them."
+
+preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (without INPUT: the sample)
+	@$(RUN_PY) -m beam_pipeline $(PREPROCESS_FLAGS)
+
+sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
+	@echo "No INPUT given: using the synthetic sample in $(SAMPLE)."
+	@$(RUN_PY) -m beam_pipeline.sample --output $(SAMPLE)
+
+train: $(VENV)/.trainer ## Train on a shard directory; the same RUN goes on where it stopped
+	@$(RUN_PY) -m trainer train $(TRAIN_FLAGS)
+
+evaluate: $(VENV)/.trainer ## Evaluate a run on its validation fold
+	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(ARGS)
+
+SUBMISSION ?= $(RUN)/submission.csv
+predict: $(VENV)/.trainer ## Write a Kaggle submission for the test split of SHARDS
+	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(ARGS)
+
+demo: ## The whole line on the sample: preprocess, train, evaluate
+	@$(MAKE) --no-print-directory preprocess
+	@$(MAKE) --no-print-directory train
+	@$(MAKE) --no-print-directory evaluate
+
+test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
+	@$(RUN_PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+clean: ## Remove the virtual environment and what the sample commands made
+	rm -rf $(VENV) out
+
+# The trainer's wheel for NVIDIA GPUs brings its CUDA libraries along.
+$(VENV)/.trainer: EXTRAS = [$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,trainer)]
+$(VENV)/.gcp: EXTRAS = [gcp]
+$(VENV)/.dev: EXTRAS = [trainer,dev]
+$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.trainer $(VENV)/.dev: setup.py constraints.txt
+	@echo "Setting up $(VENV) for '$(@F:.%=%)' (once) ..."
+	@test -x $(RUN_PY) || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	@touch $@

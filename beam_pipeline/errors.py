@@ -1,0 +1,78 @@
+"""What can go wrong with what the user gives, and nothing else.
+
+Exception
+ ├── Rejected          one file (or its label) is not usable: a row in rejects.jsonl
+ └── PipelineError     the run cannot start or go on: one line for the user
+      ├── UsageError       bad options, input or output        (exit code 2)
+      ├── TooManyRejects   more bad files than allowed         (exit code 3)
+      └── OutputError      the output could not be written     (exit code 5)
+
+Every other exception is a bug and stops the run with its traceback.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a file is not used: a closed list, written to rejects.jsonl."""
+
+    NOT_DICOM = "not_dicom"
+    UNREADABLE = "unreadable"
+    MISSING_ATTRIBUTE = "missing_attribute"
+    INVALID_ATTRIBUTE = "invalid_attribute"
+    UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
+    TRUNCATED_PIXELS = "truncated_pixels"
+    CORRUPT_PIXELS = "corrupt_pixels"
+    NOT_CT = "not_ct"
+    MULTI_FRAME = "multi_frame"
+    NOT_GRAYSCALE = "not_grayscale"
+    TOO_LARGE = "too_large"
+    CONSTANT_IMAGE = "constant_image"
+    DECODER_CRASHED = "decoder_crashed"
+    DECODER_TIMED_OUT = "decoder_timed_out"
+    DUPLICATE_ID = "duplicate_id"
+    LABEL_MISSING = "label_missing"
+    LABEL_INVALID = "label_invalid"
+    LABEL_CONFLICT = "label_conflict"
+
+
+class Rejected(Exception):
+    """A file is not usable. `detail` never holds a value from the file's header."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class PipelineError(Exception):
+    """The run ends with one line for the user and `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """The options, the input or the output folder cannot be used as given."""
+
+    exit_code = 2
+
+
+class TooManyRejects(PipelineError):
+    """More files were rejected than the user allows."""
+
+    exit_code = 3
+
+    def __init__(self, files_seen: int, by_reason: Mapping[str, int], allowed: float) -> None:
+        rejected = sum(by_reason.values())
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(by_reason.items()))
+        super().__init__(
+            f"{rejected} of {files_seen} files were rejected ({counts}), more than the allowed "
+            f"fraction {allowed:g}; see rejects.jsonl, or raise --max_reject_fraction"
+        )
+
+
+class OutputError(PipelineError):
+    """The output could not be written; what is whole stays, and a second start resumes."""
+
+    exit_code = 5

@@ -1,0 +1,156 @@
+"""Patients to folds, slices to shards: stratified, seeded, and the same whatever the order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAX_STEPS = 5000
+_CANDIDATES = 256  # groups of each fold that a swap is searched among
+
+
+def assign_folds(
+    groups: NDArray[np.int64], labels: NDArray[np.int8], folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Assign whole groups to folds so that every label, and the size, is even across folds.
+
+    Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: the
+    groups that hold the rarest label are dealt first, each to the fold that lacks that label most;
+    then moves and swaps of groups between folds remove what imbalance is left.
+
+    Args:
+        groups: [n], the group (patient) of each example, 0 to g - 1.
+        labels: [n, l], 0 or 1.
+        folds: how many, at least 2 and at most g.
+        seed: decides between equals.
+
+    Returns:
+        [g], the fold of each group.
+
+    Raises:
+        ValueError: fewer groups than folds.
+    """
+    counts = _group_counts(groups, labels)
+    if len(counts) < folds:
+        raise ValueError(f"{len(counts)} patients cannot fill {folds} folds")
+    rng = np.random.default_rng(seed)
+    balance = _Balance(counts, _deal(counts, folds, rng), folds)
+    _refine(balance, rng)
+    return balance.fold_of
+
+
+def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Examples of each label, and of any kind, in each group: [g, l + 1]."""
+    columns = np.column_stack([labels, np.ones(len(labels), np.int8)])
+    size = int(groups.max()) + 1
+    return np.stack(
+        [np.bincount(groups, weights=column, minlength=size) for column in columns.T], axis=1
+    )
+
+
+def _deal(counts: NDArray[np.float64], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Deal groups to the fold in greatest need, those with the rarest label first."""
+    need = np.tile(counts.sum(axis=0) / folds, (folds, 1))
+    fold_of = np.full(len(counts), -1, np.int64)
+    for label in np.argsort(counts.sum(axis=0), kind="stable"):
+        waiting = np.flatnonzero((fold_of < 0) & (counts[:, label] > 0))
+        waiting = rng.permutation(waiting)
+        for group in waiting[np.argsort(-counts[waiting, label], kind="stable")]:
+            fold = np.lexsort((-need[:, -1], -need[:, label]))[0]
+            fold_of[group] = fold
+            need[fold] -= counts[group]
+    return fold_of
+
+
+@dataclass
+class _Balance:
+    """How far every fold is from its share of every label.
+
+    The cost is the sum over folds and labels of the squared deviation from the even share, in
+    units of the share: a rare label weighs as much as a common one.
+    """
+
+    counts: NDArray[np.float64]
+    fold_of: NDArray[np.int64]
+    folds: int
+
+    def __post_init__(self) -> None:
+        share = self.counts.sum(axis=0) / self.folds
+        self.scaled = self.counts / np.maximum(share, 1.0)
+        self.squares = (self.scaled**2).sum(axis=1)
+        totals = np.zeros((self.folds, self.counts.shape[1]))
+        np.add.at(totals, self.fold_of, self.scaled)
+        self.excess = totals - share / np.maximum(share, 1.0)
+        self.sizes = np.bincount(self.fold_of, minlength=self.folds)
+
+    def best_move(self) -> tuple[float, int, int]:
+        """The gain (below 0 is better) of moving one group, the group, and its new fold."""
+        toward = self.scaled @ self.excess.T
+        own = np.take_along_axis(toward, self.fold_of[:, None], axis=1)
+        gain = 2 * (toward - own) + 2 * self.squares[:, None]
+        gain[np.arange(len(gain)), self.fold_of] = np.inf
+        gain[self.sizes[self.fold_of] == 1] = np.inf  # no fold is emptied
+        group, fold = np.unravel_index(np.argmin(gain), gain.shape)
+        return float(gain[group, fold]), int(group), int(fold)
+
+    def best_swap(self, one: int, other: int, rng: np.random.Generator) -> tuple[float, int, int]:
+        """The gain of swapping two groups of two folds, searched among some of each."""
+        here = _sample(np.flatnonzero(self.fold_of == one), rng)
+        there = _sample(np.flatnonzero(self.fold_of == other), rng)
+        toward = self.scaled @ (self.excess[other] - self.excess[one])
+        cross = self.scaled[here] @ self.scaled[there].T
+        gain = toward[here, None] - toward[there]
+        gain = gain + self.squares[here, None] + self.squares[there] - 2 * cross
+        row, column = np.unravel_index(np.argmin(gain), gain.shape)
+        return 2 * float(gain[row, column]), int(here[row]), int(there[column])
+
+    def move(self, group: int, fold: int) -> None:
+        """Move a group to a fold."""
+        self.excess[self.fold_of[group]] -= self.scaled[group]
+        self.sizes[self.fold_of[group]] -= 1
+        self.excess[fold] += self.scaled[group]
+        self.sizes[fold] += 1
+        self.fold_of[group] = fold
+
+
+def _sample(groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.choice(groups, min(len(groups), _CANDIDATES), replace=False, shuffle=False)
+
+
+def _refine(balance: _Balance, rng: np.random.Generator) -> None:
+    """Take the best move while one helps, then swaps until a round over all pairs helps no more."""
+    pairs = [(a, b) for a in range(balance.folds) for b in range(a)]
+    idle = 0
+    for _ in range(_MAX_STEPS):
+        gain, group, fold = balance.best_move()
+        if gain < -1e-12:
+            balance.move(group, fold)
+            idle = 0
+            continue
+        one, other = pairs[int(rng.integers(len(pairs)))]
+        gain, here, there = balance.best_swap(one, other, rng)
+        if gain < -1e-12:
+            balance.move(here, other)
+            balance.move(there, one)
+            idle = 0
+        elif (idle := idle + 1) > 3 * len(pairs):
+            return
+
+
+def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDArray[np.int64]]:
+    """Deal examples to shards so that each mirrors the whole, in a shuffled order.
+
+    Args:
+        labels: [n, l], the examples of one split in a fixed order.
+        shards: how many, at most n.
+        seed: of the shuffles.
+
+    Returns:
+        For each shard the examples' positions, in the order to write them. The count of every
+        combination of labels, and the size, differ by at most 1 between shards.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    combination = np.unique(labels[shuffled], axis=0, return_inverse=True)[1].ravel()
+    dealt = shuffled[np.argsort(combination, kind="stable")]
+    return [rng.permutation(dealt[shard::shards]) for shard in range(shards)]

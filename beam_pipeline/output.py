@@ -1,0 +1,108 @@
+"""The output folder's state: empty, another's, unfinished, or complete."""
+
+import json
+from typing import Any
+
+from beam_pipeline.errors import UsageError
+from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST, REJECTS
+from beam_pipeline.options import Options
+from beam_pipeline.plan import DATASET
+from beam_pipeline.shards import UNFINISHED
+from beam_pipeline.storage import PARTIAL_SUFFIX, Folder
+
+_OPTIONS = f"{UNFINISHED}/options.json"
+_REFUSAL = f"{UNFINISHED}/refusal.json"
+_OWN_NAMES = {MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, UNFINISHED}
+
+
+def find_manifest(folder: Folder) -> dict[str, Any] | None:
+    """The manifest of a complete shard directory, or None.
+
+    Raises:
+        UsageError: there is one, but it is not ours.
+    """
+    if not folder.exists(MANIFEST):
+        return None
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+        manifest["schema_version"], manifest["options"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest") from None
+    return dict(manifest)
+
+
+def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
+    """Make the folder ready to be written, or find that there is nothing to do.
+
+    Returns:
+        The manifest, if an earlier run with the same options completed the folder.
+
+    Raises:
+        UsageError: the folder holds something else, or the work of other options.
+    """
+    names = folder.names()
+    foreign = sorted(name for name in names if not _is_own(name))
+    if foreign:
+        raise UsageError(
+            f"output {folder.url} holds something else ({foreign[0]}); choose another folder"
+        )
+    if options.overwrite:
+        for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
+            folder.remove(name)
+        names = set()
+    manifest = find_manifest(folder) if MANIFEST in names else None
+    if manifest is not None:
+        _check_same(folder, manifest["options"], options)
+        return manifest
+    if folder.exists(_OPTIONS):
+        _check_same(folder, json.loads(folder.read(_OPTIONS)), options)
+    for name in names:
+        if name.endswith(PARTIAL_SUFFIX):
+            folder.remove(name)
+    folder.remove(_REFUSAL)
+    folder.write(_OPTIONS, json.dumps(options.recorded()).encode())
+    return None
+
+
+def _is_own(name: str) -> bool:
+    return (
+        name in _OWN_NAMES
+        or name.startswith(f"{DATASET}-")
+        or (name.startswith(".") and name.endswith(PARTIAL_SUFFIX))
+    )
+
+
+def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> None:
+    """Raise unless an earlier run's options give the same bytes as these."""
+    now = options.recorded()
+    differing = sorted(
+        name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"output {folder.url} was begun with --{name} {_show(earlier.get(name))}, now it is "
+            f"{_show(now.get(name))}; choose another folder, or --overwrite it"
+        )
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
+    """Leave word of why the run ended without a manifest, wherever it ran."""
+    folder.write(_REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
+
+
+def read_refusal(folder: Folder) -> tuple[int, str] | None:
+    """The exit code and the message of a run that ended without a manifest."""
+    if not folder.exists(_REFUSAL):
+        return None
+    refusal = json.loads(folder.read(_REFUSAL))
+    return int(refusal["exit_code"]), str(refusal["message"])
+
+
+def finish_output(folder: Folder) -> None:
+    """Remove what only an unfinished directory needs."""
+    folder.remove(UNFINISHED)

@@ -1,0 +1,136 @@
+"""What a user sees while a run goes on, and at its end.
+
+The steps log what they did, with the counts as an attribute of the log record: a cluster's log
+shows the lines, a terminal the display that is made of the counts.
+"""
+
+import logging
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+LOGGER = logging.getLogger("beam_pipeline.progress")
+_SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
+
+
+def report(message: str, **counts: int) -> None:
+    """Log what was done; `counts` are added up by the display."""
+    LOGGER.info(message, extra={"counts": counts})
+
+
+class Display(logging.Handler):
+    """Shows what the steps report: live on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+        self._counts: Counter[str] = Counter()
+        self._writing_since = self._line_at = time.monotonic()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._inspect = self._bars.add_task("Inspect files", total=None, note="")
+        self._write = self._bars.add_task("Write slices", total=None, note="")
+
+    def __enter__(self) -> Self:
+        LOGGER.addHandler(self)
+        LOGGER.setLevel(logging.INFO)
+        LOGGER.propagate = False
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+        LOGGER.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add up a step's counts and show them."""
+        counts: dict[str, int] = getattr(record, "counts", {})
+        if "slices_planned" in counts:
+            self._writing_since = time.monotonic()
+        self._counts.update(counts)
+        self._show()
+
+    def _show(self) -> None:
+        seen = self._counts
+        done = seen["slices_written"] + seen["rejected_while_writing"]
+        rate = done / max(time.monotonic() - self._writing_since, 1e-3)
+        rejected = seen["rejected_by_header"] + seen["rejected_while_writing"]
+        shards = f"{seen['shards_written']}/{seen['shards_planned']} shards"
+        self._bars.update(
+            self._inspect,
+            completed=seen["files_inspected"],
+            total=seen["files_listed"] or None,
+            note=f"{rejected} rejected",
+        )
+        self._bars.update(
+            self._write,
+            completed=done,
+            total=seen["slices_planned"] or None,
+            note=f"{shards}, {rate:.0f} slices/s" if done else shards,
+        )
+        if not self._console.is_terminal:
+            self._line(f"inspected {seen['files_inspected']}/{seen['files_listed']} files", shards)
+
+    def _line(self, files: str, shards: str) -> None:
+        now = time.monotonic()
+        if now - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            written = self._counts["slices_written"]
+            self._console.print(f"{files}; wrote {shards}, {written} slices", highlight=False)
+
+
+def show_summary(
+    console: Console, manifest: dict[str, Any], output: str, seconds: float | None
+) -> None:
+    """Print what a shard directory holds and what to do next.
+
+    Args:
+        console: to print to.
+        manifest: of the directory.
+        output: its path or URL.
+        seconds: that the run took, or None if the directory was complete before.
+    """
+    counts = manifest["counts"]
+    console.print(_split_table(manifest))
+    for reason, count in counts["rejected_by_reason"].items():
+        console.print(f"rejected {count:>6}  {reason}", highlight=False)
+    for repair, count in counts["repaired"].items():
+        console.print(f"repaired {count:>6}  {repair}", highlight=False)
+    took = f" in {seconds:.0f} s" if seconds is not None else ""
+    console.print(
+        f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    command = "predict" if "test" in manifest["splits"] else "train"
+    console.print(f"Next: make {command} SHARDS={output}", highlight=False, soft_wrap=True)
+
+
+def _split_table(manifest: dict[str, Any]) -> Table:
+    """A column a split: labels may be many and long, splits are few and short."""
+    splits = manifest["splits"]
+    table = Table("", *(Column(name, justify="right") for name in splits))
+    table.add_row("patients", *(str(split["patients"]) for split in splits.values()))
+    table.add_row("shards", *(str(len(split["shards"])) for split in splits.values()))
+    table.add_row("slices", *(str(split["examples"]) for split in splits.values()))
+    for label in manifest["labels"]:
+        table.add_row(label, *(str(split["label_counts"][label]) for split in splits.values()))
+    return table

@@ -1,0 +1,213 @@
+"""One shard written: whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from beam_pipeline.convert import Image, convert_slice
+from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.example import encode_example, frame_record
+from beam_pipeline.options import Options
+from beam_pipeline.plan import LABEL_PREFIX, ShardPlan
+from beam_pipeline.png import encode_png
+from beam_pipeline.storage import Folder, InputFiles
+
+# Holds what is known of finished shards until the whole directory is finished.
+UNFINISHED = ".unfinished"
+
+_INDEX_COLUMNS = (
+    "image_id",
+    "split",
+    "shard",
+    "record",
+    "offset",
+    "bytes",
+    "patient_id",
+    "study_id",
+    "series_id",
+    "position_z",
+    "rows",
+    "columns",
+    "transfer_syntax",
+    "repair",
+    "resized",
+    "source",
+)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A shard that was written.
+
+    Attributes:
+        split: it belongs to.
+        file: its name; not there if no slice of it could be used.
+        bytes: its size.
+        sha256: of its bytes.
+        index: a row an example, in order.
+        rejects: str columns source, image_id, reason, detail; a row a file that was not used.
+    """
+
+    split: str
+    file: str
+    bytes: int
+    sha256: str
+    index: pd.DataFrame
+    rejects: pd.DataFrame
+
+
+def write_shard(
+    plan: ShardPlan, note: Callable[[int], None], *, files: InputFiles, options: Options
+) -> ShardResult:
+    """Write a shard, or find that an interrupted run wrote the same one.
+
+    Args:
+        plan: what to write.
+        note: told the place of each source before it is read.
+        files: where its sources are.
+        options: output, and how to convert slices.
+
+    Raises:
+        OutputError: the shard cannot be written.
+    """
+    folder = Folder(options.output)
+    digest = _digest(plan, options)
+    found = _find_result(plan, folder, digest)
+    if found is not None:
+        return found
+    result = _write_examples(plan, files, options, folder, note)
+    folder.write(_record_name(plan), _encode_result(result, digest))
+    return result
+
+
+def _write_examples(
+    plan: ShardPlan,
+    files: InputFiles,
+    options: Options,
+    folder: Folder,
+    note: Callable[[int], None],
+) -> ShardResult:
+    index: list[dict[str, Any]] = []
+    rejects: list[dict[str, str]] = []
+    checksum = hashlib.sha256()
+    offset = 0
+    with folder.create(plan.file) as shard:
+        for place, row in enumerate(_rows(plan.slices)):
+            note(place)
+            try:
+                header, image = _convert(row["source"], files, options, plan)
+            except Rejected as rejected:
+                rejects.append(_reject_row(row, rejected))
+                continue
+            record = frame_record(encode_example(_features(row, header, image)))
+            shard.write(record)
+            checksum.update(record)
+            place_of = {"record": len(index), "offset": offset, "bytes": len(record)}
+            index.append(row | place_of | _index_fields(header, image))
+            offset += len(record)
+    labels = [column for column in map(str, plan.slices) if column.startswith(LABEL_PREFIX)]
+    return ShardResult(
+        split=plan.split,
+        file=plan.file,
+        bytes=offset,
+        sha256=checksum.hexdigest(),
+        index=pd.DataFrame(index, columns=[*_INDEX_COLUMNS, *labels]).assign(
+            split=plan.split, shard=plan.file
+        ),
+        rejects=pd.DataFrame(rejects, columns=["source", "image_id", "reason", "detail"]),
+    )
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(column): value for column, value in row.items()} for row in frame.to_dict("records")
+    ]
+
+
+def _convert(
+    source: str, files: InputFiles, options: Options, plan: ShardPlan
+) -> tuple[Header, Image]:
+    if source in plan.excluded:
+        raise Rejected(plan.excluded[source])
+    try:
+        data = files.read(source)
+    except OSError as error:
+        raise Rejected(Reason.UNREADABLE, error.strerror or "") from None
+    slice_ = read_slice(data)
+    image = convert_slice(slice_, options.windows, options.image_size, options.hu_repair)
+    return slice_.header, image
+
+
+def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
+    labels = [value for column, value in row.items() if column.startswith(LABEL_PREFIX)]
+    return {
+        "image": encode_png(image.pixels),
+        "image_id": row["image_id"],
+        "label": labels,
+        "patient_id": row["patient_id"],
+        "study_id": row["study_id"],
+        "series_id": row["series_id"],
+        "position_z": [header.position_z],
+        "pixel_spacing": list(image.pixel_spacing),
+    }
+
+
+def _index_fields(header: Header, image: Image) -> dict[str, Any]:
+    return {
+        "position_z": header.position_z,
+        "rows": header.rows,
+        "columns": header.columns,
+        "transfer_syntax": header.transfer_syntax,
+        "repair": image.repair.value,
+        "resized": image.resized,
+    }
+
+
+def _reject_row(row: dict[str, Any], rejected: Rejected) -> dict[str, str]:
+    return {
+        "source": row["source"],
+        "image_id": row["image_id"],
+        "reason": rejected.reason.value,
+        "detail": rejected.detail,
+    }
+
+
+def _digest(plan: ShardPlan, options: Options) -> str:
+    recorded = json.dumps(options.recorded(), sort_keys=True)
+    return hashlib.sha256((plan.digest() + recorded).encode()).hexdigest()
+
+
+def _record_name(plan: ShardPlan) -> str:
+    return f"{UNFINISHED}/{plan.file}.json"
+
+
+def _encode_result(result: ShardResult, digest: str) -> bytes:
+    record = {
+        "digest": digest,
+        "split": result.split,
+        "file": result.file,
+        "bytes": result.bytes,
+        "sha256": result.sha256,
+        "index": result.index.to_dict("list"),
+        "rejects": result.rejects.to_dict("list"),
+    }
+    return json.dumps(record).encode()
+
+
+def _find_result(plan: ShardPlan, folder: Folder, digest: str) -> ShardResult | None:
+    """The result of an earlier run that planned the same shard and wrote it whole."""
+    name = _record_name(plan)
+    if not (folder.exists(name) and folder.exists(plan.file)):
+        return None
+    record = json.loads(folder.read(name))
+    if record.pop("digest") != digest:
+        return None
+    if folder.sha256(plan.file) != record["sha256"]:
+        return None
+    index, rejects = pd.DataFrame(record.pop("index")), pd.DataFrame(record.pop("rejects"))
+    return ShardResult(**record, index=index, rejects=rejects)

@@ -1,0 +1,211 @@
+"""Work in processes that may crash, hang or be killed without taking the run along.
+
+Each process has a pipe of its own, so the death of one cannot leave a lock held or a message half
+read by another, and a counter in shared memory tells what it was doing.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from beam_pipeline.errors import PipelineError, Reason
+
+_POLL_SECONDS = 1.0
+_STARTS_ALLOWED = 3  # of processes that die before they touch a source
+
+# Spawned, not forked: a fork of a process with threads (Beam's, gRPC's) may inherit a held lock.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class Task(Protocol):
+    """Something to do with several sources, one after the other."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """In the order in which they are touched."""
+        ...
+
+    def excluding(self, source: str, reason: Reason) -> Self:
+        """The same task, without touching one of its sources."""
+        ...
+
+
+T = TypeVar("T", bound=Task)
+R = TypeVar("R")
+Note = Callable[[int], None]
+
+
+class WorkerFailed(RuntimeError):
+    """A function raised in a worker, or workers die whatever they do."""
+
+
+@dataclass
+class _Worker:
+    """A process, what it was given, and where it was when last looked at."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    position: Any  # a shared integer: the source at hand, by its place in the task; -1 for none
+    task: Any = None
+    seen: int = -1
+    since: float = field(default_factory=time.monotonic)
+
+    def stalled_for(self) -> float:
+        """Seconds at the same source, 0 if there is no task."""
+        if self.task is None or self.position.value != self.seen:
+            self.seen, self.since = self.position.value, time.monotonic()
+        return time.monotonic() - self.since
+
+
+@dataclass
+class WorkerPool(Generic[T, R]):
+    """Runs a function over tasks in processes.
+
+    A source that a worker was at when it died or hung is tried once more; if that ends the same
+    way, the source is excluded from its task, which is then done without it.
+
+    Attributes:
+        function: called as function(task, note) in a worker; it tells `note` the place of each
+            source in the task before it touches the source.
+        size: number of processes.
+        patience: seconds on one source after which a worker counts as hung.
+    """
+
+    function: Callable[[T, Note], R]
+    size: int
+    patience: float = 120.0
+
+    def map(self, tasks: Iterable[T]) -> Iterator[R]:
+        """The results, in the order in which they are ready.
+
+        Raises:
+            PipelineError: the function raised it.
+            WorkerFailed: the function raised anything else; its traceback is the message.
+        """
+        waiting = deque(tasks)
+        losses: Counter[str] = Counter()
+        workers = [self._start() for _ in range(min(self.size, len(waiting)))]
+        try:
+            while waiting or any(worker.task is not None for worker in workers):
+                for worker in workers:
+                    if worker.task is None and waiting:
+                        _give(worker, waiting.popleft())
+                for worker in _ready(workers):
+                    yield from _receive(worker)
+                for place, worker in enumerate(workers):
+                    reason = self._failure(worker)
+                    if reason is not None:
+                        _stop(worker)
+                        workers[place] = self._start()
+                        if worker.task is not None:
+                            waiting.appendleft(_retry(worker, reason, losses))
+        finally:
+            for worker in workers:
+                _stop(worker)
+
+    def _start(self) -> _Worker:
+        ours, theirs = _CONTEXT.Pipe()
+        position = _CONTEXT.RawValue("q", -1)
+        process = _CONTEXT.Process(
+            target=_serve, args=(self.function, theirs, position), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, position)
+
+    def _failure(self, worker: _Worker) -> Reason | None:
+        if not worker.process.is_alive():
+            return Reason.DECODER_CRASHED
+        if worker.stalled_for() > self.patience:
+            return Reason.DECODER_TIMED_OUT
+        return None
+
+
+def _give(worker: _Worker, task: Task) -> None:
+    worker.task, worker.position.value = task, -1
+    worker.seen, worker.since = -1, time.monotonic()
+    with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found as such
+        worker.pipe.send(task)
+
+
+def _ready(workers: list[_Worker]) -> list[_Worker]:
+    busy = [worker.pipe for worker in workers if worker.task is not None]
+    ready = wait(busy, _POLL_SECONDS)
+    return [worker for worker in workers if worker.pipe in ready]
+
+
+def _receive(worker: _Worker) -> Iterator[Any]:
+    try:
+        kind, content = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join(_POLL_SECONDS)
+        return
+    if kind == "refused":
+        raise content
+    if kind == "failed":
+        raise WorkerFailed(content)
+    worker.task = None
+    yield content
+
+
+def _retry(worker: _Worker, reason: Reason, losses: Counter[str]) -> Any:
+    """The task to do again, without the source at hand if it was lost there before."""
+    hung = reason is Reason.DECODER_TIMED_OUT
+    logging.getLogger(__name__).warning(
+        "A worker process %s; going on with another.", "hung" if hung else "died"
+    )
+    position = worker.position.value
+    source = worker.task.sources[position] if position >= 0 else ""
+    losses[source] += 1
+    if not source and losses[source] > _STARTS_ALLOWED:
+        raise WorkerFailed("worker processes die before they touch a file")
+    if source and losses[source] > 1:
+        return worker.task.excluding(source, reason)
+    return worker.task
+
+
+def _stop(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+
+
+def _serve(function: Callable[[Any, Note], Any], pipe: Connection, position: Any) -> None:
+    """Do tasks until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+    def note(place: int) -> None:
+        position.value = place
+
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            task = pipe.recv()
+            pipe.send(_outcome(function, task, note))
+
+
+def _outcome(function: Callable[[Any, Note], Any], task: Any, note: Note) -> tuple[str, Any]:
+    try:
+        return "result", function(task, note)
+    except PipelineError as error:
+        return "refused", error
+    except Exception:  # a bug: its traceback goes to where the user can see it
+        return "failed", traceback.format_exc()
+
+
+def _exit_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
