@@ -20,14 +20,16 @@ from beam_pipeline.sample.fields import (
     Waves,
     blend,
     capsule,
+    common,
     coverage,
     ellipsoid,
+    enlarge,
     paint,
     union,
 )
 
 AIR, FAT, MUSCLE, SKIN = -1000.0, -90.0, 55.0, 35.0
-CSF, WHITE, GRAY, DEEP_GRAY, CEREBELLUM = 8.0, 28.0, 38.0, 36.5, 35.0
+CSF, WHITE, GRAY, DEEP_GRAY, CEREBELLUM = 8.0, 28.5, 37.0, 36.0, 35.0
 DURA, VENOUS = 52.0, 54.0
 TABLE, DIPLOE, PETROUS, THIN_BONE = 1350.0, 650.0, 1500.0, 600.0
 
@@ -38,6 +40,7 @@ class Head:
 
     scale: Vector  # of x, y, z
     pose: tuple[float, float, float]  # yaw, roll, pitch against the slice plane, radians
+    egg: float  # relative gain of width per mm towards the back
     skull_mm: float
     scalp_mm: float
     ventricles: float  # 1 is a middle-aged adult's
@@ -59,13 +62,14 @@ class Head:
         return cls(
             scale=(float(x), float(y), float(z)),
             pose=(float(yaw), float(roll), float(pitch)),
+            egg=float(rng.uniform(0.0004, 0.0014)),
             skull_mm=float(rng.uniform(5, 7.5)),
             scalp_mm=float(rng.uniform(4, 8)),
             ventricles=float(rng.uniform(min_ventricles, max(1.5, min_ventricles + 0.3))),
-            atrophy_mm=float(rng.uniform(0.2, 1.0)),
+            atrophy_mm=float(rng.uniform(0.3, 1.5)),
             pineal_mm=float(rng.choice([0.0, rng.uniform(1.5, 2.5)])),
             choroid_mm=float(rng.choice([0.0, rng.uniform(1.5, 3.0)])),
-            gyri=Waves.random(rng, 19, 0.2, 12),
+            gyri=Waves.random(rng, 22, 0.2, 12),
             folia=Waves.random(rng, 7, 0.2, 8),
             lumps=Waves.random(rng, 70, 0.2, 8),
             cells=Waves.random(rng, 9, 0.25, 10),
@@ -84,7 +88,8 @@ class Head:
         )
         rows = (turn / np.array(self.scale)[:, None]).astype(np.float32)
         x, y, z = (r[0] * plane.x + r[1] * plane.y + r[2] * plane.z for r in rows)
-        return Points(x, y, z)
+        # Skulls are egg-shaped from above: narrower at the forehead, widest behind the ears.
+        return Points(x / (1 + np.float32(self.egg) * np.clip(y, -90, 60)), y, z)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Tissues:
     """A slice's coarse fields: distances in mm (negative inside), HU where so named."""
 
     points: Points
+    brain: Points  # where the tissue shown came from: blood displaces it
     skin: Field
     inner: Field  # the inner table: negative in the cranial cavity
     outer: Field  # the outer table
@@ -99,9 +105,10 @@ class Tissues:
     bone: Field  # facial and basal bone outside the shell around the cavity
     air: Field  # sinuses, cells, airway
     brain_hu: Field
-    csf: Field  # subarachnoid space: sulci, fissures and cisterns
+    sulcus: Field  # signed distance to the middle of the nearest sulcus
+    sulcus_mm: Field  # half its width
+    cisterns: Field  # with the Sylvian fissures and the CSF over the brain
     ventricles: Field
-    falx: Field  # with the tentorium and the venous sinuses
     calcified: Field
     lumps: Field
     texture: Field
@@ -110,19 +117,46 @@ class Tissues:
 def cavity(points: Points) -> Field:
     """Distance to the inner table: vault, middle and posterior fossae, less the petrous ridges."""
     folded = points.folded()
-    vault = ellipsoid(points, (0, 4, 8), (66, 82, 78))
-    # The front of the vault ends at the roofs of the orbits, the temporal lobes go lower.
-    vault = np.maximum(vault, (1 - points.z) + np.clip((-points.y - 30) * 0.25, 0, 8))
-    temporal = ellipsoid(folded, (37, -8, -2), (25, 34, 24))
-    posterior = ellipsoid(points, (0, 43, -8), (54, 42, 41))
+    temporal = ellipsoid(folded, (37, -8, -2), (26, 34, 24))
+    posterior = ellipsoid(points, (0, 43, -8), (55, 42, 41))
+    sella = ellipsoid(points, (0, -10, 2), (24, 16, 10))
     canal = capsule(points, (0, 32, -40), (0, 36, -95), (12, 10))
-    whole = blend(blend(blend(vault, temporal, 6), posterior, 6), canal, 8)
-    return np.maximum(whole, -petrous(folded))
+    upper = common(vault(points), frontal_floor(folded))
+    whole = blend(blend(blend(union(upper, sella), temporal, 6), posterior, 6), canal, 8)
+    return blend_out(whole, petrous(folded), 2)
+
+
+def vault(points: Points) -> Field:
+    """Distance to the dome of the inner table, taken as a whole ellipsoid."""
+    return ellipsoid(points, (0, 4, 8), (66, 82, 78))
+
+
+def crests(points: Points) -> Field:
+    """How far (mm) the inner table stands out at the midline, behind and in front."""
+    back = np.exp(-((points.x / 5) ** 2)) * np.clip((points.y - 40) / 20, 0, 1)
+    front = np.exp(-((points.x / 4) ** 2)) * np.clip((-40 - points.y) / 20, 0, 1)
+    back = back * np.clip((26 - points.z) / 12, 0, 1)
+    front = front * np.clip((46 - points.z) / 12, 0, 1)
+    return np.asarray(5 * (back + front), np.float32)
+
+
+def frontal_floor(folded: Points) -> Field:
+    """Height (mm) by which a point lies below the front of the vault.
+
+    The front ends above the orbits, which bulge into it; the temporal lobes go lower.
+    """
+    bulge = 9 * np.exp(-(((folded.x - 32) / 16) ** 2) - ((folded.y + 58) / 26) ** 2)
+    return np.asarray((1 + bulge - folded.z) * 0.8, np.float32)
+
+
+def blend_out(shape: Field, removed: Field, width: float) -> Field:
+    """A shape less another, the edge between them rounded over `width` mm."""
+    return -blend(-shape, removed, width)
 
 
 def petrous(folded: Points) -> Field:
     """Distance to the petrous ridge, between the middle and the posterior fossa."""
-    return capsule(folded, (16, 4, -17), (60, 30, -17), (5, 12))
+    return capsule(folded, (16, 4, -19), (60, 30, -17), (4, 11))
 
 
 def shell_mm(head: Head, points: Points, lumps: Field) -> Field:
@@ -130,33 +164,44 @@ def shell_mm(head: Head, points: Points, lumps: Field) -> Field:
     front = np.exp(-((points.x / 24) ** 2) - ((points.z - 12) / 14) ** 2) * (points.y < -40)
     thick = head.skull_mm + lumps + 1.5 * (points.y / 80) ** 2 + 5 * front
     thick += np.clip((points.z - 60) / 20, 0, 2)
-    base = np.clip((points.z + 2) / 10, 0, 1)  # 0 at the base, 1 in the vault
-    return np.asarray(np.clip(thick * (0.55 + 0.45 * base), 2, None), np.float32)
+    low = np.clip((4 - points.z) / 10, 0, 1) * np.clip((48 - points.y) / 20, 0, 1)
+    floor = np.clip((frontal_floor(points.folded()) - vault(points)) / 6, 0, 1)
+    floor = floor * np.clip((-10 - points.y) / 10, 0, 1)  # the roofs of the orbits are thin
+    return np.asarray(np.clip(thick * (1 - 0.6 * np.maximum(low, floor)), 2, None), np.float32)
 
 
 def head_surface(head: Head, points: Points, outer: Field) -> Field:
     """Distance to the skin: scalp, face with nose and ears, neck."""
     folded = points.folded()
-    vault = ellipsoid(points, (0, 6, 2), (70, 86, 76))
+    dome = ellipsoid(points, (0, 6, 2), (70, 86, 76))
     face = ellipsoid(points, (0, -38, -42), (60, 52, 56))
     neck = ellipsoid(points, (0, 22, -85), (60, 62, 70))
-    nose = capsule(points, (0, -84, -22), (0, -99, -44), (7, 9))
+    nose = capsule(points, (0, -80, -16), (0, -97, -42), (8, 11))
     ear = ellipsoid(folded, (77, 14, -24), (4, 13, 22))
-    scalp = blend(outer, vault, 6) - np.float32(head.scalp_mm)
-    whole = blend(blend(blend(scalp, face, 12), neck, 16), nose, 8)
+    scalp = blend(outer, dome, 6) - np.float32(head.scalp_mm)
+    whole = blend(blend(blend(scalp, face, 12), neck, 16), nose, 14)
     return blend(whole, ear, 4)
 
 
+# Centre and semi-axes of muscles, on the left.
+_MUSCLES: tuple[tuple[Vector, Vector], ...] = (
+    ((62, -24, -4), (12, 26, 40)),  # temporal
+    ((56, -26, -52), (8, 18, 28)),  # masseter
+    ((30, -24, -46), (9, 15, 22)),  # pterygoids
+    ((9, 4, -66), (9, 8, 36)),  # prevertebral
+    ((24, 70, -66), (22, 20, 32)),  # suboccipital
+    ((50, 34, -70), (10, 18, 34)),  # sternocleidomastoid
+    ((10, -48, -88), (22, 30, 18)),  # tongue
+)
+
+
 def soft_tissue_hu(points: Points, skin: Field, outer: Field, texture: Field) -> Field:
-    """HU under the skin: fat, muscle at the temples and the neck, both mixed in the face."""
+    """HU under the skin: fat, with muscles in the face and the neck and the galea on the skull."""
     folded = points.folded()
-    muscle = ellipsoid(folded, (62, -22, -6), (14, 26, 40))
-    muscle = union(muscle, ellipsoid(folded, (24, 70, -62), (26, 30, 34)))
-    muscle = union(muscle, ellipsoid(folded, (50, -20, -55), (11, 22, 30)))
-    muscle = union(muscle, outer - 1.5)  # the galea
-    deep = np.where((points.z < -12) & (points.y < 20), 4 - 7 * texture, 9).astype(np.float32)
+    muscles = union(outer - 1.2, *(ellipsoid(folded, *muscle) for muscle in _MUSCLES))
+    fibres = MUSCLE + 8 * texture
     image = np.full(skin.shape, FAT, np.float32)
-    image = paint(image, coverage(union(muscle, np.maximum(deep, skin + 7)), 2.5), MUSCLE)
+    image = paint(image, coverage(muscles + 1.5 * texture, 2.5), fibres)
     return paint(image, coverage(-skin - 2.2, 1.5), SKIN)
 
 
@@ -181,29 +226,28 @@ def facial_parts(points: Points, cells: Field) -> tuple[Field, Field, Field, Fie
     walls = 2.5 * np.abs(cells) - 2.2  # thin where the waves cross zero
     air = union(
         maxillary,
-        np.maximum(sphenoid, septum),
-        np.maximum(frontal, septum),
-        np.maximum(ethmoid, -walls - 0.8),
-        np.maximum(np.maximum(nasal, septum), 3 * (0.5 - np.abs(cells))),
-        np.maximum(mastoid, 2 * (0.4 - np.abs(cells))),
+        common(sphenoid, septum),
+        common(frontal, septum),
+        common(ethmoid, -walls - 0.8),
+        common(common(nasal, septum), 3 * (0.5 - np.abs(cells))),
+        common(mastoid, 2 * (0.4 - np.abs(cells))),
         pharynx,
     )
     # Shells: a wall of 1.5 mm around each cavity, thicker bone between and beside them.
-    shells = union(maxillary - 1.6, ethmoid - 1.2, sphenoid - 3, np.maximum(orbit - 1.8, -orbit))
-    outside = -(globe + 4)  # the orbit is open to the front
+    shells = union(maxillary - 1.6, ethmoid - 1.2, sphenoid - 3, np.abs(orbit - 0.8) - 1.3)
     bone = union(
-        np.maximum(np.maximum(shells, outside), -72 - points.y),
+        common(shells, -72 - points.y),  # the orbit is open to the front
         capsule(folded, (49, -66, -4), (52, -50, -26), (3.5, 4)),  # lateral wall and zygoma
         capsule(folded, (52, -50, -28), (66, -14, -26), (2.2, 2.2)),  # zygomatic arch
         capsule(folded, (48, -2, -36), (47, -14, -80), (3.5, 5)),  # mandible
         capsule(points, (0, -84, -6), (0, -92, -22), (4, 3)),  # nasal bones
-        np.maximum(ellipsoid(points, (0, -58, -66), (30, 30, 8)), -nasal),  # hard palate
-        ellipsoid(points, (0, -4, -26), (17, 14, 14)),  # clivus
+        common(ellipsoid(points, (0, -58, -66), (30, 30, 8)), -nasal),  # hard palate
+        ellipsoid(points, (0, -4, -28), (16, 12, 15)),  # clivus
         mastoid - 2,
         petrous(folded),
-        np.maximum(
+        common(
             np.abs(ellipsoid(points, (0, 32, -66), (24, 22, 40))) - 4, np.abs(points.z + 66) - 9
-        ),  # atlas
+        ),
     )
     return bone, air, orbit, union(globe, nerve, recti)
 
@@ -221,7 +265,7 @@ def ventricle_distance(head: Head, points: Points) -> Field:
     )
     third = ellipsoid(points, (0, 4, 11), (2.2 + 0.5 * grown, 13, 11))
     fourth = ellipsoid(points, (0, 37, -17), (8, 5, 9))
-    lateral = np.maximum(lateral - grown, 0.9 - folded.x)  # the septum pellucidum
+    lateral = common(lateral - grown, 0.9 - folded.x)  # the septum pellucidum
     return union(lateral, third, fourth - grown / 3)
 
 
@@ -233,57 +277,70 @@ def tentorium_height(points: Points) -> Field:
 
 
 def sulci(head: Head, points: Points, depth: Field) -> tuple[Field, Field]:
-    """Distance to the nearest sulcus' middle, and to its CSF (mm).
+    """Signed distance to the middle of the nearest sulcus, and half the width of its CSF (mm).
 
     Zero crossings of smooth noise wind like sulci. Compressing the radius makes them run into the
     depth, as folds of a surface do, and not parallel to it.
     """
     radius = np.sqrt(points.x**2 + (points.y - 4) ** 2 + (points.z - 8) ** 2) + 1e-3
-    squeeze = (radius / 70) ** np.float32(-0.55)
-    warped = Points(points.x * squeeze, points.y * squeeze, points.z * squeeze)
-    level = head.gyri.at(warped)
+    squeeze = (radius / 70) ** -0.55
+    level = head.gyri.at(Points(points.x * squeeze, points.y * squeeze, points.z * squeeze))
     dy, dx = np.gradient(level)
     step = np.abs(points.x[0, 1] - points.x[0, 0]) + 1e-6
-    slope = np.sqrt(dx * dx + dy * dy) / step
-    middle = np.abs(level) / np.maximum(slope, 0.08)
-    width = head.atrophy_mm * np.clip(1.35 - depth / 16, -1, 1.2)
-    return np.asarray(middle, np.float32), np.asarray(middle - width, np.float32)
+    middle = level / np.maximum(np.hypot(dx, dy) / step, 0.08)
+    # Some sulci are wide and some are closed; all close towards the depth.
+    uneven = 1.2 + 0.5 * head.lumps.at(points.height_scaled(1.7))
+    width = head.atrophy_mm * uneven * np.clip(1.3 - depth / 17, 0, 1) - 0.25
+    # The cerebellum, behind and below the tentorium, has folia instead.
+    allowed = union(2 - tentorium_height(points), points.y)
+    return middle, width - 2 * np.clip(common(allowed, depth - 19), 0, 3)
 
 
 def cisterns(head: Head, points: Points) -> Field:
-    """Distance to the basal cisterns and the Sylvian and interhemispheric fissures."""
+    """Distance to the basal cisterns and the Sylvian fissures."""
     folded = points.folded()
     tall = folded.height_scaled(0.35)
-    open_mm = 0.5 * head.atrophy_mm
     sylvian = union(
-        capsule(tall, (63, -20, 1), (42, -16, 2), (1.6, 1.6)),
+        capsule(tall, (63, -20, 1), (42, -16, 2), (1.8, 1.6)),
         capsule(tall, (42, -19, 3), (38, 12, 4), (1.4, 1.2)),
     )
-    midbrain = np.abs(ellipsoid(points, (0, 11, -2), (17, 15, 22))) - 1.4
+    midbrain = np.abs(ellipsoid(points, (0, 11, -2), (17, 15, 22))) - 0.7
     basal = union(
-        ellipsoid(folded, (5, -12, -4), (11, 8, 7)),
+        ellipsoid(folded, (4, -12, -4), (10, 8, 7)),
         capsule(folded, (6, -14, -3), (36, -18, 0), (2.0, 1.5)),
-        np.maximum(np.maximum(midbrain, np.abs(points.z + 2) - 11), points.y - 24),
+        common(midbrain, np.abs(points.z + 2) - 11, points.y - 24),
         ellipsoid(points, (0, 28, 5), (13, 4, 6)),
         ellipsoid(points, (0, -1, -24), (13, 4, 14)),
-        ellipsoid(points, (0, 66, -38), (15, 9, 7)),
+        ellipsoid(points, (0, 68, -38), (9, 7, 9)),
     )
-    between = np.maximum(folded.x - 0.6, 12 - points.z + 0.4 * points.y)
-    between = np.maximum(between, -ellipsoid(points, (0, 6, 20), (99, 44, 26)))
-    return union(sylvian - open_mm, basal - open_mm, between - open_mm)
+    return union(sylvian, basal) - 0.5 * head.atrophy_mm
 
 
-def dural_parts(points: Points, depth: Field) -> Field:
-    """Distance to falx, tentorium and the great venous sinuses."""
-    folded = points.folded()
-    above = tentorium_height(points)
-    arch = -ellipsoid(points, (0, 8, 16), (99, 58, 38))
-    falx = np.maximum(np.maximum(folded.x - 0.55, arch), 8 - above)
-    notch = 16 - np.hypot(points.x, (points.y - 12) * 0.8)
-    tent = np.maximum(np.maximum(np.abs(above) - 0.6, notch), 18 - points.y)
-    sagittal = np.maximum((folded.x + 0.6 * depth - 4.5) * 0.8, 20 - points.y - 0.5 * points.z)
-    transverse = np.maximum(np.hypot(depth - 1, above) - 3.5, 42 - points.y)
-    return union(falx, tent, np.maximum(sagittal, -above), transverse)
+def subarachnoid_space(head: Head, tissues: Tissues) -> Field:
+    """Distance to CSF outside the ventricles (mm), on the image's grid."""
+    middle, width = enlarge(tissues.sulcus), enlarge(tissues.sulcus_mm)
+    between = np.abs(enlarge(tissues.brain.x)) - (0.9 + 0.4 * head.atrophy_mm)
+    fissure = common(between, enlarge(_fissure_limits(tissues.brain)))
+    return union(np.abs(middle) - width, fissure, enlarge(tissues.cisterns))
+
+
+def _fissure_limits(points: Points) -> Field:
+    callosum = -ellipsoid(points, (0, 6, 20), (99, 44, 26))
+    return common(callosum, 10 - points.z + 0.4 * points.y)
+
+
+def dura(tissues: Tissues) -> Field:
+    """Distance to falx, tentorium and the great venous sinuses (mm), on the image's grid."""
+    brain, depth = tissues.brain, -tissues.inner
+    above = tentorium_height(brain)
+    arch = -ellipsoid(brain, (0, 4, 16), (99, 62, 36))
+    falx = common(np.abs(enlarge(brain.x)) - 0.55, enlarge(common(arch, 6 - above)))
+    notch = 16 - np.hypot(brain.x, (brain.y - 12) * 0.8)
+    tent = common(np.abs(enlarge(above)) - 0.6, enlarge(common(notch, 18 - brain.y)))
+    sagittal = (np.abs(brain.x) + 0.6 * depth - 4.5) * 0.8
+    sagittal = common(sagittal, 20 - brain.y - 0.5 * brain.z, -above)
+    transverse = common(np.hypot(depth - 1, above) - 3.5, 42 - brain.y)
+    return union(falx, tent, enlarge(union(sagittal, transverse)))
 
 
 def parenchyma_hu(
@@ -298,9 +355,9 @@ def parenchyma_hu(
     )
     stem = capsule(points, (0, 10, 6), (0, 30, -60), (13, 9))
     above = tentorium_height(points)
-    lower = np.maximum(above, 8 - points.y - 0.3 * points.z)
+    lower = common(above, 8 - points.y - 0.3 * points.z)
     image = np.full(cortex.shape, WHITE, np.float32)
-    image = paint(image, coverage(cortex, 2), GRAY)
+    image = paint(image, coverage(cortex, 4.0), GRAY)
     image = paint(image, coverage(nuclei, 2), DEEP_GRAY)
     folia = CEREBELLUM + 1.5 * head.folia.at(points)
     image = paint(image, coverage(lower, 2), folia)
@@ -316,26 +373,21 @@ def slice_tissues(head: Head, points: Points, push: tuple[Field, Field]) -> Tiss
     cells = head.cells.at(points)
     inner = cavity(points) + 0.6 * lumps
     outer = inner - shell_mm(head, points, lumps)
+    inner = inner + crests(points)
     skin = head_surface(head, points, outer)
     bone, air, orbit, eye = facial_parts(points, cells)
     soft = soft_tissue_hu(points, skin, outer, texture)
-    soft = paint(paint(soft, coverage(orbit, 2), FAT + 10), coverage(eye, 1.5), 15.0)
+    soft = paint(paint(soft, coverage(orbit, 2), FAT + 10), coverage(eye, 1.5), 25.0)
     brain = points.moved(*push)
     depth = -inner
-    middle, gap = sulci(head, brain, depth)
-    supratentorial = np.maximum(2 - tentorium_height(brain), -999)
-    gap = np.maximum(gap, np.minimum(supratentorial, brain.y - 0))
-    gap = np.maximum(gap, np.maximum(depth - 22, -inner * 0 - 99))
-    csf = union(gap, cisterns(head, brain), depth - 0.6 - head.atrophy_mm)
+    # Folds go in from the convexity, not up from the base of the skull.
+    folded_mm = common(depth, -vault(points))
+    middle, width = sulci(head, brain, folded_mm)
     ventricles = ventricle_distance(head, brain) + 0.4 * texture
-    cortex = np.maximum(union(middle - 3, depth - 4.5), depth - 24)
-    calcified = union(
-        ellipsoid(brain, (0, 25, 9), (head.pineal_mm or 0.1,) * 3) + (not head.pineal_mm) * 9,
-        ellipsoid(brain.folded(), (20, 33, 21), (head.choroid_mm or 0.1,) * 3)
-        + (not head.choroid_mm) * 9,
-    )
+    cortex = common(union(np.abs(middle) - 4.2, depth - 5), folded_mm - 23)
     return Tissues(
         points=points,
+        brain=brain,
         skin=skin,
         inner=inner,
         outer=outer,
@@ -343,10 +395,21 @@ def slice_tissues(head: Head, points: Points, push: tuple[Field, Field]) -> Tiss
         bone=bone,
         air=air,
         brain_hu=parenchyma_hu(head, brain, cortex, ventricles, texture),
-        csf=csf,
+        sulcus=middle,
+        sulcus_mm=width,
+        cisterns=union(cisterns(head, brain), depth - 0.4 - head.atrophy_mm),
         ventricles=ventricles,
-        falx=dural_parts(brain, depth),
-        calcified=calcified.astype(np.float32),
+        calcified=calcifications(head, brain),
         lumps=lumps,
         texture=texture,
     )
+
+
+def calcifications(head: Head, points: Points) -> Field:
+    """Distance to the calcified pineal and choroid plexus, which are bright and are no blood."""
+    pineal = capsule(points, (0, 25, 8), (0, 25, 9), (head.pineal_mm, head.pineal_mm))
+    choroid = capsule(
+        points.folded(), (18, 30, 22), (21, 35, 21), (head.choroid_mm, head.choroid_mm)
+    )
+    absent = 9.0
+    return union(pineal + absent * (head.pineal_mm == 0), choroid + absent * (head.choroid_mm == 0))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import config, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.sample.fields import Field
 from beam_pipeline.sample.scanner import Geometry, reconstruction_circle
@@ -57,11 +57,11 @@ def stored_values(hu: Field, encoding: Encoding) -> npt.NDArray[np.uint16]:
     """HU [rows, columns] to the 16-bit words of PixelData."""
     if encoding.wrapped:
         whole = np.clip(np.rint(hu), -1000, 3095).astype(np.int16)
-        return (whole & 0x0FFF).view(np.uint16)
+        return np.asarray(whole & 0x0FFF, np.uint16)
     raw = np.clip(np.rint(hu - np.float32(float(encoding.intercept))), 0, 4095).astype(np.int16)
     if encoding.padded and raw.shape == reconstruction_circle().shape:
         raw[~reconstruction_circle()] = PADDING
-    return raw.view(np.uint16)
+    return np.asarray(raw.view(np.uint16))
 
 
 def dicom_bytes(
@@ -84,12 +84,12 @@ def dicom_bytes(
     return buffer.getvalue()
 
 
-def _meta(names: Names, syntax: str) -> FileMetaDataset:
+def _meta(names: Names, syntax: UID) -> FileMetaDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = f"2.25.{int(names.image[3:], 16) + 1}"
+    meta.MediaStorageSOPInstanceUID = UID(f"2.25.{int(names.image[3:], 16) + 1}")
     meta.TransferSyntaxUID = syntax
-    meta.ImplementationClassUID = "1.2.3.4"  # as in the real implicit files
+    meta.ImplementationClassUID = UID("1.2.3.4")  # as in the real implicit files
     meta.ImplementationVersionName = "HEADCT SAMPLE"
     return meta
 

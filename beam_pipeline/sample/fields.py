@@ -2,17 +2,24 @@
 
 A distance is negative inside. Most are first-order approximations, good near the surface, which is
 where they are looked at. Fields are computed on a coarse grid and enlarged: a distance is smooth
-where a mask is not, so the edge stays sharp at a sixteenth of the cost.
+where a mask is not, so the edge stays sharp at a sixteenth of the cost. Only a sheet (a sulcus, the
+falx) is kept as a signed distance to its middle until it is enlarged, for its fold at 0 is sharp.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-Field = npt.NDArray[np.float32]
+SIZE = 512  # pixels a side of a slice
+COARSE = 128  # points a side of the grid that distances are computed on
+
+# Always float32 here; numpy's annotations do not say so of float32 times a Python float.
+Field = npt.NDArray[np.floating[Any]]
 Vector = tuple[float, float, float]
 
 
@@ -102,7 +109,15 @@ def union(*distances: Field) -> Field:
     result = distances[0]
     for distance in distances[1:]:
         result = np.minimum(result, distance)
-    return result
+    return np.asarray(result, np.float32)
+
+
+def common(*distances: Field | float) -> Field:
+    """Distance to what several shapes have in common; a number stands for a constant field."""
+    result = distances[0]
+    for distance in distances[1:]:
+        result = np.maximum(result, distance)
+    return np.asarray(result, np.float32)
 
 
 def blend(first: Field, second: Field, width: float) -> Field:
@@ -111,9 +126,15 @@ def blend(first: Field, second: Field, width: float) -> Field:
     return np.asarray(np.minimum(first, second) - mix * mix * np.float32(width / 4), np.float32)
 
 
+def enlarge(field: Field) -> Field:
+    """A coarse field on the image's grid, [128, 128] to [512, 512]."""
+    small = np.asarray(field, np.float32)
+    return np.asarray(cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR))
+
+
 def coverage(distance: Field, softness: float | Field = 1.0) -> Field:
     """The part of each voxel inside a shape, 0 to 1: its edge is `softness` mm wide."""
-    return np.asarray(np.clip(0.5 - distance / np.float32(1) / softness, 0, 1), np.float32)
+    return np.asarray(np.clip(0.5 - distance / np.asarray(softness, np.float32), 0, 1), np.float32)
 
 
 def paint(image: Field, part: Field, value: float | Field) -> Field:

@@ -11,8 +11,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beam_pipeline.sample.anatomy import Tissues, cavity
-from beam_pipeline.sample.fields import Field, Points, Vector, Waves, ellipsoid, union
+from beam_pipeline.sample.anatomy import Tissues, cavity, vault
+from beam_pipeline.sample.fields import (
+    Field,
+    Points,
+    Vector,
+    Waves,
+    common,
+    ellipsoid,
+    enlarge,
+    union,
+)
 
 KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 OEDEMA_HU = 20.0
@@ -65,10 +74,11 @@ class Bleed:
     size: Vector
     edge: Waves
 
-    def distance(self, tissues: Tissues) -> Field:
-        """Distance to the blood (mm, negative inside) over a slice's coarse grid."""
-        shape = _SHAPES[self.kind](self, tissues)
-        return np.maximum(shape, tissues.inner)
+    def distance(self, tissues: Tissues, csf: Field) -> Field:
+        """Distance to the blood (mm, negative inside) on the image's grid; so is `csf`."""
+        shape = enlarge(common(_SHAPES[self.kind](self, tissues), tissues.inner))
+        # Subarachnoid blood fills the CSF there is, and opens it a little.
+        return common(shape, csf - 1.1) if self.kind == "subarachnoid" else shape
 
     def push(self, points: Points) -> tuple[Field, Field]:
         """How far (mm, x and y) each point looks back to find the tissue pushed there."""
@@ -84,38 +94,39 @@ class Bleed:
 def _epidural(bleed: Bleed, tissues: Tissues) -> Field:
     """A lens: what a large sphere, centred outside, cuts from the cavity under one bone."""
     radius = bleed.size[0]
-    return ellipsoid(tissues.points, bleed.center, (radius, radius, radius)) + tissues.lumps
+    lens = ellipsoid(tissues.points, bleed.center, (radius, radius, radius))
+    return lens + tissues.lumps
 
 
 def _subdural(bleed: Bleed, tissues: Tissues) -> Field:
     """A crescent along the inner table of one side, thinning to its ends; or a band on the falx."""
     points = tissues.points
-    x = points.x * np.float32(bleed.side)
+    x = points.x * bleed.side
     thickest, half_angle, half_height = bleed.size
     rise = (points.z - bleed.center[2]) / half_height
     if bleed.variant == "falx":
-        along = (points.y - bleed.center[1]) / np.float32(half_angle)
+        along = (points.y - bleed.center[1]) / half_angle
         left = 1 - along**2 - rise**2
-        width = np.float32(thickest) * np.sign(left) * np.sqrt(np.abs(left))
-        return np.asarray(np.abs(x - 0.8 - width / 2) - width / 2, np.float32)
-    angle = np.degrees(np.arctan2(points.y - 4, x)) - np.float32(bleed.center[1])
+        width = thickest * np.sign(left) * np.sqrt(np.abs(left))
+        return np.abs(x - 0.8 - width / 2) - width / 2
+    angle = np.degrees(np.arctan2(points.y - 4, x)) - bleed.center[1]
     left = 1 - (angle / half_angle) ** 2 - rise**2
-    width = np.float32(thickest) * np.sign(left) * np.sqrt(np.abs(left))
-    band = -tissues.inner - width + 0.5 * tissues.lumps
-    return np.maximum(band, np.maximum(3 - x, 2 - points.z - 12 * (points.y < 0)))
+    width = thickest * np.sign(left) * np.sqrt(np.abs(left))
+    band = -vault(points) - width + 0.9 * tissues.lumps
+    return common(band, 3 - x, 2 - points.z - 12 * (points.y < 0))
 
 
 def _subarachnoid(bleed: Bleed, tissues: Tissues) -> Field:
-    """The CSF of sulci and cisterns within a region; blood opens them a little."""
+    """The region whose sulci and cisterns hold blood."""
     region = ellipsoid(tissues.points, bleed.center, bleed.size)
-    return np.maximum(tissues.csf - 1.0, region + 5 * bleed.edge.at(tissues.points))
+    return region + 5 * bleed.edge.at(tissues.points)
 
 
 def _intraparenchymal(bleed: Bleed, tissues: Tissues) -> Field:
     """A lobulated clot in the tissue, clear of the skull."""
     clot = ellipsoid(tissues.points, bleed.center, bleed.size)
-    clot = clot + 0.16 * min(bleed.size) * bleed.edge.at(tissues.points)
-    return np.maximum(clot, tissues.inner + 2.5)
+    clot = clot + 0.22 * min(bleed.size) * bleed.edge.at(tissues.points)
+    return common(clot, tissues.inner + 2.5)
 
 
 def _intraventricular(bleed: Bleed, tissues: Tissues) -> Field:
@@ -123,9 +134,8 @@ def _intraventricular(bleed: Bleed, tissues: Tissues) -> Field:
     points = tissues.points
     level = bleed.center[1] - points.y
     if bleed.variant == "cast":
-        one_side = np.float32(-bleed.side) * points.x - 2
-        level = np.minimum(level, one_side + 0 * level)
-    return np.maximum(tissues.ventricles - 0.3, level)
+        level = union(level, -bleed.side * points.x - 2)
+    return common(tissues.ventricles - 0.3, level)
 
 
 _SHAPES = {
@@ -165,15 +175,15 @@ def _random_epidural(rng: np.random.Generator, side: int) -> Bleed:
     # sutures (about -20 and +60 degrees) or in front of the coronal one, and off the midline.
     azimuth = float(rng.choice([rng.uniform(5, 35), rng.uniform(-48, -40)], p=[0.75, 0.25]))
     point, out = _on_inner_table(azimuth, rng.uniform(0, 32), side)
-    thick = rng.uniform(12, 24)
-    radius = rng.uniform(30, 42)
+    thick = rng.uniform(12, 21)
+    radius = rng.uniform(38, 54)
     center = np.add(point, np.multiply(out, radius - thick))
     size = (float(radius), float(thick), float(thick))
-    return Bleed("epidural", "lens", rng.uniform(60, 76), side, _vector(center), size, _edge(rng))
+    return Bleed("epidural", "lens", rng.uniform(56, 72), side, _vector(center), size, _edge(rng))
 
 
 def _random_subdural(rng: np.random.Generator, side: int) -> Bleed:
-    hu, thick = rng.uniform(54, 72), rng.uniform(5.5, 11)
+    hu, thick = rng.uniform(51, 67), rng.uniform(5.5, 11)
     size = (float(thick), float(rng.uniform(65, 95)), float(rng.uniform(34, 46)))
     center = (float(side * 45), float(rng.uniform(-15, 15)), float(rng.uniform(30, 44)))
     return Bleed("subdural", "crescent", hu, side, center, size, _edge(rng))
@@ -182,11 +192,11 @@ def _random_subdural(rng: np.random.Generator, side: int) -> Bleed:
 def _falx_subdural(rng: np.random.Generator, side: int) -> Bleed:
     size = (float(rng.uniform(3.5, 6)), float(rng.uniform(30, 45)), float(rng.uniform(18, 28)))
     center = (0.0, float(rng.choice([-45, 55])), float(rng.uniform(45, 52)))
-    return Bleed("subdural", "falx", rng.uniform(55, 70), side, center, size, _edge(rng))
+    return Bleed("subdural", "falx", rng.uniform(52, 66), side, center, size, _edge(rng))
 
 
 def _random_subarachnoid(rng: np.random.Generator, side: int, aneurysm: bool) -> list[Bleed]:
-    hu = rng.uniform(52, 66)
+    hu = rng.uniform(48, 62)
     if aneurysm:
         center, size = (side * 5.0, -6.0, 0.0), (48.0, 42.0, float(rng.uniform(20, 28)))
         return [Bleed("subarachnoid", "basal", hu, side, center, size, _edge(rng))]
@@ -211,19 +221,19 @@ def _random_clot(rng: np.random.Generator, side: int, deep: bool) -> Bleed:
     (x, y, z), reach = sites[int(rng.integers(len(sites)))]
     center = _vector(np.array([side * x, y, z]) + rng.normal(0, 3, 3))
     size = _vector(reach * rng.uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, 3))
-    hu = rng.uniform(58, 74)
+    hu = rng.uniform(53, 70)
     return Bleed("intraparenchymal", "clot", hu, side, center, size, _edge(rng))
 
 
 def _random_ventricular(rng: np.random.Generator, side: int) -> list[Bleed]:
-    hu = rng.uniform(54, 68)
+    hu = rng.uniform(50, 65)
     center = (0.0, float(rng.uniform(24, 40)), 0.0)
     variant = str(rng.choice(["layer", "cast"]))
     return [Bleed("intraventricular", variant, hu, side, center, (1, 1, 1), _edge(rng))]
 
 
 def _edge(rng: np.random.Generator) -> Waves:
-    return Waves.random(rng, 24, 0.3, 8)
+    return Waves.random(rng, 19, 0.35, 9)
 
 
 def plan_bleeds(kinds: tuple[str, ...], rng: np.random.Generator) -> tuple[Bleed, ...]:
@@ -256,11 +266,14 @@ def displacement(bleeds: tuple[Bleed, ...], points: Points) -> tuple[Field, Fiel
     return x, y
 
 
-def distances(bleeds: tuple[Bleed, ...], tissues: Tissues) -> dict[str, Field]:
-    """Distance to each kind of blood present, in the order in which it is laid over the brain."""
+def distances(bleeds: tuple[Bleed, ...], tissues: Tissues, csf: Field) -> dict[str, Field]:
+    """Distance (mm) to each kind of blood present, in the order in which it covers the others.
+
+    All on the image's grid: `csf` and the results.
+    """
     order = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
     return {
-        kind: union(*(bleed.distance(tissues) for bleed in bleeds if bleed.kind == kind))
+        kind: union(*(bleed.distance(tissues, csf) for bleed in bleeds if bleed.kind == kind))
         for kind in order
         if any(bleed.kind == kind for bleed in bleeds)
     }

@@ -13,14 +13,15 @@ from beam_pipeline.sample.anatomy import (
     CSF,
     DIPLOE,
     DURA,
-    PETROUS,
     TABLE,
     THIN_BONE,
     Head,
     Tissues,
+    dura,
     slice_tissues,
+    subarachnoid_space,
 )
-from beam_pipeline.sample.fields import Field, Points, coverage, paint
+from beam_pipeline.sample.fields import COARSE, SIZE, Field, Points, coverage, enlarge, paint
 from beam_pipeline.sample.hemorrhage import (
     KINDS,
     MIN_VISIBLE_MM2,
@@ -32,9 +33,8 @@ from beam_pipeline.sample.hemorrhage import (
     plan_bleeds,
 )
 
-SIZE = 512
-COARSE = 128
 EDGE_MM = 0.7  # blur of an edge in the plane, about a head kernel's
+SULCUS_EDGE_MM = 1.8  # a sulcus runs obliquely through a thick slice
 NOISE_CORRELATION = 0.8  # pixels; the real slices' autocorrelation at 1, 2, 3 pixels is .68 .24 .05
 
 
@@ -90,7 +90,7 @@ class Patient:
             bleeds=plan_bleeds(kinds, rng),
             geometry=random_geometry(rng, slices),
             noise_hu=float(rng.uniform(2.8, 4.6)),
-            holder=int(rng.integers(3)),
+            holder=int(rng.choice([0, 1, 1, 2])),
             noise_seed=int(rng.integers(2**31)),
         )
 
@@ -130,9 +130,10 @@ def scan_slice(patient: Patient, index: float) -> Scan:
     geometry = patient.geometry
     points = patient.head.points(geometry.plane(index, COARSE))
     tissues = slice_tissues(patient.head, points, displacement(patient.bleeds, points))
-    blood = {kind: enlarge(d) for kind, d in distances(patient.bleeds, tissues).items()}
+    csf = subarachnoid_space(patient.head, tissues)
+    blood = distances(patient.bleeds, tissues, csf)
     levels = {bleed.kind: bleed.hu for bleed in patient.bleeds}
-    contents, visible = paint_contents(tissues, blood, levels)
+    contents, visible = paint_contents(tissues, csf, blood, levels)
     inside = coverage_in_thick_slice(tissues.inner, geometry)
     image = paint_outside(tissues, geometry)
     image = paint(image, inside, contents)
@@ -143,12 +144,6 @@ def scan_slice(patient: Patient, index: float) -> Scan:
     return Scan(add_noise(image, patient, index), labels, area)
 
 
-def enlarge(field: Field) -> Field:
-    """A coarse field on the image's grid, [128, 128] to [512, 512]."""
-    large = cv2.resize(field, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(large, np.float32)
-
-
 def coverage_in_thick_slice(distance: Field, geometry: Geometry) -> Field:
     """Coverage with the partial-volume blur of a thick slice where a surface runs obliquely.
 
@@ -156,8 +151,8 @@ def coverage_in_thick_slice(distance: Field, geometry: Geometry) -> Field:
     """
     dy, dx = np.gradient(distance, geometry.pixel_mm * SIZE / COARSE)
     oblique = np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, 1))
-    softness = EDGE_MM + 0.6 * geometry.step * np.clip(oblique - 0.25, 0, 1)
-    return coverage(enlarge((distance / softness).astype(np.float32)))
+    softness = EDGE_MM + 0.7 * geometry.step * np.clip(oblique - 0.15, 0, 1)
+    return coverage(enlarge(np.asarray(distance / softness, np.float32)))
 
 
 def paint_outside(tissues: Tissues, geometry: Geometry) -> Field:
@@ -165,7 +160,7 @@ def paint_outside(tissues: Tissues, geometry: Geometry) -> Field:
     image = np.full((SIZE, SIZE), AIR, np.float32)
     skin = coverage_in_thick_slice(tissues.skin, geometry)
     image = paint(image, skin, enlarge(tissues.soft_hu))
-    thin = THIN_BONE + 250 * enlarge(np.clip(-tissues.bone, 0, 3))
+    thin = THIN_BONE + 250 * np.clip(-enlarge(tissues.bone), 0, 3)
     image = paint(image, coverage(enlarge(tissues.bone), EDGE_MM) * skin, thin)
     image = paint(image, coverage_in_thick_slice(tissues.outer, geometry), shell_hu(tissues))
     return paint(image, coverage(enlarge(tissues.air), EDGE_MM) * skin, AIR + 20)
@@ -181,16 +176,16 @@ def shell_hu(tissues: Tissues) -> Field:
 
 
 def paint_contents(
-    tissues: Tissues, blood: dict[str, Field], levels: dict[str, float]
+    tissues: Tissues, csf: Field, blood: dict[str, Field], levels: dict[str, float]
 ) -> tuple[Field, dict[str, Field]]:
     """HU of the cavity's contents, and the part of each voxel that shows each kind of blood."""
     image = enlarge(tissues.brain_hu)
     clot = blood.get("intraparenchymal")
     if clot is not None:
-        image = paint(image, 0.8 * coverage(clot - 4, 4), OEDEMA_HU)
-    image = paint(image, coverage(enlarge(tissues.csf), EDGE_MM), CSF)
+        image = paint(image, 0.8 * coverage(clot - 4, 4.0), OEDEMA_HU)
+    image = paint(image, 0.9 * coverage(csf, SULCUS_EDGE_MM), CSF)
     image = paint(image, coverage(enlarge(tissues.ventricles), EDGE_MM), CSF)
-    image = paint(image, 0.9 * coverage(enlarge(tissues.falx), EDGE_MM), DURA)
+    image = paint(image, 0.9 * coverage(dura(tissues), EDGE_MM), DURA)
     image = paint(image, coverage(enlarge(tissues.calcified), 1.5), 180.0)
     mottled = 2.5 * enlarge(tissues.texture)
     visible: dict[str, Field] = {}
@@ -237,6 +232,3 @@ def reconstruction_circle() -> npt.NDArray[np.bool_]:
     """Where a scanner reconstructs: the circle inscribed in the image, [512, 512]."""
     y, x = np.ogrid[:SIZE, :SIZE]
     return np.asarray((x - 255.5) ** 2 + (y - 255.5) ** 2 <= 256**2)
-
-
-__all__ = ["PETROUS", "Geometry", "Patient", "Scan", "scan_slice"]

@@ -26,8 +26,9 @@ from beam_pipeline.sample.encoding import (
     dicom_bytes,
     stored_values,
 )
+from beam_pipeline.sample.fields import SIZE, Field
 from beam_pipeline.sample.hemorrhage import KINDS
-from beam_pipeline.sample.scanner import SIZE, Patient, scan_slice
+from beam_pipeline.sample.scanner import Patient, scan_slice
 
 LABELS = (*KINDS, "any")
 VERSION = 1  # of the generator: another one makes other bytes from the same seed
@@ -218,14 +219,17 @@ def _slice_file(
 
 
 def _crop(
-    patient: Patient, hu: np.ndarray, position: tuple[float, float, float]
-) -> tuple[np.ndarray, tuple[float, float, float]]:
+    patient: Patient, hu: Field, position: tuple[float, float, float]
+) -> tuple[Field, tuple[float, float, float]]:
     top, left = ((SIZE - kept) // 2 for kept in CROPPED)
     geometry = patient.geometry
     down = geometry.orientation[3:]
-    moved = np.add(position, np.multiply(down, top * geometry.pixel_mm))
-    x, y, z = (float(v) for v in moved + [left * geometry.pixel_mm, 0, 0])
-    return hu[top : top + CROPPED[0], left : left + CROPPED[1]], (x, y, z)
+    x, y, z = np.add(position, np.multiply(down, top * geometry.pixel_mm)).tolist()
+    return hu[top : top + CROPPED[0], left : left + CROPPED[1]], (
+        x + left * geometry.pixel_mm,
+        y,
+        z,
+    )
 
 
 def _write_duplicate(output: Path, parameters: Parameters) -> None:
