@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
 from beam_pipeline.sample.writer import SampleError, SampleSummary, write_sample
 
 
@@ -15,18 +18,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the sample that the arguments ask for; return the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        summary = write_sample(
-            arguments.output,
-            patients=arguments.patients,
-            slices=arguments.slices,
-            seed=arguments.seed,
-            workers=max(arguments.workers, 1),
-        )
+        summary = _write(arguments)
     except SampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(_describe(summary))
     return 0
+
+
+def _write(arguments: argparse.Namespace) -> SampleSummary:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Synthetic patients", total=arguments.patients)
+        return write_sample(
+            arguments.output,
+            patients=arguments.patients,
+            slices=arguments.slices,
+            seed=arguments.seed,
+            workers=max(arguments.workers, 1),
+            progress=lambda done: bar.advance(task, done),
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -263,7 +263,7 @@ def ventricle_distance(head: Head, points: Points) -> Field:
         capsule(folded, (24, 38, 17), (20, 61, 14), (6, 3)),
         capsule(folded, (27, 34, 10), (29, 2, -9), (3.5, 2)),
     )
-    third = ellipsoid(points, (0, 4, 11), (2.2 + 0.5 * grown, 13, 11))
+    third = ellipsoid(points, (0, 4, 14), (2.2 + 0.5 * grown, 13, 11))
     fourth = ellipsoid(points, (0, 37, -17), (8, 5, 9))
     lateral = common(lateral - grown, 0.9 - folded.x)  # the septum pellucidum
     return union(lateral, third, fourth - grown / 3)
@@ -308,7 +308,7 @@ def cisterns(head: Head, points: Points) -> Field:
     basal = union(
         ellipsoid(folded, (4, -12, -4), (10, 8, 7)),
         capsule(folded, (6, -14, -3), (36, -18, 0), (2.0, 1.5)),
-        common(midbrain, np.abs(points.z + 2) - 11, points.y - 24),
+        common(midbrain, np.abs(points.z + 4) - 8, points.y - 24),
         ellipsoid(points, (0, 28, 5), (13, 4, 6)),
         ellipsoid(points, (0, -1, -24), (13, 4, 14)),
         ellipsoid(points, (0, 68, -38), (9, 7, 9)),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ import numpy as np
 from beam_pipeline.sample.encoding import (
     BADLY_ENCODED,
     ENCODINGS,
-    Encoding,
     Names,
     dicom_bytes,
     stored_values,
@@ -73,7 +73,10 @@ class BadFile:
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What is in a sample. `bad_files` maps a fault to a path below the sample's folder."""
+    """What is in a sample.
+
+    `label_counts` counts slices; `bad_files` maps a fault to a path below the sample's folder.
+    """
 
     output: Path
     parameters: Parameters
@@ -110,22 +113,25 @@ def write_sample(
         slices: a series.
         seed: the bytes follow from it, `patients` and `slices` alone.
         workers: processes; 1 works in this one.
-        progress: called with the number of files written since the last call.
+        progress: called after each patient with the number of patients done since the last call.
 
     Raises:
-        SampleError: a parameter is out of range, or `output` holds something else.
+        SampleError: a parameter is out of range, or `output` holds something else. It is left as
+            it is.
     """
     parameters = Parameters(patients, slices, seed)
     output = Path(output)
     if _found(output, parameters):
         return _summarize(output, parameters, reused=True)
     (output / "slices").mkdir(parents=True, exist_ok=True)
+    # Only labels written after the last slice may call the sample whole.
+    (output / "labels.csv").unlink(missing_ok=True)
     _write_text(output / "sample.json", json.dumps(asdict(parameters)) + "\n")
     rows: Rows = {}
     for part in _run(partial(_write_patient, output, parameters), patients, workers):
         rows |= part
         if progress:
-            progress(len(part))
+            progress(1)
     _write_duplicate(output, parameters)
     _write_labels(output / "labels.csv", rows)
     return _summarize(output, parameters, reused=False)
@@ -175,7 +181,8 @@ def _run(task: Callable[[int], Rows], count: int, workers: int) -> Iterator[Rows
     if workers == 1:
         yield from map(task, range(count))
         return
-    with ProcessPoolExecutor(min(workers, count)) as pool:
+    # Spawned, for a fork copies the locks of OpenCV's threads.
+    with ProcessPoolExecutor(min(workers, count), mp_context=get_context("spawn")) as pool:
         yield from pool.map(task, range(count))
 
 
@@ -316,6 +323,3 @@ def _summarize(output: Path, parameters: Parameters, *, reused: bool) -> SampleS
     paths = _bad_paths(output, parameters)
     bad = {fault: str(path.relative_to(output)) for fault, (_, path) in paths.items()}
     return SampleSummary(output, parameters, reused, _count_files(output), counts, bad)
-
-
-__all__ = ["Encoding", "Parameters", "SampleError", "SampleSummary", "bad_files", "write_sample"]

@@ -1,0 +1,435 @@
+"""The synthetic sample: its bytes, its anatomy, its labels and its bad files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset
+
+from beam_pipeline.sample import SampleError, SampleSummary, write_sample
+from beam_pipeline.sample.__main__ import main
+from beam_pipeline.sample.anatomy import Tissues, slice_tissues
+from beam_pipeline.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_values
+from beam_pipeline.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
+from beam_pipeline.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
+from beam_pipeline.sample.scanner import Patient, scan_slice
+from beam_pipeline.sample.writer import LABELS, Parameters, bad_files, image_id
+
+SMALL = {"patients": 3, "slices": 5, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
+    return write_sample(tmp_path_factory.mktemp("sample") / "default")
+
+
+def read(path: Path) -> FileDataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # RSNA's UIDs are no valid UIDs
+        return pydicom.dcmread(path)
+
+
+def hounsfield(dataset: FileDataset) -> npt.NDArray[np.float64]:
+    pixels = np.frombuffer(dataset.PixelData, "<i2" if dataset.PixelRepresentation else "<u2")
+    return pixels.reshape(dataset.Rows, dataset.Columns) + float(dataset.RescaleIntercept)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def label_table(summary: SampleSummary) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = {}
+    with summary.labels.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, label = row["ID"].rsplit("_", 1)
+            table.setdefault(name, {})[label] = int(row["Label"])
+    return table
+
+
+def patient(number: int, slices: int = 28) -> Patient:
+    return Patient.random(number, slices, np.random.SeedSequence(0, spawn_key=(number,)))
+
+
+def tissues_of(subject: Patient, index: int) -> Tissues:
+    points = subject.head.points(subject.geometry.plane(index, 128))
+    return slice_tissues(subject.head, points, displacement(subject.bleeds, points))
+
+
+# Bytes
+
+
+def test_same_parameters_same_bytes_whatever_the_processes(tmp_path: Path) -> None:
+    one = write_sample(tmp_path / "one", **SMALL)
+    two = write_sample(tmp_path / "two", **SMALL, workers=2)
+    assert digest(one.output) == digest(two.output)
+
+
+def test_another_seed_shares_no_file(tmp_path: Path) -> None:
+    one = write_sample(tmp_path / "one", patients=1, slices=4, seed=1)
+    two = write_sample(tmp_path / "two", patients=1, slices=4, seed=2)
+    assert not set(digest(one.slices)) & set(digest(two.slices))
+
+
+def test_more_patients_leave_the_first_ones_as_they_are() -> None:
+    one, two = patient(2).geometry, patient(2).geometry
+    assert one == two
+    few, many = Parameters(3, 5, 7), Parameters(30, 50, 7)
+    assert image_id(few, 2, 4) == image_id(many, 2, 4)
+
+
+def test_identifiers_are_all_different(default: SampleSummary) -> None:
+    names = {image_id(Parameters(), p, i) for p in range(12) for i in range(-3, 30)}
+    assert len(names) == 12 * 33
+
+
+# Whole or not at all
+
+
+def test_a_whole_sample_is_reused_untouched(tmp_path: Path) -> None:
+    first = write_sample(tmp_path, **SMALL)
+    times = {path: path.stat().st_mtime_ns for path in first.slices.rglob("*.dcm")}
+    second = write_sample(tmp_path, **SMALL)
+    assert (first.reused, second.reused) == (False, True)
+    assert replace(second, reused=False) == first
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.parametrize("lost", ["labels.csv", "slice"])
+def test_an_unfinished_sample_is_finished(tmp_path: Path, lost: str) -> None:
+    summary = write_sample(tmp_path, **SMALL)
+    whole = digest(tmp_path)
+    (summary.labels if lost == "labels.csv" else next(summary.slices.glob("*.dcm"))).unlink()
+    assert not write_sample(tmp_path, **SMALL).reused
+    assert digest(tmp_path) == whole
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main(["--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} is not empty and holds no sample; choose another --output\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_sample_of_other_parameters_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sample(tmp_path, **SMALL)
+    before = digest(tmp_path)
+    assert main(["--output", str(tmp_path), "--seed", "8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert digest(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patients": 0}, {"slices": 3}, {"slices": 401}, {"seed": -1}], ids=str
+)
+def test_parameters_out_of_range_name_the_value(tmp_path: Path, wrong: dict[str, int]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(SampleError, match=rf"--{name} {value}: want"):
+        write_sample(tmp_path / "none", **wrong)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_says_two_lines_and_no_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "beam_pipeline.sample", "--output", str(tmp_path / "new")]
+    done = subprocess.run(
+        [*command, "--patients", "1", "--slices", "4"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 2
+    assert "9 files of 1 patients (7 bad on purpose), written." in done.stdout
+
+
+# The data set
+
+
+def test_series_are_complete_and_lie_in_order(default: SampleSummary) -> None:
+    for number in range(12):
+        series = [
+            read(default.slices / f"{image_id(default.parameters, number, i)}.dcm")
+            for i in range(28)
+        ]
+        for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+            assert len({str(d[name].value) for d in series}) == 1
+        positions = np.array([d.ImagePositionPatient for d in series], float)
+        # Equal steps along z; the cropped slice begins further in, in its own plane.
+        down = np.array(series[0].ImageOrientationPatient[3:], float)
+        whole = np.array([d.Rows == 512 for d in series])
+        assert np.ptp(np.diff(positions[whole], axis=0), axis=0)[:2] == pytest.approx(0, abs=1e-5)
+        steps = np.diff(positions[:, 2][whole])
+        assert steps.min() > 4
+        assert down @ down == pytest.approx(1, abs=1e-5)
+
+
+def test_headers_hold_what_rsnas_hold_and_no_more(default: SampleSummary) -> None:
+    first = read(default.slices / f"{image_id(default.parameters, 0, 0)}.dcm")
+    assert [element.keyword for element in first] == [
+        *("SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
+        *("StudyID", "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel"),
+        *("PhotometricInterpretation", "Rows", "Columns", "PixelSpacing", "BitsAllocated"),
+        *("BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth"),
+        *("RescaleIntercept", "RescaleSlope", "PixelData"),
+    ]
+    assert first.SOPInstanceUID == image_id(default.parameters, 0, 0)
+    assert (first.StudyID, len(first.PatientID)) == ("", 11)
+
+
+def test_all_encodings_of_the_real_files_occur(default: SampleSummary) -> None:
+    seen = set()
+    for number in range(4):
+        d = read(default.slices / f"{image_id(default.parameters, number, 0)}.dcm")
+        syntax = d.file_meta.TransferSyntaxUID.is_implicit_VR
+        padded = bool((np.frombuffer(d.PixelData, "<i2") == -2000).any())
+        center = d.WindowCenter if d["WindowCenter"].VM == 1 else tuple(d.WindowCenter)
+        intercept = d.RescaleIntercept.original_string
+        seen.add((syntax, d.BitsStored, d.PixelRepresentation, padded, intercept, center))
+    assert seen == {
+        (False, 16, 1, True, "-1024", 30),
+        (True, 12, 0, False, "-1024", (36, 36)),
+        (False, 16, 1, False, "-1024.000000", 35),
+        (False, 12, 0, False, "-1024", (40, 40)),
+    }
+
+
+def test_labels_are_long_in_order_and_any_is_the_or(default: SampleSummary) -> None:
+    lines = default.labels.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "ID,Label"
+    assert [line.split(",")[0].rsplit("_", 1)[1] for line in lines[1:7]] == list(LABELS)
+    assert len(lines) - 1 - len(set(lines[1:])) == 24  # identical rows, as in Kaggle's file
+    for row in label_table(default).values():
+        assert row["any"] == max(row[kind] for kind in KINDS)
+
+
+def test_every_kind_occurs_in_two_patients_and_a_third_have_none(default: SampleSummary) -> None:
+    table = label_table(default)
+    patients: Counter[str] = Counter()
+    for number in range(12):
+        rows = [table[image_id(default.parameters, number, i)] for i in range(28)]
+        patients.update(label for label in LABELS if any(row[label] for row in rows))
+    assert min(patients[kind] for kind in KINDS) >= 2
+    assert 6 <= patients["any"] <= 9
+    assert min(default.label_counts.values()) >= 12
+
+
+def test_second_dozen_has_kinds_alone() -> None:
+    assert {kinds[0] for kinds in SCENARIOS if len(kinds) == 1} == set(KINDS)
+
+
+# Bad files
+
+
+def bad(summary: SampleSummary, fault: str) -> Path:
+    return summary.output / summary.bad_files[fault]
+
+
+def test_bad_files_are_few_at_any_size(default: SampleSummary, tmp_path: Path) -> None:
+    small = write_sample(tmp_path, patients=1, slices=4)
+    assert len(small.bad_files) == len(default.bad_files) == 7
+    assert len(set(small.bad_files.values())) == 7
+    assert default.files == 12 * 28 + 5
+    assert len(default.bad_files) < 0.05 * default.files
+    places = [(b.patient, b.index) for b in bad_files(Parameters())]
+    assert len(set(places)) == 7
+
+
+def test_truncated_has_a_part_of_its_pixels(default: SampleSummary) -> None:
+    content = bad(default, "truncated").read_bytes()
+    start = content.index(b"\xe0\x7f\x10\x00OW\x00\x00") + 12
+    assert len(content) - start == 153_710
+    assert bad(default, "truncated").stem in label_table(default)
+
+
+def test_not_dicom_is_not(default: SampleSummary) -> None:
+    with pytest.raises(pydicom.errors.InvalidDicomError):
+        pydicom.dcmread(bad(default, "not_dicom"))
+
+
+def test_unlabelled_is_a_good_file_without_rows(default: SampleSummary) -> None:
+    path = bad(default, "unlabelled")
+    assert hounsfield(read(path)).shape == (512, 512)
+    assert path.stem not in default.labels.read_text(encoding="utf-8")
+
+
+def test_constant_has_one_value(default: SampleSummary) -> None:
+    assert np.unique(hounsfield(read(bad(default, "constant")))).tolist() == [-1024]
+
+
+def test_duplicate_is_a_copy_in_a_subfolder(default: SampleSummary) -> None:
+    copy = bad(default, "duplicate")
+    assert copy.parent.name == "duplicate"
+    assert copy.read_bytes() == (default.slices / copy.name).read_bytes()
+
+
+def test_cropped_keeps_its_place_and_labels(default: SampleSummary) -> None:
+    path = bad(default, "cropped")
+    dataset = read(path)
+    fault = next(b for b in bad_files(Parameters()) if b.fault == "cropped")
+    scan = scan_slice(patient(fault.patient), fault.index)
+    assert (dataset.Rows, dataset.Columns) == (472, 424)
+    expected = np.clip(np.rint(scan.hu), -1024, 3071)[20:492, 44:468]
+    assert np.array_equal(hounsfield(dataset), expected)
+    assert {k: bool(v) for k, v in label_table(default)[path.stem].items()} == scan.labels
+    assert scan.labels["any"]
+
+
+def test_badly_encoded_is_undone_by_the_known_repair(default: SampleSummary) -> None:
+    path = bad(default, "badly_encoded")
+    dataset = read(path)
+    assert (dataset.BitsStored, dataset.PixelRepresentation) == (12, 0)
+    assert float(dataset.RescaleIntercept) > -100
+    raw = np.frombuffer(dataset.PixelData, "<u2").reshape(512, 512).astype(np.int32)
+    assert Counter(raw[:20].ravel().tolist()).most_common(1)[0][0] in range(3096, 3102)
+    moved = raw + 1000
+    repaired = np.where(moved >= 4096, moved - 4096, moved) - 1000
+    fault = next(b for b in bad_files(Parameters()) if b.fault == "badly_encoded")
+    scan = scan_slice(patient(fault.patient), fault.index)
+    assert np.array_equal(repaired, np.clip(np.rint(scan.hu), -1000, 3095))
+    assert {k: bool(v) for k, v in label_table(default)[path.stem].items()} == scan.labels
+
+
+# Hounsfield units
+
+
+def test_stored_values_by_hand() -> None:
+    hu = np.array([[-1000.4, 0.0, 40.6, 5000.0]], np.float32)
+    assert stored_values(hu, ENCODINGS[1]).tolist() == [[24, 1024, 1065, 4095]]
+    assert stored_values(hu, BADLY_ENCODED).tolist() == [[3096, 0, 41, 3095]]
+
+
+def test_both_encodings_read_back_by_pydicom_to_the_scanned_hu(default: SampleSummary) -> None:
+    for number in (0, 1):
+        dataset = read(default.slices / f"{image_id(default.parameters, number, 12)}.dcm")
+        hu = dataset.pixel_array + float(dataset.RescaleIntercept)
+        scanned = scan_slice(patient(number), 12).hu
+        inside = hu > -2000
+        assert np.abs(hu - np.clip(scanned, -1024, 3071))[inside].max() <= 0.5
+        # Outside the circle: 1 - pi / 4 of the image, padded in the 16-bit kind alone.
+        assert np.mean(~inside) == pytest.approx(0.2146 if number == 0 else 0, abs=0.001)
+        assert (hu[~inside] == -3024).all()
+
+
+def test_tissues_have_the_hu_they_should() -> None:
+    subject = patient(0)
+    tissues, hu = tissues_of(subject, 15), scan_slice(subject, 15).hu
+    inner, outer, skin = (enlarge(f) for f in (tissues.inner, tissues.outer, tissues.skin))
+    deep = (inner < -28) & (enlarge(tissues.ventricles) > 3)
+    assert -1010 < hu[skin > 3].mean() < -990
+    assert 0 < hu[enlarge(tissues.ventricles) < -1.5].mean() < 15
+    assert 24 < hu[deep].mean() < 40
+    assert 600 < hu[(inner > 1) & (outer < -1)].mean() < 1500
+    assert hu[(inner > 0.7) & (outer < -0.7)].max() > 1200
+    assert -100 < hu[(outer > 2) & (skin < -3.5)].mean() < 0
+
+
+def test_gray_matter_is_brighter_than_white() -> None:
+    subject = patient(0)
+    tissues, hu = tissues_of(subject, 17), scan_slice(subject, 17).hu
+    depth, sulcus = -enlarge(tissues.inner), np.abs(enlarge(tissues.sulcus))
+    away = enlarge(tissues.ventricles) > 6
+    cortex = hu[(depth > 4) & (depth < 15) & (sulcus > 2) & (sulcus < 3.5) & away]
+    white = hu[(depth > 6) & (sulcus > 8) & away]
+    assert 3 < cortex.mean() - white.mean() < 10
+
+
+def test_noise_is_as_strong_and_as_smooth_as_a_real_slices() -> None:
+    subject = patient(0)
+    noise = scan_slice(subject, 12).hu[:40, 200:300]  # air above the forehead
+    noise = noise - noise.mean()
+    assert noise.std() == pytest.approx(subject.noise_hu, rel=0.15)
+    # Measured over 8 real series: 0.62 to 0.76 at one pixel, 0.13 to 0.40 at two.
+    assert 0.55 < (noise[:, 1:] * noise[:, :-1]).mean() / noise.var() < 0.8
+    assert 0.1 < (noise[:, 2:] * noise[:, :-2]).mean() / noise.var() < 0.4
+
+
+# Blood
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (1, "epidural"),
+        (2, "intraparenchymal"),
+        (18, "intraventricular"),
+        (17, "subarachnoid"),
+        (3, "subdural"),
+    ],
+)
+def test_labels_say_what_a_slice_shows(
+    number: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Against the same slice without that blood, nothing being pushed aside by it.
+    still = np.zeros((128, 128), np.float32)
+    monkeypatch.setattr(Bleed, "push", lambda bleed, points: (still, still))
+    subject = patient(number)
+    healthy = replace(subject, bleeds=tuple(b for b in subject.bleeds if b.kind != kind))
+    shown = []
+    for index in range(4, 26, 3):
+        scan, plain = scan_slice(subject, index), scan_slice(healthy, index)
+        risen = scan.hu - plain.hu > 8
+        area = float(risen.sum()) * subject.geometry.pixel_mm**2
+        if not 0.4 * MIN_VISIBLE_MM2 < area < 2.5 * MIN_VISIBLE_MM2:
+            assert scan.labels[kind] == (area > MIN_VISIBLE_MM2), index
+        if area > 5 * MIN_VISIBLE_MM2:
+            shown.append(scan.hu[risen].mean())
+    assert shown
+    assert all(38 < level < 80 for level in shown)
+
+
+def test_epidural_is_outermost_and_on_one_side() -> None:
+    subject = patient(1)
+    (bleed,) = subject.bleeds
+    tissues = tissues_of(subject, 13)
+    blood = bleed.distance(tissues, enlarge(tissues.cisterns)) < 0
+    x = enlarge(tissues.points.x)[blood] * bleed.side
+    assert x.min() > 10
+    assert enlarge(tissues.inner)[blood].max() > -1.5
+
+
+# Fields
+
+
+def test_distances_by_hand() -> None:
+    points = Points(*(np.array(v, np.float32) for v in ([0, 3, 10], [0, 4, 0], [0, 0, 0])))
+    assert ellipsoid(points, (0, 0, 0), (5, 5, 5)).tolist() == pytest.approx([-5, 0, 5])
+    assert capsule(points, (-9, 0, 0), (0, 0, 0), (1, 2)).tolist() == pytest.approx([-2, 3, 8])
+
+
+def test_waves_have_mean_0_and_deviation_1() -> None:
+    grid = np.meshgrid(*[np.linspace(-400, 400, 60, dtype=np.float32)] * 2)
+    values = Waves.random(np.random.default_rng(3), 20, count=40).at(
+        Points(grid[0], grid[1], np.full_like(grid[0], 5))
+    )
+    assert values.mean() == pytest.approx(0, abs=0.1)
+    assert values.std() == pytest.approx(1, abs=0.15)
+
+
+def test_everything_stays_float32() -> None:
+    scan, tissues = scan_slice(patient(10), 14), tissues_of(patient(10), 14)
+    assert scan.hu.dtype == np.float32
+    assert {f.dtype for f in (tissues.brain_hu, tissues.inner, tissues.sulcus)} == {scan.hu.dtype}
+
+
+def test_marker_tells_the_parameters(default: SampleSummary) -> None:
+    marker = json.loads((default.output / "sample.json").read_text(encoding="utf-8"))
+    assert marker == {"patients": 12, "slices": 28, "seed": 0, "version": 1}
