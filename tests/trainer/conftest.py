@@ -1,0 +1,160 @@
+"""Small shard directories, written with TensorFlow itself.
+
+A slice is noise with, for each positive label, a bright square in that label's own place:
+a network can learn it in seconds. `any` is the OR of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+LABELS = ("upper", "lower", "any")
+MANIFEST_WINDOWS = [
+    {"name": "brain", "center": 40, "width": 80},
+    {"name": "subdural", "center": 80, "width": 200},
+    {"name": "bone", "center": 600, "width": 2800},
+]
+Row = dict[str, Any]
+
+
+def make_rows(
+    count: int, size: int, seed: int, labelled: bool = True, prefix: str = ""
+) -> list[Row]:
+    """Slices of count / 4 patients."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        upper, lower = (int(each) for each in random.integers(0, 2, 2))
+        image = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        half = size // 2
+        if upper:
+            image[: half // 2, half // 2 : -half // 2] += 180
+        if lower:
+            image[-half // 2 :, half // 2 : -half // 2] += 180
+        rows.append(
+            {
+                "image": image,
+                "image_id": f"ID_{prefix}{seed}_{i:04d}",
+                "label": [upper, lower, upper | lower] if labelled else [-1, -1, -1],
+                "patient_id": f"P{prefix}{seed}_{i // 4:03d}",
+                "study_id": f"S{prefix}{seed}_{i // 4:03d}",
+                "series_id": f"R{prefix}{seed}_{i // 4:03d}",
+                "position_z": 5.0 * (i % 4),
+            }
+        )
+    return rows
+
+
+def serialize(row: Row) -> bytes:
+    """A tf.train.Example of the contract."""
+
+    def text(value: str) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+
+    png = tf.io.encode_png(row["image"]).numpy()
+    feature = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=row["label"])),
+        "position_z": tf.train.Feature(float_list=tf.train.FloatList(value=[row["position_z"]])),
+        "pixel_spacing": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 0.5])),
+        **{name: text(row[name]) for name in ("image_id", "patient_id", "study_id", "series_id")},
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    data: bytes = example.SerializeToString()
+    return data
+
+
+def write_split(folder: Path, name: str, rows: list[Row], shards: int) -> dict[str, Any]:
+    """Writes a split's shards; its entry in the manifest."""
+    entries = []
+    for number in range(shards):
+        path = folder / f"ich-{name}.tfrecord-{number:05d}-of-{shards:05d}"
+        mine = rows[number::shards]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for row in mine:
+                writer.write(serialize(row))
+        data = path.read_bytes()
+        entries.append(
+            {
+                "file": path.name,
+                "examples": len(mine),
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "label_counts": count_labels(mine),
+            }
+        )
+    return {
+        "examples": len(rows),
+        "patients": len({row["patient_id"] for row in rows}),
+        "label_counts": count_labels(rows),
+        "shards": entries,
+    }
+
+
+def count_labels(rows: list[Row]) -> dict[str, int]:
+    return {name: sum(row["label"][i] == 1 for row in rows) for i, name in enumerate(LABELS)}
+
+
+def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> Path:
+    """Writes a whole shard directory; `changes` replace keys of its manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = next(rows[0]["image"] for rows in splits.values() if rows)
+    height, width, channels = image.shape
+    manifest = {
+        "schema_version": 1,
+        "created": "2026-01-01T00:00:00Z",
+        "labels": list(LABELS),
+        "windows": MANIFEST_WINDOWS[:channels],
+        "image": {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "dtype": str(image.dtype),
+            **({"hu_offset": -1024} if image.dtype == np.uint16 else {}),
+        },
+        "counts": {},
+        "splits": {name: write_split(folder, name, rows, 2) for name, rows in splits.items()},
+        **changes,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def split_rows() -> dict[str, list[Row]]:
+    """Three folds of 21, 20 and 20 slices and an unlabelled test split of 7, of 32 x 32."""
+    folds = {f"fold{i}": make_rows(21 if i == 0 else 20, 32, seed=i) for i in range(3)}
+    return {**folds, "test": make_rows(7, 32, seed=9, labelled=False)}
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory, split_rows: dict[str, list[Row]]) -> Path:
+    """A shard directory that no test changes."""
+    return write_shards(tmp_path_factory.mktemp("shards") / "ich", split_rows)
+
+
+@pytest.fixture
+def edit_manifest(shards: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a directory whose manifest is the shards' with some keys changed."""
+
+    def edit(**changes: Any) -> Path:
+        manifest = json.loads((shards / "manifest.json").read_text()) | changes
+        folder = tmp_path / "edited"
+        folder.mkdir()
+        for file in shards.glob("*.tfrecord-*"):
+            (folder / file.name).symlink_to(file)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return edit

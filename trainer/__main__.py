@@ -1,0 +1,59 @@
+"""argv → options → train, evaluate or predict."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from trainer.command_line import parse_arguments
+from trainer.errors import TrainerError
+from trainer.job import prepare_answer, prepare_training
+from trainer.native_log import load_libraries
+from trainer.options import EvaluateOptions, Options, TrainOptions
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; its exit code."""
+    try:
+        options = parse_arguments(argv)
+        set_environment(options)
+        run(options)
+    except TrainerError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def set_environment(options: Options) -> None:
+    """Chooses Keras's backend and how much the libraries say; both are read at import."""
+    os.environ["KERAS_BACKEND"] = options.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def run(options: Options) -> None:
+    """Checks what was given; then loads TensorFlow, which takes seconds, and starts."""
+    if isinstance(options, TrainOptions):
+        job = prepare_training(options)
+        if job.run.is_complete:
+            job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
+            return
+        load_libraries()
+        from trainer.train import train
+
+        train(job)
+        return
+    answer = prepare_answer(options)
+    load_libraries()
+    if isinstance(options, EvaluateOptions):
+        from trainer.evaluate import evaluate
+
+        evaluate(answer)
+    else:
+        from trainer.predict import predict
+
+        predict(answer, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""Training states on disk: whole or not at all, the newest good one used.
+
+A checkpoint is one uncompressed .npz: arrays in the order of Keras's variable lists, and
+the position as JSON. Zip keeps a CRC of each array, so a damaged file is known as such.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.run_directory import write_whole
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs that are behind it.
+        step: steps of the next epoch that are behind it too.
+        history: a row of figures for each of those epochs.
+        best_loss: the lowest validation loss so far; None before the first.
+        since_best: epochs since then.
+        stopped: whether there is nothing left to train.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_loss: float | None = None
+    since_best: int = 0
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A position, and the value of every variable there."""
+
+    progress: Progress
+    arrays: tuple[npt.NDArray[Any], ...]
+
+
+def variables(model: Any) -> list[Any]:
+    """All that a compiled model's training depends on, in a fixed order."""
+    return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+
+
+def capture(model: Any, progress: Progress) -> Checkpoint:
+    """Copies a model's state."""
+    if hasattr(model, "jax_state_sync"):
+        # Within an epoch, JAX's state lives outside the model's variables.
+        model.jax_state_sync()
+    arrays = tuple(np.array(each) for each in variables(model))
+    return Checkpoint(progress, arrays)
+
+
+def restore(model: Any, checkpoint: Checkpoint) -> None:
+    """Gives a model, built and compiled as it was, its state back."""
+    for variable, array in zip(variables(model), checkpoint.arrays, strict=True):
+        variable.assign(array)
+
+
+def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
+    """Gives back the running means of an epoch, which Keras resets as it enters one."""
+    found = model.metrics_variables
+    for variable, array in zip(found, checkpoint.arrays[-len(found) :], strict=True):
+        variable.assign(array)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint and removes all but the newest two."""
+    where = checkpoint.progress
+    path = folder / f"epoch-{where.epoch:04d}-step-{where.step:08d}.npz"
+    text = json.dumps(asdict(where), allow_nan=False).encode()
+    named: dict[str, Any] = {f"v{i:05d}": array for i, array in enumerate(checkpoint.arrays)}
+    named["progress"] = np.frombuffer(text, np.uint8)
+    write_whole(path, lambda unfinished: np.savez(unfinished, **named))
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest last."""
+    return sorted(folder.glob("epoch-*.npz"))
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where there is none."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load(path)
+        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads one checkpoint.
+
+    Raises:
+        ValueError, OSError, KeyError, EOFError, BadZipFile: the file is damaged.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        progress = Progress(**json.loads(stored["progress"].tobytes()))
+        names = sorted(name for name in stored.files if name != "progress")
+        return Checkpoint(progress, tuple(stored[name] for name in names))

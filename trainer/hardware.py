@@ -1,0 +1,65 @@
+"""What the machine has, and the arithmetic and compiler that suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+import tensorflow as tf
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """The lowest CUDA compute capability of the GPUs that Keras uses; None without a GPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        gpus = [each for each in jax.devices() if each.platform == "gpu"]
+        found = [tuple(int(n) for n in each.compute_capability.split(".")) for each in gpus]
+    else:
+        devices = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(each) for each in devices]
+        found = [tuple(each.get("compute_capability", (0, 0))) for each in details]
+    return min(((each[0], each[1]) for each in found), default=None)
+
+
+def leave_gpu_to_jax() -> None:
+    """Keeps TensorFlow, which only reads data then, from taking the GPU's memory."""
+    if keras.backend.backend() == "jax":
+        tf.config.set_visible_devices([], "GPU")
+
+
+def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
+    """The Keras dtype policy for `asked`, one of options.PRECISIONS.
+
+    Tensor cores take float16 from compute capability 7.0 on and bfloat16, which needs no
+    loss scaling, from 8.0 on.
+    """
+    if asked == "auto":
+        if capability is None or capability < (7, 0):
+            asked = "float32"
+        else:
+            asked = "bfloat16" if capability >= (8, 0) else "float16"
+    return asked if asked == "float32" else f"mixed_{asked}"
+
+
+def choose_xla(asked: str, capability: tuple[int, int] | None) -> bool:
+    """Whether to compile with XLA.
+
+    On a processor it takes minutes to compile and its convolutions are slower than oneDNN's.
+    JAX has nothing else.
+    """
+    if keras.backend.backend() == "jax" or asked == "on":
+        return True
+    return asked == "auto" and capability is not None
+
+
+@contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Makes layers under `name`; keras.applications offers no other way to say it."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,173 @@
+"""Shards → batches, with tf.data: read and decoded in parallel, in a seeded order.
+
+The order of an epoch depends on the seed and the epoch alone, and records are skipped
+before they are decoded: a resumed run takes up an epoch in the middle at little cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.errors import BadInput
+from trainer.shards import ImageSpec, Split
+
+READ_BUFFER = 4 << 20
+SHARDS_AT_ONCE = 16
+TEXTS = ("image_id", "patient_id", "study_id", "series_id")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where training is in its data: `skip` batches of `epoch` are behind it."""
+
+    seed: int
+    epoch: int
+    skip: int = 0
+
+    def generator(self) -> np.random.Generator:
+        """Random numbers of this epoch alone."""
+        return np.random.default_rng([self.seed, self.epoch])
+
+
+@dataclass
+class InputClock:
+    """Adds up how long the consumer of a dataset waited for it."""
+
+    waited: float = 0.0
+    asked: float = field(default=0.0, repr=False)
+
+    def start(self, index: Any) -> Any:
+        """The consumer asks for a batch."""
+        self.asked = time.perf_counter()
+        return index
+
+    def stop(self, index: Any) -> Any:
+        """The batch is there."""
+        self.waited += time.perf_counter() - self.asked
+        return index
+
+    def measure(self, batches: Any) -> Any:
+        """Passes `batches` on; a zip asks its parts one after the other, in their order."""
+        first, last = (counter_calling(each) for each in (self.start, self.stop))
+        timed = tf.data.Dataset.zip((first, batches, last))
+        return with_options(timed.map(lambda _, batch, __: batch))
+
+
+def counter_calling(function: Callable[[Any], Any]) -> Any:
+    """0, 1, 2, … ; `function` is called as each is asked for."""
+    numbers = tf.data.Dataset.counter()
+    return numbers.map(lambda i: tf.numpy_function(function, [i], tf.int64))
+
+
+@contextmanager
+def damage_reported() -> Iterator[None]:
+    """Says in one line that a shard is damaged.
+
+    Raises:
+        BadInput: TensorFlow found a record whose checksum is wrong.
+    """
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        reason = str(error.message).split("\n")[0]
+        raise BadInput(f"a shard is damaged ({reason}); `make verify` finds which") from None
+
+
+def with_options(dataset: Any) -> Any:
+    """Keeps the order exact, and the clock at the very end of the pipeline."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_optimization.inject_prefetch = False
+    return dataset.with_options(options)
+
+
+def training_batches(
+    splits: tuple[Split, ...], image: ImageSpec, batch_size: int, order: Order, buffer: int
+) -> Any:
+    """One epoch of training, shuffled; the last examples that fill no batch wait for the next.
+
+    Returns:
+        Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]).
+    """
+    generator = order.generator()
+    files = [str(shard.path) for split in splits for shard in split.shards if shard.examples]
+    labels = len(splits[0].label_counts)
+    records = read_records([files[i] for i in generator.permutation(len(files))])
+    records = records.shuffle(buffer, seed=int(generator.integers(2**31)))
+    records = records.skip(order.skip * batch_size)
+    examples = records.map(lambda record: image_and_labels(record, image, labels), tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=True)
+    return with_options(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: int) -> Any:
+    """Every example of a split once, in the order of the shards.
+
+    The last batch is filled up with black images, so that all have one shape; whoever reads
+    it keeps the first `split.examples` rows.
+
+    Returns:
+        Dataset of dicts: image, label int64 [B, L], position_z float32 [B], and TEXTS.
+    """
+    files = [str(shard.path) for shard in split.shards if shard.examples]
+    records = read_records(files)
+    examples = records.map(lambda record: whole_example(record, image, labels), tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size).map(lambda batch: fill_up(batch, batch_size))
+    return with_options(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def read_records(files: list[str]) -> Any:
+    """Serialized examples, a few from each of several shards in turn."""
+    return tf.data.Dataset.from_tensor_slices(files).interleave(
+        lambda file: tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER),
+        cycle_length=min(SHARDS_AT_ONCE, len(files)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def decode(png: Any, image: ImageSpec) -> Any:
+    """PNG bytes → the stored image, in its own dtype."""
+    pixels = tf.io.decode_png(png, channels=image.channels, dtype=tf.as_dtype(image.dtype))
+    return tf.ensure_shape(pixels, (image.height, image.width, image.channels))
+
+
+def image_and_labels(record: Any, image: ImageSpec, labels: int) -> tuple[Any, Any]:
+    """What training needs of an example."""
+    parsed = tf.io.parse_single_example(
+        record,
+        {
+            "image": tf.io.FixedLenFeature((), tf.string),
+            "label": tf.io.FixedLenFeature((labels,), tf.int64),
+        },
+    )
+    return decode(parsed["image"], image), tf.cast(parsed["label"], tf.float32)
+
+
+def whole_example(record: Any, image: ImageSpec, labels: int) -> Mapping[str, Any]:
+    """What evaluation needs of an example."""
+    parsed = tf.io.parse_single_example(
+        record,
+        {
+            "image": tf.io.FixedLenFeature((), tf.string),
+            "label": tf.io.FixedLenFeature((labels,), tf.int64),
+            "position_z": tf.io.FixedLenFeature((), tf.float32, np.nan),
+            **{name: tf.io.FixedLenFeature((), tf.string, "") for name in TEXTS},
+        },
+    )
+    return {**parsed, "image": decode(parsed["image"], image)}
+
+
+def fill_up(batch: Mapping[str, Any], batch_size: int) -> Mapping[str, Any]:
+    """Adds black images to a short batch; its other features stay as they are."""
+    images = batch["image"]
+    missing = batch_size - tf.shape(images)[0]
+    filled = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+    return {**batch, "image": tf.ensure_shape(filled, (batch_size, *images.shape[1:]))}

@@ -1,0 +1,113 @@
+"""What a command works on, checked before TensorFlow is loaded or anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import BadInput
+from trainer.networks import check_weights, find_backbone
+from trainer.options import (
+    EvaluateOptions,
+    PredictOptions,
+    TrainOptions,
+    label_weights,
+    parse_windows,
+)
+from trainer.progress import Display
+from trainer.run_directory import RunDirectory, check_run, describe_data, read_description
+from trainer.shards import ShardDirectory, Split, check_files, count, read_shard_directory
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from the first step of a run to the last."""
+
+    options: TrainOptions
+    shards: ShardDirectory
+    training: tuple[Split, ...]
+    validation: Split
+    weights: tuple[float, ...]
+    run: RunDirectory
+    display: Display
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return count(self.training) // self.options.batch_size
+
+
+def prepare_training(options: TrainOptions) -> Job:
+    """Checks all that can be known without a network, and looks into the run directory.
+
+    Raises:
+        BadInput: the shards, the options or the run directory cannot be used.
+    """
+    shards = read_shard_directory(options.shards)
+    training, validation = shards.training_and_validation(options.fold)
+    find_backbone(options.model, options.image_size)
+    check_weights(options.model, options.weights)
+    weights = label_weights(options.label_weights, shards.labels)
+    parse_windows(options.windows)
+    if options.windows and not shards.image.is_hounsfield:
+        raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
+    if count(training) < options.batch_size:
+        raise BadInput(
+            f"--batch_size {options.batch_size}: there are {count(training)} training examples"
+        )
+    check_files((*training, validation))
+    run = check_run(options, shards)
+    return Job(options, shards, training, validation, weights, run, Display())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A saved run and the split it is asked about.
+
+    Attributes:
+        weights: of the labels, as in training.
+    """
+
+    run: RunDirectory
+    shards: ShardDirectory
+    split: Split
+    weights: tuple[float, ...]
+    batch_size: int
+    display: Display
+
+
+def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
+    """Opens a saved run and the shards it is asked about.
+
+    Raises:
+        BadInput: either cannot be used, or they do not fit each other.
+    """
+    run = RunDirectory(options.run)
+    description = read_description(run)
+    shards = read_shard_directory(Path(options.shards or description["shards"]["path"]))
+    check_fit(description, shards)
+    split = shards.split(options.split or f"fold{description['options']['fold']}")
+    if not split.examples:
+        raise BadInput(f"{shards.path}: split {split.name} has no examples")
+    check_files((split,))
+    if not run.model.is_file():
+        raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
+    if isinstance(options, PredictOptions) and options.output.is_dir():
+        raise BadInput(f"--output {options.output}: is a folder; must be a file")
+    weights = label_weights(description["options"]["label_weights"], shards.labels)
+    return Answer(run, shards, split, weights, options.batch_size, Display())
+
+
+def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:
+    """Compares what a run was trained on with what it shall answer for.
+
+    Raises:
+        BadInput: other labels, windows or images.
+    """
+    trained, here = description["shards"], describe_data(shards)
+    for name in ("labels", "windows", "image"):
+        if trained[name] != here[name]:
+            raise BadInput(
+                f"{shards.path}: the run was trained on {name} {trained[name]}, here: {here[name]}"
+            )

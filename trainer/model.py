@@ -1,0 +1,110 @@
+"""The classifier: stored images in, logits out, everything between on the device.
+
+    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalise ─ backbone ─ pool ─ head
+    (uint8, uint16)        └── what a cache holds
+
+Everything after Resize is one inner model, `core`, so that cached images, resized already,
+train the same layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers
+
+from trainer.augment import Augment
+from trainer.backbones import build_backbone
+from trainer.errors import BadInput
+from trainer.hardware import dtype_policy
+from trainer.networks import find_backbone
+from trainer.normalise import Normalise
+from trainer.options import TrainOptions, parse_windows
+from trainer.resize import Resize
+from trainer.shards import ImageSpec
+from trainer.windows import ApplyWindows
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The parts of the network that share their weights.
+
+    Attributes:
+        model: stored images [B, H, W, C] → logits float32 [B, L].
+        core: the same from images that are resized already, [B, S, S, C].
+        backbone: the part that may have been pretrained.
+    """
+
+    model: Any
+    core: Any
+    backbone: Any
+
+
+def build_classifier(
+    options: TrainOptions, image: ImageSpec, labels: tuple[str, ...], policy: str
+) -> Classifier:
+    """Makes the network of a run, its weights seeded or pretrained.
+
+    Raises:
+        BadInput: the backbone, the size, the windows or the weights do not fit.
+    """
+    find_backbone(options.model, options.image_size)
+    with dtype_policy(policy):
+        core, backbone = build_core(options, image, len(labels))
+        stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
+        logits = core(Resize(options.image_size, name="resize")(stored))
+    return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
+
+
+def build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[Any, Any]:
+    """Everything after the resizing, and the backbone in it."""
+    size = options.image_size
+    inputs = layers.Input((size, size, image.channels), dtype="float32")
+    x = inputs
+    if image.is_hounsfield:
+        x = windows_layer(options, image)(x)
+    x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
+    mode = find_backbone(options.model, size).normalisation
+    channels = int(x.shape[-1])
+    x = Normalise(mode, name="normalise")(x)
+    backbone = build_backbone(options.model, size, channels, options.weights)
+    x = layers.GlobalAveragePooling2D(name="pool")(backbone(x))
+    x = layers.Dropout(options.dropout, seed=options.seed + 2, name="dropout")(x)
+    # A logit in half precision is too coarse for the logarithm of the loss.
+    logits = layers.Dense(
+        labels,
+        dtype="float32",
+        kernel_initializer=keras.initializers.GlorotUniform(options.seed + 3),
+        name="head",
+    )(x)
+    return keras.Model(inputs, logits, name="core"), backbone
+
+
+def windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
+    """The layer that makes grey levels of Hounsfield units."""
+    windows = parse_windows(options.windows)
+    return ApplyWindows(
+        centers=[each.center for each in windows],
+        widths=[each.width for each in windows],
+        hu_offset=image.hu_offset,
+        jitter=options.window_jitter,
+        seed=options.seed + 4,
+        name="windows",
+    )
+
+
+def load_classifier(path: Path) -> Any:
+    """Loads the model a run saved.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: no saved model ({str(error).strip().splitlines()[0]})") from None

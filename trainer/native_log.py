@@ -1,0 +1,43 @@
+"""Holds back what C++ libraries write to stderr while they are loaded.
+
+TensorFlow announces its instruction sets and missing CUDA drivers then, whatever its log
+level says (tensorflow/tensorflow#100442). Nothing is lost where loading fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STDERR = 2
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Sends file descriptor 2 to a temporary file, and shows it only after an exception."""
+    sys.stderr.flush()
+    kept = os.dup(STDERR)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), STDERR)
+        try:
+            yield
+        except BaseException:
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, STDERR)
+            os.close(kept)
+
+
+def load_libraries() -> None:
+    """Imports TensorFlow and Keras and looks for devices, in silence."""
+    with held_back():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+        import keras  # noqa: F401

@@ -1,0 +1,86 @@
+"""The networks by name: what keras.applications calls them and how they want their input.
+
+Imports no Keras, so that a wrong name is known at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from trainer.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a network is made and fed.
+
+    Attributes:
+        maker: its function in keras.applications; empty for `backbones.small_resnet`.
+        normalisation: a key of `normalise.NORMALISATIONS`.
+        preprocesses: whether it would normalise its input itself unless told not to.
+        smallest: the smallest image side it takes, in pixels.
+    """
+
+    maker: str
+    normalisation: str
+    preprocesses: bool = False
+    smallest: int = 32
+
+
+BACKBONES: Mapping[str, Backbone] = MappingProxyType(
+    {
+        "resnet50": Backbone("ResNet50", "caffe"),
+        "resnet101": Backbone("ResNet101", "caffe"),
+        "resnet152": Backbone("ResNet152", "caffe"),
+        "resnet50v2": Backbone("ResNet50V2", "tf"),
+        "resnet101v2": Backbone("ResNet101V2", "tf"),
+        "resnet152v2": Backbone("ResNet152V2", "tf"),
+        "vgg16": Backbone("VGG16", "caffe"),
+        "vgg19": Backbone("VGG19", "caffe"),
+        "densenet121": Backbone("DenseNet121", "torch"),
+        "densenet169": Backbone("DenseNet169", "torch"),
+        "densenet201": Backbone("DenseNet201", "torch"),
+        "efficientnetv2b0": Backbone("EfficientNetV2B0", "torch", True),
+        "efficientnetv2b1": Backbone("EfficientNetV2B1", "torch", True),
+        "efficientnetv2b2": Backbone("EfficientNetV2B2", "torch", True),
+        "efficientnetv2b3": Backbone("EfficientNetV2B3", "torch", True),
+        "efficientnetv2s": Backbone("EfficientNetV2S", "tf128", True),
+        "efficientnetv2m": Backbone("EfficientNetV2M", "tf128", True),
+        "efficientnetv2l": Backbone("EfficientNetV2L", "tf128", True),
+        "convnexttiny": Backbone("ConvNeXtTiny", "torch", True),
+        "convnextsmall": Backbone("ConvNeXtSmall", "torch", True),
+        "convnextbase": Backbone("ConvNeXtBase", "torch", True),
+        "convnextlarge": Backbone("ConvNeXtLarge", "torch", True),
+        # For a processor, or a first look: 2.4 million weights, trained from scratch.
+        "smallresnet": Backbone("", "tf", smallest=16),
+    }
+)
+
+
+def find_backbone(name: str, image_size: int) -> Backbone:
+    """The backbone called `name`.
+
+    Raises:
+        BadInput: there is none, or it cannot take such an image.
+    """
+    if name not in BACKBONES:
+        raise BadInput(f"--model {name}: unknown; there are {', '.join(BACKBONES)}")
+    backbone = BACKBONES[name]
+    if image_size < backbone.smallest:
+        raise BadInput(f"--image_size {image_size}: {name} takes {backbone.smallest} or more")
+    return backbone
+
+
+def check_weights(name: str, weights: str) -> None:
+    """Finds out before anything is built whether there can be such weights.
+
+    Raises:
+        BadInput: a file that is missing, or pretrained weights that do not exist.
+    """
+    if weights == "imagenet" and not BACKBONES[name].maker:
+        raise BadInput(f"--weights imagenet: {name} has none; use --weights none or a file")
+    if weights not in ("imagenet", "none") and not Path(weights).is_file():
+        raise BadInput(f"--weights {weights}: no such file; use imagenet, none or a file")

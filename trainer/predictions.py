@@ -1,0 +1,97 @@
+"""A model's answers for every example of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from trainer.errors import BadInput
+from trainer.input_pipeline import TEXTS, damage_reported, evaluation_batches
+from trainer.metrics import probabilities
+from trainer.run_directory import write_whole
+from trainer.shards import ImageSpec, Split
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows in the order of the shards.
+
+    Attributes:
+        split: the split's name.
+        logits: float32 [N, L].
+        labels: int64 [N, L]; -1 where unlabelled.
+        texts: image_id, patient_id, study_id and series_id, [N] each.
+        position_z: mm, float32 [N].
+    """
+
+    split: str
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    texts: dict[str, npt.NDArray[np.str_]]
+    position_z: npt.NDArray[np.float32]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Sigmoid of the logits, [N, L]."""
+        return probabilities(self.logits)
+
+
+def predict_split(
+    model: Any,
+    split: Split,
+    image: ImageSpec,
+    labels: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Predictions:
+    """Runs `model` over all of a split; `on_batch` hears how many examples are done.
+
+    Raises:
+        BadInput: a shard is damaged, or the shards hold another number of examples than the manifest says.
+    """
+    columns: dict[str, list[Any]] = {}
+    done = 0
+    batches = evaluation_batches(split, image, labels, batch_size)
+    with damage_reported():
+        for batch in batches.as_numpy_iterator():
+            logits = np.asarray(model.predict_on_batch(batch.pop("image")), np.float32)
+            rows = len(batch["label"])
+            for name, values in {**batch, "logits": logits[:rows]}.items():
+                columns.setdefault(name, []).append(values)
+            done += rows
+            on_batch(done)
+    if done != split.examples:
+        raise BadInput(
+            f"split {split.name}: {done} examples where the manifest has {split.examples}"
+        )
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return Predictions(
+        split=split.name,
+        logits=joined["logits"],
+        labels=joined["label"],
+        texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
+        position_z=joined["position_z"],
+    )
+
+
+def to_frame(predictions: Predictions, labels: tuple[str, ...]) -> pd.DataFrame:
+    """A row an example: ids, position, split, probability_<label>, label_<label>."""
+    columns: dict[str, Any] = {**predictions.texts, "split": predictions.split}
+    columns["position_z"] = predictions.position_z
+    for i, label in enumerate(labels):
+        columns[f"probability_{label}"] = predictions.probabilities[:, i]
+    for i, label in enumerate(labels):
+        columns[f"label_{label}"] = predictions.labels[:, i]
+    return pd.DataFrame(columns)
+
+
+def write_parquet(path: Path, predictions: Predictions, labels: tuple[str, ...]) -> None:
+    """Writes `to_frame`, whole or not at all."""
+    frame = to_frame(predictions, labels)
+    write_whole(path, lambda unfinished: frame.to_parquet(unfinished, index=False))

@@ -1,0 +1,158 @@
+"""The run directory: what is in it, that one run alone is in it, whole files only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import BadInput
+from trainer.options import TrainOptions, run_identity
+from trainer.shards import ShardDirectory
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The names of a run's files.
+
+    run.json          options, data and versions; written first
+    checkpoints/      where to go on from
+    model.keras       the best model so far
+    history.json      a row an epoch
+    metrics.json      written last: with it the run is complete
+    """
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """What the run is."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training states, newest last."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The best model, uint8 images in, logits out."""
+        return self.path / "model.keras"
+
+    @property
+    def metrics(self) -> Path:
+        """The figures of the best model on the validation fold."""
+        return self.path / "metrics.json"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training ran to its end."""
+        return self.metrics.is_file()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a name to write under; the file gets its own name when it is complete."""
+    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary name beside `path`, then renames."""
+    with whole_file(path) as unfinished:
+        write(unfinished)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON that any reader takes: no NaN, no Infinity."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
+    """The content of run.json."""
+    packages = ("keras", "tensorflow", "numpy", "scikit-learn")
+    return {
+        "options": run_identity(options),
+        "shards": {
+            "path": str(options.shards.absolute()),
+            "digest": shards.digest(),
+            "manifest_sha256": shards.manifest_sha256,
+            **describe_data(shards),
+        },
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def describe_data(shards: ShardDirectory) -> dict[str, Any]:
+    """What a model depends on: labels, windows and the stored image."""
+    return {
+        "labels": list(shards.labels),
+        "windows": [asdict(each) for each in shards.windows],
+        "image": asdict(shards.image),
+    }
+
+
+def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
+    """The run directory, which is new, or holds this very run; nothing is written.
+
+    Raises:
+        BadInput: it holds another run, or something else.
+    """
+    run = RunDirectory(options.run)
+    if run.description.is_file():
+        refuse_other_run(run, describe_run(options, shards))
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise BadInput(f"--run {run.path}: exists and is no run directory")
+    return run
+
+
+def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
+    """Makes the directory and says in it what the run is, unless it is there."""
+    if not run.description.is_file():
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(run.description, describe_run(options, shards))
+
+
+def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
+    """Says what differs between the run that is there and the one asked for.
+
+    Raises:
+        BadInput: anything does.
+    """
+    before = read_description(run)
+    differing = [
+        f"--{name} {before['options'].get(name)} there, {value} now"
+        for name, value in description["options"].items()
+        if before["options"].get(name) != value
+    ]
+    if before["shards"]["digest"] != description["shards"]["digest"]:
+        differing.append("other shards")
+    if differing:
+        raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
+
+
+def read_description(run: RunDirectory) -> dict[str, Any]:
+    """Reads run.json.
+
+    Raises:
+        BadInput: it is not there, or not whole.
+    """
+    try:
+        description: dict[str, Any] = json.loads(run.description.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{run.path}: no run.json, so no run directory") from None
+    except ValueError:
+        raise BadInput(f"{run.description}: not JSON") from None
+    return description

@@ -1,0 +1,253 @@
+"""The training loop: one `fit` an epoch, and everything between two of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainer import checkpoint, curves
+from trainer.checkpoint import Checkpoint, Progress
+from trainer.errors import Diverged
+from trainer.evaluate import evaluate_split
+from trainer.hardware import choose_precision, choose_xla, compute_capability, leave_gpu_to_jax
+from trainer.input_pipeline import InputClock, Order, damage_reported, training_batches
+from trainer.job import Job
+from trainer.losses import WeightedBinaryCrossentropy
+from trainer.metrics import split_figures
+from trainer.model import Classifier, build_classifier, load_classifier
+from trainer.optimizers import averaged_weights, build_optimizer, learning_rate
+from trainer.predictions import predict_split, write_parquet
+from trainer.progress import figures_table
+from trainer.run_directory import begin_run, write_json, write_whole
+from trainer.shards import count
+
+
+def train(job: Job) -> None:
+    """Trains, or goes on where an earlier start of the same run stopped.
+
+    Raises:
+        BadInput: the weights cannot be had, or a shard is damaged.
+        Diverged: the loss is no longer finite.
+    """
+    options = job.options
+    leave_gpu_to_jax()
+    keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    capability = compute_capability()
+    policy = choose_precision(options.precision, capability)
+    classifier = build_classifier(options, job.shards.image, job.shards.labels, policy)
+    # Only now is everything known to be good.
+    begin_run(job.run, options, job.shards)
+    xla = choose_xla(options.xla, capability)
+    announce(job, policy, xla)
+    saved = checkpoint.load_newest(job.run.checkpoints)
+    with damage_reported():
+        finish(job, run_epochs(job, classifier, xla, saved))
+
+
+def announce(job: Job, policy: str, xla: bool) -> None:
+    """Says what is about to be trained, and on what."""
+    options = job.options
+    job.display.say(
+        f"{options.model} at {options.image_size} x {options.image_size}, {policy}"
+        f"{', XLA' if xla else ''}, {keras.backend.backend()}:"
+        f" {count(job.training)} slices to train on, {job.validation.examples} of"
+        f" {job.validation.name} to validate on"
+    )
+
+
+def run_epochs(job: Job, classifier: Classifier, xla: bool, saved: Checkpoint | None) -> Progress:
+    """Trains until the last epoch, or until nothing gets better any more."""
+    progress = saved.progress if saved else Progress()
+    if saved:
+        job.display.say(f"going on after epoch {progress.epoch}, step {progress.step}")
+    model, phase = None, None
+    while not progress.stopped and progress.epoch < job.options.epochs:
+        frozen = progress.epoch < job.options.freeze_epochs
+        if phase != frozen:
+            model, phase = compile_phase(job, classifier, frozen, xla), frozen
+            if saved:
+                checkpoint.restore(model, saved)
+        row = train_epoch(job, model, progress, saved)
+        saved = None
+        validate_epoch(job, classifier, model, progress, row)
+        checkpoint.save(job.run.checkpoints, checkpoint.capture(model, progress))
+    return progress
+
+
+def compile_phase(job: Job, classifier: Classifier, frozen: bool, xla: bool) -> Any:
+    """Makes the model that `fit` trains: the head alone, or all of it.
+
+    Each phase has an optimiser of its own: moments gathered by the head alone say nothing
+    of the backbone. A frozen backbone's batch normalisation uses its stored statistics.
+    """
+    options = job.options
+    classifier.backbone.trainable = not frozen
+    if not frozen and options.batch_norm == "frozen":
+        for layer in classifier.backbone.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+    model = keras.Model(classifier.model.inputs, classifier.model.outputs, name="training")
+    epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
+    optimizer = build_optimizer(options, model.trainable_variables, epochs * job.steps, job.steps)
+    model.compile(
+        optimizer=optimizer,
+        loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing),
+        jit_compile=xla,
+        steps_per_execution=options.steps_per_execution,
+    )
+    return model
+
+
+class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
+    """Between two steps: counts them, checks the loss, saves checkpoints, shows progress."""
+
+    def __init__(
+        self, job: Job, progress: Progress, clock: InputClock, saved: Checkpoint | None
+    ) -> None:
+        super().__init__()
+        self.job, self.progress, self.clock, self.saved = job, progress, clock, saved
+        self.first = progress.step
+        self.started = self.last_saved = time.monotonic()
+        self.last_saved_step = progress.step
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keras has just reset the running mean of the loss; half an epoch may be in it."""
+        if self.saved is not None and self.first:
+            checkpoint.restore_metrics(self.model, self.saved)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """A step, or `steps_per_execution` of them, is done."""
+        loss = float(logs["loss"])
+        self.progress.step = self.first + batch + 1
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at epoch {self.progress.epoch + 1}, step"
+                f" {self.progress.step}; try a lower --learning_rate, --clip_norm 1"
+                " or --precision float32 in a new run directory"
+            )
+        self.job.display.update(self.progress.step, lambda: self.detail(loss))
+        if self.is_due() and self.progress.step < self.job.steps:
+            self.last_saved, self.last_saved_step = time.monotonic(), self.progress.step
+            checkpoint.save(self.job.run.checkpoints, checkpoint.capture(self.model, self.progress))
+
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        options = self.job.options
+        steps, seconds = options.checkpoint_steps, options.checkpoint_seconds
+        by_steps = steps and self.progress.step - self.last_saved_step >= steps
+        by_time = seconds and time.monotonic() - self.last_saved >= seconds
+        return bool(by_steps or by_time)
+
+    def detail(self, loss: float) -> str:
+        """Loss, speed and how much of the time went by waiting for data."""
+        speed, wait = self.speed_and_wait()
+        return f"loss {loss:.4f}, {speed:.0f} images/s, {wait:.0%} waiting for input"
+
+    def speed_and_wait(self) -> tuple[float, float]:
+        """Images a second since the start, and the share of that time spent waiting."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        images = (self.progress.step - self.first) * self.job.options.batch_size
+        return images / seconds, min(self.clock.waited / seconds, 1.0)
+
+
+def train_epoch(
+    job: Job, model: Any, progress: Progress, saved: Checkpoint | None
+) -> dict[str, Any]:
+    """Trains an epoch, or what is left of it; its figures."""
+    options = job.options
+    clock = InputClock()
+    order = Order(options.seed, progress.epoch, progress.step)
+    batches = training_batches(
+        job.training, job.shards.image, options.batch_size, order, options.shuffle_buffer
+    )
+    batches = clock.measure(batches.take(job.steps - progress.step))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps - progress.step))
+    watch = StepWatch(job, progress, clock, saved)
+    title = f"epoch {progress.epoch + 1} of {options.epochs}"
+    job.display.begin(title, job.steps, progress.step)
+    fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
+    speed, wait = watch.speed_and_wait()
+    return {
+        "epoch": progress.epoch + 1,
+        "loss": fitted.history["loss"][-1],
+        "learning_rate": learning_rate(model.optimizer),
+        "images_per_second": speed,
+        "input_wait": wait,
+    }
+
+
+def validate_epoch(
+    job: Job, classifier: Classifier, model: Any, progress: Progress, row: dict[str, Any]
+) -> None:
+    """Measures the validation fold, keeps the model if it is the best, and takes note."""
+    options = job.options
+    with averaged_weights(model):
+        job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
+        predictions = predict_split(
+            classifier.model,
+            job.validation,
+            job.shards.image,
+            len(job.shards.labels),
+            options.batch_size,
+            job.display.update,
+        )
+        figures = split_figures(
+            predictions.labels, predictions.probabilities, job.shards.labels, job.weights
+        )
+        loss = figures["weighted_log_loss"]
+        better = progress.best_loss is None or loss < progress.best_loss
+        if better:
+            write_whole(job.run.model, classifier.model.save)
+    aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
+    row |= {"val_loss": loss, "val_mean_roc_auc": figures["mean_roc_auc"], "val_roc_auc": aucs}
+    progress.history.append(row)
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    progress.best_loss = loss if better else progress.best_loss
+    progress.since_best = 0 if better else progress.since_best + 1
+    progress.stopped = bool(options.patience and progress.since_best >= options.patience)
+    report_epoch(job, progress, better)
+
+
+def report_epoch(job: Job, progress: Progress, better: bool) -> None:
+    """Shows and logs the last epoch of the history."""
+    row = progress.history[-1]
+    auc = row["val_mean_roc_auc"]
+    job.display.end()
+    job.display.say(
+        f"epoch {row['epoch']}: loss {row['loss']:.4f}, validation {row['val_loss']:.4f}"
+        f"{f', mean AUC {auc:.4f}' if auc is not None else ''},"
+        f" {row['images_per_second']:.1f} images/s, {row['input_wait']:.0%} waiting for input"
+        f"{' (best so far)' if better else ''}"
+    )
+    write_json(job.run.path / "history.json", progress.history)
+    figure = curves.plot_history(progress.history, job.shards.labels)
+    curves.save_figure(figure, job.run.path / "history.png")
+    curves.log_epoch(job.run.path / "tensorboard", row)
+
+
+def finish(job: Job, progress: Progress) -> None:
+    """Measures the best model, and completes the run with metrics.json."""
+    model = load_classifier(job.run.model)
+    figures, predictions = evaluate_split(
+        model, job.shards, job.validation, job.weights, job.options.batch_size, job.display
+    )
+    name = job.validation.name
+    write_parquet(job.run.path / f"predictions-{name}.parquet", predictions, job.shards.labels)
+    best = min(progress.history, key=lambda row: float(row["val_loss"]))
+    metrics = {
+        "split": name,
+        "epochs": progress.epoch,
+        "best_epoch": best["epoch"],
+        "stopped_early": progress.stopped,
+        **figures,
+    }
+    write_json(job.run.metrics, metrics)
+    path = job.options.run
+    job.display.console.print(figures_table(figures, f"{path}: {name}, epoch {best['epoch']}"))
+    job.display.say(f"next: make evaluate RUN={path}, or make predict RUN={path} SHARDS=...")
