@@ -58,7 +58,7 @@ def stored_values(hu: Field, encoding: Encoding) -> npt.NDArray[np.uint16]:
     if encoding.wrapped:
         whole = np.clip(np.rint(hu), -1000, 3095).astype(np.int16)
         return np.asarray(whole & 0x0FFF, np.uint16)
-    raw = np.clip(np.rint(hu - np.float32(float(encoding.intercept))), 0, 4095).astype(np.int16)
+    raw = np.clip(np.rint(hu) - float(encoding.intercept), 0, 4095).astype(np.int16)
     if encoding.padded and raw.shape == reconstruction_circle().shape:
         raw[~reconstruction_circle()] = PADDING
     return np.asarray(raw.view(np.uint16))

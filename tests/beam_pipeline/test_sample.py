@@ -7,7 +7,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,15 @@ from pydicom.dataset import FileDataset
 
 from beam_pipeline.sample import SampleError, SampleSummary, write_sample
 from beam_pipeline.sample.__main__ import main
-from beam_pipeline.sample.anatomy import Tissues, slice_tissues
+from beam_pipeline.sample.anatomy import Tissues, slice_tissues, vault
 from beam_pipeline.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_values
 from beam_pipeline.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
 from beam_pipeline.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
 from beam_pipeline.sample.scanner import Patient, scan_slice
 from beam_pipeline.sample.writer import LABELS, Parameters, bad_files, image_id
+
+# RSNA's UIDs are no valid UIDs, and pydicom says so of each.
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
 
 SMALL = {"patients": 3, "slices": 5, "seed": 7}
 
@@ -36,9 +38,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
 
 
 def read(path: Path) -> FileDataset:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # RSNA's UIDs are no valid UIDs
-        return pydicom.dcmread(path)
+    return pydicom.dcmread(path)
 
 
 def hounsfield(dataset: FileDataset) -> npt.NDArray[np.float64]:
@@ -333,7 +333,7 @@ def test_tissues_have_the_hu_they_should() -> None:
     subject = patient(0)
     tissues, hu = tissues_of(subject, 15), scan_slice(subject, 15).hu
     inner, outer, skin = (enlarge(f) for f in (tissues.inner, tissues.outer, tissues.skin))
-    deep = (inner < -28) & (enlarge(tissues.ventricles) > 3)
+    deep = (enlarge(vault(tissues.points)) < -25) & (enlarge(tissues.ventricles) > 3)
     assert -1010 < hu[skin > 3].mean() < -990
     assert 0 < hu[enlarge(tissues.ventricles) < -1.5].mean() < 15
     assert 24 < hu[deep].mean() < 40
@@ -391,9 +391,10 @@ def test_labels_say_what_a_slice_shows(
         if not 0.4 * MIN_VISIBLE_MM2 < area < 2.5 * MIN_VISIBLE_MM2:
             assert scan.labels[kind] == (area > MIN_VISIBLE_MM2), index
         if area > 5 * MIN_VISIBLE_MM2:
-            shown.append(scan.hu[risen].mean())
+            shown.append(float(np.median(scan.hu[risen])))
     assert shown
-    assert all(38 < level < 80 for level in shown)
+    assert min(shown) > 35
+    assert max(shown) < 80
 
 
 def test_epidural_is_outermost_and_on_one_side() -> None:
