@@ -14,15 +14,7 @@ from beam_pipeline.storage import InputFiles
 
 BATCH = 256  # files inspected by one task
 
-_COLUMNS = {
-    "source": str,
-    "image_id": str,
-    "patient_id": str,
-    "study_id": str,
-    "series_id": str,
-    "reason": str,
-    "detail": str,
-}
+_COLUMNS = ("source", "image_id", "patient_id", "study_id", "series_id", "reason", "detail")
 
 
 @dataclass(frozen=True)
@@ -69,8 +61,9 @@ def inspect_batch(batch: Batch, note: Callable[[int], None], *, files: InputFile
 
 
 def inventory_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """An inventory of rows that may lack columns."""
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).fillna("").astype(_COLUMNS)
+    """An inventory of rows; what a row lacks is empty."""
+    filled = ([row.get(column, "") for column in _COLUMNS] for row in rows)
+    return pd.DataFrame(filled, columns=list(_COLUMNS), dtype=str)
 
 
 def image_id(source: str) -> str:

@@ -60,9 +60,10 @@ def read_labels(path: str) -> Labels:
     key = rows["ID"].str.rpartition("_")
     value = pd.to_numeric(rows["Label"], errors="coerce").where(lambda v: v.isin([0, 1]))
     long = pd.DataFrame({"image_id": key[0], "name": key[2], "value": value.fillna(-1)})
+    if (long["image_id"] == "").any():
+        raise UsageError(f"label file {path}: an ID is not of the form <image id>_<class>")
     long = long.astype({"value": np.int8}).drop_duplicates()
-    names = _class_names(path, long["name"])
-    return _pivot(long, names)
+    return _pivot(long, _class_names(long["name"]))
 
 
 def _read_csv(path: str, **options: Any) -> pd.DataFrame:
@@ -84,11 +85,9 @@ def _check_columns(path: str, columns: list[str]) -> None:
         )
 
 
-def _class_names(path: str, found: pd.Series) -> tuple[str, ...]:
+def _class_names(found: pd.Series) -> tuple[str, ...]:
     """The classes in the file: RSNA's in their usual order, others as they first appear."""
     names = tuple(found.unique())
-    if "" in names:
-        raise UsageError(f"label file {path}: an ID is not of the form <image id>_<class>")
     return RSNA_LABELS if set(names) == set(RSNA_LABELS) else names
 
 

@@ -114,6 +114,8 @@ def show_summary(
         console.print(f"rejected {count:>6}  {reason}", highlight=False)
     for repair, count in counts["repaired"].items():
         console.print(f"repaired {count:>6}  {repair}", highlight=False)
+    if counts["resized"]:
+        console.print(f"resized {counts['resized']:>7}", highlight=False)
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     console.print(
         f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",

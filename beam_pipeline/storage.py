@@ -7,7 +7,7 @@ import posixpath
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -180,4 +180,5 @@ class Folder:
         except OSError as error:
             raise OutputError(f"cannot write {name} in {self.url}: {error.strerror}") from error
         finally:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to tell
+                staged.unlink(missing_ok=True)

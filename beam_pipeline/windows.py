@@ -71,6 +71,7 @@ def apply_windows(hounsfield: NDArray[np.float64], windows: Sequence[Window]) ->
     """
     centers = np.array([window.center for window in windows])
     widths = np.array([window.width for window in windows])
-    fraction = (hounsfield[..., None] - centers) / widths + 0.5
-    levels: NDArray[np.uint8] = np.floor(np.clip(fraction, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    # Multiplied before divided, so that halves of a grey level are exact and round alike.
+    exact = (hounsfield[..., None] - (centers - widths / 2)) * 255.0 / widths
+    levels: NDArray[np.uint8] = np.floor(np.clip(exact, 0.0, 255.0) + 0.5).astype(np.uint8)
     return levels

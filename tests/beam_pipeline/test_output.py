@@ -1,0 +1,80 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from beam_pipeline.errors import UsageError
+from beam_pipeline.options import Options
+from beam_pipeline.output import find_manifest, prepare_output, read_refusal, write_refusal
+from beam_pipeline.storage import Folder
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    return Options("in", None, str(tmp_path / "out"))
+
+
+def complete(folder: Folder, options: Options) -> None:
+    manifest = {"schema_version": 1, "options": options.recorded()}
+    folder.write("manifest.json", json.dumps(manifest).encode())
+    folder.write("ich-test.tfrecord-00000-of-00001", b"")
+
+
+def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None:
+    folder = Folder(options.output)
+    assert prepare_output(folder, options) is None
+    folder.write("ich-test.tfrecord-00000-of-00001", b"")
+    Path(options.output, ".ich-x.0123.partial").write_bytes(b"half")
+    assert prepare_output(folder, dataclasses.replace(options, workers=5)) is None
+    assert folder.names() == {".unfinished", "ich-test.tfrecord-00000-of-00001"}
+
+
+def test_other_options_do_not_mix_with_what_was_begun(options: Options) -> None:
+    folder = Folder(options.output)
+    prepare_output(folder, options)
+    other = dataclasses.replace(options, folds=3)
+    with pytest.raises(UsageError, match="begun with --folds 5, now it is 3; choose another"):
+        prepare_output(folder, other)
+    assert prepare_output(folder, dataclasses.replace(other, overwrite=True)) is None
+
+
+def test_a_complete_folder_is_found_again(options: Options) -> None:
+    folder = Folder(options.output)
+    complete(folder, options)
+    manifest = prepare_output(folder, options)
+    assert manifest is not None
+    assert manifest["options"] == options.recorded()
+    with pytest.raises(UsageError, match="begun with --seed 0, now it is 1"):
+        prepare_output(folder, dataclasses.replace(options, seed=1))
+
+
+def test_overwrite_begins_anew(options: Options) -> None:
+    folder = Folder(options.output)
+    complete(folder, options)
+    assert prepare_output(folder, dataclasses.replace(options, overwrite=True)) is None
+    assert folder.names() == {".unfinished"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_alone(options: Options, overwrite: bool) -> None:
+    folder = Folder(options.output)
+    folder.write("thesis.tex", b"precious")
+    with pytest.raises(UsageError, match=r"holds something else \(thesis.tex\)"):
+        prepare_output(folder, dataclasses.replace(options, overwrite=overwrite))
+    assert folder.read("thesis.tex") == b"precious"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}'])
+def test_another_manifest_is_refused(options: Options, text: str) -> None:
+    folder = Folder(options.output)
+    folder.write("manifest.json", text.encode())
+    with pytest.raises(UsageError, match="is not a shard directory's manifest"):
+        find_manifest(folder)
+
+
+def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
+    folder = Folder(options.output)
+    assert read_refusal(folder) is None
+    write_refusal(folder, 3, "too many")
+    assert read_refusal(folder) == (3, "too many")

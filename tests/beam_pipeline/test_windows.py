@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_pipeline.windows import PRESETS, Window, apply_windows, parse_window
+
+BRAIN = Window("brain", 40, 80)
+
+
+def test_levels_of_the_brain_window_are_those_worked_out_by_hand() -> None:
+    # Black at 0 HU and below, white at 80 HU and above, 255 / 80 grey levels a HU between.
+    hounsfield = np.array([-1000.0, 0.0, 20.0, 40.0, 79.0, 80.0, 3000.0])
+    levels = apply_windows(hounsfield, [BRAIN])
+    assert levels.tolist() == [[0], [0], [64], [128], [252], [255], [255]]
+    assert levels.dtype == np.uint8
+
+
+def test_each_window_is_a_channel_in_the_order_given() -> None:
+    windows = [BRAIN, Window("wide", 0, 2000)]
+    levels = apply_windows(np.array([[0.0, 1000.0]]), windows)
+    assert levels.tolist() == [[[0, 128], [255, 255]]]
+
+
+@given(
+    st.lists(st.floats(-5000, 5000), min_size=2, max_size=20),
+    st.floats(-1000, 1000),
+    st.floats(0.5, 4000),
+)
+def test_more_hounsfield_is_never_darker(values: list[float], center: float, width: float) -> None:
+    levels = apply_windows(np.sort(values), [Window("any", center, width)])[:, 0]
+    assert (np.diff(levels.astype(int)) >= 0).all()
+
+
+def test_presets_and_other_windows_are_parsed() -> None:
+    assert parse_window("subdural") == Window("subdural", 80, 200)
+    assert parse_window(" stroke:32:8 ") == Window("stroke", 32, 8)
+    assert set(PRESETS) >= {"brain", "subdural", "bone"}
+
+
+@pytest.mark.parametrize("text", ["lung", "a:1", "a:1:2:3", "a:b:c", ""])
+def test_an_unknown_window_is_named_in_the_error(text: str) -> None:
+    with pytest.raises(ValueError, match="neither name:center:width nor one of brain"):
+        parse_window(text)
+
+
+@pytest.mark.parametrize("text", ["a:0:0", "a:0:-5", "a:nan:5", "a:0:inf"])
+def test_a_window_that_shows_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="width above 0"):
+        parse_window(text)

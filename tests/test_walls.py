@@ -1,0 +1,44 @@
+"""The walls between the packages, as the interpreter sees them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+USES_BEAM = {"beam_pipeline.transforms", "beam_pipeline.pipeline"}
+
+
+def imported_by(modules: set[str]) -> set[str]:
+    """The top-level packages that a fresh interpreter has after importing some modules."""
+    code = (
+        f"import json, sys, {', '.join(sorted(modules))}; "
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def modules(package: str) -> set[str]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / package).rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    }
+
+
+def test_the_work_of_the_pipeline_knows_neither_beam_nor_tensorflow() -> None:
+    loaded = imported_by(modules("beam_pipeline") - USES_BEAM)
+    assert not loaded & {"apache_beam", "tensorflow", "keras", "trainer"}
+
+
+def test_the_wiring_of_the_pipeline_knows_beam_but_not_tensorflow() -> None:
+    loaded = imported_by(USES_BEAM)
+    assert not loaded & {"tensorflow", "keras", "trainer"}
+    assert "apache_beam" in loaded
+
+
+def test_the_trainer_does_not_know_the_pipeline() -> None:
+    assert not imported_by(modules("trainer")) & {"beam_pipeline", "apache_beam"}
