@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from beam_pipeline.sample.face import facial_air, facial_bone, facial_cavities, soft_tissue_hu
 from beam_pipeline.sample.fields import (
     Field,
     Points,
@@ -28,10 +29,10 @@ from beam_pipeline.sample.fields import (
     union,
 )
 
-AIR, FAT, MUSCLE, SKIN = -1000.0, -90.0, 55.0, 35.0
+AIR = -1000.0
 CSF, WHITE, GRAY, DEEP_GRAY, CEREBELLUM = 8.0, 28.5, 37.0, 36.0, 35.0
 DURA, VENOUS = 52.0, 54.0
-TABLE, DIPLOE, PETROUS, THIN_BONE = 1350.0, 650.0, 1500.0, 600.0
+TABLE, DIPLOE, THIN_BONE = 1350.0, 650.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Head:
         return cls(
             scale=(float(x), float(y), float(z)),
             pose=(float(yaw), float(roll), float(pitch)),
-            egg=float(rng.uniform(0.0004, 0.0014)),
+            egg=float(rng.uniform(0.0002, 0.0010)),
             skull_mm=float(rng.uniform(5, 7.5)),
             scalp_mm=float(rng.uniform(4, 8)),
             ventricles=float(rng.uniform(min_ventricles, max(1.5, min_ventricles + 0.3))),
-            atrophy_mm=float(rng.uniform(0.3, 1.5)),
+            atrophy_mm=float(rng.uniform(0.4, 1.8)),
             pineal_mm=float(rng.choice([0.0, rng.uniform(1.5, 2.5)])),
             choroid_mm=float(rng.choice([0.0, rng.uniform(1.5, 3.0)])),
             gyri=Waves.random(rng, 22, 0.2, 12),
@@ -181,75 +182,6 @@ def head_surface(head: Head, points: Points, outer: Field) -> Field:
     scalp = blend(outer, dome, 6) - np.float32(head.scalp_mm)
     whole = blend(blend(blend(scalp, face, 12), neck, 16), nose, 14)
     return blend(whole, ear, 4)
-
-
-# Centre and semi-axes of muscles, on the left.
-_MUSCLES: tuple[tuple[Vector, Vector], ...] = (
-    ((62, -24, -4), (12, 26, 40)),  # temporal
-    ((56, -26, -52), (8, 18, 28)),  # masseter
-    ((30, -24, -46), (9, 15, 22)),  # pterygoids
-    ((9, 4, -66), (9, 8, 36)),  # prevertebral
-    ((24, 70, -66), (22, 20, 32)),  # suboccipital
-    ((50, 34, -70), (10, 18, 34)),  # sternocleidomastoid
-    ((10, -48, -88), (22, 30, 18)),  # tongue
-)
-
-
-def soft_tissue_hu(points: Points, skin: Field, outer: Field, texture: Field) -> Field:
-    """HU under the skin: fat, with muscles in the face and the neck and the galea on the skull."""
-    folded = points.folded()
-    muscles = union(outer - 1.2, *(ellipsoid(folded, *muscle) for muscle in _MUSCLES))
-    fibres = MUSCLE + 8 * texture
-    image = np.full(skin.shape, FAT, np.float32)
-    image = paint(image, coverage(muscles + 1.5 * texture, 2.5), fibres)
-    return paint(image, coverage(-skin - 2.2, 1.5), SKIN)
-
-
-def facial_parts(points: Points, cells: Field) -> tuple[Field, Field, Field, Field]:
-    """Distances to facial bone, to air, to the fat of the orbits and to what is water in them."""
-    folded = points.folded()
-    orbit = ellipsoid(folded, (31, -62, -9), (18, 25, 17))
-    globe = ellipsoid(folded, (32, -73, -9), (12, 12, 12))
-    nerve = capsule(folded, (31, -62, -9), (15, -36, -7), (2.2, 2.2))
-    recti = union(
-        capsule(folded, (44, -70, -9), (20, -40, -8), (1.8, 2.2)),
-        capsule(folded, (20, -72, -9), (16, -42, -8), (1.8, 2.2)),
-    )
-    maxillary = ellipsoid(folded, (26, -58, -38), (13, 16, 15))
-    ethmoid = ellipsoid(points, (0, -58, -9), (12, 24, 14))
-    sphenoid = ellipsoid(folded, (7, -20, -18), (8, 12, 9))
-    nasal = ellipsoid(points, (0, -66, -42), (13, 32, 18))
-    pharynx = ellipsoid(points, (0, -26, -62), (14, 9, 30))
-    mastoid = ellipsoid(folded, (57, 30, -24), (12, 15, 17))
-    frontal = ellipsoid(folded, (9, -83, 12), (14, 4.5, 11))
-    septum = 1.2 - folded.x
-    walls = 2.5 * np.abs(cells) - 2.2  # thin where the waves cross zero
-    air = union(
-        maxillary,
-        common(sphenoid, septum),
-        common(frontal, septum),
-        common(ethmoid, -walls - 0.8),
-        common(common(nasal, septum), 3 * (0.5 - np.abs(cells))),
-        common(mastoid, 2 * (0.4 - np.abs(cells))),
-        pharynx,
-    )
-    # Shells: a wall of 1.5 mm around each cavity, thicker bone between and beside them.
-    shells = union(maxillary - 1.6, ethmoid - 1.2, sphenoid - 3, np.abs(orbit - 0.8) - 1.3)
-    bone = union(
-        common(shells, -72 - points.y),  # the orbit is open to the front
-        capsule(folded, (49, -66, -4), (52, -50, -26), (3.5, 4)),  # lateral wall and zygoma
-        capsule(folded, (52, -50, -28), (66, -14, -26), (2.2, 2.2)),  # zygomatic arch
-        capsule(folded, (48, -2, -36), (47, -14, -80), (3.5, 5)),  # mandible
-        capsule(points, (0, -84, -6), (0, -92, -22), (4, 3)),  # nasal bones
-        common(ellipsoid(points, (0, -58, -66), (30, 30, 8)), -nasal),  # hard palate
-        ellipsoid(points, (0, -4, -28), (16, 12, 15)),  # clivus
-        mastoid - 2,
-        petrous(folded),
-        common(
-            np.abs(ellipsoid(points, (0, 32, -66), (24, 22, 40))) - 4, np.abs(points.z + 66) - 9
-        ),
-    )
-    return bone, air, orbit, union(globe, nerve, recti)
 
 
 def ventricle_distance(head: Head, points: Points) -> Field:
@@ -370,15 +302,13 @@ def parenchyma_hu(
 def slice_tissues(head: Head, points: Points, push: tuple[Field, Field]) -> Tissues:
     """All coarse fields of a slice; `push` (mm, x and y) is how blood displaces the brain."""
     lumps, texture = head.lumps.at(points), head.texture.at(points)
-    cells = head.cells.at(points)
     inner = cavity(points) + 0.6 * lumps
     outer = inner - shell_mm(head, points, lumps)
     inner = inner + crests(points)
     skin = head_surface(head, points, outer)
-    bone, air, orbit, eye = facial_parts(points, cells)
-    soft = soft_tissue_hu(points, skin, outer, texture)
-    soft = paint(paint(soft, coverage(orbit, 2), FAT + 10), coverage(eye, 1.5), 25.0)
-    brain = points.moved(*push)
+    spaces = facial_cavities(points)
+    # No brain is as symmetrical or as smooth as the shapes it is made of.
+    brain = points.moved(push[0] + 1.5 * lumps, push[1] + 1.3 * texture)
     depth = -inner
     # Folds go in from the convexity, not up from the base of the skull.
     folded_mm = common(depth, -vault(points))
@@ -391,9 +321,9 @@ def slice_tissues(head: Head, points: Points, push: tuple[Field, Field]) -> Tiss
         skin=skin,
         inner=inner,
         outer=outer,
-        soft_hu=soft,
-        bone=bone,
-        air=air,
+        soft_hu=soft_tissue_hu(points, skin, outer, texture),
+        bone=union(facial_bone(points, spaces), petrous(points.folded())),
+        air=facial_air(points, spaces, head.cells.at(points)),
         brain_hu=parenchyma_hu(head, brain, cortex, ventricles, texture),
         sulcus=middle,
         sulcus_mm=width,

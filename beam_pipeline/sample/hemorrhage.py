@@ -175,7 +175,7 @@ def _random_epidural(rng: np.random.Generator, side: int) -> Bleed:
     # sutures (about -20 and +60 degrees) or in front of the coronal one, and off the midline.
     azimuth = float(rng.choice([rng.uniform(5, 35), rng.uniform(-48, -40)], p=[0.75, 0.25]))
     point, out = _on_inner_table(azimuth, rng.uniform(0, 32), side)
-    thick = rng.uniform(12, 21)
+    thick = rng.uniform(13, 23)
     radius = rng.uniform(38, 54)
     center = np.add(point, np.multiply(out, radius - thick))
     size = (float(radius), float(thick), float(thick))
@@ -220,7 +220,7 @@ def _random_clot(rng: np.random.Generator, side: int, deep: bool) -> Bleed:
     sites = [_CLOT_SITES[0], _CLOT_SITES[4]] if deep else _CLOT_SITES
     (x, y, z), reach = sites[int(rng.integers(len(sites)))]
     center = _vector(np.array([side * x, y, z]) + rng.normal(0, 3, 3))
-    size = _vector(reach * rng.uniform(0.75, 1.2) * rng.uniform(0.85, 1.15, 3))
+    size = _vector(reach * rng.uniform(0.9, 1.3) * rng.uniform(0.85, 1.15, 3))
     hu = rng.uniform(53, 70)
     return Bleed("intraparenchymal", "clot", hu, side, center, size, _edge(rng))
 

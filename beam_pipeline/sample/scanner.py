@@ -34,6 +34,7 @@ from beam_pipeline.sample.hemorrhage import (
 )
 
 EDGE_MM = 0.7  # blur of an edge in the plane, about a head kernel's
+HOLDER_HU = 170.0  # as in the real slices
 SULCUS_EDGE_MM = 1.8  # a sulcus runs obliquely through a thick slice
 NOISE_CORRELATION = 0.8  # pixels; the real slices' autocorrelation at 1, 2, 3 pixels is .68 .24 .05
 
@@ -135,9 +136,9 @@ def scan_slice(patient: Patient, index: float) -> Scan:
     levels = {bleed.kind: bleed.hu for bleed in patient.bleeds}
     contents, visible = paint_contents(tissues, csf, blood, levels)
     inside = coverage_in_thick_slice(tissues.inner, geometry)
-    image = paint_outside(tissues, geometry)
-    image = paint(image, inside, contents)
-    image = paint(image, holder_part(patient, index), -80.0 + 250)
+    contents = contents + enlarge(beam_hardening(tissues))
+    image = paint(paint_outside(tissues, geometry), inside, contents)
+    image = paint(image, holder_part(patient), HOLDER_HU)
     area = {kind: visible_mm2(visible.get(kind), inside, geometry.pixel_mm) for kind in KINDS}
     labels = {kind: area[kind] >= MIN_VISIBLE_MM2 for kind in KINDS}
     labels["any"] = any(labels.values())
@@ -153,6 +154,14 @@ def coverage_in_thick_slice(distance: Field, geometry: Geometry) -> Field:
     oblique = np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, 1))
     softness = EDGE_MM + 0.7 * geometry.step * np.clip(oblique - 0.15, 0, 1)
     return coverage(enlarge(np.asarray(distance / softness, np.float32)))
+
+
+def beam_hardening(tissues: Tissues) -> Field:
+    """What the skull adds to HU beside it, and takes away between the petrous ridges."""
+    points = tissues.points
+    cupping = 4 * np.exp(np.minimum(tissues.inner, 0) / 4)
+    across = np.exp(-(((points.y - 17) / 6) ** 2) - ((points.z + 17) / 6) ** 2)
+    return np.asarray(cupping - 6 * across * (np.abs(points.x) < 40), np.float32)
 
 
 def paint_outside(tissues: Tissues, geometry: Geometry) -> Field:
@@ -204,7 +213,7 @@ def visible_mm2(part: Field | None, inside: Field, pixel_mm: float) -> float:
     return float(np.count_nonzero(part * inside > 0.5)) * pixel_mm**2
 
 
-def holder_part(patient: Patient, index: float) -> Field:
+def holder_part(patient: Patient) -> Field:
     """Coverage of the head holder: a cradle under the head, bars beside it, or nothing."""
     pixel = patient.geometry.pixel_mm
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)

@@ -29,7 +29,7 @@ from beam_pipeline.sample.writer import LABELS, Parameters, bad_files, image_id
 # RSNA's UIDs are no valid UIDs, and pydicom says so of each.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
 
-SMALL = {"patients": 3, "slices": 5, "seed": 7}
+SMALL = {"patients": 2, "slices": 4, "seed": 7}
 
 
 @pytest.fixture(scope="module")
