@@ -6,7 +6,7 @@ The two wire formats are small and frozen: protocol buffers' encoding of three l
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import google_crc32c
@@ -16,11 +16,25 @@ Feature = bytes | str | list[int] | list[float]
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
-_FRAME_BYTES = 16  # length (8), its checksum (4), the data's checksum (4)
+_MAX_MESSAGE_BYTES = (1 << 31) - 1  # of a protocol buffer
+_NOT_AN_EXAMPLE = "not a tf.train.Example"
+
+FRAME_BYTES = 16  # of a TFRecord, beside its data: length (8), its checksum (4), the data's (4)
 
 
 class CorruptRecord(ValueError):
-    """A TFRecord frame is cut short or fails its checksum."""
+    """A TFRecord frame is cut short or fails a checksum.
+
+    Attributes:
+        offset: where the frame begins, bytes.
+        end: where the next one begins; None where that cannot be told.
+    """
+
+    def __init__(self, what: str, offset: int, end: int | None = None) -> None:
+        super().__init__(f"{what} at byte {offset}")
+        self.what = what
+        self.offset = offset
+        self.end = end
 
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:
@@ -69,19 +83,39 @@ def read_records(file: BinaryIO) -> Iterator[bytes]:
     """The records of a TFRecord file, each checked.
 
     Raises:
-        CorruptRecord: a frame is cut short or fails its checksum; the message has its offset.
+        CorruptRecord: a frame is cut short or fails a checksum; the message has its offset.
     """
     offset = 0
-    while head := file.read(12):
-        if len(head) < 12 or _CHECKSUM.unpack(head[8:])[0] != _masked_crc(head[:8]):
-            raise CorruptRecord(f"bad length at byte {offset}")
-        (length,) = _LENGTH.unpack(head[:8])
-        data = file.read(length)
-        tail = file.read(4)
-        if len(data) < length or len(tail) < 4 or _CHECKSUM.unpack(tail)[0] != _masked_crc(data):
-            raise CorruptRecord(f"bad data at byte {offset}")
+    while (data := read_record(file, offset)) is not None:
         yield data
-        offset += length + _FRAME_BYTES
+        offset += len(data) + FRAME_BYTES
+
+
+def read_record(file: BinaryIO, offset: int) -> bytes | None:
+    """The next record of a TFRecord file, or None at the file's end.
+
+    Args:
+        file: to read from, at the beginning of a frame.
+        offset: of that frame in the file, bytes: for messages only.
+
+    Raises:
+        CorruptRecord: the frame is cut short or fails a checksum.
+    """
+    head = file.read(12)
+    if not head:
+        return None
+    if len(head) < 12:
+        raise CorruptRecord("truncated length", offset)
+    (length,) = _LENGTH.unpack(head[:8])
+    # No protocol buffer is longer: not worth an allocation, even if the checksum is right.
+    if _CHECKSUM.unpack(head[8:])[0] != _masked_crc(head[:8]) or length > _MAX_MESSAGE_BYTES:
+        raise CorruptRecord("bad checksum of the length", offset)
+    data, tail = file.read(length), file.read(4)
+    if len(data) < length or len(tail) < 4:
+        raise CorruptRecord("truncated data", offset)
+    if _CHECKSUM.unpack(tail)[0] != _masked_crc(data):
+        raise CorruptRecord("bad checksum of the data", offset, offset + length + FRAME_BYTES)
+    return data
 
 
 def _masked_crc(data: bytes) -> int:
@@ -93,30 +127,56 @@ def _masked_crc(data: bytes) -> int:
 def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[float]]:
     """The features of a serialized `tf.train.Example`.
 
+    Reads what `encode_example` and TensorFlow write: numbers packed, no field unknown. A feature
+    without values is an empty list.
+
     Raises:
-        ValueError: not an Example.
+        ValueError: not such an Example, or a feature is there twice.
     """
     features: dict[str, list[bytes] | list[int] | list[float]] = {}
-    for entries in _payloads(data, 1):
-        for entry in _payloads(entries, 1):
-            (name,) = _payloads(entry, 1)
-            (feature,) = _payloads(entry, 2)
-            features[name.decode()] = _decode_feature(feature)
+    for entries in _payloads(data):
+        for entry in _payloads(entries):
+            name, feature = _name_and_feature(entry)
+            if name in features:
+                raise ValueError("a feature is there twice")
+            features[name] = _decode_feature(feature)
     return features
 
 
+def _name_and_feature(entry: bytes) -> tuple[str, bytes]:
+    parts = list(_fields(entry))
+    if [number for number, _ in parts] != [1, 2]:
+        raise ValueError(_NOT_AN_EXAMPLE)
+    try:
+        return parts[0][1].decode(), parts[1][1]
+    except UnicodeDecodeError:
+        raise ValueError(_NOT_AN_EXAMPLE) from None
+
+
 def _decode_feature(feature: bytes) -> list[bytes] | list[int] | list[float]:
-    ((kind, values),) = _fields(feature)
+    lists = list(_fields(feature))
+    if not lists:
+        return []
+    if len(lists) > 1 or lists[0][0] not in (1, 2, 3):
+        raise ValueError(_NOT_AN_EXAMPLE)
+    kind, values = lists[0]
+    items = list(_payloads(values))
     if kind == 1:
-        return list(_payloads(values, 1))
-    packed = b"".join(_payloads(values, 1))
-    if kind == 2:
-        return [float(value) for value in np.frombuffer(packed, "<f4")]
-    return [value - (1 << 64) if value >> 63 else value for value in _varints(packed)]
+        return items
+    packed = b"".join(items)
+    if kind == 3:
+        return [value - (1 << 64) if value >> 63 else value for value in _varints(packed)]
+    if len(packed) % 4:
+        raise ValueError(_NOT_AN_EXAMPLE)
+    return [float(value) for value in np.frombuffer(packed, "<f4")]
 
 
-def _payloads(message: bytes, number: int) -> Iterable[bytes]:
-    return (payload for field, payload in _fields(message) if field == number)
+def _payloads(message: bytes) -> Iterator[bytes]:
+    """The values of a message whose only field has the number 1."""
+    for number, payload in _fields(message):
+        if number != 1:
+            raise ValueError(_NOT_AN_EXAMPLE)
+        yield payload
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
@@ -125,7 +185,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
         key, at = _read_varint(message, at)
         length, at = _read_varint(message, at)
         if key & 7 != 2 or at + length > len(message):
-            raise ValueError("not a tf.train.Example")
+            raise ValueError(_NOT_AN_EXAMPLE)
         yield key >> 3, message[at : at + length]
         at += length
 
@@ -145,4 +205,4 @@ def _read_varint(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise ValueError("not a tf.train.Example")
+    raise ValueError(_NOT_AN_EXAMPLE)

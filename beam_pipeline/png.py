@@ -6,6 +6,7 @@ ones, in a fraction of the time.
 
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 from isal import isal_zlib
@@ -16,6 +17,20 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEFLATE_LEVEL = 2
 # PNG colour types by the number of channels: grey, grey + alpha, RGB, RGB + alpha.
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+_CHANNELS = {colour_type: channels for channels, colour_type in _COLOUR_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class PngHeader:
+    """What a PNG says of its image.
+
+    Attributes:
+        shape: height, width, channels.
+        dtype: "uint8" or "uint16".
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
 
 
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -56,3 +71,36 @@ def _unfiltered_rows(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[n
 def _chunk(kind: bytes, data: bytes) -> bytes:
     checksum = zlib.crc32(data, zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
+
+
+def read_png_header(data: bytes) -> PngHeader:
+    """What a PNG says of its image, every chunk's CRC checked; pixels are not decoded.
+
+    Raises:
+        ValueError: not a PNG, one of another kind than `encode_png` writes, or one that is damaged.
+    """
+    if not data.startswith(_SIGNATURE):
+        raise ValueError("not a PNG")
+    chunks = _read_chunks(data)
+    if len(chunks) < 3 or chunks[0][0] != b"IHDR" or chunks[-1] != (b"IEND", b""):
+        raise ValueError("a PNG without IHDR, IDAT or IEND")
+    header = chunks[0][1]
+    if len(header) != 13 or header[9] not in _CHANNELS or header[8] not in (8, 16):
+        raise ValueError("a PNG of another kind")
+    width, height = struct.unpack(">II", header[:8])
+    return PngHeader((height, width, _CHANNELS[header[9]]), f"uint{header[8]}")
+
+
+def _read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks = []
+    at = len(_SIGNATURE)
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4])
+        kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += 12 + length
+        if at > len(data):
+            raise ValueError("a truncated PNG")
+        if int.from_bytes(data[at - 4 : at]) != zlib.crc32(content, zlib.crc32(kind)):
+            raise ValueError("a PNG chunk with a bad CRC")
+        chunks.append((kind, content))
+    return chunks

@@ -1,0 +1,104 @@
+"""What a verification finds: a check's count, and every problem with its exact place."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# Kept of one shard's problems in one check: the first few tell what is wrong, the rest repeat it.
+KEPT = 50
+
+
+class Check(StrEnum):
+    """What is checked, in the order in which it is shown."""
+
+    MANIFEST = "manifest.json"
+    METADATA = "features.json, dataset_info.json"
+    REJECTS = "rejects.jsonl"
+    INDEX = "index.parquet"
+    FILES = "shard files, sizes, SHA-256"
+    FRAMES = "TFRecord frames, CRC-32C"
+    EXAMPLES = "examples: features, types"
+    IMAGES = "images: PNG, shape, dtype"
+    RECORDS = "records against the index"
+    COUNTS = "counts against the manifest"
+    PARTITION = "image ids once, patients in one split"
+    SOURCE = "pixels against the source files"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Attributes:
+        check: that found it.
+        message: what was expected and what was found.
+        file: in the shard directory.
+        record: its number in the file, from 0.
+        offset: where it begins in the file, bytes.
+        image_id: of the example there.
+    """
+
+    check: Check
+    message: str
+    file: str = ""
+    record: int | None = None
+    offset: int | None = None
+    image_id: str = ""
+
+    def __str__(self) -> str:
+        """The place and the problem, on one line."""
+        place = [
+            self.file,
+            "" if self.record is None else f"record {self.record}",
+            "" if self.offset is None else f"byte {self.offset}",
+            printable(self.image_id),
+        ]
+        return f"{' · '.join(filter(None, place))}: {self.message}"
+
+
+@dataclass
+class Findings:
+    """Collects problems, and how much was checked.
+
+    Attributes:
+        checked: how many things each check looked at.
+        failed: how many problems each found.
+        kept: the first problems of each.
+    """
+
+    checked: Counter[Check] = field(default_factory=Counter)
+    failed: Counter[Check] = field(default_factory=Counter)
+    kept: list[Finding] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """Count a problem, and keep it if it is among the first of its check."""
+        self.failed[finding.check] += 1
+        if self.failed[finding.check] <= KEPT:
+            self.kept.append(finding)
+
+    def expect(self, true: bool, finding: Finding) -> bool:
+        """Count a check, and its problem if the condition does not hold; return the condition."""
+        self.checked[finding.check] += 1
+        if not true:
+            self.add(finding)
+        return true
+
+    def merge(self, others: Iterable["Findings"]) -> None:
+        """Add what others collected."""
+        for other in others:
+            self.checked.update(other.checked)
+            self.failed.update(other.failed)
+            self.kept.extend(other.kept)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.failed.total()
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """A value from a damaged file, fit for one line of a terminal."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    shown = "".join(character if character.isprintable() else "�" for character in text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

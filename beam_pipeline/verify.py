@@ -1,0 +1,231 @@
+"""`python -m beam_pipeline.verify`: reads a shard directory back and checks all of it.
+
+What is an error: a file that is missing, damaged or unknown; two places that contradict each
+other (manifest, index, records, metadata, and with `--source` the DICOM files); an image id that is
+there twice; a patient in two splits. What is only shown: how even labels are over splits and
+shards, since patients are not divisible and slices may be rejected after they were dealt; and
+identical images, since whether they are kept together is an option of the run.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import track
+
+from beam_pipeline.errors import PipelineError, UsageError
+from beam_pipeline.findings import Check, Finding, Findings, printable
+from beam_pipeline.manifest import MANIFEST
+from beam_pipeline.promises import Promises, read_promises
+from beam_pipeline.storage import Folder
+from beam_pipeline.verify_description import check_metadata, check_rejects
+from beam_pipeline.verify_index import read_index, rows_by_shard
+from beam_pipeline.verify_report import show_checks, show_findings, show_splits
+from beam_pipeline.verify_shard import IndexRows, ShardReport, ShardTask, check_shard
+from beam_pipeline.verify_source import Conversion
+from beam_pipeline.verify_splits import SplitSummary, Twins, check_partition
+from beam_pipeline.workers import WorkerPool
+
+EXIT_WRONG = 4
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of a verification.
+
+    Attributes:
+        findings: what was checked, and what is wrong.
+        splits: what they hold.
+        twins: examples with the same image.
+    """
+
+    findings: Findings
+    splits: list[SplitSummary]
+    twins: Twins
+
+
+def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
+    """Check a shard directory.
+
+    One record at a time is held in each process, and of all records their ids.
+
+    Args:
+        url: its path or URL.
+        source: the input it was made of, to compare with; or None.
+        workers: processes to read shards in; 0 to read them in this one.
+
+    Raises:
+        UsageError: there is no such directory, no manifest in it, or no such input.
+    """
+    folder = Folder(url)
+    names = _names(folder)
+    findings = Findings()
+    promises = _read_manifest(folder, findings)
+    index = read_index(folder, promises, findings)
+    check_metadata(folder, promises, findings)
+    check_rejects(folder, promises, index, findings)
+    conversion = _conversion(source, promises, findings) if source is not None else None
+    tasks = _tasks(url, promises, index, conversion, findings)
+    reports = sorted(_check_shards(tasks, workers), key=lambda report: report.promise.file)
+    findings.merge(report.findings for report in reports)
+    _check_names(names, promises, reports, findings)
+    return Verification(findings, *check_partition(reports, promises, findings))
+
+
+def _names(folder: Folder) -> set[str]:
+    try:
+        names = folder.names()
+    except (OSError, ValueError, ImportError, UsageError) as error:
+        raise UsageError(f"cannot read {folder.url}: {error}") from None
+    if MANIFEST not in names:
+        raise UsageError(f"{folder.url} is no finished shard directory: it has no {MANIFEST}")
+    return names
+
+
+def _read_manifest(folder: Folder, findings: Findings) -> Promises:
+    try:
+        return read_promises(folder.read(MANIFEST), findings)
+    except OSError as error:
+        raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
+
+
+def _conversion(source: str, promises: Promises, findings: Findings) -> Conversion | None:
+    try:
+        return Conversion.recorded(source, promises.options)
+    except ValueError as error:
+        findings.add(Finding(Check.SOURCE, printable(error), MANIFEST))
+        return None
+
+
+def _tasks(
+    url: str,
+    promises: Promises,
+    index: pa.Table | None,
+    conversion: Conversion | None,
+    findings: Findings,
+) -> list[ShardTask]:
+    rows: dict[str, IndexRows] = {}
+    if index is not None:
+        rows = rows_by_shard(index, promises, findings)
+    by_file = {shard.file: shard for shard in promises.shards}
+    return [
+        ShardTask(
+            folder=url,
+            promise=shard,
+            labels=promises.labels,
+            image_shape=promises.image_shape,
+            image_dtype=promises.image_dtype,
+            rows=rows.get(file),
+            conversion=conversion,
+        )
+        for file, shard in by_file.items()
+    ]
+
+
+def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
+    if not workers:
+        return (check_shard(task, lambda place: None) for task in tasks)
+    pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
+    console = Console(stderr=True)
+    return iter(
+        track(
+            pool.map(tasks),
+            "Read shards",
+            total=len(tasks),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+    )
+
+
+def _check_names(
+    names: set[str], promises: Promises, reports: Sequence[ShardReport], findings: Findings
+) -> None:
+    """Shard files that are not listed, or that have each other's names."""
+    listed = {shard.file for shard in promises.shards}
+    for name in sorted(names - listed):
+        if ".tfrecord" in name and not name.startswith("."):
+            findings.add(Finding(Check.FILES, "not listed in the manifest", printable(name)))
+    rightful = {shard.sha256: shard.file for shard in promises.shards if shard.bytes}
+    for report in reports:
+        other = rightful.get(report.sha256)
+        if other is not None and report.promise.sha256 not in (None, report.sha256):
+            message = f"holds what belongs in {other}"
+            findings.add(Finding(Check.FILES, message, report.promise.file))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
+    arguments = _parser().parse_args(argv)
+    began = time.monotonic()
+    try:
+        result = verify_directory(
+            arguments.shards, source=arguments.source, workers=arguments.workers
+        )
+    except PipelineError as error:
+        print(f"verify: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("verify: interrupted", file=sys.stderr)
+        return 130
+    _show(result, arguments.shards, arguments.show, time.monotonic() - began)
+    return 0 if result.findings.ok else EXIT_WRONG
+
+
+def _show(result: Verification, shards: str, limit: int, seconds: float) -> None:
+    console = Console()
+    if result.splits:
+        show_splits(console, result.splits, result.twins)
+    show_checks(console, result.findings)
+    show_findings(console, result.findings, limit)
+    slices = sum(split.slices for split in result.splits)
+    problems = result.findings.failed.total()
+    verdict = f"WRONG in {problems:,} places" if problems else "all is well"
+    console.print(
+        f"{shards}: {verdict}; {slices:,} slices read in {seconds:.1f} s "
+        f"({slices / max(seconds, 1e-3):,.0f} slices/s)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m beam_pipeline.verify",
+        description="Read a shard directory back and check all of it. Exit code 4 if it is wrong.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--shards", required=True, help="shard directory; local or a URL")
+    add("--source", help="the run's --input: read the DICOM files again and compare pixels")
+    add(
+        "--workers",
+        type=_whole,
+        default=os.cpu_count() or 1,
+        help="processes; 0 to use none but this one (default: %(default)s)",
+    )
+    add(
+        "--show",
+        type=_whole,
+        default=10,
+        help="problems to list of each check (default: %(default)s)",
+    )
+    return parser
+
+
+def _whole(text: str) -> int:
+    """A whole number, as argparse wants it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""index.parquet against the manifest, and its rows shared out to the shards."""
+
+import io
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_pipeline.findings import Check, Finding, Findings, printable
+from beam_pipeline.hounsfield import Repair
+from beam_pipeline.manifest import INDEX
+from beam_pipeline.plan import LABEL_PREFIX
+from beam_pipeline.promises import Promises
+from beam_pipeline.storage import Folder
+from beam_pipeline.verify_description import check_recorded_file, compare, read_described
+from beam_pipeline.verify_shard import IndexRows
+
+# Columns of the index by kind; there are also position_z, resized and one for each label.
+_TEXTS = (
+    "image_id",
+    "split",
+    "shard",
+    "patient_id",
+    "study_id",
+    "series_id",
+    "transfer_syntax",
+    "repair",
+    "source",
+)
+_INTEGERS = ("record", "offset", "bytes", "rows", "columns")
+
+
+def read_index(folder: Folder, promises: Promises, findings: Findings) -> pa.Table | None:
+    """The index, checked as far as that needs no shard.
+
+    Returns:
+        The rows that have a value in every column, or None if it cannot be read or lacks columns.
+    """
+    data = read_described(folder, INDEX, Check.INDEX, findings)
+    if data is None:
+        return None
+    check_recorded_file(INDEX, data, Check.INDEX, promises, findings)
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = f"cannot be read: {type(error).__name__}: {printable(error)}"
+        findings.add(Finding(Check.INDEX, message, INDEX))
+        return None
+    if not _check_columns(table, promises.labels, findings):
+        return None
+    complete = _without_nulls(table, findings)
+    _check_index_counts(complete, promises, findings)
+    return complete
+
+
+def _check_columns(table: pa.Table, labels: tuple[str, ...] | None, findings: Findings) -> bool:
+    wanted: dict[str, Any] = dict.fromkeys(_TEXTS, _is_text)
+    wanted |= dict.fromkeys(_INTEGERS, pa.types.is_integer)
+    wanted |= {LABEL_PREFIX + label: pa.types.is_integer for label in labels or ()}
+    wanted |= {"position_z": pa.types.is_floating, "resized": pa.types.is_boolean}
+    wrong = []
+    for name, has_kind in wanted.items():
+        found = table.schema.get_all_field_indices(name)
+        if len(found) != 1:
+            wrong.append(f"column {printable(name)} is there {len(found)} times")
+        elif not has_kind(table.schema.types[found[0]]):
+            wrong.append(f"column {printable(name)} has type {table.schema.types[found[0]]}")
+    for message in wrong:
+        findings.add(Finding(Check.INDEX, message, INDEX))
+    return not wrong
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
+    # Arrow writes the NaN of an unknown position as null.
+    column = table.schema.get_field_index("position_z")
+    positions = pc.fill_null(table["position_z"], float("nan"))
+    filled = table.set_column(column, "position_z", positions)
+    complete = filled.drop_null()
+    if len(complete) < len(filled):
+        message = f"{len(filled) - len(complete)} rows have empty cells"
+        findings.add(Finding(Check.INDEX, message, INDEX))
+    return complete
+
+
+def _check_index_counts(table: pa.Table, promises: Promises, findings: Findings) -> None:
+    repairs = Counter(table["repair"].to_pylist())
+    del repairs[Repair.NONE]
+    resized = table["resized"].to_pylist().count(True)
+    counts, stated = promises.counts, promises.tables.get("repaired")
+    compare(Check.INDEX, INDEX, "rows", len(table), counts.get("written"), findings)
+    compare(Check.INDEX, INDEX, "resized", resized, counts.get("resized"), findings)
+    compare(Check.INDEX, INDEX, "repaired", dict(repairs), stated, findings)
+
+
+def rows_by_shard(table: pa.Table, promises: Promises, findings: Findings) -> dict[str, IndexRows]:
+    """The index's rows of every listed shard; rows of other shards become findings."""
+    places = pd.Series(table["shard"].to_pandas()).groupby(table["shard"].to_pandas()).indices
+    rows = {
+        shard.file: IndexRows(table, np.asarray(places.pop(shard.file, []), np.int64))
+        for shard in promises.shards
+    }
+    for file, others in sorted(places.items()):
+        message = f"{len(others)} rows are of {printable(file)}, which the manifest does not list"
+        findings.add(Finding(Check.INDEX, message, INDEX))
+    keys = table.select(["shard", "record", "image_id"]).to_pandas()
+    repeated = keys[keys.duplicated(["shard", "record"])]
+    for shard, record, image_id in repeated.itertuples(index=False):
+        message = f"record {record} of {printable(shard)} has two rows"
+        findings.add(Finding(Check.INDEX, message, INDEX, image_id=image_id))
+    findings.checked[Check.INDEX] += len(keys)
+    return rows

@@ -1,0 +1,73 @@
+"""What a user sees of a verification."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from beam_pipeline.findings import Check, Finding, Findings
+from beam_pipeline.verify_splits import SplitSummary, Twins
+
+
+def show_checks(console: Console, findings: Findings) -> None:
+    """Print a table with a row a check."""
+    table = Table("check", Column("checked", justify="right"), Column("wrong", justify="right"), "")
+    for check in Check:
+        checked, failed = findings.checked[check], findings.failed[check]
+        result = "[red]FAILED[/]" if failed else "[green]ok[/]" if checked else "not checked"
+        table.add_row(check.value, f"{checked:,}", f"{failed:,}" if failed else "", result)
+    console.print(table)
+
+
+def show_splits(console: Console, splits: Sequence[SplitSummary], twins: Twins) -> None:
+    """Print a table with a column a split; each label's count, and its share against all's."""
+    table = Table("", *(Column(split.name, justify="right") for split in splits))
+    table.add_row("patients", *(f"{split.patients:,}" for split in splits))
+    table.add_row("shards", *(f"{split.shards:,}" for split in splits))
+    table.add_row("slices", *(f"{split.slices:,}" for split in splits))
+    table.add_row("MB", *(f"{split.bytes / 1e6:,.1f}" for split in splits))
+    for label in splits[0].label_counts if splits else ():
+        table.add_row(label, *(_share(label, split, splits) for split in splits))
+    table.add_row("shards differ by", *(str(split.spread) for split in splits))
+    console.print(table)
+    if twins.slices:
+        console.print(
+            f"{twins.slices} slices have the image of another one; {twins.across_splits} images "
+            "are in more than one split",
+            highlight=False,
+        )
+
+
+def _share(label: str, split: SplitSummary, splits: Sequence[SplitSummary]) -> str:
+    """A count, and by how much its share of the split is off the share of all splits."""
+    total = sum(other.label_counts[label] for other in splits)
+    labelled = sum(other.labelled for other in splits)
+    count = split.label_counts[label]
+    if not split.labelled or not total:
+        return f"{count:,}"
+    deviation = count / split.labelled / (total / labelled) - 1
+    return f"{count:,} {deviation:+.0%}" if abs(deviation) >= 0.1 else f"{count:,} {deviation:+.1%}"
+
+
+def show_findings(console: Console, findings: Findings, limit: int) -> None:
+    """Print the first problems of each check, and how many more there are.
+
+    Args:
+        console: to print to.
+        findings: all of them.
+        limit: how many to print of each check.
+    """
+    ordered = sorted(findings.kept, key=_order)
+    for check, found in groupby(ordered, key=lambda finding: finding.check):
+        console.print(f"\n{check.value}:", highlight=False, markup=False)
+        for finding in list(found)[:limit]:
+            console.print(f"  {finding}", highlight=False, markup=False, soft_wrap=True)
+        hidden = findings.failed[check] - min(limit, sum(f.check is check for f in ordered))
+        if hidden:
+            console.print(f"  ... and {hidden:,} more", highlight=False)
+
+
+def _order(finding: Finding) -> tuple[int, str, int, str]:
+    record = -1 if finding.record is None else finding.record
+    return list(Check).index(finding.check), finding.file, record, finding.message

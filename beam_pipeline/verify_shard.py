@@ -1,0 +1,471 @@
+"""One shard file read back: its bytes, its records, its images, and its rows of the index."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
+
+import cv2
+import fsspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beam_pipeline.dicom import MAX_PIXELS
+from beam_pipeline.errors import Reason
+from beam_pipeline.example import FRAME_BYTES, CorruptRecord, decode_example, read_record
+from beam_pipeline.findings import Check, Finding, Findings, printable
+from beam_pipeline.plan import LABEL_PREFIX
+from beam_pipeline.png import read_png_header
+from beam_pipeline.promises import ShardPromise
+from beam_pipeline.verify_source import Conversion, compare_with_source
+
+# Feature, the Python type of its values, how many; None for as many as there are labels.
+_FEATURES: dict[str, tuple[type, int | None]] = {
+    "image": (bytes, 1),
+    "image_id": (bytes, 1),
+    "label": (int, None),
+    "patient_id": (bytes, 1),
+    "study_id": (bytes, 1),
+    "series_id": (bytes, 1),
+    "position_z": (float, 1),
+    "pixel_spacing": (float, 2),
+}
+_LABEL_VALUES = frozenset((-1, 0, 1))
+_PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
+# OpenCV decodes to BGR order, and grey with alpha to BGRA.
+_RGB_ORDER = {2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+_CHUNK = 1 << 20
+
+CONTENTS = pa.schema(
+    {"record": pa.int32(), "image_id": pa.string(), "patient_id": pa.string(), "image": pa.uint64()}
+)
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """Rows of the index, taken out of it only when they are used or sent to another process.
+
+    Attributes:
+        table: the index.
+        places: int64 [n], of the rows.
+    """
+
+    table: pa.Table
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IndexRows, (self._taken(), np.arange(len(self.places)))
+
+    def by_record(self) -> dict[int, dict[str, Any]]:
+        """The rows by their record number; of equal numbers the first row."""
+        rows: dict[int, dict[str, Any]] = {}
+        for row in self._taken().to_pylist():
+            rows.setdefault(row["record"], row)
+        return rows
+
+    def _taken(self) -> pa.Table:
+        return self.table.take(pa.array(self.places))
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard file to check.
+
+    Attributes:
+        folder: the shard directory's path or URL.
+        promise: what the manifest says of the file.
+        labels: names of the classes, or None if unknown.
+        image_shape: height, width, channels, or None if unknown.
+        image_dtype: "uint8" or "uint16", or None if unknown.
+        rows: of the index, or None if it cannot be read.
+        conversion: how to make its images anew, or None not to.
+        excluded: records whose image is not to be decoded, and why.
+    """
+
+    folder: str
+    promise: ShardPromise
+    labels: tuple[str, ...] | None
+    image_shape: tuple[int, int, int] | None
+    image_dtype: str | None
+    rows: IndexRows | None
+    conversion: Conversion | None = None
+    excluded: dict[int, Reason] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the records that the index knows, and one for all others."""
+        count = len(self.rows) if self.rows else 0
+        return tuple(f"{self.promise.file} record {record}" for record in range(count + 1))
+
+    def excluding(self, source: str, reason: Reason) -> "ShardTask":
+        """The same task, without decoding one of its records."""
+        return replace(self, excluded={**self.excluded, self.sources.index(source): reason})
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What was found in a shard file.
+
+    Attributes:
+        promise: what the manifest says of it.
+        findings: what is wrong.
+        bytes: its size; None if it cannot be read.
+        sha256: of its bytes, in hexadecimal.
+        records: how many frames it has.
+        contents: a row a readable example, as CONTENTS says; `image` is a hash of the PNG.
+        combinations: how many examples have each combination of labels.
+    """
+
+    promise: ShardPromise
+    findings: Findings
+    bytes: int | None
+    sha256: str
+    records: int
+    contents: pa.Table
+    combinations: Counter[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Example:
+    image: bytes
+    image_id: str
+    label: tuple[int, ...]
+    ids: dict[str, str]
+    position_z: float
+    pixel_spacing: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a record is; makes findings."""
+
+    file: str
+    record: int
+    offset: int
+    image_id: str = ""
+
+    def finding(self, check: Check, message: str) -> Finding:
+        return Finding(check, message, self.file, self.record, self.offset, self.image_id)
+
+
+class _HashedFile:
+    """A file that is read once, from its beginning to its end, and hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._hash.update(data)
+        self.position += len(data)
+        return data
+
+    def skip_to(self, position: int | None) -> None:
+        """Read on to a position, or to the end."""
+        while position is None or self.position < position:
+            left = _CHUNK if position is None else min(_CHUNK, position - self.position)
+            if not self.read(left):
+                return
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def check_shard(task: ShardTask, note: Callable[[int], None]) -> ShardReport:
+    """Check one shard file; one record is held at a time.
+
+    Args:
+        task: what to check.
+        note: told the place of each record in the task's sources before it is decoded.
+    """
+    checker = _ShardChecker(task, note)
+    file, findings = task.promise.file, checker.findings
+    findings.checked[Check.FILES] += 1
+    size, sha256 = None, ""
+    try:
+        with _open(task.folder, file) as opened:
+            hashed = _HashedFile(opened)
+            checker.check_records(hashed)
+            hashed.skip_to(None)
+            size, sha256 = hashed.position, hashed.hexdigest()
+    except FileNotFoundError:
+        if task.promise.examples != 0:  # all slices of such a shard were rejected
+            findings.add(Finding(Check.FILES, "missing", file))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        findings.add(Finding(Check.FILES, f"cannot be read: {reason}", file))
+    else:
+        checker.check_file(size, sha256)
+    return checker.report(size, sha256)
+
+
+@contextmanager
+def _open(folder: str, name: str) -> Iterator[BinaryIO]:
+    filesystem, root = fsspec.core.url_to_fs(folder)
+    with filesystem.open(f"{root.rstrip('/')}/{name}", "rb") as file:
+        yield cast(BinaryIO, file)
+
+
+class _ShardChecker:
+    """Collects what is found while a shard's records go by."""
+
+    def __init__(self, task: ShardTask, note: Callable[[int], None]) -> None:
+        self.task = task
+        self.findings = Findings()
+        self._note = note
+        self._rows = task.rows.by_record() if task.rows is not None else None
+        self._records = 0
+        self._contents: dict[str, list[Any]] = {name: [] for name in CONTENTS.names}
+        self._combinations: Counter[tuple[int, ...]] = Counter()
+
+    def check_records(self, file: _HashedFile) -> None:
+        """Check every record; after a damaged one go on with the next that can be found."""
+        for place, data in self._frames(file):
+            self._records += 1
+            row = self._row(place)
+            if data is None:
+                continue
+            example = self._parse(place, data)
+            if example is None:
+                continue
+            place = replace(place, image_id=example.image_id)
+            self._keep(place.record, example)
+            if row is not None:
+                self._compare(place, example, len(data) + FRAME_BYTES, row)
+            self._check_image(place, example, row)
+
+    def _frames(self, file: _HashedFile) -> Iterator[tuple[_Place, bytes | None]]:
+        record = 0
+        while True:
+            place = _Place(self.task.promise.file, record, file.position)
+            try:
+                data = read_record(cast(BinaryIO, file), place.offset)
+            except CorruptRecord as error:
+                self.findings.checked[Check.FRAMES] += 1
+                row = (self._rows or {}).get(record)
+                place = replace(place, image_id=row["image_id"] if row else "")
+                self.findings.add(place.finding(Check.FRAMES, error.what))
+                yield place, None
+                if error.end is None and not self._resume(file, record + 1):
+                    return
+            else:
+                if data is None:
+                    return
+                self.findings.checked[Check.FRAMES] += 1
+                yield place, data
+            record += 1
+
+    def _resume(self, file: _HashedFile, record: int) -> bool:
+        """Go to where the index says that a record begins, if that is still ahead."""
+        row = (self._rows or {}).get(record)
+        if row is None or row["offset"] < file.position:
+            return False
+        file.skip_to(row["offset"])
+        return True
+
+    def _row(self, place: _Place) -> dict[str, Any] | None:
+        """The record's row of the index; a finding if it has none."""
+        if self._rows is None:
+            return None
+        row = self._rows.get(place.record)
+        if row is None:
+            self.findings.checked[Check.RECORDS] += 1
+            self.findings.add(place.finding(Check.RECORDS, "the index has no such record"))
+        return row
+
+    def _parse(self, place: _Place, data: bytes) -> _Example | None:
+        self.findings.checked[Check.EXAMPLES] += 1
+        try:
+            features = decode_example(data)
+            wrong = _check_features(features, self.task.labels)
+            if not wrong:
+                return _example(features)
+        except ValueError as error:
+            wrong = [str(error) if not isinstance(error, UnicodeError) else "an id is not UTF-8"]
+        for message in wrong:
+            self.findings.add(place.finding(Check.EXAMPLES, message))
+        return None
+
+    def _keep(self, record: int, example: _Example) -> None:
+        """What the checks across shards need of it."""
+        digest = hashlib.blake2b(example.image, digest_size=8).digest()
+        values = (record, example.image_id, example.ids["patient_id"], int.from_bytes(digest))
+        for column, value in zip(self._contents.values(), values, strict=True):
+            column.append(value)
+        self._combinations[example.label] += 1
+
+    def _compare(self, place: _Place, example: _Example, size: int, row: dict[str, Any]) -> None:
+        """The record against its row of the index."""
+        found: dict[str, Any] = {
+            "image_id": example.image_id,
+            "split": self.task.promise.split,
+            "offset": place.offset,
+            "bytes": size,
+            **example.ids,
+        }
+        for name, value in zip(self.task.labels or (), example.label, strict=False):
+            found[LABEL_PREFIX + name] = value
+        self.findings.checked[Check.RECORDS] += 1
+        differing = [
+            f"{name} is {_shown(name, value)}, {_shown(name, row[name])} in the index"
+            for name, value in found.items()
+            if name in row and row[name] != value
+        ]
+        if not _same_float32(row.get("position_z"), example.position_z):
+            differing.append(f"position_z is {example.position_z}, {row.get('position_z')} there")
+        if differing:
+            self.findings.add(place.finding(Check.RECORDS, "; ".join(differing)))
+
+    def _check_image(self, place: _Place, example: _Example, row: dict[str, Any] | None) -> None:
+        self.findings.checked[Check.IMAGES] += 1
+        last = len(self.task.rows) if self.task.rows is not None else 0
+        name = min(place.record, last)
+        if name in self.task.excluded:
+            message = f"cannot be checked: {self.task.excluded[name]}"
+            self.findings.add(place.finding(Check.IMAGES, message))
+            return
+        self._note(name)
+        try:
+            pixels = _decode(example.image, self.task.image_shape, self.task.image_dtype)
+        except ValueError as error:
+            self.findings.add(place.finding(Check.IMAGES, str(error)))
+            return
+        if self.task.conversion is not None and row is not None:
+            self.findings.checked[Check.SOURCE] += 1
+            for difference in compare_with_source(
+                self.task.conversion, row, pixels, example.pixel_spacing
+            ):
+                self.findings.add(place.finding(Check.SOURCE, difference))
+
+    def check_file(self, size: int, sha256: str) -> None:
+        """The file as a whole against the manifest and the index."""
+        promise, findings = self.task.promise, self.findings
+        if promise.bytes not in (None, size):
+            findings.add(Finding(Check.FILES, f"{size} bytes, not {promise.bytes}", promise.file))
+        if promise.sha256 not in (None, sha256):
+            message = f"SHA-256 is {sha256}, not {promise.sha256}"
+            findings.add(Finding(Check.FILES, message, promise.file))
+        findings.checked[Check.COUNTS] += 1
+        if promise.examples not in (None, self._records):
+            message = f"{self._records} records, the manifest says {promise.examples}"
+            findings.add(Finding(Check.COUNTS, message, promise.file))
+        for record, row in sorted((self._rows or {}).items()):
+            if not 0 <= record < self._records:
+                place = _Place(promise.file, record, row["offset"], row["image_id"])
+                findings.add(place.finding(Check.RECORDS, "in the index, not in the file"))
+        self._check_label_counts()
+
+    def _check_label_counts(self) -> None:
+        stated, labels = self.task.promise.label_counts, self.task.labels
+        if stated is None or labels is None:
+            return
+        for position, label in enumerate(labels):
+            count = sum(n for combo, n in self._combinations.items() if combo[position] == 1)
+            self.findings.checked[Check.COUNTS] += 1
+            if label in stated and stated[label] != count:
+                message = f"{count} examples have {label}, the manifest says {stated[label]}"
+                self.findings.add(Finding(Check.COUNTS, message, self.task.promise.file))
+
+    def report(self, size: int | None, sha256: str) -> ShardReport:
+        """All of it."""
+        contents = pa.table(self._contents, CONTENTS)
+        return ShardReport(
+            self.task.promise,
+            self.findings,
+            size,
+            sha256,
+            self._records,
+            contents,
+            self._combinations,
+        )
+
+
+def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) -> list[str]:
+    """What differs from the contract."""
+    wrong = []
+    if features.keys() != _FEATURES.keys():
+        missing = sorted(_FEATURES.keys() - features.keys())
+        more = [printable(name) for name in sorted(features.keys() - _FEATURES.keys())]
+        wrong.append(
+            f"features missing: {', '.join(missing) or '-'}; more: {', '.join(more) or '-'}"
+        )
+    for name, (kind, count) in _FEATURES.items():
+        values = features.get(name)
+        if values is None:
+            continue
+        wanted = count if count is not None else len(labels) if labels is not None else len(values)
+        if len(values) != wanted or not all(isinstance(value, kind) for value in values):
+            kinds = sorted({type(value).__name__ for value in values})
+            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {wanted} {kind.__name__}")
+    if not wrong and not set(features["label"]) <= _LABEL_VALUES:
+        wrong.append(f"label is {features['label']}, not of -1, 0 and 1")
+    return wrong
+
+
+def _example(features: dict[str, Any]) -> _Example:
+    """Raises UnicodeDecodeError for ids that are not text."""
+    return _Example(
+        image=features["image"][0],
+        image_id=features["image_id"][0].decode(),
+        label=tuple(features["label"]),
+        ids={name: features[name][0].decode() for name in ("patient_id", "study_id", "series_id")},
+        position_z=features["position_z"][0],
+        pixel_spacing=tuple(features["pixel_spacing"]),
+    )
+
+
+def _decode(
+    png: bytes, shape: tuple[int, int, int] | None, dtype: str | None
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The pixels, [height, width, channels]; raises ValueError with what is wrong."""
+    header = read_png_header(png)
+    if shape is not None and header.shape != shape:
+        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
+    if dtype is not None and header.dtype != dtype:
+        raise ValueError(f"the image is {header.dtype}, not {dtype}")
+    height, width, channels = header.shape
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"the image is {_times(header.shape)}: too large")
+    try:
+        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        raise ValueError("the PNG cannot be decoded")
+    pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
+    if pixels.shape != header.shape or pixels.dtype != header.dtype:
+        raise ValueError(f"the PNG decodes to {_times(pixels.shape)} {pixels.dtype}")
+    return cast(NDArray[np.uint8] | NDArray[np.uint16], pixels)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _same_float32(indexed: Any, stored: float) -> bool:
+    """Whether a float64 of the index is what an Example holds of it."""
+    if not isinstance(indexed, float):
+        return False
+    with np.errstate(over="ignore"):  # too large a number becomes infinite in both
+        return bool(np.array_equal(np.float32(indexed), np.float32(stored), equal_nan=True))
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value for a message; ids that are no pseudonyms are kept back."""
+    if name in ("patient_id", "study_id", "series_id"):
+        return show_id(value)
+    return printable(value)
+
+
+def show_id(value: Any) -> str:
+    """A pseudonym, or that there is an id of another form."""
+    return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"

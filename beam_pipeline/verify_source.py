@@ -1,0 +1,122 @@
+"""Shard images against the DICOM files that they were made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beam_pipeline.convert import Image, convert_slice
+from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.errors import Rejected, UsageError
+from beam_pipeline.hounsfield import RepairPolicy
+from beam_pipeline.storage import InputFiles
+from beam_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a shard directory's images were made of its input.
+
+    Attributes:
+        files: the input.
+        windows: one a channel.
+        size: height and width of the images, pixels.
+        policy: which repair of badly encoded files was applied.
+    """
+
+    files: InputFiles
+    windows: tuple[Window, ...]
+    size: int
+    policy: RepairPolicy
+
+    @classmethod
+    def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
+        """The conversion of a manifest's options.
+
+        Args:
+            source: where the input is now: a folder, a file or a pattern.
+            options: the manifest's, as JSON values.
+
+        Raises:
+            UsageError: the input does not exist.
+            ValueError: the options cannot be read.
+        """
+        files = InputFiles.parse(source)
+        try:
+            windows = tuple(Window(**window) for window in options["windows"])
+            policy = RepairPolicy(options["hu_repair"])
+            return cls(files, windows, int(options["image_size"]), policy)
+        except (KeyError, TypeError, UsageError) as error:
+            raise ValueError(f"options cannot be read: {type(error).__name__}") from None
+
+    def convert(self, source: str) -> tuple[Header, Image]:
+        """Read and convert a file anew.
+
+        Raises:
+            OSError: it cannot be read.
+            Rejected: it is not a usable slice.
+        """
+        slice_ = read_slice(self.files.read(source))
+        return slice_.header, convert_slice(slice_, self.windows, self.size, self.policy)
+
+
+def compare_with_source(
+    conversion: Conversion,
+    row: dict[str, Any],
+    pixels: NDArray[np.uint8] | NDArray[np.uint16],
+    pixel_spacing: tuple[float, ...],
+) -> list[str]:
+    """What differs between an example and its file, as messages.
+
+    Args:
+        conversion: how to convert the file.
+        row: the example's, of the index.
+        pixels: the example's, [height, width, channels].
+        pixel_spacing: the example's, mm.
+    """
+    source = row["source"]
+    try:
+        header, image = conversion.convert(source)
+    except FileNotFoundError:
+        return [f"{source} is no longer there"]
+    except OSError as error:
+        return [f"{source} cannot be read: {error.strerror or type(error).__name__}"]
+    except Rejected as rejected:
+        return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
+    differences = [_compare_pixels(pixels, image.pixels), *_compare_fields(row, header, image)]
+    spacing = np.asarray(image.pixel_spacing, np.float32)
+    if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
+        differences.append("pixel_spacing differs")
+    return [f"{source} changed: {difference}" for difference in differences if difference]
+
+
+def _compare_pixels(
+    found: NDArray[np.uint8] | NDArray[np.uint16], fresh: NDArray[np.uint8] | NDArray[np.uint16]
+) -> str:
+    if found.shape != fresh.shape or found.dtype != fresh.dtype:
+        return f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"
+    if np.array_equal(found, fresh):
+        return ""
+    differing = found != fresh
+    row, column = (int(place[0]) for place in np.nonzero(differing.any(axis=2)))
+    return (
+        f"{int(differing.any(axis=2).sum())} pixels differ, the first at row {row}, column "
+        f"{column}: {fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
+    )
+
+
+def _compare_fields(row: dict[str, Any], header: Header, image: Image) -> list[str]:
+    fresh = {
+        "rows": header.rows,
+        "columns": header.columns,
+        "transfer_syntax": header.transfer_syntax,
+        "repair": image.repair.value,
+        "resized": image.resized,
+        "position_z": header.position_z,
+    }
+    return [
+        f"{name} is {value}, not {row[name]} as in the index"
+        for name, value in fresh.items()
+        if row[name] != value and not (row[name] != row[name] and value != value)  # NaN is NaN
+    ]
