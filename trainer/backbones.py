@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -91,8 +92,11 @@ def load_file(name: str, network: Any, path: str) -> Any:
         BadInput: it is of another network, or no weights file.
     """
     try:
-        network.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+        # Where a layer finds no weights, Keras only warns, and leaves it as it is.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(path)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
         raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
     return network
 

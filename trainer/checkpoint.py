@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -59,7 +60,7 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
     if hasattr(model, "jax_state_sync"):
         # Within an epoch, JAX's state lives outside the model's variables.
         model.jax_state_sync()
-    arrays = tuple(np.array(each) for each in variables(model))
+    arrays = tuple(np.array(keras.ops.convert_to_numpy(each)) for each in variables(model))
     return Checkpoint(progress, arrays)
 
 
@@ -109,7 +110,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ValueError, OSError, KeyError, EOFError, BadZipFile: the file is damaged.
     """
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         progress = Progress(**json.loads(stored["progress"].tobytes()))
         names = sorted(name for name in stored.files if name != "progress")
         return Checkpoint(progress, tuple(stored[name] for name in names))

@@ -38,7 +38,7 @@ def build_optimizer(options: TrainOptions, trainable: list[Any], steps: int, per
     """Makes and builds the optimiser of `steps` steps, `per_epoch` of them an epoch."""
     common = {
         "learning_rate": build_schedule(options, steps, per_epoch),
-        "weight_decay": options.weight_decay or None,
+        "weight_decay": options.weight_decay,
         "global_clipnorm": options.clip_norm or None,
         "use_ema": options.ema > 0,
         "ema_momentum": options.ema or 0.99,
@@ -73,7 +73,7 @@ def build_schedule(options: TrainOptions, steps: int, per_epoch: int) -> Any:
 
 def learning_rate(optimizer: Any) -> float:
     """The learning rate of the next step."""
-    return float(np.asarray(optimizer.learning_rate))
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def averaged_weights(model: Any) -> Iterator[None]:
     if not optimizer.use_ema:
         yield
         return
-    trained = [np.array(each) for each in model.trainable_variables]
+    trained = [np.array(keras.ops.convert_to_numpy(each)) for each in model.trainable_variables]
     optimizer.put_averages(model.trainable_variables)
     try:
         yield

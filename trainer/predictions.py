@@ -53,7 +53,7 @@ def predict_split(
     """Runs `model` over all of a split; `on_batch` hears how many examples are done.
 
     Raises:
-        BadInput: a shard is damaged, or the shards hold another number of examples than the manifest says.
+        BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
     """
     columns: dict[str, list[Any]] = {}
     done = 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,23 +54,16 @@ class RunDirectory:
         return self.metrics.is_file()
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a name to write under; the file gets its own name when it is complete."""
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with another name; the file gets its own when it is complete."""
     unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
-        yield unfinished
+        write(unfinished)
         with unfinished.open("rb") as written:
             os.fsync(written.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, then renames."""
-    with whole_file(path) as unfinished:
-        write(unfinished)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -131,6 +131,47 @@ def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> 
     return folder
 
 
+TINY: dict[str, Any] = {
+    "model": "smallresnet",
+    "weights": "none",
+    "image_size": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "learning_rate": 3e-3,
+    "checkpoint_seconds": 0.0,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Options of the smallest run there is."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that no test changes."""
+    from trainer.job import prepare_training
+    from trainer.options import TrainOptions
+    from trainer.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    train(prepare_training(TrainOptions(shards=shards, run=run, **TINY)))
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows_maker() -> Callable[..., list[Row]]:
+    """`make_rows`."""
+    return make_rows
+
+
+@pytest.fixture(scope="session")
+def shards_writer() -> Callable[..., Path]:
+    """`write_shards`."""
+    return write_shards
+
+
 @pytest.fixture(scope="session")
 def split_rows() -> dict[str, list[Row]]:
     """Three folds of 21, 20 and 20 slices and an unlabelled test split of 7, of 32 x 32."""

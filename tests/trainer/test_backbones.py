@@ -1,0 +1,66 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.backbones import adapt_kernel, build_backbone, make_network
+from trainer.errors import BadInput
+
+GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A small network of three channels, and the file of its weights."""
+    network = make_network("smallresnet", 32, 3)
+    random = np.random.default_rng(0)
+    network.set_weights([np.abs(random.normal(0.05, 0.02, w.shape)) for w in network.get_weights()])
+    path = str(tmp_path_factory.mktemp("weights") / "small.weights.h5")
+    network.save_weights(path)
+    return network, path
+
+
+def test_a_kernel_for_two_channels_by_hand() -> None:
+    kernel = np.float32([[[[1.0], [2.0], [6.0]]]])
+    assert adapt_kernel(kernel, (1, 1, 2, 1)).tolist() == [[[[4.5], [4.5]]]]
+    assert adapt_kernel(kernel, (1, 1, 3, 1)) is kernel
+
+
+def test_a_files_weights_are_loaded(trained: tuple[Any, str]) -> None:
+    network, path = trained
+    loaded = build_backbone("smallresnet", 32, 3, path)
+    for one, other in zip(network.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_any_number_of_channels_sees_a_grey_image_as_three_did(
+    trained: tuple[Any, str], channels: int
+) -> None:
+    network, path = trained
+    adapted = build_backbone("smallresnet", 32, channels, path)
+    expected = np.asarray(network(np.repeat(GREY, 3, axis=-1)))
+    features = np.asarray(adapted(np.repeat(GREY, channels, axis=-1)))
+    np.testing.assert_allclose(features, expected, rtol=1e-3)
+
+
+def test_weights_of_another_architecture(trained: tuple[Any, str]) -> None:
+    with pytest.raises(BadInput, match="no weights of vgg16") as raised:
+        build_backbone("vgg16", 32, 3, trained[1])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:
+    for name in ("notes.weights.h5", "notes.txt", "notes.keras"):
+        (tmp_path / name).write_text("not weights")
+        with pytest.raises(BadInput, match="no weights of smallresnet"):
+            build_backbone("smallresnet", 32, 3, str(tmp_path / name))
+
+
+def test_imagenet_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    unreachable = "http://127.0.0.1:9/"
+    monkeypatch.setattr("keras.src.applications.vgg16.WEIGHTS_PATH_NO_TOP", unreachable)
+    with pytest.raises(BadInput, match="--weights imagenet: cannot be downloaded"):
+        build_backbone("vgg16", 32, 3, "imagenet")

@@ -1,0 +1,100 @@
+"""`evaluate` and `predict` on a finished run."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from trainer.__main__ import main
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_evaluate_gives_what_training_gave(run: Path, shards: Path) -> None:
+    assert main(["evaluate", "--run", str(run), "--batch_size", "5"]) == 0
+    found = json.loads((run / "evaluation-fold0.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert found["examples"] == 21
+    assert found["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], rel=1e-5)
+
+
+def test_evaluate_another_split(run: Path, shards: Path) -> None:
+    argv = ["evaluate", "--run", str(run), "--shards", str(shards), "--split", "fold1"]
+    assert main(argv) == 0
+    assert json.loads((run / "evaluation-fold1.json").read_text())["examples"] == 20
+
+
+def test_a_submission_has_a_row_an_image_and_label(run: Path, shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "submission.csv"
+    argv = ["predict", "--run", str(run), "--shards", str(shards), "--output", str(output)]
+    assert main(argv) == 0
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    expected = {f"ID_9_{i:04d}_{label}" for i in range(7) for label in ("upper", "lower", "any")}
+    assert {row["ID"] for row in rows} == expected
+    assert len(rows) == 21
+    assert all(0 <= float(row["Label"]) <= 1 for row in rows)
+    frame = pd.read_parquet(output.with_suffix(".parquet")).set_index("image_id")
+    for row in rows:
+        image_id, _, label = row["ID"].rpartition("_")
+        assert float(row["Label"]) == pytest.approx(frame.loc[image_id, f"probability_{label}"])
+
+
+def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("trainer: ")
+    return error
+
+
+def test_what_cannot_be_answered(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ["evaluate", "--run", str(run)]
+    assert "no split 'test2'; there are fold0" in refusal([*evaluate, "--split", "test2"], capsys)
+    assert "has no labels" in refusal([*evaluate, "--split", "test"], capsys)
+    assert "no run.json" in refusal(["evaluate", "--run", str(tmp_path)], capsys)
+    predict = ["predict", "--run", str(run), "--shards", str(shards), "--output", str(tmp_path)]
+    assert "is a folder" in refusal(predict, capsys)
+    (run / "model.keras").unlink()
+    assert "no model yet" in refusal(evaluate, capsys)
+
+
+def test_no_test_split(
+    run: Path, shards: Path, edit_manifest: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    folder = edit_manifest(splits={"fold0": splits["fold0"]})
+    argv = ["predict", "--run", str(run), "--shards", str(folder), "--output", str(run / "s.csv")]
+    assert "no split 'test'; there are fold0" in refusal(argv, capsys)
+    assert not (run / "s.csv").exists()
+
+
+def test_other_labels_do_not_fit(
+    run: Path, edit_manifest: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = edit_manifest(labels=["a", "b", "c"])
+    error = refusal(["evaluate", "--run", str(run), "--shards", str(folder)], capsys)
+    assert "trained on labels ['upper', 'lower', 'any'], here: ['a', 'b', 'c']" in error
+
+
+def test_a_labelled_holdout(
+    run: Path,
+    split_rows: dict[str, Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = shards_writer(tmp_path / "more", {"holdout": split_rows["fold2"]})
+    argv = ["evaluate", "--run", str(run), "--shards", str(folder), "--split", "holdout"]
+    assert main(argv) == 0
+    assert json.loads((run / "evaluation-holdout.json").read_text())["examples"] == 20

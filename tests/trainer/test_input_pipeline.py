@@ -1,0 +1,112 @@
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.errors import BadInput
+from trainer.input_pipeline import (
+    InputClock,
+    Order,
+    damage_reported,
+    evaluation_batches,
+    training_batches,
+)
+from trainer.shards import ShardDirectory, read_shard_directory
+
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def epoch(data: ShardDirectory, order: Order, batch_size: int = 8) -> Batches:
+    training, _ = data.training_and_validation(0)
+    batches = training_batches(training, data.image, batch_size, order, buffer=16)
+    return list(batches.as_numpy_iterator())
+
+
+def keys(batches: Batches) -> list[bytes]:
+    return [image.tobytes() for images, _ in batches for image in images]
+
+
+def test_training_images_are_those_that_were_written(
+    shards: Path, split_rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    batches = epoch(read_shard_directory(shards), Order(seed=0, epoch=0))
+    assert [images.shape for images, _ in batches] == [(8, 32, 32, 3)] * 5
+    assert all(images.dtype == np.uint8 for images, _ in batches)
+    written = {
+        row["image"].tobytes(): row["label"]
+        for name in ("fold1", "fold2")
+        for row in split_rows[name]
+    }
+    assert sorted(keys(batches)) == sorted(written)
+    for images, labels in batches:
+        for image, label in zip(images, labels, strict=True):
+            assert label.tolist() == written[image.tobytes()]
+
+
+def test_the_order_is_of_the_seed_and_the_epoch(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    first = keys(epoch(data, Order(seed=0, epoch=0)))
+    assert keys(epoch(data, Order(seed=0, epoch=0))) == first
+    assert keys(epoch(data, Order(seed=0, epoch=1))) != first
+    assert keys(epoch(data, Order(seed=1, epoch=0))) != first
+
+
+def test_an_epoch_goes_on_where_it_was_left(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    whole = keys(epoch(data, Order(seed=4, epoch=2)))
+    assert keys(epoch(data, Order(seed=4, epoch=2, skip=2))) == whole[16:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 21, 50])
+def test_no_example_is_dropped_in_evaluation(
+    shards: Path, split_rows: dict[str, list[dict[str, Any]]], batch_size: int
+) -> None:
+    data = read_shard_directory(shards)
+    split = data.split("fold0")
+    batches = list(evaluation_batches(split, data.image, 3, batch_size).as_numpy_iterator())
+    assert all(batch["image"].shape == (batch_size, 32, 32, 3) for batch in batches)
+    ids = [each for batch in batches for each in batch["image_id"].tolist()]
+    assert sorted(ids) == sorted(row["image_id"].encode() for row in split_rows["fold0"])
+
+
+def test_sixteen_bits_stay_sixteen(
+    rows_maker: Callable[..., Any], shards_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = rows_maker(4, 16, seed=0)
+    for row in rows:
+        row["image"] = row["image"][..., :1].astype(np.uint16) * 40
+    data = read_shard_directory(shards_writer(tmp_path / "hu", {"fold0": rows, "fold1": rows}))
+    assert data.image.is_hounsfield
+    images, _ = epoch(data, Order(seed=0, epoch=0), batch_size=4)[0]
+    assert images.dtype == np.uint16
+    assert sorted(image.tobytes() for image in images) == sorted(r["image"].tobytes() for r in rows)
+
+
+def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
+    def slowly(i: int) -> int:
+        time.sleep(0.05)
+        return i
+
+    source = tf.data.Dataset.range(4).map(lambda i: tf.numpy_function(slowly, [i], tf.int64))
+    clock = InputClock()
+    assert [int(i) for i in clock.measure(source)] == [0, 1, 2, 3]
+    assert 0.2 <= clock.waited < 1
+    patient = InputClock()
+    for _ in patient.measure(tf.data.Dataset.range(4)):
+        time.sleep(0.05)
+    assert patient.waited < 0.1
+
+
+def test_a_flipped_bit_is_one_line(shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "copy"))
+    victim = next(iter(folder.glob("ich-fold1*")))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(BadInput, match=r"a shard is damaged .*make verify"), damage_reported():
+        epoch(read_shard_directory(folder), Order(seed=0, epoch=0))

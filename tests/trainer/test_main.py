@@ -1,0 +1,37 @@
+"""What a user gets who gives what cannot be used: exit code 2 and one line, nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer.__main__ import main
+
+
+def test_bad_training_input(
+    shards: Path,
+    edit_manifest: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = edit_manifest(schema_version=2)
+    cases = {
+        (str(tmp_path / "none"),): "no such shard directory",
+        (str(tmp_path),): "no manifest.json",
+        (str(other),): "schema_version 2",
+        (str(shards), "--fold", "7"): "--fold 7: there is no such fold",
+        (str(shards), "--model", "resnet5"): "--model resnet5: unknown",
+        (str(shards), "--image_size", "16"): "--image_size 16: resnet50 takes 32 or more",
+        (str(shards), "--weights", "lost.h5"): "--weights lost.h5: no such file",
+        (str(shards), "--label_weights", "x=1"): "no such label",
+        (str(shards), "--windows", "brain"): "--windows: the shards hold windowed images",
+        (str(shards), "--batch_size", "41"): "--batch_size 41: there are 40 training examples",
+        (str(shards), "--batch_size", "many"): "invalid int value",
+    }
+    for case, message in cases.items():
+        assert main(["train", "--run", str(tmp_path / "run"), "--shards", *case]) == 2
+        shown = capsys.readouterr()
+        assert message in shown.err
+        assert shown.err.count("\n") == 1
+        assert not shown.out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,46 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from trainer.metrics import label_figures, label_log_losses, probabilities, split_figures
+
+
+def test_log_loss_by_hand() -> None:
+    losses = label_log_losses(np.array([[1], [0]]), np.array([[0.8], [0.4]]))
+    assert losses == pytest.approx([-(math.log(0.8) + math.log(0.6)) / 2])
+
+
+def test_a_certain_mistake_costs_what_kaggle_says() -> None:
+    losses = label_log_losses(np.array([[1], [0]]), np.array([[0.0], [0.0]]))
+    assert losses == pytest.approx([-math.log(1e-15) / 2], rel=1e-6)
+
+
+def test_a_label_with_no_positives_has_a_loss_but_no_auc() -> None:
+    figures = label_figures(np.array([0, 0, 0]), np.array([0.1, 0.2, 0.3]))
+    assert figures["roc_auc"] is None
+    assert figures["average_precision"] is None
+    assert figures["log_loss"] == pytest.approx(log_loss([0, 0, 0], [0.1, 0.2, 0.3], labels=[0, 1]))
+
+
+def test_auc_by_hand() -> None:
+    # Of four pairs of a positive and a negative, three are in the right order.
+    figures = label_figures(np.array([1, 1, 0, 0]), np.array([0.9, 0.3, 0.5, 0.1]))
+    assert figures["roc_auc"] == pytest.approx(3 / 4)
+    assert figures["average_precision"] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert figures["positives"] == 2
+
+
+def test_a_split_is_weighted_and_means_leave_out_what_is_undefined() -> None:
+    labels = np.array([[1, 0], [0, 0]])
+    predicted = np.array([[0.5, 0.25], [0.5, 0.25]])
+    figures = split_figures(labels, predicted, ("a", "any"), (1, 2))
+    expected = (math.log(2) + 2 * -math.log(0.75)) / 3
+    assert figures["weighted_log_loss"] == pytest.approx(expected)
+    assert figures["mean_roc_auc"] == pytest.approx(0.5)
+    assert figures["examples"] == 2
+
+
+def test_probabilities_are_of_float64() -> None:
+    assert 0 < 1 - probabilities(np.float32([20.0]))[0] < 3e-9

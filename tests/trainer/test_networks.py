@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import keras
+import pytest
+
+from trainer.errors import BadInput
+from trainer.networks import BACKBONES, check_weights, find_backbone
+
+
+def test_keras_has_every_network() -> None:
+    makers = [each.maker for each in BACKBONES.values() if each.maker]
+    assert all(hasattr(keras.applications, maker) for maker in makers)
+
+
+def test_bad_names_sizes_and_weights() -> None:
+    with pytest.raises(BadInput, match="--model resnet5: unknown; there are resnet50,"):
+        find_backbone("resnet5", 224)
+    with pytest.raises(BadInput, match="--image_size 31: resnet50 takes 32 or more"):
+        find_backbone("resnet50", 31)
+    with pytest.raises(BadInput, match="--weights imagenet: smallresnet has none"):
+        check_weights("smallresnet", "imagenet")
+    with pytest.raises(BadInput, match=r"--weights lost\.h5: no such file"):
+        check_weights("resnet50", "lost.h5")
+
+
+def test_good_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.weights.h5").touch()
+    for weights in ("none", "imagenet", str(tmp_path / "w.weights.h5")):
+        check_weights("resnet50", weights)

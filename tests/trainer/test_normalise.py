@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+
+from trainer.networks import BACKBONES
+from trainer.normalise import NORMALISATIONS, Normalise
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "family"),
+    [("caffe", "resnet50"), ("tf", "resnet_v2"), ("caffe", "vgg16"), ("torch", "densenet")],
+)
+def test_equals_what_keras_does_before_the_network(mode: str, family: str) -> None:
+    expected = getattr(keras.applications, family).preprocess_input(IMAGES.copy())
+    np.testing.assert_allclose(np.asarray(Normalise(mode)(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["efficientnetv2b0", "efficientnetv2s", "convnexttiny"])
+def test_equals_what_keras_does_within_the_network(name: str) -> None:
+    backbone = BACKBONES[name]
+    make = getattr(keras.applications, backbone.maker)
+    model = make(include_top=False, weights=None, input_shape=(32, 32, 3))
+    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+    first = [each for each in model.layers if isinstance(each, kinds)]
+    if name == "convnexttiny":
+        first = model.layers[1].layers if hasattr(model.layers[1], "layers") else first
+        first = [each for each in first if isinstance(each, kinds)]
+    expected = IMAGES
+    for layer in first:
+        expected = layer(expected)
+    assert first
+    normalised = np.asarray(Normalise(backbone.normalisation)(IMAGES))
+    np.testing.assert_allclose(normalised, np.asarray(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_other_numbers_of_channels_get_the_mean_constants() -> None:
+    image = np.full((1, 1, 1, 2), 127.5, np.float32)
+    assert not np.asarray(Normalise("tf")(image)).any()
+    expected = 127.5 - np.mean(NORMALISATIONS["caffe"].mean)
+    np.testing.assert_allclose(np.asarray(Normalise("caffe")(image)), expected, rtol=1e-5)

@@ -1,0 +1,80 @@
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from trainer.optimizers import averaged_weights, build_optimizer, build_schedule, learning_rate
+from trainer.options import TrainOptions
+
+
+def make_options(**changes: Any) -> TrainOptions:
+    return TrainOptions(shards=Path("s"), run=Path("r"), **changes)
+
+
+def rates(options: TrainOptions, at: list[int], steps: int = 10, per_epoch: int = 4) -> list[float]:
+    schedule = build_schedule(options, steps, per_epoch)
+    return [float(np.asarray(schedule(each))) for each in at]
+
+
+def test_warm_up_and_cosine_by_hand() -> None:
+    options = make_options(learning_rate=1.0, warmup_epochs=0.5)
+    # Two steps up, then eight down: halfway there it is half.
+    assert rates(options, [0, 1, 2, 6, 10]) == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
+
+
+def test_constant_after_a_warm_up_and_without() -> None:
+    options = make_options(learning_rate=2.0, schedule="constant", warmup_epochs=0.5)
+    assert rates(options, [0, 1, 2, 9]) == pytest.approx([0, 1, 2, 2])
+    options = make_options(learning_rate=2.0, schedule="constant", warmup_epochs=0)
+    assert rates(options, [0, 9]) == pytest.approx([2, 2])
+
+
+def make_model(optimizer_options: TrainOptions) -> Any:
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    model.set_weights([np.ones((2, 1)), np.ones(1)])
+    optimizer = build_optimizer(optimizer_options, model.trainable_variables, 10, 5)
+    model.compile(optimizer=optimizer, loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_decay_spares_biases(name: str) -> None:
+    options = make_options(
+        optimizer=name, weight_decay=0.5, learning_rate=0.1, warmup_epochs=0, schedule="constant"
+    )
+    model = make_model(options)
+    nothing = [np.zeros((2, 1), np.float32), np.zeros(1, np.float32)]
+    model.optimizer.apply(
+        [keras.ops.convert_to_tensor(each) for each in nothing], model.trainable_variables
+    )
+    kernel, bias = model.get_weights()
+    assert kernel.ravel().tolist() == pytest.approx([0.95, 0.95])
+    assert bias.tolist() == [1.0]
+
+
+def test_averages_are_put_in_for_a_while() -> None:
+    options = make_options(ema=0.5, learning_rate=0.1, warmup_epochs=0, clip_norm=0)
+    model = make_model(options)
+    model.fit(np.ones((4, 2)), np.zeros((4, 1)), batch_size=4, epochs=2, verbose=0)
+    trained = [each.copy() for each in model.get_weights()]
+    with averaged_weights(model):
+        averaged = model.get_weights()
+        assert not np.allclose(averaged[0], trained[0])
+    for one, other in zip(trained, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_without_averages_nothing_changes() -> None:
+    model = make_model(make_options())
+    with averaged_weights(model):
+        assert model.get_weights()[1].tolist() == [1.0]
+
+
+def test_the_learning_rate_is_the_next_steps() -> None:
+    options = make_options(learning_rate=1.0, warmup_epochs=1)
+    model = make_model(options)
+    assert learning_rate(model.optimizer) == 0
+    model.train_on_batch(np.ones((4, 2)), np.zeros((4, 1)))
+    assert learning_rate(model.optimizer) == pytest.approx(0.2)

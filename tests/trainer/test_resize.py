@@ -1,0 +1,20 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.resize import Resize, resize_matrix
+
+
+def test_halving_four_pixels_by_hand() -> None:
+    # Centres at 0.5 and 2.5, triangles of reach 2: weights 0.75, 0.75, 0.25 over their sum.
+    expected = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    np.testing.assert_allclose(resize_matrix(4, 2), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("before", "after"), [((16, 16), 16), ((64, 64), 24), ((20, 31), 48)])
+def test_equals_tensorflows_antialiased_resize(before: tuple[int, int], after: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, *before, 3), dtype=np.uint8)
+    expected = tf.image.resize(images, (after, after), antialias=True).numpy()
+    resized = np.asarray(Resize(after)(images))
+    assert resized.dtype == np.float32
+    np.testing.assert_allclose(resized, expected, atol=1e-3)

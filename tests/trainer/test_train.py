@@ -1,0 +1,132 @@
+"""The real loop on small shards; one run is shared by the tests that only look at it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from trainer.__main__ import main
+from trainer.job import Job, prepare_training
+from trainer.options import TrainOptions
+from trainer.train import train
+
+JobMaker = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> JobMaker:
+    """Makes a job of the tiny options with some changed, in a run directory of that name."""
+
+    def make(name: str = "run", **changes: Any) -> Job:
+        return prepare_training(TrainOptions(shards=shards, run=tmp_path / name, **tiny | changes))
+
+    return make
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_loss_falls_and_everything_is_left_behind(finished: Path) -> None:
+    history = read(finished / "history.json")
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert history[1]["loss"] < history[0]["loss"]
+    assert (finished / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard").glob("events.*"))
+    assert read(finished / "run.json")["options"]["model"] == "smallresnet"
+
+
+def test_metrics_are_of_the_whole_validation_fold(finished: Path) -> None:
+    metrics = read(finished / "metrics.json")
+    frame = pd.read_parquet(finished / "predictions-fold0.parquet")
+    assert metrics["examples"] == len(frame) == 21
+    assert metrics["epochs"] == 2
+    losses = []
+    for name in ("upper", "lower", "any"):
+        labels, predicted = frame[f"label_{name}"], frame[f"probability_{name}"]
+        losses.append(log_loss(labels, predicted))
+        assert metrics["labels"][name]["log_loss"] == pytest.approx(losses[-1])
+        assert metrics["labels"][name]["roc_auc"] == pytest.approx(roc_auc_score(labels, predicted))
+    assert metrics["weighted_log_loss"] == pytest.approx(np.average(losses, weights=[1, 1, 2]))
+    best = min(row["val_loss"] for row in read(finished / "history.json"))
+    assert metrics["weighted_log_loss"] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_complete_run_says_so(
+    shards: Path, tiny: dict[str, Any], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--{name}={value}" for name, value in tiny.items()]
+    assert main(["train", "--shards", str(shards), "--run", str(finished), *flags]) == 0
+    assert "this run is complete" in capsys.readouterr().out
+
+
+def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    train(make_job("run", epochs=1))
+    shown = capfd.readouterr()
+    assert "P1_00" not in shown.out + shown.err
+    assert "ID_1_" not in shown.out + shown.err
+    assert "Traceback" not in shown.err
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stop_at(epoch: int, step: int) -> Callable[..., None]:
+    """Makes a display update that ends the run there."""
+
+    def update(display: Any, done: int, detail: Any = str) -> None:
+        if display.title.startswith(f"epoch {epoch} ") and done == step:
+            raise Killed
+
+    return update
+
+
+def test_resumed_in_the_middle_it_ends_as_if_undisturbed(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"ema": 0.9, "accumulate": 2, "checkpoint_steps": 2, "patience": 0}
+    train(make_job("whole", **options))
+    for epoch, step in ((1, 3), (2, 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.progress.Display.update", stop_at(epoch, step))
+            with pytest.raises(Killed):
+                train(make_job("broken", **options))
+    train(make_job("broken", **options))
+    one, other = (read(tmp_path / name / "metrics.json") for name in ("whole", "broken"))
+    assert one["weighted_log_loss"] == pytest.approx(other["weighted_log_loss"], rel=1e-5)
+    rows = [read(tmp_path / name / "history.json") for name in ("whole", "broken")]
+    for key in ("loss", "val_loss", "learning_rate"):
+        assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-5)
+
+
+def test_head_first_then_everything(make_job: JobMaker, tmp_path: Path) -> None:
+    job = make_job("run", freeze_epochs=1, batch_norm="frozen")
+    train(job)
+    assert read(tmp_path / "run" / "metrics.json")["epochs"] == 2
+
+
+def test_it_stops_when_nothing_gets_better(make_job: JobMaker, tmp_path: Path) -> None:
+    # A learning rate this small changes no loss in four digits; the third epoch is not reached.
+    job = make_job(epochs=6, patience=1, learning_rate=1e-12, weight_decay=0.0)
+    train(job)
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert metrics["epochs"] <= 6
+    assert metrics["stopped_early"] or metrics["epochs"] == 6
+
+
+def test_an_infinite_loss_stops_with_a_report(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = tiny | {"learning_rate": 1e30, "clip_norm": 0.0, "optimizer": "sgd", "warmup_epochs": 0}
+    argv = ["train", "--shards", str(shards), "--run", str(tmp_path / "run")]
+    assert main([*argv, *(f"--{name}={value}" for name, value in flags.items())]) == 3
+    error = capsys.readouterr().err
+    assert "the loss is" in error
+    assert "epoch 1, step" in error
+    assert error.count("\n") == 1
