@@ -1,0 +1,131 @@
+"""The whole line as a user runs it: sample, pipeline, trainer, and a stranger's reader."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` as the Makefile does, without what this process has set."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def succeed(*arguments: object) -> str:
+    """Run, and see that nothing but the program's own words reached the terminal."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds `sample`, `shards` (labelled), `unlabelled` (its slices again, without labels)."""
+    folder = tmp_path_factory.mktemp("line")
+    sample, shards = folder / "sample", folder / "shards"
+    succeed("beam_pipeline.sample", "--output", sample, "--patients", 6, "--slices", 24)
+    common = ("--input", sample / "slices", "--image_size", 64, "--max_reject_fraction", 0.1)
+    labelled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
+    succeed("beam_pipeline", *common, *labelled, "--output", shards)
+    succeed("beam_pipeline", *common, "--output", folder / "unlabelled")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> str:
+    """What one epoch of training printed; the run is in `run`."""
+    options = ("--weights", "none", "--image_size", 32, "--epochs", 1, "--batch_size", 16)
+    return succeed(
+        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
+    )
+
+
+def manifest_of(shards: Path) -> Any:
+    return json.loads((shards / "manifest.json").read_text())
+
+
+def test_a_first_run_shows_the_rejects_at_work(folder: Path) -> None:
+    counts = manifest_of(folder / "shards")["counts"]
+    assert counts["rejected_by_reason"] == {
+        "constant_image": 1,
+        "duplicate_id": 1,
+        "label_missing": 1,
+        "not_dicom": 1,
+        "truncated_pixels": 1,
+    }
+    assert counts["repaired"] == {"shift": 1}
+    assert counts["resized"] == counts["written"]
+    assert counts["files_seen"] == counts["written"] + counts["rejected"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of a library that is only a witness here
+def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    manifest = manifest_of(folder / "shards")
+    index = pd.read_parquet(folder / "shards" / "index.parquet").set_index("image_id")
+    builder = tfds.builder_from_directory(folder / "shards")
+    assert set(builder.info.splits) == set(manifest["splits"])
+    for name, split in manifest["splits"].items():
+        assert builder.info.splits[name].num_examples == split["examples"]
+        examples = list(tfds.as_numpy(builder.as_dataset(split=name)))
+        assert len(examples) == split["examples"]
+        for example in examples:
+            row = index.loc[example["image_id"].decode()]
+            assert example["image"].shape == (64, 64, 3)
+            assert example["image"].dtype == np.uint8
+            labels = [row[f"label_{label}"] for label in manifest["labels"]]
+            assert example["label"].tolist() == labels
+            assert example["patient_id"].decode() == row["patient_id"]
+
+
+def test_training_leaves_metrics_and_a_plot(folder: Path, trained: str) -> None:
+    assert "make evaluate" in trained
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    examples = manifest_of(folder / "shards")["splits"]["fold0"]["examples"]
+    assert metrics["examples"] == examples
+    assert 0 < metrics["weighted_log_loss"] < 10
+    assert (folder / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_complete_run_says_so(folder: Path, trained: str) -> None:
+    options = ("--weights", "none", "--image_size", 32, "--epochs", 1, "--batch_size", 16)
+    again = succeed(
+        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
+    )
+    assert "complete" in again
+
+
+def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
+    submission = folder / "submission.csv"
+    succeed(
+        *("trainer", "predict", "--run", folder / "run"),
+        *("--shards", folder / "unlabelled", "--output", submission),
+    )
+    manifest = manifest_of(folder / "unlabelled")
+    rows = pd.read_csv(submission)
+    assert rows.columns.tolist() == ["ID", "Label"]
+    assert len(rows) == 6 * manifest["splits"]["test"]["examples"]
+    assert rows["ID"].is_unique
+    assert rows["Label"].between(0, 1).all()
+
+
+def test_a_saved_run_is_evaluated(folder: Path, trained: str) -> None:
+    assert "subdural" in succeed("trainer", "evaluate", "--run", folder / "run")
