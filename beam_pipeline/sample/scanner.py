@@ -104,9 +104,10 @@ def random_geometry(rng: np.random.Generator, slices: int) -> Geometry:
     pixel = float(rng.choice([0.488281, 0.488281, 0.457031, 0.494863]))
     step = round(float(spacing / np.cos(tilt)), 6)
     head = (float(rng.normal(0, 6)), float(rng.normal(0, 4)), 0.0)
-    # The slice in the middle shows the head's axis a little behind the image's middle.
-    down = float(rng.normal(-8, 8)) - (SIZE - 1) / 2 * pixel
     cos, sin = np.cos(tilt), np.sin(tilt)
+    # Under a tilted gantry the head sinks through the images of a series, as the real ones do; it
+    # is centred where it is longest, 40 mm up, so that none of the vault is cut off.
+    down = float(rng.normal(-3, 4)) - (SIZE - 1) / 2 * pixel + (40 - middle) * sin / cos
     y_mid, z_mid = down * cos + middle * sin, -down * sin + middle * cos
     table = float(rng.uniform(20, 120))
     origin = (
@@ -146,14 +147,19 @@ def scan_slice(patient: Patient, index: float) -> Scan:
 
 
 def coverage_in_thick_slice(distance: Field, geometry: Geometry) -> Field:
-    """Coverage with the partial-volume blur of a thick slice where a surface runs obliquely.
+    """Coverage with the partial-volume blur of a thick slice where a surface runs obliquely."""
+    oblique = np.clip(obliqueness(distance, geometry) - 0.15, 0, 1)
+    softness = EDGE_MM + 0.7 * geometry.step * oblique
+    return coverage(enlarge(np.asarray(distance / softness, np.float32)))
+
+
+def obliqueness(distance: Field, geometry: Geometry) -> Field:
+    """0 where a surface stands upright on the slice, 1 where it lies in it.
 
     A distance has gradient 1 in space: what its gradient lacks in the plane runs along the normal.
     """
     dy, dx = np.gradient(distance, geometry.pixel_mm * SIZE / COARSE)
-    oblique = np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, 1))
-    softness = EDGE_MM + 0.7 * geometry.step * np.clip(oblique - 0.15, 0, 1)
-    return coverage(enlarge(np.asarray(distance / softness, np.float32)))
+    return np.asarray(np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, 1)), np.float32)
 
 
 def beam_hardening(tissues: Tissues) -> Field:
@@ -171,17 +177,22 @@ def paint_outside(tissues: Tissues, geometry: Geometry) -> Field:
     image = paint(image, skin, enlarge(tissues.soft_hu))
     thin = THIN_BONE + 250 * np.clip(-enlarge(tissues.bone), 0, 3)
     image = paint(image, coverage(enlarge(tissues.bone), EDGE_MM) * skin, thin)
-    image = paint(image, coverage_in_thick_slice(tissues.outer, geometry), shell_hu(tissues))
+    image = paint(
+        image, coverage_in_thick_slice(tissues.outer, geometry), shell_hu(tissues, geometry)
+    )
     return paint(image, coverage(enlarge(tissues.air), EDGE_MM) * skin, AIR + 20)
 
 
-def shell_hu(tissues: Tissues) -> Field:
+def shell_hu(tissues: Tissues, geometry: Geometry) -> Field:
     """HU of the skull's shell: tables at its surfaces, marrow between where it is thick enough."""
     outer, inner = enlarge(tissues.outer), enlarge(tissues.inner)
     within = np.minimum(-outer, inner)  # depth below the nearer surface
     marrow = coverage(1.9 - within, 1.2)
     mottled = DIPLOE + 90 * enlarge(tissues.texture)
-    return paint(np.full(outer.shape, TABLE, np.float32), marrow, mottled)
+    upright = paint(np.full(outer.shape, TABLE, np.float32), marrow, mottled)
+    # Near the vertex a thick slice holds all three layers of the bone at once.
+    mixed = enlarge(obliqueness(tissues.outer, geometry) ** 2)
+    return paint(upright, 0.85 * mixed, (TABLE + mottled) / 2)
 
 
 def paint_contents(

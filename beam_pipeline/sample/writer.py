@@ -190,8 +190,8 @@ def _write_patient(output: Path, parameters: Parameters, number: int) -> Rows:
     """Write one patient's series and the bad files that are hers; return their labels."""
     seeds = np.random.SeedSequence(parameters.seed, spawn_key=(number,))
     patient = Patient.random(number, parameters.slices, seeds)
-    faults = {bad.index: bad.fault for bad in bad_files(parameters) if bad.patient == number}
-    faults.pop(0, None)  # the duplicate is copied when its original is there
+    hers = [bad for bad in bad_files(parameters) if bad.patient == number]
+    faults = {bad.index: bad.fault for bad in hers if bad.fault != "duplicate"}
     rows: Rows = {}
     for index in sorted({*range(parameters.slices), *faults}):
         names = _names(parameters, number, index)
