@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         summary = _write(arguments)
-    except SampleError as error:
+    except (SampleError, OSError) as error:  # a disk that is full, a folder that is not ours
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(_describe(summary))

@@ -141,6 +141,14 @@ def test_a_sample_of_other_parameters_is_left_alone(
     assert digest(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--output", str(tmp_path / "file" / "sample")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "wrong", [{"patients": 0}, {"slices": 3}, {"slices": 401}, {"seed": -1}], ids=str
 )
