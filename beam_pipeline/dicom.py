@@ -1,34 +1,48 @@
-"""DICOM bytes to what the pipeline needs of them, or the reason why they are of no use."""
+"""DICOM bytes to what the pipeline needs of them, or the reason why they are of no use.
 
-import io
+`dataset` parses, `attributes` reads values, `pixels` and `codestream` decode; what makes a file a
+CT slice is said here.
+"""
+
+import math
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-from pydicom import Dataset, config, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
 )
 
+from beam_pipeline.attributes import FUNCTIONAL_GROUPS, Attributes
+from beam_pipeline.dataset import MAX_FILE_BYTES, Parsed, PixelElement, check_beginning, parse
 from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.foreign import contained
 from beam_pipeline.hounsfield import PixelEncoding
+from beam_pipeline.pixels import (
+    NATIVE,
+    Patterns,
+    check_native_length,
+    encapsulated_pixels,
+    is_supported,
+    native_pixels,
+)
 
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
 MAX_PIXELS = 1 << 24
 
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
-_PIXEL_DATA = Tag("PixelData")
-_HEADER_KEYWORDS = (
+_FIRST_BYTES = 1 << 16  # of a file: its header, nearly always
+_MAX_RESCALE = 1e6  # no slope or intercept of Hounsfield units comes near
+_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
+_KEYWORDS = (
     "SOPClassUID",
     "SOPInstanceUID",
+    "ImageType",
     "Modality",
     "PatientID",
     "StudyInstanceUID",
@@ -46,9 +60,14 @@ _HEADER_KEYWORDS = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "WindowCenter",
+    "WindowWidth",
     "RescaleIntercept",
     "RescaleSlope",
+    "RescaleType",
+    *FUNCTIONAL_GROUPS,
 )
+_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in _KEYWORDS]
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class Header:
         columns: width of the stored matrix.
         transfer_syntax: its UID.
         encoding: how a pixel's bits become Hounsfield units.
+        window: center and width, HU, the first of several; None if absent.
     """
 
     sop_instance_uid: str
@@ -78,6 +98,7 @@ class Header:
     columns: int
     transfer_syntax: str
     encoding: PixelEncoding
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,24 +111,28 @@ class Slice:
     """
 
     header: Header
-    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    pixels: Patterns
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
     """Read and check a slice's header; its pixels are not read.
 
     Args:
-        file: at its beginning; seekable.
+        file: at its beginning.
         size: of the whole file, bytes.
 
     Raises:
-        Rejected: the file is not a usable CT slice, as far as its header tells.
+        Rejected: the file is not a usable CT slice, as far as its header tells; `read_slice` says
+            the same of it.
     """
-    dataset = _parse(file, stop_before_pixels=True)
-    header = _header(dataset)
-    if UID(header.transfer_syntax) in _NATIVE:
-        _check_pixel_bytes(file, size, dataset, header)
-    return header
+    beginning = file.read(_FIRST_BYTES)
+    check_beginning(beginning)
+    if len(beginning) < size:
+        with suppress(Rejected):  # what is cut may look broken
+            parsed = parse(beginning, size, _TAGS)
+            if parsed.pixels and parsed.transfer_syntax != DeflatedExplicitVRLittleEndian:
+                return _header(parsed)[0]
+    return _header(parse(beginning + file.read(MAX_FILE_BYTES), size, _TAGS))[0]
 
 
 def read_slice(data: bytes) -> Slice:
@@ -119,220 +144,158 @@ def read_slice(data: bytes) -> Slice:
     Raises:
         Rejected: the file is not a usable CT slice.
     """
-    dataset = _parse(io.BytesIO(data), stop_before_pixels=False)
-    header = _header(dataset)
-    if UID(header.transfer_syntax) in _NATIVE:
-        pixels = _native_pixels(dataset, header)
+    parsed = parse(data, len(data), _TAGS)
+    header, element = _header(parsed)
+    shape, encoding = (header.rows, header.columns), header.encoding
+    if header.transfer_syntax in NATIVE:
+        pixels = native_pixels(
+            parsed.body, element, shape, encoding.bits_allocated, parsed.big_endian
+        )
     else:
-        pixels = _decoded_pixels(dataset, header)
+        pixels = encapsulated_pixels(parsed.body, element, shape, encoding, header.transfer_syntax)
     if pixels.min() == pixels.max():
         raise Rejected(Reason.CONSTANT_IMAGE)
+    pixels.flags.writeable = False
     return Slice(header, pixels)
 
 
-def _parse(file: BinaryIO, *, stop_before_pixels: bool) -> Dataset:
-    preamble = file.read(132)
-    file.seek(0)
-    # Files without preamble begin with a data element of the file meta or the identifying group.
-    if preamble[128:] != b"DICM" and preamble[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
-        raise Rejected(Reason.NOT_DICOM, "empty file" if not preamble else "")
-    keywords = list(_HEADER_KEYWORDS) if stop_before_pixels else [*_HEADER_KEYWORDS, "PixelData"]
-    try:
-        with config.disable_value_validation():
-            return dcmread(
-                file, stop_before_pixels=stop_before_pixels, specific_tags=keywords, force=True
-            )
-    except InvalidDicomError:
-        raise Rejected(Reason.NOT_DICOM) from None
-    except Exception as error:  # pydicom raises whatever a broken file makes its parser meet
-        raise Rejected(Reason.UNREADABLE, type(error).__name__) from None
+def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
+    """A file's header, and where its pixels are: checked as far as can be without reading them."""
+    with contained(Reason.UNREADABLE):
+        attributes = Attributes(parsed.dataset)
+        element = _check_kind(attributes, parsed)
+        rows, columns = _shape(attributes)
+        encoding = _encoding(attributes)
+        spacing = attributes.numbers("PixelSpacing", 2)
+        header = Header(
+            sop_instance_uid=attributes.text("SOPInstanceUID", required=False),
+            patient_id=attributes.text("PatientID"),
+            study_id=attributes.text("StudyInstanceUID"),
+            series_id=attributes.text("SeriesInstanceUID"),
+            position_z=attributes.numbers("ImagePositionPatient", 3)[2],
+            pixel_spacing=(spacing[0], spacing[1]),
+            rows=rows,
+            columns=columns,
+            transfer_syntax=_transfer_syntax(parsed),
+            encoding=encoding,
+            window=_window(attributes),
+        )
+    if parsed.size > MAX_FILE_BYTES:
+        raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
+    if header.transfer_syntax in NATIVE:
+        check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
+    return header, element
 
 
-def _header(dataset: Dataset) -> Header:
-    _check_kind(dataset)
-    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+def _check_kind(attributes: Attributes, parsed: Parsed) -> PixelElement:
+    """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
+    _check_class(attributes, parsed)
+    if parsed.pixels is None:
+        raise Rejected(Reason.NO_PIXELS)
+    if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
+        raise Rejected(Reason.LOCALIZER)
+    if attributes.integer("NumberOfFrames", default=1) > 1:
+        raise Rejected(Reason.MULTI_FRAME)
+    if attributes.integer("SamplesPerPixel") != 1:
+        raise Rejected(Reason.NOT_GRAYSCALE)
+    # Both kinds of monochrome hold the same Hounsfield units: which end is white concerns the
+    # display alone, after the VOI transformation (DICOM PS3.3 C.7.6.3.1.2).
+    if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Rejected(Reason.NOT_GRAYSCALE)
+    if parsed.pixels.keyword != "PixelData":
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{parsed.pixels.keyword} for PixelData")
+    # Multi-energy CT also makes maps of electron density, iodine and the like (PS3.3 C.11.1.1.2).
+    if attributes.text("RescaleType", required=False) not in ("", "HU", "US"):
+        raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
+    return parsed.pixels
+
+
+def _check_class(attributes: Attributes, parsed: Parsed) -> None:
+    # De-identified files may keep the SOP class in the file meta information only.
+    sop_class = attributes.text("SOPClassUID", required=False) or parsed.media_class
+    if sop_class in _CT_CLASSES:
+        return
+    if attributes.text("Modality", required=False) != "CT":
+        # Structured reports, RT structures and plans, DICOMDIR: no images at all.
+        raise Rejected(Reason.NOT_CT if parsed.pixels else Reason.NO_PIXELS)
+    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
+        # Pictures of dose reports, of 3D views, of a screen: grey levels, not Hounsfield units.
+        raise Rejected(Reason.SECONDARY_CAPTURE)
+
+
+def _shape(attributes: Attributes) -> tuple[int, int]:
+    rows, columns = attributes.integer("Rows"), attributes.integer("Columns")
     if rows < 1 or columns < 1:
         raise Rejected(Reason.INVALID_ATTRIBUTE, f"Rows x Columns is {rows} x {columns}")
     if rows * columns > MAX_PIXELS:
         raise Rejected(Reason.TOO_LARGE, f"{rows} x {columns} pixels")
-    position = _numbers(dataset, "ImagePositionPatient", 3)
-    spacing = _numbers(dataset, "PixelSpacing", 2)
-    return Header(
-        sop_instance_uid=_text(dataset, "SOPInstanceUID", required=False),
-        patient_id=_text(dataset, "PatientID"),
-        study_id=_text(dataset, "StudyInstanceUID"),
-        series_id=_text(dataset, "SeriesInstanceUID"),
-        position_z=position[2],
-        pixel_spacing=(spacing[0], spacing[1]),
-        rows=rows,
-        columns=columns,
-        transfer_syntax=str(_transfer_syntax(dataset)),
-        encoding=_encoding(dataset),
-    )
+    return rows, columns
 
 
-def _check_kind(dataset: Dataset) -> None:
-    """Raise unless this is a single-frame, single-sample CT image."""
-    # De-identified files may keep the SOP class in the file meta information only.
-    sop_class = _value(dataset, "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    modality = _text(dataset, "Modality", required=False)
-    if modality != "CT" and sop_class != CTImageStorage:
-        raise Rejected(Reason.NOT_CT)
-    frames = _value(dataset, "NumberOfFrames")
-    if frames is not None and frames != "" and _integer(dataset, "NumberOfFrames") > 1:
-        raise Rejected(Reason.MULTI_FRAME)
-    if _integer(dataset, "SamplesPerPixel") != 1:
-        raise Rejected(Reason.NOT_GRAYSCALE)
-    # Both kinds of monochrome hold the same Hounsfield units: they differ in the display alone.
-    if not _text(dataset, "PhotometricInterpretation").startswith("MONOCHROME"):
-        raise Rejected(Reason.NOT_GRAYSCALE)
+def _transfer_syntax(parsed: Parsed) -> str:
+    syntax = parsed.transfer_syntax
+    if not is_supported(syntax):
+        # The registered name, never what else a file may have written there.
+        name = UID(syntax).name
+        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
+    return syntax
 
 
-def _transfer_syntax(dataset: Dataset) -> UID:
-    stated = dataset.file_meta.get("TransferSyntaxUID")
-    if stated:
-        return UID(stated)
-    implicit, little = dataset.original_encoding
-    if not little:
-        return ExplicitVRBigEndian
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-
-
-def _encoding(dataset: Dataset) -> PixelEncoding:
-    allocated = _integer(dataset, "BitsAllocated")
+def _encoding(attributes: Attributes) -> PixelEncoding:
+    allocated = attributes.integer("BitsAllocated")
     if allocated not in (8, 16):
         raise Rejected(Reason.INVALID_ATTRIBUTE, f"BitsAllocated is {allocated}, not 8 or 16")
-    stored = _integer(dataset, "BitsStored")
-    high_bit = _integer(dataset, "HighBit", default=stored - 1)
+    stored = attributes.integer("BitsStored")
+    high_bit = attributes.integer("HighBit", default=stored - 1)
     if not 1 <= stored <= high_bit + 1 <= allocated:
         raise Rejected(
             Reason.INVALID_ATTRIBUTE,
             f"BitsStored {stored} and HighBit {high_bit} do not fit BitsAllocated {allocated}",
         )
-    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
-    if slope == 0:
-        raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleSlope is 0")
+    representation = attributes.integer("PixelRepresentation")
+    if representation not in (0, 1):
+        raise Rejected(
+            Reason.INVALID_ATTRIBUTE, f"PixelRepresentation is {representation}, not 0 or 1"
+        )
     return PixelEncoding(
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=high_bit,
-        signed=_integer(dataset, "PixelRepresentation") == 1,
-        slope=slope,
-        intercept=intercept,
-        padding=_padding(dataset),
+        signed=representation == 1,
+        slope=_rescale(attributes, "RescaleSlope"),
+        intercept=_rescale(attributes, "RescaleIntercept"),
+        padding=_padding(attributes, stored, signed=representation == 1),
     )
 
 
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    if _value(dataset, "PixelPaddingValue") in (None, ""):
+def _rescale(attributes: Attributes, keyword: str) -> float:
+    value = attributes.number(keyword)
+    if abs(value) > _MAX_RESCALE or (value == 0 and keyword == "RescaleSlope"):
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is out of range")
+    return value
+
+
+def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int, int] | None:
+    """The range of stored values that mark pixels outside the image (DICOM PS3.3 C.7.5.1.1.2).
+
+    It should have the pixels' sign (C.7.5.1), but is often written with the other: a US of 63536
+    for signed pixels is -2000.
+    """
+    if attributes.value("PixelPaddingValue") is None:
         return None
-    value = _integer(dataset, "PixelPaddingValue")
-    limit = _integer(dataset, "PixelPaddingRangeLimit", default=value)
-    return min(value, limit), max(value, limit)
+    value = attributes.integer("PixelPaddingValue")
+    limit = attributes.integer("PixelPaddingRangeLimit", default=value)
+    lowest = -(1 << (stored - 1)) if signed else 0
+    values = range(lowest, lowest + (1 << stored))
+
+    def resign(number: int) -> int:
+        readings = (number, number - (1 << 16), number + (1 << 16))
+        return next((reading for reading in readings if reading in values), number)
+
+    first, last = sorted((resign(value), resign(limit)))
+    return first, last
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:
-    """An attribute's value, or None."""
-    try:
-        with config.disable_value_validation():
-            return dataset.get(keyword)
-    except Exception as error:  # a value may be anything, and so is what pydicom raises
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword}: {type(error).__name__}") from None
-
-
-def _text(dataset: Dataset, keyword: str, *, required: bool = True) -> str:
-    value = _value(dataset, keyword)
-    text = "" if value is None else str(value).strip()
-    if required and not text:
-        raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
-    return text
-
-
-def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    value = _value(dataset, keyword)
-    if value is None or value == "":
-        if default is None:
-            raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
-        return default
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one integer") from None
-
-
-def _number(dataset: Dataset, keyword: str) -> float:
-    value = _value(dataset, keyword)
-    if value is None or value == "":
-        raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one number") from None
-    if not np.isfinite(number):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not finite")
-    return number
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    """`count` numbers, NaN where the attribute is absent or not that."""
-    value = _value(dataset, keyword)
-    try:
-        numbers = tuple(float(item) for item in value)
-    except (TypeError, ValueError):
-        numbers = ()
-    return numbers if len(numbers) == count else (float("nan"),) * count
-
-
-def _pixel_bytes(header: Header) -> int:
-    return header.rows * header.columns * header.encoding.bits_allocated // 8
-
-
-def _check_pixel_bytes(file: BinaryIO, size: int, dataset: Dataset, header: Header) -> None:
-    """Raise unless the native pixel data that begins here is all in the file."""
-    implicit, little = dataset.original_encoding
-    element = file.read(8 if implicit else 12)
-    order: Literal["little", "big"] = "little" if little else "big"
-    group, number = int.from_bytes(element[:2], order), int.from_bytes(element[2:4], order)
-    if (group, number) != (_PIXEL_DATA.group, _PIXEL_DATA.element):
-        raise Rejected(Reason.MISSING_ATTRIBUTE, "PixelData")
-    stated = int.from_bytes(element[-4:], order)
-    _check_length(min(stated, size - file.tell()), header)
-
-
-def _check_length(found: int, header: Header) -> None:
-    needed = _pixel_bytes(header)
-    if found < needed:
-        raise Rejected(Reason.TRUNCATED_PIXELS, f"{max(found, 0)} of {needed} bytes")
-
-
-def _native_pixels(dataset: Dataset, header: Header) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    data = _value(dataset, "PixelData")
-    if data is None:
-        raise Rejected(Reason.MISSING_ATTRIBUTE, "PixelData")
-    _check_length(len(data), header)
-    shape = header.rows, header.columns
-    count = header.rows * header.columns
-    if header.encoding.bits_allocated == 8:
-        return np.frombuffer(data, np.uint8, count).reshape(shape)
-    order = "<u2" if dataset.original_encoding[1] else ">u2"
-    return np.frombuffer(data, order, count).astype(np.uint16, copy=False).reshape(shape)
-
-
-def _decoded_pixels(dataset: Dataset, header: Header) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Decompress by whatever decoder pydicom finds for the transfer syntax."""
-    if _value(dataset, "PixelData") is None:
-        raise Rejected(Reason.MISSING_ATTRIBUTE, "PixelData")
-    try:
-        decoder = get_decoder(UID(header.transfer_syntax))
-    except NotImplementedError:
-        decoder = None
-    if decoder is None or not decoder.is_available:
-        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, header.transfer_syntax)
-    try:
-        decoded, _ = decoder.as_array(dataset, raw=True)
-    except Exception as error:  # decoders raise whatever a broken code stream makes them meet
-        raise Rejected(Reason.CORRUPT_PIXELS, type(error).__name__) from None
-    unsigned = np.dtype(f"u{decoded.dtype.itemsize}")
-    if decoded.shape != (header.rows, header.columns) or unsigned.itemsize > 2:
-        raise Rejected(Reason.CORRUPT_PIXELS, f"decoded to {decoded.shape} {decoded.dtype}")
-    return np.ascontiguousarray(decoded).view(unsigned)
+def _window(attributes: Attributes) -> tuple[float, float] | None:
+    center, width = attributes.first_number("WindowCenter"), attributes.first_number("WindowWidth")
+    return (center, width) if math.isfinite(center) and width > 0 and width < math.inf else None

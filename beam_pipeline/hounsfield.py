@@ -15,11 +15,17 @@ PADDING_HU = -1024.0  # the lowest value of the 12-bit range CT scanners use
 
 _WRAP = 4096  # values of a 12-bit word
 _SHIFT = 1000
-# A head CT is more than a tenth air. Where air is at the top of the 12-bit range, it was wrapped;
-# metal, the only tissue-free way up there, fills far less.
-_WRAPPED_AIR_FRACTION = 0.05
+_NEGATIVE = 2048  # the lowest 12-bit word that two's complement reads as negative
 _LOWEST_WRAPPED = 3072  # -1024 HU, wrapped
 _LOWEST_SHIFTED = 3096  # -1000 HU, wrapped
+# A head CT is more than a tenth air. Where air is at the top of the 12-bit range, it was wrapped:
+# no bone gets there, and metal fills far less.
+_WRAPPED_AIR_FRACTION = 0.05
+# Noise of air reaches below -1000 HU in far more pixels than metal has in the same few values.
+_NOISE_FRACTION = 0.001
+# Outside of the field of view there is no metal, only what the scanner pads with.
+_PADDING_FRACTION = 0.01
+_CORNER = 8  # a block of an eighth of the sides at a corner lies outside of the inscribed circle
 
 
 class Repair(StrEnum):
@@ -67,7 +73,8 @@ class PixelEncoding:
 
         12-bit unsigned values with an intercept near 0 cannot hold the -1000 HU of air.
         """
-        return self.bits_stored == 12 and not self.signed and self.intercept > -100
+        unsigned_12_bit = self.bits_stored == 12 and not self.signed
+        return unsigned_12_bit and self.slope == 1 and self.intercept > -100
 
 
 def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
@@ -120,12 +127,14 @@ def choose_repair(
 ) -> Repair:
     """Which repair a file needs.
 
-    `auto` looks at the values of a file whose header allows a wrap: none where no air is at the
-    top of the range; sign extension where there is air below -1000 HU, which a shift would turn
-    into metal; the published shift otherwise.
+    `auto` looks at the values of a file whose header allows a wrap. Where no air is at the top of
+    the range, nothing is wrong. Else both repairs read 3096 to 4095 as -1000 to -1 HU, and differ
+    from 2048 to 3095: the published shift keeps these as they are, as bone and metal, sign
+    extension makes them less than -1000 HU. They are that if air is noise around -1000 HU instead
+    of clipped there, or if the corners, where no metal can be, hold such values as padding.
 
     Args:
-        pixels: bit patterns, uint8 or uint16, any shape.
+        pixels: bit patterns, uint8 or uint16 [rows, columns].
         encoding: of the same file.
         policy: forced repairs too apply only where the header allows a wrap.
     """
@@ -136,5 +145,22 @@ def choose_repair(
     values = stored_values(encoding)[pixels]
     if np.mean(values >= _LOWEST_WRAPPED) < _WRAPPED_AIR_FRACTION:
         return Repair.NONE
-    below_air = np.mean((values >= _LOWEST_WRAPPED) & (values < _LOWEST_SHIFTED))
-    return Repair.SIGN_EXTEND if below_air >= _WRAPPED_AIR_FRACTION else Repair.SHIFT
+    return Repair.SIGN_EXTEND if _reaches_below_air(values) else Repair.SHIFT
+
+
+def _reaches_below_air(values: NDArray[np.int64]) -> bool:
+    """Whether wrapped values are, in part, less than -1000 HU."""
+    # 3095 by itself is where a range of -1000 to 3095 HU clips metal.
+    noise = (values >= _LOWEST_WRAPPED) & (values < _LOWEST_SHIFTED - 1)
+    if np.mean(noise) >= _NOISE_FRACTION:
+        return True
+    corners = _corners(values)
+    padding = (corners >= _NEGATIVE) & (corners < _LOWEST_SHIFTED)
+    return bool(np.mean(padding) >= _PADDING_FRACTION)
+
+
+def _corners(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    height, width = (-(-side // _CORNER) for side in values.shape)
+    rows = np.r_[:height, -height:0]
+    columns = np.r_[:width, -width:0]
+    return values[np.ix_(rows, columns)]

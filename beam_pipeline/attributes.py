@@ -1,0 +1,135 @@
+"""Attributes of a data set, as the types they should have."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pydicom import Dataset
+
+from beam_pipeline.errors import Reason, Rejected
+
+# Sequences of an enhanced image's functional groups that hold what a plain image has at its top
+# level (DICOM PS3.3 C.7.6.16.2, C.8.15.3).
+FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+_MACROS = (
+    "PixelMeasuresSequence",
+    "PlanePositionSequence",
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "CTImageFrameTypeSequence",
+)
+
+
+class Attributes:
+    """A data set's attributes, those of its only frame first."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._sources = [dataset]
+        groups = [items for key in FUNCTIONAL_GROUPS if (items := _items(dataset, key))]
+        if any(len(items) > 1 for items in groups):
+            raise Rejected(Reason.MULTI_FRAME)
+        macros = [macro for items in groups for key in _MACROS for macro in _items(items[0], key)]
+        self._sources[:0] = macros
+
+    def value(self, keyword: str) -> Any:
+        """An attribute's value, or None where it is absent or empty.
+
+        Raises:
+            Rejected: its bytes are no value of its kind.
+        """
+        for source in self._sources:
+            value = _value(source, keyword)
+            if value is not None and value != "":
+                return value
+        return None
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """An attribute's texts, without the blanks around them; none where it is absent."""
+        value = self.value(keyword)
+        values = _values(value)
+        if not all(isinstance(item, str) for item in values):
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is no text")
+        return tuple(item.strip(" \0") for item in values)
+
+    def text(self, keyword: str, *, required: bool = True) -> str:
+        """An attribute's text.
+
+        Raises:
+            Rejected: it is required, and absent or empty.
+        """
+        text = "\\".join(self.texts(keyword))
+        if required and not text:
+            raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+        return text
+
+    def number(self, keyword: str, default: float | None = None) -> float:
+        """An attribute's only number, which may be written several times.
+
+        Raises:
+            Rejected: there is no default and it is absent; or it is no finite number, or several.
+        """
+        value = self.value(keyword)
+        if value is None:
+            if default is None:
+                raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+            return default
+        numbers = {_number(item) for item in _values(value)}
+        if len(numbers) != 1 or not math.isfinite(number := numbers.pop()):
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one number")
+        return number
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        """The same for a whole number."""
+        number = self.number(keyword, default)
+        if number % 1:
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one integer")
+        return int(number)
+
+    def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
+        """`count` finite numbers, NaN where the attribute is absent or not that."""
+        try:
+            numbers = tuple(_number(item) for item in _values(self.value(keyword)))
+        except Rejected:
+            numbers = ()
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            return (math.nan,) * count
+        return numbers
+
+    def first_number(self, keyword: str) -> float:
+        """The first of several numbers, NaN where there is none."""
+        try:
+            values = _values(self.value(keyword))
+        except Rejected:
+            values = ()
+        return _number(values[0]) if values else math.nan
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    try:
+        return dataset.get(keyword)
+    except Exception as error:  # bytes may be anything, and so is what pydicom raises
+        detail = f"{keyword}: {type(error).__name__}"
+        raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
+
+
+def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
+    if keyword not in dataset:
+        return ()
+    value = _value(dataset, keyword)
+    return [item for item in _values(value) if isinstance(item, Dataset)]
+
+
+def _values(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+
+
+def _number(item: Any) -> float:
+    """NaN for what is no number; bytes and underscores are none, whatever Python makes of them."""
+    if isinstance(item, bytes) or (isinstance(item, str) and "_" in item):
+        return math.nan
+    try:
+        return float(item)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

@@ -1,0 +1,39 @@
+"""Other people's code on other people's bytes: kept quiet, and its failures made ours."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydicom import config
+
+from beam_pipeline.errors import Reason, Rejected
+
+
+@contextmanager
+def contained(reason: Reason) -> Iterator[None]:
+    """Run a parser or a decoder on bytes that may be anything.
+
+    Parsers raise whatever a broken file makes them meet, from IndexError to RecursionError, and
+    their messages, warnings and log lines quote the header. Nothing of that leaves: a failure is
+    told by the name of its type, and warnings and pydicom's log lines are dropped. What is changed
+    of pydicom, `warnings` and `logging` for that is put back at the end, but is seen by other
+    threads until then.
+
+    Raises:
+        Rejected: with `reason`, for any exception but a Rejected.
+    """
+    logger = logging.getLogger("pydicom")
+    propagate = logger.propagate
+    # Its own handlers stay, for whoever added one; the root's, and with it the terminal, does not.
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except Rejected:
+        raise
+    except Exception as error:
+        raise Rejected(reason, type(error).__name__) from None
+    finally:
+        logger.propagate = propagate
