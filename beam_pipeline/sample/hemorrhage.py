@@ -1,9 +1,9 @@
 """The five kinds of intracranial blood: where each lies, what shape it takes, what HU it has.
 
-Acute clot measures about 50 to 80 HU (Osborn's Brain; Broder and Preston, Imaging the Head and Brain,
-in Diagnostic Imaging for the Emergency Physician, 2011);
-blood mixed with CSF in sulci and ventricles somewhat less. A bleed is a solid in the head's own
-frame, so it spans neighbouring slices by itself.
+Acute clot measures about 50 to 80 HU (Osborn's Brain; Broder and Preston, Imaging the Head and
+Brain, in Diagnostic Imaging for the Emergency Physician, 2011); blood mixed with CSF in sulci and
+ventricles somewhat less. A bleed is a solid in the head's own frame, so it spans neighbouring
+slices by itself.
 """
 
 from __future__ import annotations
