@@ -19,6 +19,7 @@ import numpy.typing as npt
 from trainer.run_directory import write_whole
 
 KEPT = 2
+BANK_NAME = "image_bank"
 
 
 @dataclass
@@ -51,8 +52,12 @@ class Checkpoint:
 
 
 def variables(model: Any) -> list[Any]:
-    """All that a compiled model's training depends on, in a fixed order."""
-    return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    """All that a compiled model's training depends on, in a fixed order.
+
+    Not the images that a cache keeps on the device.
+    """
+    kept = [each for each in model.variables if each.name != BANK_NAME]
+    return [*kept, *model.optimizer.variables, *model.metrics_variables]
 
 
 def capture(model: Any, progress: Progress) -> Checkpoint:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import keras
+import psutil
 import tensorflow as tf
+
+from trainer.errors import BadInput
 
 
 def compute_capability() -> tuple[int, int] | None:
@@ -21,6 +25,22 @@ def compute_capability() -> tuple[int, int] | None:
         details = [tf.config.experimental.get_device_details(each) for each in devices]
         found = [tuple(each.get("compute_capability", (0, 0))) for each in details]
     return min(((each[0], each[1]) for each in found), default=None)
+
+
+def free_device_memory(capability: tuple[int, int] | None) -> int:
+    """Bytes that are free on the GPU with the least of them, or on the machine without one.
+
+    Raises:
+        BadInput: the driver does not say.
+    """
+    if capability is None:
+        return int(psutil.virtual_memory().available)
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return min(int(line) for line in answer.stdout.split()) << 20
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise BadInput(f"--cache device: nvidia-smi does not answer ({error})") from None
 
 
 def leave_gpu_to_jax() -> None:

@@ -52,6 +52,8 @@ def prepare_training(options: TrainOptions) -> Job:
     parse_windows(options.windows)
     if options.windows and not shards.image.is_hounsfield:
         raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
+    if options.sampling == "balanced" and options.cache == "none":
+        raise BadInput("--sampling balanced: draws single images, so it needs a --cache")
     if count(training) < options.batch_size:
         raise BadInput(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"

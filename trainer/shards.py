@@ -108,7 +108,8 @@ class ShardDirectory:
         if f"fold{fold}" not in names:
             raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
         validation = self.split(f"fold{fold}")
-        training = tuple(each for each in self.folds() if each is not validation)
+        others = (each for each in self.folds() if each is not validation)
+        training = tuple(each for each in others if each.examples)
         for each, use in ((validation.examples, "validate"), (count(training), "train")):
             if not each:
                 raise BadInput(f"--fold {fold}: no examples are left to {use} on")

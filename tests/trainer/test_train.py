@@ -130,3 +130,17 @@ def test_an_infinite_loss_stops_with_a_report(
     assert "the loss is" in error
     assert "epoch 1, step" in error
     assert error.count("\n") == 1
+
+
+def test_every_cache_trains_alike(make_job: JobMaker, tmp_path: Path) -> None:
+    for cache in ("ram", "disk", "device"):
+        train(make_job(cache, cache=cache, epochs=1))
+    found = [read(tmp_path / cache / "history.json")[0] for cache in ("ram", "disk", "device")]
+    for other in found[1:]:
+        assert other["loss"] == pytest.approx(found[0]["loss"], rel=1e-4)
+        assert other["val_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-3)
+
+
+def test_balanced_sampling_and_label_smoothing(make_job: JobMaker, tmp_path: Path) -> None:
+    train(make_job("run", cache="ram", sampling="balanced", label_smoothing=0.1, epochs=1))
+    assert read(tmp_path / "run" / "metrics.json")["examples"] == 21

@@ -1,0 +1,177 @@
+"""How images come to the training step: streamed, from a bank, or from the device itself.
+
+Each feed has a network whose input is what its batches carry; all share the classifier's
+layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from keras import layers, ops
+
+from trainer.bank import Bank, bank_bytes, check_memory, fill_bank
+from trainer.checkpoint import BANK_NAME
+from trainer.input_pipeline import Order, training_batches, with_options
+from trainer.job import Job
+from trainer.model import Classifier
+from trainer.resize import Resize
+from trainer.sampling import epoch_rows
+from trainer.shards import count
+
+
+class Feed(Protocol):
+    """What training needs of its input."""
+
+    def network(self, classifier: Classifier) -> Any:
+        """A model from what a batch carries to logits."""
+
+    def batches(self, order: Order) -> Any:
+        """The batches of an epoch that are still to come: dataset of (input, labels)."""
+
+    def validation_logits(self, classifier: Classifier) -> Any:
+        """Logits and labels of the validation fold; None where they are to be streamed."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Decodes every epoch anew; holds nothing."""
+
+    job: Job
+
+    def network(self, classifier: Classifier) -> Any:
+        """Stored images → logits."""
+        return keras.Model(classifier.model.inputs, classifier.model.outputs, name="training")
+
+    def batches(self, order: Order) -> Any:
+        """Stored images and labels."""
+        job, options = self.job, self.job.options
+        batches = training_batches(
+            job.training, job.shards.image, options.batch_size, order, options.shuffle_buffer
+        )
+        return batches.take(job.steps - order.skip)
+
+    def validation_logits(self, classifier: Classifier) -> Any:
+        """Streams the validation fold."""
+        return None
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Takes resized images out of banks in memory or on disk."""
+
+    job: Job
+    bank: Bank
+    validation: Bank
+
+    def rows(self, order: Order) -> npt.NDArray[np.int64]:
+        """The rows of each batch."""
+        job = self.job
+        balanced = job.options.sampling == "balanced"
+        return epoch_rows(self.bank.labels, job.steps, job.options.batch_size, order, balanced)
+
+    def network(self, classifier: Classifier) -> Any:
+        """Resized images → logits."""
+        size, image = self.job.options.image_size, self.job.shards.image
+        inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
+        return keras.Model(inputs, classifier.core(Resize(size)(inputs)), name="training")
+
+    def batches(self, order: Order) -> Any:
+        """Resized images and labels."""
+        rows = tf.data.Dataset.from_tensor_slices(self.rows(order))
+        size, image = self.job.options.image_size, self.job.shards.image
+        shape = (self.job.options.batch_size, size, size, image.channels)
+
+        def gather(chosen: Any) -> tuple[Any, Any]:
+            pixels = tf.numpy_function(self.bank.take, [chosen], tf.as_dtype(image.dtype))
+            return tf.ensure_shape(pixels, shape), tf.gather(self.bank.labels, chosen)
+
+        return with_options(rows.map(gather, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE))
+
+    def validation_logits(self, classifier: Classifier) -> tuple[Any, Any]:
+        """Runs the core over the validation bank."""
+        bank, size = self.validation, self.job.options.batch_size
+        logits = []
+        for start in range(0, len(bank.labels), size):
+            rows = np.arange(start, start + size) % len(bank.labels)
+            logits.append(classifier.core.predict_on_batch(bank.take(rows).astype(np.float32)))
+            self.job.display.update(min(start + size, len(bank.labels)))
+        return np.concatenate(logits)[: len(bank.labels)], bank.labels.astype(np.int64)
+
+
+class OnDevice(Cached):
+    """Holds the training images in the device's memory; a batch is nothing but rows."""
+
+    def network(self, classifier: Classifier) -> Any:
+        """Rows of the bank → logits."""
+        inputs = layers.Input((), dtype="int32")
+        images = np.concatenate(self.bank.images)
+        lookup = LookUp(images)
+        resized = Resize(self.job.options.image_size)(lookup(inputs))
+        return keras.Model(inputs, classifier.core(resized), name="training")
+
+    def batches(self, order: Order) -> Any:
+        """Rows and labels."""
+        rows = self.rows(order)
+        labels = self.bank.labels[rows]
+        return with_options(
+            tf.data.Dataset.from_tensor_slices((rows.astype(np.int32), labels)).prefetch(2)
+        )
+
+
+class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
+    """Rows int32 [B] → images [B, S, S, C], out of a variable that is never trained."""
+
+    def __init__(self, images: npt.NDArray[Any]) -> None:
+        super().__init__(dtype="float32", trainable=False)
+        self.bank = self.add_weight(
+            shape=images.shape,
+            dtype=str(images.dtype),
+            initializer=lambda *_, **__: ops.convert_to_tensor(images),
+            trainable=False,
+            name=BANK_NAME,
+        )
+
+    def call(self, rows: Any) -> Any:
+        """Gathers."""
+        return ops.take(self.bank, rows, axis=0)
+
+    def compute_output_spec(self, rows: Any) -> Any:
+        """Images of the bank's type."""
+        return keras.KerasTensor((*rows.shape, *self.bank.shape[1:]), dtype=self.bank.dtype)
+
+
+def open_feed(job: Job, free_device_memory: int) -> Feed:
+    """Makes the feed that --cache asks for, and fills it.
+
+    Raises:
+        BadInput: there is too little memory or disk space.
+    """
+    options, image = job.options, job.shards.image
+    if options.cache == "none":
+        return Stream(job)
+    needed = bank_bytes(job.training, image, options.image_size)
+    if options.cache == "device":
+        check_memory("device", needed, free_device_memory, "ram")
+    job.display.say(f"cache on {options.cache}: {needed / 1e9:.2f} GB of training images")
+    job.display.begin("filling the cache", count(job.training) + job.validation.examples)
+    folder = None
+    if options.cache == "disk":
+        folder = Path(options.cache_dir) if options.cache_dir else job.run.path / "cache"
+    bank = fill_bank(job.training, image, options.image_size, folder, job.display.update)
+    trained = count(job.training)
+    validation = fill_bank(
+        (job.validation,),
+        image,
+        options.image_size,
+        folder,
+        lambda done: job.display.update(trained + done),
+    )
+    job.display.end()
+    return (OnDevice if options.cache == "device" else Cached)(job, bank, validation)
