@@ -79,7 +79,7 @@ class Bleed:
         """Distance to the blood (mm, negative inside) on the image's grid; so is `csf`."""
         shape = enlarge(common(_SHAPES[self.kind](self, tissues), tissues.inner))
         # Subarachnoid blood fills the CSF there is, and opens it a little.
-        return common(shape, csf - 1.1) if self.kind == "subarachnoid" else shape
+        return common(shape, csf - 1.5) if self.kind == "subarachnoid" else shape
 
     def push(self, points: Points) -> tuple[Field, Field]:
         """How far (mm, x and y) each point looks back to find the tissue pushed there."""
@@ -197,13 +197,13 @@ def _falx_subdural(rng: np.random.Generator, side: int) -> Bleed:
 
 
 def _random_subarachnoid(rng: np.random.Generator, side: int, aneurysm: bool) -> list[Bleed]:
-    hu = rng.uniform(48, 62)
+    hu = rng.uniform(52, 64)
     if aneurysm:
         center, size = (side * 5.0, -6.0, 0.0), (48.0, 42.0, float(rng.uniform(20, 28)))
         return [Bleed("subarachnoid", "basal", hu, side, center, size, _edge(rng))]
     point, _ = _on_inner_table(rng.uniform(-40, 50), rng.uniform(20, 50), side)
-    reach = rng.uniform(30, 42)
-    size = (float(reach), float(reach), float(rng.uniform(24, 34)))
+    reach = rng.uniform(34, 48)
+    size = (float(reach), float(reach), float(rng.uniform(26, 36)))
     return [Bleed("subarachnoid", "convexity", hu, side, point, size, _edge(rng))]
 
 
