@@ -163,4 +163,5 @@ def _corners(values: NDArray[np.int64]) -> NDArray[np.int64]:
     height, width = (-(-side // _CORNER) for side in values.shape)
     rows = np.r_[:height, -height:0]
     columns = np.r_[:width, -width:0]
-    return values[np.ix_(rows, columns)]
+    corners: NDArray[np.int64] = values[np.ix_(rows, columns)]
+    return corners

@@ -1,0 +1,486 @@
+"""Pixels of every encoding, against a second decoder or the uncompressed twin."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydicom import uid
+from pydicom.pixels import pixel_array
+
+from beam_pipeline.codestream import describe_j2k, describe_jpeg
+from beam_pipeline.dicom import Slice, read_slice
+from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.hounsfield import Repair, hounsfield_table, stored_values
+from tests.beam_pipeline.dicom_files import make_dicom
+
+JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
+JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
+UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
+
+
+def stored(source: Slice) -> np.ndarray:
+    return stored_values(source.header.encoding)[source.pixels]
+
+
+def hounsfield(source: Slice) -> np.ndarray:
+    return hounsfield_table(source.header.encoding, Repair.NONE)[source.pixels]
+
+
+def rejection(data: bytes) -> tuple[Reason, str]:
+    with pytest.raises(Rejected) as caught:
+        read_slice(data)
+    return caught.value.reason, caught.value.detail
+
+
+def ramp(dtype: str, size: int = 32) -> np.ndarray:
+    """Every eighth value of a 16-bit type once, or each of an 8-bit one several times."""
+    bits = np.dtype(dtype).itemsize * 8
+    values = np.linspace(0, (1 << bits) - 1, size * size).astype(f"u{bits // 8}")
+    return values.reshape(size, size).view(dtype)
+
+
+# Native
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int8", "uint8"])
+def test_native_pixels_are_as_written(syntax: str, dtype: str) -> None:
+    pixels = ramp(dtype)
+    source = read_slice(make_dicom(pixels, syntax=syntax))
+    assert source.header.transfer_syntax == syntax
+    assert source.pixels.dtype == pixels.view(f"u{pixels.dtype.itemsize}").dtype
+    assert not source.pixels.flags.writeable
+    if syntax == uid.ExplicitVRBigEndian and pixels.dtype.itemsize == 1:
+        pixels = pixels.reshape(-1, 2)[:, ::-1].reshape(pixels.shape)  # two pixels an OW word
+    assert np.array_equal(stored(source), pixels)
+
+
+def test_an_odd_number_of_8_bit_pixels_is_read_without_its_padding() -> None:
+    pixels = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    assert np.array_equal(read_slice(make_dicom(pixels)).pixels, pixels)
+
+
+@pytest.mark.parametrize("allocated", [8, 16])
+def test_pixels_with_other_bits_in_the_word(allocated: int) -> None:
+    pixels = np.array([[0b10110101, 0b01001010]], f"u{allocated // 8}")
+    data = make_dicom(pixels, BitsStored=4, HighBit=5, PixelRepresentation=1)
+    assert stored(read_slice(data)).tolist() == [[-3, 2]]
+
+
+@given(arrays(np.int16, (3, 5)), st.sampled_from([uid.ExplicitVRBigEndian, uid.RLELossless]))
+@settings(max_examples=30, deadline=None)
+def test_any_pixels_survive(pixels: np.ndarray, syntax: str) -> None:
+    pixels[0, :2] = 0, 1
+    planes = [pixels.astype(">i2").tobytes()[plane::2] for plane in range(2)]
+    frame = pack_rle(planes) if syntax == uid.RLELossless else None
+    assert np.array_equal(
+        stored(read_slice(make_dicom(pixels, syntax=syntax, frame=frame))), pixels
+    )
+
+
+def pack_rle(planes: list[bytes]) -> bytes:
+    """DICOM RLE of literal runs of one byte only (PS3.5 annex G)."""
+    segments = [b"".join(bytes([0, byte]) for byte in plane) for plane in planes]
+    segments = [segment + bytes(len(segment) % 2) for segment in segments]
+    offsets = [64 + sum(map(len, segments[:i])) for i in range(len(segments))]
+    words = [len(segments), *offsets, *[0] * (15 - len(segments))]
+    return np.array(words, "<u4").tobytes() + b"".join(segments)
+
+
+# Code streams, made here, read by another decoder or known
+
+
+def jls(pixels: np.ndarray) -> bytes:
+    return bytes(imagecodecs.jpegls_encode(pixels.view(f"u{pixels.dtype.itemsize}")))
+
+
+def j2k(pixels: np.ndarray) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, mct=False))
+
+
+def htj2k(pixels: np.ndarray) -> bytes:
+    return bytes(imagecodecs.htj2k_encode(pixels, reversible=True))
+
+
+def lossless_jpeg(pixels: np.ndarray) -> bytes:
+    unsigned = pixels.view(f"u{pixels.dtype.itemsize}")
+    return bytes(imagecodecs.jpeg8_encode(unsigned, lossless=True, predictor=1))
+
+
+LOSSLESS = [
+    (uid.JPEGLossless, lossless_jpeg),
+    (uid.JPEGLosslessSV1, lossless_jpeg),
+    (uid.JPEGLSLossless, jls),
+    (uid.JPEG2000Lossless, j2k),
+    (uid.JPEG2000, j2k),
+    (uid.HTJ2KLossless, htj2k),
+    (uid.HTJ2KLosslessRPCL, htj2k),
+    (uid.HTJ2K, htj2k),
+    (UNCOMPRESSED, lambda pixels: pixels.tobytes()),
+]
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])
+@pytest.mark.parametrize(("syntax", "encode"), LOSSLESS)
+def test_lossless_code_streams_give_what_went_in(
+    syntax: str, encode: Callable[[np.ndarray], bytes], dtype: str
+) -> None:
+    pixels = ramp(dtype)
+    source = read_slice(make_dicom(pixels, syntax=syntax, frame=encode(pixels)))
+    assert np.array_equal(stored(source), pixels)
+
+
+def test_htj2k_as_a_second_decoder_reads_it() -> None:
+    pixels = ramp("int16")
+    frame = htj2k(pixels)
+    source = read_slice(make_dicom(pixels, syntax=uid.HTJ2K, frame=frame))
+    assert np.array_equal(stored(source), imagecodecs.htj2k_decode(frame))  # OpenJPH
+
+
+def test_lossless_jpeg_as_two_other_decoders_read_it() -> None:
+    pixels = ramp("uint16")
+    frame = lossless_jpeg(pixels)
+    source = read_slice(make_dicom(pixels, syntax=uid.JPEGLossless, frame=frame))
+    assert np.array_equal(stored(source), imagecodecs.ljpeg_decode(frame))
+    assert np.array_equal(stored(source), imagecodecs.jpegsof3_decode(frame))
+
+
+@pytest.mark.parametrize("signed_stream", [False, True])
+@pytest.mark.parametrize("representation", [0, 1])
+def test_the_headers_sign_counts_not_the_code_streams(
+    signed_stream: bool, representation: int
+) -> None:
+    pixels = np.arange(-2048, 2048, dtype=np.int16).reshape(64, 64)
+    written = pixels if signed_stream else (pixels & 0xFFF).astype(np.uint16)
+    stream = j2k_12_bit(written)
+    described = describe_j2k(stream)
+    assert (described.precision, described.signed) == (12, signed_stream)
+    data = make_dicom(
+        pixels,
+        syntax=uid.JPEG2000Lossless,
+        frame=stream,
+        PixelRepresentation=representation,
+        BitsStored=12,
+        HighBit=11,
+    )
+    assert np.array_equal(stored(read_slice(data)), pixels if representation else pixels & 0xFFF)
+
+
+def j2k_12_bit(pixels: np.ndarray) -> bytes:
+    options = {"codecformat": "j2k", "reversible": True, "bitspersample": 12}
+    return bytes(imagecodecs.jpeg2k_encode(pixels, **options))
+
+
+@pytest.mark.parametrize(
+    ("stored_bits", "high_bit", "expected"),
+    [(16, 15, -1000), (12, 11, -1000), (12, 15, -1000)],
+)
+def test_a_12_bit_code_stream_in_words_of_any_layout(
+    stored_bits: int, high_bit: int, expected: int
+) -> None:
+    pixels = np.array([[-1000, 40], [0, 80]], np.int16)
+    frame = j2k_12_bit((np.kron(pixels, np.ones((16, 16))).astype(int) & 0xFFF).astype(np.uint16))
+    data = make_dicom(
+        np.zeros((32, 32), np.int16),
+        syntax=uid.JPEG2000Lossless,
+        frame=frame,
+        BitsStored=stored_bits,
+        HighBit=high_bit,
+    )
+    assert stored(read_slice(data))[::16, ::16].tolist() == [[expected, 40], [0, 80]]
+
+
+def test_jp2_boxes_around_the_code_stream_are_ignored() -> None:
+    pixels = ramp("uint16")
+    frame = bytes(imagecodecs.jpeg2k_encode(pixels, codecformat="jp2", reversible=True))
+    assert frame[4:8] == b"jP  "
+    source = read_slice(make_dicom(pixels, syntax=uid.JPEG2000Lossless, frame=frame))
+    assert np.array_equal(stored(source), pixels)
+
+
+def test_a_frame_in_several_fragments_is_joined() -> None:
+    pixels = ramp("uint16")
+    frame = lossless_jpeg(pixels)
+    frame += bytes(len(frame) % 2)
+    parts = [b"", frame[:100], frame[100:102], frame[102:]]
+    data = make_dicom(pixels, syntax=uid.JPEGLossless, frame=b"\0\0", PixelData=fragments(parts))
+    assert np.array_equal(stored(read_slice(data)), pixels)
+
+
+def fragments(parts: list[bytes], end: bytes = b"") -> bytes:
+    items = [b"\xfe\xff\x00\xe0" + len(part).to_bytes(4, "little") + part for part in parts]
+    return b"".join(items) + end
+
+
+# Code streams that are not what the header says: found before a decoder runs
+
+
+def with_size(frame: bytes, place: int, size: int, width: int = 2) -> bytes:
+    return frame[:place] + size.to_bytes(width, "big") + frame[place + width :]
+
+
+def sof(frame: bytes) -> int:
+    """Where a JPEG says its height."""
+    return next(i for i in range(len(frame)) if frame[i : i + 2] in (b"\xff\xc3", b"\xff\xf7")) + 5
+
+
+@pytest.mark.parametrize(
+    ("syntax", "frame"),
+    [
+        (uid.JPEGLossless, with_size(f := lossless_jpeg(ramp("uint16")), sof(f), 65535)),
+        (uid.JPEGLSLossless, with_size(f := jls(ramp("uint16")), sof(f) + 2, 65535)),
+        (uid.JPEG2000Lossless, with_size(j2k(ramp("uint16")), 8, 1 << 31, 4)),
+        (uid.HTJ2K, with_size(htj2k(ramp("uint16")), 12, 1 << 31, 4)),
+    ],
+    ids=["jpeg", "jpeg-ls", "jpeg 2000", "htj2k"],
+)
+def test_a_code_stream_of_another_size_is_never_decoded(syntax: str, frame: bytes) -> None:
+    reason, detail = rejection(make_dicom(ramp("uint16"), syntax=syntax, frame=frame))
+    assert reason is Reason.CORRUPT_PIXELS
+    assert detail.startswith("the code stream is ")
+    assert detail.endswith(", not 32 x 32")
+
+
+@pytest.mark.parametrize(("syntax", "encode"), LOSSLESS)
+def test_a_cut_code_stream_is_truncated(syntax: str, encode: Callable[[np.ndarray], bytes]) -> None:
+    frame = encode(ramp("uint16"))
+    data = make_dicom(ramp("uint16"), syntax=syntax, frame=frame[: len(frame) // 2])
+    assert rejection(data)[0] is Reason.TRUNCATED_PIXELS
+
+
+def test_a_file_that_ends_within_its_code_stream_is_truncated() -> None:
+    frame = j2k(ramp("uint16"))
+    data = make_dicom(ramp("uint16"), syntax=uid.JPEG2000, frame=frame)
+    reason, detail = rejection(data[:-100])
+    assert reason is Reason.TRUNCATED_PIXELS
+    assert detail.endswith(" bytes")
+    assert rejection(data[: data.index(frame) - 8])[0] is Reason.TRUNCATED_PIXELS
+
+
+def test_a_code_stream_with_its_middle_cut_out_is_corrupt() -> None:
+    frame = j2k(ramp("uint16"))
+    data = make_dicom(ramp("uint16"), syntax=uid.JPEG2000, frame=frame[:200] + frame[-20:])
+    assert rejection(data)[0] is Reason.CORRUPT_PIXELS
+
+
+def test_colour_in_the_code_stream_alone() -> None:
+    frame = bytes(imagecodecs.jpeg8_encode(np.zeros((32, 32, 3), np.uint8)))
+    data = make_dicom(ramp("uint8"), syntax=uid.JPEGBaseline8Bit, frame=frame)
+    assert rejection(data) == (Reason.NOT_GRAYSCALE, "3 components in the code stream")
+
+
+def test_more_bits_than_are_allocated() -> None:
+    data = make_dicom(ramp("uint8"), syntax=uid.JPEG2000, frame=j2k(ramp("uint16")))
+    assert rejection(data) == (Reason.CORRUPT_PIXELS, "16 bits a sample in 8 allocated")
+
+
+def test_a_progressive_jpeg_of_countless_scans_is_not_decoded() -> None:
+    frame = lossless_jpeg(ramp("uint16"))
+    frame = frame[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * 1001 + frame[-2:]
+    data = make_dicom(ramp("uint16"), syntax=uid.JPEGExtended12Bit, frame=frame)
+    assert rejection(data) == (Reason.CORRUPT_PIXELS, "more than 1000 scans")
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.JPEG2000, uid.JPEGLSLossless])
+def test_bytes_that_are_no_code_stream(syntax: str) -> None:
+    data = make_dicom(ramp("uint16"), syntax=syntax, frame=b"no code stream" * 10)
+    assert rejection(data)[0] is Reason.CORRUPT_PIXELS
+
+
+def test_rle_of_more_planes_than_a_pixel_has_bytes() -> None:
+    frame = pack_rle([bytes(1024)] * 3)
+    data = make_dicom(ramp("uint16"), syntax=uid.RLELossless, frame=frame)
+    assert rejection(data) == (Reason.CORRUPT_PIXELS, "segments are not the bytes of a pixel")
+
+
+def test_rle_of_more_bytes_than_the_image_is_not_unpacked() -> None:
+    run = bytes([257 - 128, 7]) * 10_000  # 1.28 million sevens
+    frame = np.array([2, 64, 66, *[0] * 13], "<u4").tobytes() + run
+    data = make_dicom(ramp("uint16"), syntax=uid.RLELossless, frame=frame)
+    assert rejection(data)[0] is Reason.CORRUPT_PIXELS
+
+
+def test_two_frames_in_the_offset_table_are_two_frames() -> None:
+    frame = lossless_jpeg(ramp("uint16"))
+    table = np.array([0, len(frame) + 8], "<u4").tobytes()
+    encapsulated = fragments([table, frame, frame])
+    data = make_dicom(
+        ramp("uint16"), syntax=uid.JPEGLossless, frame=b"\0\0", PixelData=encapsulated
+    )
+    assert rejection(data)[0] is Reason.MULTI_FRAME
+
+
+def test_native_pixels_in_a_compressed_transfer_syntax() -> None:
+    data = relabelled(make_dicom(), uid.ExplicitVRLittleEndian, uid.JPEG2000)
+    assert rejection(data) == (Reason.CORRUPT_PIXELS, "not encapsulated")
+
+
+def test_a_code_stream_in_a_native_transfer_syntax() -> None:
+    data = make_dicom(ramp("uint16"), syntax=uid.JPEG2000, frame=j2k(ramp("uint16")))
+    data = relabelled(data, uid.JPEG2000, uid.ExplicitVRLittleEndian)
+    reason = (Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
+    assert rejection(data) == reason
+
+
+def relabelled(data: bytes, old: str, new: str) -> bytes:
+    """The same data set with another transfer syntax in its meta information."""
+    tag, size = b"\x02\x00\x10\x00UI", len(old) + len(old) % 2
+    place = data.index(tag)
+    value = new.encode() + bytes(len(new) % 2)
+    return data[:place] + tag + len(value).to_bytes(2, "little") + value + data[place + 8 + size :]
+
+
+def test_fill_bytes_and_other_segments_before_the_frame_header_are_skipped() -> None:
+    frame = lossless_jpeg(ramp("uint16"))
+    filled = frame[:2] + b"\xff\xff\xfe\x00\x06note" + frame[2:]
+    assert describe_jpeg(filled) == describe_jpeg(frame)
+
+
+# Files of other writers that pydicom brings along
+
+
+def read_pydicom_file(name: str) -> Slice:
+    """One of pydicom's test files, made a CT slice."""
+    dataset = pydicom.dcmread(TEST_FILES / name)
+    keywords = ["Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"]
+    values = {keyword: dataset[keyword].value for keyword in [*keywords, "PixelData"]}
+    syntax = dataset.file_meta.TransferSyntaxUID
+    frame = b"encapsulated" if syntax.is_encapsulated else None
+    return read_slice(make_dicom(syntax=syntax, frame=frame, **values))
+
+
+TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CT_small.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"],
+)
+def test_pydicoms_files_as_it_reads_them(name: str) -> None:
+    assert np.array_equal(stored(read_pydicom_file(name)), pixel_array(TEST_FILES / name, raw=True))
+
+
+@pytest.mark.parametrize("name", ["693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "JPEG2000.dcm"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pydicoms_jpeg_2000_as_pillow_reads_it(name: str) -> None:
+    pytest.importorskip("PIL", reason="Pillow, the second decoder, is not installed")
+    expected = pixel_array(TEST_FILES / name, raw=True, decoding_plugin="pillow")
+    assert np.array_equal(stored(read_pydicom_file(name)), expected)
+
+
+@pytest.mark.parametrize("name", ["MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_pydicoms_lossless_files_as_their_uncompressed_twin(name: str) -> None:
+    twin = pixel_array(TEST_FILES / "MR_small.dcm", raw=True)
+    assert np.array_equal(stored(read_pydicom_file(name)), twin)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "column"),
+    [
+        # GDCM 3.2.6, pylibjpeg-libjpeg 2.5.0 and pyjpegls 1.5.1 give the same.
+        ("JPEGLSNearLossless_08.dcm", 25000, [255, 65, 15, 5, 0]),
+        ("JPEGLSNearLossless_16.dcm", 6007250, [65535, 16385, 1025, 15, 0]),
+        # 12-bit: pylibjpeg-libjpeg 2.5.0 is nowhere more than 1 from it.
+        ("JPGExtended.dcm", 3767007, [1, 68, 14, 1]),
+        ("JPEG-lossy.dcm", 3767007, [1, 68, 14, 1]),
+    ],
+)
+def test_pydicoms_lossy_files_have_the_values_of_other_decoders(
+    name: str, total: int, column: list[int]
+) -> None:
+    values = stored(read_pydicom_file(name))
+    height, width = values.shape
+    assert values.sum() == total
+    assert values[:: height // 4, width // 2].tolist() == column
+
+
+# One real CT slice in fourteen files
+
+
+@pytest.fixture(scope="module")
+def encodings(real_data: Path) -> dict[str, list[Slice]]:
+    """The slices by transfer syntax, read from the files, not from their names."""
+    slices: dict[str, list[Slice]] = {}
+    for path in sorted((real_data / "encodings").iterdir()):
+        source = read_slice(path.read_bytes())
+        slices.setdefault(source.header.transfer_syntax, []).append(source)
+    return slices
+
+
+@pytest.fixture(scope="module")
+def twin(encodings: dict[str, list[Slice]]) -> Slice:
+    return encodings[uid.ExplicitVRLittleEndian][0]
+
+
+def test_all_fourteen_files_are_read(encodings: dict[str, list[Slice]]) -> None:
+    assert sorted(encodings) == sorted([*SAME, *map(str, LOSSY)])
+    assert sum(map(len, encodings.values())) == 14
+
+
+SAME = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.RLELossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+]
+LOSSY = {
+    # 256 grey levels, 32 HU apart; one of the two files is compressed harder.
+    uid.JPEGBaseline8Bit: 30,
+    # 12 bits, 2 HU apart
+    JPEG_SPECTRAL_SELECTION: 6,
+    JPEG_FULL_PROGRESSION: 6,
+    uid.JPEG2000: 6,
+    uid.JPEGLSNearLossless: 1,
+}
+
+
+@pytest.mark.parametrize("syntax", SAME)
+def test_real_lossless_encodings_are_the_uncompressed_twin(
+    encodings: dict[str, list[Slice]], twin: Slice, syntax: str
+) -> None:
+    for source in encodings[syntax]:
+        assert np.array_equal(source.pixels, twin.pixels)
+
+
+@pytest.mark.parametrize(("syntax", "deviation"), LOSSY.items())
+def test_real_lossy_encodings_are_near_the_uncompressed_twin(
+    encodings: dict[str, list[Slice]], twin: Slice, syntax: str, deviation: float
+) -> None:
+    expected = hounsfield(twin)
+    inside = expected > -1024
+    for source in encodings[syntax]:
+        assert (hounsfield(source) - expected)[inside].std() < deviation
+
+
+def test_near_lossless_is_within_its_promise(
+    encodings: dict[str, list[Slice]], twin: Slice
+) -> None:
+    (source,) = encodings[uid.JPEGLSNearLossless]
+    assert np.abs(stored(source) - stored(twin)).max() == 1  # NEAR of T.87
+
+
+def test_both_progressive_jpegs_hold_the_same_coefficients(
+    encodings: dict[str, list[Slice]],
+) -> None:
+    (first,), (second,) = encodings[JPEG_SPECTRAL_SELECTION], encodings[JPEG_FULL_PROGRESSION]
+    assert np.array_equal(first.pixels, second.pixels)
+    assert (first.pixels.min(), first.pixels.max()) == (497, 2708)
+    # pylibjpeg-libjpeg 2.5.0 is nowhere more than 1 from it.
