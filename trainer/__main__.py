@@ -48,7 +48,7 @@ def run(options: Options) -> None:
     if isinstance(options, EvaluateOptions):
         from trainer.evaluate import evaluate
 
-        evaluate(answer)
+        evaluate(answer, options.fit_temperature)
     else:
         from trainer.predict import predict
 

@@ -4,56 +4,90 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from trainer.bootstrap import intervals
+from trainer.calibration import expected_calibration_error, fit_temperatures, reliability_curve
 from trainer.errors import BadInput
 from trainer.hardware import leave_gpu_to_jax
 from trainer.job import Answer
-from trainer.metrics import split_figures
+from trainer.metrics import prevalence_baseline, split_figures
 from trainer.model import load_classifier
 from trainer.predictions import Predictions, predict_split, write_parquet
-from trainer.progress import Display, figures_table
+from trainer.progress import figures_table
 from trainer.run_directory import write_json
-from trainer.shards import ShardDirectory, Split
 
 
-def evaluate(answer: Answer) -> None:
+def evaluate(answer: Answer, fit_temperature: bool) -> None:
     """Writes evaluation-<split>.json and predictions-<split>.parquet into the run.
 
     Raises:
         BadInput: the split has no labels, or a shard is damaged.
     """
     leave_gpu_to_jax()
-    run, shards, split, display = answer.run, answer.shards, answer.split, answer.display
-    model = load_classifier(run.model)
-    figures, predictions = evaluate_split(
-        model, shards, split, answer.weights, answer.batch_size, display
-    )
-    write_parquet(run.path / f"predictions-{split.name}.parquet", predictions, shards.labels)
-    write_json(run.path / f"evaluation-{split.name}.json", {"split": split.name, **figures})
-    display.console.print(figures_table(figures, f"{run.path}: {split.name}"))
-    display.say(
-        f"written: {run.path}/evaluation-{split.name}.json, predictions-{split.name}.parquet"
-    )
+    run, labels, name, display = answer.run, answer.shards.labels, answer.split.name, answer.display
+    predictions = predict_labelled(load_classifier(run.model), answer)
+    if fit_temperature:
+        found = fit_temperatures(predictions.logits, predictions.labels)
+        write_json(run.temperatures, dict(zip(labels, found, strict=True)))
+        shown = ", ".join(f"{label} {each:.2f}" for label, each in zip(labels, found, strict=True))
+        display.say(f"temperatures fitted on {name}: {shown}")
+        predictions = predictions.cooled(found)
+    figures = measure(predictions, answer)
+    write_parquet(run.path / f"predictions-{name}.parquet", predictions, labels)
+    write_json(run.path / f"evaluation-{name}.json", figures)
+    display.console.print(figures_table(figures, f"{run.path}: {name}"))
+    display.say(f"written: {run.path}/evaluation-{name}.json, predictions-{name}.parquet")
 
 
-def evaluate_split(
-    model: Any,
-    shards: ShardDirectory,
-    split: Split,
-    weights: tuple[float, ...],
-    batch_size: int,
-    display: Display,
-) -> tuple[dict[str, Any], Predictions]:
-    """The figures of a split, and the answers they are of.
+def predict_labelled(model: Any, answer: Answer) -> Predictions:
+    """The answers for a labelled split.
 
     Raises:
-        BadInput: the split has no labels.
+        BadInput: the split has no labels, or a shard is damaged.
     """
-    display.begin(f"evaluating {split.name}", split.examples)
+    answer.display.begin(f"evaluating {answer.split.name}", answer.split.examples)
     predictions = predict_split(
-        model, split, shards.image, len(shards.labels), batch_size, display.update
-    )
-    display.end()
+        model,
+        answer.split,
+        answer.shards.image,
+        len(answer.shards.labels),
+        answer.batch_size,
+        answer.display.update,
+        answer.flip,
+    ).cooled(answer.temperatures)
+    answer.display.end()
     if (predictions.labels < 0).any():
-        raise BadInput(f"split {split.name}: has no labels; `predict` answers for it")
-    figures = split_figures(predictions.labels, predictions.probabilities, shards.labels, weights)
-    return figures, predictions
+        raise BadInput(f"split {answer.split.name}: has no labels; `predict` answers for it")
+    return predictions
+
+
+def measure(predictions: Predictions, answer: Answer) -> dict[str, Any]:
+    """All figures of a labelled split, by slice and by study."""
+    names, weights = answer.shards.labels, answer.weights
+    labels, predicted = predictions.labels, predictions.probabilities
+    patients = predictions.texts["patient_id"]
+    figures = split_figures(labels, predicted, names, weights)
+    for i, name in enumerate(names):
+        one = labels[:, i], predicted[:, i]
+        figures["labels"][name]["calibration_error"] = expected_calibration_error(*one)
+        figures["labels"][name]["reliability"] = reliability_curve(*one)
+    studies = by_study(predictions)
+    return {
+        "split": predictions.split,
+        "patients": len(np.unique(patients)),
+        **figures,
+        "prevalence_log_loss": prevalence_baseline(labels, answer.prevalence, weights),
+        "intervals_95": intervals(labels, predicted, patients, names, weights),
+        "studies": split_figures(*studies, names, weights),
+    }
+
+
+def by_study(predictions: Predictions) -> tuple[Any, Any]:
+    """Labels and probabilities of studies, [S, L]: the highest of their slices."""
+    _, study = np.unique(predictions.texts["study_id"], return_inverse=True)
+    shape = (study.max() + 1, predictions.labels.shape[1])
+    labels, predicted = np.zeros(shape, np.int64), np.zeros(shape)
+    np.maximum.at(labels, study, predictions.labels)
+    np.maximum.at(predicted, study, predictions.probabilities)
+    return labels, predicted

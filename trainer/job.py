@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,18 @@ class Answer:
 
     Attributes:
         weights: of the labels, as in training.
+        prevalence: of each label where the run was trained.
+        temperatures: a number a label that divides its logits.
+        flip: whether to look at mirror images too.
     """
 
     run: RunDirectory
     shards: ShardDirectory
     split: Split
     weights: tuple[float, ...]
+    prevalence: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    flip: bool
     batch_size: int
     display: Display
 
@@ -98,7 +105,51 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
-    return Answer(run, shards, split, weights, options.batch_size, Display())
+    return Answer(
+        run=run,
+        shards=shards,
+        split=split,
+        weights=weights,
+        prevalence=tuple(description["shards"]["prevalence"]),
+        temperatures=read_temperatures(run, shards.labels, options.temperature),
+        flip=options.tta,
+        batch_size=options.batch_size,
+        display=Display(),
+    )
+
+
+def answer_of(job: Job) -> Answer:
+    """The question that ends a training: how good is it on the fold left out?"""
+    return Answer(
+        run=job.run,
+        shards=job.shards,
+        split=job.validation,
+        weights=job.weights,
+        prevalence=job.shards.prevalence(job.options.fold),
+        temperatures=(1.0,) * len(job.shards.labels),
+        flip=False,
+        batch_size=job.options.batch_size,
+        display=job.display,
+    )
+
+
+def read_temperatures(
+    run: RunDirectory, labels: tuple[str, ...], wanted: bool
+) -> tuple[float, ...]:
+    """The temperatures that the run keeps; 1 each unless they are wanted.
+
+    Raises:
+        BadInput: they are wanted and not there.
+    """
+    if not wanted:
+        return (1.0,) * len(labels)
+    try:
+        kept = json.loads(run.temperatures.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(
+            f"--temperature: {run.path} has none; `evaluate --fit_temperature` finds them"
+        ) from None
+    return tuple(float(kept[label]) for label in labels)
 
 
 def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:

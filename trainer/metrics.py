@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 
 # Kaggle replaces a probability p by max(min(p, 1 - 1e-15), 1e-15).
 CLIP = 1e-15
+SPECIFICITIES = (0.9, 0.95)
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
@@ -34,10 +35,26 @@ def weighted_log_loss(labels: Ints, predicted: Floats, weights: tuple[float, ...
     return float(np.average(label_log_losses(labels, predicted), weights=weights))
 
 
+def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float:
+    """The highest sensitivity of all thresholds whose specificity is at least this.
+
+    Labels, of which some are positive and some not, and probabilities are [N].
+    """
+    false_positives, true_positives, _ = roc_curve(labels, predicted, drop_intermediate=False)
+    return float(true_positives[false_positives <= 1 - specificity + 1e-12].max())
+
+
+def prevalence_baseline(
+    labels: Ints, prevalence: tuple[float, ...], weights: tuple[float, ...]
+) -> float:
+    """The weighted log loss of always answering the training data's prevalence."""
+    return weighted_log_loss(labels, np.tile(prevalence, (len(labels), 1)), weights)
+
+
 def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | None]:
     """What is known of one label, from labels and probabilities [N].
 
-    ROC AUC and average precision are None where there are no positives, or no negatives.
+    What needs both positives and negatives is None where there are not both.
     """
     positives = int(labels.sum())
     both = 0 < positives < len(labels)
@@ -46,6 +63,12 @@ def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | No
         "log_loss": float(label_log_losses(labels[:, None], predicted[:, None])[0]),
         "roc_auc": float(roc_auc_score(labels, predicted)) if both else None,
         "average_precision": float(average_precision_score(labels, predicted)) if both else None,
+        **{
+            f"sensitivity_at_specificity_{each:.2f}": (
+                sensitivity_at(labels, predicted, each) if both else None
+            )
+            for each in SPECIFICITIES
+        },
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from trainer.options import TrainOptions
 
@@ -83,10 +84,22 @@ def averaged_weights(model: Any) -> Iterator[None]:
     if not optimizer.use_ema:
         yield
         return
-    trained = [np.array(keras.ops.convert_to_numpy(each)) for each in model.trainable_variables]
+    trained = copies(model.trainable_variables)
     optimizer.put_averages(model.trainable_variables)
+    # JAX would share the averages' buffers with the model, whose step then donates them.
+    assign(model.trainable_variables, copies(model.trainable_variables))
     try:
         yield
     finally:
-        for variable, array in zip(model.trainable_variables, trained, strict=True):
-            variable.assign(array)
+        assign(model.trainable_variables, trained)
+
+
+def copies(variables: list[Any]) -> list[npt.NDArray[Any]]:
+    """The values of variables, in memory of their own."""
+    return [np.array(keras.ops.convert_to_numpy(each)) for each in variables]
+
+
+def assign(variables: list[Any], arrays: list[npt.NDArray[Any]]) -> None:
+    """Gives variables their values."""
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

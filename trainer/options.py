@@ -126,11 +126,18 @@ class EvaluateOptions:
     run: Path = field(metadata=required("run directory of a finished or stopped training"))
     shards: str = option("", "shard directory (default: the one the run was trained on)")
     split: str = option("", "split to measure (default: the fold that training left out)")
+    tta: bool = option(False, "answer with the mean over each image and its mirror image")
+    fit_temperature: bool = option(
+        False, "fit a temperature a label on this split, and keep them in the run"
+    )
+    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
     batch_size: int = option(32, "images a step")
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.fit_temperature and self.temperature:
+            raise BadInput("--fit_temperature and --temperature: choose one")
         check(self, "batch_size", self.batch_size >= 1, "at least 1")
 
 
@@ -148,6 +155,8 @@ class PredictOptions:
         metadata=required("submission to write, a row per image and label: ID,Label")
     )
     split: str = option("test", "split to predict")
+    tta: bool = option(False, "answer with the mean over each image and its mirror image")
+    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
     batch_size: int = option(32, "images a step")
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
 

@@ -23,8 +23,14 @@ def predict(answer: Answer, output: Path) -> None:
     model = load_classifier(answer.run.model)
     display.begin(f"predicting {split.name}", split.examples)
     predictions = predict_split(
-        model, split, shards.image, len(shards.labels), answer.batch_size, display.update
-    )
+        model,
+        split,
+        shards.image,
+        len(shards.labels),
+        answer.batch_size,
+        display.update,
+        answer.flip,
+    ).cooled(answer.temperatures)
     display.end()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(output.with_suffix(".parquet"), predictions, shards.labels)

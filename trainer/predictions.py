@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Predictions:
     texts: dict[str, npt.NDArray[np.str_]]
     position_z: npt.NDArray[np.float32]
 
+    def cooled(self, temperatures: tuple[float, ...]) -> Predictions:
+        """The same answers, each label's logits divided by its temperature."""
+        divided = self.logits / np.asarray(temperatures)
+        return replace(self, logits=divided.astype(np.float32))
+
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Sigmoid of the logits, [N, L]."""
@@ -49,8 +54,11 @@ def predict_split(
     labels: int,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda _: None,
+    flip: bool = False,
 ) -> Predictions:
     """Runs `model` over all of a split; `on_batch` hears how many examples are done.
+
+    With `flip` the logits are the mean over each image and its mirror image.
 
     Raises:
         BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
@@ -60,7 +68,7 @@ def predict_split(
     batches = evaluation_batches(split, image, labels, batch_size)
     with damage_reported():
         for batch in batches.as_numpy_iterator():
-            logits = np.asarray(model.predict_on_batch(batch.pop("image")), np.float32)
+            logits = answer(model, batch.pop("image"), flip)
             rows = len(batch["label"])
             for name, values in {**batch, "logits": logits[:rows]}.items():
                 columns.setdefault(name, []).append(values)
@@ -78,6 +86,15 @@ def predict_split(
         texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
         position_z=joined["position_z"],
     )
+
+
+def answer(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:
+    """Logits of a batch, [B, L]."""
+    logits = np.asarray(model.predict_on_batch(images))
+    if flip:
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        logits = (logits + np.asarray(model.predict_on_batch(mirrored))) / 2
+    return logits.astype(np.float32)
 
 
 def to_frame(predictions: Predictions, labels: tuple[str, ...]) -> pd.DataFrame:

@@ -68,6 +68,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def span(ends: list[float] | None) -> str:
+    """An interval, or a dash where it is not defined."""
+    return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
+
+
 def figures_table(figures: dict[str, Any], title: str) -> Table:
     """The figures of a split, a row a label."""
     table = Table(title=title, title_justify="left")
@@ -88,5 +93,10 @@ def figures_table(figures: dict[str, Any], title: str) -> Table:
         number(figures["weighted_log_loss"]),
         number(figures["mean_roc_auc"]),
         number(figures["mean_average_precision"]),
+    )
+    table.add_row("prevalence alone", "", number(figures["prevalence_log_loss"]), "", "")
+    ranges = figures["intervals_95"]
+    table.add_row(
+        "95 % interval", "", span(ranges["weighted_log_loss"]), span(ranges["mean_roc_auc"]), ""
     )
     return table

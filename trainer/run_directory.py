@@ -49,6 +49,11 @@ class RunDirectory:
         return self.path / "metrics.json"
 
     @property
+    def temperatures(self) -> Path:
+        """What `evaluate --fit_temperature` found."""
+        return self.path / "temperatures.json"
+
+    @property
     def is_complete(self) -> bool:
         """Whether training ran to its end."""
         return self.metrics.is_file()
@@ -82,6 +87,7 @@ def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any
             "digest": shards.digest(),
             "manifest_sha256": shards.manifest_sha256,
             **describe_data(shards),
+            "prevalence": list(shards.prevalence(options.fold)),
         },
         "versions": {name: version(name) for name in packages},
     }

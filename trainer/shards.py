@@ -115,6 +115,12 @@ class ShardDirectory:
                 raise BadInput(f"--fold {fold}: no examples are left to {use} on")
         return training, validation
 
+    def prevalence(self, fold: int) -> tuple[float, ...]:
+        """The share of positives of each label in what is trained on without `fold`."""
+        training, _ = self.training_and_validation(fold)
+        totals = [sum(counts) for counts in zip(*(s.label_counts for s in training), strict=True)]
+        return tuple(total / count(training) for total in totals)
+
     def digest(self) -> str:
         """A sha256 of what is in the directory, whenever and by whatever it was made."""
         content = {

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer import checkpoint, curves
 from trainer.checkpoint import Checkpoint, Progress
 from trainer.errors import Diverged
-from trainer.evaluate import evaluate_split
+from trainer.evaluate import measure, predict_labelled
 from trainer.feeds import Feed, open_feed
 from trainer.hardware import (
     choose_precision,
@@ -22,7 +22,7 @@ from trainer.hardware import (
     leave_gpu_to_jax,
 )
 from trainer.input_pipeline import InputClock, Order, damage_reported
-from trainer.job import Job
+from trainer.job import Job, answer_of
 from trainer.losses import WeightedBinaryCrossentropy
 from trainer.metrics import probabilities, split_figures
 from trainer.model import Classifier, build_classifier, load_classifier
@@ -267,15 +267,13 @@ def report_epoch(job: Job, progress: Progress, better: bool) -> None:
 
 def finish(job: Job, progress: Progress) -> None:
     """Measures the best model, and completes the run with metrics.json."""
-    model = load_classifier(job.run.model)
-    figures, predictions = evaluate_split(
-        model, job.shards, job.validation, job.weights, job.options.batch_size, job.display
-    )
+    answer = answer_of(job)
+    predictions = predict_labelled(load_classifier(job.run.model), answer)
+    figures = measure(predictions, answer)
     name = job.validation.name
     write_parquet(job.run.path / f"predictions-{name}.parquet", predictions, job.shards.labels)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))
     metrics = {
-        "split": name,
         "epochs": progress.epoch,
         "best_epoch": best["epoch"],
         "stopped_early": progress.stopped,

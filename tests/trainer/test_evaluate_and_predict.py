@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sklearn.metrics import log_loss
 
 from trainer.__main__ import main
 
@@ -47,6 +48,38 @@ def test_a_submission_has_a_row_an_image_and_label(run: Path, shards: Path, tmp_
     for row in rows:
         image_id, _, label = row["ID"].rpartition("_")
         assert float(row["Label"]) == pytest.approx(frame.loc[image_id, f"probability_{label}"])
+
+
+def test_figures_by_study_and_interval(run: Path) -> None:
+    found = json.loads((run / "metrics.json").read_text())
+    frame = pd.read_parquet(run / "predictions-fold0.parquet")
+    names = ["upper", "lower", "any"]
+    studies = frame.groupby("study_id")[
+        [f"{kind}_{name}" for kind in ("label", "probability") for name in names]
+    ].max()
+    assert found["studies"]["examples"] == len(studies) == 6
+    for name in names:
+        expected = log_loss(studies[f"label_{name}"], studies[f"probability_{name}"], labels=[0, 1])
+        assert found["studies"]["labels"][name]["log_loss"] == pytest.approx(expected)
+    low, high = found["intervals_95"]["weighted_log_loss"]
+    assert low <= found["weighted_log_loss"] <= high
+    assert found["patients"] == 6
+    assert found["prevalence_log_loss"] > 0
+    assert 0 <= found["labels"]["any"]["calibration_error"] <= 1
+
+
+def test_temperatures_are_kept_and_applied(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ["evaluate", "--run", str(run)]
+    assert "has none" in refusal([*evaluate, "--temperature"], capsys)
+    assert "choose one" in refusal([*evaluate, "--temperature", "--fit_temperature"], capsys)
+    before = json.loads((run / "metrics.json").read_text())["weighted_log_loss"]
+    assert main([*evaluate, "--fit_temperature"]) == 0
+    fitted = json.loads((run / "evaluation-fold0.json").read_text())["weighted_log_loss"]
+    assert fitted <= before
+    assert main([*evaluate, "--temperature", "--tta"]) == 0
+    assert set(json.loads((run / "temperatures.json").read_text())) == {"upper", "lower", "any"}
 
 
 def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

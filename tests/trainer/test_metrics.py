@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from trainer.metrics import label_figures, label_log_losses, probabilities, split_figures
+from trainer.metrics import (
+    label_figures,
+    label_log_losses,
+    prevalence_baseline,
+    probabilities,
+    sensitivity_at,
+    split_figures,
+)
 
 
 def test_log_loss_by_hand() -> None:
@@ -44,3 +51,18 @@ def test_a_split_is_weighted_and_means_leave_out_what_is_undefined() -> None:
 
 def test_probabilities_are_of_float64() -> None:
     assert 0 < 1 - probabilities(np.float32([20.0]))[0] < 3e-9
+
+
+def test_sensitivity_at_a_specificity_by_hand() -> None:
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    predicted = np.array([0.9, 0.8, 0.6, 0.2, 0.7, 0.5, 0.4, 0.1])
+    assert sensitivity_at(labels, predicted, 1.0) == 0.5
+    assert sensitivity_at(labels, predicted, 0.75) == 0.75
+    assert sensitivity_at(labels, predicted, 0.8) == 0.5
+    assert sensitivity_at(labels, predicted, 0.25) == 1.0
+
+
+def test_the_prevalence_alone() -> None:
+    labels = np.array([[1], [0], [0], [0]])
+    expected = -(math.log(0.25) + 3 * math.log(0.75)) / 4
+    assert prevalence_baseline(labels, (0.25,), (1.0,)) == pytest.approx(expected)

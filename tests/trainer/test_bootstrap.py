@@ -1,0 +1,73 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from trainer.bootstrap import SortedScores, example_losses, interval, intervals
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=30
+    )
+)
+def test_weighted_auc_is_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
+    labels, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
+    found = SortedScores(labels, scores / 5).roc_auc(weights.astype(float))
+    used = weights > 0
+    if len(np.unique(labels[used])) < 2:
+        assert np.isnan(found)
+    else:
+        expected = roc_auc_score(labels, scores, sample_weight=weights)
+        assert found == pytest.approx(expected)
+
+
+def test_losses_are_scikit_learns() -> None:
+    labels, predicted = np.array([[1], [0], [1]]), np.array([[0.9], [0.3], [0.2]])
+    expected = log_loss(labels[:, 0], predicted[:, 0])
+    assert example_losses(labels, predicted).mean() == pytest.approx(expected)
+
+
+def make_data(patients: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    ids = np.repeat(np.arange(patients), slices)
+    labels = random.integers(0, 2, (patients * slices, 1))
+    predicted = np.clip(labels * 0.4 + random.uniform(0, 0.6, labels.shape), 0.01, 0.99)
+    return labels, predicted, ids
+
+
+def test_an_interval_holds_the_figure_and_narrows_with_patients() -> None:
+    widths = []
+    for patients in (20, 500):
+        labels, predicted, ids = make_data(patients, 4)
+        found = intervals(labels, predicted, ids, ("a",), (1.0,), samples=200)
+        low, high = found["labels"]["a"]["roc_auc"]
+        assert low < roc_auc_score(labels[:, 0], predicted[:, 0]) < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_slices_of_a_patient_stay_together() -> None:
+    # A hundred copies of each slice add no patient, so they must not narrow the interval.
+    labels, predicted, ids = make_data(30, 1)
+    one = intervals(labels, predicted, ids, ("a",), (1.0,), samples=100)
+    copies = (np.repeat(each, 100, axis=0) for each in (labels, predicted, ids))
+    many = intervals(*copies, ("a",), (1.0,), samples=100)
+    assert many["weighted_log_loss"] == pytest.approx(one["weighted_log_loss"])
+
+
+def test_what_is_not_defined_is_none() -> None:
+    with warnings.catch_warnings(action="error"):
+        labels, predicted, ids = make_data(10, 2)
+        found = intervals(labels * 0, predicted, ids, ("a",), (1.0,), samples=20)
+        assert found["mean_roc_auc"] is None
+        assert found["weighted_log_loss"] is not None
+        alone = intervals(labels, predicted, ids * 0, ("a",), (1.0,), samples=20)
+        assert alone["weighted_log_loss"] is None
+
+
+def test_percentiles_by_hand() -> None:
+    assert interval(np.arange(1001.0)) == [25, 975]
