@@ -1,0 +1,125 @@
+"""OpenCV and TensorFlow, which share no code with us, read what we write."""
+
+import os
+import struct
+import zlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from beam_pipeline.png import PngHeader, encode_png, read_png_header
+
+KINDS = [(1, "uint8"), (2, "uint8"), (3, "uint8"), (4, "uint8"), (1, "uint16")]
+IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+
+
+def noise(channels: int, dtype: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 1 << 16, (5, 7, channels)).astype(dtype)
+
+
+def read_with_opencv(png: bytes, channels: int) -> np.ndarray:
+    """The image in our order of channels; OpenCV's is BGR, and grey with alpha becomes BGRA."""
+    decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    order = {1: ..., 2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    return decoded[..., None] if channels == 1 else decoded[..., order]
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_opencv_reads_it(channels: int, dtype: str) -> None:
+    image = noise(channels, dtype)
+    decoded = read_with_opencv(encode_png(image), channels)
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, image)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
+    image = noise(channels, dtype)
+    # 0 leaves the file's own channels; TensorFlow does not take 2.
+    decoded = tf.io.decode_png(encode_png(image), 0, tf.as_dtype(dtype)).numpy()
+    np.testing.assert_array_equal(decoded, image)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> np.ndarray:
+    channels, dtype = draw(st.sampled_from(KINDS))
+    size = st.integers(1, 20)
+    shape = draw(size), draw(size), channels
+    return draw(arrays.arrays(dtype, shape))
+
+
+@given(images())
+@settings(deadline=None, max_examples=50)
+def test_round_trip(image: np.ndarray) -> None:
+    png = encode_png(image)
+    np.testing.assert_array_equal(read_with_opencv(png, image.shape[2]), image)
+    assert read_png_header(png) == PngHeader(image.shape, str(image.dtype))
+
+
+def test_a_pixel_by_hand() -> None:
+    """One grey pixel of 16 bits: the filter byte, then the value, big-endian."""
+    png = encode_png(np.full((1, 1, 1), 0x1234, np.uint16))
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png[8:33] == (
+        struct.pack(">I", 13)
+        + b"IHDR"
+        + struct.pack(">IIBBBBB", 1, 1, 16, 0, 0, 0, 0)
+        + struct.pack(">I", zlib.crc32(png[12:29]))
+    )
+    (length,) = struct.unpack(">I", png[33:37])
+    assert zlib.decompress(png[41 : 41 + length]) == b"\x00\x12\x34"
+    assert png[-12:] == b"\x00\x00\x00\x00IEND\xae\x42\x60\x82"
+
+
+def test_an_image_that_is_not_contiguous() -> None:
+    image = np.arange(10 * 14 * 3, dtype=np.uint8).reshape(10, 14, 3)[::2, ::-2]
+    np.testing.assert_array_equal(read_with_opencv(encode_png(image), 3), image)
+
+
+def test_the_same_image_is_the_same_bytes() -> None:
+    assert encode_png(IMAGE) == encode_png(IMAGE.copy())
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (5, 7, 5), (5, 7, 0), (0, 7, 3), (5, 0, 3), (1, 5, 7, 3)]
+)
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="cannot write shape"):
+        encode_png(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint32", "float32", "bool"])
+def test_other_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot write dtype {dtype}"):
+        encode_png(np.zeros((5, 7, 1), dtype))
+
+
+def test_every_flipped_bit_is_found() -> None:
+    png = encode_png(IMAGE)
+    for place in range(8 * len(png)):
+        damaged = bytearray(png)
+        damaged[place // 8] ^= 1 << place % 8
+        with pytest.raises(ValueError, match="PNG"):
+            read_png_header(bytes(damaged))
+
+
+def test_every_cut_is_found() -> None:
+    png = encode_png(IMAGE)
+    for length in range(len(png)):
+        with pytest.raises(ValueError, match="PNG"):
+            read_png_header(png[:length])
+
+
+def test_a_png_of_another_kind() -> None:
+    palette = struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)
+    palette += struct.pack(">I", zlib.crc32(palette[4:]))
+    rest = encode_png(IMAGE)[33:]
+    with pytest.raises(ValueError, match="another kind"):
+        read_png_header(b"\x89PNG\r\n\x1a\n" + palette + rest)

@@ -1,0 +1,618 @@
+"""Each kind of damage is done to a copy of one healthy directory, and has to be found."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
+from beam_pipeline.findings import Check, Finding
+from beam_pipeline.finish import finish_directory
+from beam_pipeline.inventory import inspect_batch, list_batches
+from beam_pipeline.labels import read_labels
+from beam_pipeline.manifest import encode_index
+from beam_pipeline.options import Options
+from beam_pipeline.plan import plan_shards
+from beam_pipeline.png import encode_png
+from beam_pipeline.promises import manifest_digest
+from beam_pipeline.shards import write_shard
+from beam_pipeline.storage import InputFiles
+from beam_pipeline.verify import main, verify_directory
+from beam_pipeline.verify_shard import show_id
+from beam_pipeline.windows import parse_window
+
+FIRST = "ich-fold0.tfrecord-00000-of-00002"
+SECOND = "ich-fold0.tfrecord-00001-of-00002"
+OTHER_FOLD = "ich-fold1.tfrecord-00000-of-00002"
+
+Features = dict[str, Any]
+Records = dict[str, list[Features]]
+
+
+def ignore(place: int) -> None:
+    """The place in a task is of no interest here."""
+
+
+@pytest.fixture(scope="module")
+def healthy(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds of three patients, two shards each, images of 16 x 16 pixels."""
+    output = tmp_path_factory.mktemp("healthy") / "shards"
+    options = Options(
+        input=str(small_data_set / "slices"),
+        labels=str(small_data_set / "labels.csv"),
+        output=str(output),
+        windows=tuple(map(parse_window, ("brain", "subdural", "wide:600:2800"))),
+        image_size=16,
+        folds=2,
+        examples_per_shard=8,
+        max_reject_fraction=0.2,
+    )
+    files = InputFiles.parse(options.input)
+    inventory = pd.concat(inspect_batch(b, ignore, files=files) for b in list_batches(files))
+    plan = plan_shards(inventory, read_labels(str(options.labels)), options)
+    results = [write_shard(shard, ignore, files=files, options=options) for shard in plan.shards]
+    finish_directory(plan.without_shards(), results, options)
+    assert (output / "manifest.json").exists()
+    return output
+
+
+@pytest.fixture
+def shards(healthy: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(healthy, tmp_path / "shards"))
+
+
+def found(directory: Path, **options: Any) -> list[Finding]:
+    return verify_directory(str(directory), **options).findings.kept
+
+
+def checks(directory: Path, **options: Any) -> set[Check]:
+    return {finding.check for finding in found(directory, **options)}
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
+    value = read_json(path)
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_index(directory: Path, edit: Callable[[pd.DataFrame], pd.DataFrame | None]) -> None:
+    """Change the index's rows, as somebody with pandas would."""
+    path = directory / "index.parquet"
+    schema = pq.read_schema(path)
+    frame = pd.read_parquet(path)
+    edited = edit(frame)
+    frame = frame if edited is None else edited
+    pq.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False), path)
+
+
+def flip(path: Path, byte: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def read_shard(path: Path) -> list[Features]:
+    with path.open("rb") as file:
+        return [decode_example(record) for record in read_records(file)]
+
+
+def encode_features(features: Features) -> bytes:
+    return encode_example(
+        {name: v[0] if isinstance(v[0], bytes) else v for name, v in features.items()}
+    )
+
+
+def write_records(path: Path, records: list[Features]) -> None:
+    path.write_bytes(b"".join(frame_record(encode_features(each)) for each in records))
+
+
+def rewrite(directory: Path, edit: Callable[[Records], object]) -> None:
+    """Change examples and make everything else agree, as a faulty writer would."""
+    manifest = read_json(directory / "manifest.json")
+    records = {path.name: read_shard(path) for path in directory.glob("*.tfrecord-*")}
+    edit(records)
+    old = pd.read_parquet(directory / "index.parquet").drop_duplicates("image_id")
+    by_id = old.set_index("image_id", drop=False).to_dict("index")
+    rows = []
+    for file, examples in records.items():
+        write_records(directory / file, examples)
+        offset = 0
+        for number, example in enumerate(examples):
+            size = len(frame_record(encode_features(example)))
+            row = by_id[example["image_id"][0].decode()]
+            ids = {k: example[k][0].decode() for k in ("patient_id", "study_id", "series_id")}
+            place = {"shard": file, "split": file[4:9], "record": number, "offset": offset}
+            rows.append(row | ids | place | {"bytes": size})
+            offset += size
+    index = pd.DataFrame(rows)
+    (directory / "index.parquet").write_bytes(encode_index(index, manifest["labels"]))
+    describe(directory, manifest, index)
+
+
+def describe(directory: Path, manifest: Any, index: pd.DataFrame) -> None:
+    """Make the manifest and dataset_info.json agree with the index and the shards."""
+
+    def label_counts(rows: pd.DataFrame) -> dict[str, int]:
+        return {label: int((rows[f"label_{label}"] == 1).sum()) for label in manifest["labels"]}
+
+    seen = len(index) + manifest["counts"]["rejected"]
+    resized = int(index["resized"].sum())
+    manifest["counts"] |= {"written": len(index), "files_seen": seen, "resized": resized}
+    info = read_json(directory / "dataset_info.json")
+    for (name, split), described in zip(manifest["splits"].items(), info["splits"], strict=True):
+        rows = index[index["split"] == name]
+        split["patients"] = rows["patient_id"].nunique()
+        split["label_counts"] = label_counts(rows)
+        split["examples"] = len(rows)
+        for shard in split["shards"]:
+            data = (directory / shard["file"]).read_bytes()
+            own = rows[rows["shard"] == shard["file"]]
+            shard["bytes"], shard["examples"] = len(data), len(own)
+            shard["sha256"] = hashlib.sha256(data).hexdigest()
+            shard["label_counts"] = label_counts(own)
+        described["shardLengths"] = [str(shard["examples"]) for shard in split["shards"]]
+        described["numBytes"] = str(sum(shard["bytes"] for shard in split["shards"]))
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_healthy_directory_has_no_findings(healthy: Path) -> None:
+    result = verify_directory(str(healthy))
+    assert result.findings.kept == []
+    assert result.findings.checked[Check.IMAGES] == 30
+    assert all(result.findings.checked[check] for check in Check if check is not Check.SOURCE)
+    assert [(s.name, s.patients, s.shards, s.slices) for s in result.splits] == [
+        ("fold0", 3, 2, 15),
+        ("fold1", 3, 2, 15),
+    ]
+    assert [split.label_counts["subdural"] for split in result.splits] == [3, 3]
+    assert max(split.spread for split in result.splits) <= 1
+
+
+def test_worker_processes_find_the_same(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(shards / FIRST, 300)
+    alone, shared = found(shards), found(shards, workers=2)
+    assert sorted(map(str, alone)) == sorted(map(str, shared))
+
+
+def test_the_command_says_that_all_is_well(
+    healthy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--shards", str(healthy), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "all is well; 30 slices" in out
+    assert "FAILED" not in out
+
+
+def test_the_command_names_the_place(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = pd.read_parquet(shards / "index.parquet").query("shard == @SECOND").iloc[2]
+    flip(shards / SECOND, int(row["offset"]) + 100)
+    assert main(["--shards", str(shards), "--workers", "0"]) == 4
+    out = capsys.readouterr().out
+    place = f"{SECOND} · record 2 · byte {row['offset']} · {row['image_id']}"
+    assert f"{place}: bad checksum of the data" in out
+    assert "FAILED" in out
+
+
+def test_the_listing_is_capped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_index(shards, lambda index: index.assign(position_z=-1.0))
+    assert main(["--shards", str(shards), "--workers", "0", "--show", "3"]) == 4
+    out = capsys.readouterr().out
+    assert out.count("position_z") == 3
+    assert "... and 27 more" in out
+
+
+@pytest.mark.parametrize("workers", ["-1", "two"])
+def test_the_command_refuses_other_workers(workers: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--shards", "x", "--workers", workers])
+    assert exit_.value.code == 2
+
+
+def test_no_directory_and_no_manifest_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path, tmp_path / "nowhere", "unknown://x"):
+        assert main(["--shards", str(place), "--workers", "0"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_missing_source_is_one_line(healthy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--shards", str(healthy), "--workers", "0", "--source", "nowhere"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == "verify: error: input nowhere does not exist\n"
+
+
+# Shard files
+
+
+def test_every_flipped_bit_of_a_shard_is_found(shards: Path) -> None:
+    path = shards / FIRST
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for byte in [0, 8, 12, len(whole) - 1, *rng.integers(0, len(whole), 12)]:
+        flip(path, int(byte), int(rng.integers(8)))
+        result = found(shards)
+        assert {Check.FILES, Check.FRAMES} <= {finding.check for finding in result}
+        path.write_bytes(whole)
+
+
+def test_records_after_a_damaged_one_are_still_checked(shards: Path) -> None:
+    row = pd.read_parquet(shards / "index.parquet").query("shard == @FIRST").iloc[1]
+    flip(shards / FIRST, int(row["offset"]))  # the length: the next frame is where the index says
+    result = verify_directory(str(shards))
+    assert result.findings.failed[Check.FRAMES] == 1
+    assert result.findings.checked[Check.IMAGES] == 29
+    (finding,) = (each for each in result.findings.kept if each.check is Check.FRAMES)
+    assert (finding.record, finding.offset) == (1, row["offset"])
+    assert finding.message == "bad checksum of the length"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 13, 2000])
+def test_a_truncated_shard(shards: Path, kept: int) -> None:
+    path = shards / FIRST
+    path.write_bytes(path.read_bytes()[:kept])
+    assert {Check.FILES, Check.COUNTS, Check.RECORDS} <= checks(shards)
+
+
+def test_a_missing_shard(shards: Path) -> None:
+    (shards / FIRST).unlink()
+    assert found(shards) == [Finding(Check.FILES, "missing", FIRST)]
+
+
+def test_an_unlisted_shard(shards: Path) -> None:
+    name = "ich-fold0.tfrecord-00002-of-00003"
+    shutil.copy(shards / FIRST, shards / name)
+    assert found(shards) == [Finding(Check.FILES, "not listed in the manifest", name)]
+
+
+def test_a_folder_in_place_of_a_shard(shards: Path) -> None:
+    (shards / FIRST).unlink()
+    (shards / FIRST).mkdir()
+    assert found(shards) == [Finding(Check.FILES, "cannot be read: Is a directory", FIRST)]
+
+
+def test_two_swapped_shards(shards: Path) -> None:
+    (shards / FIRST).rename(shards / "kept")
+    (shards / OTHER_FOLD).rename(shards / FIRST)
+    (shards / "kept").rename(shards / OTHER_FOLD)
+    result = found(shards)
+    assert Finding(Check.FILES, f"holds what belongs in {OTHER_FOLD}", FIRST) in result
+    assert Finding(Check.FILES, f"holds what belongs in {FIRST}", OTHER_FOLD) in result
+    assert Check.RECORDS in {finding.check for finding in result}
+
+
+# Examples
+
+
+def test_a_duplicated_example(shards: Path) -> None:
+    rewrite(shards, lambda records: records[SECOND].append(records[FIRST][3]))
+    result = found(shards)
+    assert [finding.check for finding in result] == [Check.PARTITION]
+    assert result[0].file == SECOND
+    assert result[0].message == f"the same image_id as record 3 of {FIRST}"
+
+
+def test_an_example_written_twice_without_the_index(shards: Path) -> None:
+    records = read_shard(shards / FIRST)
+    write_records(shards / FIRST, [*records, records[0]])
+    assert {Check.FILES, Check.COUNTS, Check.RECORDS, Check.PARTITION} <= checks(shards)
+
+
+def test_a_patient_in_two_folds(shards: Path) -> None:
+    def move(records: Records) -> None:
+        records[OTHER_FOLD][0]["patient_id"] = records[FIRST][0]["patient_id"]
+
+    rewrite(shards, move)
+    (finding,) = found(shards)
+    assert finding.check is Check.PARTITION
+    assert "is in 2 splits" in finding.message
+    assert FIRST in finding.message
+    assert OTHER_FOLD in finding.message
+
+
+def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
+    def copy(records: Records) -> None:
+        for grey, example in enumerate(each for some in records.values() for each in some):
+            example["image"] = [encode_png(np.full((16, 16, 3), grey, np.uint8))]
+        records[OTHER_FOLD][0]["image"] = records[FIRST][0]["image"]
+        records[OTHER_FOLD][1]["image"] = records[OTHER_FOLD][2]["image"]
+
+    rewrite(shards, copy)
+    result = verify_directory(str(shards))
+    assert result.findings.ok
+    assert (result.twins.slices, result.twins.across_splits) == (2, 1)
+
+
+def png(*shape: int, bits: int = 8) -> list[bytes]:
+    return [encode_png(np.zeros(shape, np.uint8 if bits == 8 else np.uint16))]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "message"),
+    [
+        ({"image": [b"\x89PNG"]}, Check.IMAGES, "not a PNG"),
+        ({"image": png(16, 16, 1)}, Check.IMAGES, "the image is 16 x 16 x 1, not 16 x 16 x 3"),
+        ({"image": png(16, 8, 3)}, Check.IMAGES, "the image is 16 x 8 x 3, not 16 x 16 x 3"),
+        ({"image": png(16, 16, 3, bits=16)}, Check.IMAGES, "the image is uint16, not uint8"),
+        ({"label": [0, 0, 0]}, Check.EXAMPLES, "label is 3 int, not 6 int"),
+        ({"label": [0.0] * 6}, Check.EXAMPLES, "label is 6 float, not 6 int"),
+        ({"label": [2] * 6}, Check.EXAMPLES, "label is [2, 2, 2, 2, 2, 2], not of -1, 0 and 1"),
+        ({"image_id": [b"\xff"]}, Check.EXAMPLES, "an id is not UTF-8"),
+        ({"position_z": [1, 2]}, Check.EXAMPLES, "position_z is 2 int, not 1 float"),
+        ({"age": [1]}, Check.EXAMPLES, "features missing: -; more: age"),
+    ],
+)
+def test_an_example_against_the_contract(
+    shards: Path, change: Features, check: Check, message: str
+) -> None:
+    records = read_shard(shards / FIRST)
+    records[1] |= change
+    write_records(shards / FIRST, records)
+    (finding,) = (each for each in found(shards) if each.check is check)
+    assert (finding.record, finding.message) == (1, message)
+
+
+def test_a_record_that_is_no_example(shards: Path) -> None:
+    (shards / FIRST).write_bytes(frame_record(b"no protocol buffer"))
+    messages = [each.message for each in found(shards) if each.check is Check.EXAMPLES]
+    assert messages == ["not a tf.train.Example"]
+
+
+@pytest.mark.parametrize("name", ["image_id", "patient_id", "study_id", "series_id"])
+def test_an_id_that_the_index_has_otherwise(shards: Path, name: str) -> None:
+    records = read_shard(shards / FIRST)
+    records[1][name] = [b"Doe^John"]
+    write_records(shards / FIRST, records)
+    messages = [each.message for each in found(shards) if each.check is Check.RECORDS]
+    shown = "Doe^John" if name == "image_id" else "(an id)"
+    assert any(f"{name} is {shown}, " in message for message in messages)
+    assert name == "image_id" or not any("Doe" in str(each) for each in found(shards))
+
+
+def test_only_pseudonyms_are_shown() -> None:
+    assert show_id("patient_000012") == "patient_000012"
+    assert show_id("Doe^John") == show_id("4711") == show_id(None) == "(an id)"
+
+
+# What describes the shards
+
+
+def set_at(path: str, value: Any) -> Callable[[Any], None]:
+    """Sets a value in JSON: the path's keys are divided by slashes."""
+
+    def edit(content: Any) -> None:
+        *parents, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
+        for key in parents:
+            content = content[key]
+        content[last] = value
+
+    return edit
+
+
+MANIFEST_EDITS = {
+    "schema_version": 2,
+    "labels": ["a", "b"],
+    "labels/0": "epidura",
+    "windows": [],
+    "windows/0/center": 41.0,
+    "image/height": 17,
+    "image/width": "16",
+    "image/channels": 4,
+    "image/dtype": "uint16",
+    "options/image_size": 32,
+    "counts": None,
+    "counts/files_seen": 34,
+    "counts/written": 31,
+    "counts/rejected": -3,
+    "counts/rejected_by_reason": {},
+    "counts/repaired": {"shift": 1},
+    "counts/resized": 29,
+    "splits": {},
+    "splits/fold0": [],
+    "splits/fold0/examples": 14,
+    "splits/fold0/patients": 4,
+    "splits/fold0/label_counts/any": 2,
+    "splits/fold0/label_counts/other": 2,
+    "splits/fold0/shards": [1, 2],
+    "splits/fold0/shards/0/file": "../../etc/passwd",
+    "splits/fold0/shards/1/file": FIRST,
+    "splits/fold0/shards/0/examples": 10**30,
+    "splits/fold0/shards/0/bytes": 1,
+    "splits/fold0/shards/0/sha256": "0" * 64,
+    "splits/fold0/shards/0/label_counts/any": True,
+    "splits/test": {"examples": 0, "patients": 0, "label_counts": {}, "shards": []},
+}
+
+
+@pytest.mark.parametrize("path", MANIFEST_EDITS)
+def test_an_edited_manifest(shards: Path, path: str) -> None:
+    edit_json(shards / "manifest.json", set_at(path, MANIFEST_EDITS[path]))
+    assert found(shards)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff", "[" * 100_000])
+def test_a_manifest_that_is_none(shards: Path, text: str) -> None:
+    (shards / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert Check.MANIFEST in checks(shards)
+
+
+def test_a_recorded_digest_finds_any_edit(shards: Path) -> None:
+    def record(manifest: Any) -> None:
+        manifest["digest"] = manifest_digest(manifest)
+
+    edit_json(shards / "manifest.json", record)
+    assert found(shards) == []
+    edit_json(shards / "manifest.json", set_at("software/python", "2.7"))
+    (finding,) = found(shards)
+    assert finding.message.startswith("its content is not that of its own digest")
+
+
+def test_recorded_files_find_any_edit(shards: Path) -> None:
+    wrong = {"index.parquet": {"bytes": 1, "sha256": "0" * 64}}
+    edit_json(shards / "manifest.json", set_at("files", wrong))
+    assert checks(shards) == {Check.INDEX}
+
+
+INDEX_EDITS: dict[str, Callable[[pd.DataFrame], pd.DataFrame | None]] = {
+    "another image_id": lambda index: index.replace({"image_id": {"ID_00": "ID_99"}}),
+    "another label": lambda index: index.assign(label_any=1 - index["label_any"]),
+    "another patient": lambda index: index.assign(patient_id="patient_000001"),
+    "another series": lambda index: index.assign(series_id="series_000001"),
+    "another position": lambda index: index.assign(position_z=index["position_z"] + 1e-3),
+    "another offset": lambda index: index.assign(offset=index["offset"] + 1),
+    "another size": lambda index: index.assign(bytes=index["bytes"] + 1),
+    "another record": lambda index: index.assign(record=index["record"][::-1].to_numpy()),
+    "another split": lambda index: index.assign(split="fold0"),
+    "another shard": lambda index: index.assign(shard=FIRST),
+    "an unknown shard": lambda index: index.replace({"shard": {FIRST: "x"}}),
+    "another repair": lambda index: index.assign(repair="shift"),
+    "not resized": lambda index: index.assign(resized=False),
+    "an empty cell": lambda index: index.replace({"source": {index["source"][0]: None}}),
+    "a row less": lambda index: index.drop(index=3),
+    "a row twice": lambda index: pd.concat([index, index.iloc[[3]]]),
+    "no rows": lambda index: index.iloc[:0],
+}
+
+
+@pytest.mark.parametrize("edit", INDEX_EDITS)
+def test_an_edited_index(shards: Path, edit: str) -> None:
+    edit_index(shards, INDEX_EDITS[edit])
+    assert {Check.INDEX, Check.RECORDS} & checks(shards)
+
+
+@pytest.mark.parametrize("change", ["a column less", "another type", "not Parquet", "missing"])
+def test_an_unusable_index(shards: Path, change: str) -> None:
+    path = shards / "index.parquet"
+    table = pq.read_table(path)
+    if change == "a column less":
+        pq.write_table(table.drop_columns("offset"), path)
+    elif change == "another type":
+        texts = table["offset"].cast(pa.string())
+        pq.write_table(table.drop_columns("offset").append_column("offset", texts), path)
+    elif change == "not Parquet":
+        path.write_bytes(b"PAR1 is what Parquet begins and ends with PAR1")
+    else:
+        path.unlink()
+    assert checks(shards) == {Check.INDEX}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("features.json", "featuresDict/features/image/image/shape/dimensions/0", "17"),
+        ("features.json", "featuresDict/features/image/image/dtype", "uint16"),
+        ("features.json", "featuresDict/features/label/tensor/shape/dimensions/0", "5"),
+        ("features.json", "featuresDict/features/age", {}),
+        ("features.json", "featuresDict", 7),
+        ("dataset_info.json", "splits/0/shardLengths/0", "9"),
+        ("dataset_info.json", "splits/1/name", "fold0"),
+        ("dataset_info.json", "splits/1/numBytes", "0"),
+        ("dataset_info.json", "fileFormat", "riegeli"),
+    ],
+)
+def test_edited_metadata(shards: Path, name: str, path: str, value: Any) -> None:
+    edit_json(shards / name, set_at(path, value))
+    result = found(shards)
+    assert {(finding.check, finding.file) for finding in result} == {(Check.METADATA, name)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [*lines, "{}"],
+        lambda lines: [*lines[1:], "{"],
+        lambda lines: [line.replace("not_dicom", "no_dicom") for line in lines],
+        lambda lines: [line.replace("ID_text.dcm", "ID_00.dcm") for line in lines],
+        lambda lines: [line.replace("label_missing", "not_dicom") for line in lines],
+    ],
+)
+def test_edited_rejects(shards: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path = shards / "rejects.jsonl"
+    path.write_text("\n".join(change(path.read_text().splitlines())))
+    assert checks(shards) == {Check.REJECTS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["manifest.json", "index.parquet", "features.json", "dataset_info.json", "rejects.jsonl"],
+)
+def test_damage_is_never_a_traceback(shards: Path, name: str) -> None:
+    path = shards / name
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    for damage in damages(whole, rng, 6):
+        path.write_bytes(damage)
+        verify_directory(str(shards))
+
+
+def damages(whole: bytes, rng: np.random.Generator, count: int) -> Iterator[bytes]:
+    """Flipped bits, other bytes and cut ends."""
+    for _ in range(count):
+        data = bytearray(whole)
+        place = int(rng.integers(len(data)))
+        data[place] ^= 1 << int(rng.integers(8))
+        yield bytes(data)
+        data[place : place + 3] = rng.bytes(3)
+        yield bytes(data)
+    yield whole[: len(whole) // 2]
+    yield b""
+
+
+# The source files
+
+
+@pytest.fixture
+def source(small_data_set: Path, tmp_path: Path) -> Path:
+    """A copy of the input to change."""
+    return Path(shutil.copytree(small_data_set / "slices", tmp_path / "slices"))
+
+
+def test_unchanged_source_files(healthy: Path, source: Path) -> None:
+    result = verify_directory(str(healthy), source=str(source))
+    assert result.findings.ok
+    assert result.findings.checked[Check.SOURCE] == 30
+
+
+def test_changed_and_vanished_source_files(healthy: Path, source: Path) -> None:
+    data = bytearray((source / "ID_00.dcm").read_bytes())
+    data[-2 * 32 * 32 : -32 * 32] = bytes(32 * 32)  # half of the rows: 0 stored, -1024 HU
+    (source / "ID_00.dcm").write_bytes(data)
+    (source / "ID_01.dcm").unlink()
+    (source / "ID_02.dcm").write_text("no DICOM any more")
+    result = found(healthy, source=str(source))
+    assert {finding.check for finding in result} == {Check.SOURCE}
+    messages = {finding.image_id: finding.message for finding in result}
+    assert messages["ID_00"].startswith("ID_00.dcm changed: 128 pixels differ, the first at row 0")
+    assert messages["ID_01"] == "ID_01.dcm is no longer there"
+    assert messages["ID_02"] == "ID_02.dcm is no longer usable: not_dicom"
+
+
+def test_a_source_file_with_another_header(
+    healthy: Path, source: Path, write_slice: Callable[..., Path]
+) -> None:
+    write_slice(source / "ID_03.dcm", ImagePositionPatient=[0, 0, 7.5], PixelSpacing=[1, 1])
+    messages = [finding.message for finding in found(healthy, source=str(source))]
+    assert messages == [
+        "ID_03.dcm changed: position_z is 7.5, not 15.0 as in the index",
+        "ID_03.dcm changed: pixel_spacing differs",
+    ]
+
+
+def test_options_that_cannot_be_read(shards: Path, source: Path) -> None:
+    edit_json(shards / "manifest.json", set_at("options/hu_repair", "none of them"))
+    assert checks(shards, source=str(source)) == {Check.SOURCE}
