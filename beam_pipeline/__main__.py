@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from beam_pipeline.assignment import read_assignment
 from beam_pipeline.errors import PipelineError, UsageError
-from beam_pipeline.labels import check_label_file
+from beam_pipeline.labels import LabelFile
 from beam_pipeline.manifest import MANIFEST
 from beam_pipeline.options import Options, parse_options
 from beam_pipeline.output import find_manifest, prepare_output, read_refusal
@@ -35,7 +36,9 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
     if next(InputFiles.parse(options.input).list(), None) is None:
         raise UsageError(f"input {options.input} holds no files")
     if options.labels:
-        check_label_file(options.labels)
+        LabelFile(options.labels, options.id_column, options.label_columns).check()
+    if options.folds_from:
+        read_assignment(options.folds_from)
     console = Console()
     manifest = prepare_output(folder, options)
     if manifest is not None:

@@ -36,6 +36,7 @@ from beam_pipeline.pixels import (
 MAX_PIXELS = 1 << 24
 
 _FIRST_BYTES = 1 << 16  # of a file: its header, nearly always
+_DEFLATED = str(DeflatedExplicitVRLittleEndian)
 _MAX_RESCALE = 1e6  # no slope or intercept of Hounsfield units comes near
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
@@ -86,6 +87,7 @@ class Header:
         transfer_syntax: its UID.
         encoding: how a pixel's bits become Hounsfield units.
         window: center and width, HU, the first of several; None if absent.
+        pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
     """
 
     sop_instance_uid: str
@@ -99,6 +101,12 @@ class Header:
     transfer_syntax: str
     encoding: PixelEncoding
     window: tuple[float, float] | None = None
+    pixel_offset: int | None = None
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the pixels are not compressed."""
+        return self.transfer_syntax in NATIVE
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
             transfer_syntax=_transfer_syntax(parsed),
             encoding=encoding,
             window=_window(attributes),
+            pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
         )
     if parsed.size > MAX_FILE_BYTES:
         raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")

@@ -1,5 +1,6 @@
 """Patients to folds, slices to shards: stratified, seeded, and the same whatever the order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,13 @@ _CANDIDATES = 256  # groups of each fold that a swap is searched among
 
 
 def assign_folds(
-    groups: NDArray[np.int64], labels: NDArray[np.int8], folds: int, seed: int
+    groups: NDArray[np.int64],
+    labels: NDArray[np.int8],
+    shares: Sequence[float],
+    seed: int,
+    fixed: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Assign whole groups to folds so that every label, and the size, is even across folds.
+    """Assign whole groups to folds so that each has its share of every label, and of examples.
 
     Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: the
     groups that hold the rarest label are dealt first, each to the fold that lacks that label most;
@@ -21,8 +26,9 @@ def assign_folds(
     Args:
         groups: [n], the group (patient) of each example, 0 to g - 1.
         labels: [n, l], 0 or 1.
-        folds: how many, at least 2 and at most g.
+        shares: of each fold, above 0, with a sum of 1; at most g folds.
         seed: decides between equals.
+        fixed: [g], the fold of a group that has one already, -1 of the others; or None.
 
     Returns:
         [g], the fold of each group.
@@ -31,10 +37,12 @@ def assign_folds(
         ValueError: fewer groups than folds.
     """
     counts = _group_counts(groups, labels)
-    if len(counts) < folds:
-        raise ValueError(f"{len(counts)} patients cannot fill {folds} folds")
+    if len(counts) < len(shares):
+        raise ValueError(f"{len(counts)} patients cannot fill {len(shares)} folds")
     rng = np.random.default_rng(seed)
-    balance = _Balance(counts, _deal(counts, folds, rng), folds)
+    start = np.full(len(counts), -1, np.int64) if fixed is None else fixed
+    dealt = _deal(counts, np.asarray(shares), start, rng)
+    balance = _Balance(counts, np.asarray(shares), dealt, movable=start < 0)
     _refine(balance, rng)
     return balance.fold_of
 
@@ -48,10 +56,16 @@ def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArra
     )
 
 
-def _deal(counts: NDArray[np.float64], folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _deal(
+    counts: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    start: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
     """Deal groups to the fold in greatest need, those with the rarest label first."""
-    need = np.tile(counts.sum(axis=0) / folds, (folds, 1))
-    fold_of = np.full(len(counts), -1, np.int64)
+    need = np.outer(shares, counts.sum(axis=0))
+    fold_of = start.copy()
+    np.subtract.at(need, fold_of[fold_of >= 0], counts[fold_of >= 0])
     for label in np.argsort(counts.sum(axis=0), kind="stable"):
         waiting = np.flatnonzero((fold_of < 0) & (counts[:, label] > 0))
         waiting = rng.permutation(waiting)
@@ -66,21 +80,23 @@ def _deal(counts: NDArray[np.float64], folds: int, rng: np.random.Generator) -> 
 class _Balance:
     """How far every fold is from its share of every label.
 
-    The cost is the sum over folds and labels of the squared deviation from the even share, in
-    units of the share: a rare label weighs as much as a common one.
+    The cost is the sum over folds and labels of the squared deviation from the fold's share, in
+    units of that share: a rare label weighs as much as a common one.
     """
 
     counts: NDArray[np.float64]
+    shares: NDArray[np.float64]
     fold_of: NDArray[np.int64]
-    folds: int
+    movable: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        share = self.counts.sum(axis=0) / self.folds
-        self.scaled = self.counts / np.maximum(share, 1.0)
+        self.folds = len(self.shares)
+        total = self.counts.sum(axis=0)
+        unit = np.maximum(total / self.folds, 1.0)
+        self.scaled = self.counts / unit
         self.squares = (self.scaled**2).sum(axis=1)
-        totals = np.zeros((self.folds, self.counts.shape[1]))
-        np.add.at(totals, self.fold_of, self.scaled)
-        self.excess = totals - share / np.maximum(share, 1.0)
+        self.excess = -np.outer(self.shares, total / unit)
+        np.add.at(self.excess, self.fold_of, self.scaled)
         self.sizes = np.bincount(self.fold_of, minlength=self.folds)
 
     def best_move(self) -> tuple[float, int, int]:
@@ -90,13 +106,16 @@ class _Balance:
         gain = 2 * (toward - own) + 2 * self.squares[:, None]
         gain[np.arange(len(gain)), self.fold_of] = np.inf
         gain[self.sizes[self.fold_of] == 1] = np.inf  # no fold is emptied
+        gain[~self.movable] = np.inf
         group, fold = np.unravel_index(np.argmin(gain), gain.shape)
         return float(gain[group, fold]), int(group), int(fold)
 
     def best_swap(self, one: int, other: int, rng: np.random.Generator) -> tuple[float, int, int]:
         """The gain of swapping two groups of two folds, searched among some of each."""
-        here = _sample(np.flatnonzero(self.fold_of == one), rng)
-        there = _sample(np.flatnonzero(self.fold_of == other), rng)
+        here = _sample(np.flatnonzero(self.movable & (self.fold_of == one)), rng)
+        there = _sample(np.flatnonzero(self.movable & (self.fold_of == other)), rng)
+        if not (len(here) and len(there)):
+            return 0.0, -1, -1
         toward = self.scaled @ (self.excess[other] - self.excess[one])
         cross = self.scaled[here] @ self.scaled[there].T
         gain = toward[here, None] - toward[there]

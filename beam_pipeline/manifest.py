@@ -4,6 +4,7 @@ import io
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_pipeline import __version__
+from beam_pipeline.convert import HU_OFFSET
 from beam_pipeline.hounsfield import Repair
 from beam_pipeline.options import Options
 from beam_pipeline.plan import DATASET, LABEL_PREFIX, Plan
@@ -123,8 +125,9 @@ def build_manifest(
         "image": {
             "height": options.image_size,
             "width": options.image_size,
-            "channels": len(options.windows),
-            "dtype": "uint8",
+            "channels": options.image.channels,
+            "dtype": options.image.dtype,
+            "hu_offset": None if options.windows else HU_OFFSET,
         },
         "counts": {
             "files_seen": plan.files_seen,
@@ -134,6 +137,7 @@ def build_manifest(
             "repaired": {str(repair): int(n) for repair, n in sorted(repaired.items())},
             "resized": int(index["resized"].sum()),
             "labels_without_file": plan.labels_without_file,
+            "identical_pixels": asdict(plan.twins),
         },
         "splits": splits,
     }
@@ -195,8 +199,9 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
 
 def describe_features(labels: Sequence[str], options: Options) -> dict[str, Any]:
     """`features.json`: how TensorFlow Datasets decodes an example."""
-    shape = [options.image_size, options.image_size, len(options.windows)]
-    image = {"shape": _dimensions(shape), "dtype": "uint8", "encodingFormat": "png"}
+    spec = options.image
+    shape = _dimensions([spec.size, spec.size, spec.channels])
+    image = {"shape": shape, "dtype": spec.dtype, "encodingFormat": "png"}
     return {
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         "featuresDict": {

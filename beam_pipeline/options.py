@@ -1,16 +1,54 @@
 """What a user can choose, checked before anything is read or written."""
 
 import argparse
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from beam_pipeline.convert import ImageSpec
 from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
-from beam_pipeline.windows import PRESETS, Window, parse_window
+from beam_pipeline.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
+KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
+_DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG
+_MIN_KEY_BYTES = 16
+
+
+class LeakCheck(StrEnum):
+    """What to do about patients who share identical pixels."""
+
+    JOIN = "join"
+    REPORT = "report"
+    OFF = "off"
+
+
+class ImageId(StrEnum):
+    """What identifies a slice."""
+
+    FILE_NAME = "file_name"
+    SOP_INSTANCE_UID = "sop_instance_uid"
+    ORDINAL = "ordinal"
+
+
+class Identifiers(StrEnum):
+    """What is written for patient, study and series ids."""
+
+    ORDINAL = "ordinal"
+    HASH = "hash"
+    KEEP = "keep"
+
+
+class GroupBy(StrEnum):
+    """What must not be in two folds."""
+
+    PATIENT = "patient"
+    STUDY = "study"
 
 
 @dataclass(frozen=True)
@@ -21,10 +59,20 @@ class Options:
         input: a folder, a file or a pattern; local or a URL.
         labels: a label file, or None for a `test` split without labels.
         output: the shard directory.
-        windows: one a channel.
+        windows: one a channel; none to store Hounsfield units.
+        voi: the windows' function.
         image_size: height and width of the stored images, pixels.
         hu_repair: which repair of badly encoded files to apply.
+        image_id: what identifies a slice; labels are joined by the file name for `ordinal`.
+        id_column: of a label file with a column a class; None to find it by its name.
+        label_columns: of such a file; none for all but the id's.
         folds: how many folds patients are dealt to.
+        holdout: fraction of the slices, by patients, kept apart from the folds.
+        folds_from: a shard directory or table whose assignment is kept, or None.
+        group_by: what must not be in two folds.
+        leak_check: what to do about patients who share identical pixels.
+        identifiers: what is written for patient, study and series ids.
+        identifier_key: secret of `Identifiers.HASH`.
         examples_per_shard: the most examples in one shard file.
         seed: of every shuffle.
         max_reject_fraction: of the files seen; above it the run fails.
@@ -35,10 +83,20 @@ class Options:
     input: str
     labels: str | None
     output: str
-    windows: tuple[Window, ...] = tuple(Window(name, *PRESETS[name]) for name in PRESETS)
+    windows: tuple[Window, ...] = tuple(Window(name, *PRESETS[name]) for name in _DEFAULT_WINDOWS)
+    voi: VoiFunction = VoiFunction.LINEAR_EXACT
     image_size: int = 512
     hu_repair: RepairPolicy = RepairPolicy.AUTO
+    image_id: ImageId = ImageId.FILE_NAME
+    id_column: str | None = None
+    label_columns: tuple[str, ...] = ()
     folds: int = 5
+    holdout: float = 0.0
+    folds_from: str | None = None
+    group_by: GroupBy = GroupBy.PATIENT
+    leak_check: LeakCheck = LeakCheck.JOIN
+    identifiers: Identifiers = Identifiers.ORDINAL
+    identifier_key: bytes = field(default=b"", repr=False)
     examples_per_shard: int = 256
     seed: int = 0
     max_reject_fraction: float = 0.05
@@ -47,27 +105,60 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise UsageError for the first value that cannot be used."""
-        names = [window.name for window in self.windows]
-        _require(1 <= len(names) <= _MAX_CHANNELS, "windows", ",".join(names), "1 to 4 windows")
-        _require(len(set(names)) == len(names), "windows", ",".join(names), "different names")
+        names = ",".join(window.name for window in self.windows)
+        _require(len(self.windows) <= _MAX_CHANNELS, "windows", names, "1 to 4 windows")
+        unique = len({window.name for window in self.windows}) == len(self.windows)
+        _require(unique, "windows", names, "different names")
         _require(16 <= self.image_size <= 4096, "image_size", self.image_size, "16 to 4096")
         _require(2 <= self.folds <= 100, "folds", self.folds, "2 to 100")
-        _require(
-            self.examples_per_shard >= 1, "examples_per_shard", self.examples_per_shard, ">= 1"
-        )
+        _require(0 <= self.holdout <= 0.9, "holdout", self.holdout, "0 to 0.9")
+        per_shard = self.examples_per_shard
+        _require(per_shard >= 1, "examples_per_shard", per_shard, "at least 1")
         _require(0 <= self.seed < 1 << 32, "seed", self.seed, "0 to 4294967295")
         fraction = self.max_reject_fraction
         _require(0 <= fraction <= 1, "max_reject_fraction", fraction, "0 to 1")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
+        if self.identifiers is Identifiers.HASH and len(self.identifier_key) < _MIN_KEY_BYTES:
+            raise UsageError(
+                f"--identifiers hash needs a key of {_MIN_KEY_BYTES} bytes or more, from "
+                f"--identifier_key_file or the environment variable {KEY_VARIABLE}"
+            )
+
+    @property
+    def image(self) -> ImageSpec:
+        """What the stored images are to be."""
+        return ImageSpec(self.windows, self.image_size, self.voi, self.hu_repair)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that decide what is written, as JSON values: the same give the same bytes."""
-        record = asdict(self)
-        for name in ("output", "workers", "max_reject_fraction", "overwrite"):
-            del record[name]
-        record["windows"] = [asdict(window) for window in self.windows]
-        record["hu_repair"] = self.hu_repair.value
-        return record
+        """The options that decide what is written, as JSON values: the same give the same bytes.
+
+        Of the key nothing is told but whether it is the same.
+        """
+        check = hashlib.sha256(b"identifier key check" + self.identifier_key).hexdigest()[:16]
+        return {
+            "input": self.input,
+            "labels": self.labels,
+            "windows": [
+                {"name": window.name, "center": window.center, "width": window.width}
+                for window in self.windows
+            ],
+            "hu": not self.windows,
+            "voi": self.voi.value,
+            "image_size": self.image_size,
+            "hu_repair": self.hu_repair.value,
+            "image_id": self.image_id.value,
+            "id_column": self.id_column,
+            "label_columns": list(self.label_columns),
+            "folds": self.folds,
+            "holdout": self.holdout,
+            "folds_from": self.folds_from,
+            "group_by": self.group_by.value,
+            "leak_check": self.leak_check.value,
+            "identifiers": self.identifiers.value,
+            "identifier_key_check": check if self.identifiers is Identifiers.HASH else None,
+            "examples_per_shard": self.examples_per_shard,
+            "seed": self.seed,
+        }
 
 
 def _require(valid: bool, name: str, value: object, wanted: str) -> None:
@@ -85,13 +176,25 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
     parsed, beam_argv = _parser().parse_known_args(argv)
     values = vars(parsed)
     runner = values.pop("runner")
+    hounsfield = values.pop("hu")
     try:
         values["windows"] = tuple(map(parse_window, values["windows"].split(",")))
     except ValueError as error:
         raise UsageError(f"--windows: {error}") from None
-    values["hu_repair"] = RepairPolicy(values["hu_repair"])
-    values["labels"] = values["labels"] or None
+    if hounsfield:
+        values["windows"] = ()
+    values["label_columns"] = tuple(filter(None, (values["label_columns"] or "").split(",")))
+    values["identifier_key"] = _read_key(values.pop("identifier_key_file"))
     return Options(**values), runner, beam_argv
+
+
+def _read_key(path: str | None) -> bytes:
+    if path is None:
+        return os.environb.get(KEY_VARIABLE.encode(), b"")
+    try:
+        return Path(path).read_bytes().strip()
+    except OSError as error:
+        raise UsageError(f"--identifier_key_file {path}: {error.strerror}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,17 +203,89 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert head-CT DICOM files to stratified TFRecord shards.",
         epilog="All other options are Beam's, for runners other than 'local'.",
         allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
+    _add_files(parser.add_argument_group("files"))
+    _add_images(parser.add_argument_group("images"))
+    _add_labels(parser.add_argument_group("labels and ids"))
+    _add_splits(parser.add_argument_group("splits"))
+    _add_run(parser.add_argument_group("run"))
+    return parser
+
+
+def _add_files(group: Any) -> None:
+    add = group.add_argument
     add("--input", required=True, help="folder, file or pattern of DICOM files; local or a URL")
-    add("--labels", help="CSV with the columns ID (ID_xxx_subdural) and Label (0 or 1)")
+    add("--labels", type=_optional, help="label file: CSV, gzip or Parquet")
     add("--output", required=True, help="shard directory to make")
-    add("--windows", default=",".join(PRESETS), help="presets or name:center:width in HU, 1 to 4")
+
+
+def _add_images(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--windows",
+        default=",".join(_DEFAULT_WINDOWS),
+        help=f"1 to 4 channels: {', '.join(PRESETS)}, name:center:width in HU, "
+        f"or {FROM_FILE} for each file's own",
+    )
+    add("--voi", type=VoiFunction, choices=[*VoiFunction], default=Options.voi, help="function")
+    add("--hu", action="store_true", help="store Hounsfield units (16 bits) instead of windows")
     add("--image_size", type=int, default=Options.image_size, help="height and width, pixels")
-    add("--hu_repair", choices=[*RepairPolicy], default="auto", help="for badly encoded files")
+    add(
+        "--hu_repair",
+        type=RepairPolicy,
+        choices=[*RepairPolicy],
+        default=Options.hu_repair,
+        help="of badly encoded 12-bit files",
+    )
+
+
+def _add_labels(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--image_id",
+        type=ImageId,
+        choices=[*ImageId],
+        default=Options.image_id,
+        help="what identifies a slice",
+    )
+    add("--id_column", type=_optional, help="of a label file with a column a class")
+    add("--label_columns", help="of such a file, separated by commas; all others if not given")
+    add(
+        "--identifiers",
+        type=Identifiers,
+        choices=[*Identifiers],
+        default=Options.identifiers,
+        help="what is written for patient, study and series ids",
+    )
+    add("--identifier_key_file", help=f"secret of '--identifiers hash'; or set {KEY_VARIABLE}")
+
+
+def _add_splits(group: Any) -> None:
+    add = group.add_argument
     add("--folds", type=int, default=Options.folds, help="folds that patients are dealt to")
+    add("--holdout", type=float, default=Options.holdout, help="fraction kept apart from the folds")
+    add("--folds_from", type=_optional, help="shard directory or table whose assignment is kept")
+    add(
+        "--group_by",
+        type=GroupBy,
+        choices=[*GroupBy],
+        default=Options.group_by,
+        help="what must not be in two folds",
+    )
+    add(
+        "--leak_check",
+        type=LeakCheck,
+        choices=[*LeakCheck],
+        default=Options.leak_check,
+        help="patients who share identical pixels: one group, only counted, or not looked for",
+    )
     add("--examples_per_shard", type=int, default=Options.examples_per_shard, help="at most")
     add("--seed", type=int, default=Options.seed, help="of every shuffle")
+
+
+def _add_run(group: Any) -> None:
+    add = group.add_argument
     add(
         "--max_reject_fraction",
         type=float,
@@ -120,7 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
     add("--overwrite", action="store_true", help="replace what an earlier run left in --output")
     add("--runner", default="local", help="'local', or a Beam runner such as DataflowRunner")
-    for action in parser._actions:
-        if action.help and action.default not in (None, False, argparse.SUPPRESS):
-            action.help += " (default: %(default)s)"
-    return parser
+
+
+def _optional(text: str) -> str | None:
+    """An empty text is no text, as an unset variable of a Makefile gives it."""
+    return text or None

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from beam_pipeline.assignment import Splits, assign_splits
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.folds import assign_folds, assign_shards
+from beam_pipeline.folds import assign_shards
+from beam_pipeline.identifiers import ID_COLUMNS, ordinals, replace_ids
 from beam_pipeline.labels import RSNA_LABELS, Labels
-from beam_pipeline.options import Options
+from beam_pipeline.options import ImageId, LeakCheck, Options
+from beam_pipeline.twins import TwinCounts, count_twins, join_groups
 
 DATASET = "ich"
 UNLABELLED_SPLIT = "test"
 UNLABELLED = -1
 LABEL_PREFIX = "label_"
-
-_PSEUDONYMS = {"patient_id": "patient", "study_id": "study", "series_id": "series"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class ShardPlan:
         split: its name.
         number: of the shard in its split, from 0.
         of: how many shards the split has.
-        slices: a row a slice, in the order to write them: source, image_id, patient_id, study_id
-            and series_id (pseudonyms), and an int8 column `label_<name>` a label.
+        slices: a row a slice, in the order to write them: source, shown_source (what is written
+            for it), image_id, patient_id, study_id and series_id (as they are written), and an
+            int8 column `label_<name>` a label.
         excluded: sources not to touch, and why.
     """
 
@@ -71,6 +74,7 @@ class Plan:
         rejects: str columns source, image_id, reason, detail; a row a file.
         files_seen: how many files the input has.
         labels_without_file: how many labelled image ids have no file.
+        twins: slices with identical pixels among those to write.
         shard_count: how many shards the plan has.
     """
 
@@ -79,6 +83,7 @@ class Plan:
     rejects: pd.DataFrame
     files_seen: int
     labels_without_file: int
+    twins: TwinCounts
     shard_count: int
 
     def without_shards(self) -> "Plan":
@@ -86,33 +91,48 @@ class Plan:
         return replace(self, shards=())
 
 
-def plan_shards(inventory: pd.DataFrame, labels: Labels | None, options: Options) -> Plan:
+def plan_shards(
+    inventory: pd.DataFrame,
+    labels: Labels | None,
+    options: Options,
+    earlier: pd.Series | None = None,
+) -> Plan:
     """Join files with labels, deal patients to folds and slices to shards.
 
     The result depends on the inventory's rows, not on their order.
 
     Args:
-        inventory: a row a file, as `inspect_batch` makes it.
+        inventory: a row a file, as `inspect_batch` makes it; the column `twin` (of `find_twins`)
+            is empty if it is not there.
         labels: of the data set, or None if it has none.
-        options: folds, examples_per_shard and seed count here.
+        options: of the run.
+        earlier: the split of image ids in an earlier data set, to be kept.
 
     Raises:
-        UsageError: there are no files, or too few patients for the folds.
+        UsageError: there are no files, or they cannot be dealt as asked.
     """
     if inventory.empty:
         raise UsageError(f"input {options.input} holds no files")
-    judged = _judge(inventory.sort_values("source", ignore_index=True), labels)
-    usable = _pseudonymize(judged[judged["reason"] == ""].sort_values("image_id"))
     names = labels.names if labels else RSNA_LABELS
-    slices = _add_labels(usable, labels, names)
-    files = set(inventory["image_id"])
-    shards = tuple(_deal(slices, labels is not None, names, options))
+    columns = [LABEL_PREFIX + name for name in names]
+    rows = inventory if "twin" in inventory else inventory.assign(twin="")
+    judged = _judge(rows.sort_values("source", ignore_index=True), labels)
+    judged["shown_source"] = _shown_sources(judged["source"], options)
+    usable = judged[judged["reason"] == ""].sort_values("image_id", ignore_index=True)
+    slices = _add_labels(usable, labels, columns)
+    twins = count_twins(slices["twin"], slices["patient_id"], slices[columns])
+    slices["split"] = _split(slices, columns, labels is not None, options, earlier)
+    slices = replace_ids(slices, options.identifiers, options.identifier_key)
+    if options.image_id is ImageId.ORDINAL:
+        slices["image_id"] = ordinals(slices["source"], "image")
+    shards = tuple(_deal(slices, columns, options))
     return Plan(
         labels=names,
         shards=shards,
-        rejects=judged.loc[judged["reason"] != "", ["source", "image_id", "reason", "detail"]],
+        rejects=_rejects(judged, options),
         files_seen=len(inventory),
-        labels_without_file=_count_without_file(labels, files) if labels else 0,
+        labels_without_file=_count_without_file(labels, judged) if labels else 0,
+        twins=twins,
         shard_count=len(shards),
     )
 
@@ -136,18 +156,20 @@ def _reject(judged: pd.DataFrame, found: pd.Series, reason: Reason, detail: str 
     judged.loc[rows, ["reason", "detail"]] = [reason.value, detail]
 
 
-def _pseudonymize(usable: pd.DataFrame) -> pd.DataFrame:
-    """Number patients, studies and series by their first image id: the ids give nothing away."""
-    result = usable.copy()
-    for column, noun in _PSEUDONYMS.items():
-        number = pd.factorize(usable[column])[0] + 1
-        result[column] = [f"{noun}_{n:06d}" for n in number]
-    return result
+def _shown_sources(sources: pd.Series, options: Options) -> pd.Series | list[str]:
+    """File names are not shown where image ids, which come from them, are not to be."""
+    return ordinals(sources, "file") if options.image_id is ImageId.ORDINAL else sources
 
 
-def _add_labels(usable: pd.DataFrame, labels: Labels | None, names: Sequence[str]) -> pd.DataFrame:
-    columns = [LABEL_PREFIX + name for name in names]
-    slices = usable[["source", "image_id", *_PSEUDONYMS]].reset_index(drop=True)
+def _rejects(judged: pd.DataFrame, options: Options) -> pd.DataFrame:
+    rejects = judged.loc[judged["reason"] != "", ["shown_source", "image_id", "reason", "detail"]]
+    if options.image_id is ImageId.ORDINAL:
+        rejects["image_id"] = ""
+    return rejects.rename(columns={"shown_source": "source"})
+
+
+def _add_labels(usable: pd.DataFrame, labels: Labels | None, columns: list[str]) -> pd.DataFrame:
+    slices = usable[["source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
     if labels is None:
         slices[columns] = np.full((len(slices), len(columns)), UNLABELLED, np.int8)
     else:
@@ -155,37 +177,41 @@ def _add_labels(usable: pd.DataFrame, labels: Labels | None, names: Sequence[str
     return slices
 
 
-def _count_without_file(labels: Labels, files: set[str]) -> int:
-    return len((set(labels.table.index) | labels.unusable.keys()) - files)
+def _count_without_file(labels: Labels, judged: pd.DataFrame) -> int:
+    return len((set(labels.table.index) | labels.unusable.keys()) - set(judged["image_id"]))
 
 
-def _deal(
-    slices: pd.DataFrame, labelled: bool, names: Sequence[str], options: Options
-) -> list[ShardPlan]:
-    columns = [LABEL_PREFIX + name for name in names]
+def _split(
+    slices: pd.DataFrame,
+    columns: list[str],
+    labelled: bool,
+    options: Options,
+    earlier: pd.Series | None,
+) -> Sequence[str] | NDArray[np.str_]:
+    if slices.empty or not labelled:
+        return [UNLABELLED_SPLIT] * len(slices)
+    group = slices[f"{options.group_by.value}_id"]
+    if options.leak_check is LeakCheck.JOIN:
+        groups = join_groups(group, slices["twin"])
+    else:
+        groups = pd.factorize(group)[0]
+    return assign_splits(
+        groups,
+        slices[columns].to_numpy(np.int8),
+        Splits.of(options.folds, options.holdout),
+        options.seed,
+        None if earlier is None else slices["image_id"].map(earlier.get).tolist(),
+    )
+
+
+def _deal(slices: pd.DataFrame, columns: list[str], options: Options) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
-    for split, part in _splits(slices, columns, labelled, options).items():
+    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns]
+    for split, part in slices.groupby("split", sort=True):
         count = math.ceil(len(part) / options.examples_per_shard)
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
         plans += [
-            ShardPlan(split, number, count, part.iloc[rows].reset_index(drop=True))
+            ShardPlan(str(split), number, count, part[written].iloc[rows].reset_index(drop=True))
             for number, rows in enumerate(shards)
         ]
     return plans
-
-
-def _splits(
-    slices: pd.DataFrame, columns: list[str], labelled: bool, options: Options
-) -> dict[str, pd.DataFrame]:
-    if slices.empty:
-        return {}
-    if not labelled:
-        return {UNLABELLED_SPLIT: slices}
-    patients = pd.factorize(slices["patient_id"])[0]
-    try:
-        fold_of = assign_folds(
-            patients, slices[columns].to_numpy(np.int8), options.folds, options.seed
-        )
-    except ValueError as error:
-        raise UsageError(f"--folds {options.folds}: {error}") from None
-    return {f"fold{fold}": slices[fold_of[patients] == fold] for fold in range(options.folds)}

@@ -108,7 +108,8 @@ def _write_examples(
             shard.write(record)
             checksum.update(record)
             place_of = {"record": len(index), "offset": offset, "bytes": len(record)}
-            index.append(row | place_of | _index_fields(header, image))
+            shown = {"source": row["shown_source"]}
+            index.append(row | shown | place_of | _index_fields(header, image))
             offset += len(record)
     labels = [column for column in map(str, plan.slices) if column.startswith(LABEL_PREFIX)]
     return ShardResult(
@@ -139,8 +140,7 @@ def _convert(
     except OSError as error:
         raise Rejected(Reason.UNREADABLE, error.strerror or "") from None
     slice_ = read_slice(data)
-    image = convert_slice(slice_, options.windows, options.image_size, options.hu_repair)
-    return slice_.header, image
+    return slice_.header, convert_slice(slice_, options.image)
 
 
 def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _index_fields(header: Header, image: Image) -> dict[str, Any]:
 
 def _reject_row(row: dict[str, Any], rejected: Rejected) -> dict[str, str]:
     return {
-        "source": row["source"],
+        "source": row["shown_source"],
         "image_id": row["image_id"],
         "reason": rejected.reason.value,
         "detail": rejected.detail,

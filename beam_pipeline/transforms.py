@@ -10,15 +10,17 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_pipeline.assignment import read_assignment
 from beam_pipeline.errors import PipelineError
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.inventory import Batch, inspect_batch, inventory_frame, list_batches
-from beam_pipeline.labels import read_labels
-from beam_pipeline.options import Options
+from beam_pipeline.labels import LabelFile
+from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.plan import Plan, ShardPlan, plan_shards
 from beam_pipeline.progress import report
 from beam_pipeline.shards import ShardResult, write_shard
 from beam_pipeline.storage import InputFiles
+from beam_pipeline.twins import find_twins
 from beam_pipeline.workers import WorkerPool
 
 _NAMESPACE = "beam_pipeline"
@@ -35,11 +37,11 @@ class InspectFiles(beam.PTransform):
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[pd.DataFrame]:
         """Frames with a row a file."""
         files = InputFiles.parse(self._options.input)
-        inspect = partial(inspect_batch, files=files)
+        inspect = partial(inspect_batch, files=files, options=self._options)
         return (
             begin
             | "Start listing" >> beam.Create([files])
-            | "List files" >> beam.FlatMap(_list_files)  # Batch
+            | "List files" >> beam.FlatMap(_list_files)  # Batch, or what made listing impossible
             | "Spread batches" >> beam.Reshuffle()
             | "Read headers"
             >> beam.ParDo(_MapTasks(inspect, _report_inspected, self._options, self._local))
@@ -106,9 +108,10 @@ class FinishDirectory(beam.PTransform):
         )
 
 
-def _list_files(files: InputFiles) -> Iterator[Batch]:
+def _list_files(files: InputFiles) -> Iterator[Batch | PipelineError]:
     for batch in list_batches(files):
-        report(f"listed {len(batch.sources)} files", files_listed=len(batch.sources))
+        if isinstance(batch, Batch):
+            report(f"listed {len(batch.sources)} files", files_listed=len(batch.sources))
         yield batch
 
 
@@ -142,7 +145,7 @@ def _report_written(result: ShardResult) -> None:
 class _MapTasks(beam.DoFn):
     """Maps tasks: on one machine in worker processes, elsewhere where the runner puts them.
 
-    A function that raises a PipelineError gives it as the result.
+    A PipelineError that a function raises is its result; one that comes instead of a task goes on.
     """
 
     def __init__(
@@ -165,6 +168,9 @@ class _MapTasks(beam.DoFn):
 
     def process(self, task: Any) -> Iterable[Any]:
         """Do the task, or keep it until all are known that the worker processes can share."""
+        if isinstance(task, PipelineError):
+            yield task
+            return
         if self._workers:
             self._tasks.append(task)
             return
@@ -192,12 +198,12 @@ class _MapTasks(beam.DoFn):
 class _PlanShards(beam.DoFn):
     """Plans once, from a side input, so that no step but this one sees all rows."""
 
-    def process(self, options: Options, inventory: Iterable[pd.DataFrame]) -> Iterable[Any]:
+    def process(
+        self, options: Options, inventory: Iterable[pd.DataFrame | PipelineError]
+    ) -> Iterable[Any]:
         """The shards to write; apart from them the plan, or why there is none."""
         try:
-            labels = read_labels(options.labels) if options.labels else None
-            rows = pd.concat([inventory_frame([]), *inventory])
-            plan = plan_shards(rows, labels, options)
+            plan = _plan(options, inventory)
         except PipelineError as error:
             yield beam.pvalue.TaggedOutput(PlanShards.PLAN, error)
         else:
@@ -206,3 +212,19 @@ class _PlanShards(beam.DoFn):
             if len(plan.rejects) <= options.max_reject_fraction * plan.files_seen:
                 _report_planned(plan)
                 yield from plan.shards
+
+
+def _plan(options: Options, inventory: Iterable[pd.DataFrame | PipelineError]) -> Plan:
+    frames = [inventory_frame([])]
+    for rows in inventory:
+        if isinstance(rows, PipelineError):
+            raise rows
+        frames.append(rows)
+    whole = pd.concat(frames, ignore_index=True)
+    if options.leak_check is not LeakCheck.OFF:
+        whole["twin"] = find_twins(whole, InputFiles.parse(options.input))
+    labels = None
+    if options.labels:
+        labels = LabelFile(options.labels, options.id_column, options.label_columns).read()
+    earlier = read_assignment(options.folds_from) if options.folds_from else None
+    return plan_shards(whole, labels, options, earlier)

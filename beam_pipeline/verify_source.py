@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.convert import Image, convert_slice
+from beam_pipeline.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Rejected, UsageError
 from beam_pipeline.hounsfield import RepairPolicy
 from beam_pipeline.storage import InputFiles
-from beam_pipeline.windows import Window
+from beam_pipeline.windows import VoiFunction, Window
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,11 @@ class Conversion:
 
     Attributes:
         files: the input.
-        windows: one a channel.
-        size: height and width of the images, pixels.
-        policy: which repair of badly encoded files was applied.
+        spec: what the images are.
     """
 
     files: InputFiles
-    windows: tuple[Window, ...]
-    size: int
-    policy: RepairPolicy
+    spec: ImageSpec
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
@@ -45,8 +41,13 @@ class Conversion:
         files = InputFiles.parse(source)
         try:
             windows = tuple(Window(**window) for window in options["windows"])
-            policy = RepairPolicy(options["hu_repair"])
-            return cls(files, windows, int(options["image_size"]), policy)
+            spec = ImageSpec(
+                windows=windows,
+                size=int(options["image_size"]),
+                voi=VoiFunction(options["voi"]),
+                hu_repair=RepairPolicy(options["hu_repair"]),
+            )
+            return cls(files, spec)
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
 
@@ -58,7 +59,7 @@ class Conversion:
             Rejected: it is not a usable slice.
         """
         slice_ = read_slice(self.files.read(source))
-        return slice_.header, convert_slice(slice_, self.windows, self.size, self.policy)
+        return slice_.header, convert_slice(slice_, self.spec)
 
 
 def compare_with_source(

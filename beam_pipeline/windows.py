@@ -2,17 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Centers and widths (HU) as in common use for head CT: brain, subdural and bone as radiology
-# teaching files give them (Radiopaedia, "Windowing (CT)"); bone as in the RSNA 2019 challenge.
+# Center and width, HU.
 PRESETS = {
+    # Brain, subdural and bone as first chosen for RSNA 2019 and since common for head CT.
     "brain": (40.0, 80.0),
     "subdural": (80.0, 200.0),
     "bone": (600.0, 2800.0),
+    # Turner and Holdsworth, Br J Radiol 2011;84:1061, doi 10.1259/bjr/99730184.
+    "stroke": (40.0, 40.0),
+    # Radiology teaching gives soft tissue W 350-400, L 20-60 for the head.
+    "soft_tissue": (40.0, 375.0),
+    # The same for blood, W 130-300, L 50-100: the middle of both ranges.
+    "hematoma": (75.0, 215.0),
 }
+FROM_FILE = "dicom"
+
+
+class VoiFunction(StrEnum):
+    """How Hounsfield units between black and white become grey levels."""
+
+    LINEAR_EXACT = "linear_exact"
+    LINEAR = "linear"
 
 
 @dataclass(frozen=True)
@@ -21,16 +36,18 @@ class Window:
 
     Attributes:
         name: names the channel in the manifest.
-        center: HU shown as mid-grey.
-        width: HU from black to white, above 0.
+        center: HU shown as mid-grey; None for the window that each file brings along.
+        width: HU from black to white, above 0; None like `center`.
     """
 
     name: str
-    center: float
-    width: float
+    center: float | None
+    width: float | None
 
     def __post_init__(self) -> None:
         """Refuse a window that shows nothing."""
+        if self.center is None or self.width is None:
+            return
         if not (np.isfinite(self.center) and np.isfinite(self.width) and self.width > 0):
             raise ValueError(
                 f"window {self.name!r} needs a finite center and a width above 0, "
@@ -39,39 +56,50 @@ class Window:
 
 
 def parse_window(text: str) -> Window:
-    """A preset's name, or `name:center:width` in HU.
+    """A preset's name, `dicom` for each file's own, or `name:center:width` in HU.
 
     Raises:
-        ValueError: neither of the two.
+        ValueError: none of these.
     """
     name, *numbers = text.strip().split(":")
     if not numbers and name in PRESETS:
         return Window(name, *PRESETS[name])
+    if not numbers and name == FROM_FILE:
+        return Window(name, None, None)
     try:
         center, width = map(float, numbers)
     except ValueError:
+        known = ", ".join([*PRESETS, FROM_FILE])
         raise ValueError(
-            f"window {text!r} is neither name:center:width nor one of {', '.join(PRESETS)}"
+            f"window {text!r} is neither name:center:width nor one of {known}"
         ) from None
     return Window(name, center, width)
 
 
-def apply_windows(hounsfield: NDArray[np.float64], windows: Sequence[Window]) -> NDArray[np.uint8]:
+def apply_windows(
+    hounsfield: NDArray[np.float64],
+    windows: Sequence[Window],
+    function: VoiFunction = VoiFunction.LINEAR_EXACT,
+) -> NDArray[np.uint8]:
     """Grey levels of every window, rounded half up.
-
-    The linear-exact function of DICOM PS3.3 C.11.2.1.3.2: black at center - width/2 and below,
-    white at center + width/2 and above.
 
     Args:
         hounsfield: HU, any shape.
-        windows: one a channel.
+        windows: one a channel, each with a center and a width.
+        function: LINEAR_EXACT (DICOM PS3.3 C.11.2.1.3.2) is black at center - width/2 and below,
+            white at center + width/2 and above. LINEAR (C.11.2.1.2.1), which was made for whole
+            numbers, is black at center - width/2 too, and white at center + width/2 - 1.
 
     Returns:
         uint8 [*shape, len(windows)].
     """
-    centers = np.array([window.center for window in windows])
-    widths = np.array([window.width for window in windows])
+    centers = np.array([window.center for window in windows], np.float64)
+    widths = np.array([window.width for window in windows], np.float64)
+    lowest = centers - widths / 2
+    if function is VoiFunction.LINEAR:
+        # A width of 1 or less has no values between black and white.
+        widths = np.maximum(widths - 1, 1e-9)
     # Multiplied before divided, so that halves of a grey level are exact and round alike.
-    exact = (hounsfield[..., None] - (centers - widths / 2)) * 255.0 / widths
+    exact = (hounsfield[..., None] - lowest) * 255.0 / widths
     levels: NDArray[np.uint8] = np.floor(np.clip(exact, 0.0, 255.0) + 0.5).astype(np.uint8)
     return levels

@@ -1,5 +1,6 @@
 """A small data set of CT slices, made of files that pydicom wrote."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ WriteSlice = Callable[..., Path]
 def _write_slice(path: Path, pixels: np.ndarray | None = None, **attributes: Any) -> Path:
     """A CT slice of signed 16-bit stored values with intercept -1024; None removes an attribute."""
     if pixels is None:
-        seed = sum(path.stem.encode())
+        seed = zlib.crc32(path.stem.encode())
         pixels = np.random.default_rng(seed).integers(0, 1200, (32, 32)).astype(np.int16)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

@@ -1,18 +1,27 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from beam_pipeline.convert import convert_slice, letterbox
+from beam_pipeline.convert import ImageSpec, convert_slice, letterbox
 from beam_pipeline.dicom import Header, Slice
-from beam_pipeline.hounsfield import PixelEncoding, Repair, RepairPolicy
-from beam_pipeline.windows import Window
+from beam_pipeline.errors import Rejected
+from beam_pipeline.hounsfield import PixelEncoding, Repair
+from beam_pipeline.windows import VoiFunction, Window
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
+WINDOWS += (Window("stroke", 40, 40),)
 SIGNED = PixelEncoding(16, 16, 15, signed=True, slope=1.0, intercept=-1024.0)
 
 
-def make_slice(pixels: np.ndarray, encoding: PixelEncoding = SIGNED) -> Slice:
+def make_slice(
+    pixels: np.ndarray,
+    encoding: PixelEncoding = SIGNED,
+    window: tuple[float, float] | None = None,
+) -> Slice:
     rows, columns = pixels.shape
     header = Header("", "p", "s", "e", 0.0, (0.5, 0.25), rows, columns, "1.2.840", encoding)
+    header = dataclasses.replace(header, window=window)
     return Slice(header, pixels.view(f"u{pixels.dtype.itemsize}"))
 
 
@@ -29,35 +38,71 @@ def oracle(hounsfield: np.ndarray) -> np.ndarray:
 def test_the_table_gives_what_float64_arithmetic_gives(slope: float) -> None:
     stored = np.arange(-32768, 32768, dtype=np.int16).reshape(256, 256)
     encoding = PixelEncoding(16, 16, 15, signed=True, slope=slope, intercept=-1000.0)
-    image = convert_slice(make_slice(stored, encoding), WINDOWS, 256, RepairPolicy.AUTO)
+    image = convert_slice(make_slice(stored, encoding), ImageSpec(WINDOWS, 256))
     difference = image.pixels - oracle(stored.astype(float) * slope - 1000.0)
     assert np.abs(difference).max() <= 0.5
     assert image.repair is Repair.NONE
     assert not image.resized
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_there_is_a_channel_for_each_window(count: int) -> None:
     stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
-    image = convert_slice(make_slice(stored), WINDOWS[:count], 32, RepairPolicy.OFF)
+    image = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:count], 32))
     expected = np.floor(oracle(stored - 1024.0) + 0.5)[..., :count]
     np.testing.assert_array_equal(image.pixels, expected)
     assert image.pixels.flags.c_contiguous
+
+
+def test_hounsfield_units_are_stored_with_an_offset_and_clipped() -> None:
+    stored = np.zeros((32, 32), np.int16)
+    stored[0, :4] = [-2000, 0, 1024, 32767]  # -3024, -1024, 0 and 31743 HU
+    image = convert_slice(make_slice(stored), ImageSpec((), 32))
+    assert image.pixels.dtype == np.uint16
+    assert image.pixels.shape == (32, 32, 1)
+    assert image.pixels[0, :4, 0].tolist() == [0, 0, 1024, 32767]
+
+
+def test_hounsfield_units_are_rounded_and_letterboxed_on_air() -> None:
+    stored = np.full((32, 64), 3, np.int16)
+    encoding = dataclasses.replace(SIGNED, slope=0.5, intercept=0.0)
+    image = convert_slice(make_slice(stored, encoding), ImageSpec((), 64))
+    assert image.pixels[32, 32, 0] == 1024 + 2  # 1.5 HU, rounded half up
+    assert image.pixels[0, 0, 0] == 0
+
+
+def test_the_window_of_the_file_itself() -> None:
+    stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
+    spec = ImageSpec((Window("dicom", None, None), WINDOWS[1]), 32)
+    image = convert_slice(make_slice(stored, window=(40.0, 80.0)), spec)
+    np.testing.assert_array_equal(
+        image.pixels[..., 0], np.floor(oracle(stored - 1024.0)[..., 0] + 0.5)
+    )
+    with pytest.raises(Rejected, match="WindowCenter, WindowWidth"):
+        convert_slice(make_slice(stored), spec)
+
+
+def test_the_function_of_the_windows_is_an_option() -> None:
+    stored = np.full((32, 32), 1024 + 79, np.int16)  # 79 HU
+    stored[0, 0] = 0
+    exact = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32))
+    linear = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32, VoiFunction.LINEAR))
+    assert (exact.pixels.max(), linear.pixels.max()) == (252, 255)
 
 
 def test_a_wrapped_file_is_repaired_and_says_so() -> None:
     stored = np.full((32, 32), 3096, np.uint16)  # air of -1000 HU, wrapped
     stored[8:24, 8:24] = 40
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=1.0, intercept=0.0)
-    image = convert_slice(make_slice(stored, encoding), WINDOWS, 32, RepairPolicy.AUTO)
+    image = convert_slice(make_slice(stored, encoding), ImageSpec(WINDOWS, 32))
     assert image.repair is Repair.SHIFT
-    assert image.pixels[0, 0].tolist() == [0, 0, 0]
+    assert image.pixels[0, 0].tolist() == [0, 0, 0, 0]
     assert image.pixels[16, 16, 0] == 128
 
 
 def test_another_size_is_fitted_and_the_spacing_follows() -> None:
     stored = np.full((64, 32), 1064, np.int16)  # 40 HU
-    image = convert_slice(make_slice(stored), WINDOWS[:1], 32, RepairPolicy.AUTO)
+    image = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32))
     assert image.resized
     assert image.pixel_spacing == (1.0, 0.5)
     assert image.pixels.shape == (32, 32, 1)

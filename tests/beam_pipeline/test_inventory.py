@@ -1,13 +1,18 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from beam_pipeline.errors import Reason
-from beam_pipeline.inventory import Batch, image_id, inspect_batch, list_batches
+import pytest
+
+from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.inventory import Batch, inspect_batch, list_batches, name_of
+from beam_pipeline.options import ImageId, LeakCheck, Options
 from beam_pipeline.storage import InputFiles
 
 
 def test_every_file_is_in_one_batch(small_data_set: Path) -> None:
     files = InputFiles.parse(str(small_data_set / "slices"))
-    sources = [source for batch in list_batches(files) for source in batch.sources]
+    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
+    sources = [source for batch in batches for source in batch.sources]
     assert sources == sorted(path.name for path in (small_data_set / "slices").iterdir())
 
 
@@ -16,7 +21,8 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(small_data_set: Path) ->
     seen: list[int] = []
     batch = Batch(("ID_32.dcm", "ID_text.dcm", "ID_absent.dcm", "ID_11.dcm"))
     batch = batch.excluding("ID_11.dcm", Reason.DECODER_CRASHED)
-    frame = inspect_batch(batch, seen.append, files=files)
+    options = Options("in", None, "out", leak_check=LeakCheck.OFF)
+    frame = inspect_batch(batch, seen.append, files=files, options=options)
     assert frame.to_dict("records") == [
         {
             "source": "ID_32.dcm",
@@ -24,6 +30,7 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(small_data_set: Path) ->
             "patient_id": "Secret^Name3",
             "study_id": "secret.study.3",
             "series_id": "secret.series.3",
+            "fingerprint": "",
             "reason": "",
             "detail": "",
         },
@@ -35,11 +42,39 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(small_data_set: Path) ->
 
 
 def _rejected(name: str, reason: str, detail: str) -> dict[str, str]:
-    ids = {"patient_id": "", "study_id": "", "series_id": ""}
+    ids = {"patient_id": "", "study_id": "", "series_id": "", "fingerprint": ""}
     return {"source": f"{name}.dcm", "image_id": name, **ids, "reason": reason, "detail": detail}
 
 
 def test_the_image_id_is_the_name_without_suffix() -> None:
-    assert image_id("a/b/ID_1.dcm") == "ID_1"
-    assert image_id("a.b/IM0001") == "IM0001"
-    assert image_id("1.2.840.dcm") == "1.2.840"
+    assert name_of("a/b/ID_1.dcm") == "ID_1"
+    assert name_of("a.b/IM0001") == "IM0001"
+    assert name_of("1.2.840.dcm") == "1.2.840"
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_list_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def list_one(self: InputFiles) -> Iterator[str]:
+        yield "a.dcm"
+        raise UsageError("cannot list b")
+
+    monkeypatch.setattr(InputFiles, "list", list_one)
+    (error,) = list_batches(InputFiles(str(tmp_path)))
+    assert isinstance(error, UsageError)
+
+
+def test_a_slice_may_be_identified_by_its_sop_instance_uid(
+    write_slice: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_slice(tmp_path / "a.dcm", SOPInstanceUID="1.2.3")
+    write_slice(tmp_path / "b.dcm", SOPInstanceUID=None)
+    options = Options("in", None, "out", image_id=ImageId.SOP_INSTANCE_UID)
+    frame = inspect_batch(
+        Batch(("a.dcm", "b.dcm")),
+        lambda place: None,
+        files=InputFiles(str(tmp_path)),
+        options=options,
+    )
+    assert frame["image_id"].tolist() == ["1.2.3", ""]
+    assert frame["reason"].tolist() == ["", "missing_attribute"]

@@ -52,6 +52,12 @@ def test_nothing_is_lost(shards: Path) -> None:
         "repaired": {},
         "resized": 0,
         "labels_without_file": 1,
+        "identical_pixels": {
+            "groups": 0,
+            "slices": 0,
+            "groups_across_patients": 0,
+            "groups_with_conflicting_labels": 0,
+        },
     }
     rejects = [json.loads(line) for line in (shards / "rejects.jsonl").read_text().splitlines()]
     assert [(reject["source"], reject["reason"]) for reject in rejects] == [
@@ -65,7 +71,13 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
     manifest = read(shards)
     assert manifest["schema_version"] == 1
     assert manifest["windows"] == [dataclasses.asdict(window) for window in options.windows]
-    assert manifest["image"] == {"height": 32, "width": 32, "channels": 3, "dtype": "uint8"}
+    assert manifest["image"] == {
+        "height": 32,
+        "width": 32,
+        "channels": 3,
+        "dtype": "uint8",
+        "hu_offset": None,
+    }
     assert sum(split["patients"] for split in manifest["splits"].values()) == 6
     assert [s["label_counts"]["subdural"] for s in manifest["splits"].values()] == [3, 3]
     listed = [shard for split in manifest["splits"].values() for shard in split["shards"]]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,8 +7,9 @@ import pytest
 from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.inventory import inventory_frame
 from beam_pipeline.labels import RSNA_LABELS, Labels
-from beam_pipeline.options import Options
+from beam_pipeline.options import GroupBy, ImageId, LeakCheck, Options
 from beam_pipeline.plan import Plan, plan_shards
+from beam_pipeline.twins import TwinCounts
 
 OPTIONS = Options(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
 
@@ -120,3 +123,48 @@ def test_too_few_patients_are_refused() -> None:
 def test_no_files_are_refused() -> None:
     with pytest.raises(UsageError, match="holds no files"):
         plan_shards(inventory_frame([]), None, OPTIONS)
+
+
+def test_patients_with_identical_pixels_are_in_one_fold() -> None:
+    rows = inventory(patients=6).assign(twin="")
+    rows.loc[[0, 5], "twin"] = "x"  # of patients 0 and 1
+    rows.loc[[10, 15], "twin"] = "y"  # of patients 2 and 3
+    plan = plan_shards(rows, labels_of(rows), OPTIONS)
+    split = planned(plan).set_index("image_id")["split"]
+    assert split["ID_00"] == split["ID_14"]
+    assert split["ID_20"] == split["ID_34"]
+    assert plan.twins == TwinCounts(2, 4, 2, 0)
+    apart = dataclasses.replace(OPTIONS, leak_check=LeakCheck.REPORT, folds=6)
+    reported = plan_shards(rows, labels_of(rows), apart)
+    assert planned(reported).set_index("image_id")["split"].nunique() == 6
+    assert reported.twins == plan.twins
+
+
+def test_ordinal_image_ids_show_no_file_name() -> None:
+    rows = inventory()
+    rows.loc[3, "reason"] = "not_dicom"
+    options = dataclasses.replace(OPTIONS, image_id=ImageId.ORDINAL)
+    plan = plan_shards(rows, labels_of(rows), options)
+    slices = planned(plan)
+    assert sorted(slices["image_id"])[:2] == ["image_000001", "image_000002"]
+    assert plan.rejects.to_dict("records") == [
+        {"source": "file_000004", "image_id": "", "reason": "not_dicom", "detail": ""}
+    ]
+    assert slices["shown_source"].str.fullmatch(r"file_\d{6}").all()
+    assert slices["source"].str.startswith("p").all()  # where to read it from
+
+
+def test_studies_may_be_kept_whole_instead_of_patients() -> None:
+    rows = inventory(patients=4).assign(patient_id="one")
+    options = dataclasses.replace(OPTIONS, group_by=GroupBy.STUDY)
+    assert set(planned(plan_shards(rows, labels_of(rows), options))["split"]) == {"fold0", "fold1"}
+
+
+def test_an_earlier_assignment_is_kept() -> None:
+    rows = inventory()
+    first = planned(plan_shards(rows, labels_of(rows), OPTIONS)).set_index("image_id")["split"]
+    more = inventory(patients=8)
+    other = dataclasses.replace(OPTIONS, seed=9)
+    second = planned(plan_shards(more, labels_of(more), other, earlier=first))
+    assert second.set_index("image_id")["split"].loc[first.index].equals(first)
+    assert second["split"].value_counts().tolist() == [20, 20]

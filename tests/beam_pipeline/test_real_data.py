@@ -62,7 +62,11 @@ def test_labels_are_those_of_the_file(shards: Path, real_data: Path) -> None:
 def test_no_patient_is_in_two_folds(shards: Path, real_data: Path) -> None:
     index = pd.read_parquet(shards / "index.parquet")
     patients = [
-        str(pydicom.dcmread(real_data / "rsna" / "slices" / s, specific_tags=["PatientID"]).PatientID)
+        str(
+            pydicom.dcmread(
+                real_data / "rsna" / "slices" / s, specific_tags=["PatientID"]
+            ).PatientID
+        )
         for s in index["source"]
     ]
     assert (index.groupby(patients)["split"].nunique() == 1).all()

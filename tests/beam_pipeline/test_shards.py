@@ -11,8 +11,8 @@ import pytest
 from beam_pipeline.dicom import read_slice
 from beam_pipeline.errors import OutputError, Reason
 from beam_pipeline.example import decode_example, read_records
-from beam_pipeline.inventory import inspect_batch, list_batches
-from beam_pipeline.labels import read_labels
+from beam_pipeline.inventory import Batch, inspect_batch, list_batches
+from beam_pipeline.labels import LabelFile
 from beam_pipeline.options import Options
 from beam_pipeline.plan import Plan, ShardPlan, plan_shards
 from beam_pipeline.shards import ShardResult, write_shard
@@ -36,9 +36,13 @@ def options(small_data_set: Path, tmp_path: Path) -> Options:
 
 def plan_of(options: Options) -> Plan:
     files = InputFiles.parse(options.input)
-    frames = [inspect_batch(batch, ignore, files=files) for batch in list_batches(files)]
     assert options.labels
-    return plan_shards(pd.concat(frames), read_labels(options.labels), options)
+    return plan_shards(inventory_of(options, files), LabelFile(options.labels).read(), options)
+
+
+def inventory_of(options: Options, files: InputFiles) -> pd.DataFrame:
+    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
+    return pd.concat(inspect_batch(b, ignore, files=files, options=options) for b in batches)
 
 
 def write(plan: ShardPlan, options: Options) -> ShardResult:
@@ -145,8 +149,7 @@ def test_a_file_that_vanishes_after_planning_is_rejected(
         write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number}")
     options = dataclasses.replace(options, input=str(folder), labels=None)
     files = InputFiles.parse(options.input)
-    inventory = pd.concat(inspect_batch(b, ignore, files=files) for b in list_batches(files))
-    (plan,) = plan_shards(inventory, None, options).shards
+    (plan,) = plan_shards(inventory_of(options, files), None, options).shards
     (folder / "ID_2.dcm").unlink()
     (folder / "ID_3.dcm").write_bytes(b"")
     result = write(plan, options)

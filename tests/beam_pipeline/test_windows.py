@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.windows import PRESETS, Window, apply_windows, parse_window
+from beam_pipeline.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
 
 BRAIN = Window("brain", 40, 80)
 
@@ -14,6 +14,19 @@ def test_levels_of_the_brain_window_are_those_worked_out_by_hand() -> None:
     levels = apply_windows(hounsfield, [BRAIN])
     assert levels.tolist() == [[0], [0], [64], [128], [252], [255], [255]]
     assert levels.dtype == np.uint8
+
+
+def test_levels_of_the_linear_function_are_those_of_the_standard() -> None:
+    # PS3.3 C.11.2.1.2.1 with center 40, width 80: black to 0, white above 79 (39.5 + 39.5).
+    hounsfield = np.array([-1.0, 0.0, 1.0, 39.5, 78.0, 79.0, 80.0])
+    levels = apply_windows(hounsfield, [BRAIN], VoiFunction.LINEAR)[:, 0]
+    assert levels.tolist() == [0, 0, 3, 128, 252, 255, 255]
+
+
+def test_a_linear_window_of_width_one_is_a_threshold() -> None:
+    # PS3.3 C.11.2.1.2.1: black up to center - 0.5, white above.
+    levels = apply_windows(np.array([9.0, 9.5, 10.0]), [Window("", 10, 1)], VoiFunction.LINEAR)
+    assert levels[:, 0].tolist() == [0, 0, 255]
 
 
 def test_each_window_is_a_channel_in_the_order_given() -> None:
@@ -34,8 +47,9 @@ def test_more_hounsfield_is_never_darker(values: list[float], center: float, wid
 
 def test_presets_and_other_windows_are_parsed() -> None:
     assert parse_window("subdural") == Window("subdural", 80, 200)
-    assert parse_window(" stroke:32:8 ") == Window("stroke", 32, 8)
-    assert set(PRESETS) >= {"brain", "subdural", "bone"}
+    assert parse_window(" narrow:32:8 ") == Window("narrow", 32, 8)
+    assert parse_window("dicom") == Window("dicom", None, None)
+    assert set(PRESETS) >= {"brain", "subdural", "bone", "stroke", "soft_tissue", "hematoma"}
 
 
 @pytest.mark.parametrize("text", ["lung", "a:1", "a:1:2:3", "a:b:c", ""])

@@ -1,0 +1,111 @@
+"""Which slices go to which split: new, or as an earlier data set had it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from beam_pipeline.errors import UsageError
+from beam_pipeline.folds import assign_folds
+
+HOLDOUT = "holdout"
+_INDEX = "index.parquet"  # of a shard directory
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits to make.
+
+    Attributes:
+        names: of the splits.
+        shares: of each, of all examples; their sum is 1.
+    """
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+
+    @classmethod
+    def of(cls, folds: int, holdout: float) -> "Splits":
+        """Even folds, after a part that is held out if it is more than nothing."""
+        names = tuple(f"fold{fold}" for fold in range(folds))
+        shares = ((1 - holdout) / folds,) * folds
+        return cls((HOLDOUT, *names), (holdout, *shares)) if holdout else cls(names, shares)
+
+
+def read_assignment(path: str) -> pd.Series:
+    """An earlier assignment.
+
+    Args:
+        path: a shard directory, or a CSV or Parquet table with the columns image_id and split.
+
+    Returns:
+        str, the split of each image id, which is the index.
+
+    Raises:
+        UsageError: it cannot be read, or has other columns.
+    """
+    suffix = next((s for s in (".csv", ".csv.gz", ".parquet") if path.endswith(s)), None)
+    table = path if suffix else f"{path.rstrip('/')}/{_INDEX}"
+    try:
+        with fsspec.open(table, "rb", compression="infer") as file:
+            if table.endswith(".parquet"):
+                frame = pd.read_parquet(file, columns=["image_id", "split"])
+            else:
+                frame = pd.read_csv(file, usecols=["image_id", "split"], dtype=str)
+    except FileNotFoundError:
+        raise UsageError(f"--folds_from {path}: {table} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--folds_from {path}: {error}") from None
+    if frame["image_id"].duplicated().any():
+        raise UsageError(f"--folds_from {path}: an image_id has two rows")
+    assignment: pd.Series = frame.set_index("image_id")["split"]
+    return assignment
+
+
+def assign_splits(
+    groups: NDArray[np.int64],
+    labels: NDArray[np.int8],
+    splits: Splits,
+    seed: int,
+    known: Sequence[str | None] | None = None,
+) -> NDArray[np.str_]:
+    """The split of each slice; no group is in two.
+
+    Args:
+        groups: [n], numbered from 0.
+        labels: [n, l], 0 or 1.
+        splits: to make.
+        seed: decides between equals.
+        known: [n], the split that a slice had in an earlier data set, None if it was not there.
+
+    Raises:
+        UsageError: there are too few groups, or what is known cannot be kept.
+    """
+    names = np.array(splits.names)
+    fixed = None if known is None else _fix(groups, known, splits.names)
+    try:
+        return names[assign_folds(groups, labels, splits.shares, seed, fixed)][groups]
+    except ValueError as error:
+        raise UsageError(f"--folds {len(names)}: {error}") from None
+
+
+def _fix(
+    groups: NDArray[np.int64], known: Sequence[str | None], names: Sequence[str]
+) -> NDArray[np.int64]:
+    """The place in `names` of the split that each group had, -1 if it is new."""
+    frame = pd.DataFrame({"group": groups, "split": known}).dropna()
+    other = sorted(set(frame["split"]) - set(names))
+    if other:
+        raise UsageError(f"--folds_from has the split {other[0]!r}; here are {', '.join(names)}")
+    if (frame.groupby("group")["split"].nunique() > 1).any():
+        raise UsageError(
+            "--folds_from has one patient, or patients with identical pixels, in two splits: "
+            "such an assignment leaks; --leak_check report keeps it"
+        )
+    first = frame.drop_duplicates("group")
+    fixed = np.full(int(groups.max()) + 1, -1, np.int64)
+    fixed[first["group"]] = [names.index(split) for split in first["split"]]
+    return fixed

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from beam_pipeline.assignment import Splits, assign_splits, read_assignment
+from beam_pipeline.errors import UsageError
+
+GROUPS = np.repeat(np.arange(20), 5)
+LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]
+
+
+def test_folds_are_even_and_the_holdout_comes_off_first() -> None:
+    assert Splits.of(4, 0.0) == Splits(("fold0", "fold1", "fold2", "fold3"), (0.25,) * 4)
+    assert Splits.of(2, 0.2) == Splits(("holdout", "fold0", "fold1"), (0.2, 0.4, 0.4))
+    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.2), seed=0)
+    names, counts = np.unique(splits, return_counts=True)
+    assert dict(zip(names, counts, strict=True)) == {"holdout": 20, "fold0": 40, "fold1": 40}
+
+
+def test_an_earlier_assignment_is_kept_and_new_groups_are_dealt() -> None:
+    known = [f"fold{group % 2}" if group < 8 else None for group in GROUPS]
+    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+    for split, earlier in zip(splits, known, strict=True):
+        assert earlier in (None, split)
+    assert (splits == "fold0").sum() == 50
+
+
+def test_a_group_with_some_new_slices_stays_where_it_was() -> None:
+    known: list[str | None] = [None] * len(GROUPS)
+    known[7] = "fold1"  # one slice of group 1
+    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+    assert set(splits[5:10]) == {"fold1"}
+
+
+def test_an_assignment_that_leaks_is_refused() -> None:
+    known = ["fold0", "fold1"] + [None] * (len(GROUPS) - 2)
+    with pytest.raises(UsageError, match="in two splits: such an assignment leaks"):
+        assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+
+
+def test_an_assignment_of_other_splits_is_refused() -> None:
+    known = ["fold4"] + [None] * (len(GROUPS) - 1)
+    with pytest.raises(UsageError, match="has the split 'fold4'; here are fold0, fold1"):
+        assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet", "index.parquet"])
+def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame({"image_id": ["a", "b"], "split": ["fold0", "fold1"], "more": [1, 2]})
+    path = tmp_path / name
+    frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
+    given = str(tmp_path) if name == "index.parquet" else str(path)
+    assert read_assignment(given).to_dict() == {"a": "fold0", "b": "fold1"}
+
+
+def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"index.parquet does not exist"):
+        read_assignment(str(tmp_path))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"--folds_from .*other\.csv: "):
+        read_assignment(str(tmp_path / "other.csv"))
+    (tmp_path / "twice.csv").write_text("image_id,split\na,fold0\na,fold1\n")
+    with pytest.raises(UsageError, match="an image_id has two rows"):
+        read_assignment(str(tmp_path / "twice.csv"))
