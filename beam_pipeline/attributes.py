@@ -127,7 +127,7 @@ def _values(value: Any) -> Sequence[Any]:
 
 def _number(item: Any) -> float:
     """NaN for what is no number; bytes and underscores are none, whatever Python makes of them."""
-    if isinstance(item, bytes) or (isinstance(item, str) and "_" in item):
+    if isinstance(item, bytes) or (type(item) is not int and "_" in str(item)):
         return math.nan
     try:
         return float(item)

@@ -19,7 +19,14 @@ from pydicom.uid import (
 )
 
 from beam_pipeline.attributes import FUNCTIONAL_GROUPS, Attributes
-from beam_pipeline.dataset import MAX_FILE_BYTES, Parsed, PixelElement, check_beginning, parse
+from beam_pipeline.dataset import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    Parsed,
+    PixelElement,
+    check_beginning,
+    parse,
+)
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.foreign import contained
 from beam_pipeline.hounsfield import PixelEncoding
@@ -199,12 +206,14 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
 def _check_kind(attributes: Attributes, parsed: Parsed) -> PixelElement:
     """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
     _check_class(attributes, parsed)
-    if parsed.pixels is None:
-        raise Rejected(Reason.NO_PIXELS)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
     if attributes.integer("NumberOfFrames", default=1) > 1:
         raise Rejected(Reason.MULTI_FRAME)
+    if parsed.pixels is None:
+        cut = parsed.size > MAX_HEADER_BYTES
+        detail = f"none begin in the first {MAX_HEADER_BYTES} bytes" if cut else ""
+        raise Rejected(Reason.NO_PIXELS, detail)
     if attributes.integer("SamplesPerPixel") != 1:
         raise Rejected(Reason.NOT_GRAYSCALE)
     # Both kinds of monochrome hold the same Hounsfield units: which end is white concerns the

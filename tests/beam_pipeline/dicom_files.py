@@ -86,3 +86,11 @@ def items(**attributes: Any) -> list[Dataset]:
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
     return [dataset]
+
+
+def relabelled(data: bytes, old: str, new: str) -> bytes:
+    """The same data set with another transfer syntax in its meta information."""
+    tag, size = b"\x02\x00\x10\x00UI", len(old) + len(old) % 2
+    place = data.index(tag)
+    value = new.encode() + bytes(len(new) % 2)
+    return data[:place] + tag + len(value).to_bytes(2, "little") + value + data[place + 8 + size :]

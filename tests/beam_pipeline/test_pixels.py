@@ -17,7 +17,7 @@ from beam_pipeline.codestream import describe_j2k, describe_jpeg
 from beam_pipeline.dicom import Slice, read_slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.hounsfield import Repair, hounsfield_table, stored_values
-from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.dicom_files import make_dicom, relabelled
 
 JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
 JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
@@ -334,14 +334,6 @@ def test_a_code_stream_in_a_native_transfer_syntax() -> None:
     data = relabelled(data, uid.JPEG2000, uid.ExplicitVRLittleEndian)
     reason = (Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
     assert rejection(data) == reason
-
-
-def relabelled(data: bytes, old: str, new: str) -> bytes:
-    """The same data set with another transfer syntax in its meta information."""
-    tag, size = b"\x02\x00\x10\x00UI", len(old) + len(old) % 2
-    place = data.index(tag)
-    value = new.encode() + bytes(len(new) % 2)
-    return data[:place] + tag + len(value).to_bytes(2, "little") + value + data[place + 8 + size :]
 
 
 def test_fill_bytes_and_other_segments_before_the_frame_header_are_skipped() -> None:

@@ -1,0 +1,474 @@
+"""What is read of a CT slice's header, and a file for each reason to reject one."""
+
+import io
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import config, uid
+
+from beam_pipeline.dataset import MAX_HEADER_BYTES
+from beam_pipeline.dicom import MAX_PIXELS, Header, read_header, read_slice
+from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
+from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
+
+TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+def header_of(data: bytes) -> Header:
+    """The header, which inspection and reading must agree on."""
+    header = read_header(io.BytesIO(data), len(data))
+    assert repr(read_slice(data).header) == repr(header)  # repr: NaN is not equal to itself
+    return header
+
+
+def rejections(data: bytes) -> tuple[tuple[Reason, str] | None, tuple[Reason, str] | None]:
+    """What inspection of the header and reading of the slice say against a file."""
+
+    def outcome(read: Any) -> tuple[Reason, str] | None:
+        try:
+            read()
+        except Rejected as rejected:
+            return rejected.reason, rejected.detail
+        return None
+
+    header = outcome(lambda: read_header(io.BytesIO(data), len(data)))
+    return header, outcome(lambda: read_slice(data))
+
+
+def rejection(data: bytes) -> tuple[Reason, str]:
+    """What both say."""
+    header, full = rejections(data)
+    assert header is not None
+    assert full == header
+    return header
+
+
+# Headers
+
+
+def test_a_header() -> None:
+    header = header_of(make_dicom(WindowCenter="40", WindowWidth="80"))
+    encoding = header.encoding
+    assert header == Header(
+        sop_instance_uid="ID_1",
+        patient_id="PATIENT",
+        study_id="STUDY",
+        series_id="SERIES",
+        position_z=42.5,
+        pixel_spacing=(0.5, 0.25),
+        rows=2,
+        columns=3,
+        transfer_syntax=uid.ExplicitVRLittleEndian,
+        encoding=encoding,
+        window=(40.0, 80.0),
+        pixel_offset=header.pixel_offset,
+    )
+    assert (encoding.bits_allocated, encoding.bits_stored, encoding.high_bit) == (16, 16, 15)
+    assert (encoding.signed, encoding.slope, encoding.intercept) == (True, 1.0, -1024.0)
+    assert encoding.padding is None
+
+
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+)
+def test_the_pixels_begin_where_the_header_says(syntax: str) -> None:
+    data = make_dicom(syntax=syntax)
+    offset = header_of(data).pixel_offset
+    assert offset == len(data) - SIGNED_16.nbytes
+
+
+def test_what_may_be_absent() -> None:
+    header = header_of(
+        make_dicom(
+            SOPInstanceUID=None, ImagePositionPatient=None, PixelSpacing=None, SOPClassUID=None
+        )
+    )
+    assert header.sop_instance_uid == ""
+    assert math.isnan(header.position_z)
+    assert all(map(math.isnan, header.pixel_spacing))
+    assert header.window is None
+
+
+@pytest.mark.parametrize(
+    ("preamble", "meta"), [(False, True), (False, False)], ids=["no preamble", "no meta"]
+)
+@pytest.mark.parametrize(
+    "syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+)
+def test_files_without_preamble_or_meta_header(syntax: str, preamble: bool, meta: bool) -> None:
+    data = make_dicom(syntax=syntax, preamble=preamble, meta=meta)
+    assert header_of(data).transfer_syntax == syntax
+    source = read_slice(data)
+    assert np.array_equal(stored_values(source.header.encoding)[source.pixels], SIGNED_16)
+
+
+@pytest.mark.parametrize("intercept", ["-1024", "-1024.000000", " -1.024E3 ", ["-1024", "-1024.0"]])
+def test_decimal_strings(intercept: Any) -> None:
+    assert header_of(make_dicom(RescaleIntercept=intercept)).encoding.intercept == -1024
+
+
+@pytest.mark.parametrize(
+    ("center", "width", "window"),
+    [
+        (["00036", "00040"], ["00036", "00100"], (36.0, 36.0)),
+        ("35.000000", "80", (35.0, 80.0)),
+        ("35", None, None),
+        ("", "", None),
+        ("40", "0", None),
+    ],
+)
+def test_windows_of_one_value_or_several(center: Any, width: Any, window: Any) -> None:
+    assert header_of(make_dicom(WindowCenter=center, WindowWidth=width)).window == window
+
+
+def test_garbage_for_a_window_is_no_window() -> None:
+    data = make_dicom(WindowCenter="999999", WindowWidth="80")
+    assert header_of(data.replace(b"999999", b"garbag")).window is None
+
+
+@pytest.mark.parametrize("frames", ["1", "", "0"])
+def test_a_number_of_frames_of_one(frames: str) -> None:
+    assert header_of(make_dicom(NumberOfFrames=frames)).rows == 2
+
+
+def test_monochrome1_has_the_same_hounsfield_units() -> None:
+    both = [
+        read_slice(make_dicom(PhotometricInterpretation=f"MONOCHROME{i}")).pixels for i in (1, 2)
+    ]
+    assert np.array_equal(*both)
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "vr", "padding"),
+    [
+        (-2000, None, "SS", (-2000, -2000)),
+        (63536, None, "US", (-2000, -2000)),
+        (32768, 63536, "US", (-32768, -2000)),
+        (-1999, -2000, "SS", (-2000, -1999)),
+    ],
+)
+def test_padding_of_signed_pixels_in_either_sign(
+    value: int, limit: int | None, vr: str, padding: tuple[int, int]
+) -> None:
+    data = with_padding(make_dicom(), value, limit, vr)
+    encoding = header_of(data).encoding
+    assert encoding.padding == padding
+    first = hounsfield_table(encoding, Repair.NONE)[read_slice(data).pixels][0, 0]
+    assert first == PADDING_HU
+
+
+def with_padding(data: bytes, value: int, limit: int | None, vr: str) -> bytes:
+    """Padding attributes in a VR of our choice, whatever pydicom makes of the pixels' sign."""
+    elements = b""
+    for tag, number in ((b"\x28\x00\x20\x01", value), (b"\x28\x00\x21\x01", limit)):
+        if number is not None:
+            elements += tag + vr.encode() + b"\x02\x00" + (number % 65536).to_bytes(2, "little")
+    place = data.index(b"\x28\x00\x52\x10DS")  # RescaleIntercept comes next
+    return data[:place] + elements + data[place:]
+
+
+def test_padding_of_implicit_vr_files_has_the_pixels_sign() -> None:
+    data = make_dicom(syntax=uid.ImplicitVRLittleEndian, PixelPaddingValue=-2000)
+    assert header_of(data).encoding.padding == (-2000, -2000)
+
+
+def test_signed_padding_of_unsigned_pixels() -> None:
+    data = with_padding(make_dicom(SIGNED_16.view(np.uint16)), -2000, None, "SS")
+    assert header_of(data).encoding.padding == (63536, 63536)
+
+
+def test_padding_that_no_pixel_can_have_does_nothing() -> None:
+    pixels = np.array([[0, 2096, 4095]], np.uint16)
+    data = with_padding(make_dicom(pixels, BitsStored=12, HighBit=11), -2000, None, "SS")
+    table = hounsfield_table(header_of(data).encoding, Repair.NONE)
+    assert table[pixels].tolist() == [[-1024.0, 1072.0, 3071.0]]
+
+
+ENHANCED = {
+    "SOPClassUID": uid.EnhancedCTImageStorage,
+    "NumberOfFrames": "1",
+    "RescaleIntercept": None,
+    "RescaleSlope": None,
+    "PixelSpacing": None,
+    "ImagePositionPatient": None,
+}
+SHARED = {
+    "PixelValueTransformationSequence": items(
+        RescaleIntercept="-1000", RescaleSlope="2", RescaleType="HU"
+    ),
+    "PixelMeasuresSequence": items(PixelSpacing=[0.4, 0.3]),
+}
+
+
+@pytest.mark.parametrize("place", ["shared", "frame", "both"])
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian])
+def test_an_enhanced_ct_of_one_frame(place: str, syntax: str) -> None:
+    frame = {"PlanePositionSequence": items(ImagePositionPatient=[0.0, 1.0, 2.0])}
+    groups: dict[str, Any] = {
+        "shared": {"SharedFunctionalGroupsSequence": items(**SHARED, **frame)},
+        "frame": {"PerFrameFunctionalGroupsSequence": items(**SHARED, **frame)},
+        "both": {
+            "SharedFunctionalGroupsSequence": items(**SHARED),
+            "PerFrameFunctionalGroupsSequence": items(**frame),
+        },
+    }[place]
+    header = header_of(make_dicom(syntax=syntax, **ENHANCED, **groups))
+    assert (header.encoding.slope, header.encoding.intercept) == (2.0, -1000.0)
+    assert header.pixel_spacing == (0.4, 0.3)
+    assert header.position_z == 2.0
+
+
+def test_a_header_behind_more_bytes_than_are_read_at_first() -> None:
+    data = make_dicom(RedPaletteColorLookupTableData=bytes(200_000))
+    assert header_of(data).rows == 2
+    reason, _ = rejection(make_dicom(RedPaletteColorLookupTableData=bytes(200_000), Rows=0))
+    assert reason is Reason.INVALID_ATTRIBUTE
+
+
+def test_a_header_without_end_is_not_read_to_its_end() -> None:
+    data = make_dicom(RedPaletteColorLookupTableData=bytes(MAX_HEADER_BYTES))
+    assert rejection(data) == (Reason.NO_PIXELS, "none begin in the first 2097152 bytes")
+
+
+# Reasons
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"Modality": "MR", "SOPClassUID": uid.MRImageStorage}, Reason.NOT_CT),
+        ({"Modality": "RTDOSE", "SOPClassUID": uid.RTDoseStorage}, Reason.NOT_CT),
+        (
+            {"Modality": None, "SOPClassUID": uid.PositronEmissionTomographyImageStorage},
+            Reason.NOT_CT,
+        ),
+        ({"SOPClassUID": uid.SecondaryCaptureImageStorage}, Reason.SECONDARY_CAPTURE),
+        (
+            {"SOPClassUID": uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage},
+            Reason.SECONDARY_CAPTURE,
+        ),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, Reason.LOCALIZER),
+        ({"NumberOfFrames": "2"}, Reason.MULTI_FRAME),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, Reason.NOT_GRAYSCALE),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.NOT_GRAYSCALE),
+        ({"Rows": 4097, "Columns": 4097}, Reason.TOO_LARGE),
+        ({"PixelData": None}, Reason.NO_PIXELS),
+        ({"PixelData": None, "Modality": "SR"}, Reason.NO_PIXELS),
+    ],
+)
+def test_what_is_no_ct_slice(attributes: dict[str, Any], reason: Reason) -> None:
+    assert rejection(make_dicom(**attributes))[0] is reason
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dicomdirtests/DICOMDIR", Reason.NO_PIXELS),
+        ("reportsi.dcm", Reason.NO_PIXELS),
+        ("test-SR.dcm", Reason.NO_PIXELS),
+        ("rtplan.dcm", Reason.NO_PIXELS),
+        ("rtstruct.dcm", Reason.NO_PIXELS),
+        ("waveform_ecg.dcm", Reason.NO_PIXELS),
+        ("rtdose.dcm", Reason.NOT_CT),
+        ("MR_small.dcm", Reason.NOT_CT),
+        ("examples_rgb_color.dcm", Reason.NOT_CT),
+        ("crayons.icc", Reason.NOT_DICOM),
+        ("zipMR.gz", Reason.NOT_DICOM),
+    ],
+)
+def test_files_of_other_kinds(name: str, reason: Reason) -> None:
+    assert rejection((TEST_FILES / name).read_bytes())[0] is reason
+
+
+def test_a_localizer_by_its_frame_type() -> None:
+    kind = {"CTImageFrameTypeSequence": items(FrameType=["ORIGINAL", "PRIMARY", "LOCALIZER"])}
+    data = make_dicom(**ENHANCED, SharedFunctionalGroupsSequence=items(**SHARED, **kind))
+    assert rejection(data)[0] is Reason.LOCALIZER
+
+
+def test_several_frames_in_the_functional_groups_alone() -> None:
+    frames = items(**SHARED) + items(**SHARED)
+    data = make_dicom(
+        **ENHANCED | {"NumberOfFrames": None}, PerFrameFunctionalGroupsSequence=frames
+    )
+    assert rejection(data)[0] is Reason.MULTI_FRAME
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "RescaleIntercept",
+        "RescaleSlope",
+    ],
+)
+def test_a_missing_attribute_is_named(keyword: str) -> None:
+    assert rejection(make_dicom(**{keyword: None})) == (Reason.MISSING_ATTRIBUTE, keyword)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "detail"),
+    [
+        ({"RescaleSlope": "0"}, "RescaleSlope is out of range"),
+        ({"RescaleSlope": "1e300"}, "RescaleSlope is out of range"),
+        ({"RescaleIntercept": "-1e9"}, "RescaleIntercept is out of range"),
+        ({"RescaleSlope": ["1", "2"]}, "RescaleSlope is not one number"),
+        ({"RescaleSlope": "nan"}, "RescaleSlope is not one number"),
+        ({"RescaleIntercept": "inf"}, "RescaleIntercept is not one number"),
+        ({"RescaleType": "MGML"}, "RescaleType is not HU"),
+        ({"Rows": 0}, "Rows x Columns is 0 x 3"),
+        ({"Rows": [2, 3]}, "Rows is not one number"),
+        ({"BitsAllocated": 32}, "BitsAllocated is 32, not 8 or 16"),
+        ({"BitsStored": 17}, "BitsStored 17 and HighBit 15 do not fit BitsAllocated 16"),
+        ({"HighBit": 10}, "BitsStored 16 and HighBit 10 do not fit BitsAllocated 16"),
+        ({"PixelRepresentation": 2}, "PixelRepresentation is 2, not 0 or 1"),
+        ({"NumberOfFrames": "1.5"}, None),
+    ],
+)
+def test_an_invalid_attribute_is_told_by_name_and_size(
+    attributes: dict[str, Any], detail: str | None
+) -> None:
+    reason, found = rejection(make_dicom(**attributes))
+    assert reason is Reason.INVALID_ATTRIBUTE
+    assert found == detail or (detail is None and found.startswith(next(iter(attributes))))
+
+
+@pytest.mark.parametrize("garbage", [b"secret", b"1,5\x00 ", b"1_0   ", b"\xff\xfe\x00\x80"])
+def test_garbage_in_a_decimal_string_is_not_quoted(garbage: bytes) -> None:
+    data = make_dicom(RescaleSlope="1" * len(garbage))
+    data = data.replace(b"1" * len(garbage), garbage)
+    reason, detail = rejection(data)
+    assert reason is Reason.INVALID_ATTRIBUTE
+    assert detail in ("RescaleSlope: ValueError", "RescaleSlope is not one number")
+
+
+def test_floating_point_pixels() -> None:
+    data = make_dicom(PixelData=None, FloatPixelData=SIGNED_16.astype("<f4").tobytes())
+    assert rejection(data) == (Reason.INVALID_ATTRIBUTE, "FloatPixelData for PixelData")
+
+
+@pytest.mark.parametrize("data", [b"", b"%PDF-1.7", bytes(200), b"\x89PNG" + bytes(200)])
+def test_what_is_no_dicom(data: bytes) -> None:
+    assert rejection(data) == (Reason.NOT_DICOM, "" if data else "empty file")
+
+
+def test_a_broken_sequence_is_unreadable() -> None:
+    data = make_dicom()
+    place = data.index(b"\x28\x00\x02\x00US")
+    broken = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    assert rejection(data[:place] + broken)[0] is Reason.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [
+        (uid.MPEG2MPML, "MPEG2 Main Profile / Main Level"),
+        ("1.2.840.10008.1.2.4.94", "JPIP Referenced"),
+        ("1.2.3.4.5.6", ""),
+    ],
+)
+def test_other_transfer_syntaxes_are_told_by_their_registered_name(syntax: str, name: str) -> None:
+    data = make_dicom(syntax=syntax, frame=b"\0\0" if name else None)
+    assert rejection(data) == (Reason.UNSUPPORTED_TRANSFER_SYNTAX, name)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+    ],
+)
+def test_pixels_cut_short(syntax: str) -> None:
+    data = make_dicom(syntax=syntax, Rows=4)
+    assert rejection(data) == (Reason.TRUNCATED_PIXELS, "12 of 24 bytes")
+
+
+def test_a_file_cut_in_its_header_has_no_pixels() -> None:
+    data = make_dicom()
+    assert rejection(data[: data.index(b"\x28\x00\x10\x00US")])[0] is Reason.NO_PIXELS
+
+
+def test_a_constant_image_is_seen_by_reading_alone() -> None:
+    data = make_dicom(np.full((4, 4), -2000, np.int16))
+    assert rejections(data) == (None, (Reason.CONSTANT_IMAGE, ""))
+
+
+def test_the_largest_matrix_is_read() -> None:
+    side = math.isqrt(MAX_PIXELS)
+    pixels = np.zeros((side, side), np.uint8)
+    pixels[0, 0] = 1
+    assert header_of(make_dicom(pixels)).rows == side
+
+
+# Nothing of a header leaves but what was asked for
+
+
+def test_nothing_is_warned_or_logged(
+    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "Secret^Name"
+    read_slice(make_dicom(PatientID=secret * 10, StudyInstanceUID=secret))
+    for name in ("badVR.dcm", "no_meta.dcm", "rtplan_truncated.dcm", "UN_sequence.dcm"):
+        rejections((TEST_FILES / name).read_bytes())
+    assert not recwarn.list
+    assert not caplog.records
+
+
+def test_pydicom_and_warnings_are_left_as_they_were() -> None:
+    logger = logging.getLogger("pydicom")
+    before = list(warnings.filters), logger.propagate, config.settings.reading_validation_mode
+    read_slice(make_dicom())
+    rejections(make_dicom(Rows=0))
+    rejections(b"")
+    after = list(warnings.filters), logger.propagate, config.settings.reading_validation_mode
+    assert after == before
+
+
+SECRETS = {
+    "PatientID": "4711-SECRET",
+    "PatientName": "Secret^Name",
+    "PatientBirthDate": "19701224",
+    "StudyInstanceUID": "1.2.666.1",
+}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"RescaleSlope": "999999"},
+        {"WindowCenter": "999999", "Rows": 0},
+        {"Modality": "SECRET", "SOPClassUID": "1.2.666.2"},
+        {"PhotometricInterpretation": "SECRET"},
+        {"RescaleType": "SECRET"},
+        {"NumberOfFrames": "999999"},
+        {"ImageType": "LOCALIZER"},
+        {"PixelData": None},
+    ],
+)
+def test_a_rejection_quotes_nothing_of_the_header(broken: dict[str, Any]) -> None:
+    with pytest.raises(Rejected) as caught:
+        read_slice(make_dicom(**SECRETS | broken).replace(b"999999", b"SECRET"))
+    told = repr(caught.value)
+    assert not any(secret in told for secret in ("SECRET", "Secret", "1970", "666", "4711"))
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
