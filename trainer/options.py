@@ -226,7 +226,7 @@ def parse_windows(text: str) -> tuple[Window, ...]:
     """Parses `name:center:width,...`, or the name alone of a default window.
 
     Raises:
-        BadInput: a window is malformed, unknown, or not 1 wide.
+        BadInput: a window is malformed, unknown, or has no width.
     """
     if not text:
         return DEFAULT_WINDOWS
@@ -245,6 +245,6 @@ def parse_window(text: str) -> Window:
         raise BadInput(
             f"--windows {text!r}: must be name:center:width or {', '.join(named)}"
         ) from None
-    if not (math.isfinite(window.center) and 1 < window.width < math.inf):
-        raise BadInput(f"--windows {text!r}: the width must be above 1")
+    if not (math.isfinite(window.center) and 0 < window.width < math.inf):
+        raise BadInput(f"--windows {text!r}: the width must be above 0")
     return window

@@ -12,7 +12,7 @@ from keras import ops
 class ApplyWindows(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     """Stored values [B, H, W, 1] → float32 grey levels 0 to 255, [B, H, W, windows].
 
-    LINEAR of DICOM PS3.3 C.11.2.1.2.1: ((x - (c - 0.5)) / (w - 1) + 0.5) · 255, clipped.
+    LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2: ((x - c) / w + 0.5) · 255, clipped.
     With `jitter`, center and width move at random while training: the center by up to that
     fraction of the width, the width by up to that factor.
     """
@@ -38,9 +38,9 @@ class ApplyWindows(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         if training and self.jitter > 0:
             shape = (ops.shape(images)[0], 1, 1, len(self.centers))
             centers = centers + widths * self.uniform(shape)
-            widths = 1 + (widths - 1) * ops.exp(self.uniform(shape))
+            widths = widths * ops.exp(self.uniform(shape))
         hounsfield = ops.cast(images, "float32") + self.hu_offset
-        levels = ((hounsfield - (centers - 0.5)) / (widths - 1) + 0.5) * 255
+        levels = ((hounsfield - centers) / widths + 0.5) * 255
         return ops.clip(levels, 0.0, 255.0)
 
     def uniform(self, shape: tuple[Any, ...]) -> Any:

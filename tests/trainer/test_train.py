@@ -73,38 +73,6 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in shown.err
 
 
-class Killed(Exception):
-    """Stands for whatever ends a run."""
-
-
-def stop_at(epoch: int, step: int) -> Callable[..., None]:
-    """Makes a display update that ends the run there."""
-
-    def update(display: Any, done: int, detail: Any = str) -> None:
-        if display.title.startswith(f"epoch {epoch} ") and done == step:
-            raise Killed
-
-    return update
-
-
-def test_resumed_in_the_middle_it_ends_as_if_undisturbed(
-    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"ema": 0.9, "accumulate": 2, "checkpoint_steps": 2, "patience": 0}
-    train(make_job("whole", **options))
-    for epoch, step in ((1, 3), (2, 4)):
-        with monkeypatch.context() as patch:
-            patch.setattr("trainer.progress.Display.update", stop_at(epoch, step))
-            with pytest.raises(Killed):
-                train(make_job("broken", **options))
-    train(make_job("broken", **options))
-    one, other = (read(tmp_path / name / "metrics.json") for name in ("whole", "broken"))
-    assert one["weighted_log_loss"] == pytest.approx(other["weighted_log_loss"], rel=1e-5)
-    rows = [read(tmp_path / name / "history.json") for name in ("whole", "broken")]
-    for key in ("loss", "val_loss", "learning_rate"):
-        assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-5)
-
-
 def test_head_first_then_everything(make_job: JobMaker, tmp_path: Path) -> None:
     job = make_job("run", freeze_epochs=1, batch_norm="frozen")
     train(job)

@@ -79,7 +79,7 @@ def test_windows_are_names_or_numbers() -> None:
     assert parse_windows("brain, stroke:32:8") == (Window("brain", 40, 80), Window("stroke", 32, 8))
 
 
-@pytest.mark.parametrize("text", ["lung", "a:1", "a:1:1", "a:1:nan", "a:b:2"])
+@pytest.mark.parametrize("text", ["lung", "a:1", "a:1:0", "a:1:nan", "a:b:2"])
 def test_a_bad_window_is_quoted(text: str) -> None:
     with pytest.raises(BadInput, match=f"--windows '{text}'"):
         parse_windows(text)

@@ -12,15 +12,13 @@ def layer(jitter: float = 0.0) -> ApplyWindows:
     return ApplyWindows([40, 600], [80, 2800], hu_offset=-1024, jitter=jitter, seed=0)
 
 
-def test_linear_by_hand() -> None:
-    # Brain 40/80: ((x - 39.5) / 79 + 0.5) * 255.
-    levels = np.asarray(layer()(stored(-1024, 0, 40, 79, 3000)))
+def test_linear_exact_by_hand() -> None:
+    # Brain 40/80: (x / 80) * 255; bone 600/2800: ((x - 600) / 2800 + 0.5) * 255.
+    levels = np.asarray(layer()(stored(-1024, 0, 40, 80, 3000)))
     assert levels.shape == (1, 5, 1, 2)
     assert levels.dtype == np.float32
-    np.testing.assert_allclose(
-        levels[0, :, 0, 0], [0, 0, (0.5 / 79 + 0.5) * 255, 255, 255], atol=1e-3
-    )
-    np.testing.assert_allclose(levels[0, 2, 0, 1], ((40 - 599.5) / 2799 + 0.5) * 255, atol=1e-3)
+    np.testing.assert_allclose(levels[0, :, 0, 0], [0, 0, 127.5, 255, 255], atol=1e-3)
+    np.testing.assert_allclose(levels[0, 2, 0, 1], (0.5 - 0.2) * 255, atol=1e-3)
 
 
 def test_jitter_moves_windows_while_training_alone() -> None:

@@ -1,0 +1,91 @@
+"""What needs a process of its own: another backend, and SIGKILL."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("TRAINER_KILLS", "1"))
+
+
+def command(name: str, **options: Any) -> list[str]:
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    return [sys.executable, "-m", "trainer", name, *flags]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_jax_gives_the_same_logits_and_trains(
+    shards: Path, tiny: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("jax", reason="the JAX backend needs jax")
+    before = pd.read_parquet(finished / "predictions-fold0.parquet")
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "model.keras"):
+        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
+    evaluated = run(command("evaluate", run=tmp_path / "run", backend="jax"))
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    after = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
+    assert before["image_id"].tolist() == after["image_id"].tolist()
+    for label in ("upper", "lower", "any"):
+        one, other = (
+            np.log(frame[f"probability_{label}"] / (1 - frame[f"probability_{label}"]))
+            for frame in (before, after)
+        )
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
+    trained = run(command("train", shards=shards, run=tmp_path / "jax", backend="jax", **options))
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert json.loads((tmp_path / "jax" / "metrics.json").read_text())["examples"] == 21
+
+
+def newest_step(folder: Path, per_epoch: int) -> int:
+    """Steps that the newest checkpoint has behind it."""
+    found = [re.findall(r"\d+", path.name) for path in folder.glob("epoch-*.npz")]
+    return max((int(epoch) * per_epoch + int(step) for epoch, step in found), default=-1)
+
+
+def test_killed_at_random_steps_it_ends_as_if_undisturbed(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    options = tiny | {"checkpoint_steps": 1, "epochs": 3, "ema": 0.9, "accumulate": 2}
+    broken, whole = (
+        [*command("train", shards=shards, run=tmp_path / name, **options), "--deterministic"]
+        for name in ("broken", "whole")
+    )
+    for step in sorted(random.Random(0).sample(range(1, 15), KILLS)):
+        process = subprocess.Popen(broken, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while newest_step(tmp_path / "broken" / "checkpoints", 5) < step:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = run(broken)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "going on after" in resumed.stdout
+    assert run(whole).returncode == 0
+    for name in ("history.json", "metrics.json"):
+        one, other = (read(tmp_path / folder / name) for folder in ("broken", "whole"))
+        assert one == other
+
+
+def read(path: Path) -> Any:
+    """The figures that do not depend on the machine's speed."""
+
+    def without_times(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {k: v for k, v in pairs if k not in ("images_per_second", "input_wait")}
+
+    return json.loads(path.read_text(), object_pairs_hook=without_times)
