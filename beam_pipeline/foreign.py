@@ -1,6 +1,7 @@
 """Other people's code on other people's bytes: kept quiet, and its failures made ours."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pydicom import config
 
 from beam_pipeline.errors import Reason, Rejected
+
+# Two threads that change and put back the same settings would put back each other's.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -17,12 +21,22 @@ def contained(reason: Reason) -> Iterator[None]:
     Parsers raise whatever a broken file makes them meet, from IndexError to RecursionError, and
     their messages, warnings and log lines quote the header. Nothing of that leaves: a failure is
     told by the name of its type, and warnings and pydicom's log lines are dropped. What is changed
-    of pydicom, `warnings` and `logging` for that is put back at the end, but is seen by other
-    threads until then.
+    of pydicom, `warnings` and `logging` for that is put back at the end; one thread at a time.
 
     Raises:
         Rejected: with `reason`, for any exception but a Rejected.
     """
+    with _ONE_AT_A_TIME, _hushed():
+        try:
+            yield
+        except Rejected:
+            raise
+        except Exception as error:
+            raise Rejected(reason, type(error).__name__) from None
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
     propagate = logger.propagate
     # Its own handlers stay, for whoever added one; the root's, and with it the terminal, does not.
@@ -31,9 +45,5 @@ def contained(reason: Reason) -> Iterator[None]:
         with warnings.catch_warnings(), config.disable_value_validation():
             warnings.simplefilter("ignore")
             yield
-    except Rejected:
-        raise
-    except Exception as error:
-        raise Rejected(reason, type(error).__name__) from None
     finally:
         logger.propagate = propagate

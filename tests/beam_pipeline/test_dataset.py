@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydicom import config, uid
@@ -132,3 +133,16 @@ def test_what_other_code_warns_and_logs_is_dropped(caplog: pytest.LogCaptureFixt
     assert not caplog.records
     assert logger.propagate
     assert config.settings.reading_validation_mode == mode
+
+
+def test_threads_put_back_what_they_found() -> None:
+    logger, data = logging.getLogger("pydicom"), make_dicom()
+
+    def state() -> tuple[object, ...]:
+        return list(warnings.filters), logger.propagate, config.settings.reading_validation_mode
+
+    before = state()
+    with ThreadPoolExecutor(8) as threads:
+        headers = list(threads.map(lambda _: read_header(io.BytesIO(data), len(data)), range(400)))
+    assert state() == before
+    assert all(header == headers[0] for header in headers)
