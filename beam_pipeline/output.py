@@ -1,6 +1,7 @@
 """The output folder's state: empty, another's, unfinished, or complete."""
 
 import json
+import os
 from typing import Any
 
 from beam_pipeline.errors import UsageError
@@ -12,6 +13,9 @@ from beam_pipeline.storage import PARTIAL_SUFFIX, Folder
 
 _OPTIONS = f"{UNFINISHED}/options.json"
 _REFUSAL = f"{UNFINISHED}/refusal.json"
+# Room on a full disk for the word of why a run ended. Random: zeros may take no room.
+_RESERVE = f"{UNFINISHED}/reserve"
+_RESERVE_BYTES = 1 << 16
 _OWN_NAMES = {MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, UNFINISHED}
 
 
@@ -56,11 +60,10 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
         return manifest
     if folder.exists(_OPTIONS):
         _check_same(folder, json.loads(folder.read(_OPTIONS)), options)
-    for name in names:
-        if name.endswith(PARTIAL_SUFFIX):
-            folder.remove(name)
+    folder.remove_partial()
     folder.remove(_REFUSAL)
     folder.write(_OPTIONS, json.dumps(options.recorded()).encode())
+    folder.write(_RESERVE, os.urandom(_RESERVE_BYTES))
     return None
 
 
@@ -92,6 +95,8 @@ def _show(value: Any) -> str:
 
 def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
     """Leave word of why the run ended without a manifest, wherever it ran."""
+    folder.remove_partial()
+    folder.remove(_RESERVE)
     folder.write(_REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
 
 

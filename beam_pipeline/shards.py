@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,10 @@ def _write_examples(
     checksum = hashlib.sha256()
     offset = 0
     with folder.create(plan.file) as shard:
-        for place, row in enumerate(_rows(plan.slices)):
+        for place, (row, data) in enumerate(_read(plan, files)):
             note(place)
             try:
-                header, image = _convert(row["source"], files, options, plan)
+                header, image = _convert(data, options)
             except Rejected as rejected:
                 rejects.append(_reject_row(row, rejected))
                 continue
@@ -124,21 +124,22 @@ def _write_examples(
     )
 
 
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(column): value for column, value in row.items()} for row in frame.to_dict("records")
-    ]
+def _read(
+    plan: ShardPlan, files: InputFiles
+) -> Iterator[tuple[dict[str, Any], bytes | OSError | Rejected]]:
+    """The plan's rows, each with its file's bytes or why there are none."""
+    data = files.read_ahead([s for s in plan.sources if s not in plan.excluded])
+    for values in plan.slices.to_dict("records"):
+        row = {str(column): value for column, value in values.items()}
+        excluded = plan.excluded.get(row["source"])
+        yield row, Rejected(excluded) if excluded else next(data)
 
 
-def _convert(
-    source: str, files: InputFiles, options: Options, plan: ShardPlan
-) -> tuple[Header, Image]:
-    if source in plan.excluded:
-        raise Rejected(plan.excluded[source])
-    try:
-        data = files.read(source)
-    except OSError as error:
-        raise Rejected(Reason.UNREADABLE, error.strerror or "") from None
+def _convert(data: bytes | OSError | Rejected, options: Options) -> tuple[Header, Image]:
+    if isinstance(data, Rejected):
+        raise data
+    if isinstance(data, OSError):
+        raise Rejected(Reason.UNREADABLE, data.strerror or "")
     slice_ = read_slice(data)
     return slice_.header, convert_slice(slice_, options.image)
 

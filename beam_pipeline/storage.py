@@ -6,7 +6,9 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,10 @@ from beam_pipeline.errors import OutputError, UsageError
 
 # What a killed process leaves behind; never a whole file.
 PARTIAL_SUFFIX = ".partial"
+
+# Files read at a time, and held, while one is converted.
+_READERS = 4
+_AHEAD = 8
 
 _WILDCARDS = frozenset("*?[")
 
@@ -97,6 +103,24 @@ class InputFiles:
         filesystem, root = fsspec.core.url_to_fs(self.root)
         return bytes(filesystem.cat_file(posixpath.join(root, source)))
 
+    def read_ahead(self, sources: Sequence[str]) -> Iterator[bytes | OSError]:
+        """All of each source's bytes, in order, or why it cannot be read.
+
+        The next few are read while one is worked on, so that slow storage is waited for only once.
+        """
+        with ThreadPoolExecutor(_READERS) as readers:
+            waiting = deque(readers.submit(self._try_read, s) for s in sources[:_AHEAD])
+            for following in [*sources[_AHEAD:], *[None] * len(waiting)]:
+                yield waiting.popleft().result()
+                if following is not None:
+                    waiting.append(readers.submit(self._try_read, following))
+
+    def _try_read(self, source: str) -> bytes | OSError:
+        try:
+            return self.read(source)
+        except OSError as error:
+            return error
+
 
 def _refuse_unreadable(error: OSError) -> None:
     """What an unreadable folder holds would be lost without a word."""
@@ -137,6 +161,12 @@ class Folder:
         filesystem, path = self._resolve(name)
         with filesystem.open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def remove_partial(self) -> None:
+        """Remove what killed processes left behind."""
+        for name in self.names():
+            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+                self.remove(name)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it, if it is there."""

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from beam_pipeline.errors import PipelineError, Reason
 
 _POLL_SECONDS = 1.0
-_STARTS_ALLOWED = 3  # of processes that die before they touch a source
+_DEATHS_ALLOWED = 10  # one after the other, of processes that have not touched a source
 
 # Spawned, not forked: a fork of a process with threads (Beam's, gRPC's) may inherit a held lock.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -93,7 +93,7 @@ class WorkerPool(Generic[T, R]):
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
         waiting = deque(tasks)
-        losses: Counter[str] = Counter()
+        losses: Counter[str] = Counter()  # by the source at hand, "" for none
         workers = [self._start() for _ in range(min(self.size, len(waiting)))]
         try:
             while waiting or any(worker.task is not None for worker in workers):
@@ -101,7 +101,9 @@ class WorkerPool(Generic[T, R]):
                     if worker.task is None and waiting:
                         _give(worker, waiting.popleft())
                 for worker in _ready(workers):
-                    yield from _receive(worker)
+                    for result in _receive(worker):
+                        del losses[""]
+                        yield result
                 for place, worker in enumerate(workers):
                     reason = self._failure(worker)
                     if reason is not None:
@@ -167,7 +169,7 @@ def _retry(worker: _Worker, reason: Reason, losses: Counter[str]) -> Any:
     position = worker.position.value
     source = worker.task.sources[position] if position >= 0 else ""
     losses[source] += 1
-    if not source and losses[source] > _STARTS_ALLOWED:
+    if not source and losses[source] > _DEATHS_ALLOWED:
         raise WorkerFailed("worker processes die before they touch a file")
     if source and losses[source] > 1:
         return worker.task.excluding(source, reason)

@@ -104,3 +104,13 @@ def test_a_full_disk_is_an_output_error() -> None:
 def test_a_file_in_place_of_the_output_is_refused(tree: Path) -> None:
     with pytest.raises(UsageError, match="is a file, not a folder"):
         Folder(str(tree / "a.dcm")).names()
+
+
+def test_files_are_read_ahead_in_order(tree: Path) -> None:
+    files = InputFiles.parse(str(tree))
+    sources = ["a.dcm", "absent", "b.dcm"] * 10
+    results = list(files.read_ahead(sources))
+    assert results[0::3] == [b"a.dcm"] * 10
+    assert results[2::3] == [b"b.dcm"] * 10
+    assert all(isinstance(result, FileNotFoundError) for result in results[1::3])
+    assert list(files.read_ahead([])) == []

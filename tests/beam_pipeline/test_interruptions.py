@@ -1,0 +1,142 @@
+"""Runs that are killed, or run out of space, and what the next run makes of them."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+KILLS = 10
+SLICES = 240
+
+
+@pytest.fixture(scope="module")
+def command(
+    tmp_path_factory: pytest.TempPathFactory, write_slice: Callable[..., Path]
+) -> list[str]:
+    """A run over 240 small slices, a shard for every two."""
+    folder = tmp_path_factory.mktemp("slices")
+    for number in range(SLICES):
+        write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number // 10}")
+    options = ("--input", str(folder), "--image_size", "32", "--examples_per_shard", "2")
+    return [sys.executable, "-m", "beam_pipeline", *options, "--workers", "2"]
+
+
+def start(command: list[str], output: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, "--output", str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(command: list[str], output: Path) -> None:
+    process = start(command, output)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def digests(output: Path) -> dict[str, str]:
+    """Of all files but the manifest, which holds a date."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(output.iterdir())
+        if path.name != "manifest.json"
+    }
+
+
+def children(pid: int) -> list[int]:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    return []
+
+
+def is_worker(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    finish(command, output)
+    assert len([name for name in digests(output) if name.startswith("ich-")]) == SLICES // 2
+    return digests(output)
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
+    command: list[str], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    moments = random.Random(0)
+    output = tmp_path / "out"
+    for _ in range(KILLS):
+        process = start(command, output)
+        time.sleep(moments.uniform(1.5, 3.5))
+        process.kill()
+        process.communicate(timeout=60)
+        names = {path.name for path in output.iterdir()} if output.exists() else set()
+        for name in names & undisturbed.keys() - {"rejects.jsonl"}:
+            assert hashlib.sha256((output / name).read_bytes()).hexdigest() == undisturbed[name]
+    finish(command, output)
+    assert digests(output) == undisturbed
+
+
+def test_a_run_goes_on_when_its_workers_are_killed(
+    command: list[str], undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    moments = random.Random(1)
+    process = start(command, tmp_path / "out")
+    killed = 0
+    while process.poll() is None and killed < KILLS:
+        workers = [pid for pid in children(process.pid) if is_worker(pid)]
+        if workers:
+            with suppress(ProcessLookupError):
+                os.kill(moments.choice(workers), signal.SIGKILL)
+                killed += 1
+        time.sleep(moments.uniform(0.1, 1.5))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert killed > 0
+    assert "A worker process died; going on with another." in errors
+    assert digests(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("cannot mount a small file system here: not root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_space(
+    command: list[str], undisturbed: dict[str, str], small_disk: Path
+) -> None:
+    process = start(command, small_disk / "out")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert errors.startswith("beam_pipeline: error: cannot write ")
+    assert errors.endswith(": No space left on device\n")
+    assert errors.count("\n") == 1
+    assert not list((small_disk / "out").glob(".*.partial"))
+    remount = ["mount", "-o", "remount,size=64m", str(small_disk)]
+    subprocess.run(remount, check=True)
+    finish(command, small_disk / "out")
+    assert digests(small_disk / "out") == undisturbed
