@@ -69,7 +69,9 @@ def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -
     index = read_index(folder, promises, findings)
     check_metadata(folder, promises, findings)
     check_rejects(folder, promises, index, findings)
-    conversion = _conversion(source, promises, findings) if source is not None else None
+    conversion = None
+    if source is not None and index is not None:
+        conversion, index = _prepare_source(source, promises, index, findings)
     tasks = _tasks(url, promises, index, conversion, findings)
     reports = sorted(_check_shards(tasks, workers), key=lambda report: report.promise.file)
     findings.merge(report.findings for report in reports)
@@ -94,12 +96,17 @@ def _read_manifest(folder: Folder, findings: Findings) -> Promises:
         raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
 
 
-def _conversion(source: str, promises: Promises, findings: Findings) -> Conversion | None:
+def _prepare_source(
+    source: str, promises: Promises, index: pa.Table, findings: Findings
+) -> tuple[Conversion | None, pa.Table]:
+    """How to make the images anew, and the index with the files to make them of."""
     try:
-        return Conversion.recorded(source, promises.options)
+        conversion = Conversion.recorded(source, promises.options)
+        seen = promises.counts.get("files_seen", 0)
+        return conversion, conversion.add_files(index, promises.options, seen)
     except ValueError as error:
         findings.add(Finding(Check.SOURCE, printable(error), MANIFEST))
-        return None
+        return None, index
 
 
 def _tasks(

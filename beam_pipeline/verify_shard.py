@@ -37,11 +37,17 @@ _FEATURES: dict[str, tuple[type, int | None]] = {
 _LABEL_VALUES = frozenset((-1, 0, 1))
 _PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
 # OpenCV decodes to BGR order, and grey with alpha to BGRA.
-_RGB_ORDER = {2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
+_RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 _CHUNK = 1 << 20
 
 CONTENTS = pa.schema(
-    {"record": pa.int32(), "image_id": pa.string(), "patient_id": pa.string(), "image": pa.uint64()}
+    {
+        "record": pa.int32(),
+        "image_id": pa.string(),
+        "patient_id": pa.string(),
+        "study_id": pa.string(),
+        "image": pa.uint64(),
+    }
 )
 
 
@@ -298,9 +304,10 @@ class _ShardChecker:
     def _keep(self, record: int, example: _Example) -> None:
         """What the checks across shards need of it."""
         digest = hashlib.blake2b(example.image, digest_size=8).digest()
-        values = (record, example.image_id, example.ids["patient_id"], int.from_bytes(digest))
-        for column, value in zip(self._contents.values(), values, strict=True):
-            column.append(value)
+        kept = {"record": record, "image_id": example.image_id, "image": int.from_bytes(digest)}
+        for name, value in (example.ids | kept).items():
+            if name in self._contents:
+                self._contents[name].append(value)
         self._combinations[example.label] += 1
 
     def _compare(self, place: _Place, example: _Example, size: int, row: dict[str, Any]) -> None:

@@ -4,14 +4,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Rejected, UsageError
+from beam_pipeline.findings import printable
 from beam_pipeline.hounsfield import RepairPolicy
+from beam_pipeline.identifiers import ordinals
+from beam_pipeline.options import ImageId
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.windows import VoiFunction, Window
+
+# A column added to the index: the file to read, where the index itself shows a number for it.
+FILE = "file"
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,26 @@ class Conversion:
         slice_ = read_slice(self.files.read(source))
         return slice_.header, convert_slice(slice_, self.spec)
 
+    def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
+        """The index with the column FILE.
+
+        Args:
+            index: with the column `source`.
+            options: the manifest's.
+            files_seen: how many files the input had.
+
+        Raises:
+            ValueError: sources are shown by number, and the input has more or fewer files now.
+        """
+        if options.get("image_id") != ImageId.ORDINAL:
+            return index.append_column(FILE, index["source"])
+        names = sorted(self.files.list())
+        if len(names) != files_seen:
+            raise ValueError(f"the input has {len(names)} files, not {files_seen} as it had")
+        numbered = dict(zip(ordinals(pd.Series(names), "file"), names, strict=True))
+        files = [numbered.get(source, "") for source in index["source"].to_pylist()]
+        return index.append_column(FILE, pa.array(files, pa.string()))
+
 
 def compare_with_source(
     conversion: Conversion,
@@ -76,9 +104,9 @@ def compare_with_source(
         pixels: the example's, [height, width, channels].
         pixel_spacing: the example's, mm.
     """
-    source = row["source"]
+    source = printable(row["source"])
     try:
-        header, image = conversion.convert(source)
+        header, image = conversion.convert(row[FILE])
     except FileNotFoundError:
         return [f"{source} is no longer there"]
     except OSError as error:

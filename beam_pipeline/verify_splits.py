@@ -68,7 +68,9 @@ def check_partition(
     examples = _examples(reports)
     findings.checked[Check.PARTITION] += len(examples)
     _check_ids(examples, findings)
-    _check_patients(examples, findings)
+    # A run may be asked to keep studies together, not patients.
+    group = "study" if promises.options.get("group_by") == "study" else "patient"
+    _check_groups(examples, group, findings)
     summaries = [_summarize(name, reports, examples, promises) for name in promises.splits]
     _check_patient_counts(summaries, reports, promises, findings)
     return summaries, _count_twins(examples)
@@ -103,15 +105,16 @@ def _check_ids(examples: pd.DataFrame, findings: Findings) -> None:
             )
 
 
-def _check_patients(examples: pd.DataFrame, findings: Findings) -> None:
-    pairs = examples.drop_duplicates(["patient_id", "split"])
-    shared = pairs[pairs.duplicated("patient_id", keep=False)]
+def _check_groups(examples: pd.DataFrame, group: str, findings: Findings) -> None:
+    column = f"{group}_id"
+    pairs = examples.drop_duplicates([column, "split"])
+    shared = pairs[pairs.duplicated(column, keep=False)]
     places: dict[str, list[str]] = defaultdict(list)
     for row in shared.to_dict("records"):
         place = f"{row['file']} (first as record {row['record']}, {printable(row['image_id'])})"
-        places[row["patient_id"]].append(place)
-    for patient, found in sorted(places.items()):
-        message = f"patient {show_id(patient)} is in {len(found)} splits: {', '.join(found)}"
+        places[row[column]].append(place)
+    for name, found in sorted(places.items()):
+        message = f"{group} {show_id(name)} is in {len(found)} splits: {', '.join(found)}"
         findings.add(Finding(Check.PARTITION, message))
 
 

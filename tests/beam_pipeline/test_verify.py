@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import pytest
 from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
 from beam_pipeline.findings import Check, Finding
 from beam_pipeline.finish import finish_directory
-from beam_pipeline.inventory import inspect_batch, list_batches
-from beam_pipeline.labels import read_labels
+from beam_pipeline.inventory import Batch, inspect_batch, list_batches
+from beam_pipeline.labels import LabelFile
 from beam_pipeline.manifest import encode_index
-from beam_pipeline.options import Options
+from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.plan import plan_shards
 from beam_pipeline.png import encode_png
 from beam_pipeline.promises import manifest_digest
@@ -41,27 +42,34 @@ def ignore(place: int) -> None:
     """The place in a task is of no interest here."""
 
 
-@pytest.fixture(scope="module")
-def healthy(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folds of three patients, two shards each, images of 16 x 16 pixels."""
-    output = tmp_path_factory.mktemp("healthy") / "shards"
-    options = Options(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(output),
-        windows=tuple(map(parse_window, ("brain", "subdural", "wide:600:2800"))),
-        image_size=16,
-        folds=2,
-        examples_per_shard=8,
-        max_reject_fraction=0.2,
-    )
+def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
+    """What the pipeline writes, without Beam."""
+    values: dict[str, Any] = {
+        "input": str(data_set / "slices"),
+        "labels": str(data_set / "labels.csv"),
+        "output": str(output),
+        "windows": tuple(map(parse_window, ("brain", "subdural", "wide:600:2800"))),
+        "image_size": 16,
+        "folds": 2,
+        "examples_per_shard": 8,
+        "max_reject_fraction": 0.2,
+    }
+    options = Options(**values | changes)
     files = InputFiles.parse(options.input)
-    inventory = pd.concat(inspect_batch(b, ignore, files=files) for b in list_batches(files))
-    plan = plan_shards(inventory, read_labels(str(options.labels)), options)
+    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
+    inspect = partial(inspect_batch, note=ignore, files=files, options=options)
+    labels = LabelFile(options.labels).read() if options.labels else None
+    plan = plan_shards(pd.concat(map(inspect, batches)), labels, options)
     results = [write_shard(shard, ignore, files=files, options=options) for shard in plan.shards]
     finish_directory(plan.without_shards(), results, options)
     assert (output / "manifest.json").exists()
     return output
+
+
+@pytest.fixture(scope="module")
+def healthy(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds of three patients, two shards each, images of 16 x 16 pixels."""
+    return preprocess(small_data_set, tmp_path_factory.mktemp("healthy") / "shards")
 
 
 @pytest.fixture
@@ -616,3 +624,63 @@ def test_a_source_file_with_another_header(
 def test_options_that_cannot_be_read(shards: Path, source: Path) -> None:
     edit_json(shards / "manifest.json", set_at("options/hu_repair", "none of them"))
     assert checks(shards, source=str(source)) == {Check.SOURCE}
+
+
+# Other options of the run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"windows": ()},
+        {"windows": (parse_window("brain"),)},
+        {"windows": (parse_window("brain"), parse_window("bone"))},
+        {"image_size": 32},
+        {"labels": None},
+        {"holdout": 0.3},
+        {"image_id": ImageId.ORDINAL},
+        {"image_id": ImageId.SOP_INSTANCE_UID},
+        {"identifiers": Identifiers.HASH, "identifier_key": b"0123456789abcdef"},
+        {"identifiers": Identifiers.KEEP},
+        {"group_by": GroupBy.STUDY},
+    ],
+    ids=str,
+)
+def test_any_directory_is_well(small_data_set: Path, tmp_path: Path, options: Any) -> None:
+    output = preprocess(small_data_set, tmp_path / "out", **options)
+    result = verify_directory(str(output), source=str(small_data_set / "slices"))
+    assert [str(finding) for finding in result.findings.kept] == []
+    assert result.findings.checked[Check.SOURCE] == result.findings.checked[Check.IMAGES] >= 30
+
+
+def test_numbered_files_cannot_be_found_among_others(small_data_set: Path, tmp_path: Path) -> None:
+    output = preprocess(small_data_set, tmp_path / "out", image_id=ImageId.ORDINAL)
+    folder = Path(shutil.copytree(small_data_set / "slices", tmp_path / "slices"))
+    (folder / "another.dcm").touch()
+    (finding,) = found(output, source=str(folder))
+    assert finding.message == "the input has 34 files, not 33 as it had"
+
+
+def test_kept_patient_ids_are_not_shown(small_data_set: Path, tmp_path: Path) -> None:
+    output = preprocess(small_data_set, tmp_path / "out", identifiers=Identifiers.KEEP)
+
+    def move(records: Records) -> None:
+        records[OTHER_FOLD][0]["patient_id"] = records[FIRST][0]["patient_id"]
+
+    rewrite(output, move)
+    (finding,) = found(output)
+    assert finding.message.startswith("patient (an id) is in 2 splits")
+    assert "Secret" not in str(finding)
+
+
+def test_studies_may_be_what_is_kept_together(small_data_set: Path, tmp_path: Path) -> None:
+    output = preprocess(small_data_set, tmp_path / "out", group_by=GroupBy.STUDY)
+
+    def move(name: str, records: Records) -> None:
+        records[OTHER_FOLD][0][name] = records[FIRST][0][name]
+
+    rewrite(output, partial(move, "patient_id"))
+    assert found(output) == []
+    rewrite(output, partial(move, "study_id"))
+    (finding,) = found(output)
+    assert finding.message.startswith("study study_")
