@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import config
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from tests.beam_pipeline.dicom_files import make_dicom
 
 WriteSlice = Callable[..., Path]
 
@@ -19,40 +18,8 @@ def _write_slice(path: Path, pixels: np.ndarray | None = None, **attributes: Any
     if pixels is None:
         seed = zlib.crc32(path.stem.encode())
         pixels = np.random.default_rng(seed).integers(0, 1200, (32, 32)).astype(np.int16)
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    values = {
-        "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": path.stem,
-        "Modality": "CT",
-        "PatientID": "PAT",
-        "StudyInstanceUID": "STUDY",
-        "SeriesInstanceUID": "SERIES",
-        "ImagePositionPatient": [-125.0, -125.0, 42.5],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "PixelSpacing": [0.5, 0.25],
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
-        "RescaleIntercept": "-1024",
-        "RescaleSlope": "1",
-        "PixelData": pixels.tobytes(),
-    } | attributes
-    with config.disable_value_validation():
-        for keyword, value in values.items():
-            if value is not None:
-                setattr(dataset, keyword, value)
-        if "PixelData" in dataset:
-            dataset["PixelData"].VR = "OW"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.save_as(path, enforce_file_format=False, implicit_vr=False, little_endian=True)
-    # Written apart: pydicom adds the preamble only to files whose meta information is complete.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(make_dicom(pixels, **{"SOPInstanceUID": path.stem} | attributes))
     return path
 
 
