@@ -21,15 +21,17 @@ _MACROS = (
 
 
 class Attributes:
-    """A data set's attributes, those of its only frame first."""
+    """A data set's attributes, those of its only frame first.
+
+    Attributes:
+        frames: how many the functional groups have.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._sources = [dataset]
         groups = [items for key in FUNCTIONAL_GROUPS if (items := _items(dataset, key))]
-        if any(len(items) > 1 for items in groups):
-            raise Rejected(Reason.MULTI_FRAME)
         macros = [macro for items in groups for key in _MACROS for macro in _items(items[0], key)]
-        self._sources[:0] = macros
+        self._sources = [*macros, dataset]
+        self.frames = max(map(len, groups), default=1)
 
     def value(self, keyword: str) -> Any:
         """An attribute's value, or None where it is absent or empty.

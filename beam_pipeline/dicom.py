@@ -208,7 +208,7 @@ def _check_kind(attributes: Attributes, parsed: Parsed) -> PixelElement:
     _check_class(attributes, parsed)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
-    if attributes.integer("NumberOfFrames", default=1) > 1:
+    if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
         raise Rejected(Reason.MULTI_FRAME)
     if parsed.pixels is None:
         cut = parsed.size > MAX_HEADER_BYTES

@@ -78,7 +78,10 @@ def check_native_length(
     """
     if pixels.length is None:
         raise Rejected(Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
-    _check_length(min(pixels.length, size - pixels.offset), shape, allocated)
+    found = min(pixels.length, size - pixels.offset)
+    if pixels.vr == "OW":  # whole words: in big endian files the first half is the second pixel
+        found -= found % 2
+    _check_length(found, shape, allocated)
 
 
 def native_pixels(

@@ -301,6 +301,13 @@ def test_several_frames_in_the_functional_groups_alone() -> None:
     assert rejection(data)[0] is Reason.MULTI_FRAME
 
 
+def test_an_image_of_another_modality_is_that_whatever_its_frames() -> None:
+    frames = items(**SHARED) + items(**SHARED)
+    kind = {"SOPClassUID": uid.EnhancedMRImageStorage, "Modality": "MR", "NumberOfFrames": "2"}
+    data = make_dicom(**kind, PerFrameFunctionalGroupsSequence=frames)
+    assert rejection(data)[0] is Reason.NOT_CT
+
+
 @pytest.mark.parametrize(
     "keyword",
     [

@@ -74,6 +74,14 @@ def test_an_odd_number_of_8_bit_pixels_is_read_without_its_padding() -> None:
     assert np.array_equal(read_slice(make_dicom(pixels)).pixels, pixels)
 
 
+def test_an_odd_number_of_swapped_pixels_needs_its_last_word_whole() -> None:
+    pixels = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
+    words = bytes([2, 1, 4, 3, 6, 5, 8, 7, 0, 9])
+    data = make_dicom(pixels, syntax=uid.ExplicitVRBigEndian, PixelData=words)
+    assert np.array_equal(read_slice(data).pixels, pixels)
+    assert rejection(data[:-1]) == (Reason.TRUNCATED_PIXELS, "8 of 9 bytes")
+
+
 @pytest.mark.parametrize("allocated", [8, 16])
 def test_pixels_with_other_bits_in_the_word(allocated: int) -> None:
     pixels = np.array([[0b10110101, 0b01001010]], f"u{allocated // 8}")
