@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.errors import Reason
 from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
 from beam_pipeline.findings import Check, Finding
 from beam_pipeline.finish import finish_directory
@@ -23,11 +26,11 @@ from beam_pipeline.manifest import encode_index
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.plan import plan_shards
 from beam_pipeline.png import encode_png
-from beam_pipeline.promises import manifest_digest
+from beam_pipeline.promises import ShardPromise, manifest_digest
 from beam_pipeline.shards import write_shard
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify import main, verify_directory
-from beam_pipeline.verify_shard import show_id
+from beam_pipeline.verify_shard import IndexRows, ShardTask, check_shard, show_id
 from beam_pipeline.windows import parse_window
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
@@ -684,3 +687,44 @@ def test_studies_may_be_what_is_kept_together(small_data_set: Path, tmp_path: Pa
     rewrite(output, partial(move, "study_id"))
     (finding,) = found(output)
     assert finding.message.startswith("study study_")
+
+
+# One shard
+
+
+@pytest.fixture
+def task(healthy: Path) -> ShardTask:
+    index = pq.read_table(healthy / "index.parquet")
+    places = np.flatnonzero(index["shard"].to_pandas() == SECOND)
+    return ShardTask(
+        folder=str(healthy),
+        promise=ShardPromise("fold0", SECOND),
+        labels=None,
+        image_shape=None,
+        image_dtype=None,
+        rows=IndexRows(index, places),
+    )
+
+
+def test_a_record_whose_decoder_crashed_is_named_and_the_others_are_checked(
+    task: ShardTask,
+) -> None:
+    assert task.sources[2] == f"{SECOND} record 2"
+    noted: list[int] = []
+    report = check_shard(task.excluding(task.sources[2], Reason.DECODER_CRASHED), noted.append)
+    (finding,) = report.findings.kept
+    assert (finding.check, finding.record) == (Check.IMAGES, 2)
+    assert finding.message == "cannot be checked: decoder_crashed"
+    assert noted == [place for place in range(report.records) if place != 2]
+
+
+def test_a_task_takes_only_its_own_rows_to_another_process(task: ShardTask) -> None:
+    sent = pickle.loads(pickle.dumps(task))
+    assert len(sent.rows.table) == len(sent.rows) == len(task.rows or ())
+    assert sent.rows.by_record() == task.rows.by_record()  # type: ignore[union-attr]
+
+
+def test_a_shard_without_index_and_manifest_is_still_read(task: ShardTask) -> None:
+    report = check_shard(replace(task, rows=None), ignore)
+    assert report.findings.ok
+    assert len(report.contents) == report.records == report.findings.checked[Check.IMAGES]
