@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_pipeline.errors import Reason
 from beam_pipeline.findings import Check, Finding, Findings, printable
@@ -65,20 +66,32 @@ def check_rejects(
     if data is None:
         return
     check_recorded_file(REJECTS, data, Check.REJECTS, promises, findings)
-    written = set(index["source"].to_pylist()) if index is not None else set()
     reasons: Counter[str] = Counter()
+    sources: dict[str, int] = {}
     lines = data.splitlines()
     for number, line in enumerate(lines):
         findings.checked[Check.REJECTS] += 1
         wrong, reject = _read_reject(line)
-        if not wrong and reject["source"] in written:
-            wrong = "its source is in the index too"
+        if not wrong and sources.setdefault(reject["source"], number) != number:
+            wrong = f"the same source as line {sources[reject['source']]}"
         if wrong:
             findings.add(Finding(Check.REJECTS, wrong, REJECTS, record=number))
         reasons[reject.get("reason", "")] += 1
+    if index is not None:
+        _check_not_written(sources, index, findings)
     compare(Check.REJECTS, REJECTS, "lines", len(lines), promises.counts.get("rejected"), findings)
     stated = promises.tables.get("rejected_by_reason")
     compare(Check.REJECTS, REJECTS, "reasons", dict(reasons), stated, findings)
+
+
+def _check_not_written(sources: dict[str, int], index: pa.Table, findings: Findings) -> None:
+    # A file name that is no UTF-8 cannot be in the index.
+    texts = [source for source in sources if source == source.encode(errors="ignore").decode()]
+    rejected = pc.is_in(index["source"], value_set=pa.array(texts, pa.string()))
+    for row in index.select(["source", "image_id"]).filter(rejected).to_pylist():
+        number, image_id = sources[row["source"]], row["image_id"]
+        message = "its source is in the index too"
+        findings.add(Finding(Check.REJECTS, message, REJECTS, number, image_id=image_id))
 
 
 def _read_reject(line: bytes) -> tuple[str, dict[str, str]]:

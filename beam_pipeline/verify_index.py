@@ -1,7 +1,6 @@
 """index.parquet against the manifest, and its rows shared out to the shards."""
 
 import io
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from beam_pipeline.findings import Check, Finding, Findings, printable
 from beam_pipeline.hounsfield import Repair
@@ -92,29 +92,36 @@ def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
 
 
 def _check_index_counts(table: pa.Table, promises: Promises, findings: Findings) -> None:
-    repairs = Counter(table["repair"].to_pylist())
-    del repairs[Repair.NONE]
-    resized = table["resized"].to_pylist().count(True)
+    counted = pc.value_counts(table["repair"]).to_pylist()
+    repairs = {each["values"]: each["counts"] for each in counted if each["values"] != Repair.NONE}
+    resized = pc.sum(table["resized"], min_count=0).as_py()
     counts, stated = promises.counts, promises.tables.get("repaired")
     compare(Check.INDEX, INDEX, "rows", len(table), counts.get("written"), findings)
     compare(Check.INDEX, INDEX, "resized", resized, counts.get("resized"), findings)
-    compare(Check.INDEX, INDEX, "repaired", dict(repairs), stated, findings)
+    compare(Check.INDEX, INDEX, "repaired", repairs, stated, findings)
 
 
 def rows_by_shard(table: pa.Table, promises: Promises, findings: Findings) -> dict[str, IndexRows]:
     """The index's rows of every listed shard; rows of other shards become findings."""
-    places = pd.Series(table["shard"].to_pandas()).groupby(table["shard"].to_pandas()).indices
+    findings.checked[Check.INDEX] += len(table)
+    shards = table["shard"].combine_chunks().dictionary_encode()
+    codes = shards.indices.to_numpy()  # a number a row, not a text
+    places = pd.Series(codes).groupby(codes).indices
+    found = {file: places[code] for code, file in enumerate(shards.dictionary.to_pylist())}
     rows = {
-        shard.file: IndexRows(table, np.asarray(places.pop(shard.file, []), np.int64))
-        for shard in promises.shards
+        shard.file: IndexRows(table, np.asarray(found.pop(shard.file, []), np.int64))
+        for shard in {shard.file: shard for shard in promises.shards}.values()
     }
-    for file, others in sorted(places.items()):
+    for file, others in sorted(found.items()):
         message = f"{len(others)} rows are of {printable(file)}, which the manifest does not list"
         findings.add(Finding(Check.INDEX, message, INDEX))
-    keys = table.select(["shard", "record", "image_id"]).to_pandas()
-    repeated = keys[keys.duplicated(["shard", "record"])]
-    for shard, record, image_id in repeated.itertuples(index=False):
-        message = f"record {record} of {printable(shard)} has two rows"
-        findings.add(Finding(Check.INDEX, message, INDEX, image_id=image_id))
-    findings.checked[Check.INDEX] += len(keys)
+    _check_repeated(table, codes, findings)
     return rows
+
+
+def _check_repeated(table: pa.Table, shards: NDArray[np.int32], findings: Findings) -> None:
+    keys = pd.DataFrame({"shard": shards, "record": table["record"].to_numpy()})
+    for place in np.flatnonzero(keys.duplicated()):
+        row = table.slice(int(place), 1).to_pylist()[0]
+        message = f"record {row['record']} of {printable(row['shard'])} has two rows"
+        findings.add(Finding(Check.INDEX, message, INDEX, image_id=row["image_id"]))

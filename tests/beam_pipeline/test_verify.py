@@ -547,6 +547,7 @@ def test_edited_metadata(shards: Path, name: str, path: str, value: Any) -> None
         lambda lines: lines[1:],
         lambda lines: [*lines, "{}"],
         lambda lines: [*lines[1:], "{"],
+        lambda lines: [*lines[1:], lines[1]],
         lambda lines: [line.replace("not_dicom", "no_dicom") for line in lines],
         lambda lines: [line.replace("ID_text.dcm", "ID_00.dcm") for line in lines],
         lambda lines: [line.replace("label_missing", "not_dicom") for line in lines],
@@ -556,6 +557,12 @@ def test_edited_rejects(shards: Path, change: Callable[[list[str]], list[str]]) 
     path = shards / "rejects.jsonl"
     path.write_text("\n".join(change(path.read_text().splitlines())))
     assert checks(shards) == {Check.REJECTS}
+
+
+def test_a_rejected_file_whose_name_is_no_text(shards: Path) -> None:
+    path = shards / "rejects.jsonl"
+    path.write_text(path.read_text().replace("ID_text.dcm", "ID_\\udcff.dcm"))
+    assert found(shards) == []
 
 
 @pytest.mark.parametrize(
