@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.tag import Tag
 
 from beam_pipeline.errors import Reason, Rejected
 
@@ -106,17 +108,21 @@ class Attributes:
         return _number(values[0]) if values else math.nan
 
 
+_tag = lru_cache(maxsize=None)(Tag)  # a few keywords, looked up in every file
+
+
 def _value(dataset: Dataset, keyword: str) -> Any:
+    tag = _tag(keyword)
+    if tag not in dataset:
+        return None
     try:
-        return dataset.get(keyword)
+        return dataset[tag].value
     except Exception as error:  # bytes may be anything, and so is what pydicom raises
         detail = f"{keyword}: {type(error).__name__}"
         raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
 
 
 def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    if keyword not in dataset:
-        return ()
     value = _value(dataset, keyword)
     return [item for item in _values(value) if isinstance(item, Dataset)]
 
