@@ -28,7 +28,7 @@ setup(
         "imagecodecs>=2026.3.6",
         "isal",
         "numpy",
-        "opencv-python-headless",
+        "opencv-python-headless>=5",
         "pandas",
         "pyarrow",
         "pydicom>=3.0",

@@ -116,7 +116,7 @@ def _look_up(
     spec: ImageSpec,
 ) -> NDArray[Any]:
     # The size has no part in the values: slices of all sizes share a table.
-    found = np.take(_table(encoding, repair, replace(spec, size=0)), pixels, mode="clip")
+    found = np.asarray(cv2.LUT(pixels, _table(encoding, repair, replace(spec, size=0))))
     if not spec.windows:
         return found[..., None]
     channels = found.view(np.uint8).reshape(*found.shape, _PACKED_CHANNELS)
@@ -127,12 +127,12 @@ def _look_up(
 
 @lru_cache(maxsize=64)  # a scanner's series share their encoding
 def _table(encoding: PixelEncoding, repair: Repair, spec: ImageSpec) -> NDArray[Any]:
-    """What every bit pattern is stored as: windows' grey levels packed in uint32, or uint16."""
+    """What every bit pattern is stored as: windows' grey levels packed in int32, or uint16."""
     samples = render(hounsfield_table(encoding, repair), spec)
     if spec.windows:
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)
         packed[:, : spec.channels] = samples
-        samples = packed.view(np.uint32)
+        samples = packed.view(np.int32)  # the only 32-bit integers that OpenCV knows
     table = samples.ravel()
     table.flags.writeable = False
     return table

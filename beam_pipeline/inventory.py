@@ -1,8 +1,9 @@
 """What is known of every input file before its pixels are converted: one row a file."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -11,6 +12,7 @@ import pandas as pd
 
 from beam_pipeline.dicom import Header, read_header
 from beam_pipeline.errors import PipelineError, Reason, Rejected
+from beam_pipeline.hounsfield import PixelEncoding
 from beam_pipeline.options import ImageId, LeakCheck, Options
 from beam_pipeline.storage import InputFiles
 
@@ -23,8 +25,19 @@ _COLUMNS = (
     "study_id",
     "series_id",
     "fingerprint",
+    "header",
     "reason",
     "detail",
+)
+_CARRIED = (
+    "position_z",
+    "pixel_spacing",
+    "rows",
+    "columns",
+    "transfer_syntax",
+    "window",
+    "pixel_offset",
+    "beginning",
 )
 # Of the pixels, to find files that may be twins: noise makes a few rows in the middle unique.
 _FINGERPRINT_BYTES = 1 << 14
@@ -70,8 +83,9 @@ def inspect_batch(
 
     Returns:
         str columns source, image_id, patient_id, study_id, series_id (as in the file), fingerprint
-        (equal for files whose pixels may be equal; empty if not asked for), reason (empty for a
-        usable file) and detail; a row a file.
+        (equal for files whose pixels may be equal; empty if not asked for), header (for
+        `decode_header`; empty where it must be read again), reason (empty for a usable file) and
+        detail; a row a file.
     """
     rows = []
     for place, source in enumerate(batch.sources):
@@ -116,7 +130,35 @@ def _inspect(
         "patient_id": header.patient_id,
         "study_id": header.study_id,
         "series_id": header.series_id,
+        "header": encode_header(header),
     }
+
+
+def encode_header(header: Header) -> str:
+    """What conversion needs of a header, without ids; empty if it must be read again."""
+    if not header.beginning:
+        return ""
+    known = [getattr(header, name) for name in _CARRIED]
+    return json.dumps([*known, astuple(header.encoding)], separators=(",", ":"))
+
+
+def decode_header(text: str) -> Header | None:
+    """The header that was encoded, with empty ids."""
+    if not text:
+        return None
+    *known, encoding = json.loads(text)
+    values: dict[str, Any] = dict(zip(_CARRIED, known, strict=True))
+    values["pixel_spacing"] = tuple(values["pixel_spacing"])
+    values["window"] = _pair(values["window"])
+    allocated, stored, high_bit, signed, slope, intercept, padding = encoding
+    values["encoding"] = PixelEncoding(
+        allocated, stored, high_bit, signed, slope, intercept, _pair(padding)
+    )
+    return Header(sop_instance_uid="", patient_id="", study_id="", series_id="", **values)
+
+
+def _pair(values: list[Any] | None) -> tuple[Any, Any] | None:
+    return (values[0], values[1]) if values else None
 
 
 def _fingerprint(file: BinaryIO, size: int, header: Header) -> str:

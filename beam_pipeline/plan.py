@@ -33,8 +33,8 @@ class ShardPlan:
         number: of the shard in its split, from 0.
         of: how many shards the split has.
         slices: a row a slice, in the order to write them: source, shown_source (what is written
-            for it), image_id, patient_id, study_id and series_id (as they are written), and an
-            int8 column `label_<name>` a label.
+            for it), header (for `decode_header`), image_id, patient_id, study_id and series_id (as
+            they are written), and an int8 column `label_<name>` a label.
         excluded: sources not to touch, and why.
     """
 
@@ -169,7 +169,7 @@ def _rejects(judged: pd.DataFrame, options: Options) -> pd.DataFrame:
 
 
 def _add_labels(usable: pd.DataFrame, labels: Labels | None, columns: list[str]) -> pd.DataFrame:
-    slices = usable[["source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
+    slices = usable[["source", "shown_source", "image_id", "header", *ID_COLUMNS, "twin"]].copy()
     if labels is None:
         slices[columns] = np.full((len(slices), len(columns)), UNLABELLED, np.int8)
     else:
@@ -206,7 +206,7 @@ def _split(
 
 def _deal(slices: pd.DataFrame, columns: list[str], options: Options) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
-    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns]
+    written = ["source", "shown_source", "image_id", "header", *ID_COLUMNS, *columns]
     for split, part in slices.groupby("split", sort=True):
         count = math.ceil(len(part) / options.examples_per_shard)
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)

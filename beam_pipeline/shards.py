@@ -12,6 +12,7 @@ from beam_pipeline.convert import Image, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.example import encode_example, frame_record
+from beam_pipeline.inventory import decode_header
 from beam_pipeline.options import Options
 from beam_pipeline.plan import LABEL_PREFIX, ShardPlan
 from beam_pipeline.png import encode_png
@@ -100,7 +101,7 @@ def _write_examples(
         for place, (row, data) in enumerate(_read(plan, files)):
             note(place)
             try:
-                header, image = _convert(data, options)
+                header, image = _convert(data, decode_header(row["header"]), options)
             except Rejected as rejected:
                 rejects.append(_reject_row(row, rejected))
                 continue
@@ -135,12 +136,14 @@ def _read(
         yield row, Rejected(excluded) if excluded else next(data)
 
 
-def _convert(data: bytes | OSError | Rejected, options: Options) -> tuple[Header, Image]:
+def _convert(
+    data: bytes | OSError | Rejected, known: Header | None, options: Options
+) -> tuple[Header, Image]:
     if isinstance(data, Rejected):
         raise data
     if isinstance(data, OSError):
         raise Rejected(Reason.UNREADABLE, data.strerror or "")
-    slice_ = read_slice(data)
+    slice_ = read_slice(data, known)
     return slice_.header, convert_slice(slice_, options.image)
 
 

@@ -1,10 +1,20 @@
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from beam_pipeline.dicom import Header
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.inventory import Batch, inspect_batch, list_batches, name_of
+from beam_pipeline.hounsfield import PixelEncoding
+from beam_pipeline.inventory import (
+    Batch,
+    decode_header,
+    encode_header,
+    inspect_batch,
+    list_batches,
+    name_of,
+)
 from beam_pipeline.options import ImageId, LeakCheck, Options
 from beam_pipeline.storage import InputFiles
 
@@ -23,7 +33,10 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(small_data_set: Path) ->
     batch = batch.excluding("ID_11.dcm", Reason.DECODER_CRASHED)
     options = Options("in", None, "out", leak_check=LeakCheck.OFF)
     frame = inspect_batch(batch, seen.append, files=files, options=options)
-    assert frame.to_dict("records") == [
+    header = decode_header(frame["header"][0])
+    assert header is not None
+    assert (header.rows, header.columns, header.position_z) == (32, 32, 10.0)
+    assert frame.drop(columns="header").to_dict("records") == [
         {
             "source": "ID_32.dcm",
             "image_id": "ID_32",
@@ -78,3 +91,26 @@ def test_a_slice_may_be_identified_by_its_sop_instance_uid(
     )
     assert frame["image_id"].tolist() == ["1.2.3", ""]
     assert frame["reason"].tolist() == ["", "missing_attribute"]
+
+
+def test_a_header_is_carried_without_its_ids() -> None:
+    encoding = PixelEncoding(16, 12, 11, signed=False, slope=0.5, intercept=-1000.0, padding=(0, 9))
+    header = Header(
+        *("uid", "patient", "study", "series", 12.25, (0.5, 0.25), 512, 256, "1.2.840.10008.1.2"),
+        *(encoding, (40.0, 80.0), 1234, "abcdef"),
+    )
+    text = encode_header(header)
+    assert "patient" not in text
+    anonymous = {"sop_instance_uid": "", "patient_id": "", "study_id": "", "series_id": ""}
+    assert decode_header(text) == dataclasses.replace(header, **anonymous)
+    plain = dataclasses.replace(
+        header, window=None, encoding=dataclasses.replace(encoding, padding=None)
+    )
+    assert decode_header(encode_header(plain)) == dataclasses.replace(plain, **anonymous)
+
+
+def test_a_header_that_cannot_be_recognised_is_not_carried() -> None:
+    encoding = PixelEncoding(8, 8, 7, signed=False, slope=1.0, intercept=0.0)
+    header = Header("", "", "", "", 0.0, (1.0, 1.0), 2, 2, "1.2", encoding)
+    assert encode_header(header) == ""
+    assert decode_header("") is None

@@ -163,3 +163,31 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options, tmp_pat
     options = dataclasses.replace(options, output=str(tmp_path / "file" / "out"))
     with pytest.raises(OutputError, match="cannot write ich-fold0"):
         write(plan_of(options).shards[0], options)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({}, 128), ({"RescaleIntercept": "-1004"}, 191), ({"Rows": 64}, "truncated_pixels")],
+)
+def test_a_file_that_changes_after_planning_is_read_as_it_is_now(
+    options: Options,
+    tmp_path: Path,
+    write_slice: Callable[..., Path],
+    change: dict[str, object],
+    expected: object,
+) -> None:
+    pixels = np.full((32, 32), 1064, np.int16)  # 40 HU at intercept -1024, 60 HU at -1004
+    pixels[0] = 0
+    write_slice(tmp_path / "in" / "ID_0.dcm", pixels)
+    options = dataclasses.replace(options, input=str(tmp_path / "in"), labels=None)
+    files = InputFiles.parse(options.input)
+    (plan,) = plan_shards(inventory_of(options, files), None, options).shards
+    write_slice(tmp_path / "in" / "ID_0.dcm", pixels, **change)
+    result = write(plan, options)
+    if isinstance(expected, str):
+        assert result.rejects["reason"].tolist() == [expected]
+        return
+    with (Path(options.output) / plan.file).open("rb") as file:
+        (png,) = decode_example(next(read_records(file)))["image"]
+    decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded[16, 16, 2] == expected
