@@ -44,13 +44,14 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --fold $(FOLD) --model $(MODEL
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample train evaluate predict demo test lint clean
+.PHONY: help preprocess sample verify train evaluate predict demo test lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo "Variables:"
 	@echo "  preprocess    INPUT LABELS OUTPUT RUNNER WORKERS ARGS"
+	@echo "  verify        SHARDS ARGS"
 	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE ARGS"
 	@echo "  evaluate      RUN ARGS"
 	@echo "  predict       RUN SHARDS SUBMISSION ARGS"
@@ -62,6 +63,9 @@ preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (wit
 sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 	@echo "No INPUT given: using the synthetic sample in $(SAMPLE)."
 	@$(RUN_PY) -m beam_pipeline.sample --output $(SAMPLE)
+
+verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
+	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
 train: $(VENV)/.trainer ## Train on a shard directory; the same RUN goes on where it stopped
 	@$(RUN_PY) -m trainer train $(TRAIN_FLAGS)

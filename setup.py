@@ -23,8 +23,9 @@ setup(
         "apache-beam>=2.77",
         "fsspec",
         "google-crc32c",
-        # One BSD wheel decodes every compressed CT syntax, by libjpeg-turbo, CharLS and OpenJPEG: the
-        # retired progressive JPEG and HTJ2K too. pylibjpeg-libjpeg is GPL, GDCM has its own old JPEG.
+        # One BSD wheel decodes every compressed CT syntax, by libjpeg-turbo, CharLS and OpenJPEG:
+        # the retired progressive JPEG and HTJ2K too. pylibjpeg-libjpeg is GPL, and GDCM brings a
+        # JPEG library of its own, an old one.
         "imagecodecs>=2026.3.6",
         "isal",
         "numpy",
