@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from pydicom import uid
 
-from beam_pipeline.dicom import read_header, read_slice
+from beam_pipeline.dicom import Header, read_header, read_slice
 from beam_pipeline.errors import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 
@@ -125,6 +125,23 @@ def test_broken_files_are_read_or_rejected() -> None:
         source = random.Random(name)
         for _ in range(MUTATIONS_EACH):
             check(mutate(data, source))
+
+
+def test_a_header_known_from_before_changes_nothing() -> None:
+    for name, data in originals().items():
+        source = random.Random(name)
+        if rejection(lambda data=data: read_slice(data)):
+            continue
+        known = read_header(io.BytesIO(data), len(data))
+        for broken in [data, *(mutate(data, source) for _ in range(MUTATIONS_EACH))]:
+            assert outcome(broken, known) == outcome(broken, None)
+
+
+def outcome(data: bytes, known: Header | None) -> object:
+    try:
+        return read_slice(data, known).pixels.tobytes()
+    except Rejected as rejected:
+        return rejected.reason, rejected.detail
 
 
 def check(data: bytes) -> None:
