@@ -152,10 +152,11 @@ def read_header(file: BinaryIO, size: int) -> Header:
     beginning = file.read(_FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
+        parsed = None
         with suppress(Rejected):  # what is cut may look broken
             parsed = parse(beginning, size, _TAGS)
-            if parsed.pixels and parsed.transfer_syntax != DeflatedExplicitVRLittleEndian:
-                return _header(parsed)[0]
+        if parsed and parsed.pixels and parsed.transfer_syntax != _DEFLATED:
+            return _header(parsed)[0]
     return _header(parse(beginning + file.read(MAX_FILE_BYTES), size, _TAGS))[0]
 
 

@@ -95,6 +95,14 @@ def test_only_as_much_of_a_file_is_read_as_is_needed() -> None:
     assert file.tell() == 1 << 16
 
 
+def test_no_more_is_read_of_a_file_to_reject_it() -> None:
+    data = make_dicom(PixelData=bytes(1 << 20), Modality="MR", SOPClassUID=uid.MRImageStorage)
+    file = io.BytesIO(data)
+    with pytest.raises(Rejected):
+        read_header(file, len(data))
+    assert file.tell() == 1 << 16
+
+
 def test_a_header_of_millions_of_items_is_read_in_bounded_time() -> None:
     data = make_dicom()
     place = data.index(b"\x28\x00\x02\x00US")
