@@ -1,4 +1,4 @@
-"""argv → options → train, evaluate or predict."""
+"""argv → options → the command they are of."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from collections.abc import Sequence
 
 from trainer.command_line import parse_arguments
 from trainer.errors import TrainerError
-from trainer.job import prepare_answer, prepare_training
+from trainer.job import (
+    prepare_answer,
+    prepare_crossval,
+    prepare_export,
+    prepare_report,
+    prepare_training,
+)
 from trainer.native_log import load_libraries
-from trainer.options import EvaluateOptions, Options, TrainOptions
+from trainer.options import (
+    CrossvalOptions,
+    EvaluateOptions,
+    ExportOptions,
+    Options,
+    PredictOptions,
+    ReportOptions,
+    TrainOptions,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,16 +47,44 @@ def set_environment(options: Options) -> None:
 
 def run(options: Options) -> None:
     """Checks what was given; then loads TensorFlow, which takes seconds, and starts."""
-    if isinstance(options, TrainOptions):
-        job = prepare_training(options)
-        if job.run.is_complete:
-            job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
-            return
+    if isinstance(options, CrossvalOptions):
+        jobs = prepare_crossval(options)
         load_libraries()
-        from trainer.train import train
+        from trainer.crossval import crossvalidate
 
-        train(job)
+        crossvalidate(jobs)
+    elif isinstance(options, TrainOptions):
+        run_training(options)
+    elif isinstance(options, ExportOptions):
+        question = prepare_export(options)
+        load_libraries()
+        from trainer.export import export
+
+        export(question, options.output, tuple(options.formats.split(",")))
+    elif isinstance(options, ReportOptions):
+        answer = prepare_report(options)
+        load_libraries()
+        from trainer.report import write_report
+
+        write_report(answer, options.mistakes)
+    else:
+        run_answer(options)
+
+
+def run_training(options: TrainOptions) -> None:
+    """Trains, unless the run is complete."""
+    job = prepare_training(options)
+    if job.run.is_complete:
+        job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
         return
+    load_libraries()
+    from trainer.train import train
+
+    train(job)
+
+
+def run_answer(options: EvaluateOptions | PredictOptions) -> None:
+    """Evaluates or predicts."""
     answer = prepare_answer(options)
     load_libraries()
     if isinstance(options, EvaluateOptions):

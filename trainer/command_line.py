@@ -1,20 +1,37 @@
-"""argv → options. Flags are the fields of the options' dataclasses, in snake_case."""
+"""argv, and a TOML file it may name → options.
+
+Flags are the fields of the options' dataclasses, in snake_case, and so are the file's keys;
+a flag wins over the file, and the file over the default.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from trainer.errors import BadInput
-from trainer.options import EvaluateOptions, Options, PredictOptions, TrainOptions, choices_of
+from trainer.options import (
+    CrossvalOptions,
+    EvaluateOptions,
+    ExportOptions,
+    Options,
+    PredictOptions,
+    ReportOptions,
+    TrainOptions,
+    choices_of,
+)
 
 COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("train", TrainOptions, "train on a shard directory, or resume a run"),
+    ("crossval", CrossvalOptions, "train once for each fold, and measure all together"),
     ("evaluate", EvaluateOptions, "measure a run on a labelled split"),
     ("predict", PredictOptions, "write a submission for an unlabelled split"),
+    ("export", ExportOptions, "write a run's model for use elsewhere"),
+    ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
 )
 
 
@@ -30,11 +47,16 @@ def parse_arguments(argv: Sequence[str]) -> Options:
     """Makes the options of the command that `argv` names.
 
     Raises:
-        BadInput: an unknown command, flag or value.
+        BadInput: an unknown command, flag, key or value; a flag that is missing.
     """
-    parsed = vars(build_parser().parse_args(argv))
-    kind = parsed.pop("kind")
-    options: Options = kind(**parsed)
+    given = vars(build_parser().parse_args(argv))
+    kind = given.pop("kind")
+    config = given.pop("config", None)
+    merged = (read_config(config, kind) if config else {}) | given
+    for each in fields(kind):
+        if each.default is MISSING and each.name not in merged:
+            raise BadInput(f"--{each.name} is missing: {each.metadata['help']}")
+    options: Options = kind(**merged)
     return options
 
 
@@ -43,29 +65,63 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m trainer", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
     for name, kind, text in COMMANDS:
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(kind=kind)
+        command.add_argument(
+            "--config", type=Path, default=argparse.SUPPRESS, help="TOML file of these options"
+        )
         hints = get_type_hints(kind)
-        for each in fields(kind):
+        for each in flags(kind):
             add_option(command, each, hints[each.name])
     return parser
 
 
+def flags(kind: type[Options]) -> list[Field[Any]]:
+    """The fields that can be given; `crossval` goes through all folds itself."""
+    return [each for each in fields(kind) if not (kind is CrossvalOptions and each.name == "fold")]
+
+
 def add_option(parser: argparse.ArgumentParser, each: Field[Any], kind: type) -> None:
     """Adds the flag of one field."""
-    needed = each.default is MISSING
-    common: dict[str, Any] = {"help": each.metadata["help"], "required": needed}
-    if not needed:
-        common["default"] = each.default
+    default = "required" if each.default is MISSING else f"default: {each.default}"
+    text = each.metadata["help"].replace("%", "%%")
+    # What is not given stays out of the namespace, so that a file's value can take its place.
+    common: dict[str, Any] = {"help": f"{text} ({default})", "default": argparse.SUPPRESS}
     if kind is bool:
         parser.add_argument(f"--{each.name}", action=argparse.BooleanOptionalAction, **common)
         return
-    parse: Callable[[str], Any] = Path if kind is Path else kind
     metavar = "|".join(choices_of(each)) or kind.__name__.upper()
-    parser.add_argument(f"--{each.name}", type=parse, metavar=metavar, **common)
+    parser.add_argument(f"--{each.name}", type=kind, metavar=metavar, **common)
+
+
+def read_config(path: Path, kind: type[Options]) -> dict[str, Any]:
+    """Reads a TOML file whose keys are flags.
+
+    Raises:
+        BadInput: no such file, no TOML, an unknown key or a value of the wrong type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise BadInput(f"--config {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path}: not TOML ({error})") from None
+    hints = get_type_hints(kind)
+    known = {each.name for each in flags(kind)}
+    return {
+        name: config_value(path, name, value, hints[name] if name in known else None)
+        for name, value in content.items()
+    }
+
+
+def config_value(path: Path, name: str, value: Any, kind: type | None) -> Any:
+    """Fits one value of the file to its field."""
+    if kind is None:
+        raise BadInput(f"--config {path}: unknown key {name!r}")
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise BadInput(f"--config {path}: {name} = {value!r}: must be of type {kind.__name__}")
+    return value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from trainer.figures import new_figure
 from trainer.run_directory import write_whole
 
 History = list[dict[str, Any]]
@@ -16,9 +17,7 @@ History = list[dict[str, Any]]
 
 def plot_history(history: History, labels: tuple[str, ...]) -> Figure:
     """Loss and ROC AUC by epoch, side by side."""
-    # Not pyplot, which keeps every figure and looks for a display.
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 4.5)
     loss, auc = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     loss.plot(epochs, [row["loss"] for row in history], "o-", label="training")
@@ -60,4 +59,15 @@ def log_epoch(folder: Path, row: dict[str, Any]) -> None:
             for part, scalar in nested.items():
                 if scalar is not None and name != "epoch":
                     tf.summary.scalar(f"{name}/{part}" if part else name, scalar)
+    writer.close()
+
+
+def log_picture(folder: Path, name: str, figure: Figure, step: int) -> None:
+    """Adds a picture to the TensorBoard logs."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=80, format="png")
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=step):
+        pixels = tf.io.decode_png(buffer.getvalue(), channels=4)
+        tf.summary.image(name, pixels[None])
     writer.close()

@@ -34,7 +34,7 @@ def evaluate(answer: Answer, fit_temperature: bool) -> None:
         display.say(f"temperatures fitted on {name}: {shown}")
         predictions = predictions.cooled(found)
     figures = measure(predictions, answer)
-    write_parquet(run.path / f"predictions-{name}.parquet", predictions, labels)
+    write_parquet(run.predictions(name), predictions, labels)
     write_json(run.path / f"evaluation-{name}.json", figures)
     display.console.print(figures_table(figures, f"{run.path}: {name}"))
     display.say(f"written: {run.path}/evaluation-{name}.json, predictions-{name}.parquet")

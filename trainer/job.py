@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
 from trainer.networks import check_weights, find_backbone
 from trainer.options import (
+    CrossvalOptions,
     EvaluateOptions,
+    ExportOptions,
     PredictOptions,
+    ReportOptions,
     TrainOptions,
     label_weights,
     parse_windows,
@@ -23,7 +26,12 @@ from trainer.shards import ShardDirectory, Split, check_files, count, read_shard
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from the first step of a run to the last."""
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+        weights: of the labels in the loss.
+        is_part: whether other runs follow, so that no advice is given at the end.
+    """
 
     options: TrainOptions
     shards: ShardDirectory
@@ -32,6 +40,7 @@ class Job:
     weights: tuple[float, ...]
     run: RunDirectory
     display: Display
+    is_part: bool = False
 
     @property
     def steps(self) -> int:
@@ -100,8 +109,7 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     if not split.examples:
         raise BadInput(f"{shards.path}: split {split.name} has no examples")
     check_files((split,))
-    if not run.model.is_file():
-        raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
+    check_model(run)
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
@@ -118,6 +126,59 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     )
 
 
+@dataclass(frozen=True)
+class Answering:
+    """A saved run that answers without shards."""
+
+    run: RunDirectory
+    labels: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    display: Display
+
+
+def prepare_export(options: ExportOptions) -> Answering:
+    """Opens a saved run.
+
+    Raises:
+        BadInput: it has no model yet, or no temperatures.
+    """
+    run = RunDirectory(options.run)
+    labels = tuple(read_description(run)["shards"]["labels"])
+    check_model(run)
+    temperatures = read_temperatures(run, labels, options.temperature)
+    return Answering(run, labels, temperatures, Display())
+
+
+def prepare_report(options: ReportOptions) -> Answer:
+    """Opens a run that is complete, and the shards it was trained on.
+
+    Raises:
+        BadInput: it is not complete, or the shards are not there.
+    """
+    answer = prepare_answer(EvaluateOptions(run=options.run, shards=options.shards))
+    if not answer.run.is_complete:
+        raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
+    return answer
+
+
+def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
+    """A job for each labelled fold, in run directories of their own below `options.run`.
+
+    Raises:
+        BadInput: the shards, the options or a run directory cannot be used.
+    """
+    folds = read_shard_directory(options.shards).folds()
+    if len(folds) < 2:
+        raise BadInput(f"{options.shards}: has {len(folds)} labelled folds; it takes two or more")
+    values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
+    return tuple(
+        prepare_training(
+            TrainOptions(**values | {"fold": int(each.name[4:]), "run": options.run / each.name})
+        )
+        for each in folds
+    )
+
+
 def answer_of(job: Job) -> Answer:
     """The question that ends a training: how good is it on the fold left out?"""
     return Answer(
@@ -131,6 +192,16 @@ def answer_of(job: Job) -> Answer:
         batch_size=job.options.batch_size,
         display=job.display,
     )
+
+
+def check_model(run: RunDirectory) -> None:
+    """Looks for the best model so far.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if not run.model.is_file():
+        raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
 
 
 def read_temperatures(

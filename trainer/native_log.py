@@ -6,6 +6,7 @@ level says (tensorflow/tensorflow#100442). Nothing is lost where loading fails.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -40,4 +41,6 @@ def load_libraries() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        # It advises against several models in one process, of which there are good ones here.
+        tf.get_logger().setLevel(logging.ERROR)
         import keras  # noqa: F401

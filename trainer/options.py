@@ -22,6 +22,7 @@ SCHEDULES = ("cosine", "constant")
 SAMPLINGS = ("natural", "balanced")
 XLA = ("auto", "on", "off")
 BATCH_NORMS = ("train", "frozen")
+FORMATS = ("keras", "saved_model", "onnx")
 DEFAULT_WINDOWS = (
     Window("brain", 40, 80),
     Window("subdural", 80, 200),
@@ -94,6 +95,7 @@ class TrainOptions:
     seed: int = option(0, "seed of weights, order and augmentation")
     deterministic: bool = option(False, "bit-exact operations, slower on a GPU")
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
+    report: bool = option(True, "write report.html at the end", (), False)
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time only", (), False)
     checkpoint_seconds: float = option(
         120.0, "seconds between checkpoints; 0: by steps only", (), False
@@ -113,6 +115,11 @@ class TrainOptions:
             check(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0")
         check(self, "freeze_epochs", self.freeze_epochs < self.epochs, "below --epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossvalOptions(TrainOptions):
+    """The options of every fold's run; `run` holds them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +172,45 @@ class PredictOptions:
         check(self, "batch_size", self.batch_size >= 1, "at least 1")
 
 
-Options = TrainOptions | EvaluateOptions | PredictOptions
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Which run's model is written, where and how.
+
+    Raises:
+        BadInput: a value is outside its range; the message quotes it.
+    """
+
+    run: Path = field(metadata=required("run directory of a finished or stopped training"))
+    output: Path = field(metadata=required("folder to write to; made, or empty"))
+    formats: str = option("keras,saved_model,onnx", "formats, separated by commas")
+    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
+    backend: str = option("tensorflow", "what Keras computes with", ("tensorflow",))
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        unknown = set(self.formats.split(",")) - set(FORMATS)
+        check(self, "formats", not unknown, f"some of {', '.join(FORMATS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Which run is shown, and how many of its mistakes.
+
+    Raises:
+        BadInput: a value is outside its range; the message quotes it.
+    """
+
+    run: Path = field(metadata=required("run directory of a finished training"))
+    shards: str = option("", "shard directory (default: the one the run was trained on)")
+    mistakes: int = option(12, "worst mistakes to show")
+    backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(self, "mistakes", self.mistakes >= 0, "0 or more")
+
+
+Options = TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions
 
 
 def check(options: Options, name: str, good: bool, right: str) -> None:

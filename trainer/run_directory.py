@@ -53,6 +53,10 @@ class RunDirectory:
         """What `evaluate --fit_temperature` found."""
         return self.path / "temperatures.json"
 
+    def predictions(self, split: str) -> Path:
+        """The best model's answers for a split."""
+        return self.path / f"predictions-{split}.parquet"
+
     @property
     def is_complete(self) -> bool:
         """Whether training ran to its end."""
@@ -147,10 +151,19 @@ def read_description(run: RunDirectory) -> dict[str, Any]:
     Raises:
         BadInput: it is not there, or not whole.
     """
-    try:
-        description: dict[str, Any] = json.loads(run.description.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{run.path}: no run.json, so no run directory") from None
-    except ValueError:
-        raise BadInput(f"{run.description}: not JSON") from None
+    if not run.description.is_file():
+        raise BadInput(f"{run.path}: no run.json, so no run directory")
+    description: dict[str, Any] = read_json(run.description)
     return description
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that is there.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise BadInput(f"{path}: not JSON") from None

@@ -177,7 +177,8 @@ def parse_manifest(path: Path, manifest: dict[str, Any], sha256: str) -> ShardDi
         width=int(image["width"]),
         channels=int(image["channels"]),
         dtype=str(image.get("dtype", "uint8")),
-        hu_offset=float(image.get("hu_offset", 0)),
+        # Null where the images are windowed already.
+        hu_offset=float(image.get("hu_offset") or 0),
     )
     if spec.dtype not in ("uint8", "uint16") or not 1 <= spec.channels <= 4:
         raise BadInput(f"{path}: images of {spec.channels} channels of {spec.dtype} are not known")

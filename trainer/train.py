@@ -29,8 +29,11 @@ from trainer.model import Classifier, build_classifier, load_classifier
 from trainer.optimizers import averaged_weights, build_optimizer, learning_rate
 from trainer.predictions import predict_split, write_parquet
 from trainer.progress import figures_table
+from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
 from trainer.shards import count
+
+MISTAKES = 12
 
 
 def train(job: Job) -> None:
@@ -271,7 +274,7 @@ def finish(job: Job, progress: Progress) -> None:
     predictions = predict_labelled(load_classifier(job.run.model), answer)
     figures = measure(predictions, answer)
     name = job.validation.name
-    write_parquet(job.run.path / f"predictions-{name}.parquet", predictions, job.shards.labels)
+    write_parquet(job.run.predictions(name), predictions, job.shards.labels)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))
     metrics = {
         "epochs": progress.epoch,
@@ -280,6 +283,9 @@ def finish(job: Job, progress: Progress) -> None:
         **figures,
     }
     write_json(job.run.metrics, metrics)
+    if job.options.report:
+        write_report(answer, MISTAKES)
     path = job.options.run
     job.display.console.print(figures_table(figures, f"{path}: {name}, epoch {best['epoch']}"))
-    job.display.say(f"next: make evaluate RUN={path}, or make predict RUN={path} SHARDS=...")
+    if not job.is_part:
+        job.display.say(f"next: make evaluate RUN={path}, or make predict RUN={path} SHARDS=...")

@@ -121,7 +121,7 @@ def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> 
             "width": width,
             "channels": channels,
             "dtype": str(image.dtype),
-            **({"hu_offset": -1024} if image.dtype == np.uint16 else {}),
+            "hu_offset": -1024 if image.dtype == np.uint16 else None,
         },
         "counts": {},
         "splits": {name: write_split(folder, name, rows, 2) for name, rows in splits.items()},
@@ -156,7 +156,7 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from trainer.train import train
 
     run = tmp_path_factory.mktemp("runs") / "finished"
-    train(prepare_training(TrainOptions(shards=shards, run=run, **TINY)))
+    train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
     return run
 
 

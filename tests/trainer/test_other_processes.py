@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FLAGS = ("--deterministic", "--no-report")
 KILLS = int(os.environ.get("TRAINER_KILLS", "1"))
 
 
@@ -36,8 +37,17 @@ def test_jax_gives_the_same_logits_and_trains(
     (tmp_path / "run").mkdir()
     for name in ("run.json", "model.keras"):
         (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
-    evaluated = run(command("evaluate", run=tmp_path / "run", backend="jax"))
-    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
+    lines = [
+        command("evaluate", run=tmp_path / "run", backend="jax"),
+        [
+            *command("train", shards=shards, run=tmp_path / "jax", backend="jax", **options),
+            "--no-report",
+        ],
+    ]
+    both = "; ".join(f"assert main({line[3:]!r}) == 0" for line in lines)
+    done = run([sys.executable, "-c", f"from trainer.__main__ import main; {both}"])
+    assert (done.returncode, done.stderr) == (0, "")
     after = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
     assert before["image_id"].tolist() == after["image_id"].tolist()
     for label in ("upper", "lower", "any"):
@@ -46,9 +56,6 @@ def test_jax_gives_the_same_logits_and_trains(
             for frame in (before, after)
         )
         np.testing.assert_allclose(one, other, atol=1e-4)
-    options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
-    trained = run(command("train", shards=shards, run=tmp_path / "jax", backend="jax", **options))
-    assert (trained.returncode, trained.stderr) == (0, "")
     assert json.loads((tmp_path / "jax" / "metrics.json").read_text())["examples"] == 21
 
 
@@ -63,9 +70,10 @@ def test_killed_at_random_steps_it_ends_as_if_undisturbed(
 ) -> None:
     options = tiny | {"checkpoint_steps": 1, "epochs": 3, "ema": 0.9, "accumulate": 2}
     broken, whole = (
-        [*command("train", shards=shards, run=tmp_path / name, **options), "--deterministic"]
+        [*command("train", shards=shards, run=tmp_path / name, **options), *FLAGS]
         for name in ("broken", "whole")
     )
+    undisturbed = subprocess.Popen(whole, cwd=ROOT, stdout=subprocess.DEVNULL)
     for step in sorted(random.Random(0).sample(range(1, 15), KILLS)):
         process = subprocess.Popen(broken, cwd=ROOT, stdout=subprocess.DEVNULL)
         while newest_step(tmp_path / "broken" / "checkpoints", 5) < step:
@@ -76,7 +84,7 @@ def test_killed_at_random_steps_it_ends_as_if_undisturbed(
     resumed = run(broken)
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert "going on after" in resumed.stdout
-    assert run(whole).returncode == 0
+    assert undisturbed.wait(timeout=240) == 0
     for name in ("history.json", "metrics.json"):
         one, other = (read(tmp_path / folder / name) for folder in ("broken", "whole"))
         assert one == other

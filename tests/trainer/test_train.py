@@ -23,7 +23,8 @@ def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> JobMaker:
     """Makes a job of the tiny options with some changed, in a run directory of that name."""
 
     def make(name: str = "run", **changes: Any) -> Job:
-        return prepare_training(TrainOptions(shards=shards, run=tmp_path / name, **tiny | changes))
+        given = tiny | {"report": False} | changes
+        return prepare_training(TrainOptions(shards=shards, run=tmp_path / name, **given))
 
     return make
 
@@ -37,6 +38,7 @@ def test_the_loss_falls_and_everything_is_left_behind(finished: Path) -> None:
     assert [row["epoch"] for row in history] == [1, 2]
     assert history[1]["loss"] < history[0]["loss"]
     assert (finished / "history.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "report.html").is_file()
     assert list((finished / "tensorboard").glob("events.*"))
     assert read(finished / "run.json")["options"]["model"] == "smallresnet"
 

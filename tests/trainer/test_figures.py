@@ -1,0 +1,24 @@
+import numpy as np
+
+from trainer.figures import confusion, plot_curves
+from trainer.metrics import split_figures
+
+
+def test_confusion_by_hand() -> None:
+    labels = np.array([[1, 0, 0], [1, 1, 0]])
+    predicted = np.array([[0.8, 0.2, 0.1], [0.6, 0.4, 0.3]])
+    expected = [[0.7, 0.3, 0.2], [0.6, 0.4, 0.3], [np.nan] * 3]
+    np.testing.assert_allclose(confusion(labels, predicted), expected)
+
+
+def test_curves_leave_out_what_is_not_defined() -> None:
+    labels = np.array([[1, 0], [0, 0], [1, 0]])
+    predicted = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.1]])
+    names = ("a", "b")
+    metrics = split_figures(labels, predicted, names, (1, 1))
+    for each in metrics["labels"].values():
+        each["reliability"] = [{"examples": 3, "predicted": 0.7, "observed": 2 / 3}]
+    roc, recall, reliability = plot_curves(labels, predicted, names, metrics).axes
+    assert [line.get_label() for line in recall.lines] == ["a"]
+    assert len(roc.lines) == 2
+    assert len(reliability.lines) == 3

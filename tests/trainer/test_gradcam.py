@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer.gradcam import activation_maps
+from trainer.model import build_classifier
+from trainer.options import TrainOptions
+from trainer.shards import ImageSpec
+
+
+def test_equals_the_gradients_of_the_logit() -> None:
+    options = TrainOptions(
+        shards=Path("s"), run=Path("r"), model="smallresnet", weights="none", image_size=64
+    )
+    keras.utils.set_random_seed(0)
+    image = ImageSpec(64, 64, 3, "uint8", 0)
+    classifier = build_classifier(options, image, ("a", "b"), "float32").model
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    label = np.array([0, 1, 1])
+    maps = activation_maps(classifier, images, label)
+
+    core = classifier.get_layer("core")
+    resized = classifier.get_layer("resize")(images)
+    network = keras.Model(core.inputs, [core.get_layer("pool").input, core.output])
+    with tf.GradientTape() as tape:
+        features, logits = network(resized)
+        tape.watch(features)
+        # Again from the features on, so that the tape sees them.
+        logits = core.get_layer("head")(core.get_layer("pool")(features))
+        chosen = tf.reduce_sum(tf.gather(logits, label, batch_dims=1))
+    alpha = tf.reduce_mean(tape.gradient(chosen, features), axis=(1, 2), keepdims=True)
+    expected = tf.nn.relu(tf.reduce_sum(alpha * features, axis=-1)).numpy()
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(maps, expected, atol=1e-4)
+    assert maps.max() == 1
