@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
-from trainer.shards import Window
 
 BACKENDS = ("tensorflow", "jax")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -23,10 +22,21 @@ SAMPLINGS = ("natural", "balanced")
 XLA = ("auto", "on", "off")
 BATCH_NORMS = ("train", "frozen")
 FORMATS = ("keras", "saved_model", "onnx")
+
+
+@dataclass(frozen=True)
+class ChosenWindow:
+    """A display window in Hounsfield units, chosen at training time."""
+
+    name: str
+    center: float
+    width: float
+
+
 DEFAULT_WINDOWS = (
-    Window("brain", 40, 80),
-    Window("subdural", 80, 200),
-    Window("bone", 600, 2800),
+    ChosenWindow("brain", 40, 80),
+    ChosenWindow("subdural", 80, 200),
+    ChosenWindow("bone", 600, 2800),
 )
 
 
@@ -267,7 +277,7 @@ def label_weights(text: str, labels: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(given.get(label, 1.0) for label in labels)
 
 
-def parse_windows(text: str) -> tuple[Window, ...]:
+def parse_windows(text: str) -> tuple[ChosenWindow, ...]:
     """Parses `name:center:width,...`, or the name alone of a default window.
 
     Raises:
@@ -278,14 +288,14 @@ def parse_windows(text: str) -> tuple[Window, ...]:
     return tuple(parse_window(each.strip()) for each in text.split(","))
 
 
-def parse_window(text: str) -> Window:
+def parse_window(text: str) -> ChosenWindow:
     """Parses one window."""
     named = {each.name: each for each in DEFAULT_WINDOWS}
     if text in named:
         return named[text]
     try:
         name, center, width = text.split(":")
-        window = Window(name, float(center), float(width))
+        window = ChosenWindow(name, float(center), float(width))
     except ValueError:
         raise BadInput(
             f"--windows {text!r}: must be name:center:width or {', '.join(named)}"

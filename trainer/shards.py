@@ -20,11 +20,11 @@ FOLD = re.compile(r"fold(\d+)")
 
 @dataclass(frozen=True)
 class Window:
-    """A display window in Hounsfield units."""
+    """A display window in Hounsfield units; without numbers where each file brought its own."""
 
     name: str
-    center: float
-    width: float
+    center: float | None
+    width: float | None
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,17 @@ def parse_manifest(path: Path, manifest: dict[str, Any], sha256: str) -> ShardDi
     if spec.dtype not in ("uint8", "uint16") or not 1 <= spec.channels <= 4:
         raise BadInput(f"{path}: images of {spec.channels} channels of {spec.dtype} are not known")
     labels = tuple(str(each) for each in manifest["labels"])
-    windows = (
-        Window(w["name"], float(w["center"]), float(w["width"])) for w in manifest["windows"]
-    )
+    windows = tuple(parse_window(each) for each in manifest["windows"])
     splits = (parse_split(path, name, each, labels) for name, each in manifest["splits"].items())
-    return ShardDirectory(path, labels, tuple(windows), spec, tuple(splits), sha256)
+    return ShardDirectory(path, labels, windows, spec, tuple(splits), sha256)
+
+
+def parse_window(window: dict[str, Any]) -> Window:
+    """Makes a Window of its entry in the manifest."""
+    center, width = (
+        None if window[key] is None else float(window[key]) for key in ("center", "width")
+    )
+    return Window(str(window["name"]), center, width)
 
 
 def parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:

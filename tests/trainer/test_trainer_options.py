@@ -6,13 +6,13 @@ import pytest
 from trainer.errors import BadInput
 from trainer.options import (
     DEFAULT_WINDOWS,
+    ChosenWindow,
     EvaluateOptions,
     TrainOptions,
     label_weights,
     parse_windows,
     run_identity,
 )
-from trainer.shards import Window
 
 RSNA = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 
@@ -76,7 +76,10 @@ def test_a_bad_label_weight_is_quoted(text: str) -> None:
 
 def test_windows_are_names_or_numbers() -> None:
     assert parse_windows("") == DEFAULT_WINDOWS
-    assert parse_windows("brain, stroke:32:8") == (Window("brain", 40, 80), Window("stroke", 32, 8))
+    assert parse_windows("brain, stroke:32:8") == (
+        ChosenWindow("brain", 40, 80),
+        ChosenWindow("stroke", 32, 8),
+    )
 
 
 @pytest.mark.parametrize("text", ["lung", "a:1", "a:1:0", "a:1:nan", "a:b:2"])

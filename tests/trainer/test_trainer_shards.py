@@ -20,6 +20,11 @@ def test_a_directory_describes_itself(shards: Path) -> None:
     check_files(found.splits)
 
 
+def test_windows_that_each_file_brought_along(edit_manifest: Callable[..., Path]) -> None:
+    folder = edit_manifest(windows=[{"name": "dicom", "center": None, "width": None}] * 3)
+    assert read_shard_directory(folder).windows == (Window("dicom", None, None),) * 3
+
+
 def test_training_is_on_all_other_folds(shards: Path) -> None:
     training, validation = read_shard_directory(shards).training_and_validation(1)
     assert [each.name for each in training] == ["fold0", "fold2"]
