@@ -6,7 +6,17 @@ from pathlib import Path
 from setuptools import setup
 
 (VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
-TRAINER = ["keras>=3.12", "matplotlib", "pandas", "rich", "scikit-learn", "tensorboard"]
+TRAINER = [
+    "keras>=3.12",
+    "matplotlib",
+    "pandas",
+    "psutil",
+    "rich",
+    "scikit-learn",
+    "scipy",
+    "tensorboard",
+]
+EXPORT = ["onnx", "tf2onnx"]
 
 setup(
     name="headct-shards",
@@ -17,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=["beam_pipeline", "beam_pipeline.sample", "trainer"],
+    packages=["beam_pipeline", "beam_pipeline.sample", "beam_pipeline.verify", "trainer"],
     package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed"]},
     install_requires=[
         "apache-beam>=2.77",
@@ -38,11 +48,14 @@ setup(
     extras_require={
         "trainer": [*TRAINER, "tensorflow>=2.21"],
         "cuda": [*TRAINER, "tensorflow[and-cuda]>=2.21"],
+        "onnx": EXPORT,
         "gcp": ["apache-beam[gcp]>=2.77", "gcsfs"],
         "dev": [
+            *EXPORT,
             "hypothesis",
             "jax",
             "mypy",
+            "onnxruntime",
             "pandas-stubs",
             "pytest",
             "pytest-timeout",

@@ -46,6 +46,7 @@ def finish_directory(
         check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
         if len(written) != plan.shard_count:
             raise OutputError(f"{len(written)} of {plan.shard_count} shards were written")
+        folder.remove_partial()  # of workers that died
         write_description(folder, plan, options, written, rejects)
     except PipelineError as error:
         write_refusal(folder, error.exit_code, str(error))

@@ -1,5 +1,6 @@
 """What describes a shard directory: index, rejects, TensorFlow Datasets' metadata, manifest."""
 
+import hashlib
 import io
 import json
 import platform
@@ -127,7 +128,7 @@ def build_manifest(
             "width": options.image_size,
             "channels": options.image.channels,
             "dtype": options.image.dtype,
-            "hu_offset": None if options.windows else HU_OFFSET,
+            **({} if options.windows else {"hu_offset": HU_OFFSET}),
         },
         "counts": {
             "files_seen": plan.files_seen,
@@ -165,12 +166,27 @@ def write_description(
     """Write all that describes the shards, the manifest last."""
     index = pd.concat([result.index for result in results], ignore_index=True)
     splits = describe_splits(results, index, plan.labels)
+    files = {
+        INDEX: encode_index(index, plan.labels),
+        REJECTS: encode_rejects(rejects),
+        FEATURES: encode_json(describe_features(plan.labels, options)),
+        DATASET_INFO: encode_json(describe_dataset(splits)),
+    }
+    for name, data in files.items():
+        folder.write(name, data)
     manifest = build_manifest(plan, options, index, rejects, splits)
-    folder.write(INDEX, encode_index(index, plan.labels))
-    folder.write(REJECTS, encode_rejects(rejects))
-    folder.write(FEATURES, encode_json(describe_features(plan.labels, options)))
-    folder.write(DATASET_INFO, encode_json(describe_dataset(splits)))
+    manifest["files"] = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
+    manifest["digest"] = manifest_digest(manifest)
     folder.write(MANIFEST, encode_json(manifest))
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """The SHA-256 of a manifest's content without its own `digest`, in hexadecimal."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def encode_json(value: Any) -> bytes:

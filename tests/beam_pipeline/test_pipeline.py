@@ -76,7 +76,6 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
         "width": 32,
         "channels": 3,
         "dtype": "uint8",
-        "hu_offset": None,
     }
     assert sum(split["patients"] for split in manifest["splits"].values()) == 6
     assert [s["label_counts"]["subdural"] for s in manifest["splits"].values()] == [3, 3]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from beam_pipeline.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Rejected, UsageError
-from beam_pipeline.findings import printable
 from beam_pipeline.hounsfield import RepairPolicy
 from beam_pipeline.identifiers import ordinals
 from beam_pipeline.options import ImageId
 from beam_pipeline.storage import InputFiles
+from beam_pipeline.verify.findings import printable
 from beam_pipeline.windows import VoiFunction, Window
 
 # A column added to the index: the file to read, where the index itself shows a number for it.

@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beam_pipeline.findings import Check, Finding, Findings, printable
 from beam_pipeline.hounsfield import Repair
 from beam_pipeline.manifest import INDEX
 from beam_pipeline.plan import LABEL_PREFIX
-from beam_pipeline.promises import Promises
 from beam_pipeline.storage import Folder
-from beam_pipeline.verify_description import check_recorded_file, compare, read_described
-from beam_pipeline.verify_shard import IndexRows
+from beam_pipeline.verify.description import check_recorded_file, compare, read_described
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.promises import Promises
+from beam_pipeline.verify.shard import IndexRows
 
 # Columns of the index by kind; there are also position_z, resized and one for each label.
 _TEXTS = (

@@ -6,8 +6,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Column, Table
 
-from beam_pipeline.findings import Check, Finding, Findings
-from beam_pipeline.verify_splits import SplitSummary, Twins
+from beam_pipeline.verify.findings import Check, Finding, Findings
+from beam_pipeline.verify.splits import SplitSummary, Twins
 
 
 def show_checks(console: Console, findings: Findings) -> None:

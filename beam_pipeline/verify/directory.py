@@ -1,4 +1,4 @@
-"""`python -m beam_pipeline.verify`: reads a shard directory back and checks all of it.
+"""A shard directory, read back and checked: all of it.
 
 What is an error: a file that is missing, damaged or unknown; two places that contradict each
 other (manifest, index, records, metadata, and with `--source` the DICOM files); an image id that is
@@ -7,10 +7,6 @@ shards, since patients are not divisible and slices may be rejected after they w
 identical images, since whether they are kept together is an option of the run.
 """
 
-import argparse
-import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,20 +14,17 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
-from beam_pipeline.errors import PipelineError, UsageError
-from beam_pipeline.findings import Check, Finding, Findings, printable
+from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import MANIFEST
-from beam_pipeline.promises import Promises, read_promises
 from beam_pipeline.storage import Folder
-from beam_pipeline.verify_description import check_metadata, check_rejects
-from beam_pipeline.verify_index import read_index, rows_by_shard
-from beam_pipeline.verify_report import show_checks, show_findings, show_splits
-from beam_pipeline.verify_shard import IndexRows, ShardReport, ShardTask, check_shard
-from beam_pipeline.verify_source import Conversion
-from beam_pipeline.verify_splits import SplitSummary, Twins, check_partition
+from beam_pipeline.verify.description import check_metadata, check_rejects
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.index import read_index, rows_by_shard
+from beam_pipeline.verify.promises import Promises, read_promises
+from beam_pipeline.verify.shard import IndexRows, ShardReport, ShardTask, check_shard
+from beam_pipeline.verify.source import Conversion
+from beam_pipeline.verify.splits import SplitSummary, Twins, check_partition
 from beam_pipeline.workers import WorkerPool
-
-EXIT_WRONG = 4
 
 
 @dataclass(frozen=True)
@@ -165,74 +158,3 @@ def _check_names(
         if other is not None and report.promise.sha256 not in (None, report.sha256):
             message = f"holds what belongs in {other}"
             findings.add(Finding(Check.FILES, message, report.promise.file))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
-    arguments = _parser().parse_args(argv)
-    began = time.monotonic()
-    try:
-        result = verify_directory(
-            arguments.shards, source=arguments.source, workers=arguments.workers
-        )
-    except PipelineError as error:
-        print(f"verify: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("verify: interrupted", file=sys.stderr)
-        return 130
-    _show(result, arguments.shards, arguments.show, time.monotonic() - began)
-    return 0 if result.findings.ok else EXIT_WRONG
-
-
-def _show(result: Verification, shards: str, limit: int, seconds: float) -> None:
-    console = Console()
-    if result.splits:
-        show_splits(console, result.splits, result.twins)
-    show_checks(console, result.findings)
-    show_findings(console, result.findings, limit)
-    slices = sum(split.slices for split in result.splits)
-    problems = result.findings.failed.total()
-    verdict = f"WRONG in {problems:,} places" if problems else "all is well"
-    console.print(
-        f"{shards}: {verdict}; {slices:,} slices read in {seconds:.1f} s "
-        f"({slices / max(seconds, 1e-3):,.0f} slices/s)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m beam_pipeline.verify",
-        description="Read a shard directory back and check all of it. Exit code 4 if it is wrong.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--shards", required=True, help="shard directory; local or a URL")
-    add("--source", help="the run's --input: read the DICOM files again and compare pixels")
-    add(
-        "--workers",
-        type=_whole,
-        default=os.cpu_count() or 1,
-        help="processes; 0 to use none but this one (default: %(default)s)",
-    )
-    add(
-        "--show",
-        type=_whole,
-        default=10,
-        help="problems to list of each check (default: %(default)s)",
-    )
-    return parser
-
-
-def _whole(text: str) -> int:
-    """A whole number, as argparse wants it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

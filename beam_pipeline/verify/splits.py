@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from beam_pipeline.findings import Check, Finding, Findings, printable
 from beam_pipeline.manifest import MANIFEST
-from beam_pipeline.promises import Promises
-from beam_pipeline.verify_shard import CONTENTS, ShardReport, show_id
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.promises import Promises
+from beam_pipeline.verify.shard import CONTENTS, ShardReport, show_id
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline.errors import Reason
-from beam_pipeline.findings import Check, Finding, Findings, printable
 from beam_pipeline.manifest import DATASET_INFO, FEATURES, REJECTS
 from beam_pipeline.plan import DATASET
-from beam_pipeline.promises import Promises
 from beam_pipeline.storage import Folder
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.promises import Promises
 
 _REASONS = frozenset(reason.value for reason in Reason)
 _REJECT_KEYS = {"source", "image_id", "reason", "detail"}

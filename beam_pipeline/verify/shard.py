@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom import MAX_PIXELS
 from beam_pipeline.errors import Reason
 from beam_pipeline.example import FRAME_BYTES, CorruptRecord, decode_example, read_record
-from beam_pipeline.findings import Check, Finding, Findings, printable
 from beam_pipeline.plan import LABEL_PREFIX
 from beam_pipeline.png import read_png_header
-from beam_pipeline.promises import ShardPromise
-from beam_pipeline.verify_source import Conversion, compare_with_source
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.promises import ShardPromise
+from beam_pipeline.verify.source import Conversion, compare_with_source
 
 # Feature, the Python type of its values, how many; None for as many as there are labels.
 _FEATURES: dict[str, tuple[type, int | None]] = {

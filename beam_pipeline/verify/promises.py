@@ -4,16 +4,15 @@ Nothing here trusts the file: what is missing or of another type becomes a findi
 and the checks that would need it are left out.
 """
 
-import hashlib
 import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from beam_pipeline.findings import Check, Finding, Findings, printable
-from beam_pipeline.manifest import MANIFEST, SCHEMA_VERSION
+from beam_pipeline.manifest import MANIFEST, SCHEMA_VERSION, manifest_digest
 from beam_pipeline.plan import DATASET
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 
 _HEX = frozenset("0123456789abcdef")
 _NOT_IN_NAMES = frozenset("/\\\0")
@@ -168,15 +167,9 @@ def read_promises(data: bytes, findings: Findings) -> Promises:
     return promises
 
 
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest's content without its own `digest`, in hexadecimal."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _check_digest(node: _Node) -> None:
-    """Finds an edit anywhere, in manifests that record a digest of themselves."""
-    if "digest" in node.values and node.text("digest") != manifest_digest(node.values):
+    """Find an edit anywhere."""
+    if node.text("digest") != manifest_digest(node.values):
         node.wrong("its content is not that of its own digest: it was edited or damaged")
 
 
@@ -200,8 +193,6 @@ def _promises(node: _Node) -> Promises:
 
 
 def _files(node: _Node) -> dict[str, str]:
-    if "files" not in node.values:
-        return {}
     files = node.child("files")
     return {name: files.child(name).text("sha256") or "" for name in files.values}
 
