@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 (VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
 TRAINER = [
@@ -27,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=["beam_pipeline", "beam_pipeline.sample", "beam_pipeline.verify", "trainer"],
+    packages=find_packages(include=["beam_pipeline*", "trainer*"]),
     package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed"]},
     install_requires=[
         "apache-beam>=2.77",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from beam_pipeline.errors import PipelineError, Reason
@@ -23,8 +24,9 @@ from beam_pipeline.errors import PipelineError, Reason
 _POLL_SECONDS = 1.0
 _DEATHS_ALLOWED = 10  # one after the other, of processes that have not touched a source
 
-# Spawned, not forked: a fork of a process with threads (Beam's, gRPC's) may inherit a held lock.
-_CONTEXT = multiprocessing.get_context("spawn")
+# What workers use, imported once in a process without threads that all of them are forked from: a
+# fork of this process might inherit a lock that a thread (Beam's, gRPC's) holds.
+_PRELOADED = ["beam_pipeline.shards"]
 
 
 class Task(Protocol):
@@ -94,7 +96,9 @@ class WorkerPool(Generic[T, R]):
         """
         waiting = deque(tasks)
         losses: Counter[str] = Counter()  # by the source at hand, "" for none
-        workers = [self._start() for _ in range(min(self.size, len(waiting)))]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        workers = [self._start(context) for _ in range(min(self.size, len(waiting)))]
         try:
             while waiting or any(worker.task is not None for worker in workers):
                 for worker in workers:
@@ -108,17 +112,17 @@ class WorkerPool(Generic[T, R]):
                     reason = self._failure(worker)
                     if reason is not None:
                         _stop(worker)
-                        workers[place] = self._start()
+                        workers[place] = self._start(context)
                         if worker.task is not None:
                             waiting.appendleft(_retry(worker, reason, losses))
         finally:
             for worker in workers:
                 _stop(worker)
 
-    def _start(self) -> _Worker:
-        ours, theirs = _CONTEXT.Pipe()
-        position = _CONTEXT.RawValue("q", -1)
-        process = _CONTEXT.Process(
+    def _start(self, context: ForkServerContext) -> _Worker:
+        ours, theirs = context.Pipe()
+        position = context.RawValue("q", -1)
+        process = context.Process(
             target=_serve, args=(self.function, theirs, position), daemon=True
         )
         process.start()

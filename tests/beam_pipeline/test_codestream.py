@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from beam_pipeline.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
+from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
 from beam_pipeline.errors import Reason, Rejected
 
 APP0 = bytes.fromhex("ffe0 0006 4a464946")

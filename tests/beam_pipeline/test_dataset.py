@@ -12,10 +12,10 @@ import pytest
 from pydicom import config, uid
 from pydicom.tag import Tag
 
-from beam_pipeline.dataset import MAX_FILE_BYTES, inflate, parse
 from beam_pipeline.dicom import read_header, read_slice
+from beam_pipeline.dicom.dataset import MAX_FILE_BYTES, inflate, parse
+from beam_pipeline.dicom.foreign import contained
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.foreign import contained
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom, relabelled
 
 

@@ -61,10 +61,9 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def is_worker(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
+def workers(pid: int) -> list[int]:
+    """The processes that the fork server of a run has forked."""
+    return [worker for child in children(pid) for worker in children(child)]
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +98,10 @@ def test_a_run_goes_on_when_its_workers_are_killed(
     process = start(command, tmp_path / "out")
     killed = 0
     while process.poll() is None and killed < KILLS:
-        workers = [pid for pid in children(process.pid) if is_worker(pid)]
-        if workers:
+        found = workers(process.pid)
+        if found:
             with suppress(ProcessLookupError):
-                os.kill(moments.choice(workers), signal.SIGKILL)
+                os.kill(moments.choice(found), signal.SIGKILL)
                 killed += 1
         time.sleep(moments.uniform(0.1, 1.5))
     _, errors = process.communicate(timeout=120)

@@ -20,8 +20,8 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from beam_pipeline.dicom.foreign import contained
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.foreign import contained
 
 # The pixels of a CT slice begin within a few KiB, behind large private elements within some more.
 # Made of nothing but empty items, so many bytes take pydicom 4 s and 120 MB.

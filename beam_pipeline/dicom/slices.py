@@ -1,8 +1,4 @@
-"""DICOM bytes to what the pipeline needs of them, or the reason why they are of no use.
-
-`dataset` parses, `attributes` reads values, `pixels` and `codestream` decode; what makes a file a
-CT slice is said here.
-"""
+"""What makes a DICOM file a CT slice, and what is taken of it."""
 
 import hashlib
 import math
@@ -22,8 +18,8 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from beam_pipeline.attributes import FUNCTIONAL_GROUPS, Attributes
-from beam_pipeline.dataset import (
+from beam_pipeline.dicom.attributes import FUNCTIONAL_GROUPS, Attributes
+from beam_pipeline.dicom.dataset import (
     MAX_FILE_BYTES,
     MAX_HEADER_BYTES,
     Parsed,
@@ -31,10 +27,8 @@ from beam_pipeline.dataset import (
     check_beginning,
     parse,
 )
-from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.foreign import contained
-from beam_pipeline.hounsfield import PixelEncoding
-from beam_pipeline.pixels import (
+from beam_pipeline.dicom.foreign import contained
+from beam_pipeline.dicom.pixels import (
     NATIVE,
     Patterns,
     check_native_length,
@@ -42,6 +36,8 @@ from beam_pipeline.pixels import (
     is_supported,
     native_pixels,
 )
+from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.hounsfield import PixelEncoding
 
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
 MAX_PIXELS = 1 << 24

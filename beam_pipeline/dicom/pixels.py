@@ -29,10 +29,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from beam_pipeline.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
-from beam_pipeline.dataset import PixelElement
+from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
+from beam_pipeline.dicom.dataset import PixelElement
+from beam_pipeline.dicom.foreign import contained
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.foreign import contained
 from beam_pipeline.hounsfield import PixelEncoding
 
 Patterns = NDArray[np.uint8] | NDArray[np.uint16]

@@ -1,0 +1,10 @@
+"""DICOM bytes to what the pipeline needs of them, or the reason why they are of no use.
+
+`dataset` parses a file up to its pixels, `attributes` reads values, `pixels` decodes with what
+`codestream` says of compressed images, `foreign` contains what third-party readers do with broken
+files, and `slices` says what makes a file a CT slice.
+"""
+
+from beam_pipeline.dicom.slices import MAX_PIXELS, Header, Slice, read_header, read_slice
+
+__all__ = ["MAX_PIXELS", "Header", "Slice", "read_header", "read_slice"]
