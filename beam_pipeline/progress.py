@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from beam_pipeline.plan import UNLABELLED_SPLIT
+
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
 
@@ -122,7 +124,7 @@ def show_summary(
         highlight=False,
         soft_wrap=True,
     )
-    command = "predict" if "test" in manifest["splits"] else "train"
+    command = "predict" if UNLABELLED_SPLIT in manifest["splits"] else "train"
     console.print(f"Next: make {command} SHARDS={output}", highlight=False, soft_wrap=True)
 
 
@@ -133,6 +135,6 @@ def _split_table(manifest: dict[str, Any]) -> Table:
     table.add_row("patients", *(str(split["patients"]) for split in splits.values()))
     table.add_row("shards", *(str(len(split["shards"])) for split in splits.values()))
     table.add_row("slices", *(str(split["examples"]) for split in splits.values()))
-    for label in manifest["labels"]:
+    for label in manifest["labels"] if UNLABELLED_SPLIT not in splits else ():
         table.add_row(label, *(str(split["label_counts"][label]) for split in splits.values()))
     return table
