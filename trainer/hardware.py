@@ -74,6 +74,45 @@ def choose_xla(asked: str, capability: tuple[int, int] | None) -> bool:
     return asked == "auto" and capability is not None
 
 
+def use_all_devices(batch_size: int) -> int:
+    """Spreads each batch over all devices that JAX has; how many there are.
+
+    Keras's distribution is JAX's alone: with TensorFlow one GPU is used.
+
+    Raises:
+        BadInput: the batch cannot be divided among them.
+    """
+    if keras.backend.backend() != "jax":
+        return 1
+    devices = keras.distribution.list_devices()
+    if len(devices) > 1:
+        if batch_size % len(devices):
+            raise BadInput(
+                f"--batch_size {batch_size}: must be a multiple of {len(devices)} devices"
+            )
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+    return len(devices)
+
+
+@contextmanager
+def lack_of_memory_reported() -> Iterator[None]:
+    """Says in one line that the device's memory, or the machine's, does not suffice.
+
+    Raises:
+        BadInput: an allocation failed.
+    """
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError, RuntimeError) as error:
+        # JAX has no exception of its own for it.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise BadInput(
+            "too little memory for this --batch_size and --image_size; in a new run directory,"
+            " a smaller batch with --accumulate trains alike"
+        ) from None
+
+
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
     """Makes layers under `name`; keras.applications offers no other way to say it."""

@@ -43,6 +43,11 @@ class Job:
     is_part: bool = False
 
     @property
+    def prevalence(self) -> tuple[float, ...]:
+        """The share of positives of each label in the training data."""
+        return self.shards.prevalence(self.options.fold)
+
+    @property
     def steps(self) -> int:
         """Steps an epoch."""
         return count(self.training) // self.options.batch_size
@@ -186,7 +191,7 @@ def answer_of(job: Job) -> Answer:
         shards=job.shards,
         split=job.validation,
         weights=job.weights,
-        prevalence=job.shards.prevalence(job.options.fold),
+        prevalence=job.prevalence,
         temperatures=(1.0,) * len(job.shards.labels),
         flip=False,
         batch_size=job.options.batch_size,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from trainer.augment import Augment
@@ -26,6 +27,9 @@ from trainer.options import TrainOptions, parse_windows
 from trainer.resize import Resize
 from trainer.shards import ImageSpec
 from trainer.windows import ApplyWindows
+
+# A label without positives shall still be learnable.
+RAREST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,24 @@ class Classifier:
 
 
 def build_classifier(
-    options: TrainOptions, image: ImageSpec, labels: tuple[str, ...], policy: str
+    options: TrainOptions, image: ImageSpec, prevalence: tuple[float, ...], policy: str
 ) -> Classifier:
     """Makes the network of a run, its weights seeded or pretrained.
+
+    Before its first step it answers `prevalence`, the share of positives of each label in
+    the training data (Lin et al., arXiv:1708.02002, 4.1): rare labels else cost most of
+    the first epoch.
 
     Raises:
         BadInput: the backbone, the size, the windows or the weights do not fit.
     """
     find_backbone(options.model, options.image_size)
     with dtype_policy(policy):
-        core, backbone = build_core(options, image, len(labels))
+        core, backbone = build_core(options, image, len(prevalence))
         stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
+    shares = np.clip(prevalence, RAREST, 1 - RAREST)
+    core.get_layer("head").bias.assign(np.log(shares / (1 - shares)))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
 
 

@@ -19,7 +19,9 @@ from trainer.hardware import (
     choose_xla,
     compute_capability,
     free_device_memory,
+    lack_of_memory_reported,
     leave_gpu_to_jax,
+    use_all_devices,
 )
 from trainer.input_pipeline import InputClock, Order, damage_reported
 from trainer.job import Job, answer_of
@@ -48,27 +50,29 @@ def train(job: Job) -> None:
     keras.utils.set_random_seed(options.seed)
     if options.deterministic:
         tf.config.experimental.enable_op_determinism()
+    devices = use_all_devices(options.batch_size)
     capability = compute_capability()
     # Before the first tensor: TensorFlow takes all the memory there is then.
     free = free_device_memory(capability) if options.cache == "device" else 0
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.shards.labels, policy)
+    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
     # Only now is everything known to be good.
     begin_run(job.run, options, job.shards)
     xla = choose_xla(options.xla, capability)
-    announce(job, policy, xla)
+    announce(job, policy, xla, devices)
     feed = open_feed(job, free)
     saved = checkpoint.load_newest(job.run.checkpoints)
-    with damage_reported():
+    with damage_reported(), lack_of_memory_reported():
         finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
-def announce(job: Job, policy: str, xla: bool) -> None:
+def announce(job: Job, policy: str, xla: bool, devices: int) -> None:
     """Says what is about to be trained, and on what."""
     options = job.options
     job.display.say(
         f"{options.model} at {options.image_size} x {options.image_size}, {policy}"
-        f"{', XLA' if xla else ''}, {keras.backend.backend()}:"
+        f"{', XLA' if xla else ''}, {keras.backend.backend()}"
+        f"{f' on {devices} devices' if devices > 1 else ''}:"
         f" {count(job.training)} slices to train on, {job.validation.examples} of"
         f" {job.validation.name} to validate on"
     )

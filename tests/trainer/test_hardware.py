@@ -1,6 +1,8 @@
 import pytest
+import tensorflow as tf
 
-from trainer.hardware import choose_precision, choose_xla
+from trainer.errors import BadInput
+from trainer.hardware import choose_precision, choose_xla, lack_of_memory_reported
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,21 @@ def test_xla_is_for_gpus() -> None:
     assert not choose_xla("auto", None)
     assert choose_xla("on", None)
     assert not choose_xla("off", (8, 0))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception) -> None:
+    with pytest.raises(BadInput, match="too little memory"), lack_of_memory_reported():
+        raise error
+
+
+def test_any_other_error_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="bug"), lack_of_memory_reported():
+        raise RuntimeError("bug")

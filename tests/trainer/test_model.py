@@ -10,7 +10,7 @@ from trainer.model import Classifier, build_classifier, load_classifier
 from trainer.options import TrainOptions
 from trainer.shards import ImageSpec
 
-LABELS = ("a", "b", "any")
+PREVALENCE = (0.1, 0.0, 0.5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
 
 
@@ -18,7 +18,7 @@ def make(policy: str = "float32", image: ImageSpec | None = None, **changes: Any
     given = {"model": "smallresnet", "weights": "none", "image_size": 32} | changes
     options = TrainOptions(shards=Path("s"), run=Path("r"), **given)
     keras.utils.set_random_seed(0)
-    return build_classifier(options, image or ImageSpec(48, 48, 3, "uint8", 0), LABELS, policy)
+    return build_classifier(options, image or ImageSpec(48, 48, 3, "uint8", 0), PREVALENCE, policy)
 
 
 def test_stored_images_in_float32_logits_out() -> None:
@@ -41,6 +41,11 @@ def test_half_precision_ends_in_float32_and_leaves_the_policy() -> None:
     np.testing.assert_allclose(
         np.asarray(classifier.model(IMAGES)), np.asarray(full.model(IMAGES)), atol=0.1
     )
+
+
+def test_untrained_it_answers_the_prevalence() -> None:
+    bias = np.asarray(make().core.get_layer("head").get_weights()[1])
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias)), [0.1, 1e-4, 0.5], rtol=1e-5)
 
 
 def test_resized_images_take_the_same_layers() -> None:

@@ -25,8 +25,10 @@ def command(name: str, **options: Any) -> list[str]:
     return [sys.executable, "-m", "trainer", name, *flags]
 
 
-def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=240)
+def run(argv: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | variables
+    )
 
 
 def test_jax_gives_the_same_logits_and_trains(
@@ -46,8 +48,13 @@ def test_jax_gives_the_same_logits_and_trains(
         ],
     ]
     both = "; ".join(f"assert main({line[3:]!r}) == 0" for line in lines)
-    done = run([sys.executable, "-c", f"from trainer.__main__ import main; {both}"])
+    # Two devices, which share each batch.
+    done = run(
+        [sys.executable, "-c", f"from trainer.__main__ import main; {both}"],
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
     assert (done.returncode, done.stderr) == (0, "")
+    assert "jax on 2 devices" in done.stdout
     after = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
     assert before["image_id"].tolist() == after["image_id"].tolist()
     for label in ("upper", "lower", "any"):
