@@ -44,7 +44,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --fold $(FOLD) --model $(MODEL
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict demo test lint clean
+.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench test lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
@@ -55,6 +55,9 @@ help: ## List the commands
 	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE ARGS"
 	@echo "  evaluate      RUN ARGS"
 	@echo "  predict       RUN SHARDS SUBMISSION ARGS"
+	@echo "  crossval      as train, without FOLD"
+	@echo "  report        RUN ARGS"
+	@echo "  export        RUN EXPORT ARGS"
 	@echo "ARGS passes any other option on; ARGS=--help lists them."
 
 preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (without INPUT: the sample)
@@ -77,6 +80,16 @@ SUBMISSION ?= $(RUN)/submission.csv
 predict: $(VENV)/.trainer ## Write a Kaggle submission for the test split of SHARDS
 	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(ARGS)
 
+crossval: $(VENV)/.trainer ## Train once for each fold, and measure all slices out of fold
+	@$(RUN_PY) -m trainer crossval $(filter-out --fold $(FOLD),$(TRAIN_FLAGS))
+
+report: $(VENV)/.trainer ## Write a page with a run's curves, figures and worst mistakes
+	@$(RUN_PY) -m trainer report --run "$(RUN)" $(ARGS)
+
+EXPORT ?= $(RUN)/export
+export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
+	@$(RUN_PY) -m trainer export --run "$(RUN)" --output "$(EXPORT)" $(ARGS)
+
 demo: ## The whole line on the sample: preprocess, train, evaluate
 	@$(MAKE) --no-print-directory preprocess
 	@$(MAKE) --no-print-directory train
@@ -84,6 +97,11 @@ demo: ## The whole line on the sample: preprocess, train, evaluate
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
 	@$(RUN_PY) -m pytest $(ARGS)
+
+# Real slices where there are some, the sample's otherwise.
+BENCH_INPUT = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
+bench: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample) ## Measure preprocessing against its peers
+	@$(RUN_PY) -m tests.benchmarks.preprocess --input "$(BENCH_INPUT)" $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and types
 	@$(VENV)/bin/ruff check .
@@ -96,8 +114,9 @@ clean: ## Remove the virtual environment and what the sample commands made
 # The trainer's wheel for NVIDIA GPUs brings its CUDA libraries along.
 $(VENV)/.trainer: EXTRAS = [$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,trainer)]
 $(VENV)/.gcp: EXTRAS = [gcp]
+$(VENV)/.onnx: EXTRAS = [trainer,onnx]
 $(VENV)/.dev: EXTRAS = [trainer,dev]
-$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.trainer $(VENV)/.dev: setup.py constraints.txt
+$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.dev: setup.py constraints.txt
 	@echo "Setting up $(VENV) for '$(@F:.%=%)' (once) ..."
 	@test -x $(RUN_PY) || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
