@@ -38,7 +38,7 @@ endif
 
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
   --runner $(RUNNER) $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --fold $(FOLD) --model $(MODEL) \
+TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --model $(MODEL) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) $(ARGS)
 
@@ -71,7 +71,7 @@ verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
 train: $(VENV)/.trainer ## Train on a shard directory; the same RUN goes on where it stopped
-	@$(RUN_PY) -m trainer train $(TRAIN_FLAGS)
+	@$(RUN_PY) -m trainer train --fold $(FOLD) $(TRAIN_FLAGS)
 
 evaluate: $(VENV)/.trainer ## Evaluate a run on its validation fold
 	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(ARGS)
@@ -81,7 +81,7 @@ predict: $(VENV)/.trainer ## Write a Kaggle submission for the test split of SHA
 	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(ARGS)
 
 crossval: $(VENV)/.trainer ## Train once for each fold, and measure all slices out of fold
-	@$(RUN_PY) -m trainer crossval $(filter-out --fold $(FOLD),$(TRAIN_FLAGS))
+	@$(RUN_PY) -m trainer crossval $(TRAIN_FLAGS)
 
 report: $(VENV)/.trainer ## Write a page with a run's curves, figures and worst mistakes
 	@$(RUN_PY) -m trainer report --run "$(RUN)" $(ARGS)
