@@ -118,6 +118,14 @@ def show_summary(
         console.print(f"repaired {count:>6}  {repair}", highlight=False)
     if counts["resized"]:
         console.print(f"resized {counts['resized']:>7}", highlight=False)
+    twins = counts["identical_pixels"]
+    if twins["groups"]:
+        console.print(
+            f"identical pixels in {twins['groups']} groups of {twins['slices']} slices: "
+            f"{twins['groups_across_patients']} of more than one patient, "
+            f"{twins['groups_with_conflicting_labels']} with labels that differ",
+            highlight=False,
+        )
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     console.print(
         f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
