@@ -21,7 +21,7 @@ class Figures:
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """The median, and in brackets the least and the greatest."""
     parts = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))
-    return "{} ({} to {})".format(*parts)
+    return "{} ({}-{})".format(*parts)
 
 
 def show(console: Console, tables: Sequence[Figures], notes: dict[str, str]) -> None:
