@@ -135,7 +135,9 @@ def read_records(files: list[str]) -> Any:
 
 def decode(png: Any, image: ImageSpec) -> Any:
     """PNG bytes → the stored image, in its own dtype."""
-    pixels = tf.io.decode_png(png, channels=image.channels, dtype=tf.as_dtype(image.dtype))
+    # TensorFlow cannot be asked for two channels, but gives those of grey with alpha as they are.
+    channels = 0 if image.channels == 2 else image.channels
+    pixels = tf.io.decode_png(png, channels=channels, dtype=tf.as_dtype(image.dtype))
     return tf.ensure_shape(pixels, (image.height, image.width, image.channels))
 
 

@@ -1,3 +1,4 @@
+import io
 import shutil
 import time
 from collections.abc import Callable
@@ -7,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from trainer.errors import BadInput
 from trainer.input_pipeline import (
     InputClock,
     Order,
     damage_reported,
+    decode,
     evaluation_batches,
     training_batches,
 )
-from trainer.shards import ShardDirectory, read_shard_directory
+from trainer.shards import ImageSpec, ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
@@ -85,6 +88,18 @@ def test_sixteen_bits_stay_sixteen(
     images, _ = epoch(data, Order(seed=0, epoch=0), batch_size=4)[0]
     assert images.dtype == np.uint16
     assert sorted(image.tobytes() for image in images) == sorted(r["image"].tobytes() for r in rows)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_one_to_four_windows_are_decoded(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (8, 8, channels), np.uint8)
+    # Pillow writes two channels as grey and alpha.
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    buffer = io.BytesIO()
+    Image.frombytes(mode, (8, 8), image.tobytes()).save(buffer, "png")
+    decoded = decode(buffer.getvalue(), ImageSpec(8, 8, channels, "uint8", 0))
+    np.testing.assert_array_equal(decoded, image)
 
 
 def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
