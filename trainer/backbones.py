@@ -52,8 +52,13 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
         return small_resnet(shape)
     extra = {"include_preprocessing": False} if backbone.preprocesses else {}
     maker = getattr(keras.applications, backbone.maker)
-    # The name is fixed so that a saved model says where its backbone is.
-    return maker(include_top=False, weights=weights, input_shape=shape, name="backbone", **extra)
+    with warnings.catch_warnings():
+        # A channel a window is on purpose.
+        warnings.filterwarnings("ignore", "This model usually expects 1 or 3 input channels")
+        network = maker(include_top=False, weights=weights, input_shape=shape, **extra)
+    # So that a saved model says where it is; EfficientNetV2 takes no other name as an argument.
+    network.name = "backbone"
+    return network
 
 
 def fetch_imagenet(name: str, image_size: int) -> Any:
@@ -80,8 +85,9 @@ def backbone_of_run(name: str, path: str) -> Any:
         BadInput: the file is no such model.
     """
     try:
-        return keras.models.load_model(path, compile=False).get_layer("backbone")
-    except (ValueError, KeyError, OSError) as error:
+        classifier = keras.models.load_model(path, compile=False)
+        return classifier.get_layer("core").get_layer("backbone")
+    except (ValueError, KeyError, OSError, AttributeError) as error:
         raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
 
 

@@ -51,13 +51,17 @@ class Checkpoint:
     arrays: tuple[npt.NDArray[Any], ...]
 
 
-def variables(model: Any) -> list[Any]:
-    """All that a compiled model's training depends on, in a fixed order.
+def weights(model: Any) -> list[Any]:
+    """A model's weights, statistics and generators, in a fixed order.
 
     Not the images that a cache keeps on the device.
     """
-    kept = [each for each in model.variables if each.name != BANK_NAME]
-    return [*kept, *model.optimizer.variables, *model.metrics_variables]
+    return [each for each in model.variables if each.name != BANK_NAME]
+
+
+def variables(model: Any) -> list[Any]:
+    """All that a compiled model's training depends on, its weights first."""
+    return [*weights(model), *model.optimizer.variables, *model.metrics_variables]
 
 
 def capture(model: Any, progress: Progress) -> Checkpoint:
@@ -72,6 +76,13 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
 def restore(model: Any, checkpoint: Checkpoint) -> None:
     """Gives a model, built and compiled as it was, its state back."""
     for variable, array in zip(variables(model), checkpoint.arrays, strict=True):
+        variable.assign(array)
+
+
+def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
+    """Gives a model its weights alone, where another optimiser takes over."""
+    found = weights(model)
+    for variable, array in zip(found, checkpoint.arrays[: len(found)], strict=True):
         variable.assign(array)
 
 

@@ -91,7 +91,8 @@ def run_epochs(
         if phase != frozen:
             model, phase = compile_phase(job, feed, classifier, frozen, xla), frozen
             if saved:
-                checkpoint.restore(model, saved)
+                begins = progress.epoch == job.options.freeze_epochs and not progress.step
+                (checkpoint.restore_weights if begins else checkpoint.restore)(model, saved)
         row = train_epoch(job, feed, model, progress, saved)
         saved = None
         validate_epoch(job, feed, classifier, model, progress, row)

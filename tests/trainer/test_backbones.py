@@ -6,6 +6,7 @@ import pytest
 
 from trainer.backbones import adapt_kernel, build_backbone, make_network
 from trainer.errors import BadInput
+from trainer.model import load_classifier
 
 GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
 
@@ -45,10 +46,28 @@ def test_any_number_of_channels_sees_a_grey_image_as_three_did(
     np.testing.assert_allclose(features, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "efficientnetv2b0", "convnexttiny"])
+def test_networks_of_keras_take_any_number_of_channels(name: str) -> None:
+    network = build_backbone(name, 32, 2, "none")
+    assert network.name == "backbone"
+    assert network.input_shape == (None, 32, 32, 2)
+    assert len(network.output_shape) == 4
+
+
 def test_weights_of_another_architecture(trained: tuple[Any, str]) -> None:
     with pytest.raises(BadInput, match="no weights of vgg16") as raised:
         build_backbone("vgg16", 32, 3, trained[1])
     assert "\n" not in str(raised.value)
+
+
+def test_a_runs_backbone_is_taken_over(finished: Path) -> None:
+    path = finished / "model.keras"
+    network = build_backbone("smallresnet", 64, 3, str(path))
+    expected = load_classifier(path).get_layer("core").get_layer("backbone")
+    for one, other in zip(network.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(BadInput, match="no weights of vgg16"):
+        build_backbone("vgg16", 32, 3, str(path))
 
 
 def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:

@@ -68,17 +68,35 @@ def test_a_complete_run_says_so(
 
 
 def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
-    train(make_job("run", epochs=1))
+    # Options that no other test turns on come along.
+    train(make_job(epochs=1, cache="ram", sampling="balanced", label_smoothing=0.1))
     shown = capfd.readouterr()
     assert "P1_00" not in shown.out + shown.err
     assert "ID_1_" not in shown.out + shown.err
     assert "Traceback" not in shown.err
 
 
-def test_head_first_then_everything(make_job: JobMaker, tmp_path: Path) -> None:
-    job = make_job("run", freeze_epochs=1, batch_norm="frozen")
-    train(job)
-    assert read(tmp_path / "run" / "metrics.json")["epochs"] == 2
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_head_first_then_everything_resumed_between_the_two(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_in_the_second_epoch(display: Any, done: int, detail: Any = str) -> None:
+        if display.title.startswith("epoch 2 "):
+            raise Killed
+
+    options = {"freeze_epochs": 1, "batch_norm": "frozen"}
+    train(make_job("whole", **options))
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.progress.Display.update", stop_in_the_second_epoch)
+        with pytest.raises(Killed):
+            train(make_job("broken", **options))
+    train(make_job("broken", **options))
+    rows = [read(tmp_path / name / "history.json") for name in ("whole", "broken")]
+    for key in ("loss", "val_loss", "learning_rate"):
+        assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-4)
 
 
 def test_it_stops_when_nothing_gets_better(make_job: JobMaker, tmp_path: Path) -> None:
@@ -109,8 +127,3 @@ def test_every_cache_trains_alike(make_job: JobMaker, tmp_path: Path) -> None:
     for other in found[1:]:
         assert other["loss"] == pytest.approx(found[0]["loss"], rel=1e-4)
         assert other["val_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-3)
-
-
-def test_balanced_sampling_and_label_smoothing(make_job: JobMaker, tmp_path: Path) -> None:
-    train(make_job("run", cache="ram", sampling="balanced", label_smoothing=0.1, epochs=1))
-    assert read(tmp_path / "run" / "metrics.json")["examples"] == 21
