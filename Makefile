@@ -44,7 +44,8 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --model $(MODEL) \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench test lint clean
+.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-train bench-gpu bench-shards \
+        test lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
@@ -99,9 +100,24 @@ test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, 
 	@$(RUN_PY) -m pytest $(ARGS)
 
 # Real slices where there are some, the sample's otherwise.
-BENCH_INPUT = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
-bench: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample) ## Measure preprocessing against its peers
+BENCH_INPUT  = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
+BENCH_LABELS = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/labels.csv,$(SAMPLE)/labels.csv)
+BENCH_SHARDS = out/bench-shards
+bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's input against their peers
+
+bench-preprocess: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m tests.benchmarks.preprocess --input "$(BENCH_INPUT)" $(ARGS)
+
+bench-train: bench-shards
+	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"
+
+bench-gpu: bench-shards ## Measure training steps on this machine's GPU, with each backend there is
+	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
+	@KERAS_BACKEND=jax $(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
+
+bench-shards: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
+	@$(RUN_PY) -m beam_pipeline --input "$(BENCH_INPUT)" --labels "$(BENCH_LABELS)" \
+	  --output $(BENCH_SHARDS) --examples_per_shard 32 --max_reject_fraction 0.2
 
 lint: $(VENV)/.dev ## Check style and types
 	@$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """How fast the training step is, and what its input costs it; meant for a GPU.
 
-    python -m tests.trainer.benchmark_device --shards SHARDS [--model resnet50]
-    KERAS_BACKEND=jax python -m tests.trainer.benchmark_device --shards SHARDS
+    python -m tests.benchmarks.trainer_step --shards SHARDS [--model resnet50]
+    KERAS_BACKEND=jax python -m tests.benchmarks.trainer_step --shards SHARDS
 
 For each precision and size: (i) the same batch over and over, out of the device's memory;
 (ii) streamed shards; (iii) the trainer's --cache device. Images a second of whole epochs

@@ -1,6 +1,6 @@
 """How fast images reach the training step, against what people write and the least possible.
 
-    python -m tests.trainer.benchmark_input --shards SHARDS --dicom FOLDER_OF_DICOM_SLICES
+    python -m tests.benchmarks.trainer_input --shards SHARDS --dicom FOLDER_OF_DICOM_SLICES
 
 In one run, in turns, on all folds but the first:
 
