@@ -26,6 +26,9 @@ from trainer.options import (
     TrainOptions,
 )
 
+# As a shell counts it: 128 and the number of SIGINT.
+INTERRUPTED = 130
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; its exit code."""
@@ -36,6 +39,9 @@ def main(argv: Sequence[str]) -> int:
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("trainer: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -56,11 +62,11 @@ def run(options: Options) -> None:
     elif isinstance(options, TrainOptions):
         run_training(options)
     elif isinstance(options, ExportOptions):
-        question = prepare_export(options)
+        saved = prepare_export(options)
         load_libraries()
         from trainer.export import export
 
-        export(question, options.output, tuple(options.formats.split(",")))
+        export(saved, options.output, tuple(options.formats.split(",")))
     elif isinstance(options, ReportOptions):
         answer = prepare_report(options)
         load_libraries()

@@ -105,6 +105,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         old.unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Removes all checkpoints: a complete run needs none, and they are large."""
+    for path in checkpoints(folder):
+        path.unlink()
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest last."""
     return sorted(folder.glob("epoch-*.npz"))

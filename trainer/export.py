@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from trainer.errors import BadInput
-from trainer.job import Answering
+from trainer.job import SavedRun
 from trainer.model import load_classifier
 
 FILES: Mapping[str, str] = MappingProxyType(
@@ -21,7 +21,7 @@ FILES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def export(question: Answering, output: Path, formats: tuple[str, ...]) -> None:
+def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """Writes the model into a folder that is new or empty.
 
     Raises:
@@ -29,14 +29,14 @@ def export(question: Answering, output: Path, formats: tuple[str, ...]) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"--output {output}: exists and is not empty")
-    model = probability_model(load_classifier(question.run.model), question.temperatures)
+    model = probability_model(load_classifier(saved.run.model), saved.temperatures)
     output.mkdir(parents=True, exist_ok=True)
     for name in formats:
         write_format(model, name, output / FILES[name])
-        question.display.say(f"written: {output / FILES[name]}")
-    question.display.say(
+        saved.display.say(f"written: {output / FILES[name]}")
+    saved.display.say(
         f"input `image`: {model.inputs[0].dtype} {list(model.input_shape[1:])};"
-        f" output: probabilities of {', '.join(question.labels)}"
+        f" output: probabilities of {', '.join(saved.labels)}"
     )
 
 

@@ -132,7 +132,7 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
 
 
 @dataclass(frozen=True)
-class Answering:
+class SavedRun:
     """A saved run that answers without shards."""
 
     run: RunDirectory
@@ -141,7 +141,7 @@ class Answering:
     display: Display
 
 
-def prepare_export(options: ExportOptions) -> Answering:
+def prepare_export(options: ExportOptions) -> SavedRun:
     """Opens a saved run.
 
     Raises:
@@ -151,7 +151,7 @@ def prepare_export(options: ExportOptions) -> Answering:
     labels = tuple(read_description(run)["shards"]["labels"])
     check_model(run)
     temperatures = read_temperatures(run, labels, options.temperature)
-    return Answering(run, labels, temperatures, Display())
+    return SavedRun(run, labels, temperatures, Display())
 
 
 def prepare_report(options: ReportOptions) -> Answer:

@@ -20,7 +20,7 @@ class RunDirectory:
     """The names of a run's files.
 
     run.json          options, data and versions; written first
-    checkpoints/      where to go on from
+    checkpoints/      where to go on from; empty once the run is complete
     model.keras       the best model so far
     history.json      a row an epoch
     metrics.json      written last: with it the run is complete

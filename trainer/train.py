@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import keras
@@ -11,7 +9,6 @@ import tensorflow as tf
 
 from trainer import checkpoint, curves
 from trainer.checkpoint import Checkpoint, Progress
-from trainer.errors import Diverged
 from trainer.evaluate import measure, predict_labelled
 from trainer.feeds import Feed, open_feed
 from trainer.hardware import (
@@ -25,15 +22,16 @@ from trainer.hardware import (
 )
 from trainer.input_pipeline import InputClock, Order, damage_reported
 from trainer.job import Job, answer_of
-from trainer.losses import WeightedBinaryCrossentropy
 from trainer.metrics import probabilities, split_figures
 from trainer.model import Classifier, build_classifier, load_classifier
-from trainer.optimizers import averaged_weights, build_optimizer, learning_rate
+from trainer.optimizers import averaged_weights, learning_rate
+from trainer.phases import compile_phase
 from trainer.predictions import predict_split, write_parquet
 from trainer.progress import figures_table
 from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
 from trainer.shards import count
+from trainer.step_watch import StepWatch
 
 MISTAKES = 12
 
@@ -98,94 +96,6 @@ def run_epochs(
         validate_epoch(job, feed, classifier, model, progress, row)
         checkpoint.save(job.run.checkpoints, checkpoint.capture(model, progress))
     return progress
-
-
-def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xla: bool) -> Any:
-    """Makes the model that `fit` trains: the head alone, or all of it.
-
-    Each phase has an optimiser of its own: moments gathered by the head alone say nothing
-    of the backbone. A frozen backbone's batch normalisation uses its stored statistics.
-    """
-    options = job.options
-    classifier.backbone.trainable = not frozen
-    if not frozen and options.batch_norm == "frozen":
-        for layer in classifier.backbone.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
-    model = feed.network(classifier)
-    settle_statistics(classifier.backbone, options.epochs * job.steps)
-    epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
-    optimizer = build_optimizer(options, model.trainable_variables, epochs * job.steps, job.steps)
-    model.compile(
-        optimizer=optimizer,
-        loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing),
-        jit_compile=xla,
-        steps_per_execution=options.steps_per_execution,
-    )
-    return model
-
-
-def settle_statistics(backbone: Any, steps: int) -> None:
-    """Lets batch normalisation's running statistics arrive within a short run.
-
-    At the usual momentum of 0.99 a run of 60 steps would be validated with statistics that
-    are half their initial values. A run of 1,000 steps or more keeps the network's own.
-    """
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, max(1 - 10 / steps, 0.8))
-
-
-class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
-    """Between two steps: counts them, checks the loss, saves checkpoints, shows progress."""
-
-    def __init__(
-        self, job: Job, progress: Progress, clock: InputClock, saved: Checkpoint | None
-    ) -> None:
-        super().__init__()
-        self.job, self.progress, self.clock, self.saved = job, progress, clock, saved
-        self.first = progress.step
-        self.started = self.last_saved = time.monotonic()
-        self.last_saved_step = progress.step
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Keras has just reset the running mean of the loss; half an epoch may be in it."""
-        if self.saved is not None and self.first:
-            checkpoint.restore_metrics(self.model, self.saved)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """A step, or `steps_per_execution` of them, is done."""
-        loss = float(logs["loss"])
-        self.progress.step = self.first + batch + 1
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} at epoch {self.progress.epoch + 1}, step"
-                f" {self.progress.step}; try a lower --learning_rate, --clip_norm 1"
-                " or --precision float32 in a new run directory"
-            )
-        self.job.display.update(self.progress.step, lambda: self.detail(loss))
-        if self.is_due() and self.progress.step < self.job.steps:
-            self.last_saved, self.last_saved_step = time.monotonic(), self.progress.step
-            checkpoint.save(self.job.run.checkpoints, checkpoint.capture(self.model, self.progress))
-
-    def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        options = self.job.options
-        steps, seconds = options.checkpoint_steps, options.checkpoint_seconds
-        by_steps = steps and self.progress.step - self.last_saved_step >= steps
-        by_time = seconds and time.monotonic() - self.last_saved >= seconds
-        return bool(by_steps or by_time)
-
-    def detail(self, loss: float) -> str:
-        """Loss, speed and how much of the time went by waiting for data."""
-        speed, wait = self.speed_and_wait()
-        return f"loss {loss:.4f}, {speed:.0f} images/s, {wait:.0%} waiting for input"
-
-    def speed_and_wait(self) -> tuple[float, float]:
-        """Images a second since the start, and the share of that time spent waiting."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        images = (self.progress.step - self.first) * self.job.options.batch_size
-        return images / seconds, min(self.clock.waited / seconds, 1.0)
 
 
 def train_epoch(
@@ -288,6 +198,7 @@ def finish(job: Job, progress: Progress) -> None:
         **figures,
     }
     write_json(job.run.metrics, metrics)
+    checkpoint.clear(job.run.checkpoints)
     if job.options.report:
         write_report(answer, MISTAKES)
     path = job.options.run

@@ -35,3 +35,17 @@ def test_bad_training_input(
         assert shown.err.count("\n") == 1
         assert not shown.out
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_is_one_line(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.job.read_shard_directory", interrupt)
+    assert main(["train", "--run", str(tmp_path / "run"), "--shards", str(shards)]) == 130
+    assert capsys.readouterr().err == "trainer: interrupted; the same command goes on\n"

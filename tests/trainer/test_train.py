@@ -39,6 +39,7 @@ def test_the_loss_falls_and_everything_is_left_behind(finished: Path) -> None:
     assert history[1]["loss"] < history[0]["loss"]
     assert (finished / "history.png").read_bytes().startswith(b"\x89PNG")
     assert (finished / "report.html").is_file()
+    assert not list((finished / "checkpoints").iterdir())
     assert list((finished / "tensorboard").glob("events.*"))
     assert read(finished / "run.json")["options"]["model"] == "smallresnet"
 
