@@ -20,7 +20,13 @@ import psutil
 import tensorflow as tf
 
 from trainer.errors import BadInput
-from trainer.input_pipeline import damage_reported, image_and_labels, read_records, with_options
+from trainer.input_pipeline import (
+    as_written,
+    damage_reported,
+    image_and_labels,
+    read_records,
+    with_options,
+)
 from trainer.run_directory import write_whole
 from trainer.shards import ImageSpec, Split, count
 
@@ -170,12 +176,8 @@ def decode_into(
     files = [str(shard.path) for shard in split.shards if shard.examples]
     wanted = len(split.label_counts)
     labels = np.zeros((split.examples, wanted), np.float32)
-    batches = (
-        read_records(files)
-        .map(lambda r: resized(*image_and_labels(r, image, wanted), size), tf.data.AUTOTUNE)
-        .batch(DECODED_AT_ONCE)
-        .prefetch(2)
-    )
+    parse = as_written(lambda record: resized(*image_and_labels(record, image, wanted), size))
+    batches = read_records(files).map(parse, tf.data.AUTOTUNE).batch(DECODED_AT_ONCE).prefetch(2)
     done = 0
     with damage_reported():
         for pixels, classes in with_options(batches).as_numpy_iterator():

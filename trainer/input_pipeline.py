@@ -57,13 +57,21 @@ class InputClock:
         """Passes `batches` on; a zip asks its parts one after the other, in their order."""
         first, last = (counter_calling(each) for each in (self.start, self.stop))
         timed = tf.data.Dataset.zip((first, batches, last))
-        return with_options(timed.map(lambda _, batch, __: batch))
+        return with_options(timed.map(as_written(lambda _, batch, __: batch)))
 
 
 def counter_calling(function: Callable[[Any], Any]) -> Any:
     """0, 1, 2, … ; `function` is called as each is asked for."""
     numbers = tf.data.Dataset.counter()
-    return numbers.map(lambda i: tf.numpy_function(function, [i], tf.int64))
+    return numbers.map(as_written(lambda i: tf.numpy_function(function, [i], tf.int64)))
+
+
+def as_written(function: Callable[..., Any]) -> Any:
+    """Keeps AutoGraph from reading a function's source, which each epoch would do anew.
+
+    The source on disk may be another by then: a run of days outlives many an update.
+    """
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 @contextmanager
@@ -102,7 +110,8 @@ def training_batches(
     records = read_records([files[i] for i in generator.permutation(len(files))])
     records = records.shuffle(buffer, seed=int(generator.integers(2**31)))
     records = records.skip(order.skip * batch_size)
-    examples = records.map(lambda record: image_and_labels(record, image, labels), tf.data.AUTOTUNE)
+    parse = as_written(lambda record: image_and_labels(record, image, labels))
+    examples = records.map(parse, tf.data.AUTOTUNE)
     batches = examples.batch(batch_size, drop_remainder=True)
     return with_options(batches.prefetch(tf.data.AUTOTUNE))
 
@@ -118,15 +127,16 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
     """
     files = [str(shard.path) for shard in split.shards if shard.examples]
     records = read_records(files)
-    examples = records.map(lambda record: whole_example(record, image, labels), tf.data.AUTOTUNE)
-    batches = examples.batch(batch_size).map(lambda batch: fill_up(batch, batch_size))
+    parse = as_written(lambda record: whole_example(record, image, labels))
+    examples = records.map(parse, tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size).map(as_written(lambda b: fill_up(b, batch_size)))
     return with_options(batches.prefetch(tf.data.AUTOTUNE))
 
 
 def read_records(files: list[str]) -> Any:
     """Serialized examples, a few from each of several shards in turn."""
     return tf.data.Dataset.from_tensor_slices(files).interleave(
-        lambda file: tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER),
+        as_written(lambda file: tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER)),
         cycle_length=min(SHARDS_AT_ONCE, len(files)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
