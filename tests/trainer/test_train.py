@@ -121,10 +121,10 @@ def test_an_infinite_loss_stops_with_a_report(
     assert error.count("\n") == 1
 
 
-def test_every_cache_trains_alike(make_job: JobMaker, tmp_path: Path) -> None:
-    for cache in ("ram", "disk", "device"):
+def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:
+    # Memory and disk differ in where the arrays lie alone; test_bank.py compares them.
+    for cache in ("disk", "device"):
         train(make_job(cache, cache=cache, epochs=1))
-    found = [read(tmp_path / cache / "history.json")[0] for cache in ("ram", "disk", "device")]
-    for other in found[1:]:
-        assert other["loss"] == pytest.approx(found[0]["loss"], rel=1e-4)
-        assert other["val_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-3)
+    disk, device = (read(tmp_path / cache / "history.json")[0] for cache in ("disk", "device"))
+    assert device["loss"] == pytest.approx(disk["loss"], rel=1e-4)
+    assert device["val_loss"] == pytest.approx(disk["val_loss"], rel=1e-3)
