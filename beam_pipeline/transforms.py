@@ -1,5 +1,6 @@
 """The Beam steps: each keys, counts and wires; the work is in the function that it names."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -38,11 +39,14 @@ class InspectFiles(beam.PTransform):
         """Frames with a row a file."""
         files = InputFiles.parse(self._options.input)
         inspect = partial(inspect_batch, files=files, options=self._options)
-        return (
+        batches = (
             begin
             | "Start listing" >> beam.Create([files])
             | "List files" >> beam.FlatMap(_list_files)  # Batch, or what made listing impossible
-            | "Spread batches" >> beam.Reshuffle()
+        )
+        return (
+            batches
+            | "Spread batches" >> _Spread(local=self._local)
             | "Read headers"
             >> beam.ParDo(_MapTasks(inspect, _report_inspected, self._options, self._local))
         )
@@ -85,7 +89,7 @@ class WriteShards(beam.PTransform):
         write = partial(write_shard, files=files, options=self._options)
         return (
             shards
-            | "Spread shards" >> beam.Reshuffle()
+            | "Spread shards" >> _Spread(local=self._local)
             | "Convert and write"
             >> beam.ParDo(_MapTasks(write, _report_written, self._options, self._local))
         )
@@ -106,6 +110,21 @@ class FinishDirectory(beam.PTransform):
         return plan | "Describe shards" >> beam.Map(
             finish_directory, beam.pvalue.AsList(self._results), self._options
         )
+
+
+class _Spread(beam.PTransform):
+    """Spreads tasks over a runner's workers.
+
+    On one machine the next step spreads them over processes itself, and Beam's local runner would
+    keep every task's bytes to the end.
+    """
+
+    def __init__(self, *, local: bool) -> None:
+        super().__init__()
+        self._local = local
+
+    def expand(self, tasks: beam.PCollection[Any]) -> beam.PCollection[Any]:
+        return tasks if self._local else tasks | beam.Reshuffle()
 
 
 def _list_files(files: InputFiles) -> Iterator[Batch | PipelineError]:
@@ -183,8 +202,9 @@ class _MapTasks(beam.DoFn):
         """Do the tasks that were kept."""
         pool: WorkerPool[Any, Any] = WorkerPool(self._function, self._workers)
         window = GlobalWindows.windowed_value
+        tasks, self._tasks = deque(self._tasks), []
         try:
-            for result in pool.map(self._tasks):
+            for result in pool.map(tasks):
                 yield window(self._report(result))
         except PipelineError as error:
             yield window(error)

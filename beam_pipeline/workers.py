@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -87,14 +87,16 @@ class WorkerPool(Generic[T, R]):
     size: int
     patience: float = 120.0
 
-    def map(self, tasks: Iterable[T]) -> Iterator[R]:
+    def map(self, waiting: deque[T]) -> Iterator[R]:
         """The results, in the order in which they are ready.
+
+        Args:
+            waiting: the tasks; they are taken out, so that those done are not kept in memory.
 
         Raises:
             PipelineError: the function raised it.
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
-        waiting = deque(tasks)
         losses: Counter[str] = Counter()  # by the source at hand, "" for none
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)

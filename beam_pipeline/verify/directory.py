@@ -7,6 +7,7 @@ shards, since patients are not divisible and slices may be rejected after they w
 identical images, since whether they are kept together is an option of the run.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -134,7 +135,7 @@ def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]
     console = Console(stderr=True)
     return iter(
         track(
-            pool.map(tasks),
+            pool.map(deque(tasks)),
             "Read shards",
             total=len(tasks),
             console=console,

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -62,14 +63,14 @@ def die_at_once(task: Letters, note: Callable[[int], None]) -> Outcome:
 
 
 def run(pool: WorkerPool[Letters, Outcome], *tasks: Letters) -> Outcome:
-    return {key: value for result in pool.map(tasks) for key, value in result.items()}
+    return {key: value for result in pool.map(deque(tasks)) for key, value in result.items()}
 
 
 def test_every_task_has_its_result() -> None:
     tasks = [Letters((letter, letter * 2)) for letter in "abcdefg"]
     result = run(WorkerPool(upper, 2), *tasks)
     assert result == {s: s.upper() for task in tasks for s in task.sources}
-    assert list(WorkerPool(upper, 2).map([])) == []
+    assert list(WorkerPool(upper, 2).map(deque())) == []
 
 
 def test_a_killed_worker_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
