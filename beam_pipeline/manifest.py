@@ -1,24 +1,22 @@
 """What describes a shard directory: index, rejects, TensorFlow Datasets' metadata, manifest."""
 
 import hashlib
-import io
 import json
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from beam_pipeline import __version__
 from beam_pipeline.convert import HU_OFFSET
-from beam_pipeline.hounsfield import Repair
+from beam_pipeline.index import join_indexes
 from beam_pipeline.options import Options
-from beam_pipeline.plan import DATASET, LABEL_PREFIX, Plan
+from beam_pipeline.plan import DATASET, Plan
 from beam_pipeline.shards import ShardResult
 from beam_pipeline.storage import Folder
 
@@ -29,41 +27,6 @@ REJECTS = "rejects.jsonl"
 DATASET_INFO = "dataset_info.json"
 FEATURES = "features.json"
 
-_INDEX_TYPES = {
-    "image_id": pa.string(),
-    "split": pa.string(),
-    "shard": pa.string(),
-    "record": pa.int32(),
-    "offset": pa.int64(),
-    "bytes": pa.int32(),
-    "patient_id": pa.string(),
-    "study_id": pa.string(),
-    "series_id": pa.string(),
-    "position_z": pa.float64(),
-    "rows": pa.int32(),
-    "columns": pa.int32(),
-    "transfer_syntax": pa.string(),
-    "repair": pa.string(),
-    "resized": pa.bool_(),
-    "source": pa.string(),
-}
-
-
-def encode_index(index: pd.DataFrame, labels: Sequence[str]) -> bytes:
-    """The index as Parquet: a row an example, in the order of splits, shards and records."""
-    types: dict[str, pa.DataType] = {}
-    for name, kind in _INDEX_TYPES.items():
-        types[name] = kind
-        if name == "bytes":
-            types |= {LABEL_PREFIX + label: pa.int8() for label in labels}
-    ordered = index.sort_values(["split", "shard", "record"], ignore_index=True)
-    table = pa.Table.from_pandas(
-        ordered[list(types)], pa.schema(types.items()), preserve_index=False
-    ).replace_schema_metadata()
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
 
 def encode_rejects(rejects: pd.DataFrame) -> bytes:
     """The rejects as JSON lines, ordered by source."""
@@ -72,50 +35,44 @@ def encode_rejects(rejects: pd.DataFrame) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def describe_splits(
-    results: Sequence[ShardResult], index: pd.DataFrame, labels: Sequence[str]
-) -> dict[str, Any]:
+def describe_splits(results: Sequence[ShardResult]) -> dict[str, Any]:
     """The manifest's `splits`.
 
     A shard that lost all its examples stays listed: the others' names count it.
     """
     described = {}
     for split in sorted({result.split for result in results}):
-        part = index[index["split"] == split]
-        shards = sorted((r for r in results if r.split == split), key=lambda r: r.file)
+        shards = [result for result in results if result.split == split]
         described[split] = {
-            "examples": len(part),
-            "patients": int(part["patient_id"].nunique()),
-            "label_counts": _label_counts(part, labels),
-            "shards": [_describe_shard(shard, labels) for shard in shards],
+            "examples": sum(shard.examples for shard in shards),
+            "patients": len(frozenset().union(*(shard.patients for shard in shards))),
+            "label_counts": _add_up(shard.label_counts for shard in shards),
+            "shards": [_describe_shard(shard) for shard in shards],
         }
     return described
 
 
-def _describe_shard(result: ShardResult, labels: Sequence[str]) -> dict[str, Any]:
+def _describe_shard(result: ShardResult) -> dict[str, Any]:
     return {
         "file": result.file,
-        "examples": len(result.index),
+        "examples": result.examples,
         "bytes": result.bytes,
         "sha256": result.sha256,
-        "label_counts": _label_counts(result.index, labels),
+        "label_counts": result.label_counts,
     }
 
 
-def _label_counts(rows: pd.DataFrame, labels: Sequence[str]) -> dict[str, int]:
-    """How many examples have each label; unlabelled ones have none."""
-    return {label: int((rows[LABEL_PREFIX + label] == 1).sum()) for label in labels}
+def _add_up(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def build_manifest(
-    plan: Plan,
-    options: Options,
-    index: pd.DataFrame,
-    rejects: pd.DataFrame,
-    splits: dict[str, Any],
+    plan: Plan, options: Options, results: Sequence[ShardResult], rejects: pd.DataFrame
 ) -> dict[str, Any]:
     """The manifest, as JSON values."""
-    repaired = index.loc[index["repair"] != Repair.NONE, "repair"].value_counts()
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -132,15 +89,15 @@ def build_manifest(
         },
         "counts": {
             "files_seen": plan.files_seen,
-            "written": len(index),
+            "written": sum(result.examples for result in results),
             "rejected": len(rejects),
             "rejected_by_reason": count_reasons(rejects),
-            "repaired": {str(repair): int(n) for repair, n in sorted(repaired.items())},
-            "resized": int(index["resized"].sum()),
+            "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
+            "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,
             "identical_pixels": asdict(plan.twins),
         },
-        "splits": splits,
+        "splits": describe_splits(results),
     }
 
 
@@ -164,17 +121,16 @@ def write_description(
     rejects: pd.DataFrame,
 ) -> None:
     """Write all that describes the shards, the manifest last."""
-    index = pd.concat([result.index for result in results], ignore_index=True)
-    splits = describe_splits(results, index, plan.labels)
+    results = sorted(results, key=lambda result: (result.split, result.file))
+    manifest = build_manifest(plan, options, results, rejects)
     files = {
-        INDEX: encode_index(index, plan.labels),
+        INDEX: join_indexes((result.index for result in results), plan.labels),
         REJECTS: encode_rejects(rejects),
         FEATURES: encode_json(describe_features(plan.labels, options)),
-        DATASET_INFO: encode_json(describe_dataset(splits)),
+        DATASET_INFO: encode_json(describe_dataset(manifest["splits"])),
     }
     for name, data in files.items():
         folder.write(name, data)
-    manifest = build_manifest(plan, options, index, rejects, splits)
     manifest["files"] = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()

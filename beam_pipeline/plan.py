@@ -14,6 +14,7 @@ from beam_pipeline.assignment import Splits, assign_splits
 from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.folds import assign_shards
 from beam_pipeline.identifiers import ID_COLUMNS, ordinals, replace_ids
+from beam_pipeline.index import LABEL_PREFIX
 from beam_pipeline.labels import RSNA_LABELS, Labels
 from beam_pipeline.options import ImageId, LeakCheck, Options
 from beam_pipeline.twins import TwinCounts, count_twins, join_groups
@@ -21,7 +22,6 @@ from beam_pipeline.twins import TwinCounts, count_twins, join_groups
 DATASET = "ich"
 UNLABELLED_SPLIT = "test"
 UNLABELLED = -1
-LABEL_PREFIX = "label_"
 
 
 @dataclass(frozen=True)

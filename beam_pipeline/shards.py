@@ -1,9 +1,11 @@
 """One shard written: whole or not at all."""
 
+import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -12,33 +14,16 @@ from beam_pipeline.convert import Image, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.example import encode_example, frame_record
+from beam_pipeline.hounsfield import Repair
+from beam_pipeline.index import LABEL_PREFIX, encode_index, index_schema
 from beam_pipeline.inventory import decode_header
 from beam_pipeline.options import Options
-from beam_pipeline.plan import LABEL_PREFIX, ShardPlan
+from beam_pipeline.plan import ShardPlan
 from beam_pipeline.png import encode_png
 from beam_pipeline.storage import Folder, InputFiles
 
 # Holds what is known of finished shards until the whole directory is finished.
 UNFINISHED = ".unfinished"
-
-_INDEX_COLUMNS = (
-    "image_id",
-    "split",
-    "shard",
-    "record",
-    "offset",
-    "bytes",
-    "patient_id",
-    "study_id",
-    "series_id",
-    "position_z",
-    "rows",
-    "columns",
-    "transfer_syntax",
-    "repair",
-    "resized",
-    "source",
-)
 
 
 @dataclass(frozen=True)
@@ -47,18 +32,28 @@ class ShardResult:
 
     Attributes:
         split: it belongs to.
-        file: its name; not there if no slice of it could be used.
+        file: its name; without examples, too, there is a file.
+        index: a row an example, in order; encoded, as it waits for the end of the run in memory.
         bytes: its size.
         sha256: of its bytes.
-        index: a row an example, in order.
+        examples: how many it holds.
+        label_counts: how many of them have each label; unlabelled ones have none.
+        patients: whose they are, as they are written.
+        repaired: how many of them were repaired, by the repair.
+        resized: how many of them had another size.
         rejects: str columns source, image_id, reason, detail; a row a file that was not used.
     """
 
     split: str
     file: str
+    index: bytes  # before a field takes the type's name
     bytes: int
     sha256: str
-    index: pd.DataFrame
+    examples: int
+    label_counts: dict[str, int]
+    patients: frozenset[str]
+    repaired: dict[str, int]
+    resized: int
     rejects: pd.DataFrame
 
 
@@ -112,15 +107,35 @@ def _write_examples(
             shown = {"source": row["shown_source"]}
             index.append(row | shown | place_of | _index_fields(header, image))
             offset += len(record)
-    labels = [column for column in map(str, plan.slices) if column.startswith(LABEL_PREFIX)]
+    return _result(plan, index, rejects, offset, checksum.hexdigest())
+
+
+def _result(
+    plan: ShardPlan,
+    index: list[dict[str, Any]],
+    rejects: list[dict[str, str]],
+    size: int,
+    sha256: str,
+) -> ShardResult:
+    columns = [column for column in map(str, plan.slices) if column.startswith(LABEL_PREFIX)]
+    labels = [column.removeprefix(LABEL_PREFIX) for column in columns]
+    rows = pd.DataFrame(index, columns=[*index_schema(labels).names])
+    rows = rows.assign(split=plan.split, shard=plan.file)
+    repairs = Counter(str(row["repair"]) for row in index if row["repair"] != Repair.NONE)
     return ShardResult(
         split=plan.split,
         file=plan.file,
-        bytes=offset,
-        sha256=checksum.hexdigest(),
-        index=pd.DataFrame(index, columns=[*_INDEX_COLUMNS, *labels]).assign(
-            split=plan.split, shard=plan.file
-        ),
+        bytes=size,
+        sha256=sha256,
+        examples=len(index),
+        label_counts={
+            label: sum(row[column] == 1 for row in index)
+            for label, column in zip(labels, columns, strict=True)
+        },
+        patients=frozenset(row["patient_id"] for row in index),
+        repaired=dict(repairs),
+        resized=sum(row["resized"] for row in index),
+        index=encode_index(rows, labels),
         rejects=pd.DataFrame(rejects, columns=["source", "image_id", "reason", "detail"]),
     )
 
@@ -192,12 +207,10 @@ def _record_name(plan: ShardPlan) -> str:
 
 def _encode_result(result: ShardResult, digest: str) -> bytes:
     record = {
+        **{field.name: getattr(result, field.name) for field in fields(result)},
         "digest": digest,
-        "split": result.split,
-        "file": result.file,
-        "bytes": result.bytes,
-        "sha256": result.sha256,
-        "index": result.index.to_dict("list"),
+        "patients": sorted(result.patients),
+        "index": base64.b64encode(result.index).decode(),
         "rejects": result.rejects.to_dict("list"),
     }
     return json.dumps(record).encode()
@@ -213,5 +226,7 @@ def _find_result(plan: ShardPlan, folder: Folder, digest: str) -> ShardResult | 
         return None
     if folder.sha256(plan.file) != record["sha256"]:
         return None
-    index, rejects = pd.DataFrame(record.pop("index")), pd.DataFrame(record.pop("rejects"))
-    return ShardResult(**record, index=index, rejects=rejects)
+    record["patients"] = frozenset(record["patients"])
+    record["index"] = base64.b64decode(record["index"])
+    record["rejects"] = pd.DataFrame(record["rejects"])
+    return ShardResult(**record)

@@ -23,8 +23,8 @@ from beam_pipeline.errors import OutputError, UsageError
 PARTIAL_SUFFIX = ".partial"
 
 # Files read at a time, and held, while one is converted.
-_READERS = 4
-_AHEAD = 8
+_READERS = 2
+_AHEAD = 4
 
 _WILDCARDS = frozenset("*?[")
 

@@ -152,7 +152,7 @@ def _report_planned(plan: Plan) -> None:
 
 
 def _report_written(result: ShardResult) -> None:
-    written, rejected = len(result.index), len(result.rejects)
+    written, rejected = result.examples, len(result.rejects)
     report(
         f"wrote {result.file}: {written} slices, rejected {rejected}",
         shards_written=1,

@@ -36,6 +36,7 @@ _PIXEL_TAGS = {
     Tag("FloatPixelData"): "FloatPixelData",
     Tag("DoubleFloatPixelData"): "DoubleFloatPixelData",
 }
+_PIXEL_GROUP = 0x7FE0
 _VALUE_REPRESENTATIONS = frozenset(member.value.encode() for member in VR)
 
 
@@ -154,7 +155,8 @@ class _UntilPixels:
         self._seen: tuple[BaseTag, str, int] | None = None
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag not in _PIXEL_TAGS:
+        # The group first: comparing tags costs much, and nearly none are in the pixels' group.
+        if tag >> 16 != _PIXEL_GROUP or tag not in _PIXEL_TAGS:
             return False
         self._seen = tag, vr or "", length
         return True

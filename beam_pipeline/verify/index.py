@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beam_pipeline.hounsfield import Repair
+from beam_pipeline.index import LABEL_PREFIX
 from beam_pipeline.manifest import INDEX
-from beam_pipeline.plan import LABEL_PREFIX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.description import check_recorded_file, compare, read_described
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom import MAX_PIXELS
 from beam_pipeline.errors import Reason
 from beam_pipeline.example import FRAME_BYTES, CorruptRecord, decode_example, read_record
-from beam_pipeline.plan import LABEL_PREFIX
+from beam_pipeline.index import LABEL_PREFIX
 from beam_pipeline.png import read_png_header
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 from beam_pipeline.verify.promises import ShardPromise

@@ -19,9 +19,10 @@ import pytest
 from beam_pipeline.errors import Reason
 from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
 from beam_pipeline.finish import finish_directory
+from beam_pipeline.index import encode_index
 from beam_pipeline.inventory import Batch, inspect_batch, list_batches
 from beam_pipeline.labels import LabelFile
-from beam_pipeline.manifest import encode_index, manifest_digest
+from beam_pipeline.manifest import manifest_digest
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.plan import plan_shards
 from beam_pipeline.png import encode_png
