@@ -241,6 +241,7 @@ def _plan(options: Options, inventory: Iterable[pd.DataFrame | PipelineError]) -
             raise rows
         frames.append(rows)
     whole = pd.concat(frames, ignore_index=True)
+    frames.clear()  # planning makes copies enough
     if options.leak_check is not LeakCheck.OFF:
         whole["twin"] = find_twins(whole, InputFiles.parse(options.input))
     labels = None
