@@ -115,7 +115,10 @@ def plan_shards(
         raise UsageError(f"input {options.input} holds no files")
     names = labels.names if labels else RSNA_LABELS
     columns = [LABEL_PREFIX + name for name in names]
-    rows = inventory if "twin" in inventory else inventory.assign(twin="")
+    # Half of a row is its header, which has no part in what follows: it is joined again at the end.
+    headers = inventory.set_index("source")["header"]
+    rows = inventory.drop(columns=["header", "fingerprint"])
+    rows = rows if "twin" in rows else rows.assign(twin="")
     judged = _judge(rows.sort_values("source", ignore_index=True), labels)
     judged["shown_source"] = _shown_sources(judged["source"], options)
     usable = judged[judged["reason"] == ""].sort_values("image_id", ignore_index=True)
@@ -125,7 +128,7 @@ def plan_shards(
     slices = replace_ids(slices, options.identifiers, options.identifier_key)
     if options.image_id is ImageId.ORDINAL:
         slices["image_id"] = ordinals(slices["source"], "image")
-    shards = tuple(_deal(slices, columns, options))
+    shards = tuple(_deal(slices, headers, columns, options))
     return Plan(
         labels=names,
         shards=shards,
@@ -169,7 +172,7 @@ def _rejects(judged: pd.DataFrame, options: Options) -> pd.DataFrame:
 
 
 def _add_labels(usable: pd.DataFrame, labels: Labels | None, columns: list[str]) -> pd.DataFrame:
-    slices = usable[["source", "shown_source", "image_id", "header", *ID_COLUMNS, "twin"]].copy()
+    slices = usable[["source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
     if labels is None:
         slices[columns] = np.full((len(slices), len(columns)), UNLABELLED, np.int8)
     else:
@@ -204,14 +207,16 @@ def _split(
     )
 
 
-def _deal(slices: pd.DataFrame, columns: list[str], options: Options) -> list[ShardPlan]:
+def _deal(
+    slices: pd.DataFrame, headers: pd.Series, columns: list[str], options: Options
+) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
-    written = ["source", "shown_source", "image_id", "header", *ID_COLUMNS, *columns]
+    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns]
     for split, part in slices.groupby("split", sort=True):
         count = math.ceil(len(part) / options.examples_per_shard)
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
-        plans += [
-            ShardPlan(str(split), number, count, part[written].iloc[rows].reset_index(drop=True))
-            for number, rows in enumerate(shards)
-        ]
+        for number, rows in enumerate(shards):
+            dealt = part[written].iloc[rows].reset_index(drop=True)
+            dealt["header"] = headers.loc[dealt["source"]].to_numpy()
+            plans.append(ShardPlan(str(split), number, count, dealt))
     return plans
