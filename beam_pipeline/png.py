@@ -5,7 +5,6 @@ ones, in a fraction of the time.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,10 @@ from numpy.typing import NDArray
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Of ISA-L's four levels: as small as level 3 on windowed CT slices, as fast as level 0.
 _DEFLATE_LEVEL = 2
+# At these levels ISA-L takes one hash of the first bytes from a register that holds an address
+# (.write_first_byte in igzip_icf_body_h1_gr_bt.asm), so that processes may find different matches.
+# Fewer bytes than it looks ahead go through other code, and once there is a history all do.
+_FLUSHED_FIRST = 16
 # PNG colour types by the number of channels: grey, grey + alpha, RGB, RGB + alpha.
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _CHANNELS = {colour_type: channels for channels, colour_type in _COLOUR_TYPES.items()}
@@ -53,7 +56,7 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
         (
             _SIGNATURE,
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", isal_zlib.compress(_unfiltered_rows(image), _DEFLATE_LEVEL)),
+            _chunk(b"IDAT", _deflate(_unfiltered_rows(image))),
             _chunk(b"IEND", b""),
         )
     )
@@ -68,8 +71,16 @@ def _unfiltered_rows(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[n
     return rows
 
 
+def _deflate(rows: NDArray[np.uint8]) -> bytes:
+    """A zlib stream, the same in every process."""
+    stream = isal_zlib.compressobj(_DEFLATE_LEVEL)
+    data = rows.ravel()
+    first = stream.compress(data[:_FLUSHED_FIRST]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
+    return first + stream.compress(data[_FLUSHED_FIRST:]) + stream.flush()
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
+    checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))
 
 
@@ -100,7 +111,7 @@ def _read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         at += 12 + length
         if at > len(data):
             raise ValueError("a truncated PNG")
-        if int.from_bytes(data[at - 4 : at]) != zlib.crc32(content, zlib.crc32(kind)):
+        if int.from_bytes(data[at - 4 : at]) != isal_zlib.crc32(content, isal_zlib.crc32(kind)):
             raise ValueError("a PNG chunk with a bad CRC")
         chunks.append((kind, content))
     return chunks

@@ -2,6 +2,8 @@
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -45,6 +47,29 @@ def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
     # 0 leaves the file's own channels; TensorFlow does not take 2.
     decoded = tf.io.decode_png(encode_png(image), 0, tf.as_dtype(dtype)).numpy()
     np.testing.assert_array_equal(decoded, image)
+
+
+# Images whose later rows begin as the first does: with 100 grey levels, few other rows repeat.
+ENCODE_MANY = """
+import hashlib
+import numpy as np
+from beam_pipeline.png import encode_png
+
+generator = np.random.default_rng(0)
+checksum = hashlib.sha256()
+for _ in range(20_000):
+    image = generator.integers(0, 100, (12, 40, 1), np.uint8)
+    image[7:, :6] = image[0, :6]
+    checksum.update(encode_png(image))
+print(checksum.hexdigest())
+"""
+
+
+def test_every_process_encodes_alike() -> None:
+    """Each has its memory elsewhere, which the bytes must not depend on."""
+    command = [sys.executable, "-c", ENCODE_MANY]
+    runs = [subprocess.run(command, capture_output=True, check=True) for _ in range(4)]
+    assert len({run.stdout for run in runs}) == 1
 
 
 @st.composite
