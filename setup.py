@@ -41,6 +41,7 @@ setup(
         "numpy",
         "opencv-python-headless>=5",
         "pandas",
+        "protobuf",
         "pyarrow",
         "pydicom>=3.0",
         "rich",
@@ -61,6 +62,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "tensorflow-datasets",
+            "types-protobuf",
         ],
     },
 )

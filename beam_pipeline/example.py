@@ -1,24 +1,34 @@
 """`tf.train.Example` and TFRecord, written without TensorFlow.
 
-The two wire formats are small and frozen: protocol buffers' encoding of three list types
-(tensorflow/core/example/feature.proto) and a length-and-checksum frame
+The message is declared here as in tensorflow/core/example/feature.proto, for the protocol buffers
+library to encode; the frame around it is a length and two checksums
 (tensorflow/core/lib/io/record_writer.h).
 """
 
 import struct
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import google_crc32c
-import numpy as np
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 Feature = bytes | str | list[int] | list[float]
-_Parts = list[bytes]
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<I")
 _MAX_MESSAGE_BYTES = (1 << 31) - 1  # of a protocol buffer
-_NOT_AN_EXAMPLE = "not a tf.train.Example"
+_LISTS = {
+    "bytes_list": ("BytesList", FieldDescriptorProto.TYPE_BYTES),
+    "float_list": ("FloatList", FieldDescriptorProto.TYPE_FLOAT),
+    "int64_list": ("Int64List", FieldDescriptorProto.TYPE_INT64),
+}
 
 FRAME_BYTES = 16  # of a TFRecord, beside its data: length (8), its checksum (4), the data's (4)
 
@@ -38,38 +48,86 @@ class CorruptRecord(ValueError):
         self.end = end
 
 
+def _declare_example() -> Any:
+    """The message class, in a pool of its own: TensorFlow may declare the same name in its own."""
+    file = FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
+    feature = DescriptorProto(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, (name, (kind, of)) in enumerate(_LISTS.items(), start=1):
+        _add_field(file.message_type.add(name=kind), "value", 1, of, repeated=True)
+        _add_field(feature, name, number, kind).oneof_index = 0
+    file.message_type.append(feature)
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    _add_field(entry, "key", 1, FieldDescriptorProto.TYPE_STRING)
+    _add_field(entry, "value", 2, "Feature")
+    _add_field(features, "feature", 1, "Features.FeatureEntry", repeated=True)
+    _add_field(file.message_type.add(name="Example"), "features", 1, "Features")
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+
+
+def _add_field(
+    message: DescriptorProto,
+    name: str,
+    number: int,
+    kind: "str | FieldDescriptorProto.Type.ValueType",
+    *,
+    repeated: bool = False,
+) -> FieldDescriptorProto:
+    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
+    field = message.field.add(name=name, number=number, label=label)
+    if isinstance(kind, str):
+        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".tensorflow.{kind}"
+    else:
+        field.type = kind
+    return field
+
+
+_Example = _declare_example()
+
+
 def encode_example(features: Mapping[str, Feature]) -> bytes:
     """A serialized `tf.train.Example`: bytes and str become a bytes_list of one value."""
-    entries: _Parts = []
-    for name in sorted(features):
-        entry = _field(1, [name.encode()]) + _field(2, _encode_feature(features[name]))
-        entries += _field(1, entry)
-    return b"".join(_field(1, entries))
+    example = _Example()
+    example.features.SetInParent()  # there even if empty
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        if isinstance(value, bytes | str):
+            value = value.encode() if isinstance(value, str) else value
+            feature.bytes_list.value.append(value)
+        elif all(isinstance(item, int) for item in value):
+            feature.int64_list.value.extend(value)
+        else:
+            feature.float_list.value.extend(value)
+    data: bytes = example.SerializeToString(deterministic=True)
+    return data
 
 
-def _encode_feature(value: Feature) -> _Parts:
-    if isinstance(value, str):
-        value = value.encode()
-    if isinstance(value, bytes):
-        return _field(1, _field(1, [value]))
-    if all(isinstance(item, int) for item in value):
-        return _field(3, _field(1, [b"".join(map(_varint, map(int, value)))]))
-    return _field(2, _field(1, [np.asarray(value, "<f4").tobytes()]))
+def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[float]]:
+    """The features of a serialized `tf.train.Example`.
+
+    A feature without values is an empty list.
+
+    Raises:
+        ValueError: not such an Example as `encode_example` and TensorFlow write; fields that are
+            unknown or there twice are not.
+    """
+    try:
+        example = _Example.FromString(data)
+    except DecodeError:
+        raise ValueError("not a tf.train.Example") from None
+    example.DiscardUnknownFields()
+    if example.ByteSize() != len(data):
+        raise ValueError("not a tf.train.Example: fields that are unknown or there twice")
+    return {name: _values(feature) for name, feature in example.features.feature.items()}
 
 
-def _field(number: int, payload: _Parts) -> _Parts:
-    """A length-delimited field (wire type 2), in parts: an image is copied but once, at the end."""
-    return [_varint(number << 3 | 2) + _varint(sum(map(len, payload))), *payload]
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative int64 values are sent as their two's complement
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def _values(feature: Any) -> list[bytes] | list[int] | list[float]:
+    kind = feature.WhichOneof("kind")
+    return list(getattr(feature, kind).value) if kind else []
 
 
 def frame_record(data: bytes) -> bytes:
@@ -123,87 +181,3 @@ def _masked_crc(data: bytes) -> int:
     """CRC-32C, rotated and offset so that a checksum of checksums stays sound."""
     checksum: int = google_crc32c.value(data)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[float]]:
-    """The features of a serialized `tf.train.Example`.
-
-    Reads what `encode_example` and TensorFlow write: numbers packed, no field unknown. A feature
-    without values is an empty list.
-
-    Raises:
-        ValueError: not such an Example, or a feature is there twice.
-    """
-    features: dict[str, list[bytes] | list[int] | list[float]] = {}
-    for entries in _payloads(data):
-        for entry in _payloads(entries):
-            name, feature = _name_and_feature(entry)
-            if name in features:
-                raise ValueError("a feature is there twice")
-            features[name] = _decode_feature(feature)
-    return features
-
-
-def _name_and_feature(entry: bytes) -> tuple[str, bytes]:
-    parts = list(_fields(entry))
-    if [number for number, _ in parts] != [1, 2]:
-        raise ValueError(_NOT_AN_EXAMPLE)
-    try:
-        return parts[0][1].decode(), parts[1][1]
-    except UnicodeDecodeError:
-        raise ValueError(_NOT_AN_EXAMPLE) from None
-
-
-def _decode_feature(feature: bytes) -> list[bytes] | list[int] | list[float]:
-    lists = list(_fields(feature))
-    if not lists:
-        return []
-    if len(lists) > 1 or lists[0][0] not in (1, 2, 3):
-        raise ValueError(_NOT_AN_EXAMPLE)
-    kind, values = lists[0]
-    items = list(_payloads(values))
-    if kind == 1:
-        return items
-    packed = b"".join(items)
-    if kind == 3:
-        return [value - (1 << 64) if value >> 63 else value for value in _varints(packed)]
-    if len(packed) % 4:
-        raise ValueError(_NOT_AN_EXAMPLE)
-    return [float(value) for value in np.frombuffer(packed, "<f4")]
-
-
-def _payloads(message: bytes) -> Iterator[bytes]:
-    """The values of a message whose only field has the number 1."""
-    for number, payload in _fields(message):
-        if number != 1:
-            raise ValueError(_NOT_AN_EXAMPLE)
-        yield payload
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < len(message):
-        key, at = _read_varint(message, at)
-        length, at = _read_varint(message, at)
-        if key & 7 != 2 or at + length > len(message):
-            raise ValueError(_NOT_AN_EXAMPLE)
-        yield key >> 3, message[at : at + length]
-        at += length
-
-
-def _varints(packed: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(packed):
-        value, at = _read_varint(packed, at)
-        yield value
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(message) and shift < 64:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-    raise ValueError(_NOT_AN_EXAMPLE)

@@ -47,6 +47,7 @@ def finish_directory(
         if len(written) != plan.shard_count:
             raise OutputError(f"{len(written)} of {plan.shard_count} shards were written")
         folder.remove_partial()  # of workers that died
+        folder.make_durable(result.file for result in written)
         write_description(folder, plan, options, written, rejects)
     except PipelineError as error:
         write_refusal(folder, error.exit_code, str(error))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -39,6 +39,7 @@ _CARRIED = (
     "pixel_offset",
     "beginning",
 )
+_ENCODING = tuple(field.name for field in fields(PixelEncoding))
 # Of the pixels, to find files that may be twins: noise makes a few rows in the middle unique.
 _FINGERPRINT_BYTES = 1 << 14
 
@@ -139,7 +140,8 @@ def encode_header(header: Header) -> str:
     if not header.beginning:
         return ""
     known = [getattr(header, name) for name in _CARRIED]
-    return json.dumps([*known, astuple(header.encoding)], separators=(",", ":"))
+    encoding = [getattr(header.encoding, name) for name in _ENCODING]
+    return json.dumps([*known, encoding], separators=(",", ":"))
 
 
 def decode_header(text: str) -> Header | None:
@@ -150,10 +152,9 @@ def decode_header(text: str) -> Header | None:
     values: dict[str, Any] = dict(zip(_CARRIED, known, strict=True))
     values["pixel_spacing"] = tuple(values["pixel_spacing"])
     values["window"] = _pair(values["window"])
-    allocated, stored, high_bit, signed, slope, intercept, padding = encoding
-    values["encoding"] = PixelEncoding(
-        allocated, stored, high_bit, signed, slope, intercept, _pair(padding)
-    )
+    described: dict[str, Any] = dict(zip(_ENCODING, encoding, strict=True))
+    described["padding"] = _pair(described["padding"])
+    values["encoding"] = PixelEncoding(**described)
     return Header(sop_instance_uid="", patient_id="", study_id="", series_id="", **values)
 
 

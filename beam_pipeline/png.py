@@ -66,7 +66,8 @@ def _unfiltered_rows(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[n
     """Each row's big-endian samples after its filter byte, 0 for none."""
     samples = image.astype(">u2") if image.dtype == np.uint16 else image
     height = image.shape[0]
-    rows = np.zeros((height, 1 + image.nbytes // height), np.uint8)
+    rows = np.empty((height, 1 + image.nbytes // height), np.uint8)
+    rows[:, 0] = 0
     rows[:, 1:] = np.ascontiguousarray(samples).view(np.uint8).reshape(height, -1)
     return rows
 

@@ -92,7 +92,7 @@ def _write_examples(
     rejects: list[dict[str, str]] = []
     checksum = hashlib.sha256()
     offset = 0
-    with folder.create(plan.file) as shard:
+    with folder.create(plan.file, durable=False) as shard:
         for place, (row, data) in enumerate(_read(plan, files)):
             note(place)
             try:

@@ -7,10 +7,12 @@ import posixpath
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,11 +24,19 @@ from beam_pipeline.errors import OutputError, UsageError
 # What a killed process leaves behind; never a whole file.
 PARTIAL_SUFFIX = ".partial"
 
-# Files read at a time, and held, while one is converted.
+# While files are converted, this many threads each read that many of the following ones: all at
+# once where the file system can, so that far storage is asked for 16 at a time.
 _READERS = 2
-_AHEAD = 4
+_READ_TOGETHER = 8
 
 _WILDCARDS = frozenset("*?[")
+
+
+@lru_cache(maxsize=16)  # asked for with every file
+def _resolve(url: str) -> tuple[Any, str]:
+    """A URL's file system, and the path in it."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, str(path)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class InputFiles:
             files = cls("/".join(parts[:wild]) or "/", "/".join(parts[wild:]))
         else:
             files = cls(text)
-        filesystem, root = fsspec.core.url_to_fs(files.root)
+        filesystem, root = _resolve(files.root)
         if not filesystem.exists(root):
             raise UsageError(f"input {text} does not exist")
         if wild is None and filesystem.isfile(root):
@@ -67,7 +77,7 @@ class InputFiles:
 
         A pattern's `**` matches any number of folders; without a pattern all levels are listed.
         """
-        filesystem, root = fsspec.core.url_to_fs(self.root)
+        filesystem, root = _resolve(self.root)
         for folder, folders, names in filesystem.walk(root, on_error=_refuse_unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             relative = posixpath.relpath(folder, root)
@@ -89,10 +99,12 @@ class InputFiles:
         Raises:
             OSError: it cannot be read.
         """
-        filesystem, root = fsspec.core.url_to_fs(self.root)
+        filesystem, root = _resolve(self.root)
         path = posixpath.join(root, source)
         with filesystem.open(path, "rb") as file:
-            yield cast(BinaryIO, file), int(filesystem.size(path))
+            size = file.seek(0, os.SEEK_END)  # no second request, where files are far away
+            file.seek(0)
+            yield cast(BinaryIO, file), size
 
     def read(self, source: str) -> bytes:
         """All of a source's bytes.
@@ -100,7 +112,7 @@ class InputFiles:
         Raises:
             OSError: it cannot be read.
         """
-        filesystem, root = fsspec.core.url_to_fs(self.root)
+        filesystem, root = _resolve(self.root)
         return bytes(filesystem.cat_file(posixpath.join(root, source)))
 
     def read_ahead(self, sources: Sequence[str]) -> Iterator[bytes | OSError]:
@@ -108,18 +120,24 @@ class InputFiles:
 
         The next few are read while one is worked on, so that slow storage is waited for only once.
         """
+        groups = iter(
+            [sources[at : at + _READ_TOGETHER] for at in range(0, len(sources), _READ_TOGETHER)]
+        )
         with ThreadPoolExecutor(_READERS) as readers:
-            waiting = deque(readers.submit(self._try_read, s) for s in sources[:_AHEAD])
-            for following in [*sources[_AHEAD:], *[None] * len(waiting)]:
-                yield waiting.popleft().result()
-                if following is not None:
-                    waiting.append(readers.submit(self._try_read, following))
+            waiting = deque(readers.submit(self._read_all, g) for g in islice(groups, _READERS))
+            while waiting:
+                contents = waiting.popleft().result()
+                waiting.extend(readers.submit(self._read_all, g) for g in islice(groups, 1))
+                yield from contents
 
-    def _try_read(self, source: str) -> bytes | OSError:
-        try:
-            return self.read(source)
-        except OSError as error:
-            return error
+    def _read_all(self, sources: Sequence[str]) -> tuple[bytes | OSError, ...]:
+        filesystem, root = _resolve(self.root)
+        paths = [posixpath.join(root, source) for source in sources]
+        contents = filesystem.cat_ranges(paths, None, None, on_error="return")
+        for content in contents:
+            if isinstance(content, Exception) and not isinstance(content, OSError):
+                raise content
+        return tuple(contents)
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -134,7 +152,7 @@ class Folder:
     url: str
 
     def _resolve(self, name: str = "") -> tuple[Any, str]:
-        filesystem, root = fsspec.core.url_to_fs(self.url)
+        filesystem, root = _resolve(self.url)
         return filesystem, posixpath.join(root, name) if name else root
 
     def names(self) -> set[str]:
@@ -183,12 +201,33 @@ class Folder:
         with self.create(name) as file:
             file.write(data)
 
+    def make_durable(self, names: Iterable[str]) -> None:
+        """Wait until local files would outlast a power failure; most are on the disk by then.
+
+        Raises:
+            OutputError: one cannot be written to the disk.
+        """
+        for name in names:
+            filesystem, path = self._resolve(name)
+            if not isinstance(filesystem, LocalFileSystem):
+                return
+            try:
+                with Path(path).open("rb") as file:
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OutputError(f"cannot write {name} in {self.url}: {error.strerror}") from error
+
     @contextmanager
-    def create(self, name: str) -> Iterator[BinaryIO]:
+    def create(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
         """A file to write, which gets its name when the block ends without an error.
 
         A local one is written beside its place and renamed; another is staged in a temporary file
         and uploaded.
+
+        Args:
+            name: of the file.
+            durable: whether to wait until a local file would outlast a power failure; else
+                `make_durable` is to follow.
 
         Raises:
             OutputError: it cannot be written.
@@ -201,8 +240,9 @@ class Folder:
             filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
             with staged.open("xb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             if local:
                 staged.replace(path)
             else:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.tag import Tag
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.tag import BaseTag, Tag
 
 from beam_pipeline.errors import Reason, Rejected
 
@@ -20,6 +22,9 @@ _MACROS = (
     "FrameVOILUTSequence",
     "CTImageFrameTypeSequence",
 )
+# Value representations that neither the character set nor other elements have a part in.
+_PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
+_LONGEST_COMMON = 64  # bytes; bounds what is kept
 
 
 class Attributes:
@@ -30,9 +35,13 @@ class Attributes:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        groups = [items for key in FUNCTIONAL_GROUPS if (items := _items(dataset, key))]
-        macros = [macro for items in groups for key in _MACROS for macro in _items(items[0], key)]
-        self._sources = [*macros, dataset]
+        top = _Source(dataset)
+        groups = [items for key in FUNCTIONAL_GROUPS if (items := top.items(key))]
+        first = [_Source(items[0]) for items in groups]
+        macros = [
+            _Source(macro) for group in first for key in _MACROS for macro in group.items(key)
+        ]
+        self._sources = [*macros, top]
         self.frames = max(map(len, groups), default=1)
 
     def value(self, keyword: str) -> Any:
@@ -42,7 +51,7 @@ class Attributes:
             Rejected: its bytes are no value of its kind.
         """
         for source in self._sources:
-            value = _value(source, keyword)
+            value = source.value(keyword)
             if value is not None and value != "":
                 return value
         return None
@@ -108,23 +117,52 @@ class Attributes:
         return _number(values[0]) if values else math.nan
 
 
-_tag = lru_cache(maxsize=None)(Tag)  # a few keywords, looked up in every file
+class _Source:
+    """A data set's elements; pydicom's own look-up costs more than all else of reading a header."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._elements: dict[int, DataElement | RawDataElement] = {
+            int(element.tag): element for element in dataset.values()
+        }
+
+    def value(self, keyword: str) -> Any:
+        """An attribute's value, or None where it is absent."""
+        tag, vr = _look_up(keyword)
+        element = self._elements.get(tag)
+        if element is None:
+            return None
+        try:
+            if isinstance(element, RawDataElement) and _is_common(element, vr):
+                implicit, little = element.is_implicit_VR, element.is_little_endian
+                return _convert(tag, element.VR, element.value, implicit, little)
+            return self._dataset[tag].value
+        except Exception as error:  # bytes may be anything, and so is what pydicom raises
+            detail = f"{keyword}: {type(error).__name__}"
+            raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
+
+    def items(self, keyword: str) -> Sequence[Dataset]:
+        """A sequence's items; none where it is absent."""
+        return [item for item in _values(self.value(keyword)) if isinstance(item, Dataset)]
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:
-    tag = _tag(keyword)
-    if tag not in dataset:
-        return None
-    try:
-        return dataset[tag].value
-    except Exception as error:  # bytes may be anything, and so is what pydicom raises
-        detail = f"{keyword}: {type(error).__name__}"
-        raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
+@cache  # a few keywords, looked up in every file
+def _look_up(keyword: str) -> tuple[int, str]:
+    """An attribute's tag and the value representation that the standard gives it."""
+    return int(Tag(keyword)), dictionary_VR(keyword)
 
 
-def _items(dataset: Dataset, keyword: str) -> Sequence[Dataset]:
-    value = _value(dataset, keyword)
-    return [item for item in _values(value) if isinstance(item, Dataset)]
+def _is_common(element: RawDataElement, vr: str) -> bool:
+    """Whether an element's value depends on its own bytes alone, and many files may have it."""
+    size = len(element.value or b"")
+    return (element.VR or vr) in _PLAIN and vr in _PLAIN and 0 < size <= _LONGEST_COMMON
+
+
+@lru_cache(maxsize=1 << 12)
+def _convert(tag: int, vr: str | None, value: bytes, implicit: bool, little_endian: bool) -> Any:
+    """Reads a value as pydicom does: most of a header's are those of the file before."""
+    raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, implicit, little_endian)
+    return convert_raw_data_element(raw).value
 
 
 def _values(value: Any) -> Sequence[Any]:
