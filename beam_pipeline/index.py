@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LABEL_PREFIX = "label_"
-_ROW_GROUP = 1 << 16
+_ROW_GROUP = 1 << 14
 
 _BEFORE_LABELS = {
     "image_id": pa.string(),

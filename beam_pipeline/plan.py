@@ -116,8 +116,8 @@ def plan_shards(
     names = labels.names if labels else RSNA_LABELS
     columns = [LABEL_PREFIX + name for name in names]
     # Half of a row is its header, which has no part in what follows: it is joined again at the end.
-    headers = inventory.set_index("source")["header"]
-    rows = inventory.drop(columns=["header", "fingerprint"])
+    headers = inventory["header"].reset_index(drop=True)
+    rows = inventory.drop(columns=["header", "fingerprint"]).assign(place=np.arange(len(headers)))
     rows = rows if "twin" in rows else rows.assign(twin="")
     judged = _judge(rows.sort_values("source", ignore_index=True), labels)
     judged["shown_source"] = _shown_sources(judged["source"], options)
@@ -172,7 +172,7 @@ def _rejects(judged: pd.DataFrame, options: Options) -> pd.DataFrame:
 
 
 def _add_labels(usable: pd.DataFrame, labels: Labels | None, columns: list[str]) -> pd.DataFrame:
-    slices = usable[["source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
+    slices = usable[["place", "source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
     if labels is None:
         slices[columns] = np.full((len(slices), len(columns)), UNLABELLED, np.int8)
     else:
@@ -216,7 +216,8 @@ def _deal(
         count = math.ceil(len(part) / options.examples_per_shard)
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
         for number, rows in enumerate(shards):
-            dealt = part[written].iloc[rows].reset_index(drop=True)
-            dealt["header"] = headers.loc[dealt["source"]].to_numpy()
+            dealt = part.iloc[rows].reset_index(drop=True)
+            header = headers.take(dealt["place"]).reset_index(drop=True)
+            dealt = dealt[written].assign(header=header)
             plans.append(ShardPlan(str(split), number, count, dealt))
     return plans
