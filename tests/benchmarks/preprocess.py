@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of uncompressed 512 x 512 CT slices")
-    add("--files", type=int, default=5_000, help="to replicate the slices to (default: 5000)")
+    add("--files", type=int, default=10_000, help="to replicate the slices to (default: 10000)")
     add("--repeats", type=int, default=3, help="turns, of which medians are shown (default: 3)")
     add("--workers", type=int, default=2, help="processes of each way (default: 2)")
     add("--memory", action="store_true", help="measure the memory of (c) instead")

@@ -71,6 +71,7 @@ def measure_memory(module: str, arguments: list[str], log: Path, timeout: float)
 def _start(module: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, **_QUIET}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users have byte code from the second run on
     with log.open("wb") as output:
         return subprocess.Popen(
             command,
