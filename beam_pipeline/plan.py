@@ -217,7 +217,7 @@ def _deal(
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
         for number, rows in enumerate(shards):
             dealt = part.iloc[rows].reset_index(drop=True)
-            header = headers.take(dealt["place"]).reset_index(drop=True)
+            header = headers.take(dealt["place"].to_numpy()).reset_index(drop=True)
             dealt = dealt[written].assign(header=header)
             plans.append(ShardPlan(str(split), number, count, dealt))
     return plans
