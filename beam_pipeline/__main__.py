@@ -11,10 +11,11 @@ from beam_pipeline.assignment import read_assignment
 from beam_pipeline.errors import PipelineError, UsageError
 from beam_pipeline.labels import LabelFile
 from beam_pipeline.manifest import MANIFEST
-from beam_pipeline.options import Options, parse_options
+from beam_pipeline.options import LOCAL, Options, parse_options
 from beam_pipeline.output import find_manifest, prepare_output, read_refusal
 from beam_pipeline.progress import Display, show_summary
 from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.workers import start_server
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,6 +64,8 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
 def _run(options: Options, runner: str, beam_argv: list[str]) -> None:
     # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
+    if runner == LOCAL:
+        start_server()
     # Imported late: a wrong option is answered without the seconds that Beam takes to load.
     from beam_pipeline import pipeline
 

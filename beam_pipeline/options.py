@@ -14,6 +14,7 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
 from beam_pipeline.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
+LOCAL = "local"  # the runner that works in processes of this machine
 KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG
@@ -294,7 +295,7 @@ def _add_run(group: Any) -> None:
     )
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
     add("--overwrite", action="store_true", help="replace what an earlier run left in --output")
-    add("--runner", default="local", help="'local', or a Beam runner such as DataflowRunner")
+    add("--runner", default=LOCAL, help=f"{LOCAL!r}, or a Beam runner such as DataflowRunner")
 
 
 def _optional(text: str) -> str | None:

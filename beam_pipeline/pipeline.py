@@ -4,10 +4,8 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline.options import Options
+from beam_pipeline.options import LOCAL, Options
 from beam_pipeline.transforms import FinishDirectory, InspectFiles, PlanShards, WriteShards
-
-LOCAL = "local"
 
 
 def build(pipeline: beam.Pipeline, options: Options, *, local: bool) -> None:

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -76,6 +77,15 @@ class _Worker:
         return time.monotonic() - self.since
 
 
+def start_server() -> None:
+    """Start the process that workers are forked from; it loads what they use while we go on."""
+    for name, value in _KEEP_MEMORY.items():  # read once, when a process starts
+        os.environ.setdefault(name, value)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
+
+
 @dataclass
 class WorkerPool(Generic[T, R]):
     """Runs a function over tasks in processes.
@@ -105,10 +115,8 @@ class WorkerPool(Generic[T, R]):
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
         losses: Counter[str] = Counter()  # by the source at hand, "" for none
+        start_server()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        for name, value in _KEEP_MEMORY.items():  # read once, when the server of forks starts
-            os.environ.setdefault(name, value)
         workers = [self._start(context) for _ in range(min(self.size, len(waiting)))]
         try:
             while waiting or any(worker.task is not None for worker in workers):

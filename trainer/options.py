@@ -133,53 +133,53 @@ class CrossvalOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class _AnswerOptions:
+    """How a trained model answers."""
+
+    run: Path = field(metadata=required("run directory of a finished or stopped training"))
+    tta: bool = option(False, "answer with the mean over each image and its mirror image")
+    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
+    batch_size: int = option(32, "images a step")
+    backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(self, "batch_size", self.batch_size >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(_AnswerOptions):
     """What `evaluate` reads and measures.
 
     Raises:
         BadInput: a value is outside its range; the message quotes it.
     """
 
-    run: Path = field(metadata=required("run directory of a finished or stopped training"))
     shards: str = option("", "shard directory (default: the one the run was trained on)")
     split: str = option("", "split to measure (default: the fold that training left out)")
-    tta: bool = option(False, "answer with the mean over each image and its mirror image")
     fit_temperature: bool = option(
         False, "fit a temperature a label on this split, and keep them in the run"
     )
-    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
-    batch_size: int = option(32, "images a step")
-    backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         if self.fit_temperature and self.temperature:
             raise BadInput("--fit_temperature and --temperature: choose one")
-        check(self, "batch_size", self.batch_size >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(_AnswerOptions):
     """What `predict` reads and where it writes the submission.
 
     Raises:
         BadInput: a value is outside its range; the message quotes it.
     """
 
-    run: Path = field(metadata=required("run directory of a finished or stopped training"))
     shards: Path = field(metadata=required("shard directory to predict"))
     output: Path = field(
         metadata=required("submission to write, a row per image and label: ID,Label")
     )
     split: str = option("test", "split to predict")
-    tta: bool = option(False, "answer with the mean over each image and its mirror image")
-    temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
-    batch_size: int = option(32, "images a step")
-    backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check(self, "batch_size", self.batch_size >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +223,13 @@ class ReportOptions:
 Options = TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions
 
 
-def check(options: Options, name: str, good: bool, right: str) -> None:
+def check(options: Options | _AnswerOptions, name: str, good: bool, right: str) -> None:
     """Quotes the value of an option that is not `good`."""
     if not good:
         raise BadInput(f"--{name} {getattr(options, name)}: must be {right}")
 
 
-def check_choices(options: Options) -> None:
+def check_choices(options: Options | _AnswerOptions) -> None:
     """Compares each option that has choices with them."""
     for each in fields(options):
         choices = choices_of(each)

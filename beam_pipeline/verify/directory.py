@@ -20,9 +20,9 @@ from beam_pipeline.manifest import MANIFEST
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.description import check_metadata, check_rejects
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.verify.index import read_index, rows_by_shard
+from beam_pipeline.verify.index import IndexRows, read_index, rows_by_shard
 from beam_pipeline.verify.promises import Promises, read_promises
-from beam_pipeline.verify.shard import IndexRows, ShardReport, ShardTask, check_shard
+from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import SplitSummary, Twins, check_partition
 from beam_pipeline.workers import WorkerPool

@@ -1,5 +1,6 @@
 """What a verification finds: a check's count, and every problem with its exact place."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,6 +8,8 @@ from enum import StrEnum
 
 # Kept of one shard's problems in one check: the first few tell what is wrong, the rest repeat it.
 KEPT = 50
+
+_PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
 
 
 class Check(StrEnum):
@@ -102,3 +105,8 @@ def printable(value: object, limit: int = 80) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     shown = "".join(character if character.isprintable() else "�" for character in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def show_id(value: object) -> str:
+    """A pseudonym, or that there is an id of another form."""
+    return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"

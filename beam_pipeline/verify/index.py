@@ -1,6 +1,7 @@
 """index.parquet against the manifest, and its rows shared out to the shards."""
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from beam_pipeline.storage import Folder
 from beam_pipeline.verify.description import check_recorded_file, compare, read_described
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 from beam_pipeline.verify.promises import Promises
-from beam_pipeline.verify.shard import IndexRows
 
 # Columns of the index by kind; there are also position_z, resized and one for each label.
 _TEXTS = (
@@ -32,6 +32,35 @@ _TEXTS = (
     "source",
 )
 _INTEGERS = ("record", "offset", "bytes", "rows", "columns")
+
+
+@dataclass(frozen=True)
+class IndexRows:
+    """Rows of the index, taken out of it only when they are used or sent to another process.
+
+    Attributes:
+        table: the index.
+        places: int64 [n], of the rows.
+    """
+
+    table: pa.Table
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IndexRows, (self._taken(), np.arange(len(self.places)))
+
+    def by_record(self) -> dict[int, dict[str, Any]]:
+        """The rows by their record number; of equal numbers the first row."""
+        rows: dict[int, dict[str, Any]] = {}
+        for row in self._taken().to_pylist():
+            rows.setdefault(row["record"], row)
+        return rows
+
+    def _taken(self) -> pa.Table:
+        return self.table.take(pa.array(self.places))
 
 
 def read_index(folder: Folder, promises: Promises, findings: Findings) -> pa.Table | None:

@@ -1,43 +1,25 @@
 """One shard file read back: its bytes, its records, its images, and its rows of the index."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, cast
 
-import cv2
 import fsspec
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from beam_pipeline.dicom import MAX_PIXELS
 from beam_pipeline.errors import Reason
-from beam_pipeline.example import FRAME_BYTES, CorruptRecord, decode_example, read_record
+from beam_pipeline.example import FRAME_BYTES, CorruptRecord, read_record
 from beam_pipeline.index import LABEL_PREFIX
-from beam_pipeline.png import read_png_header
-from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
+from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.promises import ShardPromise
+from beam_pipeline.verify.record import Record, decode_image, read_features
 from beam_pipeline.verify.source import Conversion, compare_with_source
 
-# Feature, the Python type of its values, how many; None for as many as there are labels.
-_FEATURES: dict[str, tuple[type, int | None]] = {
-    "image": (bytes, 1),
-    "image_id": (bytes, 1),
-    "label": (int, None),
-    "patient_id": (bytes, 1),
-    "study_id": (bytes, 1),
-    "series_id": (bytes, 1),
-    "position_z": (float, 1),
-    "pixel_spacing": (float, 2),
-}
-_LABEL_VALUES = frozenset((-1, 0, 1))
-_PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
-# OpenCV decodes to BGR order, and grey with alpha to BGRA.
-_RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 _CHUNK = 1 << 20
 
 CONTENTS = pa.schema(
@@ -49,35 +31,6 @@ CONTENTS = pa.schema(
         "image": pa.uint64(),
     }
 )
-
-
-@dataclass(frozen=True)
-class IndexRows:
-    """Rows of the index, taken out of it only when they are used or sent to another process.
-
-    Attributes:
-        table: the index.
-        places: int64 [n], of the rows.
-    """
-
-    table: pa.Table
-    places: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return IndexRows, (self._taken(), np.arange(len(self.places)))
-
-    def by_record(self) -> dict[int, dict[str, Any]]:
-        """The rows by their record number; of equal numbers the first row."""
-        rows: dict[int, dict[str, Any]] = {}
-        for row in self._taken().to_pylist():
-            rows.setdefault(row["record"], row)
-        return rows
-
-    def _taken(self) -> pa.Table:
-        return self.table.take(pa.array(self.places))
 
 
 @dataclass(frozen=True)
@@ -136,16 +89,6 @@ class ShardReport:
     records: int
     contents: pa.Table
     combinations: Counter[tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class _Example:
-    image: bytes
-    image_id: str
-    label: tuple[int, ...]
-    ids: dict[str, str]
-    position_z: float
-    pixel_spacing: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -240,7 +183,7 @@ class _ShardChecker:
             row = self._row(place)
             if data is None:
                 continue
-            example = self._parse(place, data)
+            example = self._read_features(place, data)
             if example is None:
                 continue
             place = replace(place, image_id=example.image_id)
@@ -288,20 +231,14 @@ class _ShardChecker:
             self.findings.add(place.finding(Check.RECORDS, "the index has no such record"))
         return row
 
-    def _parse(self, place: _Place, data: bytes) -> _Example | None:
+    def _read_features(self, place: _Place, data: bytes) -> Record | None:
         self.findings.checked[Check.EXAMPLES] += 1
-        try:
-            features = decode_example(data)
-            wrong = _check_features(features, self.task.labels)
-            if not wrong:
-                return _example(features)
-        except ValueError as error:
-            wrong = [str(error) if not isinstance(error, UnicodeError) else "an id is not UTF-8"]
+        record, wrong = read_features(data, self.task.labels)
         for message in wrong:
             self.findings.add(place.finding(Check.EXAMPLES, message))
-        return None
+        return record
 
-    def _keep(self, record: int, example: _Example) -> None:
+    def _keep(self, record: int, example: Record) -> None:
         """What the checks across shards need of it."""
         digest = hashlib.blake2b(example.image, digest_size=8).digest()
         kept = {"record": record, "image_id": example.image_id, "image": int.from_bytes(digest)}
@@ -310,7 +247,7 @@ class _ShardChecker:
                 self._contents[name].append(value)
         self._combinations[example.label] += 1
 
-    def _compare(self, place: _Place, example: _Example, size: int, row: dict[str, Any]) -> None:
+    def _compare(self, place: _Place, example: Record, size: int, row: dict[str, Any]) -> None:
         """The record against its row of the index."""
         found: dict[str, Any] = {
             "image_id": example.image_id,
@@ -332,7 +269,7 @@ class _ShardChecker:
         if differing:
             self.findings.add(place.finding(Check.RECORDS, "; ".join(differing)))
 
-    def _check_image(self, place: _Place, example: _Example, row: dict[str, Any] | None) -> None:
+    def _check_image(self, place: _Place, example: Record, row: dict[str, Any] | None) -> None:
         self.findings.checked[Check.IMAGES] += 1
         last = len(self.task.rows) if self.task.rows is not None else 0
         name = min(place.record, last)
@@ -342,7 +279,7 @@ class _ShardChecker:
             return
         self._note(name)
         try:
-            pixels = _decode(example.image, self.task.image_shape, self.task.image_dtype)
+            pixels = decode_image(example.image, self.task.image_shape, self.task.image_dtype)
         except ValueError as error:
             self.findings.add(place.finding(Check.IMAGES, str(error)))
             return
@@ -396,68 +333,6 @@ class _ShardChecker:
         )
 
 
-def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) -> list[str]:
-    """What differs from the contract."""
-    wrong = []
-    if features.keys() != _FEATURES.keys():
-        missing = sorted(_FEATURES.keys() - features.keys())
-        more = [printable(name) for name in sorted(features.keys() - _FEATURES.keys())]
-        wrong.append(
-            f"features missing: {', '.join(missing) or '-'}; more: {', '.join(more) or '-'}"
-        )
-    for name, (kind, count) in _FEATURES.items():
-        values = features.get(name)
-        if values is None:
-            continue
-        wanted = count if count is not None else len(labels) if labels is not None else len(values)
-        if len(values) != wanted or not all(isinstance(value, kind) for value in values):
-            kinds = sorted({type(value).__name__ for value in values})
-            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {wanted} {kind.__name__}")
-    if not wrong and not set(features["label"]) <= _LABEL_VALUES:
-        wrong.append(f"label is {features['label']}, not of -1, 0 and 1")
-    return wrong
-
-
-def _example(features: dict[str, Any]) -> _Example:
-    """Raises UnicodeDecodeError for ids that are not text."""
-    return _Example(
-        image=features["image"][0],
-        image_id=features["image_id"][0].decode(),
-        label=tuple(features["label"]),
-        ids={name: features[name][0].decode() for name in ("patient_id", "study_id", "series_id")},
-        position_z=features["position_z"][0],
-        pixel_spacing=tuple(features["pixel_spacing"]),
-    )
-
-
-def _decode(
-    png: bytes, shape: tuple[int, int, int] | None, dtype: str | None
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The pixels, [height, width, channels]; raises ValueError with what is wrong."""
-    header = read_png_header(png)
-    if shape is not None and header.shape != shape:
-        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
-    if dtype is not None and header.dtype != dtype:
-        raise ValueError(f"the image is {header.dtype}, not {dtype}")
-    height, width, channels = header.shape
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"the image is {_times(header.shape)}: too large")
-    try:
-        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        raise ValueError("the PNG cannot be decoded")
-    pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
-    if pixels.shape != header.shape or pixels.dtype != header.dtype:
-        raise ValueError(f"the PNG decodes to {_times(pixels.shape)} {pixels.dtype}")
-    return cast(NDArray[np.uint8] | NDArray[np.uint16], pixels)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
 def _same_float32(indexed: Any, stored: float) -> bool:
     """Whether a float64 of the index is what an Example holds of it."""
     if not isinstance(indexed, float):
@@ -471,8 +346,3 @@ def _shown(name: str, value: Any) -> str:
     if name in ("patient_id", "study_id", "series_id"):
         return show_id(value)
     return printable(value)
-
-
-def show_id(value: Any) -> str:
-    """A pseudonym, or that there is an id of another form."""
-    return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"

@@ -11,7 +11,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
-from beam_pipeline.options import Options
+from beam_pipeline.options import LOCAL, Options
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -34,7 +34,7 @@ def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> O
 @pytest.fixture(scope="module")
 def shards(options: Options) -> Path:
     """The shard directory of the small data set, made with two workers."""
-    pipeline.run(options, pipeline.LOCAL, [])
+    pipeline.run(options, LOCAL, [])
     return Path(options.output)
 
 
@@ -117,5 +117,5 @@ def test_shards_are_the_same_whoever_does_the_work(
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:
     options = dataclasses.replace(options, output=str(tmp_path / "other"), seed=1)
-    pipeline.run(options, pipeline.LOCAL, [])
+    pipeline.run(options, LOCAL, [])
     assert read(tmp_path / "other")["splits"] != read(shards)["splits"]

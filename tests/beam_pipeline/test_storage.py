@@ -114,3 +114,22 @@ def test_files_are_read_ahead_in_order(tree: Path) -> None:
     assert results[2::3] == [b"b.dcm"] * 10
     assert all(isinstance(result, FileNotFoundError) for result in results[1::3])
     assert list(files.read_ahead([])) == []
+
+
+def test_files_of_a_url_are_read_ahead_too(memory: str) -> None:
+    with fsspec.open("memory://bucket/in/[1]*.dcm", "wb") as file:
+        file.write(b"slice")
+    files = InputFiles("memory://bucket/in")
+    found, missing = files.read_ahead(["[1]*.dcm", "absent"])
+    assert found == b"slice"
+    assert isinstance(missing, FileNotFoundError)
+
+
+def test_files_made_durable_must_be_there(tmp_path: Path, memory: str) -> None:
+    folder = Folder(str(tmp_path))
+    with folder.create("shard", durable=False) as file:
+        file.write(b"records")
+    folder.make_durable(["shard"])
+    with pytest.raises(OutputError, match=r"cannot write absent in .*: No such file"):
+        folder.make_durable(["shard", "absent"])
+    Folder(memory).make_durable(["wherever"])  # an upload is durable

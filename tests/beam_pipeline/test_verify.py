@@ -30,9 +30,10 @@ from beam_pipeline.shards import write_shard
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.directory import verify_directory
-from beam_pipeline.verify.findings import Check, Finding
+from beam_pipeline.verify.findings import Check, Finding, show_id
+from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.promises import ShardPromise
-from beam_pipeline.verify.shard import IndexRows, ShardTask, check_shard, show_id
+from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.windows import parse_window
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
