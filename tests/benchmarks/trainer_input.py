@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.trainer_input --shards SHARDS --dicom FOLDER_OF_DICOM_SLICES
 
-In one run, in turns, on all folds but the first:
+In one run, in turns, on all folds but the first, --copies times over so that an epoch is long
+enough to tell its speed from its start:
 
 (a) `floor`: parse and `decode_png` the same records in parallel, and nothing else;
 (b) `ours`: the trainer's stream, shuffled and batched, as it comes to the device; whatever
@@ -21,6 +22,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from rich.console import Console
 
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show, spread
-from trainer.bank import fill_bank
+from trainer.bank import Bank, fill_bank
 from trainer.feeds import Cached
 from trainer.input_pipeline import Order, training_batches
 from trainer.job import Job, prepare_training
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dicom", type=Path)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--copies", type=int, default=8, help="of the slices, in an epoch")
     options = parser.parse_args()
     job = prepare_training(
         TrainOptions(
@@ -62,7 +65,7 @@ def main() -> None:
             batch_size=BATCH,
         )
     )
-    ways = make_ways(job, options.dicom)
+    ways = make_ways(job, options.dicom, options.copies)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.repeats + 1):
         for name, way in ways.items():
@@ -78,23 +81,26 @@ def main() -> None:
     stored = f"{image.height} x {image.width} x {image.channels}"
     table = Figures(f"Input, images stored as {stored}", ("way", "images/s", "of (a)"), rows)
     notes = describe_machine(["tensorflow", "numpy", "pydicom"])
-    notes["data"] = f"{count(job.training)} slices an epoch, batches of {BATCH}"
+    slices = count(job.training)
+    notes["data"] = f"{slices} slices, {options.copies} times an epoch, batches of {BATCH}"
     show(Console(highlight=False), [table], notes)
 
 
-def make_ways(job: Job, dicom: Path | None) -> dict[str, Callable[[int], int]]:
+def make_ways(job: Job, dicom: Path | None, copies: int) -> dict[str, Callable[[int], int]]:
     """What is measured: each way reads an epoch and says how many images it gave."""
     size = job.options.image_size
-    files = [str(shard.path) for split in job.training for shard in split.shards]
     bank = fill_bank(job.training, job.shards.image, size, None, lambda _: None)
+    job = replace(job, training=job.training * copies)
+    bank = Bank(bank.images * copies, np.tile(bank.labels, (copies, 1)))
     cached = Cached(job, bank, bank)
+    files = [str(shard.path) for split in job.training for shard in split.shards]
     ways: dict[str, Callable[[int], int]] = {
         "(a) floor": lambda _: drain(floor(files), 1),
         "(b) ours": lambda turn: drain(ours(job, turn), BATCH),
         "(c) tutorial": lambda _: drain(tutorial(files, size, len(job.shards.labels)), BATCH),
     }
     if dicom:
-        paths = sorted(str(path) for path in dicom.iterdir() if path.suffix == ".dcm")
+        paths = sorted(str(path) for path in dicom.iterdir() if path.suffix == ".dcm") * copies
         # One pool for all epochs: its start is no part of the figure.
         pool = multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0)))
         ways["(d) dicom"] = lambda _: read_dicom(pool, paths, size)

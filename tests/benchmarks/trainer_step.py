@@ -6,10 +6,12 @@
 For each precision and size: (i) the same batch over and over, out of the device's memory;
 (ii) streamed shards; (iii) the trainer's --cache device. Images a second of whole epochs
 after one that compiles, the share of (i), the wait for input, and the GPU's memory.
-Without a GPU it runs in small, and says so.
+Without a GPU it runs in small, and says so. The shards' slices are taken as often as it needs for
+--steps steps an epoch.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import time
@@ -33,6 +35,7 @@ from trainer.input_pipeline import InputClock, Order
 from trainer.job import Job, prepare_training
 from trainer.model import build_classifier
 from trainer.options import TrainOptions
+from trainer.shards import count
 from trainer.train import compile_phase
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512])
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--steps", type=int, default=40, help="an epoch, at least")
     parser.add_argument("--epochs", type=int, default=3, help="of which the first compiles")
     options = parser.parse_args()
     leave_gpu_to_jax()
@@ -83,6 +87,8 @@ def measure(options: argparse.Namespace, size: int, precision: str) -> list[tupl
             steps_per_execution=8,
         )
     )
+    copies = math.ceil(options.steps * options.batch_size / count(job.training))
+    job = replace(job, training=job.training * copies)
     first, rows = 0.0, []
     for name in ("(i) constant", "(ii) streamed", "(iii) device cache"):
         feed = make_feed(job, name)
