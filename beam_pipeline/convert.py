@@ -18,6 +18,7 @@ from beam_pipeline.hounsfield import (
     choose_repair,
     hounsfield_table,
 )
+from beam_pipeline.png import blank_image
 from beam_pipeline.windows import VoiFunction, Window, apply_windows
 
 # Slices are spread over processes. Threads within one gain nothing on top, and OpenCV's spend a
@@ -64,7 +65,8 @@ class Image:
     """A slice as it is stored.
 
     Attributes:
-        pixels: uint8 [size, size, windows], or uint16 [size, size, 1]: HU - HU_OFFSET.
+        pixels: uint8 [size, size, windows], or uint16 [size, size, 1]: HU - HU_OFFSET; a row's
+            samples are adjacent, rows need not be.
         pixel_spacing: between rows and between columns of `pixels`, mm; NaN if unknown.
         repair: what was done to the file's values.
         resized: whether the file's matrix had another size.
@@ -125,7 +127,9 @@ def _look_up(
         return found[..., None]
     channels = found.view(np.uint8).reshape(*found.shape, _PACKED_CHANNELS)
     if spec.channels == 3:  # OpenCV drops the fourth byte fifty times faster than NumPy copies
-        return np.asarray(cv2.cvtColor(channels, cv2.COLOR_BGRA2BGR))
+        image = blank_image(found.shape[0], found.shape[1], spec.channels)
+        cv2.cvtColor(channels, cv2.COLOR_BGRA2BGR, dst=image)
+        return image
     return np.ascontiguousarray(channels[..., : spec.channels])
 
 

@@ -211,13 +211,14 @@ def _deal(
     slices: pd.DataFrame, headers: pd.Series, columns: list[str], options: Options
 ) -> list[ShardPlan]:
     plans: list[ShardPlan] = []
-    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns]
+    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns, "header"]
+    header = headers.take(slices["place"].to_numpy()).set_axis(slices.index)
+    slices = slices.assign(header=header)
     for split, part in slices.groupby("split", sort=True):
+        rows_of_split = part[written]
         count = math.ceil(len(part) / options.examples_per_shard)
         shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
         for number, rows in enumerate(shards):
-            dealt = part.iloc[rows].reset_index(drop=True)
-            header = headers.take(dealt["place"].to_numpy()).reset_index(drop=True)
-            dealt = dealt[written].assign(header=header)
+            dealt = rows_of_split.iloc[rows].reset_index(drop=True)
             plans.append(ShardPlan(str(split), number, count, dealt))
     return plans

@@ -6,6 +6,7 @@ ones, in a fraction of the time.
 
 import struct
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from isal import isal_zlib
@@ -62,14 +63,42 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     )
 
 
+def blank_image(height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """An image to fill in that `encode_png` need not copy: each row lies behind its filter byte.
+
+    Returns:
+        uint8 [height, width, channels]; not contiguous, its samples undefined.
+    """
+    rows = np.empty((height, 1 + width * channels), np.uint8)
+    rows[:, 0] = 0
+    return rows[:, 1:].reshape(height, width, channels)
+
+
 def _unfiltered_rows(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Each row's big-endian samples after its filter byte, 0 for none."""
+    height, width, channels = image.shape
+    if _is_behind_filter_bytes(image):
+        return cast(NDArray[np.uint8], image.base)
     samples = image.astype(">u2") if image.dtype == np.uint16 else image
-    height = image.shape[0]
-    rows = np.empty((height, 1 + image.nbytes // height), np.uint8)
+    rows = np.empty((height, 1 + width * channels * image.itemsize), np.uint8)
     rows[:, 0] = 0
     rows[:, 1:] = np.ascontiguousarray(samples).view(np.uint8).reshape(height, -1)
     return rows
+
+
+def _is_behind_filter_bytes(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
+    """Whether an image is a `blank_image` that was filled in."""
+    height, width, channels = image.shape
+    rows, length = image.base, 1 + width * channels
+    return (
+        isinstance(rows, np.ndarray)
+        and rows.dtype == image.dtype == np.uint8
+        and rows.shape == (height, length)
+        and rows.flags.c_contiguous
+        and image.strides == (length, channels, 1)
+        and image.ctypes.data == rows.ctypes.data + 1
+        and not rows[:, 0].any()
+    )
 
 
 def _deflate(rows: NDArray[np.uint8]) -> bytes:

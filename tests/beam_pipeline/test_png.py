@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from beam_pipeline.png import PngHeader, encode_png, read_png_header
+from beam_pipeline.png import PngHeader, blank_image, encode_png, read_png_header
 
 KINDS = [(1, "uint8"), (2, "uint8"), (3, "uint8"), (4, "uint8"), (1, "uint16")]
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -47,6 +47,21 @@ def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
     # 0 leaves the file's own channels; TensorFlow does not take 2.
     decoded = tf.io.decode_png(encode_png(image), 0, tf.as_dtype(dtype)).numpy()
     np.testing.assert_array_equal(decoded, image)
+
+
+def test_a_filled_in_image_is_encoded_as_any_other() -> None:
+    image = blank_image(*IMAGE.shape)
+    image[:] = IMAGE
+    assert encode_png(image) == encode_png(IMAGE)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_part_of_an_image_is_encoded_as_any_other(first: int) -> None:
+    """Its rows, too, lie one byte apart."""
+    whole = np.full((5, 8), 200, np.uint8)
+    whole[:, 0] = first
+    part = whole[:, 1:].reshape(5, 7, 1)
+    assert encode_png(part) == encode_png(part.copy())
 
 
 # Images whose later rows begin as the first does: with 100 grey levels, few other rows repeat.
