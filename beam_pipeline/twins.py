@@ -102,7 +102,7 @@ def count_twins(twins: pd.Series, patients: pd.Series, labels: pd.DataFrame) -> 
         patients: of each slice.
         labels: of each slice, a column a label.
     """
-    marked = twins != ""
+    marked = (twins != "") & twins.duplicated(keep=False)  # the others' twins were rejected
     kinds = labels[marked].astype(str).agg("".join, axis=1) if marked.any() else twins[marked]
     frame = pd.DataFrame({"twin": twins[marked], "patient": patients[marked], "labels": kinds})
     distinct = frame.groupby("twin").nunique()

@@ -85,3 +85,11 @@ def test_twins_are_counted_with_their_conflicts() -> None:
     )
     nothing = pd.Series([""] * 7)
     assert count_twins(nothing, patients, labels) == TwinCounts()
+
+
+def test_a_slice_whose_twin_was_rejected_is_no_group() -> None:
+    twins, patients = pd.Series(["x", "", "x", "y"]), pd.Series(["1", "1", "2", "3"])
+    labels = pd.DataFrame({"any": [0, 0, 0, 1]})
+    assert count_twins(twins, patients, labels) == TwinCounts(
+        groups=1, slices=2, groups_across_patients=1
+    )
