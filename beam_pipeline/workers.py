@@ -139,14 +139,19 @@ class WorkerPool(Generic[T, R]):
                 _stop(worker)
 
     def _start(self, context: ForkServerContext) -> _Worker:
-        ours, theirs = context.Pipe()
-        position = context.RawValue("q", -1)
-        process = context.Process(
-            target=_serve, args=(self.function, theirs, position), daemon=True
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, position)
+        for _ in range(_DEATHS_ALLOWED):
+            ours, theirs = context.Pipe()
+            position = context.RawValue("q", -1)
+            process = context.Process(
+                target=_serve, args=(self.function, theirs, position), daemon=True
+            )
+            with suppress(BrokenPipeError):  # killed before it read what to do
+                process.start()
+            theirs.close()
+            if process.pid is not None:
+                return _Worker(process, ours, position)
+            ours.close()
+        raise WorkerFailed("worker processes die before they can be told what to do")
 
     def _failure(self, worker: _Worker) -> Reason | None:
         if not worker.process.is_alive():

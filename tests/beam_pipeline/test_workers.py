@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,19 @@ def test_a_pipeline_error_passes_as_itself() -> None:
 def test_workers_that_always_die_end_the_run() -> None:
     with pytest.raises(WorkerFailed, match="before they touch a file"):
         run(WorkerPool(die_at_once, 1), Letters(("a",)))
+
+
+def test_a_worker_that_is_killed_before_it_knows_its_work_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, killed = ForkServerProcess.start, [True, True]
+
+    def start_later(process: ForkServerProcess) -> None:
+        if killed:
+            killed.pop()
+            raise BrokenPipeError
+        start(process)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start_later)
+    test_every_task_has_its_result()
+    assert not killed
