@@ -38,10 +38,27 @@ class Order:
 
 @dataclass
 class InputClock:
-    """Adds up how long the consumer of a dataset waited for it."""
+    """Adds up how long a device stood still because its input was not there.
+
+    Who hands steps to the device says so, else the device counts as idle whenever a batch
+    is asked for. Where one call computes several steps nothing is heard between them, and
+    what is added up is the most it can be.
+
+    Attributes:
+        waited: seconds.
+        handed: steps that the device was given so far.
+        computed: steps that it is done with.
+    """
 
     waited: float = 0.0
+    handed: int = 0
+    computed: int = 0
+    idle_since: float = field(default=0.0, repr=False)
     asked: float = field(default=0.0, repr=False)
+
+    def has_computed(self, steps: int) -> None:
+        """The device is done with the first `steps` steps."""
+        self.computed, self.idle_since = steps, time.perf_counter()
 
     def start(self, index: Any) -> Any:
         """The consumer asks for a batch."""
@@ -50,7 +67,8 @@ class InputClock:
 
     def stop(self, index: Any) -> Any:
         """The batch is there."""
-        self.waited += time.perf_counter() - self.asked
+        if self.computed >= self.handed:
+            self.waited += time.perf_counter() - max(self.asked, self.idle_since)
         return index
 
     def measure(self, batches: Any) -> Any:

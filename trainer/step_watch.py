@@ -1,9 +1,14 @@
-"""What happens between two training steps."""
+"""What happens between two training steps.
+
+The device has its next step before it ends this one: a thread waits for the loss of each,
+and no more than one call of the training function is left uncomputed.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -13,6 +18,15 @@ from trainer.checkpoint import Checkpoint, Progress
 from trainer.errors import Diverged
 from trainer.input_pipeline import InputClock
 from trainer.job import Job
+
+
+class Callbacks(keras.callbacks.CallbackList):  # type: ignore[misc,unused-ignore]
+    """Keras's list of callbacks, which would wait for the device after every step."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Passes the loss on as it is, computed or not."""
+        for callback in self.callbacks:
+            callback.on_train_batch_end(batch, logs)
 
 
 class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
@@ -26,6 +40,9 @@ class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
         self.first = progress.step
         self.started = self.last_saved = time.monotonic()
         self.last_saved_step = progress.step
+        self.loss, self.loss_step = 0.0, progress.step
+        self.waiter = ThreadPoolExecutor(1)
+        self.underway: Future[None] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras has just reset the running mean of the loss; half an epoch may be in it."""
@@ -33,19 +50,45 @@ class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
             checkpoint.restore_metrics(self.model, self.saved)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """A step, or `steps_per_execution` of them, is done."""
-        loss = float(logs["loss"])
-        self.progress.step = self.first + batch + 1
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} at epoch {self.progress.epoch + 1}, step"
-                f" {self.progress.step}; try a lower --learning_rate, --clip_norm 1"
-                " or --precision float32 in a new run directory"
-            )
-        self.job.display.update(self.progress.step, lambda: self.detail(loss))
+        """A step, or `steps_per_execution` of them, is handed over; those before are computed."""
+        steps = batch + 1
+        self.clock.handed, self.progress.step = steps, self.first + steps
+        before, self.underway = self.underway, self.waiter.submit(self.wait, steps, logs["loss"])
+        if before is not None:
+            before.result()
+        self.take_stock()
         if self.is_due() and self.progress.step < self.job.steps:
+            self.underway.result()
+            self.take_stock()
             self.last_saved, self.last_saved_step = time.monotonic(), self.progress.step
             checkpoint.save(self.job.run.checkpoints, checkpoint.capture(self.model, self.progress))
+
+    def wait(self, steps: int, loss: Any) -> None:
+        """Waits in a thread until the device is done with the first `steps` steps."""
+        value = float(loss)
+        self.clock.has_computed(steps)
+        if math.isfinite(self.loss):
+            self.loss, self.loss_step = value, self.first + steps
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """The last step is handed over."""
+        if self.underway is not None:
+            self.underway.result()
+        self.take_stock()
+
+    def take_stock(self) -> None:
+        """Looks at the last loss there is, and shows how far training has come.
+
+        Raises:
+            Diverged: the running mean of the loss is not finite, as it stays from then on.
+        """
+        if not math.isfinite(self.loss):
+            raise Diverged(
+                f"the loss is {self.loss} at epoch {self.progress.epoch + 1}, step"
+                f" {self.loss_step}; try a lower --learning_rate, --clip_norm 1"
+                " or --precision float32 in a new run directory"
+            )
+        self.job.display.update(self.progress.step, self.detail)
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -55,10 +98,10 @@ class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
         by_time = seconds and time.monotonic() - self.last_saved >= seconds
         return bool(by_steps or by_time)
 
-    def detail(self, loss: float) -> str:
+    def detail(self) -> str:
         """Loss, speed and how much of the time went by waiting for data."""
         speed, wait = self.speed_and_wait()
-        return f"loss {loss:.4f}, {speed:.0f} images/s, {wait:.0%} waiting for input"
+        return f"loss {self.loss:.4f}, {speed:.0f} images/s, {wait:.0%} waiting for input"
 
     def speed_and_wait(self) -> tuple[float, float]:
         """Images a second since the start, and the share of that time spent waiting."""

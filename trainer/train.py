@@ -31,7 +31,7 @@ from trainer.progress import figures_table
 from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
 from trainer.shards import count
-from trainer.step_watch import StepWatch
+from trainer.step_watch import Callbacks, StepWatch
 
 MISTAKES = 12
 
@@ -110,7 +110,8 @@ def train_epoch(
     watch = StepWatch(job, progress, clock, saved)
     title = f"epoch {progress.epoch + 1} of {options.epochs}"
     job.display.begin(title, job.steps, progress.step)
-    fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=[watch])
+    callbacks = Callbacks([watch], add_history=True, model=model)
+    fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
     speed, wait = watch.speed_and_wait()
     return {
         "epoch": progress.epoch + 1,

@@ -117,6 +117,20 @@ def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
     assert patient.waited < 0.1
 
 
+def test_the_clock_counts_no_time_in_which_the_device_computes() -> None:
+    clock = InputClock(handed=2, computed=1)
+    clock.start(0)
+    time.sleep(0.05)
+    clock.stop(0)
+    assert clock.waited == 0
+    clock.start(1)
+    time.sleep(0.05)
+    clock.has_computed(2)
+    time.sleep(0.02)
+    clock.stop(1)
+    assert 0.02 <= clock.waited < 0.05
+
+
 def test_a_flipped_bit_is_one_line(shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "copy"))
     victim = next(iter(folder.glob("ich-fold1*")))
