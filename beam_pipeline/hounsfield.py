@@ -10,7 +10,6 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-AIR_HU = -1000.0
 PADDING_HU = -1024.0  # the lowest value of the 12-bit range CT scanners use
 
 _WRAP = 4096  # values of a 12-bit word

@@ -151,13 +151,13 @@ class Folder:
 
     url: str
 
-    def _resolve(self, name: str = "") -> tuple[Any, str]:
+    def _place(self, name: str = "") -> tuple[Any, str]:
         filesystem, root = _resolve(self.url)
         return filesystem, posixpath.join(root, name) if name else root
 
     def names(self) -> set[str]:
         """The files and folders in it; none if it is not there."""
-        filesystem, root = self._resolve()
+        filesystem, root = self._place()
         if not filesystem.exists(root):
             return set()
         if not filesystem.isdir(root):
@@ -166,17 +166,17 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether a file is there, and so whole."""
-        filesystem, path = self._resolve(name)
+        filesystem, path = self._place(name)
         return bool(filesystem.exists(path))
 
     def read(self, name: str) -> bytes:
         """All of a file's bytes."""
-        filesystem, path = self._resolve(name)
+        filesystem, path = self._place(name)
         return bytes(filesystem.cat_file(path))
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file's bytes, in hexadecimal."""
-        filesystem, path = self._resolve(name)
+        filesystem, path = self._place(name)
         with filesystem.open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -188,7 +188,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it, if it is there."""
-        filesystem, path = self._resolve(name)
+        filesystem, path = self._place(name)
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
@@ -208,7 +208,7 @@ class Folder:
             OutputError: one cannot be written to the disk.
         """
         for name in names:
-            filesystem, path = self._resolve(name)
+            filesystem, path = self._place(name)
             if not isinstance(filesystem, LocalFileSystem):
                 return
             try:
@@ -232,7 +232,7 @@ class Folder:
         Raises:
             OutputError: it cannot be written.
         """
-        filesystem, path = self._resolve(name)
+        filesystem, path = self._place(name)
         local = isinstance(filesystem, LocalFileSystem)
         beside = posixpath.dirname(path) if local else tempfile.gettempdir()
         staged = Path(beside, f".{posixpath.basename(path)}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")

@@ -89,12 +89,6 @@ def intervals(
     }
 
 
-def mean_defined_rows(values: Array) -> Array:
-    """The mean of each row [R, L] over what is defined in it; rows without any left out."""
-    some = values[~np.isnan(values).all(axis=1)]
-    return np.asarray(np.nanmean(some, axis=1))
-
-
 def interval(values: Array) -> list[float] | None:
     """The middle 95 % of what is defined."""
     defined = values[~np.isnan(values)]

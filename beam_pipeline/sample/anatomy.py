@@ -31,7 +31,7 @@ from beam_pipeline.sample.fields import (
 
 AIR = -1000.0
 CSF, WHITE, GRAY, DEEP_GRAY, CEREBELLUM = 8.0, 28.5, 37.0, 36.0, 35.0
-DURA, VENOUS = 52.0, 54.0
+DURA = 52.0
 TABLE, DIPLOE, THIN_BONE = 1350.0, 650.0, 600.0
 
 

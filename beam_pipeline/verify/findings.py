@@ -80,13 +80,6 @@ class Findings:
         if self.failed[finding.check] <= KEPT:
             self.kept.append(finding)
 
-    def expect(self, true: bool, finding: Finding) -> bool:
-        """Count a check, and its problem if the condition does not hold; return the condition."""
-        self.checked[finding.check] += 1
-        if not true:
-            self.add(finding)
-        return true
-
     def merge(self, others: Iterable["Findings"]) -> None:
         """Add what others collected."""
         for other in others:
