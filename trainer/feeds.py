@@ -18,11 +18,17 @@ from keras import layers, ops
 
 from trainer.bank import Bank, bank_bytes, check_memory, fill_bank
 from trainer.checkpoint import BANK_NAME
-from trainer.input_pipeline import Order, as_written, training_batches, with_options
+from trainer.input_pipeline import (
+    Order,
+    as_written,
+    training_batches,
+    training_records,
+    with_options,
+)
 from trainer.job import Job
 from trainer.model import Classifier
 from trainer.resize import Resize
-from trainer.sampling import epoch_rows
+from trainer.sampling import epoch_copies, epoch_rows
 from trainer.shards import count
 
 
@@ -52,8 +58,12 @@ class Stream:
     def batches(self, order: Order) -> Any:
         """Stored images and labels."""
         job, options = self.job, self.job.options
+        labels, copies = job.streamed_labels, None
+        if labels is not None:
+            copies = epoch_copies(labels, job.steps, options.batch_size, order)
+        records = training_records(job.training, order, options.shuffle_buffer, copies)
         batches = training_batches(
-            job.training, job.shards.image, options.batch_size, order, options.shuffle_buffer
+            records, job.shards.image, len(job.shards.labels), options.batch_size, order.skip
         )
         return batches.take(job.steps - order.skip)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.errors import BadInput
@@ -114,20 +115,42 @@ def with_options(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def training_batches(
-    splits: tuple[Split, ...], image: ImageSpec, batch_size: int, order: Order, buffer: int
+def training_records(
+    splits: tuple[Split, ...],
+    order: Order,
+    buffer: int,
+    copies: npt.NDArray[np.int64] | None = None,
 ) -> Any:
-    """One epoch of training, shuffled; the last examples that fill no batch wait for the next.
+    """The serialized examples of a whole epoch, shuffled.
+
+    Args:
+        splits: what to train on.
+        order: which epoch.
+        buffer: records that the shuffle chooses from.
+        copies: how often the epoch has each example of `splits`, [N]; else once.
+    """
+    generator = order.generator()
+    shards = [shard for split in splits for shard in split.shards if shard.examples]
+    shuffled = generator.permutation(len(shards))
+    files = [str(shards[i].path) for i in shuffled]
+    if copies is None:
+        records = read_records(files)
+    else:
+        ends = np.cumsum([shard.examples for shard in shards])
+        parts = np.split(copies, ends[:-1])
+        records = read_copies(files, [parts[i] for i in shuffled])
+    return records.shuffle(buffer, seed=int(generator.integers(2**31)))
+
+
+def training_batches(
+    records: Any, image: ImageSpec, labels: int, batch_size: int, skip: int = 0
+) -> Any:
+    """Decodes all but the first `skip` batches; what fills no batch at the end is left out.
 
     Returns:
         Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]).
     """
-    generator = order.generator()
-    files = [str(shard.path) for split in splits for shard in split.shards if shard.examples]
-    labels = len(splits[0].label_counts)
-    records = read_records([files[i] for i in generator.permutation(len(files))])
-    records = records.shuffle(buffer, seed=int(generator.integers(2**31)))
-    records = records.skip(order.skip * batch_size)
+    records = records.skip(skip * batch_size)
     parse = as_written(lambda record: image_and_labels(record, image, labels))
     examples = records.map(parse, tf.data.AUTOTUNE)
     batches = examples.batch(batch_size, drop_remainder=True)
@@ -153,9 +176,34 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
 
 def read_records(files: list[str]) -> Any:
     """Serialized examples, a few from each of several shards in turn."""
-    return tf.data.Dataset.from_tensor_slices(files).interleave(
-        as_written(lambda file: tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER)),
-        cycle_length=min(SHARDS_AT_ONCE, len(files)),
+    return in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
+
+
+def read_copies(files: list[str], copies: list[npt.NDArray[np.int64]]) -> Any:
+    """Serialized examples as `read_records` gives them, each as often as `copies` says."""
+
+    def read(file: Any, wanted: Any) -> Any:
+        numbered = tf.data.Dataset.zip(
+            tf.data.Dataset.from_tensor_slices(wanted), read_shard(file)
+        ).filter(as_written(lambda number, _: number > 0))
+        return numbered.flat_map(
+            as_written(lambda number, record: tf.data.Dataset.from_tensors(record).repeat(number))
+        )
+
+    wanted = tf.ragged.constant([part.tolist() for part in copies], dtype=tf.int64)
+    return in_turn(tf.data.Dataset.from_tensor_slices((files, wanted)), read, len(files))
+
+
+def read_shard(file: Any) -> Any:
+    """Serialized examples of one shard."""
+    return tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER)
+
+
+def in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
+    """What `read` makes of each of a number of shards, some of them side by side."""
+    return shards.interleave(
+        as_written(read),
+        cycle_length=min(SHARDS_AT_ONCE, number),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

@@ -21,7 +21,15 @@ from trainer.options import (
 )
 from trainer.progress import Display
 from trainer.run_directory import RunDirectory, check_run, describe_data, read_description
-from trainer.shards import ShardDirectory, Split, check_files, count, read_shard_directory
+from trainer.shards import (
+    Labels,
+    ShardDirectory,
+    Split,
+    check_files,
+    count,
+    read_index_labels,
+    read_shard_directory,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Job:
 
     Attributes:
         weights: of the labels in the loss.
+        streamed_labels: of the training examples, [N, L], where a stream draws among them.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -40,6 +49,7 @@ class Job:
     weights: tuple[float, ...]
     run: RunDirectory
     display: Display
+    streamed_labels: Labels | None = None
     is_part: bool = False
 
     @property
@@ -67,15 +77,16 @@ def prepare_training(options: TrainOptions) -> Job:
     parse_windows(options.windows)
     if options.windows and not shards.image.is_hounsfield:
         raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
-    if options.sampling == "balanced" and options.cache == "none":
-        raise BadInput("--sampling balanced: draws single images, so it needs a --cache")
     if count(training) < options.batch_size:
         raise BadInput(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     check_files((*training, validation))
+    # A bank has its labels itself.
+    draws = options.sampling == "balanced" and options.cache == "none"
+    labels = read_index_labels(shards, training) if draws else None
     run = check_run(options, shards)
-    return Job(options, shards, training, validation, weights, run, Display())
+    return Job(options, shards, training, validation, weights, run, Display(), labels)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Which examples an epoch takes from a bank, in which order."""
+"""Which examples an epoch takes, and how often."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,14 @@ def epoch_rows(
     else:
         rows = random.permutation(len(labels))[:wanted]
     return rows.reshape(steps, batch_size)[order.skip :]
+
+
+def epoch_copies(
+    labels: npt.NDArray[np.float32], steps: int, batch_size: int, order: Order
+) -> npt.NDArray[np.int64]:
+    """How often a balanced epoch has each example, int64 [N]; what is behind it counts too."""
+    rows = epoch_rows(labels, steps, batch_size, replace(order, skip=0), balanced=True)
+    return np.bincount(rows.ravel(), minlength=len(labels))
 
 
 def balanced_weights(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -39,7 +39,7 @@ from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show, spread
 from trainer.bank import Bank, fill_bank
 from trainer.feeds import Cached
-from trainer.input_pipeline import Order, training_batches
+from trainer.input_pipeline import Order, training_batches, training_records
 from trainer.job import Job, prepare_training
 from trainer.options import TrainOptions
 from trainer.shards import count
@@ -123,7 +123,8 @@ def floor(files: list[str]) -> Any:
 
 
 def ours(job: Job, epoch: int) -> Any:
-    return training_batches(job.training, job.shards.image, BATCH, Order(0, epoch), buffer=2048)
+    records = training_records(job.training, Order(0, epoch), job.options.shuffle_buffer)
+    return training_batches(records, job.shards.image, len(job.shards.labels), BATCH)
 
 
 def tutorial(files: list[str], size: int, labels: int) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -128,7 +129,20 @@ def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> 
         **changes,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_index(folder, splits, manifest["splits"])
     return folder
+
+
+def write_index(folder: Path, splits: dict[str, list[Row]], entries: dict[str, Any]) -> None:
+    """Writes what the trainer reads of index.parquet."""
+    rows = []
+    for name, entry in entries.items():
+        for number, shard in enumerate(entry["shards"]):
+            for record, row in enumerate(splits[name][number :: len(entry["shards"])]):
+                labels = {f"label_{label}": row["label"][i] for i, label in enumerate(LABELS)}
+                rows.append({"shard": shard["file"], "record": record, **labels})
+    # In another order than the shards': nothing shall depend on it.
+    pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)
 
 
 TINY: dict[str, Any] = {
@@ -195,6 +209,7 @@ def edit_manifest(shards: Path, tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         for file in shards.glob("*.tfrecord-*"):
             (folder / file.name).symlink_to(file)
+        (folder / "index.parquet").symlink_to(shards / "index.parquet")
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 

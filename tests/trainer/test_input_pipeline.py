@@ -1,6 +1,7 @@
 import io
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trainer.input_pipeline import (
     decode,
     evaluation_batches,
     training_batches,
+    training_records,
 )
 from trainer.shards import ImageSpec, ShardDirectory, read_shard_directory
 
@@ -26,7 +28,8 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 def epoch(data: ShardDirectory, order: Order, batch_size: int = 8) -> Batches:
     training, _ = data.training_and_validation(0)
-    batches = training_batches(training, data.image, batch_size, order, buffer=16)
+    records = training_records(training, order, 16)
+    batches = training_batches(records, data.image, 3, batch_size, order.skip)
     return list(batches.as_numpy_iterator())
 
 
@@ -63,6 +66,33 @@ def test_an_epoch_goes_on_where_it_was_left(shards: Path) -> None:
     data = read_shard_directory(shards)
     whole = keys(epoch(data, Order(seed=4, epoch=2)))
     assert keys(epoch(data, Order(seed=4, epoch=2, skip=2))) == whole[16:]
+
+
+def test_an_epoch_has_examples_as_often_as_it_is_told(
+    shards: Path, split_rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    data = read_shard_directory(shards)
+    training, _ = data.training_and_validation(0)
+    written = [
+        row["image"].tobytes()
+        for name in ("fold1", "fold2")
+        for shard in (0, 1)
+        for row in split_rows[name][shard::2]
+    ]
+    copies = np.random.default_rng(0).integers(0, 4, 40)
+
+    def drawn(order: Order) -> list[bytes]:
+        records = training_records(training, order, 16, copies)
+        batches = training_batches(records, data.image, 3, 4, order.skip)
+        return keys(list(batches.as_numpy_iterator()))
+
+    whole = drawn(Order(seed=4, epoch=2))
+    assert len(whole) == copies.sum() // 4 * 4
+    left = Counter(dict(zip(written, copies.tolist(), strict=True)))
+    left.subtract(whole)
+    assert min(left.values()) >= 0
+    assert sum(left.values()) < 4
+    assert drawn(Order(seed=4, epoch=2, skip=3)) == whole[12:]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 50])

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.input_pipeline import Order
-from trainer.sampling import balanced_weights, epoch_rows
+from trainer.sampling import balanced_weights, epoch_copies, epoch_rows
 
 LABELS = np.float32([[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]])
 
@@ -40,3 +40,13 @@ def test_balanced_draws_are_balanced() -> None:
     labels[:10] = 1
     rows = epoch_rows(labels, 100, 50, Order(0, 0), balanced=True)
     assert abs(labels[rows].mean() - 0.5) < 0.03
+
+
+def test_a_stream_has_what_a_bank_would_draw() -> None:
+    labels = np.zeros((1000, 1), np.float32)
+    labels[:10] = 1
+    copies = epoch_copies(labels, 100, 10, Order(0, 0))
+    assert copies.sum() == 1000
+    rows = epoch_rows(labels, 100, 10, Order(0, 0), balanced=True)
+    assert np.array_equal(np.sort(rows.ravel()), np.repeat(np.arange(1000), copies))
+    assert np.array_equal(epoch_copies(labels, 100, 10, Order(0, 0, skip=7)), copies)

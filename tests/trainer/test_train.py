@@ -70,7 +70,7 @@ def test_a_complete_run_says_so(
 
 def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[str]) -> None:
     # Options that no other test turns on come along.
-    train(make_job(epochs=1, cache="ram", sampling="balanced", label_smoothing=0.1))
+    train(make_job(epochs=1, sampling="balanced", label_smoothing=0.1))
     shown = capfd.readouterr()
     assert "P1_00" not in shown.out + shown.err
     assert "ID_1_" not in shown.out + shown.err
@@ -124,7 +124,7 @@ def test_an_infinite_loss_stops_with_a_report(
 def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:
     # Memory and disk differ in where the arrays lie alone; test_bank.py compares them.
     for cache in ("disk", "device"):
-        train(make_job(cache, cache=cache, epochs=1))
+        train(make_job(cache, cache=cache, sampling="balanced", epochs=1))
     disk, device = (read(tmp_path / cache / "history.json")[0] for cache in ("disk", "device"))
     assert device["loss"] == pytest.approx(disk["loss"], rel=1e-4)
     assert device["val_loss"] == pytest.approx(disk["val_loss"], rel=1e-3)
