@@ -43,7 +43,7 @@ class Bank:
     """The images and labels of some splits, one after the other.
 
     Attributes:
-        images: [n, S, S, C] a split, uint8 or uint16; memory-mapped where on disk.
+        images: [n, S, S, C], uint8 or uint16: all in one array, or a memory-mapped one a split.
         labels: float32 [N, L] of all.
     """
 
@@ -94,18 +94,11 @@ def fill_bank(
     Raises:
         BadInput: a shard is damaged, or there is too little memory or disk space.
     """
-    if folder is None:
-        needed = bank_bytes(splits, image, size)
-        check_memory("ram", needed, psutil.virtual_memory().available, "disk")
-    parts, done = [], 0
-    for split in splits:
-        hear = Offset(on_image, done)
-        if folder is None:
-            parts.append(read_split(split, image, size, hear))
-        else:
-            parts.append(map_split(split, image, size, folder, hear))
-        done += split.examples
-    return Bank(tuple(each for each, _ in parts), np.concatenate([each for _, each in parts]))
+    if folder is not None:
+        return map_splits(splits, image, size, folder, on_image)
+    needed = bank_bytes(splits, image, size)
+    check_memory("ram", needed, psutil.virtual_memory().available, "disk")
+    return read_splits(splits, image, size, on_image)
 
 
 @dataclass(frozen=True)
@@ -120,12 +113,32 @@ class Offset:
         self.hear(self.before + done)
 
 
-def read_split(
-    split: Split, image: ImageSpec, size: int, on_image: Callable[[int], None]
-) -> tuple[Pixels, npt.NDArray[np.float32]]:
-    """Images and labels of a split, in memory."""
-    images = np.empty((split.examples, size, size, image.channels), image.dtype)
-    return images, decode_into(images, split, image, size, on_image)
+def read_splits(
+    splits: tuple[Split, ...], image: ImageSpec, size: int, on_image: Callable[[int], None]
+) -> Bank:
+    """All images in one array in memory, which a device can take as it is."""
+    images = np.empty((count(splits), size, size, image.channels), image.dtype)
+    labels, done = [], 0
+    for split in splits:
+        mine = images[done : done + split.examples]
+        labels.append(decode_into(mine, split, image, size, Offset(on_image, done)))
+        done += split.examples
+    return Bank((images,), np.concatenate(labels))
+
+
+def map_splits(
+    splits: tuple[Split, ...],
+    image: ImageSpec,
+    size: int,
+    folder: Path,
+    on_image: Callable[[int], None],
+) -> Bank:
+    """The images of each split in a file of its own."""
+    parts, done = [], 0
+    for split in splits:
+        parts.append(map_split(split, image, size, folder, Offset(on_image, done)))
+        done += split.examples
+    return Bank(tuple(each for each, _ in parts), np.concatenate([each for _, each in parts]))
 
 
 def map_split(

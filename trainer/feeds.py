@@ -7,6 +7,7 @@ layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,12 +121,16 @@ class Cached:
 class OnDevice(Cached):
     """Holds the training images in the device's memory; a batch is nothing but rows."""
 
+    @cached_property
+    def lookup(self) -> LookUp:
+        """The images, copied to the device once for all networks."""
+        (images,) = self.bank.images
+        return LookUp(images)
+
     def network(self, classifier: Classifier) -> Any:
         """Rows of the bank → logits."""
-        inputs = layers.Input((), dtype="int32")
-        images = np.concatenate(self.bank.images)
-        lookup = LookUp(images)
-        resized = Resize(self.job.options.image_size)(lookup(inputs))
+        inputs = layers.Input((), dtype=row_type())
+        resized = Resize(self.job.options.image_size)(self.lookup(inputs))
         return keras.Model(inputs, classifier.core(resized), name="training")
 
     def batches(self, order: Order) -> Any:
@@ -133,12 +138,21 @@ class OnDevice(Cached):
         rows = self.rows(order)
         labels = self.bank.labels[rows]
         return with_options(
-            tf.data.Dataset.from_tensor_slices((rows.astype(np.int32), labels)).prefetch(2)
+            tf.data.Dataset.from_tensor_slices((rows.astype(row_type()), labels)).prefetch(2)
         )
 
 
+def row_type() -> str:
+    """The dtype of row numbers: JAX has 32 bits alone.
+
+    TensorFlow reckons where on a GPU a row begins in the numbers' own type, and 100,000
+    images of 224 x 224 x 3 are seven times as many bytes as 32 bits count.
+    """
+    return "int32" if keras.backend.backend() == "jax" else "int64"
+
+
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Rows int32 [B] → images [B, S, S, C], out of a variable that is never trained."""
+    """Rows [B] → images [B, S, S, C], out of a variable that is never trained."""
 
     def __init__(self, images: npt.NDArray[Any]) -> None:
         super().__init__(dtype="float32", trainable=False)

@@ -83,7 +83,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
     """The content of run.json."""
-    packages = ("keras", "tensorflow", "numpy", "scikit-learn")
+    packages = ["keras", "tensorflow", "numpy", "scikit-learn"]
+    packages += ["jax"] if options.backend == "jax" else []
     return {
         "options": run_identity(options),
         "shards": {

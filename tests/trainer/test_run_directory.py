@@ -29,6 +29,7 @@ def test_a_run_is_found_again(shards: Path, tmp_path: Path) -> None:
     assert description["options"]["seed"] == 0
     assert description["shards"]["labels"] == ["upper", "lower", "any"]
     assert description["versions"]["keras"]
+    assert "jax" not in description["versions"]
 
 
 def test_checking_writes_nothing(shards: Path, tmp_path: Path) -> None:
