@@ -102,7 +102,7 @@ test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, 
 # Real slices where there are some, the sample's otherwise.
 BENCH_INPUT  = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
 BENCH_LABELS = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/labels.csv,$(SAMPLE)/labels.csv)
-BENCH_SHARDS = out/bench-shards
+BENCH_SHARDS = out/bench-$(if $(ICH_REAL_DATA),real,sample)-shards
 bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's input against their peers
 
 bench-preprocess: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command; its exit code."""
     try:
         options = parse_arguments(argv)
-        set_environment(options)
+        # Keras reads it when it is imported.
+        os.environ["KERAS_BACKEND"] = options.backend
         run(options)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
@@ -43,12 +44,6 @@ def main(argv: Sequence[str]) -> int:
         print("trainer: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def set_environment(options: Options) -> None:
-    """Chooses Keras's backend and how much the libraries say; both are read at import."""
-    os.environ["KERAS_BACKEND"] = options.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def run(options: Options) -> None:

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from trainer.errors import BadInput
 from trainer.input_pipeline import (
+    CORES,
     as_written,
     damage_reported,
     image_and_labels,
@@ -190,7 +191,7 @@ def decode_into(
     wanted = len(split.label_counts)
     labels = np.zeros((split.examples, wanted), np.float32)
     parse = as_written(lambda record: resized(*image_and_labels(record, image, wanted), size))
-    batches = read_records(files).map(parse, tf.data.AUTOTUNE).batch(DECODED_AT_ONCE).prefetch(2)
+    batches = read_records(files).map(parse, CORES).batch(DECODED_AT_ONCE).prefetch(2)
     done = 0
     with damage_reported():
         for pixels, classes in with_options(batches).as_numpy_iterator():

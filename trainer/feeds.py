@@ -20,6 +20,8 @@ from keras import layers, ops
 from trainer.bank import Bank, bank_bytes, check_memory, fill_bank
 from trainer.checkpoint import BANK_NAME
 from trainer.input_pipeline import (
+    CORES,
+    PREFETCHED,
     Order,
     as_written,
     training_batches,
@@ -103,9 +105,7 @@ class Cached:
             pixels = tf.numpy_function(self.bank.take, [chosen], tf.as_dtype(image.dtype))
             return tf.ensure_shape(pixels, shape), tf.gather(self.bank.labels, chosen)
 
-        return with_options(
-            rows.map(as_written(gather), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-        )
+        return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
 
     def validation_logits(self, classifier: Classifier) -> tuple[Any, Any]:
         """Runs the core over the validation bank."""

@@ -36,7 +36,8 @@ def held_back() -> Iterator[None]:
 
 
 def load_libraries() -> None:
-    """Imports TensorFlow and Keras and looks for devices, in silence."""
+    """Imports TensorFlow and Keras and looks for devices, in silence; later on errors are heard."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with held_back():
         import tensorflow as tf
 

@@ -3,49 +3,28 @@
     python -m tests.benchmarks.trainer_step --shards SHARDS [--model resnet50]
     KERAS_BACKEND=jax python -m tests.benchmarks.trainer_step --shards SHARDS
 
-For each precision and size: (i) the same batch over and over, out of the device's memory;
-(ii) streamed shards; (iii) the trainer's --cache device. Images a second of whole epochs
-after one that compiles, the share of (i), the wait for input, and the GPU's memory.
-Without a GPU it runs in small, and says so. The shards' slices are taken as often as it needs for
---steps steps an epoch.
+For each size and precision: (i) the same batch over and over, out of the device's memory;
+(ii) streamed shards; (iii) the trainer's --cache device. Images a second of whole epochs after
+one that compiles, the share of (i), the wait for input, and the most memory that was in use.
+Each is measured in a process of its own. Without a GPU it runs in small, and says so. The
+shards' slices are taken as often as it needs for --steps steps an epoch.
 """
 
 import argparse
-import math
 import os
-import subprocess
-import time
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import keras
-import numpy as np
-import tensorflow as tf
 from rich.console import Console
 
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show
-from trainer.bank import Bank
-from trainer.feeds import Feed, OnDevice, open_feed
-from trainer.hardware import choose_precision, choose_xla, compute_capability, leave_gpu_to_jax
-from trainer.input_pipeline import InputClock, Order
-from trainer.job import Job, prepare_training
-from trainer.model import build_classifier
+from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
-from trainer.shards import count
-from trainer.train import compile_phase
 
-
-@dataclass(frozen=True)
-class Constant(OnDevice):
-    """Asks the device for the same batch in every step."""
-
-    def rows(self, order: Order) -> Any:
-        rows = np.arange(self.job.options.batch_size)
-        return np.tile(rows, (self.job.steps, 1))
+WAYS = {"constant": "(i) constant", "streamed": "(ii) streamed", "cached": "(iii) cached"}
 
 
 def main() -> None:
@@ -55,97 +34,73 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512])
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, default=40, help="an epoch, at least")
     parser.add_argument("--epochs", type=int, default=3, help="of which the first compiles")
-    options = parser.parse_args()
-    leave_gpu_to_jax()
-    gpu = compute_capability() is not None
-    notes = describe_machine(["keras", "tensorflow"]) | {"device": describe_device()}
-    if not gpu:
-        options.sizes, options.precisions, options.batch_size = [64], ["float32"], 8
-        notes["device"] = "no GPU: run in small, which says nothing of one"
-    rows = []
-    for size in options.sizes:
-        for precision in options.precisions:
-            rows += measure(options, size, precision)
-    title = f"{options.model}, batches of {options.batch_size}, {keras.backend.backend()}"
-    columns = ("size, precision, input", "images/s", "of (i)", "waiting", "memory")
-    show(Console(highlight=False), [Figures(title, columns, rows)], notes)
+    parser.add_argument("--steps_per_execution", type=int, default=1)
+    given = parser.parse_args()
+    console = Console(highlight=False)
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        gpu = pool.submit(in_child, "describe_gpu").result()
+        if gpu is None:
+            given.model, given.sizes, given.precisions = "smallresnet", [64], ["float32"]
+            given.batch_size, given.steps = 8, 20
+        rows = []
+        for size in given.sizes:
+            for precision in given.precisions:
+                rows += measure(pool, console, given, size, precision)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    title = f"{given.model}, batches of {given.batch_size}, {backend}"
+    columns = ("size, precision, input", "images/s", "of (i)", "ms a step", "waits", "memory")
+    notes = describe_machine(["keras", "numpy", backend])
+    notes["device"] = gpu or "no GPU: run in small, which says nothing of one"
+    show(console, [Figures(title, columns, rows)], notes)
 
 
-def measure(options: argparse.Namespace, size: int, precision: str) -> list[tuple[str, ...]]:
-    """A row for each way of input."""
-    job = prepare_training(
-        TrainOptions(
-            shards=options.shards,
-            run=Path("no such run"),
-            model=options.model,
-            weights="none",
-            image_size=size,
-            batch_size=options.batch_size,
-            precision=precision,
-            steps_per_execution=8,
-        )
+def measure(
+    pool: ProcessPoolExecutor,
+    console: Console,
+    given: argparse.Namespace,
+    size: int,
+    precision: str,
+) -> list[tuple[str, ...]]:
+    """A row for each way of input; each is told as soon as it is known."""
+    options = TrainOptions(
+        shards=given.shards,
+        run=Path("no such run"),
+        model=given.model,
+        weights="none",
+        image_size=size,
+        batch_size=given.batch_size,
+        precision=precision,
+        steps_per_execution=given.steps_per_execution,
+        checkpoint_seconds=0.0,
     )
-    copies = math.ceil(options.steps * options.batch_size / count(job.training))
-    job = replace(job, training=job.training * copies)
     first, rows = 0.0, []
-    for name in ("(i) constant", "(ii) streamed", "(iii) device cache"):
-        feed = make_feed(job, name)
-        speed, wait = train_speed(job, feed, options.epochs)
+    for way in given.ways:
+        arguments = (options, given.steps, given.epochs, way)
+        speed, waiting, memory = pool.submit(in_child, "measure", *arguments).result()
         first = first or speed
-        title = f"{size}, {precision}, {name}"
-        share = f"{speed / first:.2f}"
-        rows.append((title, f"{speed:,.0f}", share, f"{wait:.0%}", describe_memory()))
-        keras.utils.clear_session(free_memory=True)
+        row = (
+            f"{size} {precision} {WAYS[way]}",
+            f"{speed:,.0f}",
+            f"{speed / first:.2f}",
+            f"{given.batch_size / speed * 1000:,.1f}",
+            f"{waiting:.0%}",
+            "-" if memory is None else f"{memory / 2**30:.1f} GiB",
+        )
+        console.print(" | ".join(row))
+        rows.append(row)
     return rows
 
 
-def make_feed(job: Job, name: str) -> Feed:
-    if name.startswith("(i) "):
-        size, image = job.options.image_size, job.shards.image
-        shape = (job.options.batch_size, size, size, image.channels)
-        pixels = np.random.default_rng(0).integers(0, 256, shape).astype(image.dtype)
-        labels = np.zeros((len(pixels), len(job.shards.labels)), np.float32)
-        bank = Bank((pixels,), labels)
-        return Constant(job, bank, bank)
-    cache = "none" if name.startswith("(ii) ") else "device"
-    return open_feed(replace(job, options=replace(job.options, cache=cache)), 1 << 62)
+def in_child(name: str, *arguments: Any) -> Any:
+    """Calls a function of `step_ways` in a process that knows no TensorFlow yet."""
+    load_libraries()
+    from tests.benchmarks import step_ways
 
-
-def train_speed(job: Job, feed: Feed, epochs: int) -> tuple[float, float]:
-    """Images a second and share of waiting, of all epochs but the first."""
-    capability = compute_capability()
-    policy = choose_precision(job.options.precision, capability)
-    classifier = build_classifier(job.options, job.shards.image, job.prevalence, policy)
-    model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability))
-    seconds, waited = 0.0, 0.0
-    for epoch in range(epochs):
-        clock = InputClock()
-        batches = clock.measure(feed.batches(Order(0, epoch)))
-        batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps))
-        started = time.perf_counter()
-        model.fit(batches, shuffle=False, verbose=0)
-        if epoch:
-            seconds += time.perf_counter() - started
-            waited += clock.waited
-    return (epochs - 1) * job.steps * job.options.batch_size / seconds, waited / seconds
-
-
-def nvidia_smi(query: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except OSError:
-        return "-"
-
-
-def describe_device() -> str:
-    return nvidia_smi("name,driver_version,memory.total")
-
-
-def describe_memory() -> str:
-    return nvidia_smi("memory.used")
+    return getattr(step_ways, name)(*arguments)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,18 @@ def test_training_images_are_those_that_were_written(
             assert label.tolist() == written[image.tobytes()]
 
 
+def test_no_tuner_holds_up_the_end_of_an_epoch(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    records = training_records(data.folds(), Order(seed=0, epoch=0), 16)
+    for batches in (
+        training_batches(records, data.image, 3, 8),
+        evaluation_batches(data.split("test"), data.image, 3, 8),
+        InputClock().measure(records),
+    ):
+        assert batches.options().autotune.enabled is False
+        assert batches.options().deterministic is True
+
+
 def test_the_order_is_of_the_seed_and_the_epoch(shards: Path) -> None:
     data = read_shard_directory(shards)
     first = keys(epoch(data, Order(seed=0, epoch=0)))

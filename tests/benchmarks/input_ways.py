@@ -1,0 +1,81 @@
+"""Ways to bring images to a training step; `trainer_input.py` says what each is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from tests.benchmarks.dicom_loader import DicomLoader
+from trainer.bank import Bank, fill_bank
+from trainer.feeds import Cached
+from trainer.input_pipeline import (
+    CORES,
+    PREFETCHED,
+    Order,
+    training_batches,
+    training_records,
+    with_options,
+)
+from trainer.job import Job
+
+BATCH = 32
+
+
+def make_ways(job: Job, dicom: Path | None, copies: int) -> dict[str, Callable[[int], int]]:
+    """What is measured: each way reads an epoch and says how many images it gave."""
+    size = job.options.image_size
+    bank = fill_bank(job.training, job.shards.image, size, None, lambda _: None)
+    job = replace(job, training=job.training * copies)
+    bank = Bank(bank.images * copies, np.tile(bank.labels, (copies, 1)))
+    cached = Cached(job, bank, bank)
+    files = [str(shard.path) for split in job.training for shard in split.shards]
+    ways: dict[str, Callable[[int], int]] = {
+        "(a) floor": lambda _: int(floor(files).reduce(np.int64(0), lambda n, _: n + 1)),
+        "(b) ours": lambda turn: drain(ours(job, turn)),
+        "(c) tutorial": lambda _: drain(tutorial(files, size, len(job.shards.labels))),
+    }
+    if dicom:
+        index = pd.read_parquet(job.shards.path / "index.parquet", columns=["split", "source"])
+        trained = index["split"].isin({split.name for split in job.training})
+        loader = DicomLoader([dicom / each for each in index["source"][trained]] * copies, size)
+        ways["(d) dicom"] = lambda _: loader.epoch()
+    ways[f"(e) cached at {size}"] = lambda turn: drain(cached.batches(Order(0, turn)))
+    return ways
+
+
+def drain(batches: Any) -> int:
+    """Reads everything; how many images that were."""
+    return sum(len(images) for images, _ in batches)
+
+
+def floor(files: list[str]) -> Any:
+    def decode(record: Any) -> Any:
+        feature = tf.io.FixedLenFeature((), tf.string)
+        return tf.io.decode_png(tf.io.parse_single_example(record, {"image": feature})["image"])
+
+    records = tf.data.TFRecordDataset(files, num_parallel_reads=CORES)
+    return with_options(records.map(decode, CORES, deterministic=False).prefetch(PREFETCHED))
+
+
+def ours(job: Job, epoch: int) -> Any:
+    records = training_records(job.training, Order(0, epoch), job.options.shuffle_buffer)
+    return training_batches(records, job.shards.image, len(job.shards.labels), BATCH)
+
+
+def tutorial(files: list[str], size: int, labels: int) -> Any:
+    def parse(record: Any) -> tuple[Any, Any]:
+        parsed = tf.io.parse_single_example(
+            record,
+            {
+                "image": tf.io.FixedLenFeature((), tf.string),
+                "label": tf.io.FixedLenFeature((labels,), tf.int64),
+            },
+        )
+        image = tf.image.resize(tf.io.decode_png(parsed["image"], channels=3), (size, size))
+        return image / 255.0, parsed["label"]
+
+    return tf.data.TFRecordDataset(files).map(parse).shuffle(1000).batch(BATCH).prefetch(1)

@@ -1,0 +1,105 @@
+"""Epochs of the trainer's own step with each kind of input; `trainer_step.py` says which."""
+
+import math
+import subprocess
+import time
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+
+from trainer.bank import Bank
+from trainer.checkpoint import Progress
+from trainer.feeds import Feed, OnDevice, open_feed
+from trainer.hardware import (
+    choose_precision,
+    choose_xla,
+    compute_capability,
+    free_device_memory,
+    leave_gpu_to_jax,
+)
+from trainer.input_pipeline import InputClock, Order
+from trainer.job import Job, prepare_training
+from trainer.model import build_classifier
+from trainer.options import TrainOptions
+from trainer.phases import compile_phase
+from trainer.progress import Display
+from trainer.shards import count
+from trainer.step_watch import Callbacks, StepWatch
+
+
+class Constant(OnDevice):
+    """Asks the device for the same batch in every step."""
+
+    def rows(self, order: Order) -> Any:
+        rows = np.arange(self.job.options.batch_size)
+        return np.tile(rows, (self.job.steps, 1))
+
+
+def describe_gpu() -> str | None:
+    """Name, driver and memory of the GPU that Keras uses; None without one."""
+    leave_gpu_to_jax()
+    if compute_capability() is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def measure(
+    options: TrainOptions, steps: int, epochs: int, way: str
+) -> tuple[float, float, int | None]:
+    """Trains `epochs` epochs of at least `steps` steps; the first, which compiles, is not counted.
+
+    Args:
+        way: constant, streamed or cached.
+
+    Returns:
+        Images a second, the share of time that went by waiting, and the most bytes of a GPU's
+        memory in use at once.
+    """
+    leave_gpu_to_jax()
+    capability = compute_capability()
+    free = free_device_memory(capability)
+    cache = "device" if way == "cached" else "none"
+    job = prepare_training(replace(options, cache=cache))
+    copies = math.ceil(steps * options.batch_size / count(job.training))
+    quiet = Display(Console(quiet=True))
+    job = replace(job, training=job.training * copies, display=quiet)
+    policy = choose_precision(options.precision, capability)
+    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
+    feed = constant_feed(job) if way == "constant" else open_feed(job, free)
+    model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability))
+    seconds, waited = 0.0, 0.0
+    for epoch in range(epochs):
+        clock = InputClock()
+        batches = clock.measure(feed.batches(Order(0, epoch)))
+        batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps))
+        watch = StepWatch(job, Progress(epoch=epoch), clock, None)
+        callbacks = Callbacks([watch], add_history=True, model=model)
+        started = time.perf_counter()
+        model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
+        if epoch:
+            seconds += time.perf_counter() - started
+            waited += clock.waited
+    images = (epochs - 1) * job.steps * options.batch_size
+    return images / seconds, waited / seconds, None if capability is None else peak_memory()
+
+
+def constant_feed(job: Job) -> Feed:
+    size, image = job.options.image_size, job.shards.image
+    shape = (job.options.batch_size, size, size, image.channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(image.dtype)
+    bank = Bank((pixels,), np.zeros((len(pixels), len(job.shards.labels)), np.float32))
+    return Constant(job, bank, bank)
+
+
+def peak_memory() -> int:
+    """The most bytes of the GPU's memory that this process used at once."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
