@@ -12,6 +12,7 @@ SHARDS  ?= out/shards
 RUN     ?= out/run
 FOLD    ?= 0
 MODEL   ?= resnet50
+BACKEND ?= tensorflow
 
 ifeq ($(origin INPUT),undefined)
   INPUT  := $(SAMPLE)/slices
@@ -36,11 +37,19 @@ else
   PIPELINE := $(VENV)/.pipeline
 endif
 
+ifeq ($(BACKEND),jax)
+  TRAINER := $(VENV)/.jax
+  BACKEND_FLAGS := --backend jax
+else
+  TRAINER := $(VENV)/.trainer
+endif
+
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
   --runner $(RUNNER) $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --model $(MODEL) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
-  $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) $(ARGS)
+  $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
+  $(BACKEND_FLAGS) $(ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -53,11 +62,11 @@ help: ## List the commands
 	@echo "Variables:"
 	@echo "  preprocess    INPUT LABELS OUTPUT RUNNER WORKERS ARGS"
 	@echo "  verify        SHARDS ARGS"
-	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE ARGS"
-	@echo "  evaluate      RUN ARGS"
-	@echo "  predict       RUN SHARDS SUBMISSION ARGS"
+	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND ARGS"
+	@echo "  evaluate      RUN BACKEND ARGS"
+	@echo "  predict       RUN SHARDS SUBMISSION BACKEND ARGS"
 	@echo "  crossval      as train, without FOLD"
-	@echo "  report        RUN ARGS"
+	@echo "  report        RUN BACKEND ARGS"
 	@echo "  export        RUN EXPORT ARGS"
 	@echo "ARGS passes any other option on; ARGS=--help lists them."
 
@@ -71,21 +80,21 @@ sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
-train: $(VENV)/.trainer ## Train on a shard directory; the same RUN goes on where it stopped
+train: $(TRAINER) ## Train on a shard directory; the same RUN goes on where it stopped
 	@$(RUN_PY) -m trainer train --fold $(FOLD) $(TRAIN_FLAGS)
 
-evaluate: $(VENV)/.trainer ## Evaluate a run on its validation fold
-	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(ARGS)
+evaluate: $(TRAINER) ## Evaluate a run on its validation fold
+	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
 
 SUBMISSION ?= $(RUN)/submission.csv
-predict: $(VENV)/.trainer ## Write a Kaggle submission for the test split of SHARDS
-	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(ARGS)
+predict: $(TRAINER) ## Write a Kaggle submission for the test split of SHARDS
+	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(BACKEND_FLAGS) $(ARGS)
 
-crossval: $(VENV)/.trainer ## Train once for each fold, and measure all slices out of fold
+crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of fold
 	@$(RUN_PY) -m trainer crossval $(TRAIN_FLAGS)
 
-report: $(VENV)/.trainer ## Write a page with a run's curves, figures and worst mistakes
-	@$(RUN_PY) -m trainer report --run "$(RUN)" $(ARGS)
+report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistakes
+	@$(RUN_PY) -m trainer report --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
 
 EXPORT ?= $(RUN)/export
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
@@ -105,17 +114,17 @@ BENCH_LABELS = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/labels.csv,$(SAMPLE)/
 BENCH_SHARDS = out/bench-$(if $(ICH_REAL_DATA),real,sample)-shards
 bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's input against their peers
 
-bench-preprocess: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
+bench-preprocess: $(VENV)/.trainer $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m tests.benchmarks.preprocess --input "$(BENCH_INPUT)" $(ARGS)
 
-bench-train: bench-shards
+bench-train: $(VENV)/.trainer bench-shards
 	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"
 
-bench-gpu: bench-shards ## Measure training steps on this machine's GPU, with each backend there is
+bench-gpu: $(VENV)/.trainer $(VENV)/.jax bench-shards ## Measure training steps on this machine's GPU, with each backend there is
 	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
 	@KERAS_BACKEND=jax $(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
 
-bench-shards: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
+bench-shards: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m beam_pipeline --input "$(BENCH_INPUT)" --labels "$(BENCH_LABELS)" \
 	  --output $(BENCH_SHARDS) --examples_per_shard 32 --max_reject_fraction 0.2
 
@@ -129,10 +138,11 @@ clean: ## Remove the virtual environment and what the sample commands made
 
 # The trainer's wheel for NVIDIA GPUs brings its CUDA libraries along.
 $(VENV)/.trainer: EXTRAS = [$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,trainer)]
+$(VENV)/.jax: EXTRAS = [trainer,$(if $(shell command -v nvidia-smi 2>/dev/null),jax-cuda,jax)]
 $(VENV)/.gcp: EXTRAS = [gcp]
 $(VENV)/.onnx: EXTRAS = [trainer,onnx]
 $(VENV)/.dev: EXTRAS = [trainer,dev]
-$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.dev: setup.py constraints.txt
+$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.jax $(VENV)/.dev: setup.py constraints.txt
 	@echo "Setting up $(VENV) for '$(@F:.%=%)' (once) ..."
 	@test -x $(RUN_PY) || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"

@@ -49,6 +49,9 @@ setup(
     extras_require={
         "trainer": [*TRAINER, "tensorflow>=2.21"],
         "cuda": [*TRAINER, "tensorflow[and-cuda]>=2.21"],
+        # Beside `trainer`: TensorFlow, without a GPU, goes on reading the shards.
+        "jax": ["jax"],
+        "jax-cuda": ["jax[cuda13]"],
         "onnx": EXPORT,
         "gcp": ["apache-beam[gcp]>=2.77", "gcsfs"],
         "dev": [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from trainer.command_line import parse_arguments
-from trainer.errors import TrainerError
+from trainer.errors import BadInput, TrainerError
 from trainer.job import (
     prepare_answer,
     prepare_crossval,
@@ -34,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command; its exit code."""
     try:
         options = parse_arguments(argv)
-        # Keras reads it when it is imported.
-        os.environ["KERAS_BACKEND"] = options.backend
+        choose_backend(options.backend)
         run(options)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)
@@ -44,6 +44,17 @@ def main(argv: Sequence[str]) -> int:
         print("trainer: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def choose_backend(name: str) -> None:
+    """Tells Keras, which asks when it is imported, what to compute with.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    if find_spec(name) is None:
+        raise BadInput(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
+    os.environ["KERAS_BACKEND"] = name
 
 
 def run(options: Options) -> None:

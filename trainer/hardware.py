@@ -94,6 +94,13 @@ def use_all_devices(batch_size: int) -> int:
     return len(devices)
 
 
+def unused_gpus() -> int:
+    """How many GPUs Keras leaves alone with TensorFlow."""
+    if keras.backend.backend() == "jax":
+        return 0
+    return max(len(tf.config.list_physical_devices("GPU")) - 1, 0)
+
+
 @contextmanager
 def lack_of_memory_reported() -> Iterator[None]:
     """Says in one line that the device's memory, or the machine's, does not suffice.

@@ -18,6 +18,7 @@ from trainer.hardware import (
     free_device_memory,
     lack_of_memory_reported,
     leave_gpu_to_jax,
+    unused_gpus,
     use_all_devices,
 )
 from trainer.input_pipeline import InputClock, Order, damage_reported
@@ -74,6 +75,8 @@ def announce(job: Job, policy: str, xla: bool, devices: int) -> None:
         f" {count(job.training)} slices to train on, {job.validation.examples} of"
         f" {job.validation.name} to validate on"
     )
+    if unused := unused_gpus():
+        job.display.say(f"{unused} more GPUs are there; with --backend jax all are used")
 
 
 def run_epochs(

@@ -37,6 +37,19 @@ def test_bad_training_input(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backend_that_is_not_installed(
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("trainer.__main__.find_spec", lambda _: None)
+    argv = ["train", "--run", str(tmp_path / "run"), "--shards", str(shards), "--backend", "jax"]
+    assert main(argv) == 2
+    error = "trainer: --backend jax: not installed; `make train BACKEND=jax` brings it\n"
+    assert capsys.readouterr().err == error
+
+
 def test_an_interrupt_is_one_line(
     shards: Path,
     tmp_path: Path,
