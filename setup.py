@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 (VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
 TRAINER = [
+    "jinja2",
     "keras>=3.12",
     "matplotlib",
     "pandas",
@@ -28,7 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
-    package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed"]},
+    package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed", "*.jinja"]},
     install_requires=[
         "apache-beam>=2.77",
         "fsspec",

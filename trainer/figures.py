@@ -46,9 +46,9 @@ def plot_curves(labels: Ints, predicted: Floats, names: Labels, metrics: dict[st
     for i, name in enumerate(names):
         if 0 < labels[:, i].sum() < len(labels):
             false_positives, true_positives, _ = roc_curve(labels[:, i], predicted[:, i])
-            roc.plot(false_positives, true_positives, label=name)
+            roc.plot(false_positives, true_positives, color=f"C{i}", label=name)
             precision, sensitivity, _ = precision_recall_curve(labels[:, i], predicted[:, i])
-            recall.plot(sensitivity, precision, label=name)
+            recall.plot(sensitivity, precision, color=f"C{i}", label=name)
         bins = metrics["labels"][name]["reliability"]
         points = [(each["predicted"], each["observed"]) for each in bins]
         reliability.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer import curves
@@ -23,13 +24,6 @@ from trainer.model import load_classifier
 from trainer.progress import number, span
 from trainer.run_directory import read_json, write_whole
 from trainer.shards import ImageSpec
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right }
-th { border-bottom: 1px solid #888 } td:first-child, th:first-child { text-align: left }
-img { max-width: 100% } .mistakes img { width: 32% }
-"""
 
 
 @dataclass(frozen=True)
@@ -127,63 +121,27 @@ def grey_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
 
 
 def embed(figure: Figure) -> str:
-    """A figure as an <img> that holds its own PNG."""
+    """A figure as a PNG in base64."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=90, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def render(
     answer: Answer, metrics: dict[str, Any], pictures: dict[str, str], mistakes: list[str]
 ) -> str:
-    """The page."""
-    title = html.escape(f"{answer.run.path.name}: {metrics['split']}")
-    sections = [f"<h2>{name}</h2>{picture}" for name, picture in pictures.items()]
-    if mistakes:
-        sections.append(f'<h2>Worst mistakes</h2><div class="mistakes">{"".join(mistakes)}</div>')
+    """The page, out of report.html.jinja."""
     description = read_json(answer.run.description)
-    options = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in {**description["options"], **description["versions"]}.items()
+    figures = next(iter(metrics["labels"].values()))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        f"<style>{STYLE}</style><h1>{title}</h1>{summary(metrics)}{label_table(metrics)}"
-        f"{''.join(sections)}<h2>Options</h2><table>{options}</table></html>\n"
+    environment.filters |= {"number": number, "span": span}
+    return environment.get_template("report.html.jinja").render(
+        title=f"{answer.run.path.name}: {metrics['split']}",
+        metrics=metrics,
+        figures=[name for name, value in figures.items() if not isinstance(value, list)],
+        pictures=pictures,
+        mistakes=mistakes,
+        options=description["options"] | description["versions"],
     )
-
-
-def summary(metrics: dict[str, Any]) -> str:
-    """The figures of the whole split in a paragraph."""
-    ranges, studies = metrics["intervals_95"], metrics["studies"]
-    return (
-        f"<p>{metrics['examples']} slices of {metrics['patients']} patients, epoch"
-        f" {metrics['best_epoch']} of {metrics['epochs']}. Weighted log loss"
-        f" <b>{number(metrics['weighted_log_loss'])}</b>"
-        f" ({span(ranges['weighted_log_loss'])}; the prevalence alone:"
-        f" {number(metrics['prevalence_log_loss'])}), mean ROC AUC"
-        f" <b>{number(metrics['mean_roc_auc'])}</b> ({span(ranges['mean_roc_auc'])})."
-        f" By study: {studies['examples']} studies, mean ROC AUC"
-        f" {number(studies['mean_roc_auc'])}. Intervals of 95 %, by resampling patients.</p>"
-    )
-
-
-def label_table(metrics: dict[str, Any]) -> str:
-    """A row a label, a column a figure."""
-    names = [
-        name
-        for name, value in next(iter(metrics["labels"].values())).items()
-        if not isinstance(value, list)
-    ]
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("label", *names))
-    rows = [
-        f"<tr><td>{html.escape(label)}</td>"
-        + "".join(f"<td>{cell(each[name])}</td>" for name in names)
-        for label, each in metrics["labels"].items()
-    ]
-    return f"<table><tr>{head}</tr>{'</tr>'.join(rows)}</tr></table>"
-
-
-def cell(value: float | int | None) -> str:
-    """A count as it is, any other figure in four digits."""
-    return str(value) if isinstance(value, int) else number(value)
