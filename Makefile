@@ -10,8 +10,6 @@ RUNNER  ?= local
 OUTPUT  ?= out/shards
 SHARDS  ?= out/shards
 RUN     ?= out/run
-FOLD    ?= 0
-MODEL   ?= resnet50
 BACKEND ?= tensorflow
 
 ifeq ($(origin INPUT),undefined)
@@ -46,7 +44,7 @@ endif
 
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
   --runner $(RUNNER) $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" --model $(MODEL) \
+TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
   $(BACKEND_FLAGS) $(ARGS)
@@ -81,7 +79,7 @@ verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN goes on where it stopped
-	@$(RUN_PY) -m trainer train --fold $(FOLD) $(TRAIN_FLAGS)
+	@$(RUN_PY) -m trainer train $(if $(FOLD),--fold $(FOLD)) $(TRAIN_FLAGS)
 
 evaluate: $(TRAINER) ## Evaluate a run on its validation fold
 	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,7 @@ class Display:
     last_line: float = 0.0
     title: str = ""
     total: int = 0
+    before: int = 0
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -33,7 +35,7 @@ class Display:
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """A new phase of `total` parts, of which `done` were done before."""
         self.end()
-        self.title, self.total = title, total
+        self.title, self.total, self.before = title, total, done
         self.started = self.last_line = time.monotonic()
         if self.console.is_terminal:
             self.live = Progress(
@@ -54,7 +56,15 @@ class Display:
             self.live.update(self.task, completed=done, detail=detail())
         elif time.monotonic() - self.last_line >= SPARSE_SECONDS:
             self.last_line = time.monotonic()
-            self.say(f"{self.title}: {done} of {self.total} {detail()}".rstrip())
+            parts = (f"{self.title}: {done} of {self.total}", self.time_left(done), detail())
+            self.say(", ".join(filter(None, parts)))
+
+    def time_left(self, done: int) -> str:
+        """How long the rest takes at the speed so far; nothing before any part is done."""
+        if done <= self.before:
+            return ""
+        each = (time.monotonic() - self.started) / (done - self.before)
+        return f"{timedelta(seconds=round(each * (self.total - done)))} left"
 
     def end(self) -> None:
         """Takes the live line away."""
