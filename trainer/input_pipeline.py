@@ -20,7 +20,7 @@ import tensorflow as tf
 from trainer.errors import BadInput
 from trainer.shards import ImageSpec, Split
 
-CORES = len(os.sched_getaffinity(0))
+CORES = os.cpu_count() or 1
 PREFETCHED = 4
 READ_BUFFER = 4 << 20
 SHARDS_AT_ONCE = 16
@@ -199,7 +199,7 @@ def read_copies(files: list[str], copies: list[npt.NDArray[np.int64]]) -> Any:
             as_written(lambda number, record: tf.data.Dataset.from_tensors(record).repeat(number))
         )
 
-    wanted = tf.ragged.constant([part.tolist() for part in copies], dtype=tf.int64)
+    wanted = tf.RaggedTensor.from_row_lengths(np.concatenate(copies), [len(c) for c in copies])
     return in_turn(tf.data.Dataset.from_tensor_slices((files, wanted)), read, len(files))
 
 
