@@ -72,20 +72,22 @@ def measure(
     classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
     feed = constant_feed(job) if way == "constant" else open_feed(job, free)
     model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability))
-    seconds, waited = 0.0, 0.0
-    for epoch in range(epochs):
-        clock = InputClock()
-        batches = clock.measure(feed.batches(Order(0, epoch)))
-        batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps))
-        watch = StepWatch(job, Progress(epoch=epoch), clock, None)
-        callbacks = Callbacks([watch], add_history=True, model=model)
-        started = time.perf_counter()
-        model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
-        if epoch:
-            seconds += time.perf_counter() - started
-            waited += clock.waited
-    images = (epochs - 1) * job.steps * options.batch_size
+    counted = [train_epoch(job, feed, model, epoch) for epoch in range(epochs)][1:]
+    seconds, waited = (sum(each) for each in zip(*counted, strict=True))
+    images = len(counted) * job.steps * options.batch_size
     return images / seconds, waited / seconds, None if capability is None else peak_memory()
+
+
+def train_epoch(job: Job, feed: Feed, model: Any, epoch: int) -> tuple[float, float]:
+    """Seconds of an epoch, and of those the ones that went by waiting."""
+    clock = InputClock()
+    batches = clock.measure(feed.batches(Order(0, epoch)))
+    batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps))
+    watch = StepWatch(job, Progress(epoch=epoch), clock, None)
+    callbacks = Callbacks([watch], add_history=True, model=model)
+    started = time.perf_counter()
+    model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
+    return time.perf_counter() - started, clock.waited
 
 
 def constant_feed(job: Job) -> Feed:

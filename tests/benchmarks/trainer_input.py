@@ -19,6 +19,7 @@ Images a second and CPU time, medians of --repeats turns after one that warms up
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,21 +55,7 @@ def main() -> None:
             batch_size=BATCH,
         )
     )
-    ways = make_ways(job, options.dicom, options.copies)
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    costs: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.repeats + 1):
-        for name, way in ways.items():
-            started, spent = time.perf_counter(), cpu_seconds()
-            images = way(turn)
-            if turn:
-                speeds[name].append(images / (time.perf_counter() - started))
-                costs[name].append((cpu_seconds() - spent) / images * 1000)
-    floor = float(np.median(speeds["(a) floor"]))
-    rows = [
-        (name, spread(each, 0), f"{np.median(each) / floor:.2f}", spread(costs[name]))
-        for name, each in speeds.items()
-    ]
+    rows = measure(make_ways(job, options.dicom, options.copies), options.repeats)
     image = job.shards.image
     stored = f"{image.height} x {image.width} x {image.channels}"
     table = Figures(
@@ -78,6 +65,24 @@ def main() -> None:
     slices = count(job.training)
     notes["data"] = f"{slices} slices, {options.copies} times an epoch, batches of {BATCH}"
     show(Console(highlight=False), [table], notes)
+
+
+def measure(ways: dict[str, Callable[[int], int]], repeats: int) -> list[tuple[str, ...]]:
+    """A row for each way, of `repeats` turns after one that warms up."""
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    costs: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            started, spent = time.perf_counter(), cpu_seconds()
+            images = way(turn)
+            if turn:
+                speeds[name].append(images / (time.perf_counter() - started))
+                costs[name].append((cpu_seconds() - spent) / images * 1000)
+    floor = float(np.median(speeds["(a) floor"]))
+    return [
+        (name, spread(each, 0), f"{np.median(each) / floor:.2f}", spread(costs[name]))
+        for name, each in speeds.items()
+    ]
 
 
 def cpu_seconds() -> float:

@@ -128,3 +128,13 @@ def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> 
     disk, device = (read(tmp_path / cache / "history.json")[0] for cache in ("disk", "device"))
     assert device["loss"] == pytest.approx(disk["loss"], rel=1e-4)
     assert device["val_loss"] == pytest.approx(disk["val_loss"], rel=1e-3)
+
+
+def test_a_compiled_step_trains_alike(make_job: JobMaker, tmp_path: Path) -> None:
+    # XLA draws other random numbers, so there are none.
+    still = {"cache": "device", "augment": 0.0, "dropout": 0.0, "epochs": 1}
+    for xla in ("on", "off"):
+        train(make_job(xla, xla=xla, **still))
+    on, off = (read(tmp_path / xla / "history.json")[0] for xla in ("on", "off"))
+    assert on["loss"] == pytest.approx(off["loss"], rel=1e-4)
+    assert on["val_loss"] == pytest.approx(off["val_loss"], rel=1e-3)
