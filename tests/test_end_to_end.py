@@ -129,3 +129,18 @@ def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
 
 def test_a_saved_run_is_evaluated(folder: Path, trained: str) -> None:
     assert "subdural" in succeed("trainer", "evaluate", "--run", folder / "run")
+
+
+def test_the_trainers_benchmarks_run_on_any_slices(folder: Path) -> None:
+    shards = ("--shards", folder / "shards")
+    shown = succeed(
+        *("tests.benchmarks.trainer_input", *shards, "--dicom", folder / "sample" / "slices"),
+        *("--image_size", 32, "--repeats", 1, "--copies", 1),
+    )
+    for way in ("(a) floor", "(b) ours", "(c) tutorial", "(d) dicom", "(e) cached at 32"):
+        assert way in shown
+    shown = succeed(
+        *("tests.benchmarks.trainer_step", *shards, "--epochs", 2),
+        *("--ways", "cached", "--sizes", 64, "--precisions", "float32"),
+    )
+    assert "64 float32 (iii) cached" in shown
