@@ -74,6 +74,7 @@ class StepWatch(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
         """The last step is handed over."""
         if self.underway is not None:
             self.underway.result()
+        self.waiter.shutdown()
         self.take_stock()
 
     def take_stock(self) -> None:
