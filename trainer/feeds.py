@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
-from trainer.bank import Bank, bank_bytes, check_memory, fill_bank
+from trainer.bank import GIGABYTE, Bank, bank_bytes, check_memory, fill_bank
 from trainer.checkpoint import BANK_NAME
 from trainer.input_pipeline import (
     CORES,
@@ -183,9 +183,11 @@ def open_feed(job: Job, free_device_memory: int) -> Feed:
     if options.cache == "none":
         return Stream(job)
     needed = bank_bytes(job.training, image, options.image_size)
+    room = ""
     if options.cache == "device":
         check_memory("device", needed, free_device_memory, "ram")
-    job.display.say(f"cache on {options.cache}: {needed / 1e9:.2f} GB of training images")
+        room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
+    job.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
     job.display.begin("filling the cache", count(job.training) + job.validation.examples)
     folder = None
     if options.cache == "disk":
