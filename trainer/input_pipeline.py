@@ -114,8 +114,8 @@ def with_options(dataset: Any) -> Any:
     """Keeps the order exact, the clock at the very end of the pipeline, and the end prompt.
 
     TensorFlow's tuning, which finds no better numbers than CORES, is left out: in one epoch
-    of three an iterator's end waits for the tuner's thread, which sleeps for half as long as
-    the epoch took (TensorFlow 2.21).
+    of three an iterator's end waits for the tuner's thread, which sleeps for up to as long as
+    the epoch took, a minute at most (TensorFlow 2.21).
     """
     options = tf.data.Options()
     options.autotune.enabled = False
