@@ -2,8 +2,8 @@
 
 import math
 import subprocess
-import time
 from dataclasses import replace
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import keras
@@ -21,14 +21,14 @@ from trainer.hardware import (
     free_device_memory,
     leave_gpu_to_jax,
 )
-from trainer.input_pipeline import InputClock, Order
+from trainer.input_pipeline import Order
 from trainer.job import Job, prepare_training
 from trainer.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.phases import compile_phase
 from trainer.progress import Display
 from trainer.shards import count
-from trainer.step_watch import Callbacks, StepWatch
+from trainer.train import train_epoch
 
 
 class Constant(OnDevice):
@@ -72,22 +72,10 @@ def measure(
     classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
     feed = constant_feed(job) if way == "constant" else open_feed(job, free)
     model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability))
-    counted = [train_epoch(job, feed, model, epoch) for epoch in range(epochs)][1:]
-    seconds, waited = (sum(each) for each in zip(*counted, strict=True))
-    images = len(counted) * job.steps * options.batch_size
-    return images / seconds, waited / seconds, None if capability is None else peak_memory()
-
-
-def train_epoch(job: Job, feed: Feed, model: Any, epoch: int) -> tuple[float, float]:
-    """Seconds of an epoch, and of those the ones that went by waiting."""
-    clock = InputClock()
-    batches = clock.measure(feed.batches(Order(0, epoch)))
-    batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps))
-    watch = StepWatch(job, Progress(epoch=epoch), clock, None)
-    callbacks = Callbacks([watch], add_history=True, model=model)
-    started = time.perf_counter()
-    model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
-    return time.perf_counter() - started, clock.waited
+    rows = [train_epoch(job, feed, model, Progress(epoch=n), None) for n in range(epochs)][1:]
+    speed = harmonic_mean(row["images_per_second"] for row in rows)
+    waiting = fmean(row["input_wait"] for row in rows)
+    return speed, waiting, None if capability is None else peak_memory()
 
 
 def constant_feed(job: Job) -> Feed:
