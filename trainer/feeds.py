@@ -145,8 +145,8 @@ class OnDevice(Cached):
 def row_type() -> str:
     """The dtype of row numbers: JAX has 32 bits alone.
 
-    TensorFlow reckons where on a GPU a row begins in the numbers' own type, and 100,000
-    images of 224 x 224 x 3 are seven times as many bytes as 32 bits count.
+    100,000 images of 224 x 224 x 3 are seven times as many bytes as 32 bits count; TensorFlow
+    gets 64, for it may reckon where a row begins in the numbers' own type.
     """
     return "int32" if keras.backend.backend() == "jax" else "int64"
 
