@@ -33,13 +33,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
-    folder = Folder(options.output)
-    if next(InputFiles.parse(options.input).list(), None) is None:
-        raise UsageError(f"input {options.input} holds no files")
-    if options.labels:
-        LabelFile(options.labels, options.id_column, options.label_columns).check()
-    if options.folds_from:
-        read_assignment(options.folds_from)
+    folder = Folder(options.output, options.storage_patience)
+    _check_input(options)
     console = Console()
     manifest = prepare_output(folder, options)
     if manifest is not None:
@@ -47,8 +42,14 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
         show_summary(console, manifest, options.output, None)
         return 0
     began = time.monotonic()
-    with Display(console):
-        _run(options, runner, beam_argv)
+    with Display(console) as display:
+        try:
+            _run(options, runner, beam_argv)
+        except Exception:
+            if display.refusal is None:
+                raise
+    if display.refusal is not None:
+        raise display.refusal
     refusal = read_refusal(folder)
     if refusal is not None:
         exit_code, message = refusal
@@ -59,6 +60,17 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
         raise PipelineError(f"the run ended without {MANIFEST} in {options.output}")
     show_summary(console, finished, options.output, time.monotonic() - began)
     return 0
+
+
+def _check_input(options: Options) -> None:
+    """Raise at once for what would end the run after the headers were read."""
+    patience = options.storage_patience
+    if next(InputFiles.parse(options.input, patience).list(), None) is None:
+        raise UsageError(f"input {options.input} holds no files")
+    if options.labels:
+        LabelFile(options.labels, options.id_column, options.label_columns, patience).check()
+    if options.folds_from:
+        read_assignment(options.folds_from, patience)
 
 
 def _run(options: Options, runner: str, beam_argv: list[str]) -> None:

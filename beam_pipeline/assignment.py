@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.folds import assign_folds
+from beam_pipeline.identifiers import image_key
+from beam_pipeline.storage import open_file
+from beam_pipeline.storage.compression import decompress
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 HOLDOUT = "holdout"
 _INDEX = "index.parquet"  # of a shard directory
@@ -35,14 +38,15 @@ class Splits:
         return cls((HOLDOUT, *names), (holdout, *shares)) if holdout else cls(names, shares)
 
 
-def read_assignment(path: str) -> pd.Series:
+def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
     """An earlier assignment.
 
     Args:
         path: a shard directory, or a CSV or Parquet table with the columns image_id and split.
+        patience: seconds after which a request that fails is given up.
 
     Returns:
-        str, the split of each image id, which is the index.
+        str, the split of each image, indexed by its `image_key`.
 
     Raises:
         UsageError: it cannot be read, or has other columns.
@@ -50,7 +54,8 @@ def read_assignment(path: str) -> pd.Series:
     suffix = next((s for s in (".csv", ".csv.gz", ".parquet") if path.endswith(s)), None)
     table = path if suffix else f"{path.rstrip('/')}/{_INDEX}"
     try:
-        with fsspec.open(table, "rb", compression="infer") as file:
+        with open_file(table, patience) as compressed:
+            file = decompress(compressed, table)
             if table.endswith(".parquet"):
                 frame = pd.read_parquet(file, columns=["image_id", "split"])
             else:
@@ -61,8 +66,8 @@ def read_assignment(path: str) -> pd.Series:
         raise UsageError(f"--folds_from {path}: {error}") from None
     if frame["image_id"].duplicated().any():
         raise UsageError(f"--folds_from {path}: an image_id has two rows")
-    assignment: pd.Series = frame.set_index("image_id")["split"]
-    return assignment
+    keys = np.array([image_key(image_id) for image_id in frame["image_id"]], np.uint64)
+    return pd.Series(frame["split"].to_numpy(), index=keys)
 
 
 def assign_splits(
@@ -71,8 +76,8 @@ def assign_splits(
     splits: Splits,
     seed: int,
     known: Sequence[str | None] | None = None,
-) -> NDArray[np.str_]:
-    """The split of each slice; no group is in two.
+) -> NDArray[np.int64]:
+    """The split of each slice, as its place in `splits.names`; no group is in two.
 
     Args:
         groups: [n], numbered from 0.
@@ -84,12 +89,11 @@ def assign_splits(
     Raises:
         UsageError: there are too few groups, or what is known cannot be kept.
     """
-    names = np.array(splits.names)
     fixed = None if known is None else _fix(groups, known, splits.names)
     try:
-        return names[assign_folds(groups, labels, splits.shares, seed, fixed)][groups]
+        return assign_folds(groups, labels, splits.shares, seed, fixed)[groups]
     except ValueError as error:
-        raise UsageError(f"--folds {len(names)}: {error}") from None
+        raise UsageError(f"--folds {len(splits.names)}: {error}") from None
 
 
 def _fix(

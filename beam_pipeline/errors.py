@@ -5,6 +5,7 @@ Exception
  └── PipelineError     the run cannot start or go on: one line for the user
       ├── UsageError       bad options, input or output        (exit code 2)
       ├── TooManyRejects   more bad files than allowed         (exit code 3)
+      ├── StoreError       a store failed                      (exit code 5)
       └── OutputError      the output could not be written     (exit code 5)
 
 Every other exception is a bug and stops the run with its traceback.
@@ -17,6 +18,8 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a file is not used: a closed list, written to rejects.jsonl."""
 
+    VANISHED = "vanished"
+    READ_ERROR = "read_error"
     NOT_DICOM = "not_dicom"
     UNREADABLE = "unreadable"
     MISSING_ATTRIBUTE = "missing_attribute"
@@ -73,6 +76,25 @@ class TooManyRejects(PipelineError):
             f"{rejected} of {files_seen} files were rejected ({counts}), more than the allowed "
             f"fraction {allowed:g}; see rejects.jsonl, or raise --max_reject_fraction"
         )
+
+
+class StoreError(PipelineError):
+    """A store failed, or refused access: no verdict on any file. The same command resumes.
+
+    Args:
+        store: its URL or path.
+        what: happened, in a few words; never a value from a header.
+    """
+
+    exit_code = 5
+
+    def __init__(self, store: str, what: str) -> None:
+        super().__init__(store, what)
+        self.store = store
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.store}: {self.what}; the same command resumes"
 
 
 class OutputError(PipelineError):

@@ -1,16 +1,16 @@
 """The end of a run: the directory described and complete, or why it is not."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from beam_pipeline.errors import OutputError, PipelineError, TooManyRejects, UsageError
 from beam_pipeline.manifest import REJECTS, count_reasons, encode_rejects, write_description
 from beam_pipeline.options import Options
 from beam_pipeline.output import finish_output, write_refusal
-from beam_pipeline.plan import Plan
-from beam_pipeline.shards import ShardResult
+from beam_pipeline.planning import PLAN, REJECT_COLUMNS, REJECTS_TABLE, Plan
+from beam_pipeline.progress import report_refusal
+from beam_pipeline.shards import ShardResult, written_name
 from beam_pipeline.storage import Folder
+from beam_pipeline.unfinished import Unfinished
 
 
 def check_rejects(files_seen: int, rejects: pd.DataFrame, allowed: float) -> None:
@@ -26,39 +26,42 @@ def check_rejects(files_seen: int, rejects: pd.DataFrame, allowed: float) -> Non
         raise UsageError(f"none of {files_seen} files can be used; see rejects.jsonl")
 
 
-def finish_directory(
-    plan: Plan | PipelineError, results: Sequence[ShardResult | PipelineError], options: Options
-) -> None:
+def finish_directory(written: int | PipelineError, options: Options) -> None:
     """Complete the shard directory, or leave word of why it cannot be.
 
     Args:
-        plan: or what made planning impossible.
-        results: of every shard, or what made writing it impossible.
+        written: how many shards were, or what made it impossible to write them all.
         options: of the run.
+
+    Raises:
+        PipelineError: not even that word could be left.
     """
-    folder = Folder(options.output)
+    folder = Folder(options.output, options.storage_patience)
     try:
-        if isinstance(plan, PipelineError):
-            raise plan
-        written = _written(results)
-        rejects = pd.concat([plan.rejects, *(result.rejects for result in written)])
-        folder.write(REJECTS, encode_rejects(rejects))
-        check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
-        if len(written) != plan.shard_count:
-            raise OutputError(f"{len(written)} of {plan.shard_count} shards were written")
-        folder.remove_partial()  # of workers that died
-        folder.make_durable(result.file for result in written)
-        write_description(folder, plan, options, written, rejects)
+        if isinstance(written, PipelineError):
+            raise written
+        _finish(Unfinished(folder), written, options)
     except PipelineError as error:
+        report_refusal(error)
         write_refusal(folder, error.exit_code, str(error))
     else:
         finish_output(folder)
 
 
-def _written(results: Sequence[ShardResult | PipelineError]) -> list[ShardResult]:
-    written = []
-    for result in results:
-        if isinstance(result, PipelineError):
-            raise result
-        written.append(result)
-    return written
+def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
+    folder = unfinished.folder
+    plan = Plan.decode(folder.read(PLAN))
+    results = []
+    if written:
+        parts = unfinished.read_all([*map(written_name, plan.shards)], columns=[])
+        results = [ShardResult.of(part) for part in parts]
+    planned = unfinished.read(REJECTS_TABLE).to_pandas()
+    found = [reject for result in results for reject in result.rejects]
+    rejects = pd.concat([planned, pd.DataFrame(found, columns=list(REJECT_COLUMNS))])
+    folder.write(REJECTS, encode_rejects(rejects))
+    check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
+    if written != len(plan.shards):
+        raise OutputError(f"{written} of {len(plan.shards)} shards were written")
+    folder.remove_partial()  # of workers that died
+    folder.make_durable(result.file for result in results)
+    write_description(unfinished, plan, options, results, rejects)

@@ -1,45 +1,52 @@
 """What is written instead of the ids in the files' headers."""
 
+import hashlib
 import hmac
 
-import pandas as pd
-
-from beam_pipeline.options import Identifiers
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 _NOUNS = {"patient_id": "patient", "study_id": "study", "series_id": "series"}
 ID_COLUMNS = tuple(_NOUNS)
 _HASH_CHARACTERS = 16  # 64 bits: no two of a million ids share one by chance
 
 
-def replace_ids(slices: pd.DataFrame, identifiers: Identifiers, key: bytes) -> pd.DataFrame:
-    """Replace patient, study and series ids.
+def hash_id(key: bytes, column: str, text: str) -> str:
+    """A keyed hash of an id (HMAC-SHA256, RFC 2104), 16 hexadecimal digits.
 
-    ORDINAL numbers them by their first slice: nothing leads back, and the same input gives the
-    same numbers. HASH makes keyed hashes (HMAC-SHA256, RFC 2104), the same in every data set under
-    the same key; without the key, trying all ids leads nowhere. KEEP leaves them as they are.
+    It is the same wherever the key is the same; without the key, trying all ids leads nowhere.
 
     Args:
-        slices: with the str columns of `ID_COLUMNS`, in a fixed order.
-        identifiers: which of the three.
-        key: secret of the hashes.
+        key: the secret.
+        column: one of ID_COLUMNS: a patient's id that is also a study's has another hash.
+        text: the id.
     """
-    if identifiers is Identifiers.KEEP:
-        return slices
-    if identifiers is Identifiers.ORDINAL:
-        return slices.assign(**{c: ordinals(slices[c], noun) for c, noun in _NOUNS.items()})
-    return slices.assign(**{c: _hashes(slices[c], c, key) for c in _NOUNS})
+    message = f"{column}\0{text}".encode("utf-8", "surrogateescape")
+    return hmac.new(key, message, "sha256").hexdigest()[:_HASH_CHARACTERS]
 
 
-def ordinals(ids: pd.Series, noun: str) -> list[str]:
-    """`noun_000001` for the first id, and so on."""
-    return [f"{noun}_{number + 1:06d}" for number in pd.factorize(ids)[0]]
+def image_key(image_id: str) -> int:
+    """64 bits that stand for an image id where millions are compared.
+
+    Two of ten million different ids share one with a probability of 3 in a million.
+    """
+    text = image_id.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _hashes(ids: pd.Series, purpose: str, key: bytes) -> pd.Series:
-    """The purpose keeps a patient's id that is also a study's from giving the same hash."""
-    different = ids.unique()
-    hashes = [
-        hmac.new(key, f"{purpose}\0{text}".encode(), "sha256").hexdigest()[:_HASH_CHARACTERS]
-        for text in different
-    ]
-    return ids.map(dict(zip(different, hashes, strict=True)))
+def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:
+    """Ids that lead nowhere back: `patient_000001` for number 0 of `patient_id`, and so on."""
+    return ordinals(_NOUNS[column], numbers)
+
+
+def ordinal(noun: str, number: int) -> str:
+    """`noun_000001` for number 0, and so on."""
+    return f"{noun}_{number + 1:06d}"
+
+
+def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
+    """The same for many numbers: strings."""
+    digits = pc.utf8_lpad(pc.cast(pa.array(numbers + 1), pa.string()), 6, "0")
+    return pc.binary_join_element_wise(noun, digits, "_")

@@ -1,9 +1,8 @@
 """The index of examples: a row an example, as Parquet; a part a shard until the end."""
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,34 +37,26 @@ def index_schema(labels: Sequence[str]) -> pa.Schema:
     return pa.schema([*(_BEFORE_LABELS | of_labels | _AFTER_LABELS).items()])
 
 
-def encode_index(rows: pd.DataFrame, labels: Sequence[str]) -> bytes:
-    """Rows of an index as Parquet, ordered by split, shard and record."""
+def index_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.Table:
+    """Rows of an index, in order; what else they hold is left out."""
     schema = index_schema(labels)
-    ordered = rows.sort_values(["split", "shard", "record"], ignore_index=True)
-    table = pa.Table.from_pandas(ordered[schema.names], schema, preserve_index=False)
-    return _write([table.replace_schema_metadata()], schema)
+    columns = [
+        # No position is null, as pandas has it.
+        pa.array([row[field.name] for row in rows], field.type, from_pandas=True)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
-def decode_index(data: bytes) -> pd.DataFrame:
-    """The rows of an index."""
-    rows: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
-    return rows
-
-
-def join_indexes(parts: Iterable[bytes], labels: Sequence[str]) -> bytes:
-    """One index of several, in their order; a few parts at a time are in memory as rows."""
-    return _write((pq.read_table(io.BytesIO(part)) for part in parts), index_schema(labels))
-
-
-def _write(tables: Iterable[pa.Table], schema: pa.Schema) -> bytes:
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+def write_index(file: BinaryIO, parts: Iterable[pa.Table], labels: Sequence[str]) -> None:
+    """Write one index of several, in their order; a few parts at a time are in memory."""
+    schema = index_schema(labels)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []
-        for table in tables:
-            waiting.append(table)
+        for part in parts:
+            waiting.append(part.replace_schema_metadata())
             if sum(map(len, waiting)) >= _ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting = []
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks())
-    return buffer.getvalue()

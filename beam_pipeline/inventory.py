@@ -2,33 +2,53 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
 from itertools import islice
-from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-import pandas as pd
+import pyarrow as pa
 
-from beam_pipeline.dicom import Header, read_header
-from beam_pipeline.errors import PipelineError, Reason, Rejected
+from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
+from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.hounsfield import PixelEncoding
-from beam_pipeline.options import ImageId, LeakCheck, Options
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.identifiers import ID_COLUMNS, hash_id, image_key
+from beam_pipeline.keys import input_key, key_check, read_key
+from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.storage.inputs import Reading
+from beam_pipeline.unfinished import Unfinished, table_metadata
+from beam_pipeline.workers import Watch
 
-BATCH = 256  # files inspected by one task
+# A part of the inventory is read by one task. The first are small, so that few files, too, keep
+# all workers busy; later ones are larger, so that millions of files are thousands of parts.
+_SMALLEST_PART, _LARGEST_PART = 256, 4096
+_PARTS_OF_A_SIZE = 16
+_KEY_CANDIDATES = 64  # files, the first of which that can be read gives the key of the inventory
 
-_COLUMNS = (
-    "source",
-    "image_id",
-    "patient_id",
-    "study_id",
-    "series_id",
-    "fingerprint",
-    "header",
-    "reason",
-    "detail",
+_LISTING = pa.schema({"source": pa.binary(), "size": pa.int64(), "version": pa.string()})
+_TEXTS = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        *_LISTING,
+        pa.field("image_id", pa.string()),
+        pa.field("image_key", pa.uint64()),
+        *(pa.field(name, _TEXTS) for name in ID_COLUMNS),
+        pa.field("fingerprint", pa.uint64()),
+        pa.field("pixel_offset", pa.int64()),
+        pa.field("pixel_bytes", pa.int64()),
+        pa.field("header", pa.string()),
+        pa.field("reason", _TEXTS),
+        pa.field("detail", pa.string()),
+    ]
 )
+# Reasons that may be gone when a file is read again, though the file is the same.
+_PASSING = frozenset(
+    {Reason.READ_ERROR, Reason.VANISHED, Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT}
+)
+
 _CARRIED = (
     "position_z",
     "pixel_spacing",
@@ -40,99 +60,259 @@ _CARRIED = (
     "beginning",
 )
 _ENCODING = tuple(field.name for field in fields(PixelEncoding))
-# Of the pixels, to find files that may be twins: noise makes a few rows in the middle unique.
+# Of the pixels, to find files that may be duplicates: noise makes a few rows in the middle unique.
 _FINGERPRINT_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some of the input's files.
+class Inspected:
+    """What became of a part of the inventory.
 
     Attributes:
-        sources: their paths, relative to the input's root.
-        excluded: files not to touch, and why.
+        files: how many it has.
+        rejected: how many of them cannot be used.
+        reused: how many were known from an earlier run, and not read again.
     """
 
-    sources: tuple[str, ...]
-    excluded: dict[str, Reason] = field(default_factory=dict)
-
-    def excluding(self, source: str, reason: Reason) -> "Batch":
-        """The same files, without touching one of them."""
-        return Batch(self.sources, {**self.excluded, source: reason})
+    files: int
+    rejected: int
+    reused: int
 
 
-def list_batches(files: InputFiles) -> Iterator[Batch | PipelineError]:
-    """All input files, in order, a batch at a time; last, what made it impossible to go on."""
-    sources = files.list()
-    try:
-        while batch := tuple(islice(sources, BATCH)):
-            yield Batch(batch)
-    except PipelineError as error:
-        yield error
+def listing_name(number: int) -> str:
+    """The table with a part of the input's listing."""
+    return f"listing/{number:05d}"
 
 
-def inspect_batch(
-    batch: Batch, note: Callable[[int], None], *, files: InputFiles, options: Options
-) -> pd.DataFrame:
-    """Read the headers of some files.
+def inventory_name(number: int) -> str:
+    """The table with the same part of the inventory."""
+    return f"inventory/{number:05d}"
 
-    Args:
-        batch: the files.
-        note: told the place of each file before it is read.
-        files: where they are.
-        options: image_id and leak_check count here.
 
-    Returns:
-        str columns source, image_id, patient_id, study_id, series_id (as in the file), fingerprint
-        (equal for files whose pixels may be equal; empty if not asked for), header (for
-        `decode_header`; empty where it must be read again), reason (empty for a usable file) and
-        detail; a row a file.
+def list_parts(options: Options) -> Iterator[int]:
+    """List the input, a part at a time; yields how many files each part has.
+
+    Raises:
+        StoreError: the input cannot be listed whole.
+        OutputError: a part cannot be written.
     """
-    rows = []
-    for place, source in enumerate(batch.sources):
-        note(place)
-        rows.append(_inspect(source, files, options, batch.excluded.get(source)))
-    return inventory_frame(rows)
+    found = InputFiles.parse(options.input, options.storage_patience).list()
+    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    number = 0
+    while part := list(islice(found, _part_size(number))):
+        rows = {
+            "source": [encode_source(info.path) for info in part],
+            "size": [info.size for info in part],
+            "version": [info.version for info in part],
+        }
+        unfinished.write(listing_name(number), pa.table(rows, _LISTING))
+        yield len(part)
+        number += 1
 
 
-def inventory_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """An inventory of rows; what a row lacks is empty."""
-    filled = ([row.get(column, "") for column in _COLUMNS] for row in rows)
-    return pd.DataFrame(filled, columns=list(_COLUMNS), dtype=str)
+def _part_size(number: int) -> int:
+    return min(_SMALLEST_PART << (number // _PARTS_OF_A_SIZE), _LARGEST_PART)
+
+
+def encode_source(path: str) -> bytes:
+    """A path as tables hold it: names of files need not be UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def decode_source(stored: bytes) -> str:
+    """The path that was encoded, to open a file with."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def show_source(path: str) -> str:
+    """A path as it is written and shown: bytes that are no UTF-8 are escaped."""
+    return encode_source(path).decode("utf-8", "backslashreplace")
 
 
 def name_of(source: str) -> str:
-    """A file's name without its suffix."""
-    name = PurePosixPath(source).name
-    return name.removesuffix(PurePosixPath(name).suffix) or name
+    """A file's name without its suffix; a part of digits is none, but the end of a UID."""
+    name = source.rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and dot and not suffix.isdigit() else name
 
 
-def _inspect(
-    source: str, files: InputFiles, options: Options, excluded: Reason | None
-) -> dict[str, Any]:
-    row = {"source": source, "image_id": name_of(source)}
-    try:
-        if excluded:
-            raise Rejected(excluded)
-        with files.open(source) as (file, size):
-            header = read_header(file, size)
-            if options.leak_check is not LeakCheck.OFF:
-                row["fingerprint"] = _fingerprint(file, size, header)
-    except Rejected as rejected:
-        return {**row, "reason": rejected.reason.value, "detail": rejected.detail}
-    except OSError as error:
-        return {**row, "reason": Reason.UNREADABLE.value, "detail": error.strerror or ""}
-    if options.image_id is ImageId.SOP_INSTANCE_UID:
-        row["image_id"] = header.sop_instance_uid
-    if not row["image_id"]:
-        return {**row, "reason": Reason.MISSING_ATTRIBUTE.value, "detail": "SOPInstanceUID"}
+def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
+    """Read the headers of a part of the listing, and write that part of the inventory.
+
+    What an earlier run found out about a file is kept while the file has the same size and
+    version.
+
+    Args:
+        number: of the part.
+        watch: told of each header that is parsed.
+        options: of the run.
+
+    Raises:
+        OutputError: the part cannot be written.
+        StoreError: a store fails.
+    """
+    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    files = InputFiles.parse(options.input, options.storage_patience)
+    listed = _read_listing(unfinished, number)
+    key = _identifier_key(unfinished, files, options)
+    check = key_check(key)
+    known = _known_rows(unfinished.find(inventory_name(number)), check)
+    rows: list[dict[str, Any] | None] = [known.get(info) for info in listed]
+    places = [place for place, row in enumerate(rows) if row is None]
+    inspector = _Inspector(files, options, key, watch)
+    for place, row in zip(places, inspector.inspect(listed, places), strict=True):
+        rows[place] = row
+    if places or len(known) != len(listed):
+        filled = [_filled(info, row or {}) for info, row in zip(listed, rows, strict=True)]
+        table = pa.Table.from_pylist(filled, SCHEMA)
+        unfinished.write(inventory_name(number), table, {"key_check": check})
+    rejected = sum(bool(row and row["reason"]) for row in rows)
+    return Inspected(len(listed), rejected, len(listed) - len(places))
+
+
+def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
+    rows = unfinished.read(listing_name(number)).to_pylist()
+    return [FileInfo(decode_source(row["source"]), row["size"], row["version"]) for row in rows]
+
+
+def _identifier_key(unfinished: Unfinished, files: InputFiles, options: Options) -> bytes:
+    """What patient, study and series ids are hashed with in the inventory."""
+    if options.identifiers is Identifiers.KEEP:
+        return b""
+    if options.identifiers is Identifiers.HASH:
+        return read_key(options.identifier_key_file, options.storage_patience)
+    return input_key(files, _read_listing(unfinished, 0)[:_KEY_CANDIDATES])
+
+
+def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
+    """The rows of an earlier run that still hold, by the file they are of."""
+    if table is None or table_metadata(table).get("key_check") != check:
+        return {}
     return {
-        **row,
-        "patient_id": header.patient_id,
-        "study_id": header.study_id,
-        "series_id": header.series_id,
-        "header": encode_header(header),
+        FileInfo(decode_source(row["source"]), row["size"], row["version"]): row
+        for row in table.to_pylist()
+        if row["version"] and row["reason"] not in _PASSING
     }
+
+
+def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
+    listed = {"source": encode_source(info.path), "size": info.size, "version": info.version}
+    return row | listed | {"image_key": image_key(row["image_id"])}
+
+
+class _Inspector:
+    """Reads headers: the next ones are on their way while one is parsed."""
+
+    def __init__(self, files: InputFiles, options: Options, key: bytes, watch: Watch) -> None:
+        self._files = files
+        self._options = options
+        self._key = key
+        self._watch = watch
+
+    def inspect(self, listed: Sequence[FileInfo], places: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of the files at some places, in their order."""
+        with self._files.reading() as reading:
+            rows: list[tuple[dict[str, Any], Future[int] | None]] = []
+            waiting = iter(places)
+            heads: deque[tuple[int, Future[bytes]]] = deque()
+            while True:
+                for place in islice(waiting, max(reading.in_flight - len(heads), 0)):
+                    heads.append((place, self._head(reading, listed[place], place)))
+                if not heads:
+                    break
+                place, head = heads.popleft()
+                rows.append(self._row(reading, listed[place], place, head))
+            return [self._finished(row, fingerprint) for row, fingerprint in rows]
+
+    def _head(self, reading: Reading, info: FileInfo, place: int) -> Future[bytes]:
+        if place in self._watch.excluded:
+            return Future()
+        return reading.part(info.path, 0, FIRST_BYTES, bytes)
+
+    def _row(
+        self, reading: Reading, info: FileInfo, place: int, head: Future[bytes]
+    ) -> tuple[dict[str, Any], Future[int] | None]:
+        """A file's row, and its fingerprint that is on the way."""
+        row = _empty_row(name_of(show_source(info.path)))
+        try:
+            if place in self._watch.excluded:
+                raise Rejected(self._watch.excluded[place])
+            beginning = _Beginning(head.result(), info, reading)
+            self._watch.working(place)
+            header = read_header(cast(BinaryIO, beginning), info.size)
+            row |= self._describe(header, info)
+        except Rejected as rejected:
+            return _rejected(row, rejected.reason, rejected.detail), None
+        except OSError as error:
+            return _rejected(row, *reason_of(error)), None
+        finally:
+            self._watch.waiting()
+        if not row["image_id"]:
+            return _rejected(row, Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"), None
+        if self._options.leak_check is LeakCheck.OFF or row["pixel_offset"] < 0:
+            return row, None
+        return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
+
+    def _describe(self, header: Header, info: FileInfo) -> dict[str, Any]:
+        described = {
+            "patient_id": self._replace("patient_id", header.patient_id),
+            "study_id": self._replace("study_id", header.study_id),
+            "series_id": self._replace("series_id", header.series_id),
+            "header": encode_header(header),
+        }
+        if header.pixel_offset is not None:  # a deflated file would have to be read whole
+            described["pixel_offset"] = header.pixel_offset
+            described["pixel_bytes"] = _pixel_bytes(info.size, header)
+        if self._options.image_id is ImageId.SOP_INSTANCE_UID:
+            described["image_id"] = header.sop_instance_uid
+        return described
+
+    def _replace(self, column: str, text: str) -> str:
+        keep = self._options.identifiers is Identifiers.KEEP
+        return text if keep else hash_id(self._key, column, text)
+
+    def _finished(self, row: dict[str, Any], fingerprint: Future[int] | None) -> dict[str, Any]:
+        if fingerprint is None:
+            return row
+        try:
+            return row | {"fingerprint": fingerprint.result()}
+        except OSError as error:
+            return _rejected(row, *reason_of(error))
+
+
+class _Beginning:
+    """A file's first bytes, which are here, and the others, which are read if they are needed."""
+
+    def __init__(self, data: bytes, info: FileInfo, reading: Reading) -> None:
+        self._data, self._info, self._reading = data, info, reading
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, as of any file."""
+        first, self._position = self._position, self._position + size
+        data = self._data[first : self._position]
+        missing = min(self._position, self._info.size) - max(first, len(self._data))
+        if missing > 0 and len(self._data) >= FIRST_BYTES:
+            start = max(first, len(self._data))
+            data += self._reading.now(self._info.path, start, missing)
+        return data
+
+
+def _empty_row(image_id: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"image_id": image_id, "fingerprint": 0, "header": ""}
+    row |= dict.fromkeys(ID_COLUMNS, "")
+    return row | {"pixel_offset": -1, "pixel_bytes": 0, "reason": "", "detail": ""}
+
+
+def _rejected(row: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
+    return _empty_row(row["image_id"]) | {"reason": reason.value, "detail": detail}
+
+
+def reason_of(error: OSError) -> tuple[Reason, str]:
+    """Why a file cannot be read, and its detail."""
+    if isinstance(error, FileNotFoundError):
+        return Reason.VANISHED, ""
+    return Reason.READ_ERROR, error.strerror or type(error).__name__
 
 
 def encode_header(header: Header) -> str:
@@ -162,31 +342,21 @@ def _pair(values: list[Any] | None) -> tuple[Any, Any] | None:
     return (values[0], values[1]) if values else None
 
 
-def _fingerprint(file: BinaryIO, size: int, header: Header) -> str:
+def _read_fingerprint(reading: Reading, source: str, offset: int, size: int) -> "Future[int]":
     """A checksum of some of the pixels' bytes; of all of them if some say nothing."""
-    if header.pixel_offset is None:
-        return ""  # deflated: the whole file would have to be read and inflated
-    middle = header.pixel_offset + (_pixel_bytes(size, header) - _FINGERPRINT_BYTES) // 2
-    file.seek(max(middle, header.pixel_offset))
-    data = file.read(_FINGERPRINT_BYTES)
-    if data == data[:2] * (len(data) // 2):
-        return pixel_checksum(file, size, header)
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    start = offset + max((size - _FINGERPRINT_BYTES) // 2, 0)
+
+    def use(data: bytes) -> int:
+        if data == data[:2] * (len(data) // 2):
+            return checksum(reading.now(source, offset, size))
+        return checksum(data)
+
+    return reading.part(source, start, min(_FINGERPRINT_BYTES, size), use)
 
 
-def pixel_checksum(file: BinaryIO, size: int, header: Header) -> str:
-    """A checksum of all of the pixels' bytes as they are in the file, compressed or not.
-
-    Args:
-        file: seekable.
-        size: of the whole file, bytes.
-        header: of the same file, not deflated.
-    """
-    if header.pixel_offset is None:
-        raise ValueError("the pixels of a deflated file have no place in it")
-    file.seek(header.pixel_offset)
-    data = file.read(_pixel_bytes(size, header))
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def checksum(data: bytes) -> int:
+    """64 bits, not 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
 def _pixel_bytes(size: int, header: Header) -> int:

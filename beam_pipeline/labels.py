@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,6 +13,10 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.identifiers import image_key
+from beam_pipeline.storage import open_file
+from beam_pipeline.storage.compression import decompress
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 # RSNA Intracranial Hemorrhage Detection 2019: the five subtypes, and whether there is any.
 RSNA_LABELS = (
@@ -29,9 +31,14 @@ _LONG_COLUMNS = ("ID", "Label")
 # What the id's column of a wide file may be called, whatever the case.
 _ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
 
-_CONFLICT = (Reason.LABEL_CONFLICT, "rows contradict each other")
-_MISSING_CLASS = (Reason.LABEL_INVALID, "not a value for each class")
-_BAD_VALUE = (Reason.LABEL_INVALID, "a value is neither 0 nor 1")
+# Why an image's rows cannot be used, and the detail of it.
+PROBLEMS = (
+    (Reason.LABEL_INVALID, "a value is neither 0 nor 1"),
+    (Reason.LABEL_INVALID, "not a value for each class"),
+    (Reason.LABEL_CONFLICT, "rows contradict each other"),
+)
+_BAD_VALUE, _MISSING_CLASS, _CONFLICT = range(len(PROBLEMS))
+_BLOCK_BYTES = 1 << 24  # of a label file that are parsed at a time
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,15 @@ class Labels:
 
     Attributes:
         names: of the classes, in the order of the columns.
-        table: int8, 0 or 1, a column a class, indexed by image id (unique).
-        unusable: the reason and its detail for every image id whose rows cannot be used.
+        image_keys: uint64 [images], in ascending order: `image_key` of each image id.
+        values: int8 [images, classes], 0 or 1 where there is no problem.
+        problems: int8 [images], the place of the problem in PROBLEMS, -1 for none.
     """
 
     names: tuple[str, ...]
-    table: pd.DataFrame
-    unusable: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    image_keys: NDArray[np.uint64]
+    values: NDArray[np.int8]
+    problems: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,13 @@ class LabelFile:
         path: CSV (also compressed) or Parquet; local or a URL.
         id_column: of the wide form; None to find it by its name.
         label_columns: of the wide form; none for RSNA's six if they are there, else all others.
+        patience: seconds after which a request that fails is given up.
     """
 
     path: str
     id_column: str | None = None
     label_columns: tuple[str, ...] = ()
+    patience: float = DEFAULT_PATIENCE
 
     def check(self) -> None:
         """Raise at once if the file is missing or has other columns.
@@ -91,7 +102,7 @@ class LabelFile:
             labels = self._read_long()
         else:
             labels = self._read_wide(*self._wide_columns(columns))
-        if labels.table.empty and not labels.unusable:
+        if not len(labels.image_keys):
             raise UsageError(f"label file {self.path} has no rows")
         return labels
 
@@ -120,57 +131,85 @@ class LabelFile:
                 return list(pq.read_schema(file).names)
             return list(csv.open_csv(file).schema.names)
 
-    def _table(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns as text; empty where there is no value."""
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns as text, empty where there is no value; a part of the rows at a time."""
         with self._open() as file:
             if self.path.endswith(".parquet"):
-                table = pq.read_table(file, columns=list(columns))
+                batches = pq.ParquetFile(file).iter_batches(columns=list(columns))
             else:
                 types = dict.fromkeys(columns, pa.string())
-                convert = csv.ConvertOptions(include_columns=list(columns), column_types=types)
-                table = csv.read_csv(file, convert_options=convert)
-        texts = {name: pc.fill_null(pc.cast(table[name], pa.string()), "") for name in columns}
-        return pa.table(texts)
+                batches = csv.open_csv(
+                    file,
+                    read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
+                    convert_options=csv.ConvertOptions(
+                        include_columns=list(columns), column_types=types
+                    ),
+                )
+            for batch in batches:
+                texts = {c: pc.fill_null(pc.cast(batch[c], pa.string()), "") for c in columns}
+                yield pa.RecordBatch.from_pydict(texts)
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with fsspec.open(self.path, "rb", compression="infer") as file:
-                yield file
+            with open_file(self.path, self.patience) as file:
+                yield decompress(file, self.path)
         except FileNotFoundError:
             raise UsageError(f"label file {self.path} does not exist") from None
         except (OSError, EOFError, pa.ArrowException) as error:
             raise UsageError(f"cannot read label file {self.path}: {error}") from None
 
     def _read_long(self) -> Labels:
-        rows = self._table(_LONG_COLUMNS)
-        parts = pc.split_pattern(rows["ID"], "_", max_splits=1, reverse=True)
-        if not pc.all(pc.equal(pc.list_value_length(parts), 2), min_count=0).as_py():
-            raise UsageError(f"label file {self.path}: an ID is not of the form <image id>_<class>")
-        images, image_ids = _encode(pc.list_element(parts, 0))
-        columns, found = _encode(pc.list_element(parts, 1))
-        order = RSNA_LABELS if set(found) == set(RSNA_LABELS) else tuple(found)
-        places = np.array([order.index(name) for name in found], np.int64)
-        return _labels(order, image_ids, images, places[columns], _values(rows["Label"]))
+        names: dict[str, int] = {}
+        images, classes, values = [_NO_KEYS], [_NO_PLACES], [_NO_VALUES]
+        for rows in self._batches(_LONG_COLUMNS):
+            parts = pc.split_pattern(rows["ID"], "_", max_splits=1, reverse=True)
+            if not pc.all(pc.equal(pc.list_value_length(parts), 2), min_count=0).as_py():
+                raise UsageError(
+                    f"label file {self.path}: an ID is not of the form <image id>_<class>"
+                )
+            images.append(_image_keys(pc.list_element(parts, 0)))
+            classes.append(_places(pc.list_element(parts, 1), names))
+            values.append(_values(rows["Label"]))
+        order = RSNA_LABELS if set(names) == set(RSNA_LABELS) else tuple(names)
+        columns = np.array([order.index(name) for name in names], np.int64)
+        return _labels(
+            order, np.concatenate(images), columns[np.concatenate(classes)], np.concatenate(values)
+        )
 
     def _read_wide(self, id_column: str, names: tuple[str, ...]) -> Labels:
-        rows = self._table([id_column, *names])
-        images, image_ids = _encode(rows[id_column])
-        values = np.concatenate([_values(rows[name]) for name in names])
-        columns = np.repeat(np.arange(len(names)), len(rows))
-        return _labels(names, image_ids, np.tile(images, len(names)), columns, values)
+        images, values = [_NO_KEYS], [_NO_VALUES]
+        for rows in self._batches([id_column, *names]):
+            images.append(np.repeat(_image_keys(rows[id_column]), len(names)))
+            values.append(np.stack([_values(rows[name]) for name in names], axis=1).ravel())
+        keys = np.concatenate(images)
+        columns = np.tile(np.arange(len(names)), len(keys) // len(names))
+        return _labels(names, keys, columns, np.concatenate(values))
 
 
-def _encode(texts: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    """Each text's position among the different texts, and these."""
-    encoded = texts.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+_NO_KEYS, _NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)
+_NO_VALUES = np.empty(0, np.int8)
 
 
-def _values(texts: pa.ChunkedArray) -> NDArray[np.int8]:
+def _image_keys(texts: pa.Array) -> NDArray[np.uint64]:
+    """`image_key` of each id, computed once for all rows of the same image."""
+    encoded = texts.dictionary_encode()
+    keys = np.array([image_key(text) for text in encoded.dictionary.to_pylist()], np.uint64)
+    return keys[encoded.indices.to_numpy()]
+
+
+def _places(texts: pa.Array, known: dict[str, int]) -> NDArray[np.int64]:
+    """Each text's place among the known ones, to which new ones are added."""
+    encoded = texts.dictionary_encode()
+    places = [known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()]
+    return np.array(places, np.int64)[encoded.indices.to_numpy()]
+
+
+def _values(texts: pa.Array) -> NDArray[np.int8]:
     """0 and 1 as they are, all else -1."""
-    codes, different = _encode(texts)
-    return np.array([_value(text) for text in different], np.int8)[codes]
+    encoded = texts.dictionary_encode()
+    different = np.array([_value(text) for text in encoded.dictionary.to_pylist()], np.int8)
+    return different[encoded.indices.to_numpy()]
 
 
 def _value(text: str) -> int:
@@ -185,8 +224,7 @@ def _value(text: str) -> int:
 
 def _labels(
     names: tuple[str, ...],
-    image_ids: Sequence[str],
-    images: NDArray[np.int64],
+    images: NDArray[np.uint64],
     columns: NDArray[np.int64],
     values: NDArray[np.int8],
 ) -> Labels:
@@ -194,22 +232,17 @@ def _labels(
 
     Args:
         names: of the classes.
-        image_ids: each once.
-        images: [n], of each value, as a position in `image_ids`.
-        columns: [n], the class of each value, as a position in `names`.
+        images: [n], the image key of each value.
+        columns: [n], the class of each value, as a place in `names`.
         values: [n], 0, 1 or -1.
     """
-    lowest = np.full((len(image_ids), len(names)), 2, np.int8)
+    keys, rows = np.unique(images, return_inverse=True)
+    lowest = np.full((len(keys), len(names)), 2, np.int8)
     highest = np.full_like(lowest, -2)
-    np.minimum.at(lowest, (images, columns), values)
-    np.maximum.at(highest, (images, columns), values)
-    missing = np.asarray((lowest > highest).any(axis=1))
-    conflict = np.asarray((lowest < highest).any(axis=1))
-    invalid = np.asarray((lowest < 0).any(axis=1))
-    index = pd.Index(image_ids, dtype=str)
-    unusable = dict.fromkeys(index[invalid], _BAD_VALUE)
-    unusable |= dict.fromkeys(index[missing], _MISSING_CLASS)
-    unusable |= dict.fromkeys(index[conflict], _CONFLICT)
-    usable = ~(missing | conflict | invalid)
-    table = pd.DataFrame(lowest[usable], index=index[usable], columns=list(names))
-    return Labels(names, table.sort_index(), unusable)
+    np.minimum.at(lowest, (rows, columns), values)
+    np.maximum.at(highest, (rows, columns), values)
+    problems = np.full(len(keys), -1, np.int8)
+    problems[(lowest < 0).any(axis=1)] = _BAD_VALUE
+    problems[(lowest > highest).any(axis=1)] = _MISSING_CLASS
+    problems[(lowest < highest).any(axis=1)] = _CONFLICT
+    return Labels(names, keys, lowest, problems)

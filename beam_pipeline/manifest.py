@@ -2,23 +2,26 @@
 
 import hashlib
 import json
+import os
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from beam_pipeline import __version__
 from beam_pipeline.convert import HU_OFFSET
-from beam_pipeline.index import join_indexes
+from beam_pipeline.index import write_index
 from beam_pipeline.options import Options
-from beam_pipeline.plan import DATASET, Plan
-from beam_pipeline.shards import ShardResult
-from beam_pipeline.storage import Folder
+from beam_pipeline.plan import DATASET, ShardFile
+from beam_pipeline.planning import REJECT_COLUMNS, Plan
+from beam_pipeline.shards import ShardResult, written_name
+from beam_pipeline.unfinished import Unfinished
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -30,22 +33,27 @@ FEATURES = "features.json"
 
 def encode_rejects(rejects: pd.DataFrame) -> bytes:
     """The rejects as JSON lines, ordered by source."""
-    columns = ["source", "image_id", "reason", "detail"]
-    rows = rejects.sort_values("source")[columns].to_dict("records")
+    rows = rejects.sort_values("source", kind="stable")[[*REJECT_COLUMNS]].to_dict("records")
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def describe_splits(results: Sequence[ShardResult]) -> dict[str, Any]:
+def describe_splits(
+    results: Sequence[ShardResult], patients: Mapping[str, int]
+) -> dict[str, Any]:
     """The manifest's `splits`.
 
     A shard that lost all its examples stays listed: the others' names count it.
+
+    Args:
+        results: of all shards, in order.
+        patients: how many each split has.
     """
     described = {}
     for split in sorted({result.split for result in results}):
         shards = [result for result in results if result.split == split]
         described[split] = {
             "examples": sum(shard.examples for shard in shards),
-            "patients": len(frozenset().union(*(shard.patients for shard in shards))),
+            "patients": patients.get(split, 0),
             "label_counts": _add_up(shard.label_counts for shard in shards),
             "shards": [_describe_shard(shard) for shard in shards],
         }
@@ -70,7 +78,11 @@ def _add_up(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def build_manifest(
-    plan: Plan, options: Options, results: Sequence[ShardResult], rejects: pd.DataFrame
+    plan: Plan,
+    options: Options,
+    results: Sequence[ShardResult],
+    patients: Mapping[str, int],
+    rejects: pd.DataFrame,
 ) -> dict[str, Any]:
     """The manifest, as JSON values."""
     return {
@@ -95,9 +107,9 @@ def build_manifest(
             "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
             "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,
-            "identical_pixels": asdict(plan.twins),
+            "identical_pixels": asdict(plan.identical),
         },
-        "splits": describe_splits(results),
+        "splits": describe_splits(results, patients),
     }
 
 
@@ -114,34 +126,70 @@ def _software() -> dict[str, str]:
 
 
 def write_description(
-    folder: Folder,
+    unfinished: Unfinished,
     plan: Plan,
     options: Options,
     results: Sequence[ShardResult],
     rejects: pd.DataFrame,
 ) -> None:
-    """Write all that describes the shards, the manifest last."""
-    results = sorted(results, key=lambda result: (result.split, result.file))
-    manifest = build_manifest(plan, options, results, rejects)
-    files = {
-        INDEX: join_indexes((result.index for result in results), plan.labels),
-        REJECTS: encode_rejects(rejects),
-        FEATURES: encode_json(describe_features(plan.labels, options)),
-        DATASET_INFO: encode_json(describe_dataset(manifest["splits"])),
-    }
-    for name, data in files.items():
+    """Write all that describes the shards, the manifest last.
+
+    Args:
+        unfinished: holds the rows of each shard's index.
+        plan: of the shards.
+        options: of the run.
+        results: of all shards, in the plan's order.
+        rejects: str columns source, image_id, reason, detail; a row a file.
+    """
+    folder = unfinished.folder
+    patients: dict[str, set[str]] = {}
+    files = {INDEX: _write_index(unfinished, plan, patients)}
+    manifest = build_manifest(
+        plan, options, results, {split: len(ids) for split, ids in patients.items()}, rejects
+    )
+    for name, data in (
+        (REJECTS, encode_rejects(rejects)),
+        (FEATURES, encode_json(describe_features(plan.labels, options))),
+        (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
+    ):
         folder.write(name, data)
-    manifest["files"] = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
     folder.write(MANIFEST, encode_json(manifest))
 
 
+def _write_index(
+    unfinished: Unfinished, plan: Plan, patients: dict[str, set[str]]
+) -> dict[str, Any]:
+    """Write the index; adds each split's patients to `patients`, and describes the file."""
+
+    def parts() -> Iterator[pa.Table]:
+        for shard, part in zip(
+            plan.shards, unfinished.read_all([*map(written_name, plan.shards)]), strict=True
+        ):
+            found = patients.setdefault(ShardFile.parse(shard).split, set())
+            found.update(part["patient_id"].unique().to_pylist())
+            yield part
+
+    with unfinished.folder.create(INDEX) as file:
+        write_index(file, parts(), plan.labels)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+# What a manifest tells of how the directory came to be, not of what is in it.
+_ORIGIN = frozenset({"created", "software", "options", "digest"})
+
+
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest's content without its own `digest`, in hexadecimal."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
+    """The SHA-256 of a manifest's content, in hexadecimal: equal for equal directories.
+
+    The content is everything but when, by which software and with which options it was made:
+    so it has the checksums of all files.
+    """
+    content = {key: value for key, value in manifest.items() if key not in _ORIGIN}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

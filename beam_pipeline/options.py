@@ -1,24 +1,22 @@
 """What a user can choose, checked before anything is read or written."""
 
 import argparse
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from beam_pipeline.convert import ImageSpec
 from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
+from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
 LOCAL = "local"  # the runner that works in processes of this machine
-KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG
-_MIN_KEY_BYTES = 16
 
 
 class LeakCheck(StrEnum):
@@ -73,11 +71,15 @@ class Options:
         group_by: what must not be in two folds.
         leak_check: what to do about patients who share identical pixels.
         identifiers: what is written for patient, study and series ids.
-        identifier_key: secret of `Identifiers.HASH`.
+        identifier_key_file: path or URL of the secret of `Identifiers.HASH`; None to take it from
+            the environment.
+        identifier_key_check: tells that secret from another; empty for other identifiers.
         examples_per_shard: the most examples in one shard file.
         seed: of every shuffle.
         max_reject_fraction: of the files seen; above it the run fails.
-        workers: processes that convert slices on this machine.
+        storage_patience: seconds after which a store that gives no answer ends the run.
+        workers: processes that convert slices: on this machine, or beside each of a runner's
+            workers.
         overwrite: whether to replace what an earlier run left in `output`.
     """
 
@@ -97,10 +99,12 @@ class Options:
     group_by: GroupBy = GroupBy.PATIENT
     leak_check: LeakCheck = LeakCheck.JOIN
     identifiers: Identifiers = Identifiers.ORDINAL
-    identifier_key: bytes = field(default=b"", repr=False)
+    identifier_key_file: str | None = None
+    identifier_key_check: str = ""
     examples_per_shard: int = 256
     seed: int = 0
     max_reject_fraction: float = 0.05
+    storage_patience: float = DEFAULT_PATIENCE
     workers: int = 1
     overwrite: bool = False
 
@@ -119,11 +123,7 @@ class Options:
         fraction = self.max_reject_fraction
         _require(0 <= fraction <= 1, "max_reject_fraction", fraction, "0 to 1")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
-        if self.identifiers is Identifiers.HASH and len(self.identifier_key) < _MIN_KEY_BYTES:
-            raise UsageError(
-                f"--identifiers hash needs a key of {_MIN_KEY_BYTES} bytes or more, from "
-                f"--identifier_key_file or the environment variable {KEY_VARIABLE}"
-            )
+        _require(self.storage_patience >= 1, "storage_patience", self.storage_patience, "1 or more")
 
     @property
     def image(self) -> ImageSpec:
@@ -135,7 +135,6 @@ class Options:
 
         Of the key nothing is told but whether it is the same.
         """
-        check = hashlib.sha256(b"identifier key check" + self.identifier_key).hexdigest()[:16]
         return {
             "input": self.input,
             "labels": self.labels,
@@ -156,7 +155,7 @@ class Options:
             "group_by": self.group_by.value,
             "leak_check": self.leak_check.value,
             "identifiers": self.identifiers.value,
-            "identifier_key_check": check if self.identifiers is Identifiers.HASH else None,
+            "identifier_key_check": self.identifier_key_check or None,
             "examples_per_shard": self.examples_per_shard,
             "seed": self.seed,
         }
@@ -185,17 +184,17 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
     if hounsfield:
         values["windows"] = ()
     values["label_columns"] = tuple(filter(None, (values["label_columns"] or "").split(",")))
-    values["identifier_key"] = _read_key(values.pop("identifier_key_file"))
+    if values["workers"] is None:
+        values["workers"] = (os.cpu_count() or 1) if runner == LOCAL else 1
+    if values["identifiers"] is Identifiers.HASH:
+        key_file = values["identifier_key_file"]
+        if key_file is None and runner != LOCAL:
+            raise UsageError(
+                f"--identifiers hash on {runner} needs --identifier_key_file, a path or URL that "
+                f"every worker can read: they do not have this machine's {KEY_VARIABLE}"
+            )
+        values["identifier_key_check"] = key_check(read_key(key_file, values["storage_patience"]))
     return Options(**values), runner, beam_argv
-
-
-def _read_key(path: str | None) -> bytes:
-    if path is None:
-        return os.environb.get(KEY_VARIABLE.encode(), b"")
-    try:
-        return Path(path).read_bytes().strip()
-    except OSError as error:
-        raise UsageError(f"--identifier_key_file {path}: {error.strerror}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -259,7 +258,11 @@ def _add_labels(group: Any) -> None:
         default=Options.identifiers,
         help="what is written for patient, study and series ids",
     )
-    add("--identifier_key_file", help=f"secret of '--identifiers hash'; or set {KEY_VARIABLE}")
+    add(
+        "--identifier_key_file",
+        type=_optional,
+        help=f"path or URL of the secret of '--identifiers hash'; or set {KEY_VARIABLE}",
+    )
 
 
 def _add_splits(group: Any) -> None:
@@ -293,7 +296,18 @@ def _add_run(group: Any) -> None:
         default=Options.max_reject_fraction,
         help="fail if more of the files are rejected",
     )
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
+    add(
+        "--storage_patience",
+        type=float,
+        default=Options.storage_patience,
+        help="seconds after which a store that gives no answer ends the run",
+    )
+    add(
+        "--workers",
+        type=int,
+        help="processes that convert: on this machine, by default one a core; with another "
+        "runner beside each of its workers, by default one",
+    )
     add("--overwrite", action="store_true", help="replace what an earlier run left in --output")
     add("--runner", default=LOCAL, help=f"{LOCAL!r}, or a Beam runner such as DataflowRunner")
 

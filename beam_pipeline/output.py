@@ -8,8 +8,9 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST, REJECTS
 from beam_pipeline.options import Options
 from beam_pipeline.plan import DATASET
-from beam_pipeline.shards import UNFINISHED
-from beam_pipeline.storage import PARTIAL_SUFFIX, Folder
+from beam_pipeline.storage import Folder
+from beam_pipeline.storage.folder import PARTIAL_SUFFIX
+from beam_pipeline.unfinished import UNFINISHED
 
 _OPTIONS = f"{UNFINISHED}/options.json"
 _REFUSAL = f"{UNFINISHED}/refusal.json"

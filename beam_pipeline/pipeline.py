@@ -1,4 +1,4 @@
-"""The data flow, from top to bottom. Only keys move between steps; no step hands on pixels."""
+"""The data flow, from top to bottom: between steps move numbers and names of files, no more."""
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -8,18 +8,15 @@ from beam_pipeline.options import LOCAL, Options
 from beam_pipeline.transforms import FinishDirectory, InspectFiles, PlanShards, WriteShards
 
 
-def build(pipeline: beam.Pipeline, options: Options, *, local: bool) -> None:
-    """DICOM files to a shard directory.
-
-    Args:
-        pipeline: to add the steps to.
-        options: of the run.
-        local: whether to work in processes of this machine instead of the runner's workers.
-    """
-    inventory = pipeline | InspectFiles(options, local=local)  # frames: a row a file
-    plan = inventory | PlanShards(options)
-    results = plan.shards | WriteShards(options, local=local)  # ShardResult
-    plan[PlanShards.PLAN] | FinishDirectory(options, results)  # writes manifest.json
+def build(pipeline: beam.Pipeline, options: Options) -> None:
+    """DICOM files to a shard directory, on any runner."""
+    (
+        pipeline
+        | InspectFiles(options)  # how many parts the inventory has
+        | PlanShards(options)  # names of shard files
+        | WriteShards(options)  # how many were written
+        | FinishDirectory(options)  # writes manifest.json
+    )
 
 
 def run(options: Options, runner: str, beam_argv: list[str]) -> None:
@@ -30,8 +27,7 @@ def run(options: Options, runner: str, beam_argv: list[str]) -> None:
         runner: `local`, or the name of a Beam runner.
         beam_argv: arguments for that runner.
     """
-    local = runner == LOCAL
     # By name: Beam's DirectRunner would look for a binary on the network and behave accordingly.
-    chosen = FnApiRunner() if local else runner
+    chosen = FnApiRunner() if runner == LOCAL else runner
     with beam.Pipeline(runner=chosen, options=PipelineOptions(beam_argv)) as pipeline:
-        build(pipeline, options, local=local)
+        build(pipeline, options)

@@ -1,224 +1,211 @@
-"""Which slice goes to which shard: decided for all of them at once, from keys alone."""
+"""Which slice goes to which shard: decided for all of them at once, from numbers alone."""
 
-import hashlib
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.assignment import Splits, assign_splits
-from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.duplicates import join_groups
+from beam_pipeline.errors import Reason
 from beam_pipeline.folds import assign_shards
-from beam_pipeline.identifiers import ID_COLUMNS, ordinals, replace_ids
-from beam_pipeline.index import LABEL_PREFIX
-from beam_pipeline.labels import RSNA_LABELS, Labels
-from beam_pipeline.options import ImageId, LeakCheck, Options
-from beam_pipeline.twins import TwinCounts, count_twins, join_groups
+from beam_pipeline.identifiers import ID_COLUMNS
+from beam_pipeline.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.options import LeakCheck, Options
 
 DATASET = "ich"
 UNLABELLED_SPLIT = "test"
 UNLABELLED = -1
 
+# What a verdict stands for; below 0 is a file that is used, and one whose header says why not.
+USED, BY_HEADER = -1, -2
+VERDICTS = ((Reason.DUPLICATE_ID, ""), (Reason.LABEL_MISSING, ""), *PROBLEMS)
+_DUPLICATE, _NO_LABEL, _FIRST_PROBLEM = range(3)
+
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """One shard to write.
+class Keys:
+    """What planning needs of the inventory: a row a file, in the order of their sources.
+
+    Attributes:
+        image_keys: uint64 [n], `image_key` of each image id.
+        ids: int32 [n] for each of ID_COLUMNS: which id, numbered from 0.
+        fingerprints: uint64 [n], equal for files whose pixels may be equal; 0 if unknown.
+        usable: bool [n], as far as their headers tell.
+    """
+
+    image_keys: NDArray[np.uint64]
+    ids: Mapping[str, NDArray[np.int32]]
+    fingerprints: NDArray[np.uint64]
+    usable: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What files are used for.
+
+    Attributes:
+        verdicts: int8 [files], USED, BY_HEADER, or a place in VERDICTS.
+        used: int64 [slices], the files that are used, in ascending order.
+        names: of the labels.
+        labels: int8 [slices, labels], UNLABELLED where there are none.
+        labels_without_file: how many labelled image ids have no file.
+    """
+
+    verdicts: NDArray[np.int8]
+    used: NDArray[np.int64]
+    names: tuple[str, ...]
+    labels: NDArray[np.int8]
+    labels_without_file: int
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard's place in its split.
 
     Attributes:
         split: its name.
-        number: of the shard in its split, from 0.
+        number: of the shard, from 0.
         of: how many shards the split has.
-        slices: a row a slice, in the order to write them: source, shown_source (what is written
-            for it), header (for `decode_header`), image_id, patient_id, study_id and series_id (as
-            they are written), and an int8 column `label_<name>` a label.
-        excluded: sources not to touch, and why.
     """
 
     split: str
     number: int
     of: int
-    slices: pd.DataFrame
-    excluded: dict[str, Reason] = field(default_factory=dict)
 
     @property
-    def file(self) -> str:
+    def name(self) -> str:
         """The shard's file name, as TensorFlow Datasets expects it."""
         return f"{DATASET}-{self.split}.tfrecord-{self.number:05d}-of-{self.of:05d}"
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The files it is made of, in order."""
-        return tuple(self.slices["source"])
+    @classmethod
+    def parse(cls, name: str) -> "ShardFile":
+        """The shard with a file name that `name` made."""
+        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(".tfrecord-")
+        number, _, of = numbers.partition("-of-")
+        return cls(split, int(number), int(of))
 
-    def excluding(self, source: str, reason: Reason) -> "ShardPlan":
-        """The same shard, without touching one of its sources."""
-        return replace(self, excluded={**self.excluded, source: reason})
 
-    def digest(self) -> str:
-        """Identifies what is to be written, apart from the options."""
-        content = {"file": self.file, "slices": self.slices.to_dict("list")}
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def judge(keys: Keys, labels: Labels | None) -> Judgement:
+    """Decide which files are used: of equal image ids the first, and those with labels.
+
+    Args:
+        keys: of all files.
+        labels: of the data set, or None if it has none.
+    """
+    verdicts = np.where(keys.usable, USED, BY_HEADER).astype(np.int8)
+    usable = np.flatnonzero(keys.usable)
+    first = np.unique(keys.image_keys[usable], return_index=True)[1]
+    repeated = np.ones(len(usable), np.bool_)
+    repeated[first] = False
+    verdicts[usable[repeated]] = _DUPLICATE
+    used = np.sort(usable[first])
+    if labels is None:
+        values = np.full((len(used), len(RSNA_LABELS)), UNLABELLED, np.int8)
+        return Judgement(verdicts, used, RSNA_LABELS, values, 0)
+    place = np.searchsorted(labels.image_keys, keys.image_keys[used])
+    place = np.minimum(place, len(labels.image_keys) - 1)
+    labelled = labels.image_keys[place] == keys.image_keys[used]
+    problem = labels.problems[place]
+    verdicts[used[~labelled]] = _NO_LABEL
+    verdicts[used[labelled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labelled]
+    kept = labelled & (problem < 0)
+    absent = ~np.isin(labels.image_keys, keys.image_keys)
+    return Judgement(
+        verdicts, used[kept], labels.names, labels.values[place[kept]], int(absent.sum())
+    )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All shards to write, and what is known before they are.
+class Deal:
+    """Slices dealt to shards.
 
     Attributes:
-        labels: names of the classes.
         shards: in the order of their splits and numbers.
-        rejects: str columns source, image_id, reason, detail; a row a file.
-        files_seen: how many files the input has.
-        labels_without_file: how many labelled image ids have no file.
-        twins: slices with identical pixels among those to write.
-        shard_count: how many shards the plan has.
+        starts: of each shard's slices in `slices`, and the end of the last one's.
+        slices: places in `Judgement.used`, in the order to write them.
     """
 
-    labels: tuple[str, ...]
-    shards: tuple[ShardPlan, ...]
-    rejects: pd.DataFrame
-    files_seen: int
-    labels_without_file: int
-    twins: TwinCounts
-    shard_count: int
-
-    def without_shards(self) -> "Plan":
-        """What remains of interest once the shards are on their way."""
-        return replace(self, shards=())
+    shards: tuple[ShardFile, ...]
+    starts: tuple[int, ...]
+    slices: NDArray[np.int64]
 
 
-def plan_shards(
-    inventory: pd.DataFrame,
-    labels: Labels | None,
+def deal(
+    keys: Keys,
+    judgement: Judgement,
+    identical: NDArray[np.int64],
     options: Options,
     earlier: pd.Series | None = None,
-) -> Plan:
-    """Join files with labels, deal patients to folds and slices to shards.
-
-    The result depends on the inventory's rows, not on their order.
+) -> Deal:
+    """Deal patients to splits and slices to shards.
 
     Args:
-        inventory: a row a file, as `inspect_batch` makes it; the column `twin` (of `find_twins`)
-            is empty if it is not there.
-        labels: of the data set, or None if it has none.
+        keys: of all files.
+        judgement: which of them are used.
+        identical: [slices], the number of the set of slices with the same pixels that each belongs
+            to, or NOT_IDENTICAL.
         options: of the run.
-        earlier: the split of image ids in an earlier data set, to be kept.
+        earlier: the split of each image key in an earlier data set, to be kept.
 
     Raises:
-        UsageError: there are no files, or they cannot be dealt as asked.
+        UsageError: they cannot be dealt as asked.
     """
-    if inventory.empty:
-        raise UsageError(f"input {options.input} holds no files")
-    names = labels.names if labels else RSNA_LABELS
-    columns = [LABEL_PREFIX + name for name in names]
-    # Half of a row is its header, which has no part in what follows: it is joined again at the end.
-    headers = inventory["header"].reset_index(drop=True)
-    rows = inventory.drop(columns=["header", "fingerprint"]).assign(place=np.arange(len(headers)))
-    rows = rows if "twin" in rows else rows.assign(twin="")
-    judged = _judge(rows.sort_values("source", ignore_index=True), labels)
-    judged["shown_source"] = _shown_sources(judged["source"], options)
-    usable = judged[judged["reason"] == ""].sort_values("image_id", ignore_index=True)
-    slices = _add_labels(usable, labels, columns)
-    twins = count_twins(slices["twin"], slices["patient_id"], slices[columns])
-    slices["split"] = _split(slices, columns, labels is not None, options, earlier)
-    slices = replace_ids(slices, options.identifiers, options.identifier_key)
-    if options.image_id is ImageId.ORDINAL:
-        slices["image_id"] = ordinals(slices["source"], "image")
-    shards = tuple(_deal(slices, headers, columns, options))
-    return Plan(
-        labels=names,
-        shards=shards,
-        rejects=_rejects(judged, options),
-        files_seen=len(inventory),
-        labels_without_file=_count_without_file(labels, judged) if labels else 0,
-        twins=twins,
-        shard_count=len(shards),
-    )
+    splits = _splits(keys, judgement, identical, options, earlier)
+    shards: list[ShardFile] = []
+    dealt: list[NDArray[np.int64]] = []
+    for split, slices in splits:
+        count = math.ceil(len(slices) / options.examples_per_shard)
+        for number, rows in enumerate(
+            assign_shards(judgement.labels[slices], count, options.seed)
+        ):
+            shards.append(ShardFile(split, number, count))
+            dealt.append(slices[rows])
+    starts = np.cumsum([0, *map(len, dealt)]).tolist()
+    order = np.concatenate(dealt) if dealt else np.empty(0, np.int64)
+    return Deal(tuple(shards), tuple(starts), order)
 
 
-def _judge(inventory: pd.DataFrame, labels: Labels | None) -> pd.DataFrame:
-    """Give every file that cannot be used its reason; of equal ids the first file is used."""
-    judged = inventory.copy()
-    _reject(judged, judged[judged["reason"] == ""].duplicated("image_id"), Reason.DUPLICATE_ID)
-    if labels is None:
-        return judged
-    for reason, detail in sorted(set(labels.unusable.values())):
-        ids = [name for name, why in labels.unusable.items() if why == (reason, detail)]
-        _reject(judged, judged["image_id"].isin(ids), reason, detail)
-    _reject(judged, ~judged["image_id"].isin(labels.table.index), Reason.LABEL_MISSING)
-    return judged
-
-
-def _reject(judged: pd.DataFrame, found: pd.Series, reason: Reason, detail: str = "") -> None:
-    """Mark rows that were found and are not rejected yet."""
-    rows = found.reindex(judged.index, fill_value=False) & (judged["reason"] == "")
-    judged.loc[rows, ["reason", "detail"]] = [reason.value, detail]
-
-
-def _shown_sources(sources: pd.Series, options: Options) -> pd.Series | list[str]:
-    """File names are not shown where image ids, which come from them, are not to be."""
-    return ordinals(sources, "file") if options.image_id is ImageId.ORDINAL else sources
-
-
-def _rejects(judged: pd.DataFrame, options: Options) -> pd.DataFrame:
-    rejects = judged.loc[judged["reason"] != "", ["shown_source", "image_id", "reason", "detail"]]
-    if options.image_id is ImageId.ORDINAL:
-        rejects["image_id"] = ""
-    return rejects.rename(columns={"shown_source": "source"})
-
-
-def _add_labels(usable: pd.DataFrame, labels: Labels | None, columns: list[str]) -> pd.DataFrame:
-    slices = usable[["place", "source", "shown_source", "image_id", *ID_COLUMNS, "twin"]].copy()
-    if labels is None:
-        slices[columns] = np.full((len(slices), len(columns)), UNLABELLED, np.int8)
-    else:
-        slices[columns] = labels.table.loc[slices["image_id"]].to_numpy(np.int8)
-    return slices
-
-
-def _count_without_file(labels: Labels, judged: pd.DataFrame) -> int:
-    return len((set(labels.table.index) | labels.unusable.keys()) - set(judged["image_id"]))
-
-
-def _split(
-    slices: pd.DataFrame,
-    columns: list[str],
-    labelled: bool,
+def _splits(
+    keys: Keys,
+    judgement: Judgement,
+    identical: NDArray[np.int64],
     options: Options,
     earlier: pd.Series | None,
-) -> Sequence[str] | NDArray[np.str_]:
-    if slices.empty or not labelled:
-        return [UNLABELLED_SPLIT] * len(slices)
-    group = slices[f"{options.group_by.value}_id"]
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Each split's name, in alphabetical order, and its slices."""
+    used = judgement.used
+    if not len(used):
+        return
+    if (judgement.labels == UNLABELLED).any():
+        yield UNLABELLED_SPLIT, np.arange(len(used))
+        return
+    groups = np.asarray(pd.factorize(keys.ids[f"{options.group_by.value}_id"][used])[0], np.int64)
     if options.leak_check is LeakCheck.JOIN:
-        groups = join_groups(group, slices["twin"])
-    else:
-        groups = pd.factorize(group)[0]
-    return assign_splits(
-        groups,
-        slices[columns].to_numpy(np.int8),
-        Splits.of(options.folds, options.holdout),
-        options.seed,
-        None if earlier is None else slices["image_id"].map(earlier.get).tolist(),
-    )
+        groups = join_groups(groups, identical)
+    splits = Splits.of(options.folds, options.holdout)
+    known = None if earlier is None else _known_splits(keys.image_keys[used], earlier)
+    places = assign_splits(groups, judgement.labels, splits, options.seed, known)
+    for name in sorted(splits.names):
+        slices = np.flatnonzero(places == splits.names.index(name))
+        if len(slices):
+            yield name, slices
 
 
-def _deal(
-    slices: pd.DataFrame, headers: pd.Series, columns: list[str], options: Options
-) -> list[ShardPlan]:
-    plans: list[ShardPlan] = []
-    written = ["source", "shown_source", "image_id", *ID_COLUMNS, *columns, "header"]
-    header = headers.take(slices["place"].to_numpy()).set_axis(slices.index)
-    slices = slices.assign(header=header)
-    for split, part in slices.groupby("split", sort=True):
-        rows_of_split = part[written]
-        count = math.ceil(len(part) / options.examples_per_shard)
-        shards = assign_shards(part[columns].to_numpy(np.int8), count, options.seed)
-        for number, rows in enumerate(shards):
-            dealt = rows_of_split.iloc[rows].reset_index(drop=True)
-            plans.append(ShardPlan(str(split), number, count, dealt))
-    return plans
+def _known_splits(image_keys: NDArray[np.uint64], earlier: pd.Series) -> Sequence[Any]:
+    known = earlier.reindex(image_keys).to_numpy(object)
+    return [None if pd.isna(split) else split for split in known]
+
+
+def number_by_appearance(
+    keys: Keys, judgement: Judgement
+) -> dict[str, NDArray[np.int64]]:
+    """For each of ID_COLUMNS, each slice's id, numbered in the order of the slices: int64."""
+    return {
+        column: np.asarray(pd.factorize(keys.ids[column][judgement.used])[0], np.int64)
+        for column in ID_COLUMNS
+    }

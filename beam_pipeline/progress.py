@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from beam_pipeline.errors import PipelineError
 from beam_pipeline.plan import UNLABELLED_SPLIT
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
@@ -25,6 +26,11 @@ def report(message: str, **counts: int) -> None:
     LOGGER.info(message, extra={"counts": counts})
 
 
+def report_refusal(error: PipelineError) -> None:
+    """Log why the run ends: the display keeps it, should the output not be there to tell it."""
+    LOGGER.error(str(error), extra={"refusal": error})
+
+
 class Display(logging.Handler):
     """Shows what the steps report: live on a terminal, a line now and then elsewhere."""
 
@@ -32,6 +38,7 @@ class Display(logging.Handler):
         super().__init__(logging.INFO)
         self._console = console
         self._counts: Counter[str] = Counter()
+        self.refusal: PipelineError | None = None
         self._writing_since = self._line_at = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -64,6 +71,7 @@ class Display(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add up a step's counts and show them."""
+        self.refusal = getattr(record, "refusal", self.refusal)
         counts: dict[str, int] = getattr(record, "counts", {})
         if "slices_planned" in counts:
             self._writing_since = time.monotonic()

@@ -1,29 +1,28 @@
 """One shard written: whole or not at all."""
 
-import base64
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
 from beam_pipeline.convert import Image, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.example import encode_example, frame_record
 from beam_pipeline.hounsfield import Repair
-from beam_pipeline.index import LABEL_PREFIX, encode_index, index_schema
-from beam_pipeline.inventory import decode_header
-from beam_pipeline.options import Options
-from beam_pipeline.plan import ShardPlan
+from beam_pipeline.identifiers import ordinal
+from beam_pipeline.index import LABEL_PREFIX, index_schema, index_table
+from beam_pipeline.inventory import decode_header, decode_source, reason_of, show_source
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.plan import ShardFile
+from beam_pipeline.planning import plan_name
 from beam_pipeline.png import encode_png
 from beam_pipeline.storage import Folder, InputFiles
-
-# Holds what is known of finished shards until the whole directory is finished.
-UNFINISHED = ".unfinished"
+from beam_pipeline.unfinished import Unfinished, decode_table, table_metadata
+from beam_pipeline.workers import Watch
 
 
 @dataclass(frozen=True)
@@ -33,133 +32,188 @@ class ShardResult:
     Attributes:
         split: it belongs to.
         file: its name; without examples, too, there is a file.
-        index: a row an example, in order; encoded, as it waits for the end of the run in memory.
         bytes: its size.
         sha256: of its bytes.
+        version: of the file in its store.
+        plan: digest of what was to be written.
         examples: how many it holds.
         label_counts: how many of them have each label; unlabelled ones have none.
-        patients: whose they are, as they are written.
         repaired: how many of them were repaired, by the repair.
         resized: how many of them had another size.
-        rejects: str columns source, image_id, reason, detail; a row a file that was not used.
+        rejects: a row a file that was not used: source, image_id, reason, detail.
     """
 
     split: str
     file: str
-    index: bytes  # before a field takes the type's name
     bytes: int
     sha256: str
+    version: str
+    plan: str
     examples: int
     label_counts: dict[str, int]
-    patients: frozenset[str]
     repaired: dict[str, int]
     resized: int
-    rejects: pd.DataFrame
+    rejects: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, index: pa.Table) -> "ShardResult":
+        """The result that goes with the rows of a shard's index."""
+        return cls(**table_metadata(index))
 
 
-def write_shard(
-    plan: ShardPlan, note: Callable[[int], None], *, files: InputFiles, options: Options
-) -> ShardResult:
+@dataclass(frozen=True)
+class Written:
+    """How many slices of a shard were written, and how many could not be used."""
+
+    file: str
+    examples: int
+    rejected: int
+
+
+def written_name(shard: str) -> str:
+    """The table with the rows of a shard file's index, and its ShardResult as metadata."""
+    return f"written/{shard}"
+
+
+def write_shard(shard: str, watch: Watch, *, options: Options) -> Written:
     """Write a shard, or find that an interrupted run wrote the same one.
 
     Args:
-        plan: what to write.
-        note: told the place of each source before it is read.
-        files: where its sources are.
-        options: output, and how to convert slices.
+        shard: the file's name.
+        watch: told of each slice that is converted.
+        options: of the run.
 
     Raises:
         OutputError: the shard cannot be written.
+        StoreError: a store fails.
     """
-    folder = Folder(options.output)
-    digest = _digest(plan, options)
-    found = _find_result(plan, folder, digest)
-    if found is not None:
-        return found
-    result = _write_examples(plan, files, options, folder, note)
-    folder.write(_record_name(plan), _encode_result(result, digest))
-    return result
+    folder = Folder(options.output, options.storage_patience)
+    unfinished = Unfinished(folder)
+    data = unfinished.read_bytes(plan_name(shard))
+    digest = hashlib.sha256(data).hexdigest()
+    result = _find_result(shard, unfinished, digest)
+    if result is None:
+        files = InputFiles.parse(options.input, options.storage_patience)
+        index, result = _ShardWriter(shard, digest, files, options, watch).write(decode_table(data))
+        unfinished.write(written_name(shard), index, asdict(result))
+    return Written(shard, result.examples, len(result.rejects))
 
 
-def _write_examples(
-    plan: ShardPlan,
-    files: InputFiles,
-    options: Options,
-    folder: Folder,
-    note: Callable[[int], None],
-) -> ShardResult:
-    index: list[dict[str, Any]] = []
-    rejects: list[dict[str, str]] = []
-    checksum = hashlib.sha256()
-    offset = 0
-    with folder.create(plan.file, durable=False) as shard:
-        for place, (row, data) in enumerate(_read(plan, files)):
-            note(place)
-            try:
-                header, image = _convert(data, decode_header(row["header"]), options)
-            except Rejected as rejected:
-                rejects.append(_reject_row(row, rejected))
-                continue
-            record = frame_record(encode_example(_features(row, header, image)))
-            shard.write(record)
-            checksum.update(record)
-            place_of = {"record": len(index), "offset": offset, "bytes": len(record)}
-            shown = {"source": row["shown_source"]}
-            index.append(row | shown | place_of | _index_fields(header, image))
-            offset += len(record)
-    return _result(plan, index, rejects, offset, checksum.hexdigest())
+def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:
+    """The result of an earlier run that planned the same shard and wrote it whole."""
+    index = unfinished.find(written_name(shard))
+    if index is None:
+        return None
+    result, folder = ShardResult.of(index), unfinished.folder
+    if result.plan != digest:
+        return None
+    return result if folder.is_unchanged(shard, result.version, result.sha256) else None
 
 
-def _result(
-    plan: ShardPlan,
-    index: list[dict[str, Any]],
-    rejects: list[dict[str, str]],
-    size: int,
-    sha256: str,
-) -> ShardResult:
-    columns = [column for column in map(str, plan.slices) if column.startswith(LABEL_PREFIX)]
-    labels = [column.removeprefix(LABEL_PREFIX) for column in columns]
-    rows = pd.DataFrame(index, columns=[*index_schema(labels).names])
-    rows = rows.assign(split=plan.split, shard=plan.file)
-    repairs = Counter(str(row["repair"]) for row in index if row["repair"] != Repair.NONE)
-    return ShardResult(
-        split=plan.split,
-        file=plan.file,
-        bytes=size,
-        sha256=sha256,
-        examples=len(index),
-        label_counts={
-            label: sum(row[column] == 1 for row in index)
-            for label, column in zip(labels, columns, strict=True)
-        },
-        patients=frozenset(row["patient_id"] for row in index),
-        repaired=dict(repairs),
-        resized=sum(row["resized"] for row in index),
-        index=encode_index(rows, labels),
-        rejects=pd.DataFrame(rejects, columns=["source", "image_id", "reason", "detail"]),
-    )
+class _ShardWriter:
+    """Converts the slices of a shard, one after the other, and writes them."""
+
+    def __init__(
+        self, shard: str, digest: str, files: InputFiles, options: Options, watch: Watch
+    ) -> None:
+        self._shard = shard
+        self._digest = digest
+        self._files = files
+        self._options = options
+        self._watch = watch
+        self._index: list[dict[str, Any]] = []
+        self._rejects: list[dict[str, str]] = []
+        self._checksum = hashlib.sha256()
+        self._size = 0
+
+    def write(self, plan: pa.Table) -> tuple[pa.Table, ShardResult]:
+        """The rows of the shard's index, and what else is to be said of it."""
+        labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
+        folder = Folder(self._options.output, self._options.storage_patience)
+        rows = plan.to_pylist()
+        sources = [(decode_source(row["source"]), row["size"]) for row in rows]
+        with folder.create(self._shard, durable=False) as file:
+            contents = self._read(sources)
+            for place, row in enumerate(rows):
+                record = self._record(place, row, sources[place][0], contents)
+                if record is not None:
+                    file.write(record)
+        return index_table(self._index, labels), self._result(labels, folder.version(self._shard))
+
+    def _read(self, sources: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
+        excluded = self._watch.excluded
+        wanted = [source for place, source in enumerate(sources) if place not in excluded]
+        return self._files.read_ahead(wanted)
+
+    def _record(
+        self, place: int, row: dict[str, Any], source: str, contents: Iterator[bytes | OSError]
+    ) -> bytes | None:
+        """A slice's TFRecord, or None if it is rejected."""
+        shown = self._shown(row, source)
+        try:
+            if place in self._watch.excluded:
+                raise Rejected(self._watch.excluded[place])
+            data = next(contents)
+            if isinstance(data, OSError):
+                raise Rejected(*reason_of(data))
+            self._watch.working(place)
+            record, described = _convert(row, data, self._options)
+        except Rejected as rejected:
+            self._rejects.append(shown | _why(rejected))
+            return None
+        finally:
+            self._watch.waiting()
+        self._index.append(
+            row
+            | described
+            | {"source": shown["source"], "split": ShardFile.parse(self._shard).split}
+            | {"shard": self._shard, "record": len(self._index)}
+            | {"offset": self._size, "bytes": len(record)}
+        )
+        self._checksum.update(record)
+        self._size += len(record)
+        return record
+
+    def _shown(self, row: dict[str, Any], source: str) -> dict[str, str]:
+        if self._options.image_id is ImageId.ORDINAL:
+            return {"source": ordinal("file", row["number"]), "image_id": row["image_id"]}
+        return {"source": show_source(source), "image_id": row["image_id"]}
+
+    def _result(self, labels: Sequence[str], version: str) -> ShardResult:
+        repairs = Counter(str(row["repair"]) for row in self._index)
+        del repairs[Repair.NONE.value]
+        return ShardResult(
+            split=ShardFile.parse(self._shard).split,
+            file=self._shard,
+            bytes=self._size,
+            sha256=self._checksum.hexdigest(),
+            version=version,
+            plan=self._digest,
+            examples=len(self._index),
+            label_counts={
+                label: sum(row[LABEL_PREFIX + label] == 1 for row in self._index)
+                for label in labels
+            },
+            repaired=dict(repairs),
+            resized=sum(row["resized"] for row in self._index),
+            rejects=self._rejects,
+        )
 
 
-def _read(
-    plan: ShardPlan, files: InputFiles
-) -> Iterator[tuple[dict[str, Any], bytes | OSError | Rejected]]:
-    """The plan's rows, each with its file's bytes or why there are none."""
-    data = files.read_ahead([s for s in plan.sources if s not in plan.excluded])
-    for values in plan.slices.to_dict("records"):
-        row = {str(column): value for column, value in values.items()}
-        excluded = plan.excluded.get(row["source"])
-        yield row, Rejected(excluded) if excluded else next(data)
+def _is_label(column: str) -> bool:
+    return column.startswith(LABEL_PREFIX)
 
 
-def _convert(
-    data: bytes | OSError | Rejected, known: Header | None, options: Options
-) -> tuple[Header, Image]:
-    if isinstance(data, Rejected):
-        raise data
-    if isinstance(data, OSError):
-        raise Rejected(Reason.UNREADABLE, data.strerror or "")
-    slice_ = read_slice(data, known)
-    return slice_.header, convert_slice(slice_, options.image)
+def _convert(row: dict[str, Any], data: bytes, options: Options) -> tuple[bytes, dict[str, Any]]:
+    """A slice's TFRecord, and what the index says of the slice."""
+    slice_ = read_slice(data, decode_header(row["header"]))
+    image = convert_slice(slice_, options.image)
+    record = frame_record(encode_example(_features(row, slice_.header, image)))
+    return record, _index_fields(slice_.header, image)
+
+
+def _why(rejected: Rejected) -> dict[str, str]:
+    return {"reason": rejected.reason.value, "detail": rejected.detail}
 
 
 def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
@@ -185,48 +239,3 @@ def _index_fields(header: Header, image: Image) -> dict[str, Any]:
         "repair": image.repair.value,
         "resized": image.resized,
     }
-
-
-def _reject_row(row: dict[str, Any], rejected: Rejected) -> dict[str, str]:
-    return {
-        "source": row["shown_source"],
-        "image_id": row["image_id"],
-        "reason": rejected.reason.value,
-        "detail": rejected.detail,
-    }
-
-
-def _digest(plan: ShardPlan, options: Options) -> str:
-    recorded = json.dumps(options.recorded(), sort_keys=True)
-    return hashlib.sha256((plan.digest() + recorded).encode()).hexdigest()
-
-
-def _record_name(plan: ShardPlan) -> str:
-    return f"{UNFINISHED}/{plan.file}.json"
-
-
-def _encode_result(result: ShardResult, digest: str) -> bytes:
-    record = {
-        **{field.name: getattr(result, field.name) for field in fields(result)},
-        "digest": digest,
-        "patients": sorted(result.patients),
-        "index": base64.b64encode(result.index).decode(),
-        "rejects": result.rejects.to_dict("list"),
-    }
-    return json.dumps(record).encode()
-
-
-def _find_result(plan: ShardPlan, folder: Folder, digest: str) -> ShardResult | None:
-    """The result of an earlier run that planned the same shard and wrote it whole."""
-    name = _record_name(plan)
-    if not (folder.exists(name) and folder.exists(plan.file)):
-        return None
-    record = json.loads(folder.read(name))
-    if record.pop("digest") != digest:
-        return None
-    if folder.sha256(plan.file) != record["sha256"]:
-        return None
-    record["patients"] = frozenset(record["patients"])
-    record["index"] = base64.b64decode(record["index"])
-    record["rejects"] = pd.DataFrame(record["rejects"])
-    return ShardResult(**record)

@@ -9,26 +9,33 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
-from typing import Any, Generic, Protocol, Self, TypeVar
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
-from beam_pipeline.errors import PipelineError, Reason
+from beam_pipeline.errors import PipelineError, Reason, StoreError
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _POLL_SECONDS = 1.0
-_DEATHS_ALLOWED = 10  # one after the other, of processes that have not touched a source
+_NOWHERE = -1  # instead of a place
+_KILL_SECONDS = 10.0
+_DEATHS_ALLOWED = 10  # one after the other, of processes that were at no item
 
 # What workers use, imported once in a process without threads that all of them are forked from: a
 # fork of this process might inherit a lock that a thread (Beam's, gRPC's) holds.
-_PRELOADED = ["beam_pipeline.shards"]
+_PRELOADED = ["beam_pipeline.shards", "beam_pipeline.inventory"]
 # glibc gives large blocks back to the kernel as soon as they are free, and gets the next zeroed: a
 # tenth of the time of converting slices, which need the same blocks again and again.
 _KEEP_MEMORY = {
@@ -37,26 +44,46 @@ _KEEP_MEMORY = {
 }
 
 
-class Task(Protocol):
-    """Something to do with several sources, one after the other."""
+class Watch:
+    """What a process tells of itself while it does a task, and what it knows of the task.
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """In the order in which they are touched."""
-        ...
+    Attributes:
+        excluded: places in the task that are not to be touched, and why: earlier processes crashed
+            or hung there.
+    """
 
-    def excluding(self, source: str, reason: Reason) -> Self:
-        """The same task, without touching one of its sources."""
-        ...
+    def __init__(self, excluded: Mapping[int, Reason] | None = None, state: Any = None) -> None:
+        self.excluded = dict(excluded or {})
+        self._state = state
+
+    def waiting(self) -> None:
+        """The process waits for a store, or does work that cannot crash."""
+        self._tell(_NOWHERE)
+
+    def working(self, place: int) -> None:
+        """The process begins to work on what may crash or hang it: the task's item at a place."""
+        self._tell(place)
+
+    def _tell(self, place: int) -> None:
+        if self._state is not None:
+            self._state[0] = place
+            self._state[1] += 1
 
 
-T = TypeVar("T", bound=Task)
-R = TypeVar("R")
-Note = Callable[[int], None]
+_STARTING = threading.Lock()
 
 
 class WorkerFailed(RuntimeError):
     """A function raised in a worker, or workers die whatever they do."""
+
+
+@dataclass
+class _Job:
+    """A task, and what became of it before."""
+
+    task: Any
+    excluded: dict[int, Reason] = field(default_factory=dict)
+    losses: Counter[int] = field(default_factory=Counter)  # processes, by the place they were at
 
 
 @dataclass
@@ -65,15 +92,20 @@ class _Worker:
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
-    position: Any  # a shared integer: the source at hand, by its place in the task; -1 for none
-    task: Any = None
+    state: Any  # shared: the place in the task, and how often it was told
+    job: _Job | None = None
     seen: int = -1
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def place(self) -> int:
+        return int(self.state[0])
+
     def stalled_for(self) -> float:
-        """Seconds at the same source, 0 if there is no task."""
-        if self.task is None or self.position.value != self.seen:
-            self.seen, self.since = self.position.value, time.monotonic()
+        """Seconds without a word, 0 if there is no task."""
+        told = int(self.state[1])
+        if self.job is None or told != self.seen:
+            self.seen, self.since = told, time.monotonic()
         return time.monotonic() - self.since
 
 
@@ -86,90 +118,167 @@ def start_server() -> None:
     forkserver.ensure_running()
 
 
-@dataclass
 class WorkerPool(Generic[T, R]):
-    """Runs a function over tasks in processes.
+    """Runs a function over tasks in processes, which are started when there is work for them.
 
-    A source that a worker was at when it died or hung is tried once more; if that ends the same
-    way, the source is excluded from its task, which is then done without it.
+    An item of a task that a process was working on when it died or hung is tried once more; if that
+    ends the same way, the item is excluded from its task, which is then done without it.
 
-    Attributes:
-        function: called as function(task, note) in a worker; it tells `note` the place of each
-            source in the task before it touches the source.
+    Args:
+        function: called as function(task, watch) in a process; it tells `watch` of each item that
+            it works on.
         size: number of processes.
-        patience: seconds on one source after which a worker counts as hung.
+        patience: seconds on one item after which a process counts as hung.
+        storage_patience: seconds of waiting after which a store counts as failed; those that can
+            tell do so long before.
+        storage: what they wait for, in the message of that.
     """
 
-    function: Callable[[T, Note], R]
-    size: int
-    patience: float = 120.0
+    def __init__(
+        self,
+        function: Callable[[T, Watch], R],
+        size: int,
+        patience: float = 120.0,
+        storage_patience: float = 2 * DEFAULT_PATIENCE,
+        storage: str = "storage",
+    ) -> None:
+        self._function = function
+        self._size = size
+        self._patience = patience
+        self._storage_patience = storage_patience
+        self._storage = storage
+        self._workers: list[_Worker] = []
+        self._queue: deque[_Job] = deque()  # one, and those that are to be done again
+        self._idle_deaths = 0
 
-    def map(self, waiting: deque[T]) -> Iterator[R]:
-        """The results, in the order in which they are ready.
+    def map(self, tasks: Iterable[T]) -> Iterator[R]:
+        """The results, in the order in which they are ready; see `submit` for what is raised."""
+        try:
+            for task in tasks:
+                yield from self.submit(task)
+            yield from self.finish()
+        finally:
+            self.close()
 
-        Args:
-            waiting: the tasks; they are taken out, so that those done are not kept in memory.
+    def submit(self, task: T) -> Iterator[R]:
+        """Give a task to a process; yields what others have done while none was free.
 
         Raises:
             PipelineError: the function raised it.
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
-        losses: Counter[str] = Counter()  # by the source at hand, "" for none
+        self._queue.append(_Job(task))
+        self._hand_out()
+        while self._queue:
+            yield from self._wait()
+
+    def finish(self) -> Iterator[R]:
+        """The results of all tasks that are not done; raises as `submit` does."""
+        while self._queue or any(worker.job is not None for worker in self._workers):
+            yield from self._wait()
+
+    def close(self) -> None:
+        """End the processes."""
+        while self._workers:
+            _stop(self._workers.pop())
+        self._queue.clear()
+
+    def _hand_out(self) -> None:
+        while self._queue and (worker := self._free_worker()) is not None:
+            _give(worker, self._queue.popleft())
+
+    def _free_worker(self) -> _Worker | None:
+        for worker in self._workers:
+            if worker.job is None:
+                return worker
+        if len(self._workers) < self._size:
+            self._workers.append(self._start())
+            return self._workers[-1]
+        return None
+
+    def _wait(self) -> Iterator[R]:
+        """Wait until a process has something to say or is lost, and see to it."""
+        for worker in _ready(self._workers):
+            for result in _receive(worker):
+                self._idle_deaths = 0
+                yield result
+        for place, worker in enumerate(self._workers):
+            lost = self._loss(worker)
+            if lost is not None:
+                _stop(worker)
+                self._workers[place] = self._start()
+                if worker.job is not None:
+                    self._queue.appendleft(self._retry(worker.job, worker.place, lost))
+        self._hand_out()
+
+    def _loss(self, worker: _Worker) -> Reason | None:
+        if not worker.process.is_alive():
+            return Reason.DECODER_CRASHED
+        stalled = worker.stalled_for()
+        if worker.place != _NOWHERE:
+            return Reason.DECODER_TIMED_OUT if stalled > self._patience else None
+        if stalled > self._storage_patience:
+            raise StoreError(self._storage, f"no answer for {stalled:.0f} s")
+        return None
+
+    def _retry(self, job: _Job, place: int, reason: Reason) -> _Job:
+        """The task to do again, without the item at hand if a process was lost there before."""
+        hung = reason is Reason.DECODER_TIMED_OUT
+        logging.getLogger(__name__).warning(
+            "A worker process %s; going on with another.", "hung" if hung else "died"
+        )
+        if place == _NOWHERE:
+            self._idle_deaths += 1
+            if self._idle_deaths > _DEATHS_ALLOWED:
+                raise WorkerFailed("worker processes die before they touch a file")
+            return job
+        job.losses[place] += 1
+        if job.losses[place] > 1:
+            job.excluded[place] = reason
+        return job
+
+    def _start(self) -> _Worker:
         start_server()
         context = multiprocessing.get_context("forkserver")
-        workers = [self._start(context) for _ in range(min(self.size, len(waiting)))]
-        try:
-            while waiting or any(worker.task is not None for worker in workers):
-                for worker in workers:
-                    if worker.task is None and waiting:
-                        _give(worker, waiting.popleft())
-                for worker in _ready(workers):
-                    for result in _receive(worker):
-                        del losses[""]
-                        yield result
-                for place, worker in enumerate(workers):
-                    reason = self._failure(worker)
-                    if reason is not None:
-                        _stop(worker)
-                        workers[place] = self._start(context)
-                        if worker.task is not None:
-                            waiting.appendleft(_retry(worker, reason, losses))
-        finally:
-            for worker in workers:
-                _stop(worker)
-
-    def _start(self, context: ForkServerContext) -> _Worker:
         for _ in range(_DEATHS_ALLOWED):
             ours, theirs = context.Pipe()
-            position = context.RawValue("q", -1)
+            state = context.RawArray("q", [_NOWHERE, 0])
             process = context.Process(
-                target=_serve, args=(self.function, theirs, position), daemon=True
+                target=_serve, args=(self._function, theirs, state), daemon=True
             )
-            with suppress(BrokenPipeError):  # killed before it read what to do
+            with suppress(BrokenPipeError), _neutral_main():  # killed before it read what to do
                 process.start()
             theirs.close()
             if process.pid is not None:
-                return _Worker(process, ours, position)
+                return _Worker(process, ours, state)
             ours.close()
         raise WorkerFailed("worker processes die before they can be told what to do")
 
-    def _failure(self, worker: _Worker) -> Reason | None:
-        if not worker.process.is_alive():
-            return Reason.DECODER_CRASHED
-        if worker.stalled_for() > self.patience:
-            return Reason.DECODER_TIMED_OUT
-        return None
+
+@contextmanager
+def _neutral_main() -> Iterator[None]:
+    """Keep a process that starts from importing the main module of this one.
+
+    It needs nothing of it, and that of a Beam worker loads all of Beam.
+    """
+    with _STARTING:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
-def _give(worker: _Worker, task: Task) -> None:
-    worker.task, worker.position.value = task, -1
-    worker.seen, worker.since = -1, time.monotonic()
+def _give(worker: _Worker, job: _Job) -> None:
+    worker.job = job
+    worker.state[0], worker.seen, worker.since = _NOWHERE, -1, time.monotonic()
     with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found as such
-        worker.pipe.send(task)
+        worker.pipe.send((job.task, job.excluded))
 
 
 def _ready(workers: list[_Worker]) -> list[_Worker]:
-    busy = [worker.pipe for worker in workers if worker.task is not None]
+    busy = [worker.pipe for worker in workers if worker.job is not None]
     ready = wait(busy, _POLL_SECONDS)
     return [worker for worker in workers if worker.pipe in ready]
 
@@ -184,50 +293,33 @@ def _receive(worker: _Worker) -> Iterator[Any]:
         raise content
     if kind == "failed":
         raise WorkerFailed(content)
-    worker.task = None
+    worker.job = None
     yield content
-
-
-def _retry(worker: _Worker, reason: Reason, losses: Counter[str]) -> Any:
-    """The task to do again, without the source at hand if it was lost there before."""
-    hung = reason is Reason.DECODER_TIMED_OUT
-    logging.getLogger(__name__).warning(
-        "A worker process %s; going on with another.", "hung" if hung else "died"
-    )
-    position = worker.position.value
-    source = worker.task.sources[position] if position >= 0 else ""
-    losses[source] += 1
-    if not source and losses[source] > _DEATHS_ALLOWED:
-        raise WorkerFailed("worker processes die before they touch a file")
-    if source and losses[source] > 1:
-        return worker.task.excluding(source, reason)
-    return worker.task
 
 
 def _stop(worker: _Worker) -> None:
     worker.process.kill()
-    worker.process.join()
+    worker.process.join(_KILL_SECONDS)  # one that waits for a dead disk cannot be killed
     worker.pipe.close()
 
 
-def _serve(function: Callable[[Any, Note], Any], pipe: Connection, position: Any) -> None:
+def _serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -> None:
     """Do tasks until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # the modules stay: no need to look through them for garbage again and again
-
-    def note(place: int) -> None:
-        position.value = place
-
     with suppress(EOFError, BrokenPipeError):
         while True:
-            task = pipe.recv()
-            pipe.send(_outcome(function, task, note))
+            task, excluded = pipe.recv()
+            watch = Watch(excluded, state)
+            outcome = _outcome(function, task, watch)
+            watch.waiting()
+            pipe.send(outcome)
 
 
-def _outcome(function: Callable[[Any, Note], Any], task: Any, note: Note) -> tuple[str, Any]:
+def _outcome(function: Callable[[Any, Watch], Any], task: Any, watch: Watch) -> tuple[str, Any]:
     try:
-        return "result", function(task, note)
+        return "result", function(task, watch)
     except PipelineError as error:
         return "refused", error
     except Exception:  # a bug: its traceback goes to where the user can see it

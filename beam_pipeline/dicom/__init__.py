@@ -5,6 +5,13 @@
 files, and `slices` says what makes a file a CT slice.
 """
 
-from beam_pipeline.dicom.slices import MAX_PIXELS, Header, Slice, read_header, read_slice
+from beam_pipeline.dicom.slices import (
+    FIRST_BYTES,
+    MAX_PIXELS,
+    Header,
+    Slice,
+    read_header,
+    read_slice,
+)
 
-__all__ = ["MAX_PIXELS", "Header", "Slice", "read_header", "read_slice"]
+__all__ = ["FIRST_BYTES", "MAX_PIXELS", "Header", "Slice", "read_header", "read_slice"]

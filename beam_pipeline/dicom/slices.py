@@ -42,7 +42,7 @@ from beam_pipeline.hounsfield import PixelEncoding
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
 MAX_PIXELS = 1 << 24
 
-_FIRST_BYTES = 1 << 16  # of a file: its header, nearly always
+FIRST_BYTES = 1 << 15  # of a file: its header, nearly always
 _DEFLATED = str(DeflatedExplicitVRLittleEndian)
 # With 16 bits a pixel, the pixels are words in the order that most machines have them in.
 _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
@@ -145,7 +145,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
         Rejected: the file is not a usable CT slice, as far as its header tells; `read_slice` says
             the same of it.
     """
-    beginning = file.read(_FIRST_BYTES)
+    beginning = file.read(FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
         parsed = None

@@ -1,0 +1,330 @@
+"""From the inventory's files to the plan's: what planning reads, and what it leaves for others.
+
+Of all files at once only numbers are held, some 100 bytes a file: names and headers pass by, a part
+of the inventory at a time, on their way to the shards' plans.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from beam_pipeline.assignment import read_assignment
+from beam_pipeline.duplicates import (
+    NOT_IDENTICAL,
+    IdenticalPixels,
+    PixelRange,
+    compare_pixels,
+    count_identical,
+    find_candidates,
+)
+from beam_pipeline.errors import UsageError
+from beam_pipeline.identifiers import ID_COLUMNS, number_ids, ordinal, ordinals
+from beam_pipeline.inventory import decode_source, inventory_name, show_source
+from beam_pipeline.labels import LabelFile
+from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.plan import (
+    BY_HEADER,
+    USED,
+    VERDICTS,
+    Deal,
+    Judgement,
+    Keys,
+    deal,
+    judge,
+    number_by_appearance,
+)
+from beam_pipeline.index import LABEL_PREFIX
+from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.unfinished import UNFINISHED, Unfinished
+
+PLAN = f"{UNFINISHED}/plan.json"
+REJECTS_TABLE = "rejects"
+REJECT_COLUMNS = ("source", "image_id", "reason", "detail")
+# Slices whose plans are written in one pass over the inventory: bounds memory.
+_SLICES_A_PASS = 1 << 20
+
+_KEY_COLUMNS = ("image_key", *ID_COLUMNS, "fingerprint", "reason")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before the shards are written.
+
+    Attributes:
+        labels: names of the classes.
+        files_seen: how many files the input has.
+        rejected: how many of them cannot be used.
+        labels_without_file: how many labelled image ids have no file.
+        identical: slices with identical pixels among those to write.
+        shards: the shards' file names, in order.
+        slices: how many there are to write.
+    """
+
+    labels: tuple[str, ...]
+    files_seen: int
+    rejected: int
+    labels_without_file: int
+    identical: IdenticalPixels
+    shards: tuple[str, ...]
+    slices: int
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Plan":
+        """The plan that was encoded."""
+        values = json.loads(data)
+        values["identical"] = IdenticalPixels(**values["identical"])
+        values["labels"], values["shards"] = tuple(values["labels"]), tuple(values["shards"])
+        return cls(**values)
+
+
+def plan_name(shard: str) -> str:
+    """The table with the slices of a shard file."""
+    return f"plan/{shard}"
+
+
+def plan_shards(parts: int, options: Options) -> Plan:
+    """Join files with labels, deal patients to folds and slices to shards, and write the plan.
+
+    Args:
+        parts: how many the inventory has.
+        options: of the run.
+
+    Raises:
+        UsageError: there are no files, or they cannot be dealt as asked.
+        OutputError: the plan cannot be written.
+        StoreError: a store fails.
+    """
+    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    inventory = [inventory_name(number) for number in range(parts)]
+    labels = None
+    if options.labels:
+        file = LabelFile(
+            options.labels, options.id_column, options.label_columns, options.storage_patience
+        )
+        labels = file.read()
+    keys, sizes = _read_keys(unfinished, inventory)
+    if not len(keys.usable):
+        raise UsageError(f"input {options.input} holds no files")
+    judgement = judge(keys, labels)
+    del labels
+    parts_of = _Parts(unfinished, inventory, sizes)
+    identical = _find_identical(parts_of, keys, judgement, options)
+    earlier = None
+    if options.folds_from:
+        earlier = read_assignment(options.folds_from, options.storage_patience)
+    dealt = deal(keys, judgement, identical, options, earlier)
+    plan = Plan(
+        labels=judgement.names,
+        files_seen=len(keys.usable),
+        rejected=len(keys.usable) - len(judgement.used),
+        labels_without_file=judgement.labels_without_file,
+        identical=count_identical(
+            identical, keys.ids["patient_id"][judgement.used], judgement.labels
+        ),
+        shards=tuple(shard.name for shard in dealt.shards),
+        slices=len(dealt.slices),
+    )
+    numbers = {}
+    if options.identifiers is Identifiers.ORDINAL:
+        numbers = number_by_appearance(keys, judgement)
+    del keys
+    unfinished.write(REJECTS_TABLE, _rejects(parts_of, judgement.verdicts, options))
+    _write_plans(parts_of, judgement, dealt, numbers, options)
+    unfinished.folder.write(PLAN, plan.encode(), durable=False)
+    return plan
+
+
+def _read_keys(unfinished: Unfinished, inventory: Sequence[str]) -> tuple[Keys, list[int]]:
+    """The columns that decide, and how many rows each part of the inventory has."""
+    codes = {column: _Codes() for column in ID_COLUMNS}
+    image_keys, fingerprints, usable = [], [], []
+    for table in unfinished.read_all(inventory, _KEY_COLUMNS):
+        image_keys.append(table["image_key"].to_numpy())
+        fingerprints.append(table["fingerprint"].to_numpy())
+        usable.append(pc.equal(pc.cast(table["reason"], pa.string()), "").to_numpy())
+        for column, of_column in codes.items():
+            of_column.add(table[column])
+    sizes = [len(part) for part in usable]
+    keys = Keys(
+        _join(image_keys, np.uint64),
+        {column: of_column.join() for column, of_column in codes.items()},
+        _join(fingerprints, np.uint64),
+        _join(usable, np.bool_),
+    )
+    return keys, sizes
+
+
+def _join(parts: list[Any], dtype: Any) -> Any:
+    whole = np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
+    parts.clear()
+    return whole
+
+
+class _Codes:
+    """Texts that come in parts, as numbers in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+        self._parts: list[NDArray[np.int32]] = []
+
+    def add(self, texts: pa.ChunkedArray) -> None:
+        for chunk in texts.chunks:
+            known = self._known
+            names = chunk.dictionary.to_pylist()
+            places = np.array([known.setdefault(n, len(known)) for n in names], np.int32)
+            self._parts.append(places[chunk.indices.to_numpy()])
+
+    def join(self) -> NDArray[np.int32]:
+        whole: NDArray[np.int32] = _join(self._parts, np.int32)
+        return whole
+
+
+@dataclass
+class _Parts:
+    """The inventory, read a part at a time, with the place of each part's first row."""
+
+    unfinished: Unfinished
+    names: Sequence[str]
+    sizes: Sequence[int]
+    starts: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.starts = np.cumsum([0, *self.sizes]).tolist()
+
+    def read(
+        self, wanted: NDArray[np.bool_], columns: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Rows of the inventory, with their places; parts without any are not read.
+
+        Args:
+            wanted: [files].
+            columns: of the inventory.
+        """
+        bounds = list(zip(self.starts, self.starts[1:], strict=False))
+        needed = [i for i, (first, end) in enumerate(bounds) if wanted[first:end].any()]
+        tables = self.unfinished.read_all([self.names[i] for i in needed], columns)
+        for part, table in zip(needed, tables, strict=True):
+            first, end = bounds[part]
+            rows = np.flatnonzero(wanted[first:end])
+            yield rows + first, table.take(pa.array(rows))
+
+
+def _find_identical(
+    parts: _Parts, keys: Keys, judgement: Judgement, options: Options
+) -> NDArray[np.int64]:
+    """For each slice, the set of those with the same pixels that it belongs to."""
+    identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
+    if options.leak_check is LeakCheck.OFF:
+        return identical
+    candidates = find_candidates(keys.fingerprints[judgement.used])
+    wanted = np.zeros(len(keys.usable), np.bool_)
+    wanted[judgement.used[candidates]] = True
+    ranges = [
+        PixelRange(decode_source(row["source"]), row["pixel_offset"], row["pixel_bytes"])
+        for _, table in parts.read(wanted, ("source", "pixel_offset", "pixel_bytes"))
+        for row in table.to_pylist()
+    ]
+    files = InputFiles.parse(options.input, options.storage_patience)
+    identical[candidates] = compare_pixels(ranges, files)
+    return identical
+
+
+def _rejects(parts: _Parts, verdicts: NDArray[np.int8], options: Options) -> pa.Table:
+    """A row a file that planning leaves out, as `rejects.jsonl` has it."""
+    rows: dict[str, list[str]] = {column: [] for column in REJECT_COLUMNS}
+    columns = ("source", "image_id", "reason", "detail")
+    for places, table in parts.read(verdicts != USED, columns):
+        for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
+            reason, detail = row["reason"], row["detail"]
+            if verdicts[place] != BY_HEADER:
+                reason, detail = VERDICTS[verdicts[place]]
+            shown, image_id = _shown(row["source"], row["image_id"], place, options)
+            for column, value in zip(
+                REJECT_COLUMNS, (shown, image_id, str(reason), detail), strict=True
+            ):
+                rows[column].append(value)
+    return pa.table(rows, pa.schema({column: pa.string() for column in REJECT_COLUMNS}))
+
+
+def _shown(source: bytes, image_id: str, place: int, options: Options) -> tuple[str, str]:
+    """File names are not shown where image ids, which come from them, are not to be."""
+    if options.image_id is ImageId.ORDINAL:
+        return ordinal("file", place), ""
+    return show_source(decode_source(source)), image_id
+
+
+def _write_plans(
+    parts: _Parts,
+    judgement: Judgement,
+    dealt: Deal,
+    numbers: dict[str, NDArray[np.int64]],
+    options: Options,
+) -> None:
+    digest = hashlib.sha256(json.dumps(options.recorded(), sort_keys=True).encode()).hexdigest()
+    first = 0
+    while first < len(dealt.shards):
+        end = first + 1
+        while (
+            end < len(dealt.shards) and dealt.starts[end + 1] - dealt.starts[first] <= _SLICES_A_PASS
+        ):
+            end += 1
+        begin = dealt.starts[first]
+        slices = dealt.slices[begin : dealt.starts[end]]
+        table = _gather(parts, judgement, slices, numbers, options)
+        tables = (
+            (
+                plan_name(dealt.shards[shard].name),
+                table.slice(
+                    dealt.starts[shard] - begin, dealt.starts[shard + 1] - dealt.starts[shard]
+                ),
+            )
+            for shard in range(first, end)
+        )
+        parts.unfinished.write_all(tables, {"options": digest})
+        first = end
+
+
+def _gather(
+    parts: _Parts,
+    judgement: Judgement,
+    slices: NDArray[np.int64],
+    numbers: dict[str, NDArray[np.int64]],
+    options: Options,
+) -> pa.Table:
+    """The rows of some slices, in the order given, as the shards' plans have them."""
+    files = judgement.used[slices]
+    wanted = np.zeros(len(judgement.verdicts), np.bool_)
+    wanted[files] = True
+    carried = ["source", "size", "image_id", "header"]
+    carried += [column for column in ID_COLUMNS if column not in numbers]
+    found = [table for _, table in parts.read(wanted, carried)]
+    rows = pa.concat_tables(found, promote_options="permissive")
+    place = np.empty(len(files), np.int64)  # of each slice among the rows, which are in file order
+    place[np.argsort(files)] = np.arange(len(files))
+    columns = {name: _plain(rows[name]).take(pa.array(place)) for name in carried}
+    for column, number in numbers.items():
+        columns[column] = number_ids(column, number[slices])
+    if options.image_id is ImageId.ORDINAL:
+        columns["image_id"] = ordinals("image", slices)
+    columns["number"] = pa.array(files)
+    for name, values in zip(judgement.names, judgement.labels[slices].T, strict=True):
+        columns[LABEL_PREFIX + name] = pa.array(np.ascontiguousarray(values))
+    return pa.table(columns)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without a dictionary, and with offsets that more than 2 GiB of text need."""
+    if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else column

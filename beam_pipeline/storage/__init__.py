@@ -1,0 +1,15 @@
+"""Files, wherever they are: a path of this machine, or a URL of an object store.
+
+`stores` finds the store of a path or URL; `local` and `remote` are the two kinds. Above them,
+`inputs` reads the files of the input, and `folder` writes those of the output.
+
+Failures are of two kinds, and every function says which it raises: an OSError is the fault of one
+file, a StoreError that of the store. What may pass (a time-out, a 5xx, a connection that breaks) is
+tried again until patience is at an end, and is a StoreError then.
+"""
+
+from beam_pipeline.storage.folder import Folder
+from beam_pipeline.storage.inputs import InputFiles
+from beam_pipeline.storage.stores import FileInfo, is_local, open_file
+
+__all__ = ["FileInfo", "Folder", "InputFiles", "is_local", "open_file"]

@@ -1,0 +1,194 @@
+"""The files of the input."""
+
+import posixpath
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from wcmatch import glob
+
+from beam_pipeline.errors import UsageError
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from beam_pipeline.storage.stores import FileInfo, Store, find_store
+
+_WILDCARDS = frozenset("*?[")
+_AHEAD_BYTES = 1 << 26  # of files that were read and wait to be converted
+
+T = TypeVar("T")
+
+
+class Reading:
+    """Reads files, several at a time where the store is far away."""
+
+    def __init__(self, store: Store, root: str, threads: ThreadPoolExecutor | None) -> None:
+        self._store = store
+        self._root = root
+        self._threads = threads
+
+    @property
+    def in_flight(self) -> int:
+        """How many parts of files should have been asked for at any time."""
+        return max(2 * self._store.ranged_readers, 1)
+
+    def now(self, source: str, start: int, length: int) -> bytes:
+        """A part of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            StoreError: its store fails.
+        """
+        return self._store.read(posixpath.join(self._root, source), start, length)
+
+    def part(
+        self, source: str, start: int, length: int, use: Callable[[bytes], T]
+    ) -> "Future[T]":
+        """What a function makes of a part of a file, soon.
+
+        Its `result()` raises an OSError if the file cannot be read, a StoreError if its store
+        fails.
+        """
+
+        def read() -> T:
+            return use(self.now(source, start, length))
+
+        if self._threads is not None:
+            return self._threads.submit(read)
+        done: Future[T] = Future()
+        try:
+            done.set_result(read())
+        except Exception as error:  # as an executor does
+            done.set_exception(error)
+        return done
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Where the input is.
+
+    Attributes:
+        root: the folder that sources are relative to.
+        pattern: what a source below `root` must match; everything if empty.
+        name: the only file of `root` that is meant; all if empty.
+        patience: seconds after which a request that fails is given up.
+    """
+
+    root: str
+    pattern: str = ""
+    name: str = ""
+    patience: float = DEFAULT_PATIENCE
+
+    @classmethod
+    def parse(cls, text: str, patience: float = DEFAULT_PATIENCE) -> "InputFiles":
+        """A folder, a file, or a pattern with `*`, `?` or `[...]`.
+
+        What exists under exactly this name is meant, even if the name looks like a pattern.
+
+        Raises:
+            UsageError: it does not exist.
+            StoreError: its store fails.
+        """
+        store, path = find_store(text, patience)
+        if store.is_folder(path):
+            return cls(text, patience=patience)
+        if store.info(path) is not None:
+            parent, name = posixpath.split(text)
+            return cls(parent or ".", name=name, patience=patience)
+        parts = text.split("/")
+        first = 3 if "://" in text else 0  # behind the bucket
+        wild = [i for i, part in enumerate(parts) if i >= first and _WILDCARDS & set(part)]
+        if wild:
+            root, pattern = "/".join(parts[: wild[0]]), "/".join(parts[wild[0] :])
+            root = root or ("/" if text.startswith("/") else ".")
+            store, path = find_store(root, patience)
+            if store.is_folder(path):
+                return cls(root, pattern=pattern, patience=patience)
+        raise UsageError(f"input {text} does not exist")
+
+    @property
+    def _place(self) -> tuple[Store, str]:
+        return find_store(self.root, self.patience)
+
+    def list(self) -> Iterator[FileInfo]:
+        """The files, with paths relative to the root, in the order of their bytes.
+
+        Hidden files and folders are left out. A pattern's `**` stands for any number of folders,
+        none too; without a pattern all levels are listed.
+
+        Raises:
+            StoreError: a folder cannot be listed, or the store fails.
+        """
+        store, root = self._place
+        if self.name:
+            info = store.info(posixpath.join(root, self.name))
+            return iter([FileInfo(self.name, info.size, info.version)] if info else [])
+        found = store.list(root)
+        if not self.pattern:
+            return found
+        wanted = re.compile(glob.translate(self.pattern, flags=glob.GLOBSTAR)[0][0])
+        return (info for info in found if wanted.match(info.path))
+
+    def read(self, source: str) -> bytes:
+        """All of a source's bytes.
+
+        Raises:
+            OSError: it cannot be read.
+            StoreError: the store fails.
+        """
+        store, root = self._place
+        return store.read(posixpath.join(root, source))
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Reads parts of files while the block runs."""
+        store, root = self._place
+        if not store.ranged_readers:
+            yield Reading(store, root, None)
+            return
+        threads = ThreadPoolExecutor(store.ranged_readers)
+        try:
+            yield Reading(store, root, threads)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def read_ahead(self, files: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
+        """All of each file's bytes, in order, or why it cannot be read.
+
+        The next ones are read while one is worked on, so that slow storage is waited for only once.
+
+        Args:
+            files: sources and their sizes, bytes.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        store, _ = self._place
+        together = store.read_together
+        groups = deque(files[at : at + together] for at in range(0, len(files), together))
+        threads = ThreadPoolExecutor(store.readers)
+        waiting: deque[tuple[Future[Sequence[bytes | OSError]], int]] = deque()
+        try:
+            while groups or waiting:
+                contents = waiting.popleft()[0].result() if waiting else []
+                # One at least, however large; and no more than can be held.
+                while groups and len(waiting) < store.readers:
+                    if waiting and sum(size for _, size in waiting) > _AHEAD_BYTES:
+                        break
+                    group = groups.popleft()
+                    size = sum(size for _, size in group)
+                    waiting.append((threads.submit(self._read_all, group), size))
+                yield from contents
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read_all(self, files: Sequence[tuple[str, int]]) -> Sequence[bytes | OSError]:
+        return [self._read_or_say(source) for source, _ in files]
+
+    def _read_or_say(self, source: str) -> bytes | OSError:
+        try:
+            return self.read(source)
+        except OSError as error:
+            return error

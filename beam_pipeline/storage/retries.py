@@ -1,0 +1,72 @@
+"""Requests that are tried again until patience is at an end."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_random_exponential
+
+from beam_pipeline.errors import StoreError
+
+DEFAULT_PATIENCE = 600.0  # seconds
+_LONGEST_WAIT = 15.0  # seconds between two attempts
+_SECONDS_BETWEEN_WARNINGS = 30.0
+
+T = TypeVar("T")
+
+
+class Transient(Exception):
+    """A request failed in a way that may pass; the message says how, in a few words."""
+
+
+class Patience:
+    """Repeats requests to one store while they fail in ways that may pass.
+
+    Args:
+        store: its URL or path, for messages.
+        seconds: after which a request is given up.
+    """
+
+    def __init__(self, store: str, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._warned_at = float("-inf")
+
+    def request(self, attempt: Callable[[], T]) -> T:
+        """The result of an attempt that did not raise Transient.
+
+        The waits between attempts grow, and are random, so that many workers do not ask a store
+        that comes back all at once.
+
+        Raises:
+            StoreError: none did in time; the message names the store and the last failure.
+        """
+        try:
+            return attempt()  # nearly always
+        except Transient as failure:
+            self._warn(failure)
+        retrying = Retrying(
+            retry=retry_if_exception_type(Transient),
+            wait=wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
+            stop=stop_after_delay(self._seconds),
+            before_sleep=self._before_sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except Transient as failure:
+            raise StoreError(self._store, f"no answer for {self._seconds:g} s ({failure})") from None
+
+    def _before_sleep(self, state: RetryCallState) -> None:
+        if state.outcome is not None:
+            self._warn(state.outcome.exception())
+
+    def _warn(self, failure: BaseException | None) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_at = now
+            logging.getLogger(__name__).warning(
+                "%s: %s; trying again for up to %g s.", self._store, failure, self._seconds
+            )

@@ -1,0 +1,121 @@
+"""The store of a path or URL."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from beam_pipeline.errors import UsageError
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What a listing says of a file.
+
+    Attributes:
+        path: relative to the folder that was listed.
+        size: bytes.
+        version: another one whenever the content changes: modification time or ETag.
+    """
+
+    path: str
+    size: int
+    version: str
+
+
+class Store(Protocol):
+    """A place that keeps files under paths with slashes.
+
+    An OSError is a fault of the file that was asked for, and a StoreError one of the store.
+
+    Attributes:
+        readers: how many requests should be in flight at once.
+        read_together: how many files one of the readers should ask for in a row.
+        ranged_readers: the same as `readers` for small parts of files; 0 to read them in place.
+    """
+
+    readers: int
+    read_together: int
+    ranged_readers: int
+
+    def list(self, folder: str) -> Iterator[FileInfo]:
+        """All files at all levels below a folder, without hidden ones, in the order of their paths.
+
+        The order is that of the UTF-8 bytes of the whole path, in every store.
+        """
+        ...
+
+    def info(self, path: str) -> FileInfo | None:
+        """What is known of a file, or None if there is none at this path."""
+        ...
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder; in an object store, whether there are files below the path."""
+        ...
+
+    def names(self, folder: str) -> set[str]:
+        """The files and folders in a folder; none if it is not there."""
+        ...
+
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        """A file's bytes, or part of them; fewer than asked for where the file ends."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read from its beginning to its end."""
+        ...
+
+    def write(self, path: str, file: BinaryIO) -> str:
+        """Write a file, whole or not at all; returns its version."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all in it, if it is there."""
+        ...
+
+
+def is_local(url: str) -> bool:
+    """Whether this is a path of the machine that asks, and not a URL of a store elsewhere."""
+    return "://" not in url or url.startswith("file://")
+
+
+@lru_cache(maxsize=32)  # a store keeps its connections
+def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str]:
+    """The store of a path or URL, and the path in it.
+
+    Args:
+        url: a path; or a URL of S3 (`s3://`), Google Cloud Storage (`gs://`), Azure (`az://`,
+            `abfs://`, `abfss://`) or a web server (`http://`, `https://`).
+        patience: seconds after which a request that fails is given up.
+
+    Raises:
+        UsageError: there is no such kind of store.
+        StoreError: its credentials cannot be used.
+    """
+    if is_local(url):
+        from beam_pipeline.storage.local import LocalStore
+
+        path = url.removeprefix("file://") or "."
+        return LocalStore(patience), str(Path(path).absolute())
+    from beam_pipeline.storage.remote import REMOTE_SCHEMES, find_bucket
+
+    scheme, _, rest = url.partition("://")
+    if scheme not in REMOTE_SCHEMES:
+        known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
+        raise UsageError(f"{scheme}:// is no store that is known here; these are: {known}")
+    bucket, _, path = rest.partition("/")
+    return find_bucket(f"{scheme}://{bucket}", patience), path.strip("/")
+
+
+def open_file(url: str, patience: float = DEFAULT_PATIENCE) -> BinaryIO:
+    """A file to read; one of another machine is fetched whole.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        StoreError: its store fails.
+    """
+    store, path = find_store(url, patience)
+    return store.open(path) if is_local(url) else io.BytesIO(store.read(path))
