@@ -1,29 +1,16 @@
 """The end of a run: the directory described and complete, or why it is not."""
 
-import pandas as pd
-
-from beam_pipeline.errors import OutputError, PipelineError, TooManyRejects, UsageError
-from beam_pipeline.manifest import REJECTS, count_reasons, encode_rejects, write_description
+from beam_pipeline.errors import OutputError, PipelineError
+from beam_pipeline.layout import PLAN, REJECTS_TABLE, written_table
+from beam_pipeline.manifest import write_description
 from beam_pipeline.options import Options
 from beam_pipeline.output import finish_output, write_refusal
-from beam_pipeline.planning import PLAN, REJECT_COLUMNS, REJECTS_TABLE, Plan
+from beam_pipeline.planning import Plan
 from beam_pipeline.progress import report_refusal
-from beam_pipeline.shards import ShardResult, written_name
+from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
+from beam_pipeline.shards import ShardResult
 from beam_pipeline.storage import Folder
 from beam_pipeline.unfinished import Unfinished
-
-
-def check_rejects(files_seen: int, rejects: pd.DataFrame, allowed: float) -> None:
-    """Raise if too many files are rejected to trust the rest.
-
-    Raises:
-        TooManyRejects: more than the allowed fraction.
-        UsageError: all of them.
-    """
-    if len(rejects) > allowed * files_seen:
-        raise TooManyRejects(files_seen, count_reasons(rejects), allowed)
-    if len(rejects) == files_seen:
-        raise UsageError(f"none of {files_seen} files can be used; see rejects.jsonl")
 
 
 def finish_directory(written: int | PipelineError, options: Options) -> None:
@@ -51,17 +38,14 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder = unfinished.folder
     plan = Plan.decode(folder.read(PLAN))
-    results = []
-    if written:
-        parts = unfinished.read_all([*map(written_name, plan.shards)], columns=[])
-        results = [ShardResult.of(part) for part in parts]
-    planned = unfinished.read(REJECTS_TABLE).to_pandas()
-    found = [reject for result in results for reject in result.rejects]
-    rejects = pd.concat([planned, pd.DataFrame(found, columns=list(REJECT_COLUMNS))])
-    folder.write(REJECTS, encode_rejects(rejects))
-    check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
     if written != len(plan.shards):
         raise OutputError(f"{written} of {len(plan.shards)} shards were written")
+    parts = unfinished.read_all([*map(written_table, plan.shards)], columns=[])
+    results = [ShardResult.of(part) for part in parts]
+    rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
+    rejects += [reject for result in results for reject in result.rejects]
+    folder.write(REJECTS, encode_rejects(rejects))
+    check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
     folder.remove_partial()  # of workers that died
     folder.make_durable(result.file for result in results)
     write_description(unfinished, plan, options, results, rejects)

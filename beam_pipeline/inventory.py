@@ -16,6 +16,7 @@ from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.hounsfield import PixelEncoding
 from beam_pipeline.identifiers import ID_COLUMNS, hash_id, image_key
 from beam_pipeline.keys import input_key, key_check, read_key
+from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.storage import FileInfo, Folder, InputFiles
 from beam_pipeline.storage.inputs import Reading
@@ -79,16 +80,6 @@ class Inspected:
     reused: int
 
 
-def listing_name(number: int) -> str:
-    """The table with a part of the input's listing."""
-    return f"listing/{number:05d}"
-
-
-def inventory_name(number: int) -> str:
-    """The table with the same part of the inventory."""
-    return f"inventory/{number:05d}"
-
-
 def list_parts(options: Options) -> Iterator[int]:
     """List the input, a part at a time; yields how many files each part has.
 
@@ -105,7 +96,7 @@ def list_parts(options: Options) -> Iterator[int]:
             "size": [info.size for info in part],
             "version": [info.version for info in part],
         }
-        unfinished.write(listing_name(number), pa.table(rows, _LISTING))
+        unfinished.write(listing_table(number), pa.table(rows, _LISTING))
         yield len(part)
         number += 1
 
@@ -156,7 +147,7 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     listed = _read_listing(unfinished, number)
     key = _identifier_key(unfinished, files, options)
     check = key_check(key)
-    known = _known_rows(unfinished.find(inventory_name(number)), check)
+    known = _known_rows(unfinished.find(inventory_table(number)), check)
     rows: list[dict[str, Any] | None] = [known.get(info) for info in listed]
     places = [place for place, row in enumerate(rows) if row is None]
     inspector = _Inspector(files, options, key, watch)
@@ -165,13 +156,13 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     if places or len(known) != len(listed):
         filled = [_filled(info, row or {}) for info, row in zip(listed, rows, strict=True)]
         table = pa.Table.from_pylist(filled, SCHEMA)
-        unfinished.write(inventory_name(number), table, {"key_check": check})
+        unfinished.write(inventory_table(number), table, {"key_check": check})
     rejected = sum(bool(row and row["reason"]) for row in rows)
     return Inspected(len(listed), rejected, len(listed) - len(places))
 
 
 def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
-    rows = unfinished.read(listing_name(number)).to_pylist()
+    rows = unfinished.read(listing_table(number)).to_pylist()
     return [FileInfo(decode_source(row["source"]), row["size"], row["version"]) for row in rows]
 
 
@@ -254,7 +245,7 @@ class _Inspector:
         return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
 
     def _describe(self, header: Header, info: FileInfo) -> dict[str, Any]:
-        described = {
+        described: dict[str, Any] = {
             "patient_id": self._replace("patient_id", header.patient_id),
             "study_id": self._replace("study_id", header.study_id),
             "series_id": self._replace("series_id", header.series_id),

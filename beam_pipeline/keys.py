@@ -1,4 +1,4 @@
-"""The secrets that ids are hashed with, read where they are used: no graph and no file holds one."""
+"""The secrets that ids are hashed with, read where they are used: no graph, no file holds one."""
 
 import hashlib
 import os

@@ -195,21 +195,21 @@ def _image_keys(texts: pa.Array) -> NDArray[np.uint64]:
     """`image_key` of each id, computed once for all rows of the same image."""
     encoded = texts.dictionary_encode()
     keys = np.array([image_key(text) for text in encoded.dictionary.to_pylist()], np.uint64)
-    return keys[encoded.indices.to_numpy()]
+    return np.asarray(keys[encoded.indices.to_numpy()])
 
 
 def _places(texts: pa.Array, known: dict[str, int]) -> NDArray[np.int64]:
     """Each text's place among the known ones, to which new ones are added."""
     encoded = texts.dictionary_encode()
     places = [known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()]
-    return np.array(places, np.int64)[encoded.indices.to_numpy()]
+    return np.asarray(np.array(places, np.int64)[encoded.indices.to_numpy()])
 
 
 def _values(texts: pa.Array) -> NDArray[np.int8]:
     """0 and 1 as they are, all else -1."""
     encoded = texts.dictionary_encode()
     different = np.array([_value(text) for text in encoded.dictionary.to_pylist()], np.int8)
-    return different[encoded.indices.to_numpy()]
+    return np.asarray(different[encoded.indices.to_numpy()])
 
 
 def _value(text: str) -> int:

@@ -11,35 +11,27 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from beam_pipeline import __version__
 from beam_pipeline.convert import HU_OFFSET
 from beam_pipeline.index import write_index
+from beam_pipeline.layout import DATASET, ShardFile, written_table
 from beam_pipeline.options import Options
-from beam_pipeline.plan import DATASET, ShardFile
-from beam_pipeline.planning import REJECT_COLUMNS, Plan
-from beam_pipeline.shards import ShardResult, written_name
+from beam_pipeline.planning import Plan
+from beam_pipeline.rejects import REJECTS, Reject, count_reasons, encode_rejects
+from beam_pipeline.shards import ShardResult
+from beam_pipeline.storage.folder import digest_file
 from beam_pipeline.unfinished import Unfinished
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
-REJECTS = "rejects.jsonl"
 DATASET_INFO = "dataset_info.json"
 FEATURES = "features.json"
 
 
-def encode_rejects(rejects: pd.DataFrame) -> bytes:
-    """The rejects as JSON lines, ordered by source."""
-    rows = rejects.sort_values("source", kind="stable")[[*REJECT_COLUMNS]].to_dict("records")
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def describe_splits(
-    results: Sequence[ShardResult], patients: Mapping[str, int]
-) -> dict[str, Any]:
+def describe_splits(results: Sequence[ShardResult], patients: Mapping[str, int]) -> dict[str, Any]:
     """The manifest's `splits`.
 
     A shard that lost all its examples stays listed: the others' names count it.
@@ -82,7 +74,7 @@ def build_manifest(
     options: Options,
     results: Sequence[ShardResult],
     patients: Mapping[str, int],
-    rejects: pd.DataFrame,
+    rejects: Sequence[Reject],
 ) -> dict[str, Any]:
     """The manifest, as JSON values."""
     return {
@@ -113,11 +105,6 @@ def build_manifest(
     }
 
 
-def count_reasons(rejects: pd.DataFrame) -> dict[str, int]:
-    """How many files were rejected for each reason."""
-    return {str(reason): int(n) for reason, n in sorted(rejects["reason"].value_counts().items())}
-
-
 def _software() -> dict[str, str]:
     packages = ("apache-beam", "pydicom", "numpy", "isal")
     return {"beam_pipeline": __version__, "python": platform.python_version()} | {
@@ -130,7 +117,7 @@ def write_description(
     plan: Plan,
     options: Options,
     results: Sequence[ShardResult],
-    rejects: pd.DataFrame,
+    rejects: Sequence[Reject],
 ) -> None:
     """Write all that describes the shards, the manifest last.
 
@@ -139,7 +126,7 @@ def write_description(
         plan: of the shards.
         options: of the run.
         results: of all shards, in the plan's order.
-        rejects: str columns source, image_id, reason, detail; a row a file.
+        rejects: a row a file that was not used.
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}
@@ -166,7 +153,7 @@ def _write_index(
 
     def parts() -> Iterator[pa.Table]:
         for shard, part in zip(
-            plan.shards, unfinished.read_all([*map(written_name, plan.shards)]), strict=True
+            plan.shards, unfinished.read_all([*map(written_table, plan.shards)]), strict=True
         ):
             found = patients.setdefault(ShardFile.parse(shard).split, set())
             found.update(part["patient_id"].unique().to_pylist())
@@ -176,7 +163,7 @@ def _write_index(
         write_index(file, parts(), plan.labels)
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": size, "sha256": digest_file(file)}
 
 
 # What a manifest tells of how the directory came to be, not of what is in it.

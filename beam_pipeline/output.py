@@ -5,12 +5,12 @@ import os
 from typing import Any
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST, REJECTS
+from beam_pipeline.layout import DATASET, UNFINISHED
+from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST
 from beam_pipeline.options import Options
-from beam_pipeline.plan import DATASET
+from beam_pipeline.rejects import REJECTS
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.folder import PARTIAL_SUFFIX
-from beam_pipeline.unfinished import UNFINISHED
 
 _OPTIONS = f"{UNFINISHED}/options.json"
 _REFUSAL = f"{UNFINISHED}/refusal.json"

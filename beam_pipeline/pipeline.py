@@ -12,9 +12,9 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     """DICOM files to a shard directory, on any runner."""
     (
         pipeline
-        | InspectFiles(options)  # how many parts the inventory has
+        | InspectFiles(options)  # one element: the parts of the inventory
         | PlanShards(options)  # names of shard files
-        | WriteShards(options)  # how many were written
+        | WriteShards(options)  # one element: those that were written
         | FinishDirectory(options)  # writes manifest.json
     )
 

@@ -15,10 +15,9 @@ from beam_pipeline.errors import Reason
 from beam_pipeline.folds import assign_shards
 from beam_pipeline.identifiers import ID_COLUMNS
 from beam_pipeline.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.layout import UNLABELLED_SPLIT, ShardFile
 from beam_pipeline.options import LeakCheck, Options
 
-DATASET = "ich"
-UNLABELLED_SPLIT = "test"
 UNLABELLED = -1
 
 # What a verdict stands for; below 0 is a file that is used, and one whose header says why not.
@@ -61,33 +60,6 @@ class Judgement:
     names: tuple[str, ...]
     labels: NDArray[np.int8]
     labels_without_file: int
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """A shard's place in its split.
-
-    Attributes:
-        split: its name.
-        number: of the shard, from 0.
-        of: how many shards the split has.
-    """
-
-    split: str
-    number: int
-    of: int
-
-    @property
-    def name(self) -> str:
-        """The shard's file name, as TensorFlow Datasets expects it."""
-        return f"{DATASET}-{self.split}.tfrecord-{self.number:05d}-of-{self.of:05d}"
-
-    @classmethod
-    def parse(cls, name: str) -> "ShardFile":
-        """The shard with a file name that `name` made."""
-        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(".tfrecord-")
-        number, _, of = numbers.partition("-of-")
-        return cls(split, int(number), int(of))
 
 
 def judge(keys: Keys, labels: Labels | None) -> Judgement:
@@ -160,9 +132,7 @@ def deal(
     dealt: list[NDArray[np.int64]] = []
     for split, slices in splits:
         count = math.ceil(len(slices) / options.examples_per_shard)
-        for number, rows in enumerate(
-            assign_shards(judgement.labels[slices], count, options.seed)
-        ):
+        for number, rows in enumerate(assign_shards(judgement.labels[slices], count, options.seed)):
             shards.append(ShardFile(split, number, count))
             dealt.append(slices[rows])
     starts = np.cumsum([0, *map(len, dealt)]).tolist()
@@ -201,9 +171,7 @@ def _known_splits(image_keys: NDArray[np.uint64], earlier: pd.Series) -> Sequenc
     return [None if pd.isna(split) else split for split in known]
 
 
-def number_by_appearance(
-    keys: Keys, judgement: Judgement
-) -> dict[str, NDArray[np.int64]]:
+def number_by_appearance(keys: Keys, judgement: Judgement) -> dict[str, NDArray[np.int64]]:
     """For each of ID_COLUMNS, each slice's id, numbered in the order of the slices: int64."""
     return {
         column: np.asarray(pd.factorize(keys.ids[column][judgement.used])[0], np.int64)

@@ -26,8 +26,10 @@ from beam_pipeline.duplicates import (
 )
 from beam_pipeline.errors import UsageError
 from beam_pipeline.identifiers import ID_COLUMNS, number_ids, ordinal, ordinals
-from beam_pipeline.inventory import decode_source, inventory_name, show_source
+from beam_pipeline.index import LABEL_PREFIX
+from beam_pipeline.inventory import decode_source, show_source
 from beam_pipeline.labels import LabelFile
+from beam_pipeline.layout import PLAN, REJECTS_TABLE, inventory_table, plan_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.plan import (
     BY_HEADER,
@@ -40,16 +42,16 @@ from beam_pipeline.plan import (
     judge,
     number_by_appearance,
 )
-from beam_pipeline.index import LABEL_PREFIX
+from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import UNFINISHED, Unfinished
+from beam_pipeline.unfinished import Unfinished
 
-PLAN = f"{UNFINISHED}/plan.json"
-REJECTS_TABLE = "rejects"
-REJECT_COLUMNS = ("source", "image_id", "reason", "detail")
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
 
+REJECTS_SCHEMA = pa.schema(
+    {column: pa.string() for column in ("source", "image_id", "reason", "detail")}
+)
 _KEY_COLUMNS = ("image_key", *ID_COLUMNS, "fingerprint", "reason")
 
 
@@ -60,7 +62,6 @@ class Plan:
     Attributes:
         labels: names of the classes.
         files_seen: how many files the input has.
-        rejected: how many of them cannot be used.
         labels_without_file: how many labelled image ids have no file.
         identical: slices with identical pixels among those to write.
         shards: the shards' file names, in order.
@@ -69,7 +70,6 @@ class Plan:
 
     labels: tuple[str, ...]
     files_seen: int
-    rejected: int
     labels_without_file: int
     identical: IdenticalPixels
     shards: tuple[str, ...]
@@ -88,11 +88,6 @@ class Plan:
         return cls(**values)
 
 
-def plan_name(shard: str) -> str:
-    """The table with the slices of a shard file."""
-    return f"plan/{shard}"
-
-
 def plan_shards(parts: int, options: Options) -> Plan:
     """Join files with labels, deal patients to folds and slices to shards, and write the plan.
 
@@ -101,12 +96,13 @@ def plan_shards(parts: int, options: Options) -> Plan:
         options: of the run.
 
     Raises:
-        UsageError: there are no files, or they cannot be dealt as asked.
+        UsageError: there are no files, none can be used, or they cannot be dealt as asked.
+        TooManyRejects: more files than allowed cannot be used.
         OutputError: the plan cannot be written.
         StoreError: a store fails.
     """
     unfinished = Unfinished(Folder(options.output, options.storage_patience))
-    inventory = [inventory_name(number) for number in range(parts)]
+    inventory = [inventory_table(number) for number in range(parts)]
     labels = None
     if options.labels:
         file = LabelFile(
@@ -119,6 +115,10 @@ def plan_shards(parts: int, options: Options) -> Plan:
     judgement = judge(keys, labels)
     del labels
     parts_of = _Parts(unfinished, inventory, sizes)
+    rejects = _rejects(parts_of, judgement.verdicts, options)
+    unfinished.folder.write(REJECTS, encode_rejects(rejects))
+    check_rejects(len(keys.usable), rejects, options.max_reject_fraction)
+    unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = _find_identical(parts_of, keys, judgement, options)
     earlier = None
     if options.folds_from:
@@ -127,10 +127,9 @@ def plan_shards(parts: int, options: Options) -> Plan:
     plan = Plan(
         labels=judgement.names,
         files_seen=len(keys.usable),
-        rejected=len(keys.usable) - len(judgement.used),
         labels_without_file=judgement.labels_without_file,
         identical=count_identical(
-            identical, keys.ids["patient_id"][judgement.used], judgement.labels
+            identical, keys.ids["patient_id"][judgement.used].astype(np.int64), judgement.labels
         ),
         shards=tuple(shard.name for shard in dealt.shards),
         slices=len(dealt.slices),
@@ -139,7 +138,6 @@ def plan_shards(parts: int, options: Options) -> Plan:
     if options.identifiers is Identifiers.ORDINAL:
         numbers = number_by_appearance(keys, judgement)
     del keys
-    unfinished.write(REJECTS_TABLE, _rejects(parts_of, judgement.verdicts, options))
     _write_plans(parts_of, judgement, dealt, numbers, options)
     unfinished.folder.write(PLAN, plan.encode(), durable=False)
     return plan
@@ -240,28 +238,25 @@ def _find_identical(
     return identical
 
 
-def _rejects(parts: _Parts, verdicts: NDArray[np.int8], options: Options) -> pa.Table:
+def _rejects(parts: _Parts, verdicts: NDArray[np.int8], options: Options) -> list[Reject]:
     """A row a file that planning leaves out, as `rejects.jsonl` has it."""
-    rows: dict[str, list[str]] = {column: [] for column in REJECT_COLUMNS}
+    rejects = []
     columns = ("source", "image_id", "reason", "detail")
     for places, table in parts.read(verdicts != USED, columns):
         for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
             if verdicts[place] != BY_HEADER:
                 reason, detail = VERDICTS[verdicts[place]]
-            shown, image_id = _shown(row["source"], row["image_id"], place, options)
-            for column, value in zip(
-                REJECT_COLUMNS, (shown, image_id, str(reason), detail), strict=True
-            ):
-                rows[column].append(value)
-    return pa.table(rows, pa.schema({column: pa.string() for column in REJECT_COLUMNS}))
+            shown = _shown(row["source"], row["image_id"], place, options)
+            rejects.append({**shown, "reason": str(reason), "detail": detail})
+    return rejects
 
 
-def _shown(source: bytes, image_id: str, place: int, options: Options) -> tuple[str, str]:
+def _shown(source: bytes, image_id: str, place: int, options: Options) -> dict[str, str]:
     """File names are not shown where image ids, which come from them, are not to be."""
     if options.image_id is ImageId.ORDINAL:
-        return ordinal("file", place), ""
-    return show_source(decode_source(source)), image_id
+        return {"source": ordinal("file", place), "image_id": ""}
+    return {"source": show_source(decode_source(source)), "image_id": image_id}
 
 
 def _write_plans(
@@ -274,17 +269,13 @@ def _write_plans(
     digest = hashlib.sha256(json.dumps(options.recorded(), sort_keys=True).encode()).hexdigest()
     first = 0
     while first < len(dealt.shards):
-        end = first + 1
-        while (
-            end < len(dealt.shards) and dealt.starts[end + 1] - dealt.starts[first] <= _SLICES_A_PASS
-        ):
-            end += 1
         begin = dealt.starts[first]
+        end = bisect_right(dealt.starts, begin + _SLICES_A_PASS, lo=first + 2) - 1
         slices = dealt.slices[begin : dealt.starts[end]]
         table = _gather(parts, judgement, slices, numbers, options)
         tables = (
             (
-                plan_name(dealt.shards[shard].name),
+                plan_table(dealt.shards[shard].name),
                 table.slice(
                     dealt.starts[shard] - begin, dealt.starts[shard + 1] - dealt.starts[shard]
                 ),

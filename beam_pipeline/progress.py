@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from beam_pipeline.errors import PipelineError
-from beam_pipeline.plan import UNLABELLED_SPLIT
+from beam_pipeline.layout import UNLABELLED_SPLIT
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display

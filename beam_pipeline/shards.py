@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from beam_pipeline.convert import Image, convert_slice
 from beam_pipeline.dicom import Header, read_slice
-from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.errors import Rejected
 from beam_pipeline.example import encode_example, frame_record
 from beam_pipeline.hounsfield import Repair
 from beam_pipeline.identifiers import ordinal
-from beam_pipeline.index import LABEL_PREFIX, index_schema, index_table
+from beam_pipeline.index import LABEL_PREFIX, index_table
 from beam_pipeline.inventory import decode_header, decode_source, reason_of, show_source
+from beam_pipeline.layout import ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.plan import ShardFile
-from beam_pipeline.planning import plan_name
 from beam_pipeline.png import encode_png
+from beam_pipeline.rejects import Reject
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.unfinished import Unfinished, decode_table, table_metadata
 from beam_pipeline.workers import Watch
@@ -53,7 +53,7 @@ class ShardResult:
     label_counts: dict[str, int]
     repaired: dict[str, int]
     resized: int
-    rejects: list[dict[str, str]]
+    rejects: list[Reject]
 
     @classmethod
     def of(cls, index: pa.Table) -> "ShardResult":
@@ -70,11 +70,6 @@ class Written:
     rejected: int
 
 
-def written_name(shard: str) -> str:
-    """The table with the rows of a shard file's index, and its ShardResult as metadata."""
-    return f"written/{shard}"
-
-
 def write_shard(shard: str, watch: Watch, *, options: Options) -> Written:
     """Write a shard, or find that an interrupted run wrote the same one.
 
@@ -89,19 +84,19 @@ def write_shard(shard: str, watch: Watch, *, options: Options) -> Written:
     """
     folder = Folder(options.output, options.storage_patience)
     unfinished = Unfinished(folder)
-    data = unfinished.read_bytes(plan_name(shard))
+    data = unfinished.read_bytes(plan_table(shard))
     digest = hashlib.sha256(data).hexdigest()
     result = _find_result(shard, unfinished, digest)
     if result is None:
         files = InputFiles.parse(options.input, options.storage_patience)
         index, result = _ShardWriter(shard, digest, files, options, watch).write(decode_table(data))
-        unfinished.write(written_name(shard), index, asdict(result))
+        unfinished.write(written_table(shard), index, asdict(result))
     return Written(shard, result.examples, len(result.rejects))
 
 
 def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:
     """The result of an earlier run that planned the same shard and wrote it whole."""
-    index = unfinished.find(written_name(shard))
+    index = unfinished.find(written_table(shard))
     if index is None:
         return None
     result, folder = ShardResult.of(index), unfinished.folder
@@ -122,7 +117,7 @@ class _ShardWriter:
         self._options = options
         self._watch = watch
         self._index: list[dict[str, Any]] = []
-        self._rejects: list[dict[str, str]] = []
+        self._rejects: list[Reject] = []
         self._checksum = hashlib.sha256()
         self._size = 0
 

@@ -1,13 +1,13 @@
 """The Beam steps: each keys, counts and wires; the work is in the function that it names.
 
 What is known of files lies in tables of the output folder, which workers write and read. Elements
-are numbers and names of these tables, or a PipelineError that ends the run: the steps behind it pass
-it on, and the last leaves word of it.
+are numbers and names of these tables, or a PipelineError that ends the run: the steps behind it
+pass it on, and the last leaves word of it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -18,15 +18,18 @@ from beam_pipeline.errors import PipelineError
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.options import Options
-from beam_pipeline.planning import Plan, plan_shards
+from beam_pipeline.planning import plan_shards
 from beam_pipeline.progress import report
 from beam_pipeline.shards import Written, write_shard
 from beam_pipeline.workers import WorkerPool
 
 _NAMESPACE = "beam_pipeline"
 
-T = TypeVar("T")
-Outcome = T | PipelineError
+_ERROR = "error"  # the key of what ends the run, instead of a task's
+
+Task = tuple[str, int | str | PipelineError]  # with a key that spreads them over workers
+Outcome = tuple[None, int | PipelineError]  # with the only key there is
+Gathered = tuple[None, Iterable[int | PipelineError]]
 
 
 class InspectFiles(beam.PTransform):
@@ -36,16 +39,16 @@ class InspectFiles(beam.PTransform):
         super().__init__()
         self._options = options
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Outcome[int]]:
-        """How many parts the inventory has: one element."""
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Gathered]:
+        """One element: what became of each part of the inventory."""
         inspect = partial(inspect_part, options=self._options)
         return (
             begin
             | "Start" >> beam.Create([None])
-            | "List files" >> beam.FlatMap(_list_files, self._options)  # int: a part's number
-            | "Spread parts" >> beam.Reshuffle()
+            | "List files" >> beam.FlatMap(_list_files, self._options)  # a part's number
+            | "Spread parts" >> beam.GroupByKey()
             | "Read headers" >> beam.ParDo(_RunTasks(inspect, _report_inspected, self._options))
-            | "Count parts" >> beam.CombineGlobally(_Tally())
+            | "Gather parts" >> beam.GroupByKey()
         )
 
 
@@ -56,7 +59,7 @@ class PlanShards(beam.PTransform):
         super().__init__()
         self._options = options
 
-    def expand(self, parts: beam.PCollection[Outcome[int]]) -> beam.PCollection[Outcome[str]]:
+    def expand(self, parts: beam.PCollection[Gathered]) -> beam.PCollection[Task]:
         """Names of shard files."""
         return parts | "Plan shards" >> beam.FlatMap(_plan_shards, self._options)
 
@@ -68,14 +71,14 @@ class WriteShards(beam.PTransform):
         super().__init__()
         self._options = options
 
-    def expand(self, shards: beam.PCollection[Outcome[str]]) -> beam.PCollection[Outcome[int]]:
-        """How many shards were written: one element."""
+    def expand(self, shards: beam.PCollection[Task]) -> beam.PCollection[Gathered]:
+        """One element: what became of each shard."""
         write = partial(write_shard, options=self._options)
         return (
             shards
-            | "Spread shards" >> beam.Reshuffle()
+            | "Spread shards" >> beam.GroupByKey()
             | "Convert and write" >> beam.ParDo(_RunTasks(write, _report_written, self._options))
-            | "Count shards" >> beam.CombineGlobally(_Tally())
+            | "Gather shards" >> beam.GroupByKey()
         )
 
 
@@ -86,32 +89,54 @@ class FinishDirectory(beam.PTransform):
         super().__init__()
         self._options = options
 
-    def expand(self, written: beam.PCollection[Outcome[int]]) -> beam.PCollection[None]:
+    def expand(self, shards: beam.PCollection[Gathered]) -> beam.PCollection[None]:
         """Nothing: the directory is the result."""
-        return written | "Describe shards" >> beam.Map(finish_directory, self._options)
+        return shards | "Describe shards" >> beam.Map(_finish_directory, self._options)
 
 
-def _list_files(_: None, options: Options) -> Iterator[Outcome[int]]:
+def _list_files(_: None, options: Options) -> Iterator[Task]:
     try:
         for number, files in enumerate(list_parts(options)):
             report(f"listed {files} files", files_listed=files)
-            yield number
+            yield str(number), number
     except PipelineError as error:
-        yield error
+        yield _ERROR, error
 
 
-def _plan_shards(parts: Outcome[int], options: Options) -> Iterator[Outcome[str]]:
+def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
     try:
-        if isinstance(parts, PipelineError):
-            raise parts
-        plan = plan_shards(parts, options)
+        plan = plan_shards(_count_done(parts), options)
     except PipelineError as error:
-        yield error
+        yield _ERROR, error
         return
-    # Where too many are rejected the end of the run says so, and no shard is needed.
-    if plan.rejected <= options.max_reject_fraction * plan.files_seen:
-        _report_planned(plan)
-        yield from plan.shards
+    report(
+        f"planned {len(plan.shards)} shards",
+        shards_planned=len(plan.shards),
+        slices_planned=plan.slices,
+    )
+    for shard in plan.shards:
+        yield shard, shard
+
+
+def _finish_directory(shards: Gathered, options: Options) -> None:
+    try:
+        written: int | PipelineError = _count_done(shards)
+    except PipelineError as error:
+        written = error
+    finish_directory(written, options)
+
+
+def _count_done(gathered: Gathered) -> int:
+    """How many tasks were done.
+
+    Raises:
+        PipelineError: one was not, or what came before; the first of several by its message.
+    """
+    outcomes = list(gathered[1])
+    errors = [outcome for outcome in outcomes if isinstance(outcome, PipelineError)]
+    if errors:
+        raise min(errors, key=str)
+    return len(outcomes)
 
 
 def _report_inspected(part: Inspected) -> None:
@@ -121,14 +146,6 @@ def _report_inspected(part: Inspected) -> None:
         files_inspected=part.files,
         rejected_by_header=part.rejected,
         headers_reused=part.reused,
-    )
-
-
-def _report_planned(plan: Plan) -> None:
-    report(
-        f"planned {len(plan.shards)} shards",
-        shards_planned=len(plan.shards),
-        slices_planned=plan.slices,
     )
 
 
@@ -142,7 +159,7 @@ def _report_written(shard: Written) -> None:
 
 
 class _RunTasks(beam.DoFn):
-    """Runs tasks in processes beside the worker's own; yields 1 for each.
+    """Runs tasks in processes beside the worker's own.
 
     A decoder that crashes or hangs costs its slice, whatever the runner.
     """
@@ -163,12 +180,13 @@ class _RunTasks(beam.DoFn):
         self.teardown()
         self._failed = False
 
-    def process(self, task: Any) -> Iterable[Outcome[int]]:
-        """Give the task to a process; yields the outcomes of those that are done by then."""
-        if isinstance(task, PipelineError):
-            yield task
-        elif not self._failed:
-            yield from self._outcomes(self._open().submit(task))
+    def process(self, group: tuple[str, Iterable[Any]]) -> Iterable[Outcome]:
+        """Give tasks to the processes; yields the outcomes of those that are done by then."""
+        for task in group[1]:
+            if isinstance(task, PipelineError):
+                yield None, task
+            elif not self._failed:
+                yield from self._outcomes(self._open().submit(task))
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
         """Wait for the tasks that are not done."""
@@ -193,30 +211,12 @@ class _RunTasks(beam.DoFn):
             )
         return self._pool
 
-    def _outcomes(self, results: Iterator[Any]) -> Iterator[Outcome[int]]:
+    def _outcomes(self, results: Iterator[Any]) -> Iterator[Outcome]:
         try:
             for result in results:
                 self._report_result(result)
                 self._done.inc()
-                yield 1
+                yield None, 1
         except PipelineError as error:
             self._failed = True
-            yield error
-
-
-class _Tally(beam.CombineFn):
-    """Adds numbers up; an error instead of one, the first by its message, takes their place."""
-
-    def create_accumulator(self) -> Outcome[int]:
-        return 0
-
-    def add_input(self, total: Outcome[int], outcome: Outcome[int]) -> Outcome[int]:
-        return self.merge_accumulators([total, outcome])
-
-    def merge_accumulators(self, totals: Iterable[Outcome[int]]) -> Outcome[int]:
-        known = list(totals)
-        errors = [total for total in known if isinstance(total, PipelineError)]
-        return min(errors, key=str) if errors else sum(known)
-
-    def extract_output(self, total: Outcome[int]) -> Outcome[int]:
-        return total
+            yield None, error

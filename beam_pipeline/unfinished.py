@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from beam_pipeline.layout import UNFINISHED
 from beam_pipeline.storage import Folder, InputFiles, is_local
 
-UNFINISHED = ".unfinished"
 _METADATA = b"headct"
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 _WRITERS = 16  # threads that wait for a store far away
@@ -52,9 +52,7 @@ class Unfinished:
         """
         self.folder.write(_path(name), encode_table(table, metadata), durable=False)
 
-    def write_all(
-        self, tables: Iterable[tuple[str, pa.Table]], metadata: dict[str, Any]
-    ) -> None:
+    def write_all(self, tables: Iterable[tuple[str, pa.Table]], metadata: dict[str, Any]) -> None:
         """Write several tables, by name, with the same metadata; raises as `write` does."""
         if is_local(self.folder.url):
             for name, table in tables:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from beam_pipeline.errors import OutputError, UsageError
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
@@ -17,6 +17,11 @@ from beam_pipeline.storage.stores import Store, find_store, is_local
 
 # What a killed process leaves behind; never a whole file.
 PARTIAL_SUFFIX = ".partial"
+
+
+def digest_file(file: BinaryIO) -> str:
+    """The SHA-256 of a file's bytes from here to its end, in hexadecimal."""
+    return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Folder:
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file's bytes, in hexadecimal."""
         with self.open(name) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return digest_file(file)
 
     def remove_partial(self) -> None:
         """Remove what killed processes left behind."""

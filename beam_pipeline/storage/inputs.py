@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from wcmatch import glob
-
 from beam_pipeline.errors import UsageError
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.storage.stores import FileInfo, Store, find_store
@@ -43,9 +41,7 @@ class Reading:
         """
         return self._store.read(posixpath.join(self._root, source), start, length)
 
-    def part(
-        self, source: str, start: int, length: int, use: Callable[[bytes], T]
-    ) -> "Future[T]":
+    def part(self, source: str, start: int, length: int, use: Callable[[bytes], T]) -> "Future[T]":
         """What a function makes of a part of a file, soon.
 
         Its `result()` raises an OSError if the file cannot be read, a StoreError if its store
@@ -128,6 +124,8 @@ class InputFiles:
         found = store.list(root)
         if not self.pattern:
             return found
+        from wcmatch import glob  # patterns are rare, and it takes a while to load
+
         wanted = re.compile(glob.translate(self.pattern, flags=glob.GLOBSTAR)[0][0])
         return (info for info in found if wanted.match(info.path))
 

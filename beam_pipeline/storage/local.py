@@ -56,7 +56,7 @@ class LocalStore:
 
     def _walk(self, folder: str, below: str, above: frozenset[_Identity]) -> Iterator[FileInfo]:
         try:
-            identity = _identity(os.stat(folder))
+            identity = _identity(Path(folder).stat())
             if identity in above:
                 return
             with os.scandir(folder) as found:
@@ -75,7 +75,7 @@ class LocalStore:
     def info(self, path: str) -> FileInfo | None:
         """See Store."""
         try:
-            found = os.stat(path)
+            found = Path(path).stat()
         except OSError:
             return None
         if stat.S_ISDIR(found.st_mode):
@@ -88,7 +88,7 @@ class LocalStore:
 
     def names(self, folder: str) -> set[str]:
         """See Store."""
-        return set(os.listdir(folder)) if self.is_folder(folder) else set()
+        return {entry.name for entry in Path(folder).iterdir()} if self.is_folder(folder) else set()
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """See Store."""
@@ -112,6 +112,12 @@ class LocalStore:
             Path(path).unlink(missing_ok=True)
 
     def _request(self, path: str, action: Callable[[], T]) -> T:
+        try:
+            return action()  # nearly always: what follows takes as long as reading a header
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+
         def attempt() -> T:
             try:
                 return action()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -23,6 +23,9 @@ from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 from beam_pipeline.errors import StoreError
 from beam_pipeline.storage.retries import Patience, Transient
 from beam_pipeline.storage.stores import FileInfo
+
+if TYPE_CHECKING:  # these are not there at run time
+    from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
 
@@ -234,8 +237,8 @@ def find_bucket(url: str, patience: float) -> ObjectStore:
     silence = min(_SILENCE, max(patience / 4, 1.0))
     longest = min(_LONGEST_REQUEST, max(patience, 1.0))
     within = timedelta(seconds=min(patience / 2, 60.0))  # then with fresh credentials
-    retries = {"max_retries": 10, "retry_timeout": within}
-    clients = [
+    retries: RetryConfig = {"max_retries": 10, "retry_timeout": within}
+    clients: list[ClientConfig] = [
         {"timeout": timedelta(seconds=longest), "read_timeout": timedelta(seconds=seconds)}
         for seconds in (silence, longest)
     ]
@@ -246,7 +249,7 @@ def find_bucket(url: str, patience: float) -> ObjectStore:
     return ObjectStore(url, reading, writing, patience)
 
 
-def _open(url: str, client: dict[str, Any], retries: dict[str, Any]) -> Any:
+def _open(url: str, client: "ClientConfig", retries: "RetryConfig") -> Any:
     scheme, _, bucket = url.partition("://")
     if scheme in ("s3", "s3a"):
         return _open_s3(bucket, client, retries)
@@ -258,7 +261,7 @@ def _open(url: str, client: dict[str, Any], retries: dict[str, Any]) -> Any:
     return from_url(url, client_options=client, retry_config=retries)
 
 
-def _open_s3(bucket: str, client: dict[str, Any], retries: dict[str, Any]) -> S3Store:
+def _open_s3(bucket: str, client: "ClientConfig", retries: "RetryConfig") -> S3Store:
     config: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
@@ -280,7 +283,7 @@ def _s3_profile() -> dict[str, Any]:
     return {"credential_provider": provider, **provider.config}
 
 
-def _open_gcs(bucket: str, client: dict[str, Any], retries: dict[str, Any]) -> GCSStore:
+def _open_gcs(bucket: str, client: "ClientConfig", retries: "RetryConfig") -> GCSStore:
     config: dict[str, Any] = {}
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:

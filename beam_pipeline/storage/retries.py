@@ -3,10 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
-
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
-from tenacity.wait import wait_random_exponential
+from typing import Any, TypeVar
 
 from beam_pipeline.errors import StoreError
 
@@ -47,19 +44,23 @@ class Patience:
             return attempt()  # nearly always
         except Transient as failure:
             self._warn(failure)
-        retrying = Retrying(
-            retry=retry_if_exception_type(Transient),
-            wait=wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
-            stop=stop_after_delay(self._seconds),
+        import tenacity  # takes longer to load than most runs fail
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
+            stop=tenacity.stop_after_delay(self._seconds),
             before_sleep=self._before_sleep,
             reraise=True,
         )
         try:
             return retrying(attempt)
         except Transient as failure:
-            raise StoreError(self._store, f"no answer for {self._seconds:g} s ({failure})") from None
+            raise StoreError(
+                self._store, f"no answer for {self._seconds:g} s ({failure})"
+            ) from None
 
-    def _before_sleep(self, state: RetryCallState) -> None:
+    def _before_sleep(self, state: Any) -> None:
         if state.outcome is not None:
             self._warn(state.outcome.exception())
 

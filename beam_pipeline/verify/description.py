@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline.errors import Reason
-from beam_pipeline.manifest import DATASET_INFO, FEATURES, REJECTS
-from beam_pipeline.plan import DATASET
+from beam_pipeline.layout import DATASET
+from beam_pipeline.manifest import DATASET_INFO, FEATURES
+from beam_pipeline.rejects import REJECTS
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 from beam_pipeline.verify.promises import Promises

@@ -7,7 +7,6 @@ shards, since patients are not divisible and slices may be rejected after they w
 identical images, since whether they are kept together is an option of the run.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from beam_pipeline.verify.promises import Promises, read_promises
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import SplitSummary, Twins, check_partition
-from beam_pipeline.workers import WorkerPool
+from beam_pipeline.workers import Watch, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,12 @@ def _tasks(
 
 def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
     if not workers:
-        return (check_shard(task, lambda place: None) for task in tasks)
+        return (check_shard(task, Watch()) for task in tasks)
     pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
     console = Console(stderr=True)
     return iter(
         track(
-            pool.map(deque(tasks)),
+            pool.map(tasks),
             "Read shards",
             total=len(tasks),
             console=console,

@@ -2,23 +2,22 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
-from beam_pipeline.errors import Reason
 from beam_pipeline.example import FRAME_BYTES, CorruptRecord, read_record
 from beam_pipeline.index import LABEL_PREFIX
+from beam_pipeline.storage import Folder
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
 from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.record import Record, decode_image, read_features
 from beam_pipeline.verify.source import Conversion, compare_with_source
+from beam_pipeline.workers import Watch
 
 _CHUNK = 1 << 20
 
@@ -45,7 +44,6 @@ class ShardTask:
         image_dtype: "uint8" or "uint16", or None if unknown.
         rows: of the index, or None if it cannot be read.
         conversion: how to make its images anew, or None not to.
-        excluded: records whose image is not to be decoded, and why.
     """
 
     folder: str
@@ -55,17 +53,6 @@ class ShardTask:
     image_dtype: str | None
     rows: IndexRows | None
     conversion: Conversion | None = None
-    excluded: dict[int, Reason] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the records that the index knows, and one for all others."""
-        count = len(self.rows) if self.rows else 0
-        return tuple(f"{self.promise.file} record {record}" for record in range(count + 1))
-
-    def excluding(self, source: str, reason: Reason) -> "ShardTask":
-        """The same task, without decoding one of its records."""
-        return replace(self, excluded={**self.excluded, self.sources.index(source): reason})
 
 
 @dataclass(frozen=True)
@@ -129,19 +116,22 @@ class _HashedFile:
         return self._hash.hexdigest()
 
 
-def check_shard(task: ShardTask, note: Callable[[int], None]) -> ShardReport:
+def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
     """Check one shard file; one record is held at a time.
 
     Args:
         task: what to check.
-        note: told the place of each record in the task's sources before it is decoded.
+        watch: told of each record that is decoded.
+
+    Raises:
+        StoreError: the directory's store fails.
     """
-    checker = _ShardChecker(task, note)
+    checker = _ShardChecker(task, watch)
     file, findings = task.promise.file, checker.findings
     findings.checked[Check.FILES] += 1
     size, sha256 = None, ""
     try:
-        with _open(task.folder, file) as opened:
+        with Folder(task.folder).open(file) as opened:
             hashed = _HashedFile(opened)
             checker.check_records(hashed)
             hashed.skip_to(None)
@@ -157,20 +147,13 @@ def check_shard(task: ShardTask, note: Callable[[int], None]) -> ShardReport:
     return checker.report(size, sha256)
 
 
-@contextmanager
-def _open(folder: str, name: str) -> Iterator[BinaryIO]:
-    filesystem, root = fsspec.core.url_to_fs(folder)
-    with filesystem.open(f"{root.rstrip('/')}/{name}", "rb") as file:
-        yield cast(BinaryIO, file)
-
-
 class _ShardChecker:
     """Collects what is found while a shard's records go by."""
 
-    def __init__(self, task: ShardTask, note: Callable[[int], None]) -> None:
+    def __init__(self, task: ShardTask, watch: Watch) -> None:
         self.task = task
         self.findings = Findings()
-        self._note = note
+        self._watch = watch
         self._rows = task.rows.by_record() if task.rows is not None else None
         self._records = 0
         self._contents: dict[str, list[Any]] = {name: [] for name in CONTENTS.names}
@@ -273,20 +256,35 @@ class _ShardChecker:
         self.findings.checked[Check.IMAGES] += 1
         last = len(self.task.rows) if self.task.rows is not None else 0
         name = min(place.record, last)
-        if name in self.task.excluded:
-            message = f"cannot be checked: {self.task.excluded[name]}"
+        if name in self._watch.excluded:
+            message = f"cannot be checked: {self._watch.excluded[name]}"
             self.findings.add(place.finding(Check.IMAGES, message))
             return
-        self._note(name)
+        source = None
+        if self.task.conversion is not None and row is not None:
+            source = self.task.conversion.read(row)
+        self._watch.working(name)
+        try:
+            self._compare_image(place, example, row, source)
+        finally:
+            self._watch.waiting()
+
+    def _compare_image(
+        self,
+        place: _Place,
+        example: Record,
+        row: dict[str, Any] | None,
+        source: bytes | OSError | None,
+    ) -> None:
         try:
             pixels = decode_image(example.image, self.task.image_shape, self.task.image_dtype)
         except ValueError as error:
             self.findings.add(place.finding(Check.IMAGES, str(error)))
             return
-        if self.task.conversion is not None and row is not None:
+        if source is not None and self.task.conversion is not None and row is not None:
             self.findings.checked[Check.SOURCE] += 1
             for difference in compare_with_source(
-                self.task.conversion, row, pixels, example.pixel_spacing
+                self.task.conversion, row, source, pixels, example.pixel_spacing
             ):
                 self.findings.add(place.finding(Check.SOURCE, difference))
 

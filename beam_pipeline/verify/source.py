@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -12,7 +11,8 @@ from beam_pipeline.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.errors import Rejected, UsageError
 from beam_pipeline.hounsfield import RepairPolicy
-from beam_pipeline.identifiers import ordinals
+from beam_pipeline.identifiers import ordinal
+from beam_pipeline.inventory import decode_source, encode_source, show_source
 from beam_pipeline.options import ImageId
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify.findings import printable
@@ -59,14 +59,24 @@ class Conversion:
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
 
-    def convert(self, source: str) -> tuple[Header, Image]:
-        """Read and convert a file anew.
+    def read(self, row: dict[str, Any]) -> bytes | OSError:
+        """The bytes of a row's file, or why it cannot be read.
 
         Raises:
-            OSError: it cannot be read.
+            StoreError: the input's store fails.
+        """
+        try:
+            return self.files.read(decode_source(row[FILE]))
+        except OSError as error:
+            return error
+
+    def convert(self, data: bytes) -> tuple[Header, Image]:
+        """Convert a file anew.
+
+        Raises:
             Rejected: it is not a usable slice.
         """
-        slice_ = read_slice(self.files.read(source))
+        slice_ = read_slice(data)
         return slice_.header, convert_slice(slice_, self.spec)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
@@ -80,19 +90,24 @@ class Conversion:
         Raises:
             ValueError: sources are shown by number, and the input has more or fewer files now.
         """
-        if options.get("image_id") != ImageId.ORDINAL:
-            return index.append_column(FILE, index["source"])
-        names = sorted(self.files.list())
-        if len(names) != files_seen:
-            raise ValueError(f"the input has {len(names)} files, not {files_seen} as it had")
-        numbered = dict(zip(ordinals(pd.Series(names), "file"), names, strict=True))
-        files = [numbered.get(source, "") for source in index["source"].to_pylist()]
-        return index.append_column(FILE, pa.array(files, pa.string()))
+        shown = index["source"].to_pylist()
+        if options.get("image_id") == ImageId.ORDINAL:
+            names = [info.path for info in self.files.list()]
+            if len(names) != files_seen:
+                raise ValueError(f"the input has {len(names)} files, not {files_seen} as it had")
+            known = {ordinal("file", number): name for number, name in enumerate(names)}
+        elif any("\\" in source for source in shown):  # perhaps a name that is not UTF-8
+            known = {show_source(info.path): info.path for info in self.files.list()}
+        else:
+            known = {source: source for source in shown}
+        files = [encode_source(known.get(source, "")) for source in shown]
+        return index.append_column(FILE, pa.array(files, pa.binary()))
 
 
 def compare_with_source(
     conversion: Conversion,
     row: dict[str, Any],
+    data: bytes | OSError,
     pixels: NDArray[np.uint8] | NDArray[np.uint16],
     pixel_spacing: tuple[float, ...],
 ) -> list[str]:
@@ -101,16 +116,17 @@ def compare_with_source(
     Args:
         conversion: how to convert the file.
         row: the example's, of the index.
+        data: of the file, or why it cannot be read.
         pixels: the example's, [height, width, channels].
         pixel_spacing: the example's, mm.
     """
     source = printable(row["source"])
-    try:
-        header, image = conversion.convert(row[FILE])
-    except FileNotFoundError:
+    if isinstance(data, FileNotFoundError):
         return [f"{source} is no longer there"]
-    except OSError as error:
-        return [f"{source} cannot be read: {error.strerror or type(error).__name__}"]
+    if isinstance(data, OSError):
+        return [f"{source} cannot be read: {data.strerror or type(data).__name__}"]
+    try:
+        header, image = conversion.convert(data)
     except Rejected as rejected:
         return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
     differences = [_compare_pixels(pixels, image.pixels), *_compare_fields(row, header, image)]

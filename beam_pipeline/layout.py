@@ -1,0 +1,61 @@
+"""The names of an output folder's files: of a shard directory, and of one that is not finished."""
+
+from dataclasses import dataclass
+
+DATASET = "ich"
+UNLABELLED_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard's place in its split.
+
+    Attributes:
+        split: its name.
+        number: of the shard, from 0.
+        of: how many shards the split has.
+    """
+
+    split: str
+    number: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        """The shard's file name, as TensorFlow Datasets expects it."""
+        return f"{DATASET}-{self.split}.tfrecord-{self.number:05d}-of-{self.of:05d}"
+
+    @classmethod
+    def parse(cls, name: str) -> "ShardFile":
+        """The shard with a file name that `name` made."""
+        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(".tfrecord-")
+        number, _, of = numbers.partition("-of-")
+        return cls(split, int(number), int(of))
+
+
+# Holds what steps leave to others until the directory is finished.
+UNFINISHED = ".unfinished"
+PLAN = f"{UNFINISHED}/plan.json"
+
+# Tables in it; see `unfinished`.
+REJECTS_TABLE = "rejects"
+
+
+def listing_table(part: int) -> str:
+    """A part of the input's listing."""
+    return f"listing/{part:05d}"
+
+
+def inventory_table(part: int) -> str:
+    """The same part of the inventory."""
+    return f"inventory/{part:05d}"
+
+
+def plan_table(shard: str) -> str:
+    """The slices of a shard file."""
+    return f"plan/{shard}"
+
+
+def written_table(shard: str) -> str:
+    """The rows of a shard file's index, and what else is to be said of it."""
+    return f"written/{shard}"
