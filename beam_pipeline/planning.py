@@ -6,6 +6,7 @@ of the inventory at a time, on their way to the shards' plans.
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
