@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.folds import assign_folds
-from beam_pipeline.identifiers import image_key
+from beam_pipeline.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompress
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
@@ -46,7 +47,7 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
         patience: seconds after which a request that fails is given up.
 
     Returns:
-        str, the split of each image, indexed by its `image_key`.
+        str, the split of each image, indexed by its key of `image_keys`.
 
     Raises:
         UsageError: it cannot be read, or has other columns.
@@ -66,7 +67,7 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
         raise UsageError(f"--folds_from {path}: {error}") from None
     if frame["image_id"].duplicated().any():
         raise UsageError(f"--folds_from {path}: an image_id has two rows")
-    keys = np.array([image_key(image_id) for image_id in frame["image_id"]], np.uint64)
+    keys = image_keys(pa.array(frame["image_id"], pa.string()))
     return pd.Series(frame["split"].to_numpy(), index=keys)
 
 

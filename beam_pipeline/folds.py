@@ -170,6 +170,15 @@ def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDAr
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
-    combination = np.unique(labels[shuffled], axis=0, return_inverse=True)[1].ravel()
-    dealt = shuffled[np.argsort(combination, kind="stable")]
+    dealt = shuffled[np.argsort(_combinations(labels[shuffled]), kind="stable")]
     return [rng.permutation(dealt[shard::shards]) for shard in range(shards)]
+
+
+def _combinations(labels: NDArray[np.int8]) -> NDArray[np.int64]:
+    """A number for each row's combination of labels (-1, 0 or 1), in lexicographic order: [n]."""
+    code = np.zeros(len(labels), np.int64)
+    for column in labels.T:
+        code = code * 3 + (column + 1)
+        if code.max(initial=0) > 1 << 60:  # more than 37 labels
+            code = np.unique(code, return_inverse=True)[1]
+    return code

@@ -1,6 +1,5 @@
 """What is written instead of the ids in the files' headers."""
 
-import hashlib
 import hmac
 
 import numpy as np
@@ -25,15 +24,6 @@ def hash_id(key: bytes, column: str, text: str) -> str:
     """
     message = f"{column}\0{text}".encode("utf-8", "surrogateescape")
     return hmac.new(key, message, "sha256").hexdigest()[:_HASH_CHARACTERS]
-
-
-def image_key(image_id: str) -> int:
-    """64 bits that stand for an image id where millions are compared.
-
-    Two of ten million different ids share one with a probability of 3 in a million.
-    """
-    text = image_id.encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:

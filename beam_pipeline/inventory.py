@@ -14,7 +14,7 @@ import pyarrow as pa
 from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.hounsfield import PixelEncoding
-from beam_pipeline.identifiers import ID_COLUMNS, hash_id, image_key
+from beam_pipeline.identifiers import ID_COLUMNS, hash_id
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
@@ -35,7 +35,6 @@ SCHEMA = pa.schema(
     [
         *_LISTING,
         pa.field("image_id", pa.string()),
-        pa.field("image_key", pa.uint64()),
         *(pa.field(name, _TEXTS) for name in ID_COLUMNS),
         pa.field("fingerprint", pa.uint64()),
         pa.field("pixel_offset", pa.int64()),
@@ -188,7 +187,7 @@ def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, 
 
 def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
     listed = {"source": encode_source(info.path), "size": info.size, "version": info.version}
-    return row | listed | {"image_key": image_key(row["image_id"])}
+    return row | listed
 
 
 class _Inspector:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.identifiers import image_key
+from beam_pipeline.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompress
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
@@ -47,7 +47,7 @@ class Labels:
 
     Attributes:
         names: of the classes, in the order of the columns.
-        image_keys: uint64 [images], in ascending order: `image_key` of each image id.
+        image_keys: uint64 [images], in ascending order: `image_keys` of the image ids.
         values: int8 [images, classes], 0 or 1 where there is no problem.
         problems: int8 [images], the place of the problem in PROBLEMS, -1 for none.
     """
@@ -192,10 +192,9 @@ _NO_VALUES = np.empty(0, np.int8)
 
 
 def _image_keys(texts: pa.Array) -> NDArray[np.uint64]:
-    """`image_key` of each id, computed once for all rows of the same image."""
+    """`image_keys` of ids, computed once for all rows of the same image."""
     encoded = texts.dictionary_encode()
-    keys = np.array([image_key(text) for text in encoded.dictionary.to_pylist()], np.uint64)
-    return np.asarray(keys[encoded.indices.to_numpy()])
+    return np.asarray(image_keys(encoded.dictionary)[encoded.indices.to_numpy()])
 
 
 def _places(texts: pa.Array, known: dict[str, int]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     (
         pipeline
         | InspectFiles(options)  # one element: the parts of the inventory
-        | PlanShards(options)  # names of shard files
+        | PlanShards(options)  # numbers of shards
         | WriteShards(options)  # one element: those that were written
         | FinishDirectory(options)  # writes manifest.json
     )

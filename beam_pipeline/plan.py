@@ -31,7 +31,7 @@ class Keys:
     """What planning needs of the inventory: a row a file, in the order of their sources.
 
     Attributes:
-        image_keys: uint64 [n], `image_key` of each image id.
+        image_keys: uint64 [n], `image_keys` of the image ids.
         ids: int32 [n] for each of ID_COLUMNS: which id, numbered from 0.
         fingerprints: uint64 [n], equal for files whose pixels may be equal; 0 if unknown.
         usable: bool [n], as far as their headers tell.

@@ -6,7 +6,6 @@ of the inventory at a time, on their way to the shards' plans.
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,10 +26,18 @@ from beam_pipeline.duplicates import (
 )
 from beam_pipeline.errors import UsageError
 from beam_pipeline.identifiers import ID_COLUMNS, number_ids, ordinal, ordinals
+from beam_pipeline.image_keys import image_keys
 from beam_pipeline.index import LABEL_PREFIX
 from beam_pipeline.inventory import decode_source, show_source
 from beam_pipeline.labels import LabelFile
-from beam_pipeline.layout import PLAN, REJECTS_TABLE, inventory_table, plan_table
+from beam_pipeline.layout import (
+    PLAN,
+    REJECTS_TABLE,
+    SHARDS_A_PART,
+    ShardFile,
+    inventory_table,
+    plan_table,
+)
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.plan import (
     BY_HEADER,
@@ -45,7 +52,7 @@ from beam_pipeline.plan import (
 )
 from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.unfinished import Unfinished, with_metadata
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
@@ -53,7 +60,7 @@ _SLICES_A_PASS = 1 << 20
 REJECTS_SCHEMA = pa.schema(
     {column: pa.string() for column in ("source", "image_id", "reason", "detail")}
 )
-_KEY_COLUMNS = ("image_key", *ID_COLUMNS, "fingerprint", "reason")
+_KEY_COLUMNS = ("image_id", *ID_COLUMNS, "fingerprint", "reason")
 
 
 @dataclass(frozen=True)
@@ -147,16 +154,16 @@ def plan_shards(parts: int, options: Options) -> Plan:
 def _read_keys(unfinished: Unfinished, inventory: Sequence[str]) -> tuple[Keys, list[int]]:
     """The columns that decide, and how many rows each part of the inventory has."""
     codes = {column: _Codes() for column in ID_COLUMNS}
-    image_keys, fingerprints, usable = [], [], []
+    keys_of_images, fingerprints, usable = [], [], []
     for table in unfinished.read_all(inventory, _KEY_COLUMNS):
-        image_keys.append(table["image_key"].to_numpy())
+        keys_of_images.append(image_keys(table["image_id"]))
         fingerprints.append(table["fingerprint"].to_numpy())
         usable.append(pc.equal(pc.cast(table["reason"], pa.string()), "").to_numpy())
         for column, of_column in codes.items():
             of_column.add(table[column])
     sizes = [len(part) for part in usable]
     keys = Keys(
-        _join(image_keys, np.uint64),
+        _join(keys_of_images, np.uint64),
         {column: of_column.join() for column, of_column in codes.items()},
         _join(fingerprints, np.uint64),
         _join(usable, np.bool_),
@@ -215,8 +222,9 @@ class _Parts:
         tables = self.unfinished.read_all([self.names[i] for i in needed], columns)
         for part, table in zip(needed, tables, strict=True):
             first, end = bounds[part]
-            rows = np.flatnonzero(wanted[first:end])
-            yield rows + first, table.take(pa.array(rows))
+            mask = wanted[first:end]
+            rows = table if mask.all() else table.filter(pa.array(mask))
+            yield np.flatnonzero(mask) + first, rows
 
 
 def _find_identical(
@@ -267,24 +275,34 @@ def _write_plans(
     numbers: dict[str, NDArray[np.int64]],
     options: Options,
 ) -> None:
-    digest = hashlib.sha256(json.dumps(options.recorded(), sort_keys=True).encode()).hexdigest()
-    first = 0
-    while first < len(dealt.shards):
+    recorded = json.dumps(options.recorded(), sort_keys=True)
+    digest = hashlib.sha256(recorded.encode()).hexdigest()
+    a_pass = max(_SLICES_A_PASS // options.examples_per_shard // SHARDS_A_PART, 1) * SHARDS_A_PART
+    for first in range(0, len(dealt.shards), a_pass):
+        end = min(first + a_pass, len(dealt.shards))
         begin = dealt.starts[first]
-        end = bisect_right(dealt.starts, begin + _SLICES_A_PASS, lo=first + 2) - 1
         slices = dealt.slices[begin : dealt.starts[end]]
         table = _gather(parts, judgement, slices, numbers, options)
-        tables = (
-            (
-                plan_table(dealt.shards[shard].name),
-                table.slice(
-                    dealt.starts[shard] - begin, dealt.starts[shard + 1] - dealt.starts[shard]
-                ),
-            )
-            for shard in range(first, end)
+        bounds = [start - begin for start in dealt.starts[first : end + 1]]
+        parts.unfinished.write_all(
+            _plan_part(table, bounds, dealt.shards[first:end], at, first, digest)
+            for at in range(0, end - first, SHARDS_A_PART)
         )
-        parts.unfinished.write_all(tables, {"options": digest})
-        first = end
+
+
+def _plan_part(
+    table: pa.Table,
+    bounds: Sequence[int],
+    shards: Sequence[ShardFile],
+    at: int,
+    first: int,
+    options_digest: str,
+) -> tuple[str, list[pa.Table]]:
+    """Some shards of a pass, beginning with the one at `at`: the table's name, and its batches."""
+    some = range(at, min(at + SHARDS_A_PART, len(shards)))
+    known = {"shards": [shards[i].name for i in some], "options": options_digest}
+    batches = [table.slice(bounds[i], bounds[i + 1] - bounds[i]) for i in some]
+    return plan_table((first + at) // SHARDS_A_PART), with_metadata(batches, known)
 
 
 def _gather(

@@ -16,12 +16,12 @@ from beam_pipeline.hounsfield import Repair
 from beam_pipeline.identifiers import ordinal
 from beam_pipeline.index import LABEL_PREFIX, index_table
 from beam_pipeline.inventory import decode_header, decode_source, reason_of, show_source
-from beam_pipeline.layout import ShardFile, plan_table, written_table
+from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.png import encode_png
 from beam_pipeline.rejects import Reject
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished, decode_table, table_metadata
+from beam_pipeline.unfinished import Unfinished, encode_table, table_metadata
 from beam_pipeline.workers import Watch
 
 
@@ -70,11 +70,11 @@ class Written:
     rejected: int
 
 
-def write_shard(shard: str, watch: Watch, *, options: Options) -> Written:
+def write_shard(number: int, watch: Watch, *, options: Options) -> Written:
     """Write a shard, or find that an interrupted run wrote the same one.
 
     Args:
-        shard: the file's name.
+        number: of the shard in the plan.
         watch: told of each slice that is converted.
         options: of the run.
 
@@ -82,14 +82,15 @@ def write_shard(shard: str, watch: Watch, *, options: Options) -> Written:
         OutputError: the shard cannot be written.
         StoreError: a store fails.
     """
-    folder = Folder(options.output, options.storage_patience)
-    unfinished = Unfinished(folder)
-    data = unfinished.read_bytes(plan_table(shard))
-    digest = hashlib.sha256(data).hexdigest()
+    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    part, batch = divmod(number, SHARDS_A_PART)
+    plan = unfinished.read_batch(plan_table(part), batch)
+    shard = table_metadata(plan)["shards"][batch]
+    digest = hashlib.sha256(encode_table(plan, table_metadata(plan))).hexdigest()
     result = _find_result(shard, unfinished, digest)
     if result is None:
         files = InputFiles.parse(options.input, options.storage_patience)
-        index, result = _ShardWriter(shard, digest, files, options, watch).write(decode_table(data))
+        index, result = _ShardWriter(shard, digest, files, options, watch).write(plan)
         unfinished.write(written_table(shard), index, asdict(result))
     return Written(shard, result.examples, len(result.rejects))
 

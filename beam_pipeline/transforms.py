@@ -27,7 +27,7 @@ _NAMESPACE = "beam_pipeline"
 
 _ERROR = "error"  # the key of what ends the run, instead of a task's
 
-Task = tuple[str, int | str | PipelineError]  # with a key that spreads them over workers
+Task = tuple[str, int | PipelineError]  # with a key that spreads them over workers
 Outcome = tuple[None, int | PipelineError]  # with the only key there is
 Gathered = tuple[None, Iterable[int | PipelineError]]
 
@@ -60,7 +60,7 @@ class PlanShards(beam.PTransform):
         self._options = options
 
     def expand(self, parts: beam.PCollection[Gathered]) -> beam.PCollection[Task]:
-        """Names of shard files."""
+        """Numbers of shards in the plan."""
         return parts | "Plan shards" >> beam.FlatMap(_plan_shards, self._options)
 
 
@@ -114,8 +114,8 @@ def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
         shards_planned=len(plan.shards),
         slices_planned=plan.slices,
     )
-    for shard in plan.shards:
-        yield shard, shard
+    for number in range(len(plan.shards)):
+        yield str(number), number
 
 
 def _finish_directory(shards: Gathered, options: Options) -> None:

@@ -5,7 +5,7 @@ same. So a step may be done again, by whichever worker, and what an earlier run 
 
 listing/00000   some of the input's files, with size and version
 inventory/00000 what their headers say: a row a file, in the same order
-plan/SHARD      the slices of a shard file, in the order to write them
+plan/00000      the slices of some shard files, in the order to write them
 written/SHARD   the rows of a shard file's index, and what the manifest says of it
 plan, rejects   what planning found out about all files
 """
@@ -23,7 +23,6 @@ from beam_pipeline.layout import UNFINISHED
 from beam_pipeline.storage import Folder, InputFiles, is_local
 
 _METADATA = b"headct"
-_COMPRESSION = pa.ipc.IpcWriteOptions(compression="zstd")
 _WRITERS = 16  # threads that wait for a store far away
 _TYPICAL_BYTES = 1 << 20  # of a table: bounds how many are read ahead
 
@@ -52,20 +51,27 @@ class Unfinished:
         """
         self.folder.write(_path(name), encode_table(table, metadata), durable=False)
 
-    def write_all(self, tables: Iterable[tuple[str, pa.Table]], metadata: dict[str, Any]) -> None:
-        """Write several tables, by name, with the same metadata; raises as `write` does."""
+    def write_all(self, tables: Iterable[tuple[str, Sequence[pa.Table]]]) -> None:
+        """Write tables, by name, each of record batches that `read_batch` reads.
+
+        They are not compressed: that would take longer than all else that is done to them.
+        Raises as `write` does.
+        """
         if is_local(self.folder.url):
-            for name, table in tables:
-                self.write(name, table, metadata)
+            for name, batches in tables:
+                self._write_batches(name, batches)
             return
         with ThreadPoolExecutor(_WRITERS) as threads:
             waiting: deque[Future[None]] = deque()
-            for name, table in tables:
-                waiting.append(threads.submit(self.write, name, table, metadata))
+            for name, batches in tables:
+                waiting.append(threads.submit(self._write_batches, name, batches))
                 if len(waiting) > 2 * _WRITERS:
                     waiting.popleft().result()
             for written in waiting:
                 written.result()
+
+    def _write_batches(self, name: str, batches: Sequence[pa.Table]) -> None:
+        self.folder.write(_path(name), _encode(batches, None), durable=False)
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A table, or some columns of it.
@@ -80,6 +86,11 @@ class Unfinished:
     def read_bytes(self, name: str) -> bytes:
         """A table as it is stored; raises as `read` does."""
         return self.folder.read(_path(name))
+
+    def read_batch(self, name: str, number: int) -> pa.Table:
+        """A record batch of a table that `write_all` wrote; raises as `read` does."""
+        with pa.ipc.open_file(self.read_bytes(name)) as reader:
+            return pa.Table.from_batches([reader.get_batch(number)])
 
     def find(self, name: str) -> pa.Table | None:
         """A table that an earlier run may have left, whole."""
@@ -106,11 +117,15 @@ def _path(name: str) -> str:
 
 def encode_table(table: pa.Table, metadata: dict[str, Any] | None = None) -> bytes:
     """A table as an Arrow IPC file: Parquet takes three to five times as long for so few rows."""
-    stored = {_METADATA: json.dumps(metadata or {}).encode()}
-    table = table.replace_schema_metadata(stored)
+    return _encode(with_metadata([table], metadata or {}), "zstd")
+
+
+def _encode(tables: Sequence[pa.Table], compression: str | None) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, options=_COMPRESSION) as writer:
-        writer.write_table(table)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(sink, tables[0].schema, options=options) as writer:
+        for table in tables:
+            writer.write_table(table.combine_chunks())
     return bytes(sink.getvalue())
 
 
@@ -125,6 +140,12 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     options = pa.ipc.IpcReadOptions(included_fields=fields)
     with pa.ipc.open_file(data, options=options) as reader:
         return reader.read_all()
+
+
+def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[pa.Table]:
+    """Tables with JSON values that belong to them."""
+    stored = {_METADATA: json.dumps(metadata).encode()}
+    return [table.replace_schema_metadata(stored) for table in tables]
 
 
 def table_metadata(table: pa.Table) -> dict[str, Any]:
