@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -235,13 +236,14 @@ def _labels(
         columns: [n], the class of each value, as a place in `names`.
         values: [n], 0, 1 or -1.
     """
-    keys, rows = np.unique(images, return_inverse=True)
-    lowest = np.full((len(keys), len(names)), 2, np.int8)
+    rows, found = pd.factorize(images)
+    order = np.argsort(found)
+    lowest = np.full((len(found), len(names)), 2, np.int8)
     highest = np.full_like(lowest, -2)
     np.minimum.at(lowest, (rows, columns), values)
     np.maximum.at(highest, (rows, columns), values)
-    problems = np.full(len(keys), -1, np.int8)
+    problems = np.full(len(found), -1, np.int8)
     problems[(lowest < 0).any(axis=1)] = _BAD_VALUE
     problems[(lowest > highest).any(axis=1)] = _MISSING_CLASS
     problems[(lowest < highest).any(axis=1)] = _CONFLICT
-    return Labels(names, keys, lowest, problems)
+    return Labels(names, found[order], lowest[order], problems[order])

@@ -71,25 +71,35 @@ def judge(keys: Keys, labels: Labels | None) -> Judgement:
     """
     verdicts = np.where(keys.usable, USED, BY_HEADER).astype(np.int8)
     usable = np.flatnonzero(keys.usable)
-    first = np.unique(keys.image_keys[usable], return_index=True)[1]
+    image_keys, first = np.unique(keys.image_keys[usable], return_index=True)
     repeated = np.ones(len(usable), np.bool_)
     repeated[first] = False
     verdicts[usable[repeated]] = _DUPLICATE
-    used = np.sort(usable[first])
+    used = usable[first]  # in the order of their keys, as the labels are
     if labels is None:
         values = np.full((len(used), len(RSNA_LABELS)), UNLABELLED, np.int8)
-        return Judgement(verdicts, used, RSNA_LABELS, values, 0)
-    place = np.searchsorted(labels.image_keys, keys.image_keys[used])
-    place = np.minimum(place, len(labels.image_keys) - 1)
-    labelled = labels.image_keys[place] == keys.image_keys[used]
+        return Judgement(verdicts, np.sort(used), RSNA_LABELS, values, 0)
+    place, labelled = _find(labels.image_keys, image_keys)
     problem = labels.problems[place]
     verdicts[used[~labelled]] = _NO_LABEL
     verdicts[used[labelled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labelled]
-    kept = labelled & (problem < 0)
-    absent = ~np.isin(labels.image_keys, keys.image_keys)
+    kept = np.flatnonzero(labelled & (problem < 0))
+    kept = kept[np.argsort(used[kept])]
+    with_file = _find(image_keys, labels.image_keys)[1]
+    with_file |= np.isin(labels.image_keys, keys.image_keys[~keys.usable])
     return Judgement(
-        verdicts, used[kept], labels.names, labels.values[place[kept]], int(absent.sum())
+        verdicts, used[kept], labels.names, labels.values[place[kept]], int((~with_file).sum())
     )
+
+
+def _find(
+    known: NDArray[np.uint64], wanted: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The place of each wanted key among the known ones, and whether it is there; both sorted."""
+    if not len(known):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return place, known[place] == wanted
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,12 @@ of the inventory at a time, on their way to the shards' plans.
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +64,7 @@ _SLICES_A_PASS = 1 << 20
 REJECTS_SCHEMA = pa.schema(
     {column: pa.string() for column in ("source", "image_id", "reason", "detail")}
 )
+_CARRIED = ("source", "size", "image_id", "header")
 _KEY_COLUMNS = ("image_id", *ID_COLUMNS, "fingerprint", "reason")
 
 
@@ -278,16 +283,67 @@ def _write_plans(
     recorded = json.dumps(options.recorded(), sort_keys=True)
     digest = hashlib.sha256(recorded.encode()).hexdigest()
     a_pass = max(_SLICES_A_PASS // options.examples_per_shard // SHARDS_A_PART, 1) * SHARDS_A_PART
-    for first in range(0, len(dealt.shards), a_pass):
-        end = min(first + a_pass, len(dealt.shards))
-        begin = dealt.starts[first]
-        slices = dealt.slices[begin : dealt.starts[end]]
-        table = _gather(parts, judgement, slices, numbers, options)
-        bounds = [start - begin for start in dealt.starts[first : end + 1]]
+    firsts = range(0, len(dealt.shards), a_pass)
+    edges = [*(dealt.starts[first] for first in firsts), len(dealt.slices)]
+    carried = [*_CARRIED, *(column for column in ID_COLUMNS if column not in numbers)]
+    files = judgement.used[dealt.slices]
+    for first, begin, end, rows in zip(
+        firsts, edges, edges[1:], _rows_of_passes(parts, files, edges, carried), strict=False
+    ):
+        table = _arrange(rows, judgement, dealt.slices[begin:end], numbers, options)
+        shards = dealt.shards[first : first + a_pass]
+        bounds = [start - begin for start in dealt.starts[first : first + a_pass + 1]]
         parts.unfinished.write_all(
-            _plan_part(table, bounds, dealt.shards[first:end], at, first, digest)
-            for at in range(0, end - first, SHARDS_A_PART)
+            _plan_part(table, bounds, shards, at, first, digest)
+            for at in range(0, len(shards), SHARDS_A_PART)
         )
+
+
+def _rows_of_passes(
+    parts: _Parts, files: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The inventory's rows of the files of each pass, in the order of the files.
+
+    The inventory is read once. Where there are several passes, the rows of each wait in a temporary
+    file of this machine.
+
+    Args:
+        parts: of the inventory.
+        files: to write, in the order to write them.
+        edges: of the passes in `files`.
+        columns: of the inventory.
+    """
+    pass_of = np.full(parts.starts[-1], -1, np.int16)
+    for number, (begin, end) in enumerate(pairwise(edges)):
+        pass_of[files[begin:end]] = number
+    found = ((pass_of[places], table) for places, table in parts.read(pass_of >= 0, columns))
+    if len(edges) <= 2:
+        yield from ([pa.concat_tables([table for _, table in found])] if len(files) else [])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{number}.arrow") for number in range(len(edges) - 1)]
+        _deal_out(found, paths)
+        for path in paths:
+            with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as rows:
+                yield rows.read_all()
+
+
+def _deal_out(found: Iterator[tuple[NDArray[np.int16], pa.Table]], paths: Sequence[Path]) -> None:
+    """Write rows to the file of the pass that each belongs to."""
+    writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+    with ExitStack() as opened:
+        for passes, table in found:
+            table = pa.table({name: _plain(table[name]) for name in table.column_names})
+            order = np.argsort(passes, kind="stable")
+            table = table.take(pa.array(order))
+            present, starts = np.unique(passes[order], return_index=True)
+            for number, (begin, end) in zip(
+                present.tolist(), pairwise([*starts.tolist(), len(order)]), strict=True
+            ):
+                if number not in writers:
+                    writer = pa.ipc.new_stream(str(paths[number]), table.schema)
+                    writers[number] = opened.enter_context(writer)
+                writers[number].write_table(table.slice(begin, end - begin))
 
 
 def _plan_part(
@@ -305,24 +361,26 @@ def _plan_part(
     return plan_table((first + at) // SHARDS_A_PART), with_metadata(batches, known)
 
 
-def _gather(
-    parts: _Parts,
+def _arrange(
+    rows: pa.Table,
     judgement: Judgement,
     slices: NDArray[np.int64],
     numbers: dict[str, NDArray[np.int64]],
     options: Options,
 ) -> pa.Table:
-    """The rows of some slices, in the order given, as the shards' plans have them."""
+    """The rows of some slices, in the order given, as the shards' plans have them.
+
+    Args:
+        rows: of the inventory, in the order of the files.
+        judgement: says which file a slice is.
+        slices: places in `judgement.used`.
+        numbers: of each slice's patient, study and series, if these are numbered.
+        options: of the run.
+    """
     files = judgement.used[slices]
-    wanted = np.zeros(len(judgement.verdicts), np.bool_)
-    wanted[files] = True
-    carried = ["source", "size", "image_id", "header"]
-    carried += [column for column in ID_COLUMNS if column not in numbers]
-    found = [table for _, table in parts.read(wanted, carried)]
-    rows = pa.concat_tables(found, promote_options="permissive")
-    place = np.empty(len(files), np.int64)  # of each slice among the rows, which are in file order
+    place = np.empty(len(files), np.int64)  # of each slice among the rows
     place[np.argsort(files)] = np.arange(len(files))
-    columns = {name: _plain(rows[name]).take(pa.array(place)) for name in carried}
+    columns = {n: _plain(rows[n]).take(pa.array(place)) for n in rows.column_names}
     for column, number in numbers.items():
         columns[column] = number_ids(column, number[slices])
     if options.image_id is ImageId.ORDINAL:

@@ -21,7 +21,7 @@ from beam_pipeline.options import ImageId, Options
 from beam_pipeline.png import encode_png
 from beam_pipeline.rejects import Reject
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished, encode_table, table_metadata
+from beam_pipeline.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 
 
@@ -86,11 +86,13 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written:
     part, batch = divmod(number, SHARDS_A_PART)
     plan = unfinished.read_batch(plan_table(part), batch)
     shard = table_metadata(plan)["shards"][batch]
-    digest = hashlib.sha256(encode_table(plan, table_metadata(plan))).hexdigest()
+    rows = plan.to_pylist()
+    digest = hashlib.sha256(repr((table_metadata(plan)["options"], rows)).encode()).hexdigest()
     result = _find_result(shard, unfinished, digest)
     if result is None:
         files = InputFiles.parse(options.input, options.storage_patience)
-        index, result = _ShardWriter(shard, digest, files, options, watch).write(plan)
+        labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
+        index, result = _ShardWriter(shard, digest, files, options, watch).write(rows, labels)
         unfinished.write(written_table(shard), index, asdict(result))
     return Written(shard, result.examples, len(result.rejects))
 
@@ -122,11 +124,16 @@ class _ShardWriter:
         self._checksum = hashlib.sha256()
         self._size = 0
 
-    def write(self, plan: pa.Table) -> tuple[pa.Table, ShardResult]:
-        """The rows of the shard's index, and what else is to be said of it."""
-        labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
+    def write(
+        self, rows: Sequence[dict[str, Any]], labels: Sequence[str]
+    ) -> tuple[pa.Table, ShardResult]:
+        """The rows of the shard's index, and what else is to be said of it.
+
+        Args:
+            rows: of the plan, in the order to write them.
+            labels: names of the classes.
+        """
         folder = Folder(self._options.output, self._options.storage_patience)
-        rows = plan.to_pylist()
         sources = [(decode_source(row["source"]), row["size"]) for row in rows]
         with folder.create(self._shard, durable=False) as file:
             contents = self._read(sources)
