@@ -32,7 +32,7 @@ setup(
     package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed", "*.jinja"]},
     install_requires=[
         "apache-beam>=2.77",
-        "fsspec",
+        "boto3",  # the credentials of AWS: profiles, single sign-on, roles
         "google-crc32c",
         # One BSD wheel decodes every compressed CT syntax, by libjpeg-turbo, CharLS and OpenJPEG:
         # the retired progressive JPEG and HTJ2K too. pylibjpeg-libjpeg is GPL, and GDCM brings a
@@ -40,12 +40,15 @@ setup(
         "imagecodecs>=2026.3.6",
         "isal",
         "numpy",
+        "obstore>=0.12",  # S3, Google Cloud Storage and Azure
         "opencv-python-headless>=5",
         "pandas",
         "protobuf",
         "pyarrow",
         "pydicom>=3.0",
         "rich",
+        "tenacity",
+        "wcmatch",
     ],
     extras_require={
         "trainer": [*TRAINER, "tensorflow>=2.21"],
@@ -54,9 +57,10 @@ setup(
         "jax": ["jax"],
         "jax-cuda": ["jax[cuda13]"],
         "onnx": EXPORT,
-        "gcp": ["apache-beam[gcp]>=2.77", "gcsfs"],
+        "gcp": ["apache-beam[gcp]>=2.77"],
         "dev": [
             *EXPORT,
+            "aiohttp",
             "hypothesis",
             "jax",
             "mypy",
