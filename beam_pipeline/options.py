@@ -78,6 +78,7 @@ class Options:
         seed: of every shuffle.
         max_reject_fraction: of the files seen; above it the run fails.
         storage_patience: seconds after which a store that gives no answer ends the run.
+        decode_timeout: seconds after which a slice's decoder counts as hung.
         workers: processes that convert slices: on this machine, or beside each of a runner's
             workers.
         overwrite: whether to replace what an earlier run left in `output`.
@@ -105,6 +106,7 @@ class Options:
     seed: int = 0
     max_reject_fraction: float = 0.05
     storage_patience: float = DEFAULT_PATIENCE
+    decode_timeout: float = 120.0
     workers: int = 1
     overwrite: bool = False
 
@@ -124,6 +126,7 @@ class Options:
         _require(0 <= fraction <= 1, "max_reject_fraction", fraction, "0 to 1")
         _require(self.workers >= 1, "workers", self.workers, "at least 1")
         _require(self.storage_patience >= 1, "storage_patience", self.storage_patience, "1 or more")
+        _require(self.decode_timeout >= 1, "decode_timeout", self.decode_timeout, "1 or more")
 
     @property
     def image(self) -> ImageSpec:
@@ -301,6 +304,12 @@ def _add_run(group: Any) -> None:
         type=float,
         default=Options.storage_patience,
         help="seconds after which a store that gives no answer ends the run",
+    )
+    add(
+        "--decode_timeout",
+        type=float,
+        default=Options.decode_timeout,
+        help="seconds after which a slice's decoder counts as hung; it is tried twice",
     )
     add(
         "--workers",

@@ -206,6 +206,7 @@ class _RunTasks(beam.DoFn):
             self._pool = WorkerPool(
                 self._function,
                 self._options.workers,
+                patience=self._options.decode_timeout,
                 storage_patience=2 * self._options.storage_patience + 60,
                 storage=self._options.input,
             )

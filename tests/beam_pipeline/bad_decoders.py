@@ -1,0 +1,41 @@
+"""Makes decoders crash and hang in every Python process that has this folder on its path.
+
+`install(folder)` writes a `sitecustomize` there, which Python imports when it starts. It replaces
+the decoder of JPEG Lossless when that is loaded: a code stream that holds CRASH ends the process as
+a fault of memory does, one that holds HANG takes for ever.
+"""
+
+from pathlib import Path
+
+CRASH, HANG = b"THIS CRASHES THE DECODER", b"THIS HANGS THE DECODER"
+
+_CODE = f"""
+import importlib.abc, importlib.util, os, signal, sys, time
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "beam_pipeline.dicom.pixels":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            decode = module._DECODERS["1.2.840.10008.1.2.4.70"]
+            def decode_or_not(frame, *arguments):
+                if {CRASH!r} in frame:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if {HANG!r} in frame:
+                    time.sleep(3600)
+                return decode(frame, *arguments)
+            module._DECODERS["1.2.840.10008.1.2.4.70"] = decode_or_not
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def install(folder: Path) -> None:
+    """Write the module that spoils the decoder."""
+    (folder / "sitecustomize.py").write_text(_CODE)

@@ -1,0 +1,116 @@
+"""Decoders that crash or hang cost their slice and nothing else, whatever runs the pipeline."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from pydicom.uid import JPEGLosslessSV1
+
+from tests.beam_pipeline import bad_decoders
+from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.portable_service import portable_engine
+
+SLICES = 24
+BAD = {
+    "ID_crash": (bad_decoders.CRASH, "decoder_crashed"),
+    "ID_hang": (bad_decoders.HANG, "decoder_timed_out"),
+}
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slices in JPEG Lossless, two of which spoil the decoder."""
+    folder = tmp_path_factory.mktemp("slices")
+    pixels = np.random.default_rng(0).integers(0, 1200, (SLICES + 2, 32, 32)).astype(np.int16)
+    for number in range(SLICES):
+        _write(folder / f"ID_{number}.dcm", pixels[number], b"", f"p{number // 4}")
+    for number, (name, (marker, _)) in enumerate(BAD.items(), start=SLICES):
+        _write(folder / f"{name}.dcm", pixels[number], marker, f"p{number % 6}")
+    return folder
+
+
+def _write(path: Path, pixels: np.ndarray, marker: bytes, patient: str) -> None:
+    stream = bytes(imagecodecs.jpeg8_encode(pixels.view(np.uint16), lossless=True))
+    comment = b"\xff\xfe" + (len(marker) + 2).to_bytes(2, "big") + marker
+    frame = stream[:2] + comment + stream[2:]
+    names = {"SOPInstanceUID": path.stem, "PatientID": patient}
+    path.write_bytes(make_dicom(pixels, syntax=JPEGLosslessSV1, frame=frame, **names))
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which decoders crash and hang."""
+    folder = tmp_path_factory.mktemp("sitecustomize")
+    bad_decoders.install(folder)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module", params=["local", "portable"])
+def engine(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    spoiled: dict[str, str],
+) -> Iterator[list[str]]:
+    """The arguments that choose what the pipeline runs on, with spoiled decoders."""
+    if request.param == "local":
+        yield ["--workers", "2"]
+        return
+    folder = tmp_path_factory.mktemp("portable")
+    with portable_engine(folder, workers=2, environment=spoiled) as arguments:
+        yield arguments
+
+
+def run(slices: Path, output: Path, *arguments: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "beam_pipeline", "--input", str(slices)]
+    command += ["--output", str(output), "--image_size", "32", "--examples_per_shard", "5"]
+    command += ["--max_reject_fraction", "0.2", "--decode_timeout", "1", *arguments]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def rejects(output: Path) -> dict[str, str]:
+    lines = (output / "rejects.jsonl").read_text().splitlines()
+    return {row["image_id"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def digests(output: Path) -> dict[str, str]:
+    names = [path for path in output.iterdir() if path.name != "manifest.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+
+
+@pytest.fixture(scope="module")
+def reference(
+    slices: Path, spoiled: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The bytes of a run with one local process."""
+    output = tmp_path_factory.mktemp("reference") / "out"
+    run(slices, output, "--workers", "1", **spoiled)
+    return digests(output)
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_its_slice_and_nothing_else(
+    engine: list[str],
+    slices: Path,
+    spoiled: dict[str, str],
+    reference: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    run(slices, tmp_path / "out", *engine, **spoiled)
+    assert rejects(tmp_path / "out") == {name: reason for name, (_, reason) in BAD.items()}
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    assert (counts["files_seen"], counts["written"]) == (SLICES + 2, SLICES)
+    assert digests(tmp_path / "out") == reference
+
+
+def test_nothing_is_rejected_where_decoders_are_as_they_are(slices: Path, tmp_path: Path) -> None:
+    run(slices, tmp_path / "out", "--workers", "2")
+    assert rejects(tmp_path / "out") == {}
