@@ -12,7 +12,7 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.folds import assign_folds
 from beam_pipeline.image_keys import image_keys
 from beam_pipeline.storage import open_file
-from beam_pipeline.storage.compression import decompress
+from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 HOLDOUT = "holdout"
@@ -55,8 +55,7 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
     suffix = next((s for s in (".csv", ".csv.gz", ".parquet") if path.endswith(s)), None)
     table = path if suffix else f"{path.rstrip('/')}/{_INDEX}"
     try:
-        with open_file(table, patience) as compressed:
-            file = decompress(compressed, table)
+        with open_file(table, patience) as stored, decompressed(stored, table) as file:
             if table.endswith(".parquet"):
                 frame = pd.read_parquet(file, columns=["image_id", "split"])
             else:

@@ -16,7 +16,7 @@ from pyarrow import csv
 from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.image_keys import image_keys
 from beam_pipeline.storage import open_file
-from beam_pipeline.storage.compression import decompress
+from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 # RSNA Intracranial Hemorrhage Detection 2019: the five subtypes, and whether there is any.
@@ -153,56 +153,62 @@ class LabelFile:
     @contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with open_file(self.path, self.patience) as file:
-                yield decompress(file, self.path)
+            with open_file(self.path, self.patience) as file, decompressed(file, self.path) as data:
+                yield data
         except FileNotFoundError:
             raise UsageError(f"label file {self.path} does not exist") from None
-        except (OSError, EOFError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException) as error:
             raise UsageError(f"cannot read label file {self.path}: {error}") from None
 
     def _read_long(self) -> Labels:
         names: dict[str, int] = {}
-        images, classes, values = [_NO_KEYS], [_NO_PLACES], [_NO_VALUES]
+        values = []
         for rows in self._batches(_LONG_COLUMNS):
             parts = pc.split_pattern(rows["ID"], "_", max_splits=1, reverse=True)
             if not pc.all(pc.equal(pc.list_value_length(parts), 2), min_count=0).as_py():
                 raise UsageError(
                     f"label file {self.path}: an ID is not of the form <image id>_<class>"
                 )
-            images.append(_image_keys(pc.list_element(parts, 0)))
-            classes.append(_places(pc.list_element(parts, 1), names))
-            values.append(_values(rows["Label"]))
+            images = pc.list_element(parts, 0).dictionary_encode()
+            classes = _places(pc.list_element(parts, 1), names)
+            values.append(_Values(images, classes, _values(rows["Label"])))
         order = RSNA_LABELS if set(names) == set(RSNA_LABELS) else tuple(names)
         columns = np.array([order.index(name) for name in names], np.int64)
-        return _labels(
-            order, np.concatenate(images), columns[np.concatenate(classes)], np.concatenate(values)
-        )
+        return _labels(order, values, columns)
 
     def _read_wide(self, id_column: str, names: tuple[str, ...]) -> Labels:
-        images, values = [_NO_KEYS], [_NO_VALUES]
+        values = []
         for rows in self._batches([id_column, *names]):
-            images.append(np.repeat(_image_keys(rows[id_column]), len(names)))
-            values.append(np.stack([_values(rows[name]) for name in names], axis=1).ravel())
-        keys = np.concatenate(images)
-        columns = np.tile(np.arange(len(names)), len(keys) // len(names))
-        return _labels(names, keys, columns, np.concatenate(values))
+            images = rows[id_column].dictionary_encode()
+            every = np.stack([_values(rows[name]) for name in names], axis=1)
+            values.append(_Values(images, np.arange(len(names), dtype=np.int16), every))
+        return _labels(names, values, np.arange(len(names)))
 
 
-_NO_KEYS, _NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)
-_NO_VALUES = np.empty(0, np.int8)
+class _Values:
+    """Values of a label file that were read together.
+
+    Attributes:
+        keys: uint64, the different images.
+        images: int32 [n], of each row, as a place in `keys`.
+        columns: int16, the class of each row [n], or of each of a row's values [classes].
+        values: int8 [n] or [n, classes], 0, 1 or -1.
+    """
+
+    def __init__(
+        self, images: pa.DictionaryArray, columns: NDArray[np.int16], values: NDArray[np.int8]
+    ) -> None:
+        self.keys = image_keys(images.dictionary)
+        self.images = images.indices.to_numpy()
+        self.columns = columns
+        self.values = values
 
 
-def _image_keys(texts: pa.Array) -> NDArray[np.uint64]:
-    """`image_keys` of ids, computed once for all rows of the same image."""
-    encoded = texts.dictionary_encode()
-    return np.asarray(image_keys(encoded.dictionary)[encoded.indices.to_numpy()])
-
-
-def _places(texts: pa.Array, known: dict[str, int]) -> NDArray[np.int64]:
+def _places(texts: pa.Array, known: dict[str, int]) -> NDArray[np.int16]:
     """Each text's place among the known ones, to which new ones are added."""
     encoded = texts.dictionary_encode()
     places = [known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()]
-    return np.asarray(np.array(places, np.int64)[encoded.indices.to_numpy()])
+    return np.asarray(np.array(places, np.int16)[encoded.indices.to_numpy()])
 
 
 def _values(texts: pa.Array) -> NDArray[np.int8]:
@@ -222,28 +228,28 @@ def _value(text: str) -> int:
     return int(number) if number in (0, 1) else -1
 
 
-def _labels(
-    names: tuple[str, ...],
-    images: NDArray[np.uint64],
-    columns: NDArray[np.int64],
-    values: NDArray[np.int8],
-) -> Labels:
+def _labels(names: tuple[str, ...], parts: Sequence[_Values], columns: NDArray[np.int64]) -> Labels:
     """Part the images whose values are all there, 0 or 1, and agree, from the others.
 
     Args:
         names: of the classes.
-        images: [n], the image key of each value.
-        columns: [n], the class of each value, as a place in `names`.
-        values: [n], 0, 1 or -1.
+        parts: of the file.
+        columns: the place in `names` of each class in the parts.
     """
-    rows, found = pd.factorize(images)
-    order = np.argsort(found)
+    every = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
+    rows, found = pd.factorize(every)
     lowest = np.full((len(found), len(names)), 2, np.int8)
     highest = np.full_like(lowest, -2)
-    np.minimum.at(lowest, (rows, columns), values)
-    np.maximum.at(highest, (rows, columns), values)
+    first = 0
+    for part in parts:
+        row = rows[first : first + len(part.keys)][part.images]
+        place = (row[:, None] if part.values.ndim == 2 else row), columns[part.columns]
+        np.minimum.at(lowest, place, part.values)
+        np.maximum.at(highest, place, part.values)
+        first += len(part.keys)
     problems = np.full(len(found), -1, np.int8)
     problems[(lowest < 0).any(axis=1)] = _BAD_VALUE
     problems[(lowest > highest).any(axis=1)] = _MISSING_CLASS
     problems[(lowest < highest).any(axis=1)] = _CONFLICT
+    order = np.argsort(found)
     return Labels(names, found[order], lowest[order], problems[order])
