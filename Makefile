@@ -51,7 +51,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-train bench-gpu bench-shards \
         test lint clean
 
 help: ## List the commands
@@ -114,6 +114,9 @@ bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's i
 
 bench-preprocess: $(VENV)/.trainer $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m tests.benchmarks.preprocess --input "$(BENCH_INPUT)" $(ARGS)
+
+bench-planning: $(VENV)/.trainer
+	@$(RUN_PY) -m tests.benchmarks.planning $(ARGS)
 
 bench-train: $(VENV)/.trainer bench-shards
 	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"

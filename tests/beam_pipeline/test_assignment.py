@@ -1,49 +1,64 @@
+import gzip
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from beam_pipeline.assignment import Splits, assign_splits, read_assignment
 from beam_pipeline.errors import UsageError
+from beam_pipeline.image_keys import image_keys
 
 GROUPS = np.repeat(np.arange(20), 5)
 LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]
 
 
+def assign(splits: Splits, known: list[str | None] | None = None) -> list[str]:
+    """The name of each slice's split."""
+    places = assign_splits(GROUPS, LABELS, splits, seed=0, known=known)
+    return [splits.names[place] for place in places]
+
+
 def test_folds_are_even_and_the_holdout_comes_off_first() -> None:
     assert Splits.of(4, 0.0) == Splits(("fold0", "fold1", "fold2", "fold3"), (0.25,) * 4)
     assert Splits.of(2, 0.2) == Splits(("holdout", "fold0", "fold1"), (0.2, 0.4, 0.4))
-    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.2), seed=0)
-    names, counts = np.unique(splits, return_counts=True)
-    assert dict(zip(names, counts, strict=True)) == {"holdout": 20, "fold0": 40, "fold1": 40}
+    assert Counter(assign(Splits.of(2, 0.2))) == {"holdout": 20, "fold0": 40, "fold1": 40}
+
+
+def test_splits_are_told_by_their_places() -> None:
+    places = assign_splits(GROUPS, LABELS, Splits.of(2, 0.2), seed=0)
+    assert places.dtype == np.int64
+    assert np.bincount(places).tolist() == [20, 40, 40]  # holdout, fold0, fold1
+    assert (places.reshape(20, 5) == places[::5, None]).all()  # no group is in two
 
 
 def test_an_earlier_assignment_is_kept_and_new_groups_are_dealt() -> None:
     known = [f"fold{group % 2}" if group < 8 else None for group in GROUPS]
-    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+    splits = assign(Splits.of(2, 0.0), known)
     for split, earlier in zip(splits, known, strict=True):
         assert earlier in (None, split)
-    assert (splits == "fold0").sum() == 50
+    assert splits.count("fold0") == 50
 
 
 def test_a_group_with_some_new_slices_stays_where_it_was() -> None:
     known: list[str | None] = [None] * len(GROUPS)
     known[7] = "fold1"  # one slice of group 1
-    splits = assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+    splits = assign(Splits.of(2, 0.0), known)
     assert set(splits[5:10]) == {"fold1"}
 
 
 def test_an_assignment_that_leaks_is_refused() -> None:
     known = ["fold0", "fold1"] + [None] * (len(GROUPS) - 2)
     with pytest.raises(UsageError, match="in two splits: such an assignment leaks"):
-        assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+        assign(Splits.of(2, 0.0), known)
 
 
 def test_an_assignment_of_other_splits_is_refused() -> None:
     known = ["fold4"] + [None] * (len(GROUPS) - 1)
     with pytest.raises(UsageError, match="has the split 'fold4'; here are fold0, fold1"):
-        assign_splits(GROUPS, LABELS, Splits.of(2, 0.0), seed=0, known=known)
+        assign(Splits.of(2, 0.0), known)
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet", "index.parquet"])
@@ -52,7 +67,8 @@ def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name:
     path = tmp_path / name
     frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
     given = str(tmp_path) if name == "index.parquet" else str(path)
-    assert read_assignment(given).to_dict() == {"a": "fold0", "b": "fold1"}
+    a, b = image_keys(pa.array(["a", "b"])).tolist()
+    assert read_assignment(given).to_dict() == {a: "fold0", b: "fold1"}
 
 
 def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
@@ -64,3 +80,22 @@ def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.csv").write_text("image_id,split\na,fold0\na,fold1\n")
     with pytest.raises(UsageError, match="an image_id has two rows"):
         read_assignment(str(tmp_path / "twice.csv"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "not compressed"])
+def test_an_assignment_that_is_damaged_is_refused(tmp_path: Path, damage: str) -> None:
+    text = "image_id,split\n" + "".join(f"{i * i},fold{i % 3}\n" for i in range(1000))
+    data = gzip.compress(text.encode())
+    damaged = {
+        "cut": data[:-1000],
+        "overwritten": data[:60] + bytes(100) + data[160:],
+        "not compressed": text.encode(),
+    }
+    (tmp_path / "folds.csv.gz").write_bytes(damaged[damage])
+    with pytest.raises(UsageError, match=r"--folds_from .*folds\.csv\.gz: "):
+        read_assignment(str(tmp_path / "folds.csv.gz"))
+
+
+def test_too_few_groups_are_refused() -> None:
+    with pytest.raises(UsageError, match="--folds 21: 20 patients cannot fill 21 folds"):
+        assign(Splits.of(21, 0.0))

@@ -12,7 +12,7 @@ import pytest
 from pydicom import config, uid
 from pydicom.tag import Tag
 
-from beam_pipeline.dicom import read_header, read_slice
+from beam_pipeline.dicom import FIRST_BYTES, read_header, read_slice
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES, inflate, parse
 from beam_pipeline.dicom.foreign import contained
 from beam_pipeline.errors import Reason, Rejected
@@ -92,7 +92,7 @@ def test_only_as_much_of_a_file_is_read_as_is_needed() -> None:
     data = make_dicom(PixelData=bytes(1 << 20))
     file = io.BytesIO(data)
     read_header(file, len(data))
-    assert file.tell() == 1 << 16
+    assert file.tell() == FIRST_BYTES
 
 
 def test_no_more_is_read_of_a_file_to_reject_it() -> None:
@@ -100,7 +100,7 @@ def test_no_more_is_read_of_a_file_to_reject_it() -> None:
     file = io.BytesIO(data)
     with pytest.raises(Rejected):
         read_header(file, len(data))
-    assert file.tell() == 1 << 16
+    assert file.tell() == FIRST_BYTES
 
 
 def test_a_header_of_millions_of_items_is_read_in_bounded_time() -> None:

@@ -1,40 +1,46 @@
 import hashlib
 import hmac
 
-import pandas as pd
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from beam_pipeline.identifiers import replace_ids
-from beam_pipeline.options import Identifiers
+from beam_pipeline.identifiers import hash_id, number_ids, ordinal, ordinals
 
 KEY = b"sixteen bytes or more"
-SLICES = pd.DataFrame(
-    {
-        "image_id": ["a", "b", "c"],
-        "patient_id": ["Doe", "Roe", "Doe"],
-        "study_id": ["1", "2", "3"],
-        "series_id": ["Doe", "1", "1"],
-    }
+
+
+@pytest.mark.parametrize(
+    ("column", "noun"),
+    [("patient_id", "patient"), ("study_id", "study"), ("series_id", "series")],
 )
+def test_numbers_become_ordinals_of_their_kind(column: str, noun: str) -> None:
+    ids = number_ids(column, np.array([0, 1, 0], np.int64))
+    assert ids.to_pylist() == [f"{noun}_000001", f"{noun}_000002", f"{noun}_000001"]
 
 
-def test_ordinals_number_ids_by_their_first_slice() -> None:
-    replaced = replace_ids(SLICES, Identifiers.ORDINAL, b"")
-    assert replaced["patient_id"].tolist() == ["patient_000001", "patient_000002", "patient_000001"]
-    assert replaced["study_id"].tolist() == ["study_000001", "study_000002", "study_000003"]
-    assert replaced["series_id"].tolist() == ["series_000001", "series_000002", "series_000002"]
-    assert replaced["image_id"].tolist() == ["a", "b", "c"]
+def test_ordinals_have_six_digits_or_as_many_as_they_need() -> None:
+    numbers = np.array([0, 999_998, 999_999, 12_345_677], np.int64)
+    expected = ["file_000001", "file_999999", "file_1000000", "file_12345678"]
+    assert ordinals("file", numbers).to_pylist() == expected
+    assert ordinals("file", numbers[:0]).to_pylist() == []
 
 
-def test_hashes_are_keyed_and_stable_across_data_sets() -> None:
-    replaced = replace_ids(SLICES, Identifiers.HASH, KEY)
+@given(st.lists(st.integers(0, 10**12)))
+def test_one_ordinal_is_written_as_many_are(numbers: list[int]) -> None:
+    many = ordinals("image", np.array(numbers, np.int64)).to_pylist()
+    assert many == [ordinal("image", number) for number in numbers]
+
+
+def test_hashes_are_keyed_and_stable() -> None:
     expected = hmac.new(KEY, b"patient_id\0Roe", hashlib.sha256).hexdigest()[:16]
-    assert replaced["patient_id"][1] == expected
-    part = replace_ids(SLICES[1:], Identifiers.HASH, KEY)
-    assert part["patient_id"].tolist() == replaced["patient_id"][1:].tolist()
-    other = replace_ids(SLICES, Identifiers.HASH, KEY + b"!")
-    assert not set(other["patient_id"]) & set(replaced["patient_id"])
-    assert replaced["patient_id"][0] != replaced["series_id"][0]  # the same text, another purpose
+    assert hash_id(KEY, "patient_id", "Roe") == expected
+    assert hash_id(KEY + b"!", "patient_id", "Roe") != expected
+    assert hash_id(KEY, "patient_id", "Doe") != expected
+    assert hash_id(KEY, "series_id", "Roe") != expected  # the same text, another purpose
 
 
-def test_ids_are_kept_if_asked_for() -> None:
-    pd.testing.assert_frame_equal(replace_ids(SLICES, Identifiers.KEEP, b""), SLICES)
+def test_a_text_that_is_no_utf_8_has_a_hash() -> None:
+    expected = hmac.new(KEY, b"study_id\0\xff\xc3", hashlib.sha256).hexdigest()[:16]
+    assert hash_id(KEY, "study_id", "\udcff\udcc3") == expected

@@ -1,48 +1,93 @@
+import io
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
-from beam_pipeline.index import decode_index, encode_index, index_schema, join_indexes
-
-
-def rows(shard: str, count: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "image_id": [f"{shard}{number}" for number in range(count)],
-            "split": "fold0",
-            "shard": shard,
-            "record": range(count),
-            "offset": range(count),
-            "bytes": 1,
-            "label_any": 1,
-            "patient_id": "p",
-            "study_id": "s",
-            "series_id": "e",
-            "position_z": [float("nan")] * count,
-            "rows": 2,
-            "columns": 2,
-            "transfer_syntax": "1.2",
-            "repair": "none",
-            "resized": False,
-            "source": "x",
-        }
-    )
+from beam_pipeline.index import index_schema, index_table, write_index
 
 
-def test_rows_come_back_in_order_and_type() -> None:
-    frame = decode_index(encode_index(rows("a", 3)[::-1], ["any"]))
-    assert frame["image_id"].tolist() == ["a0", "a1", "a2"]
-    assert frame["label_any"].dtype == "int8"
-    assert frame["position_z"].isna().all()
-    assert list(frame.columns) == index_schema(["any"]).names
+def row(shard: str, number: int, **other: Any) -> dict[str, Any]:
+    return {
+        "image_id": f"{shard}{number}",
+        "split": "fold0",
+        "shard": shard,
+        "record": number,
+        "offset": 10 * number,
+        "bytes": 10,
+        "label_any": 1,
+        "patient_id": "p",
+        "study_id": "s",
+        "series_id": "e",
+        "position_z": 2.5,
+        "rows": 2,
+        "columns": 2,
+        "transfer_syntax": "1.2",
+        "repair": "none",
+        "resized": False,
+        "source": "x",
+    } | other
+
+
+def rows(shard: str, count: int) -> list[dict[str, Any]]:
+    return [row(shard, number) for number in range(count)]
+
+
+def written(parts: Iterable[pa.Table], labels: tuple[str, ...] = ("any",)) -> bytes:
+    file = io.BytesIO()
+    write_index(file, parts, labels)
+    return file.getvalue()
+
+
+def test_rows_are_kept_in_order_with_the_columns_of_an_index() -> None:
+    given = [row("a", 2, header="secret", source_size=1), row("a", 0, label_any=-1)]
+    table = index_table(given, ["any"])
+    assert table.schema.equals(index_schema(["any"]))
+    assert table.to_pylist() == [row("a", 2), row("a", 0, label_any=-1)]
+    assert table.schema.field("label_any").type == pa.int8()
+
+
+def test_labels_keep_their_order() -> None:
+    names = index_schema(["zebra", "ant"]).names
+    assert names[6:8] == ["label_zebra", "label_ant"]
+    assert (names[5], names[8]) == ("bytes", "patient_id")
+
+
+def test_a_position_that_is_not_known_is_null() -> None:
+    table = index_table([row("a", 0, position_z=float("nan")), row("a", 1)], ["any"])
+    assert table["position_z"].to_pylist() == [None, 2.5]
+    frame = pd.read_parquet(io.BytesIO(written([table])))
+    assert frame["position_z"].isna().tolist() == [True, False]
 
 
 def test_parts_joined_are_the_whole() -> None:
-    parts = [encode_index(rows(shard, 40_000), ["any"]) for shard in "abc"]
-    joined = join_indexes(parts, ["any"])
-    whole = pd.concat([rows(shard, 40_000) for shard in "abc"], ignore_index=True)
-    pd.testing.assert_frame_equal(decode_index(joined), whole, check_dtype=False)
-    assert joined == join_indexes(iter(parts), ["any"])
+    parts = [index_table(rows(shard, 40_000), ["any"]) for shard in "abc"]
+    joined = written(iter(parts))
+    whole = pd.DataFrame([row for shard in "abc" for row in rows(shard, 40_000)])
+    found = pd.read_parquet(io.BytesIO(joined))
+    pd.testing.assert_frame_equal(found, whole, check_dtype=False)
+    assert joined == written(parts)
 
 
-def test_an_index_may_be_empty() -> None:
-    assert decode_index(encode_index(rows("a", 0), ["any"])).empty
-    assert decode_index(join_indexes([], ["any"])).empty
+def test_small_parts_are_gathered_and_what_belongs_to_a_part_is_left_out() -> None:
+    parts = [
+        index_table(rows(str(shard), 1000), ["any"]).replace_schema_metadata({"of": str(shard)})
+        for shard in range(40)
+    ]
+    file = pq.ParquetFile(io.BytesIO(written(parts)))
+    # 17 parts are the first to have 16384 rows.
+    groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert groups == [17_000, 17_000, 6_000]
+    assert file.schema_arrow.equals(index_schema(["any"]), check_metadata=True)
+
+
+@pytest.mark.parametrize("parts", [0, 2])
+def test_an_index_may_be_empty(parts: int) -> None:
+    empty = index_table([], ["any"])
+    assert empty.schema.equals(index_schema(["any"]))
+    frame = pd.read_parquet(io.BytesIO(written([empty] * parts)))
+    assert frame.empty
+    assert list(frame.columns) == index_schema(["any"]).names

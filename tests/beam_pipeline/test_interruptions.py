@@ -10,8 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from beam_pipeline.inventory import inspect_part
+from beam_pipeline.options import parse_options
+from beam_pipeline.storage.local import LocalStore
+from beam_pipeline.workers import Watch
 
 KILLS = 10
 SLICES = 240
@@ -25,6 +31,10 @@ def command(
     folder = tmp_path_factory.mktemp("slices")
     for number in range(SLICES):
         write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number // 10}")
+    return command_for(folder)
+
+
+def command_for(folder: Path) -> list[str]:
     options = ("--input", str(folder), "--image_size", "32", "--examples_per_shard", "2")
     return [sys.executable, "-m", "beam_pipeline", *options, "--workers", "2"]
 
@@ -91,6 +101,66 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
     assert digests(output) == undisturbed
 
 
+@pytest.fixture
+def parts(tmp_path: Path, write_slice: Callable[..., Path]) -> list[str]:
+    """A run over as many slices as make three parts of the inventory, and one that cannot be read.
+
+    So a part is done while others are not.
+    """
+    for number in range(600):
+        write_slice(tmp_path / "slices" / f"ID_{number:03d}.dcm", PatientID=f"p{number // 10}")
+    (tmp_path / "slices" / "ID_text.dcm").write_text("not DICOM")
+    return command_for(tmp_path / "slices")
+
+
+def kill_when_there_are(command: list[str], output: Path, pattern: str, count: int) -> list[Path]:
+    """Kill a run that has left some tables, and tell which."""
+    process = start(command, output)
+    while len(list(output.glob(f".unfinished/{pattern}"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)
+    return sorted(output.glob(f".unfinished/{pattern}"))
+
+
+def test_what_is_known_of_files_is_not_read_again(
+    parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    kill_when_there_are(parts, output, "inventory/*.arrow", 1)
+    known = sorted(output.glob(".unfinished/inventory/*.arrow"))
+    contents = [path.read_bytes() for path in known]
+    options, _, _ = parse_options([*parts[3:], "--output", str(output)])
+    read, sources = LocalStore.read, []
+
+    def note(store: LocalStore, path: str, *part: Any) -> bytes:
+        sources.extend([Path(path).name] if path.endswith(".dcm") else [])
+        return read(store, path, *part)
+
+    monkeypatch.setattr(LocalStore, "read", note)
+    for path in known:
+        inspected = inspect_part(int(path.stem), Watch(), options=options)
+        assert 0 < inspected.files == inspected.reused
+    assert sources == ["ID_000.dcm"] * len(known)  # the key is made of it
+    assert [path.read_bytes() for path in known] == contents
+    finish(parts, output)
+
+
+def test_shards_that_were_written_are_not_written_again(parts: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for count in (5, 50):
+        kill_when_there_are(parts, output, "written/*.arrow", count)
+    written = [path.stem for path in sorted(output.glob(".unfinished/written/*.arrow"))]
+    before = {name: (output / name).stat() for name in written}
+    finish(parts, output)
+    after = {name: (output / name).stat() for name in written}
+    assert len(written) >= 50
+    assert [(s.st_ino, s.st_mtime_ns) for s in after.values()] == [
+        (s.st_ino, s.st_mtime_ns) for s in before.values()
+    ]
+
+
 def test_a_run_goes_on_when_its_workers_are_killed(
     command: list[str], undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -136,7 +206,7 @@ def test_a_full_disk_is_said_and_a_run_goes_on_when_there_is_space(
     assert errors.startswith("beam_pipeline: error: cannot write ")
     assert errors.endswith(": No space left on device\n")
     assert errors.count("\n") == 1
-    assert not list((small_disk / "out").glob(".*.partial"))
+    assert not list((small_disk / "out").rglob(".*.partial"))
     remount = ["mount", "-o", "remount,size=64m", str(small_disk)]
     subprocess.run(remount, check=True)
     finish(command, small_disk / "out")

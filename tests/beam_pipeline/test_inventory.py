@@ -1,96 +1,510 @@
 import dataclasses
+import hashlib
+import hmac
+import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from beam_pipeline.dicom import Header
-from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
+from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.hounsfield import PixelEncoding
 from beam_pipeline.inventory import (
-    Batch,
+    SCHEMA,
+    Inspected,
     decode_header,
+    decode_source,
     encode_header,
-    inspect_batch,
-    list_batches,
+    encode_source,
+    inspect_part,
+    list_parts,
     name_of,
+    show_source,
 )
-from beam_pipeline.options import ImageId, LeakCheck, Options
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.layout import inventory_table, listing_table
+from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.workers import Watch
+from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
+
+WriteSlice = Callable[..., Path]
+IDS = ("patient_id", "study_id", "series_id")
 
 
-def test_every_file_is_in_one_batch(small_data_set: Path) -> None:
-    files = InputFiles.parse(str(small_data_set / "slices"))
-    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
-    sources = [source for batch in batches for source in batch.sources]
-    assert sources == sorted(path.name for path in (small_data_set / "slices").iterdir())
+class Witness(Watch):
+    """Remembers which places were worked on."""
+
+    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
+        super().__init__(excluded)
+        self.places: list[int] = []
+
+    def working(self, place: int) -> None:
+        self.places.append(place)
 
 
-def test_a_header_gives_a_row_and_a_bad_file_its_reason(small_data_set: Path) -> None:
-    files = InputFiles.parse(str(small_data_set / "slices"))
-    seen: list[int] = []
-    batch = Batch(("ID_32.dcm", "ID_text.dcm", "ID_absent.dcm", "ID_11.dcm"))
-    batch = batch.excluding("ID_11.dcm", Reason.DECODER_CRASHED)
-    options = Options("in", None, "out", leak_check=LeakCheck.OFF)
-    frame = inspect_batch(batch, seen.append, files=files, options=options)
-    header = decode_header(frame["header"][0])
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+def options_for(folder: Path, tmp_path: Path, **changes: Any) -> Options:
+    return Options(str(folder), None, str(tmp_path / "out"), **changes)
+
+
+def inspect(options: Options, watch: Watch | None = None) -> Inspected:
+    """List the input, which is one part, and inspect it."""
+    assert len([*list_parts(options)]) == 1
+    return inspect_part(0, watch or Watch(), options=options)
+
+
+def rows_of(options: Options, part: int = 0) -> dict[str, dict[str, Any]]:
+    """The inventory's rows by their sources."""
+    table = Unfinished(Folder(options.output)).read(inventory_table(part))
+    assert table.schema.equals(SCHEMA)
+    return {show_source(decode_source(row["source"])): row for row in table.to_pylist()}
+
+
+def listing_of(options: Options, part: int) -> list[dict[str, Any]]:
+    return list(Unfinished(Folder(options.output)).read(listing_table(part)).to_pylist())
+
+
+def test_every_file_is_in_one_part_in_order(folder: Path, tmp_path: Path) -> None:
+    for number in range(600):
+        (folder / f"{number % 7}").mkdir(exist_ok=True)
+        (folder / f"{number % 7}" / f"{number}.dcm").write_bytes(bytes(number))
+    options = options_for(folder, tmp_path)
+    assert [*list_parts(options)] == [256, 256, 88]
+    rows = [row for part in range(3) for row in listing_of(options, part)]
+    files = {os.fsencode(path.relative_to(folder)): path for path in folder.glob("*/*")}
+    assert [row["source"] for row in rows] == sorted(files)
+    for row in rows:
+        found = files[row["source"]].stat()
+        assert (row["size"], row["version"]) == (found.st_size, str(found.st_mtime_ns))
+
+
+def list_of(
+    infos: Iterator[FileInfo | StoreError],
+) -> Callable[[InputFiles], Iterator[FileInfo]]:
+    """Stands for a large input's listing, which may fail."""
+
+    def found(self: InputFiles) -> Iterator[FileInfo]:
+        for info in infos:
+            if isinstance(info, StoreError):
+                raise info
+            yield info
+
+    return found
+
+
+def test_parts_of_a_large_input_are_larger(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    infos = (FileInfo(f"{number:06d}", number, "v") for number in range(100_000))
+    monkeypatch.setattr(InputFiles, "list", list_of(infos))
+    parts = [*list_parts(options_for(folder, tmp_path))]
+    # 16 parts of each size until 4096: 4096 + 8192 + 16384 + 32768 = 61440 files in 64 parts.
+    grown = [256] * 16 + [512] * 16 + [1024] * 16 + [2048] * 16
+    assert parts == [*grown, *[4096] * 9, 100_000 - 61_440 - 9 * 4096]
+
+
+def test_an_input_that_cannot_be_listed_whole_ends_the_list_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    infos = [FileInfo("a", 1, "v")] * 300 + [StoreError("disk", "cannot be listed")]
+    monkeypatch.setattr(InputFiles, "list", list_of(iter(infos)))
+    parts = list_parts(options_for(folder, tmp_path))
+    assert next(parts) == 256
+    with pytest.raises(StoreError, match="disk: cannot be listed"):
+        next(parts)
+
+
+def test_an_input_without_files_has_no_parts(folder: Path, tmp_path: Path) -> None:
+    assert [*list_parts(options_for(folder, tmp_path))] == []
+
+
+def test_a_header_gives_a_row_and_a_bad_file_its_reason(
+    small_data_set: Path, folder: Path, tmp_path: Path
+) -> None:
+    for name in ("ID_11.dcm", "ID_32.dcm", "ID_text.dcm"):
+        (folder / name).write_bytes((small_data_set / "slices" / name).read_bytes())
+    (folder / "ID_gone.dcm").touch()
+    options = options_for(folder, tmp_path, leak_check=LeakCheck.OFF, identifiers=Identifiers.KEEP)
+    assert [*list_parts(options)] == [4]
+    (folder / "ID_gone.dcm").unlink()
+    witness = Witness({0: Reason.DECODER_CRASHED})
+    assert inspect_part(0, witness, options=options) == Inspected(files=4, rejected=3, reused=0)
+    rows = rows_of(options)
+    assert [*rows] == ["ID_11.dcm", "ID_32.dcm", "ID_gone.dcm", "ID_text.dcm"]
+    data = (folder / "ID_32.dcm").read_bytes()
+    header = decode_header(rows["ID_32.dcm"]["header"])
     assert header is not None
     assert (header.rows, header.columns, header.position_z) == (32, 32, 10.0)
-    assert frame.drop(columns="header").to_dict("records") == [
-        {
-            "source": "ID_32.dcm",
-            "image_id": "ID_32",
-            "patient_id": "Secret^Name3",
-            "study_id": "secret.study.3",
-            "series_id": "secret.series.3",
-            "fingerprint": "",
-            "reason": "",
-            "detail": "",
-        },
-        _rejected("ID_text", "not_dicom", ""),
-        _rejected("ID_absent", "unreadable", "No such file or directory"),
-        _rejected("ID_11", "decoder_crashed", ""),
-    ]
-    assert seen == [0, 1, 2, 3]
+    assert rows["ID_32.dcm"] == {
+        "source": b"ID_32.dcm",
+        "size": len(data),
+        "version": str((folder / "ID_32.dcm").stat().st_mtime_ns),
+        "image_id": "ID_32",
+        "patient_id": "Secret^Name3",
+        "study_id": "secret.study.3",
+        "series_id": "secret.series.3",
+        "fingerprint": 0,
+        "pixel_offset": len(data) - 32 * 32 * 2,
+        "pixel_bytes": 32 * 32 * 2,
+        "header": rows["ID_32.dcm"]["header"],
+        "reason": "",
+        "detail": "",
+    }
+    assert without_listing(rows["ID_11.dcm"]) == rejected("ID_11", "decoder_crashed")
+    assert without_listing(rows["ID_gone.dcm"]) == rejected("ID_gone", "vanished")
+    assert without_listing(rows["ID_text.dcm"]) == rejected("ID_text", "not_dicom")
+    assert witness.places == [1, 3]  # what is excluded is not touched, what is gone not parsed
 
 
-def _rejected(name: str, reason: str, detail: str) -> dict[str, str]:
-    ids = {"patient_id": "", "study_id": "", "series_id": "", "fingerprint": ""}
-    return {"source": f"{name}.dcm", "image_id": name, **ids, "reason": reason, "detail": detail}
+def without_listing(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("source", "size", "version")}
 
 
-def test_the_image_id_is_the_name_without_suffix() -> None:
-    assert name_of("a/b/ID_1.dcm") == "ID_1"
-    assert name_of("a.b/IM0001") == "IM0001"
-    assert name_of("1.2.840.dcm") == "1.2.840"
+def rejected(image_id: str, reason: str, detail: str = "") -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        **dict.fromkeys(IDS, ""),
+        "fingerprint": 0,
+        "pixel_offset": -1,
+        "pixel_bytes": 0,
+        "header": "",
+        "reason": reason,
+        "detail": detail,
+    }
 
 
-def test_a_folder_that_cannot_be_listed_ends_the_list_with_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_is_no_regular_file_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(folder / "pipe.dcm")
+    options = options_for(folder, tmp_path)
+    assert inspect(options) == Inspected(files=1, rejected=1, reused=0)
+    row = without_listing(rows_of(options)["pipe.dcm"])
+    assert row == rejected("pipe", "read_error", "Not a regular file")
+
+
+def test_a_link_to_nothing_has_vanished(folder: Path, tmp_path: Path) -> None:
+    (folder / "link.dcm").symlink_to("absent")
+    options = options_for(folder, tmp_path)
+    assert inspect(options) == inspect(options) == Inspected(files=1, rejected=1, reused=0)
+    assert rows_of(options)["link.dcm"]["reason"] == "vanished"
+
+
+@pytest.mark.parametrize(
+    ("source", "image_id"),
+    [
+        ("a/b/ID_1.dcm", "ID_1"),
+        ("a.b/IM0001", "IM0001"),
+        ("1.2.840.113.5", "1.2.840.113.5"),
+        ("x/1.2.840.113.5", "1.2.840.113.5"),
+        ("1.2.3.dcm", "1.2.3"),
+        ("1.2.3.DCM", "1.2.3"),
+        ("1.2.3.4a", "1.2.3"),
+        ("slice.001", "slice.001"),
+        ("a/.dcm", ".dcm"),
+        ("1.", "1"),
+    ],
+)
+def test_the_image_id_is_the_name_without_suffix_but_all_of_a_uid(
+    source: str, image_id: str
 ) -> None:
-    def list_one(self: InputFiles) -> Iterator[str]:
-        yield "a.dcm"
-        raise UsageError("cannot list b")
+    assert name_of(source) == image_id
 
-    monkeypatch.setattr(InputFiles, "list", list_one)
-    (error,) = list_batches(InputFiles(str(tmp_path)))
-    assert isinstance(error, UsageError)
+
+@given(st.binary())
+def test_any_bytes_may_be_a_path(stored: bytes) -> None:
+    path = decode_source(stored)
+    assert path == os.fsdecode(stored)
+    assert encode_source(path) == stored
+    assert show_source(path).encode().decode() == show_source(path)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_path_is_shown_as_it_is_if_it_can_be(path: str) -> None:
+    assert decode_source(encode_source(path)) == show_source(path) == path
+
+
+def test_bytes_that_are_no_utf_8_are_shown_escaped() -> None:
+    assert show_source(os.fsdecode(b"caf\xe9/\xc3\xa9")) == "caf\\xe9/é"
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read(
+    write_slice: WriteSlice, folder: Path, tmp_path: Path
+) -> None:
+    write_slice(folder / "a.dcm").rename(folder / os.fsdecode(b"caf\xe9.dcm"))
+    options = options_for(folder, tmp_path)
+    inspect(options)
+    row = rows_of(options)["caf\\xe9.dcm"]
+    assert (row["source"], row["image_id"]) == (b"caf\xe9.dcm", "caf\\xe9")
+    assert row["reason"] == ""
 
 
 def test_a_slice_may_be_identified_by_its_sop_instance_uid(
-    write_slice: Callable[..., Path], tmp_path: Path
+    write_slice: WriteSlice, folder: Path, tmp_path: Path
 ) -> None:
-    write_slice(tmp_path / "a.dcm", SOPInstanceUID="1.2.3")
-    write_slice(tmp_path / "b.dcm", SOPInstanceUID=None)
-    options = Options("in", None, "out", image_id=ImageId.SOP_INSTANCE_UID)
-    frame = inspect_batch(
-        Batch(("a.dcm", "b.dcm")),
-        lambda place: None,
-        files=InputFiles(str(tmp_path)),
-        options=options,
+    write_slice(folder / "a.dcm", SOPInstanceUID="1.2.3")
+    write_slice(folder / "b.dcm", SOPInstanceUID=None)
+    options = options_for(folder, tmp_path, image_id=ImageId.SOP_INSTANCE_UID)
+    assert inspect(options).rejected == 1
+    rows = rows_of(options)
+    assert (rows["a.dcm"]["image_id"], rows["a.dcm"]["reason"]) == ("1.2.3", "")
+    assert without_listing(rows["b.dcm"]) == rejected("", "missing_attribute", "SOPInstanceUID")
+
+
+@pytest.mark.parametrize("beyond", [-12, -2, 0, 2, 30_000])
+def test_a_header_longer_than_what_is_read_first_is_read_on(
+    folder: Path, tmp_path: Path, beyond: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 999, (128, 128)).astype(np.int16)
+    short = len(make_dicom(pixels, ImageComments="..")) - pixels.nbytes
+    comments = "." * (FIRST_BYTES - short + 2 + beyond)
+    data = make_dicom(pixels, ImageComments=comments)
+    assert data[FIRST_BYTES + beyond :] == pixels.tobytes()
+    (folder / "a.dcm").write_bytes(data)
+    options = options_for(folder, tmp_path)
+    inspect(options)
+    row = rows_of(options)["a.dcm"]
+    assert (row["reason"], row["pixel_offset"]) == ("", FIRST_BYTES + beyond)
+    assert row["pixel_bytes"] == pixels.nbytes
+    header = read_header(io.BytesIO(data), len(data))
+    anonymous = dict.fromkeys(("sop_instance_uid", *IDS), "")
+    assert decode_header(row["header"]) == dataclasses.replace(header, **anonymous)
+
+
+def test_pixels_that_are_deflated_or_not_asked_for_have_no_fingerprint(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "deflated.dcm").write_bytes(make_dicom(syntax="1.2.840.10008.1.2.1.99"))
+    (folder / "plain.dcm").write_bytes(make_dicom())
+    rows = {}
+    for check in (LeakCheck.JOIN, LeakCheck.REPORT, LeakCheck.OFF):
+        options = options_for(folder, tmp_path / check, leak_check=check)
+        inspect(options)
+        rows[check] = rows_of(options)
+    expected = int.from_bytes(
+        hashlib.blake2b(SIGNED_16.tobytes(), digest_size=8).digest(), "little"
     )
-    assert frame["image_id"].tolist() == ["1.2.3", ""]
-    assert frame["reason"].tolist() == ["", "missing_attribute"]
+    assert rows[LeakCheck.JOIN]["plain.dcm"]["fingerprint"] == expected
+    assert rows[LeakCheck.REPORT] == rows[LeakCheck.JOIN]
+    assert rows[LeakCheck.OFF]["plain.dcm"]["fingerprint"] == 0
+    assert rows[LeakCheck.JOIN]["deflated.dcm"]["fingerprint"] == 0
+    assert rows[LeakCheck.JOIN]["deflated.dcm"]["pixel_offset"] == -1
+    assert rows[LeakCheck.JOIN]["deflated.dcm"]["reason"] == ""
+
+
+def texts_of(row: dict[str, Any]) -> str:
+    return repr(row).lower()
+
+
+def test_ids_of_headers_are_hashed_unless_they_are_to_be_kept(
+    small_data_set: Path, tmp_path: Path
+) -> None:
+    slices = small_data_set / "slices"
+    key = b"sixteen bytes or more"
+    (tmp_path / "key").write_bytes(key)
+    found = {}
+    for kind in Identifiers:
+        options = options_for(slices, tmp_path / kind, identifiers=kind)
+        options = dataclasses.replace(options, identifier_key_file=str(tmp_path / "key"))
+        inspect(options)
+        found[kind] = rows_of(options)
+    kept, hashed, numbered = (found[k] for k in (Identifiers.KEEP, Identifiers.HASH, "ordinal"))
+    for source, row in kept.items():
+        if row["reason"]:
+            assert [hashed[source][name] for name in IDS] == [""] * 3
+            continue
+        for name in IDS:
+            message = f"{name}\0{row[name]}".encode()
+            assert hashed[source][name] == hmac.new(key, message, "sha256").hexdigest()[:16]
+            assert hashed[source][name] != numbered[source][name]
+    assert kept["ID_00.dcm"]["patient_id"] == "Secret^Name0"
+    for rows in (hashed, numbered):
+        assert not any("secret" in texts_of(row) for row in rows.values())
+        assert rows["ID_00.dcm"]["patient_id"] == rows["ID_04.dcm"]["patient_id"]
+        assert len({row["patient_id"] for row in rows.values() if row["patient_id"]}) == 7
+        assert len({rows["ID_00.dcm"][name] for name in IDS}) == 3
+
+
+def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_other_input(
+    write_slice: WriteSlice, folder: Path, tmp_path: Path
+) -> None:
+    for number in range(257):
+        write_slice(folder / f"{number:03d}.dcm", SIGNED_16, PatientID="same")
+    options = options_for(folder, tmp_path)
+    assert [*list_parts(options)] == [256, 1]
+    patients = set()
+    for part in range(2):
+        inspect_part(part, Watch(), options=options)
+        patients |= {row["patient_id"] for row in rows_of(options, part).values()}
+    assert len(patients) == 1
+    write_slice(folder / "000.dcm", SIGNED_16 + 1, PatientID="same")
+    other = options_for(folder, tmp_path / "other")
+    [*list_parts(other)]
+    inspect_part(1, Watch(), options=other)
+    assert {row["patient_id"] for row in rows_of(other, 1).values()}.isdisjoint(patients)
+
+
+# What follows: a second run finds the inventory of the first.
+
+
+@pytest.fixture
+def three(write_slice: WriteSlice, folder: Path, tmp_path: Path) -> Options:
+    """Three files, of which c cannot be used."""
+    for name in "ab":
+        write_slice(folder / f"{name}.dcm", PatientID="first")
+    (folder / "c.dcm").write_bytes(b"not DICOM")
+    # The key of the input does not come from a file that the test changes.
+    return options_for(folder, tmp_path, identifiers=Identifiers.KEEP)
+
+
+def overwrite(path: Path, data: bytes, *, touch: bool) -> None:
+    """Replace a file's content; its time of modification is another or the same."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=(before + touch, before + touch))
+
+
+def test_files_that_are_the_same_are_not_read_again(three: Options) -> None:
+    folder = Path(three.input)
+    assert inspect(three) == Inspected(files=3, rejected=1, reused=0)
+    before = rows_of(three)
+    for path in folder.iterdir():  # what no one can see without reading
+        overwrite(path, bytes(path.stat().st_size), touch=False)
+    witness = Witness()
+    assert inspect(three, witness) == Inspected(files=3, rejected=1, reused=3)
+    assert rows_of(three) == before
+    assert witness.places == []
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_file_that_changed_is_read_again_and_no_other(three: Options, change: str) -> None:
+    folder = Path(three.input)
+    inspect(three)
+    overwrite(folder / "a.dcm", bytes((folder / "a.dcm").stat().st_size), touch=False)
+    data = (folder / "b.dcm").read_bytes()
+    assert data.count(b"first ") == 1
+    if change == "time":
+        overwrite(folder / "b.dcm", data.replace(b"first ", b"second"), touch=True)
+    else:
+        overwrite(folder / "b.dcm", data.replace(b"first ", b"second") + b"\0\0", touch=False)
+    witness = Witness()
+    assert inspect(three, witness) == Inspected(files=3, rejected=1, reused=2)
+    assert witness.places == [1]
+    rows = rows_of(three)
+    assert [rows[f"{name}.dcm"]["patient_id"] for name in "abc"] == ["first", "second", ""]
+    found = (folder / "b.dcm").stat()
+    assert (rows["b.dcm"]["size"], rows["b.dcm"]["version"]) == (
+        found.st_size,
+        str(found.st_mtime_ns),
+    )
+    assert inspect(three) == Inspected(files=3, rejected=1, reused=3)
+
+
+@pytest.mark.parametrize("reason", [Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT])
+def test_a_reason_that_may_pass_is_not_kept(three: Options, reason: Reason) -> None:
+    assert inspect(three, Watch({1: reason})) == Inspected(files=3, rejected=2, reused=0)
+    assert rows_of(three)["b.dcm"]["reason"] == reason
+    witness = Witness()
+    assert inspect(three, witness) == Inspected(files=3, rejected=1, reused=2)
+    assert witness.places == [1]
+    assert rows_of(three)["b.dcm"]["reason"] == ""
+
+
+def test_a_file_whose_store_tells_no_version_is_always_read(
+    three: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = Path(three.input, "a.dcm").stat().st_size
+    for patient in (b"first ", b"second"):
+        data = Path(three.input, "a.dcm").read_bytes().replace(b"first ", patient)
+        Path(three.input, "a.dcm").write_bytes(data)
+        monkeypatch.setattr(InputFiles, "list", list_of(iter([FileInfo("a.dcm", size, "")])))
+        assert inspect(three) == Inspected(files=1, rejected=0, reused=0)
+        assert rows_of(three)["a.dcm"]["patient_id"] == patient.decode().strip()
+
+
+def test_a_file_that_is_back_is_read(three: Options) -> None:
+    path, away = Path(three.input, "b.dcm"), Path(three.output).parent / "away"
+    assert [*list_parts(three)] == [3]
+    path.rename(away)
+    assert inspect_part(0, Watch(), options=three) == Inspected(files=3, rejected=2, reused=0)
+    assert rows_of(three)["b.dcm"]["reason"] == "vanished"
+    away.rename(path)
+    assert inspect(three) == Inspected(files=3, rejected=1, reused=2)
+    assert rows_of(three)["b.dcm"]["reason"] == ""
+
+
+def test_new_files_are_read_and_the_others_found_at_their_new_places(
+    three: Options, write_slice: WriteSlice
+) -> None:
+    inspect(three)
+    write_slice(Path(three.input, "a2.dcm"), PatientID="new")
+    witness = Witness()
+    assert inspect(three, witness) == Inspected(files=4, rejected=1, reused=3)
+    assert witness.places == [1]
+    patients = [row["patient_id"] for row in rows_of(three).values()]
+    assert patients == ["first", "new", "first", ""]
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_file_that_is_gone_is_not_in_the_inventory_any_more(
+    three: Options, crashed: bool
+) -> None:
+    inspect(three, Watch({1: Reason.DECODER_CRASHED} if crashed else {}))
+    Path(three.input, "b.dcm").unlink()
+    assert inspect(three) == Inspected(files=2, rejected=1, reused=2)
+    assert [*rows_of(three)] == ["a.dcm", "c.dcm"]
+
+
+def test_another_key_of_the_identifiers_makes_all_be_read_again(
+    three: Options, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"one key of many bytes")
+    hashed = dataclasses.replace(
+        three, identifiers=Identifiers.HASH, identifier_key_file=str(tmp_path / "key")
+    )
+    inspect(hashed)
+    before = rows_of(hashed)
+    assert inspect(hashed) == Inspected(files=3, rejected=1, reused=3)
+    (tmp_path / "key").write_bytes(b"another key of many bytes")
+    assert inspect(hashed) == Inspected(files=3, rejected=1, reused=0)
+    assert rows_of(hashed)["a.dcm"]["patient_id"] != before["a.dcm"]["patient_id"]
+    message = b"patient_id\0first"
+    expected = hmac.new(b"another key of many bytes", message, "sha256").hexdigest()[:16]
+    assert rows_of(hashed)["a.dcm"]["patient_id"] == expected
+
+
+def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:
+    inspect(three)
+    before = rows_of(three)
+    path = Path(three.output, ".unfinished", f"{inventory_table(0)}.arrow")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert inspect(three) == Inspected(files=3, rejected=1, reused=0)
+    assert rows_of(three) == before
+
+
+def test_a_store_that_fails_is_no_verdict_on_a_file(
+    three: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [*list_parts(three)]
+
+    def fail(*_: object) -> bytes:
+        raise StoreError("disk", "is on fire")
+
+    monkeypatch.setattr("beam_pipeline.storage.inputs.Reading.now", fail)
+    with pytest.raises(StoreError, match="disk: is on fire"):
+        inspect_part(0, Watch(), options=three)
+    assert Unfinished(Folder(three.output)).find(inventory_table(0)) is None
 
 
 def test_a_header_is_carried_without_its_ids() -> None:

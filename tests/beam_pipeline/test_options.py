@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,8 @@ import pytest
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
-from beam_pipeline.options import KEY_VARIABLE, Identifiers, Options, parse_options
+from beam_pipeline.keys import KEY_VARIABLE
+from beam_pipeline.options import Identifiers, Options, parse_options
 from beam_pipeline.windows import Window
 
 PATHS = ["--input", "in", "--output", "out"]
@@ -22,6 +25,8 @@ def test_defaults_are_those_of_the_field() -> None:
     assert (options.image_size, options.folds, options.labels) == (512, 5, None)
     assert options.hu_repair is RepairPolicy.AUTO
     assert options.max_reject_fraction == 0.05
+    assert (options.storage_patience, options.decode_timeout) == (600, 120)
+    assert options.identifiers is Identifiers.ORDINAL
     assert (runner, rest) == ("local", [])
 
 
@@ -45,9 +50,11 @@ def test_what_is_not_ours_is_left_for_beam() -> None:
         ({"examples_per_shard": 0}, "--examples_per_shard 0: want at least 1"),
         ({"seed": -1}, "--seed -1"),
         ({"holdout": 1.0}, "--holdout 1.0: want 0 to 0.9"),
-        ({"identifiers": Identifiers.HASH}, "--identifiers hash needs a key of 16 bytes"),
         ({"max_reject_fraction": 1.5}, "--max_reject_fraction 1.5: want 0 to 1"),
         ({"workers": 0}, "--workers 0: want at least 1"),
+        ({"storage_patience": 0.5}, "--storage_patience 0.5: want 1 or more"),
+        ({"storage_patience": float("nan")}, "--storage_patience nan: want 1 or more"),
+        ({"decode_timeout": 0.0}, "--decode_timeout 0.0: want 1 or more"),
     ],
 )
 def test_a_bad_value_is_quoted_with_what_would_be_right(
@@ -59,9 +66,41 @@ def test_a_bad_value_is_quoted_with_what_would_be_right(
 
 def test_options_that_do_not_change_the_bytes_are_not_recorded() -> None:
     options = Options("in", None, "out")
-    same = dataclasses.replace(options, output="other", workers=7, max_reject_fraction=1)
+    same = dataclasses.replace(
+        options,
+        output="other",
+        workers=7,
+        max_reject_fraction=1,
+        storage_patience=1.0,
+        decode_timeout=1.0,
+        identifier_key_file="elsewhere",
+    )
     assert options.recorded() == same.recorded()
     assert options.recorded() != dataclasses.replace(options, seed=1).recorded()
+
+
+@pytest.mark.parametrize(
+    ("argv", "workers"),
+    [
+        ([], os.cpu_count()),
+        (["--runner", "local"], os.cpu_count()),
+        (["--runner", "DataflowRunner"], 1),
+        (["--workers", "3"], 3),
+        (["--runner", "DataflowRunner", "--workers", "3"], 3),
+    ],
+)
+def test_workers_are_a_core_each_here_and_one_beside_each_of_a_runners(
+    argv: list[str], workers: int
+) -> None:
+    assert parse_options([*PATHS, *argv])[0].workers == workers
+
+
+def test_patience_is_in_seconds() -> None:
+    argv = [*PATHS, "--storage_patience", "1.5", "--decode_timeout", "30"]
+    options, _, _ = parse_options(argv)
+    assert (options.storage_patience, options.decode_timeout) == (1.5, 30)
+    with pytest.raises(UsageError, match=r"--storage_patience 0\.0: want 1 or more"):
+        parse_options([*PATHS, "--storage_patience", "0"])
 
 
 def test_hounsfield_units_take_the_place_of_windows() -> None:
@@ -71,28 +110,72 @@ def test_hounsfield_units_take_the_place_of_windows() -> None:
     assert options.recorded()["hu"]
 
 
+SECRET = "0123456789abcdef-in-a-file"
+HASH = [*PATHS, "--identifiers", "hash"]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Holds the secret; the environment has none."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    (tmp_path / "key").write_text(SECRET + "\n")
+    return str(tmp_path / "key")
+
+
 def test_the_key_comes_from_a_file_or_the_environment_and_is_told_to_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = "0123456789abcdef-in-a-file"
-    (tmp_path / "key").write_text(secret + "\n")
-    argv = [*PATHS, "--identifiers", "hash"]
-    options, _, _ = parse_options([*argv, "--identifier_key_file", str(tmp_path / "key")])
-    assert options.identifier_key == secret.encode()
-    monkeypatch.setenv(KEY_VARIABLE, secret)
-    same, _, _ = parse_options(argv)
+    options, _, _ = parse_options([*HASH, "--identifier_key_file", key_file])
+    assert (options.identifiers, options.identifier_key_file) == (Identifiers.HASH, key_file)
+    assert options.identifier_key_check
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    same, _, _ = parse_options(HASH)
+    assert same.identifier_key_file is None
     assert same.recorded() == options.recorded()
-    monkeypatch.setenv(KEY_VARIABLE, secret + "!")
-    assert parse_options(argv)[0].recorded() != options.recorded()
-    assert secret not in repr(options) + str(options.recorded())
+    monkeypatch.setenv(KEY_VARIABLE, SECRET + "!")
+    assert parse_options(HASH)[0].recorded() != options.recorded()
+    assert SECRET not in repr(options) + str(options.recorded())
+    assert SECRET.encode() not in pickle.dumps((options, same))
+
+
+def test_without_a_key_there_are_no_hashes(key_file: str) -> None:
+    with pytest.raises(UsageError, match="--identifiers hash needs a key of 16 bytes or more"):
+        parse_options(HASH)
+    Path(key_file).write_text("too short\n")
+    with pytest.raises(UsageError, match="--identifiers hash needs a key of 16 bytes or more"):
+        parse_options([*HASH, "--identifier_key_file", key_file])
+
+
+def test_only_hashes_need_a_key(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    for identifiers in ("ordinal", "keep"):
+        argv = [*PATHS, "--identifiers", identifiers, "--identifier_key_file", "/absent"]
+        options, _, _ = parse_options(argv)
+        assert options.identifier_key_check == ""
+        assert options.recorded()["identifier_key_check"] is None
+
+
+def test_a_runner_elsewhere_does_not_have_this_environment(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    argv = [*HASH, "--runner", "DataflowRunner"]
+    with pytest.raises(UsageError) as refused:
+        parse_options(argv)
+    message = str(refused.value)
+    assert message.startswith("--identifiers hash on DataflowRunner needs --identifier_key_file")
+    assert "\n" not in message
+    options, runner, _ = parse_options([*argv, "--identifier_key_file", key_file])
+    assert (runner, options.identifier_key_file) == ("DataflowRunner", key_file)
 
 
 def test_a_key_file_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="--identifier_key_file /absent: No such file"):
-        parse_options([*PATHS, "--identifiers", "hash", "--identifier_key_file", "/absent"])
+        parse_options([*HASH, "--identifier_key_file", "/absent"])
 
 
 def test_empty_values_are_those_of_unset_variables() -> None:
-    options, _, _ = parse_options([*PATHS, "--labels", "", "--label_columns", ""])
-    assert options.labels is None
+    empty = ["--labels", "", "--label_columns", "", "--identifier_key_file", ""]
+    options, _, _ = parse_options([*PATHS, *empty])
+    assert options.labels is options.identifier_key_file is None
     assert options.label_columns == ()

@@ -6,7 +6,13 @@ import pytest
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.options import Options
-from beam_pipeline.output import find_manifest, prepare_output, read_refusal, write_refusal
+from beam_pipeline.output import (
+    find_manifest,
+    finish_output,
+    prepare_output,
+    read_refusal,
+    write_refusal,
+)
 from beam_pipeline.storage import Folder
 
 
@@ -28,6 +34,33 @@ def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None
     Path(options.output, ".ich-x.0123.partial").write_bytes(b"half")
     assert prepare_output(folder, dataclasses.replace(options, workers=5)) is None
     assert folder.names() == {".unfinished", "ich-test.tfrecord-00000-of-00001"}
+
+
+def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(options: Options) -> None:
+    folder = Folder(options.output)
+    prepare_output(folder, options)
+    folder.write(".unfinished/inventory/00000.arrow", b"rows")
+    prepare_output(folder, options)
+    write_refusal(folder, 5, "disk full")
+    prepare_output(folder, options)
+    assert folder.read(".unfinished/inventory/00000.arrow") == b"rows"
+    finish_output(folder)
+    assert folder.names() == set()
+
+
+def test_tables_of_an_unfinished_folder_are_not_for_a_new_beginning(options: Options) -> None:
+    folder = Folder(options.output)
+    prepare_output(folder, options)
+    folder.write(".unfinished/inventory/00000.arrow", b"rows")
+    prepare_output(folder, dataclasses.replace(options, overwrite=True))
+    assert not folder.exists(".unfinished/inventory/00000.arrow")
+
+
+def test_another_key_gives_other_ids(options: Options) -> None:
+    folder = Folder(options.output)
+    prepare_output(folder, dataclasses.replace(options, identifier_key_check="0123"))
+    with pytest.raises(UsageError, match="begun with --identifier_key_check 0123, now it is 4567"):
+        prepare_output(folder, dataclasses.replace(options, identifier_key_check="4567"))
 
 
 def test_other_options_do_not_mix_with_what_was_begun(options: Options) -> None:
@@ -56,6 +89,25 @@ def test_overwrite_begins_anew(options: Options) -> None:
     assert folder.names() == {".unfinished"}
 
 
+def test_a_new_beginning_that_is_killed_leaves_nothing_that_looks_complete(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(options.output)
+    complete(folder, options)
+    remove, removed = Folder.remove, []
+
+    def remove_one(folder: Folder, name: str) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(name)
+        remove(folder, name)
+
+    monkeypatch.setattr(Folder, "remove", remove_one)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_output(folder, dataclasses.replace(options, overwrite=True))
+    assert find_manifest(folder) is None
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_left_alone(options: Options, overwrite: bool) -> None:
     folder = Folder(options.output)
@@ -78,3 +130,19 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
     assert read_refusal(folder) is None
     write_refusal(folder, 3, "too many")
     assert read_refusal(folder) == (3, "too many")
+    prepare_output(folder, options)
+    assert read_refusal(folder) is None
+
+
+def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options) -> None:
+    folder = Folder(options.output)
+    prepare_output(folder, options)
+    Path(options.output, ".ich-x.0123.partial").write_bytes(b"half")
+    before = size_of(options.output)
+    write_refusal(folder, 5, "disk full")
+    assert size_of(options.output) < before - 50_000
+    assert folder.names() == {".unfinished"}
+
+
+def size_of(output: str) -> int:
+    return sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file())

@@ -1,17 +1,30 @@
 """The whole graph on a small data set, run as users run it and on a runner's own workers."""
 
+import base64
+import bz2
 import dataclasses
 import json
+import os
+import pickletools
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pandas as pd
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
-from beam_pipeline.options import LOCAL, Options
+from beam_pipeline.keys import KEY_VARIABLE
+from beam_pipeline.options import LOCAL, ImageId, Options, parse_options
+from beam_pipeline.verify.directory import verify_directory
+from beam_pipeline.verify.findings import Check
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -102,20 +115,203 @@ def test_the_index_has_a_row_an_example(shards: Path) -> None:
     assert index["source"].is_unique
 
 
-@pytest.mark.parametrize("local", [True, False])
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How the same graph is run."""
+
+    workers: int = 1
+    runner: dict[str, Any] = dataclasses.field(default_factory=dict)
+    beam: tuple[str, ...] = ()
+
+
+SETUPS = {
+    "one process": Setup(),
+    "three processes": Setup(workers=3),
+    "every bundle twice": Setup(runner={"bundle_repeat": 1}),
+    "two of Beam's workers": Setup(
+        beam=("--direct_running_mode=multi_threading", "--direct_num_workers=2")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETUPS)
 def test_shards_are_the_same_whoever_does_the_work(
-    shards: Path, options: Options, tmp_path: Path, local: bool
+    shards: Path, options: Options, tmp_path: Path, name: str
 ) -> None:
-    options = dataclasses.replace(options, output=str(tmp_path / "again"), workers=1)
-    with beam.Pipeline(runner=FnApiRunner()) as graph:
-        pipeline.build(graph, options, local=local)
-    again = read(tmp_path / "again")
-    assert again["splits"] == read(shards)["splits"]
-    for name in ("index.parquet", "rejects.jsonl", "features.json", "dataset_info.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (shards / name).read_bytes()
+    setup = SETUPS[name]
+    options = dataclasses.replace(options, output=str(tmp_path / "again"), workers=setup.workers)
+    runner = FnApiRunner(**setup.runner)
+    with beam.Pipeline(runner=runner, options=PipelineOptions([*setup.beam])) as graph:
+        pipeline.build(graph, options)
+    assert read(tmp_path / "again")["digest"] == read(shards)["digest"]
+    assert contents(tmp_path / "again") == contents(shards)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the manifest, which says when it was written."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
 
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:
     options = dataclasses.replace(options, output=str(tmp_path / "other"), seed=1)
     pipeline.run(options, LOCAL, [])
     assert read(tmp_path / "other")["splits"] != read(shards)["splits"]
+
+
+# What Beam is given
+
+
+def unpacked(data: bytes) -> Iterator[bytes]:
+    """Some bytes, and all that is pickled and compressed in them."""
+    yield data
+    for text in re.findall(rb"[A-Za-z0-9+/]{32,}=*", data):
+        for start in range(4):  # what is before it may look as if it belonged to it
+            length = (len(text) - start) // 4 * 4
+            packed = base64.b64decode(text[start : start + length])
+            for decompressor in (bz2.BZ2Decompressor(), zlib.decompressobj()):
+                try:
+                    pickled = decompressor.decompress(packed)
+                except (OSError, zlib.error):
+                    continue
+                yield pickled
+                for _, value, _ in pickletools.genops(pickled):
+                    if isinstance(value, bytes | str):
+                        inner = value.encode() if isinstance(value, str) else value
+                        yield from unpacked(inner)
+
+
+def graph_of(options: Options) -> bytes:
+    graph = beam.Pipeline(runner=FnApiRunner())
+    pipeline.build(graph, options)
+    serialized: bytes = graph.to_runner_api().SerializeToString()
+    return serialized
+
+
+KEY = "the-key-of-all-identifiers-0123456789"
+
+
+@pytest.fixture(params=["file", "environment"])
+def hashing(
+    request: pytest.FixtureRequest,
+    small_data_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[str]:
+    """The arguments of a run that hashes ids."""
+    argv = ["--input", str(small_data_set / "slices"), "--output", str(tmp_path / "out")]
+    argv += ["--labels", str(small_data_set / "labels.csv"), "--identifiers", "hash"]
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    if request.param == "environment":
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        return argv
+    (tmp_path / "key").write_text(KEY)
+    return [*argv, "--identifier_key_file", str(tmp_path / "key")]
+
+
+def test_the_graph_holds_no_key_no_id_and_no_file_name(hashing: list[str]) -> None:
+    options, _, _ = parse_options(hashing)
+    parts = list(unpacked(graph_of(options)))
+    words = [KEY, "Secret^Name", "secret.study", "secret.series", "ID_", ".dcm"]
+    for word in words:
+        for secret in (word.encode(), base64.b64encode(word.encode()).rstrip(b"=")[:-1]):
+            assert not any(secret in part for part in parts), word
+    # So it would be found.
+    for known in (options.input, options.identifier_key_check, "inspect_part", "write_shard"):
+        assert any(known.encode() in part for part in parts), known
+    assert not any(known.encode() in parts[0] for known in (options.input, "inspect_part"))
+
+
+def test_the_graph_does_not_grow_with_the_data(options: Options, tmp_path: Path) -> None:
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    options = dataclasses.replace(options, input=str(folder))
+    graphs = []
+    for first, end in ((0, 300), (300, 100_000)):
+        for number in range(first, end):
+            os.close(os.open(folder / f"ID_{number}.dcm", os.O_CREAT | os.O_WRONLY))
+        graphs.append(graph_of(options))
+    shutil.rmtree(folder)
+    few, many = map(pickled, graphs)
+    assert len(few) > 10
+    assert few == many
+    # Compressed, too, but for random numbers in it.
+    assert len(graphs[0]) == pytest.approx(len(graphs[1]), abs=100)
+
+
+def pickled(graph: bytes) -> list[bytes]:
+    """All that a graph has pickled, without the random numbers that name classes."""
+    return [re.sub(rb"[0-9a-f]{32}", b"", part) for part in [*unpacked(graph)][1:]]
+
+
+# Names and files of all kinds
+
+
+@pytest.fixture
+def odd_files(tmp_path: Path, write_slice: Callable[..., Path]) -> dict[str, str]:
+    """What becomes of each file in `in`, by its source as it is to be shown."""
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for number, path in enumerate(
+        (
+            folder / os.fsdecode(b"caf\xe9.dcm"),
+            folder / os.fsdecode(b"M\xfcller") / "a.dcm",
+            folder / "1.2.840.113619.2.5.17",
+            folder / "1.2.840.113619.2.5.18",
+            folder / "br[1]" / "b.dcm",
+            elsewhere / "c.dcm",
+        )
+    ):
+        pixels = np.random.default_rng(number).integers(0, 1200, (32, 32)).astype(np.int16)
+        write_slice(path, pixels, SOPInstanceUID=f"1.2.3.{number}", PatientID=f"p{number}")
+    (folder / os.fsdecode(b"sch\xf6n.dcm")).write_text("not DICOM")
+    (folder / "linked").symlink_to("../elsewhere")
+    (folder / "dangling.dcm").symlink_to("nowhere")
+    (folder / "br[1]" / "up").symlink_to("..")
+    os.mkfifo(folder / "pipe.dcm")
+    return {
+        "caf\\xe9.dcm": "written",
+        "M\\xfcller/a.dcm": "written",
+        "1.2.840.113619.2.5.17": "written",
+        "1.2.840.113619.2.5.18": "written",
+        "br[1]/b.dcm": "written",
+        "linked/c.dcm": "written",
+        "sch\\xf6n.dcm": "not_dicom",
+        "dangling.dcm": "vanished",
+        "pipe.dcm": "read_error",
+    }
+
+
+@pytest.mark.parametrize("image_id", ImageId)
+def test_files_of_all_kinds_are_written_or_rejected(
+    odd_files: dict[str, str], tmp_path: Path, image_id: ImageId
+) -> None:
+    output = tmp_path / "out"
+    options = Options(
+        str(tmp_path / "in"),
+        None,
+        str(output),
+        image_size=32,
+        image_id=image_id,
+        max_reject_fraction=0.5,
+    )
+    pipeline.run(options, LOCAL, [])
+    index = pd.read_parquet(output / "index.parquet")
+    rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]
+    found = dict.fromkeys(index["source"], "written")
+    found |= {reject["source"]: reject["reason"] for reject in rejects}
+    if image_id is ImageId.ORDINAL:
+        order = ["1.2.840.113619.2.5.17", "1.2.840.113619.2.5.18", "M\\xfcller/a.dcm"]
+        order += ["br[1]/b.dcm", "caf\\xe9.dcm", "dangling.dcm", "linked/c.dcm", "pipe.dcm"]
+        order += ["sch\\xf6n.dcm"]
+        assert found == {f"file_{i + 1:06d}": odd_files[source] for i, source in enumerate(order)}
+    else:
+        assert found == odd_files
+    if image_id is ImageId.FILE_NAME:
+        image_ids = dict(zip(index["source"], index["image_id"], strict=True))
+        assert image_ids["caf\\xe9.dcm"] == "caf\\xe9"
+        assert image_ids["1.2.840.113619.2.5.17"] == "1.2.840.113619.2.5.17"
+    counts = read(output)["counts"]
+    assert counts["files_seen"] == counts["written"] + counts["rejected"] == len(odd_files)
+    assert (counts["written"], counts["rejected"]) == (len(index), len(rejects))
+    result = verify_directory(str(output), source=options.input)
+    assert [str(finding) for finding in result.findings.kept] == []
+    assert result.findings.checked[Check.SOURCE] == counts["written"]

@@ -1,12 +1,18 @@
 """What a run writes and says about files with names, birth dates and ids in their headers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+
+from beam_pipeline.identifiers import ID_COLUMNS, hash_id
+from beam_pipeline.keys import KEY_VARIABLE
+from beam_pipeline.unfinished import decode_table
 
 SECRETS = {
     "PatientName": "Mustermann^Erika",
@@ -22,6 +28,8 @@ SECRETS = {
     "SeriesInstanceUID": "1.2.276.0.7230010.3.1.3.434343",
     "SOPInstanceUID": "1.2.276.0.7230010.3.1.4.444444",
 }
+KEY = "key-of-all-identifiers-0123456789"
+
 # Values that make a reader complain, and that its complaint might quote.
 BAD_VALUES = [
     {"PhotometricInterpretation": "MUSTERMANN ERIKA"},
@@ -52,24 +60,60 @@ def folder(tmp_path: Path, write_slice: Callable[..., Path]) -> Path:
     whole = (slices / "ID_good0.dcm").read_bytes()
     (slices / "ID_cut.dcm").write_bytes(whole[: len(whole) // 4])
     (slices / "ID_flipped.dcm").write_bytes(whole[:300] + b"\xff" * 20 + whole[320:])
+    write_slice(slices / "ID_flat.dcm", np.zeros((32, 32), np.int16), **SECRETS)
+    (tmp_path / "key").write_text(KEY)
     return tmp_path
 
 
-@pytest.mark.parametrize("complete", [False, True])
-def test_nothing_of_a_header_is_found_in_any_output(folder: Path, complete: bool) -> None:
+# How many files of 17 may be rejected, and the tables that a run leaves which ends with that.
+ENDS = {
+    "while planning": (1, {"listing", "inventory"}),
+    "after writing": (8, {"listing", "inventory", "plan", "written", "rejects.arrow"}),
+    "complete": (17, set[str]()),
+}
+
+
+@pytest.mark.parametrize("identifiers", ["ordinal", "hash", "hash by the environment"])
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_of_a_header_is_found_in_any_output(
+    folder: Path, end: str, identifiers: str
+) -> None:
+    rejects, tables = ENDS[end]
     command = [sys.executable, "-W", "always", "-m", "beam_pipeline", "--image_size", "32"]
     command += ["--input", str(folder / "in"), "--output", str(folder / "out")]
-    command += ["--max_reject_fraction", "1" if complete else "0.1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == (0 if complete else 3), done.stderr
-    texts = {"stdout": done.stdout, "stderr": done.stderr}
-    for path in (folder / "out").rglob("*"):
-        if path.suffix == ".parquet":
-            texts[path.name] = pd.read_parquet(path).to_csv()
-        elif path.is_file():
-            texts[path.name] = path.read_bytes().decode("latin-1")
-    assert len(texts) > 3
+    command += ["--max_reject_fraction", str(rejects / 17)]
+    command += ["--identifiers", identifiers.partition(" ")[0]]
+    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    if identifiers == "hash":
+        command += ["--identifier_key_file", str(folder / "key")]
+    elif identifiers != "ordinal":
+        environment[KEY_VARIABLE] = KEY
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if end == "complete" else 3), done.stderr
+    assert {path.name for path in (folder / "out" / ".unfinished").glob("*")} >= tables
+    texts = {"stdout": done.stdout, "stderr": done.stderr} | read_all(folder / "out")
+    assert len(texts) > 4
+    assert any("ID_good0" in text for text in texts.values())  # so an id would be found
     words = [word for value in SECRETS.values() for word in value.split("^")] + ["MUSTERMANN"]
+    words += [KEY, *(hash_id(b"", column, SECRETS[name]) for column, name in IDS.items())]
     for name, text in texts.items():
         for word in words:
             assert word.lower() not in text.lower(), f"{word} in {name}"
+
+
+IDS = dict(zip(ID_COLUMNS, ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), strict=True))
+
+
+def read_all(folder: Path) -> dict[str, str]:
+    """All files of a folder as text, and tables decompressed."""
+    texts = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".parquet":
+            texts[name] = pd.read_parquet(path).to_csv()
+        elif path.suffix == ".arrow":
+            table = decode_table(path.read_bytes())
+            texts[name] = f"{table.to_pylist()} {table.schema.metadata}"
+        elif path.is_file():
+            texts[name] = path.read_bytes().decode("latin-1")
+    return texts

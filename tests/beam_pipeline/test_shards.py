@@ -1,27 +1,40 @@
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 
 from beam_pipeline.dicom import read_slice
-from beam_pipeline.errors import OutputError, Reason
+from beam_pipeline.errors import OutputError, Reason, StoreError
 from beam_pipeline.example import decode_example, read_records
-from beam_pipeline.index import decode_index
-from beam_pipeline.inventory import Batch, inspect_batch, list_batches
-from beam_pipeline.labels import LabelFile
-from beam_pipeline.options import Options
-from beam_pipeline.plan import Plan, ShardPlan, plan_shards
-from beam_pipeline.shards import ShardResult, write_shard
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.index import index_schema
+from beam_pipeline.inventory import inspect_part, list_parts
+from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.planning import Plan, plan_shards
+from beam_pipeline.shards import ShardResult, Written, write_shard
+from beam_pipeline.storage import Folder
+from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.workers import Watch
+
+WriteSlice = Callable[..., Path]
 
 
-def ignore(place: int) -> None:
-    """Nobody watches these workers."""
+class Witness(Watch):
+    """Remembers which places were worked on."""
+
+    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
+        super().__init__(excluded)
+        self.places: list[int] = []
+
+    def working(self, place: int) -> None:
+        self.places.append(place)
 
 
 @pytest.fixture
@@ -32,55 +45,88 @@ def options(small_data_set: Path, tmp_path: Path) -> Options:
         output=str(tmp_path / "out"),
         image_size=32,
         folds=2,
+        examples_per_shard=2,
+        max_reject_fraction=0.1,
     )
 
 
-def plan_of(options: Options) -> Plan:
-    files = InputFiles.parse(options.input)
-    assert options.labels
-    return plan_shards(inventory_of(options, files), LabelFile(options.labels).read(), options)
+def make_plan(options: Options) -> Plan:
+    parts = len([*list_parts(options)])
+    for part in range(parts):
+        inspect_part(part, Watch(), options=options)
+    return plan_shards(parts, options)
 
 
-def inventory_of(options: Options, files: InputFiles) -> pd.DataFrame:
-    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
-    return pd.concat(inspect_batch(b, ignore, files=files, options=options) for b in batches)
+def planned_slices(number: int, options: Options) -> list[dict[str, Any]]:
+    part, batch = divmod(number, SHARDS_A_PART)
+    unfinished = Unfinished(Folder(options.output))
+    return list(unfinished.read_batch(plan_table(part), batch).to_pylist())
 
 
-def write(plan: ShardPlan, options: Options) -> ShardResult:
-    return write_shard(plan, ignore, files=InputFiles.parse(options.input), options=options)
+def write(
+    number: int, options: Options, watch: Watch | None = None
+) -> tuple[Written, pa.Table, ShardResult]:
+    """Write a shard; what is said of it, the rows of its index, and what goes with them."""
+    written = write_shard(number, watch or Watch(), options=options)
+    index = Unfinished(Folder(options.output)).read(written_table(written.file))
+    return written, index, ShardResult.of(index)
 
 
-def shard_with(plan: Plan, image_id: str) -> ShardPlan:
-    (shard,) = (s for s in plan.shards if image_id in set(s.slices["image_id"]))
-    return shard
+def number_of(image_id: str, plan: Plan, options: Options) -> int:
+    """The shard that an image is planned for."""
+    (number,) = (
+        number
+        for number in range(len(plan.shards))
+        if image_id in [row["image_id"] for row in planned_slices(number, options)]
+    )
+    return number
 
 
-def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(options: Options) -> None:
-    plan = plan_of(options).shards[0]
-    result = write(plan, options)
-    data = (Path(options.output) / plan.file).read_bytes()
+def examples_of(name: str, options: Options) -> dict[bytes, dict[str, Any]]:
+    with Path(options.output, name).open("rb") as file:
+        examples = [decode_example(record) for record in read_records(file)]
+    return {example["image_id"][0]: example for example in examples}
+
+
+# More shards than a table of the plan has: the last one's slices are in the second table.
+@pytest.mark.parametrize("number", [0, SHARDS_A_PART - 1, SHARDS_A_PART, -1])
+def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
+    options: Options, number: int
+) -> None:
+    plan = make_plan(options)
+    assert len(plan.shards) > SHARDS_A_PART + 1
+    number %= len(plan.shards)
+    written, index, result = write(number, options)
+    data = Path(options.output, plan.shards[number]).read_bytes()
+    slices = planned_slices(number, options)
+    kept = [row for row in slices if row["image_id"] != "ID_flat"]
+    labels = [column for column in slices[0] if column.startswith("label_")]
+    assert written == Written(plan.shards[number], len(kept), len(slices) - len(kept))
+    assert (result.file, result.split) == (written.file, ShardFile.parse(written.file).split)
     assert result.bytes == len(data)
     assert result.sha256 == hashlib.sha256(data).hexdigest()
-    kept = plan.slices[plan.slices["image_id"] != "ID_flat"]
-    index = decode_index(result.index)
-    assert index["image_id"].tolist() == kept["image_id"].tolist()
     assert (result.examples, result.resized, result.repaired) == (len(kept), 0, {})
-    assert result.label_counts["any"] == kept["label_any"].sum()
-    assert result.patients == set(kept["patient_id"])
-    for row in index.to_dict("records"):
+    assert result.label_counts == {
+        label.removeprefix("label_"): sum(row[label] for row in kept) for label in labels
+    }
+    assert index.schema.equals(index_schema(plan.labels))
+    assert index["record"].to_pylist() == [*range(len(kept))]
+    assert index["shard"].to_pylist() == [written.file] * len(kept)
+    assert index["split"].to_pylist() == [result.split] * len(kept)
+    for row, planned in zip(index.to_pylist(), kept, strict=True):
+        assert row["source"].encode() == planned["source"]
         record = data[row["offset"] : row["offset"] + row["bytes"]]
         example = decode_example(record[12:-4])
-        assert example["image_id"] == [row["image_id"].encode()]
-        assert example["patient_id"] == [row["patient_id"].encode()]
-        assert example["label"] == [row[c] for c in plan.slices if c.startswith("label_")]
+        for column in ("image_id", "patient_id", "study_id", "series_id"):
+            assert example[column] == [planned[column].encode()] == [row[column].encode()]
+        assert example["label"] == [planned[c] for c in labels] == [row[c] for c in labels]
+    assert sum(index["bytes"].to_pylist()) == len(data)
 
 
 def test_an_example_is_what_the_contract_says(options: Options, small_data_set: Path) -> None:
-    plan = shard_with(plan_of(options), "ID_23")
-    write(plan, options)
-    with (Path(options.output) / plan.file).open("rb") as file:
-        examples = [decode_example(record) for record in read_records(file)]
-    (example,) = (e for e in examples if e["image_id"] == [b"ID_23"])
+    plan = make_plan(options)
+    written, index, _ = write(number_of("ID_23", plan, options), options)
+    example = examples_of(written.file, options)[b"ID_23"]
     assert set(example) == {
         "image",
         "image_id",
@@ -93,6 +139,7 @@ def test_an_example_is_what_the_contract_says(options: Options, small_data_set: 
     }
     assert example["position_z"] == [15.0]
     assert example["pixel_spacing"] == [0.5, 0.25]
+    assert example["patient_id"] == [b"patient_000003"]
     (png,) = example["image"]
     decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)[..., ::-1]
     slice_ = read_slice((small_data_set / "slices" / "ID_23.dcm").read_bytes())
@@ -101,73 +148,170 @@ def test_an_example_is_what_the_contract_says(options: Options, small_data_set: 
     bone = np.clip((hounsfield + 800) / 2800, 0, 1) * 255
     assert np.abs(decoded[..., 0] - brain).max() <= 0.5
     assert np.abs(decoded[..., 2] - bone).max() <= 0.5
+    (row,) = (row for row in index.to_pylist() if row["image_id"] == "ID_23")
+    assert (row["position_z"], row["rows"], row["columns"]) == (15.0, 32, 32)
+    assert row["transfer_syntax"] == "1.2.840.10008.1.2.1"
+    assert (row["repair"], row["resized"]) == ("none", False)
 
 
 def test_a_slice_that_cannot_be_used_is_a_row_of_the_rejects(options: Options) -> None:
-    plan = shard_with(plan_of(options), "ID_flat")
-    result = write(plan.excluding("ID_00.dcm", Reason.DECODER_CRASHED), options)
-    expected = [
-        {"source": f"{i}.dcm", "image_id": i, "reason": r, "detail": ""}
-        for i, r in (("ID_flat", "constant_image"), ("ID_00", "decoder_crashed"))
-        if i in set(plan.slices["image_id"])
+    options = dataclasses.replace(options, examples_per_shard=256)
+    plan = make_plan(options)
+    number = number_of("ID_flat", plan, options)
+    places = {row["image_id"]: i for i, row in enumerate(planned_slices(number, options))}
+    lost = next(image_id for image_id in places if image_id != "ID_flat")
+    witness = Witness({places[lost]: Reason.DECODER_CRASHED})
+    written, index, result = write(number, options, witness)
+    expected = {"ID_flat": "constant_image", lost: "decoder_crashed"}
+    assert result.rejects == [
+        {"source": f"{i}.dcm", "image_id": i, "reason": expected[i], "detail": ""}
+        for i in places
+        if i in expected
     ]
-    found = result.rejects.to_dict("records")
-    assert sorted(found, key=str) == sorted(expected, key=str)
-    assert result.examples + len(result.rejects) == len(plan.slices)
+    assert written == Written(plan.shards[number], len(places) - 2, 2)
+    assert index["image_id"].to_pylist() == [i for i in places if i not in expected]
+    assert witness.places == [place for image_id, place in places.items() if image_id != lost]
+
+
+def test_a_shard_may_lose_all_its_slices(options: Options) -> None:
+    plan = make_plan(options)
+    excluded = dict.fromkeys(range(2), Reason.DECODER_TIMED_OUT)
+    written, index, result = write(0, options, Watch(excluded))
+    assert written == Written(plan.shards[0], 0, 2)
+    assert Path(options.output, plan.shards[0]).read_bytes() == b""
+    assert (len(index), result.bytes, result.sha256) == (0, 0, hashlib.sha256().hexdigest())
+    assert index.schema.equals(index_schema(plan.labels))
+    assert set(result.label_counts.values()) == {0}
+
+
+def test_ordinal_image_ids_show_no_file_name(options: Options) -> None:
+    options = dataclasses.replace(options, image_id=ImageId.ORDINAL, examples_per_shard=256)
+    plan = make_plan(options)
+    names = [path.name for path in sorted(Path(options.input).iterdir())]
+    rejects = []
+    for number in range(len(plan.shards)):
+        _, index, result = write(number, options)
+        rejects += result.rejects
+        slices = {row["image_id"]: row for row in planned_slices(number, options)}
+        for row in index.to_pylist():
+            place = names.index(slices[row["image_id"]]["source"].decode())
+            assert row["source"] == f"file_{place + 1:06d}"
+    flat = names.index("ID_flat.dcm")
+    (reject,) = rejects
+    assert reject["source"] == f"file_{flat + 1:06d}"
+    assert (reject["image_id"], reject["reason"]) == (f"image_{flat + 1:06d}", "constant_image")
 
 
 def test_a_shard_that_is_whole_is_not_written_again(options: Options) -> None:
-    plan = plan_of(options).shards[0]
-    first = write(plan, options)
-    path = Path(options.output) / plan.file
-    written = path.stat().st_mtime_ns
-    second = write(plan, options)
-    assert path.stat().st_mtime_ns == written
-    pd.testing.assert_frame_equal(first.rejects, second.rejects, check_dtype=False)
-    assert dataclasses.replace(first, rejects=None) == dataclasses.replace(second, rejects=None)
+    options = dataclasses.replace(options, examples_per_shard=256)
+    plan = make_plan(options)
+    number = number_of("ID_flat", plan, options)
+    first = write(number, options)
+    path = Path(options.output, plan.shards[number])
+    before = path.stat()
+    witness = Witness()
+    make_plan(options)
+    second = write(number, options, witness)
+    assert second[0] == first[0]
+    assert second[1].equals(first[1], check_metadata=True)
+    assert second[2] == first[2]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert witness.places == []
 
 
-@pytest.mark.parametrize("damage", ["shard", "options", "record"])
+@pytest.mark.parametrize("damage", ["shard", "shard is gone", "options", "record", "record is cut"])
 def test_a_shard_is_written_again_if_anything_about_it_changed(
     options: Options, damage: str
 ) -> None:
-    plan = plan_of(options).shards[0]
-    first = write(plan, options)
-    path = Path(options.output) / plan.file
+    plan = make_plan(options)
+    _, _, first = write(0, options)
+    path = Path(options.output, plan.shards[0])
+    record = Path(options.output, ".unfinished", f"{written_table(plan.shards[0])}.arrow")
     if damage == "shard":
         path.write_bytes(path.read_bytes()[:-1] + b"x")
+    elif damage == "shard is gone":
+        path.unlink()
     elif damage == "options":
         options = dataclasses.replace(options, windows=options.windows[:2])
-    else:
-        (record,) = (Path(options.output) / ".unfinished").glob("*.json")
+        assert make_plan(options) == plan
+    elif damage == "record":
         record.unlink()
-    second = write(plan, options)
+    else:
+        record.write_bytes(record.read_bytes()[:-1])
+    witness = Witness()
+    _, _, second = write(0, options, witness)
+    assert witness.places == [0, 1]
     assert second.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (second.sha256 == first.sha256) == (damage != "options")
 
 
-def test_a_file_that_vanishes_after_planning_is_rejected(
-    options: Options, tmp_path: Path, write_slice: Callable[..., Path]
-) -> None:
-    folder = tmp_path / "in"
+def test_a_shard_is_written_again_if_its_plan_is_another(options: Options) -> None:
+    """A file is gone: the slices of all shards are dealt anew."""
+    make_plan(options)
+    write(0, options)
+    assert options.labels
+    labels = Path(options.output, "labels.csv")
+    lines = Path(options.labels).read_text().splitlines(keepends=True)
+    (image_id, *_) = (row["image_id"] for row in planned_slices(0, options))
+    labels.write_text("".join(line for line in lines if not line.startswith(f"{image_id}_")))
+    make_plan(dataclasses.replace(options, labels=str(labels)))
+    _, index, result = write(0, options)
+    planned = [row["image_id"] for row in planned_slices(0, options)]
+    assert image_id not in planned
+    rejected = [row["image_id"] for row in result.rejects]
+    assert index["image_id"].to_pylist() == [i for i in planned if i not in rejected]
+
+
+def four_slices(options: Options, folder: Path, write_slice: WriteSlice) -> Options:
     for number in range(4):
         write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number}")
-    options = dataclasses.replace(options, input=str(folder), labels=None)
-    files = InputFiles.parse(options.input)
-    (plan,) = plan_shards(inventory_of(options, files), None, options).shards
-    (folder / "ID_2.dcm").unlink()
-    (folder / "ID_3.dcm").write_bytes(b"")
-    result = write(plan, options)
-    rejects = result.rejects.set_index("image_id")["reason"].to_dict()
-    assert rejects == {"ID_2": "unreadable", "ID_3": "not_dicom"}
-    assert sorted(decode_index(result.index)["image_id"]) == ["ID_0", "ID_1"]
+    return dataclasses.replace(options, input=str(folder), labels=None, examples_per_shard=256)
 
 
-def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    options = dataclasses.replace(options, output=str(tmp_path / "file" / "out"))
-    with pytest.raises(OutputError, match="cannot write ich-fold0"):
-        write(plan_of(options).shards[0], options)
+def test_a_file_that_vanishes_after_planning_is_rejected(
+    options: Options, tmp_path: Path, write_slice: WriteSlice
+) -> None:
+    options = four_slices(options, tmp_path / "in", write_slice)
+    make_plan(options)
+    (tmp_path / "in" / "ID_1.dcm").unlink()
+    (tmp_path / "in" / "ID_1.dcm").mkdir()
+    (tmp_path / "in" / "ID_2.dcm").unlink()
+    (tmp_path / "in" / "ID_3.dcm").write_bytes(b"")
+    _, index, result = write(0, options)
+    rejects = {row["image_id"]: (row["reason"], row["detail"]) for row in result.rejects}
+    assert rejects == {
+        "ID_1": ("read_error", "Not a regular file"),
+        "ID_2": ("vanished", ""),
+        "ID_3": ("not_dicom", "empty file"),
+    }
+    assert index["image_id"].to_pylist() == ["ID_0"]
+
+
+def test_a_store_that_fails_is_no_verdict_on_a_slice(
+    options: Options, tmp_path: Path, write_slice: WriteSlice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = four_slices(options, tmp_path / "in", write_slice)
+    plan = make_plan(options)
+
+    def fail(*_: object) -> bytes:
+        raise StoreError("disk", "is on fire")
+
+    monkeypatch.setattr("beam_pipeline.storage.inputs.InputFiles.read", fail)
+    with pytest.raises(StoreError, match="disk: is on fire"):
+        write_shard(0, Watch(), options=options)
+    assert not [path for path in Path(options.output).iterdir() if path.name.startswith("ich-")]
+    assert Unfinished(Folder(options.output)).find(written_table(plan.shards[0])) is None
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options) -> None:
+    plan = make_plan(options)
+    before = set(Path(options.output).rglob("*"))
+    place = Path(options.output, plan.shards[0])
+    place.mkdir()
+    with pytest.raises(OutputError, match=f"cannot write {place.name} in "):
+        write(0, options)
+    place.rmdir()
+    assert set(Path(options.output).rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -177,7 +321,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options, tmp_pat
 def test_a_file_that_changes_after_planning_is_read_as_it_is_now(
     options: Options,
     tmp_path: Path,
-    write_slice: Callable[..., Path],
+    write_slice: WriteSlice,
     change: dict[str, object],
     expected: object,
 ) -> None:
@@ -185,14 +329,48 @@ def test_a_file_that_changes_after_planning_is_read_as_it_is_now(
     pixels[0] = 0
     write_slice(tmp_path / "in" / "ID_0.dcm", pixels)
     options = dataclasses.replace(options, input=str(tmp_path / "in"), labels=None)
-    files = InputFiles.parse(options.input)
-    (plan,) = plan_shards(inventory_of(options, files), None, options).shards
+    make_plan(options)
     write_slice(tmp_path / "in" / "ID_0.dcm", pixels, **change)
-    result = write(plan, options)
+    written, _, result = write(0, options)
     if isinstance(expected, str):
-        assert result.rejects["reason"].tolist() == [expected]
+        assert [row["reason"] for row in result.rejects] == [expected]
         return
-    with (Path(options.output) / plan.file).open("rb") as file:
-        (png,) = decode_example(next(read_records(file)))["image"]
+    (png,) = examples_of(written.file, options)[b"ID_0"]["image"]
     decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert decoded[16, 16, 2] == expected
+
+
+def test_repaired_and_resized_slices_are_counted(
+    options: Options, tmp_path: Path, write_slice: WriteSlice
+) -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.integers(0, 1200, (32, 32)).astype(np.int16)
+    write_slice(tmp_path / "in" / "plain.dcm", plain)
+    large = rng.integers(0, 1200, (64, 48)).astype(np.int16)
+    write_slice(tmp_path / "in" / "large.dcm", large)
+    wrapped = np.full((32, 32), 3096, np.uint16)  # air of -1000 HU
+    wrapped[8:24, 8:24] = 40
+    twelve = {"BitsStored": 12, "HighBit": 11, "RescaleIntercept": "0"}
+    write_slice(tmp_path / "in" / "wrapped.dcm", wrapped, **twelve)
+    options = dataclasses.replace(
+        options,
+        input=str(tmp_path / "in"),
+        labels=None,
+        examples_per_shard=256,
+    )
+    make_plan(options)
+    _, index, result = write(0, options)
+    assert (result.resized, result.repaired) == (1, {"shift": 1})
+    columns = ("resized", "repair", "rows", "columns")
+    assert {row["image_id"]: [row[c] for c in columns] for row in index.to_pylist()} == {
+        "plain": [False, "none", 32, 32],
+        "large": [True, "none", 64, 48],
+        "wrapped": [False, "shift", 32, 32],
+    }
+
+
+def test_a_result_is_kept_as_json_values(options: Options) -> None:
+    make_plan(options)
+    _, _, result = write(0, options)
+    values = dataclasses.asdict(result)
+    assert ShardResult(**json.loads(json.dumps(values))) == result

@@ -16,36 +16,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.errors import Reason
+from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
 from beam_pipeline.finish import finish_directory
-from beam_pipeline.index import encode_index
-from beam_pipeline.inventory import Batch, inspect_batch, list_batches
-from beam_pipeline.labels import LabelFile
+from beam_pipeline.index import index_table, write_index
+from beam_pipeline.inventory import inspect_part, list_parts
+from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.manifest import manifest_digest
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
-from beam_pipeline.plan import plan_shards
+from beam_pipeline.planning import plan_shards
 from beam_pipeline.png import encode_png
 from beam_pipeline.shards import write_shard
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check, Finding, show_id
 from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.shard import ShardTask, check_shard
+from beam_pipeline.verify.source import Conversion
 from beam_pipeline.windows import parse_window
+from beam_pipeline.workers import Watch
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"
+KEY = b"0123456789abcdef"
 OTHER_FOLD = "ich-fold1.tfrecord-00000-of-00002"
 
 Features = dict[str, Any]
 Records = dict[str, list[Features]]
-
-
-def ignore(place: int) -> None:
-    """The place in a task is of no interest here."""
 
 
 def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
@@ -61,13 +60,13 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         "max_reject_fraction": 0.2,
     }
     options = Options(**values | changes)
-    files = InputFiles.parse(options.input)
-    batches = [batch for batch in list_batches(files) if isinstance(batch, Batch)]
-    inspect = partial(inspect_batch, note=ignore, files=files, options=options)
-    labels = LabelFile(options.labels).read() if options.labels else None
-    plan = plan_shards(pd.concat(map(inspect, batches)), labels, options)
-    results = [write_shard(shard, ignore, files=files, options=options) for shard in plan.shards]
-    finish_directory(plan.without_shards(), results, options)
+    parts = len(list(list_parts(options)))
+    for number in range(parts):
+        inspect_part(number, Watch(), options=options)
+    plan = plan_shards(parts, options)
+    for number in range(len(plan.shards)):
+        write_shard(number, Watch(), options=options)
+    finish_directory(len(plan.shards), options)
     assert (output / "manifest.json").exists()
     return output
 
@@ -152,7 +151,8 @@ def rewrite(directory: Path, edit: Callable[[Records], object]) -> None:
             rows.append(row | ids | place | {"bytes": size})
             offset += size
     index = pd.DataFrame(rows)
-    (directory / "index.parquet").write_bytes(encode_index(index, manifest["labels"]))
+    with (directory / "index.parquet").open("wb") as file:
+        write_index(file, [index_table(rows, manifest["labels"])], manifest["labels"])
     describe(directory, manifest, index)
 
 
@@ -477,9 +477,27 @@ def test_a_manifest_that_is_none(shards: Path, text: str) -> None:
 
 
 def test_the_digest_finds_any_edit(shards: Path) -> None:
-    edit_json(shards / "manifest.json", set_at("software/python", "2.7"))
+    edit_json(shards / "manifest.json", set_at("image/comment", "nothing else looks at it"))
     (finding,) = found(shards)
     assert finding.message.startswith("its content is not that of its own digest")
+
+
+@pytest.mark.parametrize("path", ["created", "software/python", "options/seed", "options/input"])
+def test_the_digest_is_of_what_is_there_not_of_where_it_comes_from(shards: Path, path: str) -> None:
+    edit_json(shards / "manifest.json", set_at(path, "2.7"))
+    assert found(shards) == []
+
+
+def test_equal_directories_have_equal_digests(
+    healthy: Path, small_data_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").symlink_to(small_data_set)
+    first = read_json(healthy / "manifest.json")
+    second = read_json(preprocess(tmp_path / "elsewhere", tmp_path / "a") / "manifest.json")
+    assert first["options"] != second["options"]
+    assert first["digest"] == second["digest"] == manifest_digest(second | {"created": "once"})
+    other = read_json(preprocess(small_data_set, tmp_path / "b", seed=1) / "manifest.json")
+    assert other["digest"] != first["digest"]
 
 
 @pytest.mark.parametrize("key", ["digest", "files"])
@@ -667,13 +685,16 @@ def test_options_that_cannot_be_read(shards: Path, source: Path) -> None:
         {"holdout": 0.3},
         {"image_id": ImageId.ORDINAL},
         {"image_id": ImageId.SOP_INSTANCE_UID},
-        {"identifiers": Identifiers.HASH, "identifier_key": b"0123456789abcdef"},
+        {"identifiers": Identifiers.HASH, "identifier_key_check": key_check(KEY)},
         {"identifiers": Identifiers.KEEP},
         {"group_by": GroupBy.STUDY},
     ],
     ids=str,
 )
-def test_any_directory_is_well(small_data_set: Path, tmp_path: Path, options: Any) -> None:
+def test_any_directory_is_well(
+    small_data_set: Path, tmp_path: Path, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY.decode())
     output = preprocess(small_data_set, tmp_path / "out", **options)
     result = verify_directory(str(output), source=str(small_data_set / "slices"))
     assert [str(finding) for finding in result.findings.kept] == []
@@ -730,16 +751,68 @@ def task(healthy: Path) -> ShardTask:
     )
 
 
+class Diary(Watch):
+    """Keeps what it is told: the places of items, and None for waiting."""
+
+    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
+        super().__init__(excluded)
+        self.told: list[int | None] = []
+
+    def working(self, place: int) -> None:
+        self.told.append(place)
+
+    def waiting(self) -> None:
+        self.told.append(None)
+
+
 def test_a_record_whose_decoder_crashed_is_named_and_the_others_are_checked(
     task: ShardTask,
 ) -> None:
-    assert task.sources[2] == f"{SECOND} record 2"
-    noted: list[int] = []
-    report = check_shard(task.excluding(task.sources[2], Reason.DECODER_CRASHED), noted.append)
+    watch = Diary({2: Reason.DECODER_CRASHED})
+    report = check_shard(task, watch)
     (finding,) = report.findings.kept
     assert (finding.check, finding.record) == (Check.IMAGES, 2)
     assert finding.message == "cannot be checked: decoder_crashed"
-    assert noted == [place for place in range(report.records) if place != 2]
+    others = [place for place in range(report.records) if place != 2]
+    assert watch.told == [told for place in others for told in (place, None)]
+
+
+def test_a_source_file_is_waited_for_before_its_record_is_worked_on(
+    task: ShardTask, source: Path, healthy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = read_json(healthy / "manifest.json")["options"]
+    conversion = Conversion.recorded(str(source), options)
+    rows = conversion.add_files(task.rows.table, options, 33)  # type: ignore[union-attr]
+    watch, read = Diary(), LocalStore.read
+
+    def note(store: LocalStore, path: str, *part: Any) -> bytes:
+        assert watch.told[-1:] in ([], [None])
+        return read(store, path, *part)
+
+    monkeypatch.setattr(LocalStore, "read", note)
+    places = task.rows.places  # type: ignore[union-attr]
+    report = check_shard(replace(task, rows=IndexRows(rows, places), conversion=conversion), watch)
+    assert report.findings.ok
+    assert report.findings.checked[Check.SOURCE] == report.records == len(places)
+
+
+def test_a_store_that_fails_is_no_finding(
+    healthy: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read = LocalStore.read
+
+    def fail(store: LocalStore, path: str, *part: Any) -> bytes:
+        if path.endswith(".dcm"):
+            raise StoreError(str(source), "no answer for 600 s")
+        return read(store, path, *part)
+
+    monkeypatch.setattr(LocalStore, "read", fail)
+    assert main(["--shards", str(healthy), "--source", str(source), "--workers", "0"]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"verify: error: {source}: no answer for 600 s")
 
 
 def test_a_task_takes_only_its_own_rows_to_another_process(task: ShardTask) -> None:
@@ -749,6 +822,6 @@ def test_a_task_takes_only_its_own_rows_to_another_process(task: ShardTask) -> N
 
 
 def test_a_shard_without_index_and_manifest_is_still_read(task: ShardTask) -> None:
-    report = check_shard(replace(task, rows=None), ignore)
+    report = check_shard(replace(task, rows=None), Watch())
     assert report.findings.ok
     assert len(report.contents) == report.records == report.findings.checked[Check.IMAGES]

@@ -1,108 +1,181 @@
 """The functions here run in worker processes: they must be importable by name."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
-from beam_pipeline.errors import OutputError, Reason
-from beam_pipeline.workers import WorkerFailed, WorkerPool
+from beam_pipeline.errors import OutputError, StoreError
+from beam_pipeline.workers import Watch, WorkerFailed, WorkerPool
 
+ROOT = Path(__file__).parents[2]
 
-@dataclass(frozen=True)
-class Letters:
-    sources: tuple[str, ...]
-    excluded: dict[str, Reason] = field(default_factory=dict)
-
-    def excluding(self, source: str, reason: Reason) -> "Letters":
-        return replace(self, excluded={**self.excluded, source: reason})
-
-
+Letters = tuple[str, ...]
 Outcome = dict[str, str]
 
 
-def upper(task: Letters, note: Callable[[int], None]) -> Outcome:
+def upper(task: Letters, watch: Watch) -> Outcome:
     result = {}
-    for place, source in enumerate(task.sources):
-        note(place)
-        if source in task.excluded:
-            result[source] = task.excluded[source].value
-        elif source == "crash":
+    for place, letter in enumerate(task):
+        if place in watch.excluded:
+            result[letter] = watch.excluded[place].value
+            continue
+        watch.working(place)
+        if letter == "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
-        elif source == "hang":
+        if letter == "hang":
             time.sleep(600)
-        else:
-            result[source] = source.upper()
+        result[letter] = letter.upper()
+        watch.waiting()
     return result
 
 
-def crash_once(task: Letters, note: Callable[[int], None], marker: Path) -> Outcome:
-    note(0)
-    if not marker.exists():
-        marker.touch()
+def note_start(starts: Path) -> int:
+    """How often a task was begun, this time too."""
+    with starts.open("a") as file:
+        file.write("x")
+    return starts.stat().st_size
+
+
+def crash_once(task: Letters, watch: Watch, starts: Path) -> Outcome:
+    watch.working(0)
+    if note_start(starts) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return upper(task, note)
+    return upper(task, watch)
 
 
-def fail(task: Letters, note: Callable[[int], None]) -> Outcome:
+def die_while_waiting(task: Letters, watch: Watch, starts: Path) -> Outcome:
+    """Three times: more often than an item may crash."""
+    result = upper(task, watch)
+    if note_start(starts) <= 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+def wait_for_storage(task: Letters, watch: Watch, starts: Path, seconds: float) -> Outcome:
+    note_start(starts)
+    watch.working(0)
+    watch.waiting()
+    time.sleep(seconds)
+    return upper(task, watch)
+
+
+def fail(task: Letters, watch: Watch) -> Outcome:
     raise KeyError("a bug")
 
 
-def refuse(task: Letters, note: Callable[[int], None]) -> Outcome:
+def refuse(task: Letters, watch: Watch) -> Outcome:
     raise OutputError("disk full")
 
 
-def die_at_once(task: Letters, note: Callable[[int], None]) -> Outcome:
+def die_at_once(task: Letters, watch: Watch) -> Outcome:
     os._exit(3)
 
 
+def merge(results: Iterator[Outcome]) -> Outcome:
+    return {key: value for result in results for key, value in result.items()}
+
+
 def run(pool: WorkerPool[Letters, Outcome], *tasks: Letters) -> Outcome:
-    return {key: value for result in pool.map(deque(tasks)) for key, value in result.items()}
+    return merge(pool.map(tasks))
 
 
 def test_every_task_has_its_result() -> None:
-    tasks = [Letters((letter, letter * 2)) for letter in "abcdefg"]
+    tasks = [(letter, letter * 2) for letter in "abcdefg"]
     result = run(WorkerPool(upper, 2), *tasks)
-    assert result == {s: s.upper() for task in tasks for s in task.sources}
-    assert list(WorkerPool(upper, 2).map(deque())) == []
+    assert result == {letter: letter.upper() for task in tasks for letter in task}
+    assert run(WorkerPool(upper, 2)) == {}
+
+
+def test_tasks_may_be_given_one_at_a_time() -> None:
+    pool = WorkerPool(upper, 2)
+    tasks = [(letter,) for letter in "abcdefg"]
+    early = [result for task in tasks for result in pool.submit(task)]
+    late = list(pool.finish())
+    assert list(pool.finish()) == []
+    pool.close()
+    assert len(early) + len(late) == len(tasks)
+    assert merge(iter(early + late)) == {letter: letter.upper() for letter in "abcdefg"}
+
+
+def test_a_pool_that_was_closed_can_be_used_again() -> None:
+    pool = WorkerPool(upper, 1)
+    assert run(pool, ("a",)) == {"a": "A"}
+    assert run(pool, ("b",)) == {"b": "B"}
 
 
 def test_a_killed_worker_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pool = WorkerPool(partial(crash_once, marker=tmp_path / "killed"), 1)
-    assert run(pool, Letters(("a",)), Letters(("b",))) == {"a": "A", "b": "B"}
+    pool = WorkerPool(partial(crash_once, starts=tmp_path / "starts"), 1)
+    assert run(pool, ("a",), ("b",)) == {"a": "A", "b": "B"}
     assert "A worker process died" in caplog.text
 
 
-def test_a_source_that_crashes_its_process_twice_is_left_out() -> None:
-    result = run(WorkerPool(upper, 1), Letters(("a", "crash", "b")), Letters(("c",)))
-    assert result == {"a": "A", "crash": "decoder_crashed", "b": "B", "c": "C"}
+def test_an_item_that_crashes_its_process_twice_is_left_out() -> None:
+    result = run(WorkerPool(upper, 1), ("a", "crash", "b"), ("c", "d"))
+    assert result == {"a": "A", "crash": "decoder_crashed", "b": "B", "c": "C", "d": "D"}
 
 
-def test_a_source_that_hangs_twice_is_left_out() -> None:
-    result = run(WorkerPool(upper, 1, patience=1.0), Letters(("a", "hang", "b")))
+def test_an_item_that_hangs_twice_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    result = run(WorkerPool(upper, 1, patience=1.0), ("a", "hang", "b"))
     assert result == {"a": "A", "hang": "decoder_timed_out", "b": "B"}
+    assert "A worker process hung" in caplog.text
+
+
+def test_several_items_of_a_task_may_be_left_out() -> None:
+    result = run(WorkerPool(upper, 1, patience=1.0), ("crash", "a", "hang"))
+    assert result == {"crash": "decoder_crashed", "a": "A", "hang": "decoder_timed_out"}
+
+
+def test_a_process_that_dies_while_it_waits_is_no_items_fault(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    pool = WorkerPool(partial(die_while_waiting, starts=starts), 1)
+    assert run(pool, ("a", "b")) == {"a": "A", "b": "B"}
+    assert starts.stat().st_size == 4
+
+
+def test_waiting_for_storage_is_not_hanging(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    pool = WorkerPool(
+        partial(wait_for_storage, starts=starts, seconds=3.5), 1, patience=0.5, storage_patience=60
+    )
+    assert run(pool, ("a", "b")) == {"a": "A", "b": "B"}
+    assert starts.stat().st_size == 1
+
+
+def test_storage_that_is_waited_for_too_long_ends_the_run(tmp_path: Path) -> None:
+    pool = WorkerPool(
+        partial(wait_for_storage, starts=tmp_path / "starts", seconds=600),
+        1,
+        storage_patience=1.0,
+        storage="s3://bucket/slices",
+    )
+    with pytest.raises(StoreError, match=r"^s3://bucket/slices: no answer for [123] s; the same"):
+        run(pool, ("a",))
+    assert (tmp_path / "starts").stat().st_size == 1
+    assert multiprocessing.active_children() == []
 
 
 def test_a_bug_ends_the_run_with_its_traceback() -> None:
     with pytest.raises(WorkerFailed, match="KeyError: 'a bug'"):
-        run(WorkerPool(fail, 1), Letters(("a",)))
+        run(WorkerPool(fail, 1), ("a",))
 
 
 def test_a_pipeline_error_passes_as_itself() -> None:
     with pytest.raises(OutputError, match="disk full"):
-        run(WorkerPool(refuse, 2), Letters(("a",)), Letters(("b",)))
+        run(WorkerPool(refuse, 2), ("a",), ("b",))
 
 
 def test_workers_that_always_die_end_the_run() -> None:
     with pytest.raises(WorkerFailed, match="before they touch a file"):
-        run(WorkerPool(die_at_once, 1), Letters(("a",)))
+        run(WorkerPool(die_at_once, 1), ("a",))
 
 
 def test_a_worker_that_is_killed_before_it_knows_its_work_is_replaced(
@@ -119,3 +192,79 @@ def test_a_worker_that_is_killed_before_it_knows_its_work_is_replaced(
     monkeypatch.setattr(ForkServerProcess, "start", start_later)
     test_every_task_has_its_result()
     assert not killed
+
+
+def test_processes_that_cannot_be_started_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(process: ForkServerProcess) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(ForkServerProcess, "start", never)
+    with pytest.raises(WorkerFailed, match="before they can be told what to do"):
+        run(WorkerPool(upper, 1), ("a",))
+
+
+def processes() -> int:
+    return len(multiprocessing.active_children())
+
+
+def test_processes_live_while_there_is_work_and_are_no_more_than_allowed() -> None:
+    assert processes() == 0
+    pool = WorkerPool(upper, 2)
+    assert processes() == 0
+    list(pool.submit(("a",)))
+    assert processes() == 1
+    for letter in "bcdef":
+        list(pool.submit((letter,)))
+        assert 1 <= processes() <= 2
+    list(pool.finish())
+    assert 1 <= processes() <= 2
+    pool.close()
+    assert processes() == 0
+
+
+def test_one_task_starts_one_process() -> None:
+    pool = WorkerPool(upper, 8)
+    list(pool.submit(("a",)))
+    assert processes() == 1
+    list(pool.finish())
+    list(pool.submit(("b",)))  # there is one that is free
+    assert processes() == 1
+    list(pool.finish())
+    pool.close()
+
+
+def test_a_result_that_nobody_takes_leaves_no_process() -> None:
+    results = WorkerPool(upper, 2).map([("a",), ("b",), ("c",)])
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert processes() == 0
+
+
+MAIN = """
+import sys
+from pathlib import Path
+
+with Path({imported!r}).open("a") as file:
+    file.write(__name__ + "\\n")
+
+if __name__ == "__main__":
+    from beam_pipeline.workers import WorkerPool
+    from tests.beam_pipeline.test_workers import upper
+
+    print(sorted(next(iter(r)) for r in WorkerPool(upper, 2).map([("a",), ("b",), ("c",)])))
+    assert sys.modules["__main__"].__dict__ is globals()
+"""
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_a_process_does_not_import_the_main_module(tmp_path: Path, as_module: bool) -> None:
+    imported = tmp_path / "imported"
+    (tmp_path / "mainly.py").write_text(MAIN.format(imported=str(imported)))
+    command = [sys.executable, *(("-m", "mainly") if as_module else ("mainly.py",))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['a', 'b', 'c']\n"
+    assert imported.read_text().split() == ["__main__"]

@@ -1,0 +1,54 @@
+import pickle
+
+import pytest
+
+from beam_pipeline import errors
+from beam_pipeline.errors import (
+    OutputError,
+    PipelineError,
+    Reason,
+    Rejected,
+    StoreError,
+    TooManyRejects,
+    UsageError,
+)
+
+EXAMPLES = [
+    UsageError("--folds 1: want 2 to 100"),
+    TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05),
+    StoreError("s3://bucket", "access denied"),
+    OutputError("cannot write x in out: No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_an_error_is_the_same_in_another_process(error: PipelineError) -> None:
+    """Workers send errors to the process that started them, and Beam's steps to each other."""
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+        assert type(again) is type(error)
+        assert (str(again), again.exit_code) == (str(error), error.exit_code)
+
+
+def test_a_rejection_is_the_same_in_another_process() -> None:
+    again = pickle.loads(pickle.dumps(Rejected(Reason.NOT_CT, "MR")))
+    assert (again.reason, again.detail) == (Reason.NOT_CT, "MR")
+
+
+def test_all_kinds_of_errors_are_among_the_examples() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
+    expected = {kind for kind in kinds if issubclass(kind, PipelineError)} - {PipelineError}
+    assert {type(error) for error in EXAMPLES} == expected
+
+
+def test_a_message_is_one_line_with_what_to_do() -> None:
+    many, store = str(EXAMPLES[1]), str(EXAMPLES[2])
+    assert many == (
+        "3 of 33 files were rejected (label_missing 2, not_dicom 1), more than the allowed "
+        "fraction 0.05; see rejects.jsonl, or raise --max_reject_fraction"
+    )
+    assert store == "s3://bucket: access denied; the same command resumes"
+
+
+def test_an_exit_code_says_whose_turn_it_is() -> None:
+    assert [error.exit_code for error in EXAMPLES] == [2, 3, 5, 5]

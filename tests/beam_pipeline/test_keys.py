@@ -1,0 +1,66 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from beam_pipeline.errors import StoreError, UsageError
+from beam_pipeline.keys import KEY_VARIABLE, input_key, key_check, read_key
+from beam_pipeline.storage import FileInfo, InputFiles
+from beam_pipeline.storage.local import LocalStore
+
+PATIENCE = 1.0
+
+
+def test_a_key_is_read_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_bytes(b"\xff of the key file\n")
+    monkeypatch.setenv(KEY_VARIABLE, "of the environment")
+    assert read_key(str(tmp_path / "key"), PATIENCE) == b"\xff of the key file"
+    assert read_key(None, PATIENCE) == b"of the environment"
+
+
+def test_a_key_that_can_be_guessed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_bytes(b"15 bytes long.." + b"\n" * 9)
+    with pytest.raises(UsageError, match="needs a key of 16 bytes or more"):
+        read_key(str(tmp_path / "key"), PATIENCE)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    with pytest.raises(UsageError, match=f"or the environment variable {KEY_VARIABLE}"):
+        read_key(None, PATIENCE)
+
+
+def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--identifier_key_file .*absent: No such file"):
+        read_key(str(tmp_path / "absent"), PATIENCE)
+
+
+def test_a_check_tells_keys_apart_and_is_none_of_their_digests() -> None:
+    key = b"sixteen bytes or more"
+    assert key_check(key) == key_check(bytes(key)) != key_check(key + b"!")
+    assert not hashlib.sha256(key).hexdigest().startswith(key_check(key))
+
+
+def listed(*names: str) -> list[FileInfo]:
+    return [FileInfo(name, 0, "") for name in names]
+
+
+def test_the_key_of_an_input_is_made_of_the_first_file_that_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_bytes(b"a" * (1 << 18) + b"not the rest")
+    (tmp_path / "b").write_bytes(b"b")
+    files = InputFiles(str(tmp_path))
+    expected = hashlib.blake2b(b"a" * (1 << 18), digest_size=32).digest()
+    assert input_key(files, listed("absent", "folder", "a", "b")) == expected
+    assert input_key(files, listed("b", "a")) != expected
+    assert input_key(files, listed("absent")) == b""
+
+
+def test_a_store_that_fails_gives_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise StoreError("the disk", "is on fire")
+
+    monkeypatch.setattr(LocalStore, "read", fail)
+    with pytest.raises(StoreError, match="is on fire"):
+        input_key(InputFiles(str(tmp_path)), listed("a"))

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from beam_pipeline.errors import TooManyRejects, UsageError
+from beam_pipeline.rejects import Reject, check_rejects, count_reasons, encode_rejects
+
+
+def reject(source: str, reason: str = "not_ct", detail: str = "") -> Reject:
+    return {"source": source, "image_id": "", "reason": reason, "detail": detail}
+
+
+def test_rejects_are_lines_of_json_in_the_order_of_their_sources() -> None:
+    rows = [reject("b/1"), reject("a.dcm", "vanished"), reject("é\n"), reject("B", detail='"x"')]
+    lines = encode_rejects(rows).decode("ascii").splitlines()
+    assert [json.loads(line) for line in lines] == [rows[3], rows[1], rows[0], rows[2]]
+    assert encode_rejects(reversed(rows)) == encode_rejects(iter(rows))
+    assert encode_rejects([]) == b""
+
+
+def test_reasons_are_counted_in_alphabetical_order() -> None:
+    rows = [reject("a", "vanished"), reject("b", "not_ct"), reject("c", "vanished")]
+    assert [*count_reasons(rows).items()] == [("not_ct", 1), ("vanished", 2)]
+
+
+def test_as_many_rejects_as_allowed_are_accepted_and_no_more() -> None:
+    rows = [reject("a"), reject("b", "vanished"), reject("c")]
+    check_rejects(12, rows, 0.25)
+    with pytest.raises(TooManyRejects) as caught:
+        check_rejects(11, rows, 0.25)
+    assert str(caught.value) == (
+        "3 of 11 files were rejected (not_ct 2, vanished 1), more than the allowed fraction 0.25; "
+        "see rejects.jsonl, or raise --max_reject_fraction"
+    )
+    assert caught.value.exit_code == 3
+
+
+def test_nothing_is_allowed_if_the_fraction_is_nothing() -> None:
+    check_rejects(5, [], 0.0)
+    with pytest.raises(TooManyRejects):
+        check_rejects(5, [reject("a")], 0.0)
+
+
+def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed() -> None:
+    with pytest.raises(UsageError, match=r"none of 2 files can be used; see rejects\.jsonl"):
+        check_rejects(2, [reject("a"), reject("b")], 1.0)
