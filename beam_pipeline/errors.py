@@ -70,11 +70,17 @@ class TooManyRejects(PipelineError):
     exit_code = 3
 
     def __init__(self, files_seen: int, by_reason: Mapping[str, int], allowed: float) -> None:
-        rejected = sum(by_reason.values())
-        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(by_reason.items()))
-        super().__init__(
-            f"{rejected} of {files_seen} files were rejected ({counts}), more than the allowed "
-            f"fraction {allowed:g}; see rejects.jsonl, or raise --max_reject_fraction"
+        super().__init__(files_seen, by_reason, allowed)
+        self.files_seen = files_seen
+        self.by_reason = by_reason
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.by_reason.items()))
+        return (
+            f"{sum(self.by_reason.values())} of {self.files_seen} files were rejected ({counts}), "
+            f"more than the allowed fraction {self.allowed:g}; see rejects.jsonl, or raise "
+            "--max_reject_fraction"
         )
 
 

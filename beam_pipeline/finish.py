@@ -1,8 +1,10 @@
 """The end of a run: the directory described and complete, or why it is not."""
 
+from contextlib import suppress
+
 from beam_pipeline.errors import OutputError, PipelineError
 from beam_pipeline.layout import PLAN, REJECTS_TABLE, written_table
-from beam_pipeline.manifest import write_description
+from beam_pipeline.manifest import MANIFEST, write_description
 from beam_pipeline.options import Options
 from beam_pipeline.output import finish_output, write_refusal
 from beam_pipeline.planning import Plan
@@ -19,24 +21,23 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
     Args:
         written: how many shards were, or what made it impossible to write them all.
         options: of the run.
-
-    Raises:
-        PipelineError: not even that word could be left.
     """
     folder = Folder(options.output, options.storage_patience)
     try:
         if isinstance(written, PipelineError):
             raise written
         _finish(Unfinished(folder), written, options)
+        finish_output(folder)
     except PipelineError as error:
         report_refusal(error)
-        write_refusal(folder, error.exit_code, str(error))
-    else:
-        finish_output(folder)
+        with suppress(PipelineError):  # the store that failed may be that of the output
+            write_refusal(folder, error.exit_code, str(error))
 
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder = unfinished.folder
+    if folder.exists(MANIFEST) and not folder.exists(PLAN):
+        return  # a runner does this step again, which was done
     plan = Plan.decode(folder.read(PLAN))
     if written != len(plan.shards):
         raise OutputError(f"{written} of {len(plan.shards)} shards were written")

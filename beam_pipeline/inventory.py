@@ -146,13 +146,14 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     listed = _read_listing(unfinished, number)
     key = _identifier_key(unfinished, files, options)
     check = key_check(key)
-    known = _known_rows(unfinished.find(inventory_table(number)), check)
+    before = unfinished.find(inventory_table(number))
+    known = _known_rows(before, check)
     rows: list[dict[str, Any] | None] = [known.get(info) for info in listed]
     places = [place for place, row in enumerate(rows) if row is None]
     inspector = _Inspector(files, options, key, watch)
     for place, row in zip(places, inspector.inspect(listed, places), strict=True):
         rows[place] = row
-    if places or len(known) != len(listed):
+    if places or before is None or len(before) != len(listed):
         filled = [_filled(info, row or {}) for info, row in zip(listed, rows, strict=True)]
         table = pa.Table.from_pylist(filled, SCHEMA)
         unfinished.write(inventory_table(number), table, {"key_check": check})

@@ -58,6 +58,8 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
     manifest = find_manifest(folder) if MANIFEST in names else None
     if manifest is not None:
         _check_same(folder, manifest["options"], options)
+        if UNFINISHED in names:  # the run that wrote the manifest was stopped, or its store failed
+            finish_output(folder)
         return manifest
     if folder.exists(_OPTIONS):
         _check_same(folder, json.loads(folder.read(_OPTIONS)), options)

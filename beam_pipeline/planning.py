@@ -56,7 +56,7 @@ from beam_pipeline.plan import (
 )
 from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished, with_metadata
+from beam_pipeline.unfinished import Unfinished, table_metadata, with_metadata
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
@@ -122,7 +122,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
             options.labels, options.id_column, options.label_columns, options.storage_patience
         )
         labels = file.read()
-    keys, sizes = _read_keys(unfinished, inventory)
+    keys, sizes = _read_keys(unfinished, inventory, options)
     if not len(keys.usable):
         raise UsageError(f"input {options.input} holds no files")
     judgement = judge(keys, labels)
@@ -156,16 +156,24 @@ def plan_shards(parts: int, options: Options) -> Plan:
     return plan
 
 
-def _read_keys(unfinished: Unfinished, inventory: Sequence[str]) -> tuple[Keys, list[int]]:
+def _read_keys(
+    unfinished: Unfinished, inventory: Sequence[str], options: Options
+) -> tuple[Keys, list[int]]:
     """The columns that decide, and how many rows each part of the inventory has."""
     codes = {column: _Codes() for column in ID_COLUMNS}
     keys_of_images, fingerprints, usable = [], [], []
+    checks = set()
     for table in unfinished.read_all(inventory, _KEY_COLUMNS):
+        checks.add(table_metadata(table)["key_check"])
         keys_of_images.append(image_keys(table["image_id"]))
         fingerprints.append(table["fingerprint"].to_numpy())
         usable.append(pc.equal(pc.cast(table["reason"], pa.string()), "").to_numpy())
         for column, of_column in codes.items():
             of_column.add(table[column])
+    if len(checks) > 1:
+        raise UsageError(
+            f"input {options.input} changed while its headers were read; the same command resumes"
+        )
     sizes = [len(part) for part in usable]
     keys = Keys(
         _join(keys_of_images, np.uint64),

@@ -136,10 +136,15 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         pyarrow.ArrowException: it is cut.
     """
     with pa.ipc.open_file(data) as reader:
+        if columns is not None and not columns:  # Arrow takes none for all
+            return reader.schema.empty_table().select([])
         fields = None if columns is None else [reader.schema.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=fields)
-    with pa.ipc.open_file(data, options=options) as reader:
-        return reader.read_all()
+    try:
+        with pa.ipc.open_file(data, options=options) as reader:
+            return reader.read_all()
+    except OSError as error:  # of decompression
+        raise pa.ArrowInvalid(str(error)) from None
 
 
 def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[pa.Table]:

@@ -148,12 +148,19 @@ def read_header(file: BinaryIO, size: int) -> Header:
     beginning = file.read(FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
-        parsed = None
-        with suppress(Rejected):  # what is cut may look broken
-            parsed = parse(beginning, size, _TAGS)
-        if parsed and parsed.pixels and parsed.transfer_syntax != _DEFLATED:
+        parsed = _parse_beginning(beginning, size)
+        if parsed is not None:
             return _header(parsed)[0]
     return _header(parse(beginning + file.read(MAX_FILE_BYTES), size, _TAGS))[0]
+
+
+def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
+    """A file of which only the first bytes are there, if they reach up to its pixels."""
+    with suppress(Rejected):  # what is cut may look broken
+        parsed = parse(beginning, size, _TAGS)
+        if parsed.pixels and parsed.transfer_syntax != _DEFLATED:
+            return parsed
+    return None
 
 
 def read_slice(data: bytes, known: Header | None = None) -> Slice:

@@ -32,7 +32,10 @@ _TRANSIENT = frozenset(
         errno.ETIMEDOUT,
     }
 )
+# There is nothing at a path.
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _Identity = tuple[int, int]  # device and inode
+_Entries = list[tuple[str, FileInfo | None]]  # of a folder: names, and infos of files
 
 
 class LocalStore:
@@ -55,40 +58,65 @@ class LocalStore:
         return self._walk(folder, "", frozenset())
 
     def _walk(self, folder: str, below: str, above: frozenset[_Identity]) -> Iterator[FileInfo]:
-        try:
-            identity = _identity(Path(folder).stat())
-            if identity in above:
-                return
+        identity, entries = self._look_into(folder)
+        if identity in above:
+            return
+        for name, info in entries:
+            path = f"{below}{name}"
+            if info is None:
+                yield from self._walk(f"{folder}/{name}", f"{path}/", above | {identity})
+            else:
+                yield FileInfo(path, info.size, info.version)
+
+    def _look_into(self, folder: str) -> tuple[_Identity, _Entries]:
+        """Which folder it is, and what is in it, in order: the files' infos, None for folders."""
+
+        def look() -> tuple[_Identity, _Entries]:
             with os.scandir(folder) as found:
-                entries = [(entry, _is_folder(entry)) for entry in found if entry.name[:1] != "."]
+                entries = [(e.name, _describe(e)) for e in found if not e.name.startswith(".")]
+            return _identity(Path(folder).stat()), entries
+
+        try:
+            identity, entries = self._request(folder, look)
         except OSError as error:
             raise StoreError(_show(folder), f"cannot be listed: {error.strerror}") from None
         # Behind a folder's name comes a slash in all paths below it: so these are in order too.
-        entries.sort(key=lambda item: os.fsencode(f"{item[0].name}/" if item[1] else item[0].name))
-        for entry, is_folder in entries:
-            path = f"{below}{entry.name}"
-            if is_folder:
-                yield from self._walk(entry.path, f"{path}/", above | {identity})
-            else:
-                yield _describe(entry, path)
+        entries.sort(key=lambda entry: os.fsencode(entry[0] if entry[1] else f"{entry[0]}/"))
+        return identity, entries
 
     def info(self, path: str) -> FileInfo | None:
         """See Store."""
-        try:
-            found = Path(path).stat()
-        except OSError:
-            return None
-        if stat.S_ISDIR(found.st_mode):
+        found = self._stat(path)
+        if found is None or stat.S_ISDIR(found.st_mode):
             return None
         return FileInfo(path, found.st_size, str(found.st_mtime_ns))
 
     def is_folder(self, path: str) -> bool:
         """See Store."""
-        return Path(path).is_dir()
+        found = self._stat(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def _stat(self, path: str) -> os.stat_result | None:
+        """What is at a path, or None.
+
+        Raises:
+            StoreError: that cannot be told.
+        """
+        try:
+            return self._request(path, Path(path).stat)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise StoreError(_show(path), error.strerror or type(error).__name__) from None
 
     def names(self, folder: str) -> set[str]:
         """See Store."""
-        return {entry.name for entry in Path(folder).iterdir()} if self.is_folder(folder) else set()
+        if not self.is_folder(folder):
+            return set()
+        try:
+            return self._request(folder, lambda: {e.name for e in Path(folder).iterdir()})
+        except OSError as error:
+            raise StoreError(_show(folder), f"cannot be listed: {error.strerror}") from None
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """See Store."""
@@ -133,19 +161,17 @@ def _identity(found: os.stat_result) -> _Identity:
     return found.st_dev, found.st_ino
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _describe(entry: os.DirEntry[str]) -> FileInfo | None:
+    """What is known of a file; None for a folder, of which nothing is to be known."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _describe(entry: os.DirEntry[str], path: str) -> FileInfo:
-    try:
+        if entry.is_dir():
+            return None
         found = entry.stat()
-    except OSError:  # a link to nothing: reading it will say so
-        return FileInfo(path, 0, "")
-    return FileInfo(path, found.st_size, str(found.st_mtime_ns))
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return FileInfo("", 0, "")  # a link to nothing, or to itself: reading it will say so
+    return FileInfo("", found.st_size, str(found.st_mtime_ns))
 
 
 def _read(path: str, start: int, length: int | None) -> bytes:

@@ -43,6 +43,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _CAUSE = re.compile(r'message: "([^"]+)"')
 # Time-outs, "too early" and "slow down" pass; other answers of 400 to 499 would be the same again.
 _PASSING = frozenset({408, 425, 429})
+_PASSING_CODES = ("RequestTimeout", "OperationAborted", "ConditionalRequestConflict")
+_REDIRECT = "redirect"  # to another region or endpoint than the one that is set
 _MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _RANGE_NOT_SATISFIABLE = 416
 
@@ -119,8 +121,15 @@ class ObjectStore:
             return bytes(obstore.get(self._reading, path).bytes())
 
         def part() -> bytes:
-            return bytes(obstore.get_range(self._reading, path, start=start, length=length))
+            try:
+                return bytes(obstore.get_range(self._reading, path, start=start, length=length))
+            except BaseError as error:
+                if not start and _status(error) == _RANGE_NOT_SATISFIABLE:
+                    return b""  # an object without content has no range at all
+                raise
 
+        if length == 0:  # the library refuses to ask for nothing
+            return b""
         return self._request(whole if length is None and not start else part)
 
     def open(self, path: str) -> BinaryIO:
@@ -168,14 +177,17 @@ class ObjectStore:
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise StoreError(self._url, f"access denied ({_cause(error)})") from None
         except (NotFoundError, FileNotFoundError) as error:
-            if any(sign in str(error) for sign in _MISSING_BUCKETS):
+            if _says(error, _MISSING_BUCKETS):
                 raise StoreError(self._url, "there is no such bucket") from None
+            if "<html" in str(error).lower():  # of what stands before the store
+                raise Transient(_cause(error)) from None
             raise FileNotFoundError(errno.ENOENT, "No such object") from None
         except (BaseError, OSError) as error:
             status = _status(error)
             if status == _RANGE_NOT_SATISFIABLE:
                 raise OSError(errno.EINVAL, "Shorter than it was listed") from None
-            if 400 <= status < 500 and status not in _PASSING:
+            refused = 400 <= status < 500 and status not in _PASSING
+            if (refused and not _says(error, _PASSING_CODES)) or _REDIRECT in str(error):
                 raise StoreError(self._url, _cause(error)) from None
             raise Transient(_cause(error)) from None
 
@@ -206,6 +218,10 @@ class _Pages:
 
 def _version(item: Any) -> str:
     return str(item.get("version") or item.get("e_tag") or item.get("last_modified") or "")
+
+
+def _says(error: BaseException, signs: Sequence[str]) -> bool:
+    return any(sign in str(error) for sign in signs)
 
 
 def _status(error: BaseException) -> int:

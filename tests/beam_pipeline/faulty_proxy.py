@@ -147,18 +147,22 @@ class Traffic:
         return len(requests), sum(self.sent[request] for request in set(requests))
 
 
+def no_latency(request: Request) -> float:
+    return 0.0
+
+
 class FaultyProxy:
     """Passes requests on to a server, from a thread of its own, while a `with` block lasts.
 
     Attributes:
         port: it listens at, on 127.0.0.1; always the same.
-        latency: seconds that each request is held back.
+        latency: seconds that a request is held back.
         traffic: since it was last set.
     """
 
     def __init__(self) -> None:
         self.port = 0
-        self.latency = 0.0
+        self.latency: Callable[[Request], float] = no_latency
         self.traffic = Traffic()
         self._upstream = 0
         self._change_request: Callable[[str], str] = lambda head: head
@@ -279,7 +283,7 @@ class FaultyProxy:
         self.traffic.requests.append(request)
         try:
             self._act(request)
-            await asyncio.sleep(self.latency)
+            await asyncio.sleep(self.latency(request))
             rule = self._rule
             if rule is None or not rule.strikes(request):
                 await self._send(request, await self._ask(head, body), writer)
