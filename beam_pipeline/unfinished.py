@@ -17,12 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
 
 from beam_pipeline.layout import UNFINISHED
 from beam_pipeline.storage import Folder, InputFiles, is_local
 
 _METADATA = b"headct"
+_CHECKSUM_BYTES = 4  # CRC-32C, at the end
 _WRITERS = 16  # threads that wait for a store far away
 _TYPICAL_BYTES = 1 << 20  # of a table: bounds how many are read ahead
 
@@ -89,7 +91,7 @@ class Unfinished:
 
     def read_batch(self, name: str, number: int) -> pa.Table:
         """A record batch of a table that `write_all` wrote; raises as `read` does."""
-        with pa.ipc.open_file(self.read_bytes(name)) as reader:
+        with pa.ipc.open_file(_checked(self.read_bytes(name))) as reader:
             return pa.Table.from_batches([reader.get_batch(number)])
 
     def find(self, name: str) -> pa.Table | None:
@@ -126,7 +128,21 @@ def _encode(tables: Sequence[pa.Table], compression: str | None) -> bytes:
     with pa.ipc.new_file(sink, tables[0].schema, options=options) as writer:
         for table in tables:
             writer.write_table(table.combine_chunks())
-    return bytes(sink.getvalue())
+    data = bytes(sink.getvalue())
+    return data + _checksum(data)
+
+
+def _checksum(data: memoryview | bytes) -> bytes:
+    checksum: int = google_crc32c.value(bytes(data))
+    return checksum.to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _checked(data: bytes) -> pa.Buffer:
+    """A stored table without its checksum; Arrow does not notice pages that were lost."""
+    content = memoryview(data)[:-_CHECKSUM_BYTES]
+    if len(data) <= _CHECKSUM_BYTES or _checksum(content) != data[-_CHECKSUM_BYTES:]:
+        raise pa.ArrowInvalid("a table is cut or damaged")
+    return pa.py_buffer(content)
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -135,16 +151,14 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         pyarrow.ArrowException: it is cut.
     """
-    with pa.ipc.open_file(data) as reader:
+    content = _checked(data)
+    with pa.ipc.open_file(content) as reader:
         if columns is not None and not columns:  # Arrow takes none for all
             return reader.schema.empty_table().select([])
         fields = None if columns is None else [reader.schema.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=fields)
-    try:
-        with pa.ipc.open_file(data, options=options) as reader:
-            return reader.read_all()
-    except OSError as error:  # of decompression
-        raise pa.ArrowInvalid(str(error)) from None
+    with pa.ipc.open_file(content, options=options) as reader:
+        return reader.read_all()
 
 
 def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[pa.Table]:

@@ -4,8 +4,8 @@
 
 An inventory is made up as `inspect_part` would leave it, with patient, study and series ids hashed,
 image ids and file names of 64 characters (UIDs), 30 slices a patient, some identical fingerprints
-(without pixels to compare), and a label file in the wide form. Then `plan_shards` reads it and writes
-the plan of every shard, as in a run; each size in a process of its own.
+(without pixels to compare), and a label file in the wide form. Then `plan_shards` reads it and
+writes the plan of every shard, as in a run; each size in a process of its own.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def make(folder: Path, slices: int) -> int:
         while first < slices:
             numbers = range(first, min(first + _part_size(part), slices))
             table = _inventory(numbers, rng)
-            unfinished.write(inventory_table(part), table)
+            unfinished.write(inventory_table(part), table, {"key_check": ""})
             out.write_table(_labels(table["image_id"], rng))
             part, first = part + 1, numbers.stop
     return part
