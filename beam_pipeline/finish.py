@@ -36,7 +36,7 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder = unfinished.folder
-    if folder.exists(MANIFEST) and not folder.exists(PLAN):
+    if folder.exists(MANIFEST):
         return  # a runner does this step again, which was done
     plan = Plan.decode(folder.read(PLAN))
     if written != len(plan.shards):

@@ -86,6 +86,11 @@ def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> No
     )
     if differing:
         name = differing[0]
+        if name == "identifier_key_check":
+            raise UsageError(
+                f"output {folder.url} was begun with another identifier key; choose another "
+                "folder, or --overwrite it"
+            )
         raise UsageError(
             f"output {folder.url} was begun with --{name} {_show(earlier.get(name))}, now it is "
             f"{_show(now.get(name))}; choose another folder, or --overwrite it"

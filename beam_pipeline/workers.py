@@ -308,7 +308,7 @@ def _serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # the modules stay: no need to look through them for garbage again and again
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task, excluded = pipe.recv()
             watch = Watch(excluded, state)

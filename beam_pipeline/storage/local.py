@@ -168,9 +168,9 @@ def _describe(entry: os.DirEntry[str]) -> FileInfo | None:
             return None
         found = entry.stat()
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno in _TRANSIENT:
             raise
-        return FileInfo("", 0, "")  # a link to nothing, or to itself: reading it will say so
+        return FileInfo("", 0, "")  # a link to nothing, or a bad sector: reading it will say so
     return FileInfo("", found.st_size, str(found.st_mtime_ns))
 
 

@@ -82,6 +82,16 @@ def test_a_complete_folder_is_found_again(options: Options) -> None:
         prepare_output(folder, dataclasses.replace(options, seed=1))
 
 
+def test_what_a_killed_run_did_not_remove_of_a_complete_folder_is_removed(
+    options: Options,
+) -> None:
+    folder = Folder(options.output)
+    complete(folder, options)
+    folder.write(".unfinished/written/some-shard.arrow", b"rows")
+    assert prepare_output(folder, options) is not None
+    assert ".unfinished" not in folder.names()
+
+
 def test_overwrite_begins_anew(options: Options) -> None:
     folder = Folder(options.output)
     complete(folder, options)

@@ -16,13 +16,19 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
+from beam_pipeline.duplicates import IdenticalPixels
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import LOCAL, ImageId, Options, parse_options
+from beam_pipeline.planning import REJECTS_SCHEMA, Plan
+from beam_pipeline.storage import Folder
+from beam_pipeline.unfinished import encode_table
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check
 
@@ -156,6 +162,23 @@ def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_pat
     options = dataclasses.replace(options, output=str(tmp_path / "other"), seed=1)
     pipeline.run(options, LOCAL, [])
     assert read(tmp_path / "other")["splits"] != read(shards)["splits"]
+
+
+@pytest.mark.parametrize("left", [[], ["plan.json"], ["plan.json", "rejects.arrow"]])
+def test_the_last_step_may_be_done_again(
+    shards: Path, options: Options, tmp_path: Path, left: list[str]
+) -> None:
+    """As by a runner that lost the worker which had just removed some of what is not needed."""
+    options = dataclasses.replace(options, output=str(shutil.copytree(shards, tmp_path / "out")))
+    before = contents(tmp_path / "out"), read(tmp_path / "out")
+    files = [shard["file"] for split in before[1]["splits"].values() for shard in split["shards"]]
+    plan = Plan(tuple(before[1]["labels"]), 33, 1, IdenticalPixels(), tuple(files), 30)
+    rejects = pa.Table.from_pylist([], REJECTS_SCHEMA)
+    tables = {"plan.json": plan.encode(), "rejects.arrow": encode_table(rejects)}
+    for name in left:
+        Folder(options.output).write(f".unfinished/{name}", tables[name])
+    finish_directory(len(files), options)
+    assert (contents(tmp_path / "out"), read(tmp_path / "out")) == before
 
 
 # What Beam is given
