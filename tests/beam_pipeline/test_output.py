@@ -59,7 +59,7 @@ def test_tables_of_an_unfinished_folder_are_not_for_a_new_beginning(options: Opt
 def test_another_key_gives_other_ids(options: Options) -> None:
     folder = Folder(options.output)
     prepare_output(folder, dataclasses.replace(options, identifier_key_check="0123"))
-    with pytest.raises(UsageError, match="begun with --identifier_key_check 0123, now it is 4567"):
+    with pytest.raises(UsageError, match="begun with another identifier key; choose another"):
         prepare_output(folder, dataclasses.replace(options, identifier_key_check="4567"))
 
 
