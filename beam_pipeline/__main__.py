@@ -45,7 +45,7 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
     with Display(console) as display:
         try:
             _run(options, runner, beam_argv)
-        except Exception:
+        except Exception:  # Beam's, which wraps whatever ended a step
             if display.refusal is None:
                 raise
     if display.refusal is not None:

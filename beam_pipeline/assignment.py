@@ -16,6 +16,7 @@ from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 HOLDOUT = "holdout"
+_TABLES = (".parquet", *(f".csv{s}" for s in ("", ".gz", ".bz2", ".xz", ".zst", ".zip")))
 _INDEX = "index.parquet"  # of a shard directory
 
 
@@ -52,22 +53,23 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
     Raises:
         UsageError: it cannot be read, or has other columns.
     """
-    suffix = next((s for s in (".csv", ".csv.gz", ".parquet") if path.endswith(s)), None)
+    suffix = next((s for s in _TABLES if path.endswith(s)), None)
     table = path if suffix else f"{path.rstrip('/')}/{_INDEX}"
     try:
         with open_file(table, patience) as stored, decompressed(stored, table) as file:
             if table.endswith(".parquet"):
                 frame = pd.read_parquet(file, columns=["image_id", "split"])
             else:
-                frame = pd.read_csv(file, usecols=["image_id", "split"], dtype=str)
+                columns = ["image_id", "split"]  # an id may well be NA
+                frame = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UsageError(f"--folds_from {path}: {table} does not exist") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"--folds_from {path}: {error}") from None
     if frame["image_id"].duplicated().any():
         raise UsageError(f"--folds_from {path}: an image_id has two rows")
-    keys = image_keys(pa.array(frame["image_id"], pa.string()))
-    return pd.Series(frame["split"].to_numpy(), index=keys)
+    keys = image_keys(pa.array(frame["image_id"].astype(str), pa.string()))
+    return pd.Series(frame["split"].where(frame["split"] != "").to_numpy(), index=keys)
 
 
 def assign_splits(

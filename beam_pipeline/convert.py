@@ -38,7 +38,7 @@ class ImageSpec:
     """What the stored images are to be.
 
     Attributes:
-        windows: one a channel, at most four; none to store Hounsfield units.
+        windows: one per channel, at most four; none to store Hounsfield units.
         size: height and width, pixels.
         voi: the windows' function.
         hu_repair: which repair of badly encoded values to apply.

@@ -1,11 +1,8 @@
 """Slices with identical pixels: a patient under two names would be in two folds."""
 
 import hashlib
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -81,15 +78,11 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
     """
     checksums: list[bytes] = []
     with files.reading() as reading:
-        waiting = iter(ranges)
-        asked: deque[Future[bytes]] = deque()
-        while True:
-            for found in islice(waiting, max(reading.in_flight - len(asked), 0)):
-                asked.append(reading.part(found.source, found.offset, found.bytes, _checksum))
-            if not asked:
-                break
+        for _, pixels in reading.ahead(
+            ranges, lambda found: reading.part(found.source, found.offset, found.bytes, _checksum)
+        ):
             try:
-                checksums.append(asked.popleft().result())
+                checksums.append(pixels.result())
             except OSError:
                 checksums.append(b"")
     codes, different = pd.factorize(pd.Series(checksums, dtype=object))

@@ -1,4 +1,4 @@
-"""The index of examples: a row an example, as Parquet; a part a shard until the end."""
+"""The index of examples: one row per example, as Parquet; a part per shard until the end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO

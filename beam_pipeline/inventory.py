@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
@@ -203,16 +202,8 @@ class _Inspector:
     def inspect(self, listed: Sequence[FileInfo], places: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of the files at some places, in their order."""
         with self._files.reading() as reading:
-            rows: list[tuple[dict[str, Any], Future[int] | None]] = []
-            waiting = iter(places)
-            heads: deque[tuple[int, Future[bytes]]] = deque()
-            while True:
-                for place in islice(waiting, max(reading.in_flight - len(heads), 0)):
-                    heads.append((place, self._head(reading, listed[place], place)))
-                if not heads:
-                    break
-                place, head = heads.popleft()
-                rows.append(self._row(reading, listed[place], place, head))
+            heads = reading.ahead(places, lambda place: self._head(reading, listed[place], place))
+            rows = [self._row(reading, listed[place], place, head) for place, head in heads]
             return [self._finished(row, fingerprint) for row, fingerprint in rows]
 
     def _head(self, reading: Reading, info: FileInfo, place: int) -> Future[bytes]:

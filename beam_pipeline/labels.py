@@ -116,7 +116,7 @@ class LabelFile:
         if id_column not in columns:
             raise UsageError(
                 f"label file {self.path} has the columns {found}; expected 'ID' and 'Label', with "
-                "rows like ID_0123abcde_subdural,0, or --id_column and a column a class"
+                "rows like ID_0123abcde_subdural,0, or --id_column and a column per class"
             )
         others = tuple(column for column in columns if column != id_column)
         default = RSNA_LABELS if set(RSNA_LABELS) <= set(others) else others

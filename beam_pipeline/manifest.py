@@ -126,7 +126,7 @@ def write_description(
         plan: of the shards.
         options: of the run.
         results: of all shards, in the plan's order.
-        rejects: a row a file that was not used.
+        rejects: one row per file that was not used.
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}

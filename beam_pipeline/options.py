@@ -58,12 +58,12 @@ class Options:
         input: a folder, a file or a pattern; local or a URL.
         labels: a label file, or None for a `test` split without labels.
         output: the shard directory.
-        windows: one a channel; none to store Hounsfield units.
+        windows: one per channel; none to store Hounsfield units.
         voi: the windows' function.
         image_size: height and width of the stored images, pixels.
         hu_repair: which repair of badly encoded files to apply.
         image_id: what identifies a slice; labels are joined by the file name for `ordinal`.
-        id_column: of a label file with a column a class; None to find it by its name.
+        id_column: of a label file with a column per class; None to find it by its name.
         label_columns: of such a file; none for all but the id's.
         folds: how many folds patients are dealt to.
         holdout: fraction of the slices, by patients, kept apart from the folds.
@@ -252,7 +252,7 @@ def _add_labels(group: Any) -> None:
         default=Options.image_id,
         help="what identifies a slice",
     )
-    add("--id_column", type=_optional, help="of a label file with a column a class")
+    add("--id_column", type=_optional, help="of a label file with a column per class")
     add("--label_columns", help="of such a file, separated by commas; all others if not given")
     add(
         "--identifiers",
@@ -314,7 +314,7 @@ def _add_run(group: Any) -> None:
     add(
         "--workers",
         type=int,
-        help="processes that convert: on this machine, by default one a core; with another "
+        help="processes that convert: on this machine, by default one per core; with another "
         "runner beside each of its workers, by default one",
     )
     add("--overwrite", action="store_true", help="replace what an earlier run left in --output")

@@ -10,7 +10,7 @@ from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST
 from beam_pipeline.options import Options
 from beam_pipeline.rejects import REJECTS
 from beam_pipeline.storage import Folder
-from beam_pipeline.storage.folder import PARTIAL_SUFFIX
+from beam_pipeline.storage.local import PARTIAL_SUFFIX
 
 _OPTIONS = f"{UNFINISHED}/options.json"
 _REFUSAL = f"{UNFINISHED}/refusal.json"

@@ -28,7 +28,7 @@ _DUPLICATE, _NO_LABEL, _FIRST_PROBLEM = range(3)
 
 @dataclass(frozen=True)
 class Keys:
-    """What planning needs of the inventory: a row a file, in the order of their sources.
+    """What planning needs of the inventory: one row per file, in the order of their sources.
 
     Attributes:
         image_keys: uint64 [n], `image_keys` of the image ids.

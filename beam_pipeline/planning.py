@@ -230,7 +230,7 @@ class _Parts:
             wanted: [files].
             columns: of the inventory.
         """
-        bounds = list(zip(self.starts, self.starts[1:], strict=False))
+        bounds = list(pairwise(self.starts))
         needed = [i for i, (first, end) in enumerate(bounds) if wanted[first:end].any()]
         tables = self.unfinished.read_all([self.names[i] for i in needed], columns)
         for part, table in zip(needed, tables, strict=True):
@@ -263,8 +263,7 @@ def _find_identical(
 def _rejects(parts: _Parts, verdicts: NDArray[np.int8], options: Options) -> list[Reject]:
     """A row a file that planning leaves out, as `rejects.jsonl` has it."""
     rejects = []
-    columns = ("source", "image_id", "reason", "detail")
-    for places, table in parts.read(verdicts != USED, columns):
+    for places, table in parts.read(verdicts != USED, REJECTS_SCHEMA.names):
         for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
             if verdicts[place] != BY_HEADER:

@@ -40,7 +40,7 @@ class ShardResult:
         label_counts: how many of them have each label; unlabelled ones have none.
         repaired: how many of them were repaired, by the repair.
         resized: how many of them had another size.
-        rejects: a row a file that was not used: source, image_id, reason, detail.
+        rejects: one row per file that was not used: source, image_id, reason, detail.
     """
 
     split: str

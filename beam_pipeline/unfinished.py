@@ -4,7 +4,7 @@ A table is written whole, once, under a name that says what it is of; writing it
 same. So a step may be done again, by whichever worker, and what an earlier run left is used:
 
 listing/00000   some of the input's files, with size and version
-inventory/00000 what their headers say: a row a file, in the same order
+inventory/00000 what their headers say: one row per file, in the same order
 plan/00000      the slices of some shard files, in the order to write them
 written/SHARD   the rows of a shard file's index, and what the manifest says of it
 plan, rejects   what planning found out about all files

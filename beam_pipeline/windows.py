@@ -85,7 +85,7 @@ def apply_windows(
 
     Args:
         hounsfield: HU, any shape.
-        windows: one a channel, each with a center and a width.
+        windows: one per channel, each with a center and a width.
         function: LINEAR_EXACT (DICOM PS3.3 C.11.2.1.3.2) is black at center - width/2 and below,
             white at center + width/2 and above. LINEAR (C.11.2.1.2.1), which was made for whole
             numbers, is black at center - width/2 too, and white at center + width/2 - 1.

@@ -3,20 +3,16 @@
 import hashlib
 import os
 import posixpath
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from beam_pipeline.errors import OutputError, UsageError
+from beam_pipeline.storage.local import PARTIAL_SUFFIX
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.storage.stores import Store, find_store, is_local
-
-# What a killed process leaves behind; never a whole file.
-PARTIAL_SUFFIX = ".partial"
 
 
 def digest_file(file: BinaryIO) -> str:
@@ -142,34 +138,11 @@ class Folder:
             OutputError: it cannot be written.
             StoreError: the store fails.
         """
-        writing = self._beside(name, durable) if is_local(self.url) else self._staged(name)
         try:
-            with writing as file:
+            with self._place[0].create(self._path(name), durable=durable) as file:
                 yield file
         except OSError as error:
             raise self._cannot_write(name, error) from error
-
-    @contextmanager
-    def _beside(self, name: str, durable: bool) -> Iterator[BinaryIO]:
-        path = Path(self._path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
-        try:
-            with partial.open("x+b") as file:
-                yield cast(BinaryIO, file)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with suppress(OSError):  # the first error is the one to tell
-                partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _staged(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.SpooledTemporaryFile(max_size=1 << 22) as file:
-            yield cast(BinaryIO, file)
-            self._place[0].write(self._path(name), cast(BinaryIO, file))
 
     def _cannot_write(self, name: str, error: OSError) -> OutputError:
         return OutputError(f"cannot write {name} in {self.url}: {error.strerror}")

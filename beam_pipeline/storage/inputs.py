@@ -3,10 +3,11 @@
 import posixpath
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from beam_pipeline.errors import UsageError
@@ -17,6 +18,7 @@ _WILDCARDS = frozenset("*?[")
 _AHEAD_BYTES = 1 << 26  # of files that were read and wait to be converted
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Reading:
@@ -27,10 +29,19 @@ class Reading:
         self._root = root
         self._threads = threads
 
-    @property
-    def in_flight(self) -> int:
-        """How many parts of files should have been asked for at any time."""
-        return max(2 * self._store.ranged_readers, 1)
+    def ahead(
+        self, items: Iterable[S], ask: Callable[[S], "Future[T]"]
+    ) -> Iterator[tuple[S, "Future[T]"]]:
+        """Items in order, each with what was asked for it, while the next ones are asked for."""
+        waiting = iter(items)
+        asked: deque[tuple[S, Future[T]]] = deque()
+        in_flight = max(2 * self._store.ranged_readers, 1)
+        while True:
+            for item in islice(waiting, in_flight - len(asked)):
+                asked.append((item, ask(item)))
+            if not asked:
+                return
+            yield asked.popleft()
 
     def now(self, source: str, start: int, length: int) -> bytes:
         """A part of a file.

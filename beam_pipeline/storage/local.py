@@ -4,15 +4,20 @@ import errno
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 from beam_pipeline.errors import StoreError
 from beam_pipeline.storage.retries import Patience, Transient
 from beam_pipeline.storage.stores import FileInfo
 
 T = TypeVar("T")
+
+# What a killed process leaves behind; never a whole file.
+PARTIAL_SUFFIX = ".partial"
 
 # The machine or the network behind a mount fails, not the file.
 _TRANSIENT = frozenset(
@@ -126,11 +131,22 @@ class LocalStore:
         """See Store."""
         return self._request(path, lambda: Path(path).open("rb"))
 
-    def write(self, path: str, file: BinaryIO) -> str:
-        """See Store; `Folder.create` writes local files in place instead."""
-        with Path(path).open("wb") as target:
-            shutil.copyfileobj(file, target)
-        return ""
+    @contextmanager
+    def create(self, path: str, *, durable: bool) -> Iterator[BinaryIO]:
+        """See Store. It is written beside its place and renamed."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        try:
+            with partial.open("x+b") as file:
+                yield cast(BinaryIO, file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            with suppress(OSError):  # the first error is the one to tell
+                partial.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         """See Store."""

@@ -5,10 +5,12 @@ import io
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import obstore
 from obstore.exceptions import (
@@ -37,6 +39,7 @@ _LONGEST_REQUEST = 300.0  # seconds
 # Larger files are uploaded in parts, several at a time; of others nothing is left by a kill.
 _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
+_SPOOLED = 1 << 22  # bytes that are staged in memory
 
 _STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -136,17 +139,21 @@ class ObjectStore:
         """See Store."""
         return io.BytesIO(self.read(path))
 
-    def write(self, path: str, file: BinaryIO) -> str:
-        """See Store."""
-        size = file.seek(0, os.SEEK_END)
+    @contextmanager
+    def create(self, path: str, *, durable: bool) -> Iterator[BinaryIO]:
+        """See Store. It is staged in a temporary file that no kill leaves behind, and uploaded."""
+        with tempfile.SpooledTemporaryFile(max_size=_SPOOLED) as staged:
+            file = cast(BinaryIO, staged)
+            yield file
+            size = file.seek(0, os.SEEK_END)
+            self._request(lambda: self._upload(path, file, size))
 
-        def attempt() -> Any:
-            file.seek(0)
-            if size <= _SINGLE_PUT:
-                return obstore.put(self._writing, path, file.read(), use_multipart=False)
-            return obstore.put(self._writing, path, file, use_multipart=True, chunk_size=_PART)
-
-        return _version(self._request(attempt))
+    def _upload(self, path: str, file: BinaryIO, size: int) -> None:
+        file.seek(0)
+        if size <= _SINGLE_PUT:
+            obstore.put(self._writing, path, file.read(), use_multipart=False)
+        else:
+            obstore.put(self._writing, path, file, use_multipart=True, chunk_size=_PART)
 
     def remove(self, path: str) -> None:
         """See Store."""
@@ -206,11 +213,9 @@ class _Pages:
             prefix = self._folder or None
             pages = obstore.list(self._store, prefix, offset=self._last, chunk_size=_PAGE)
             self._pages = iter(pages)
-        try:
-            found = list(next(self._pages, []))
-        except BaseException:
-            self._pages = None
-            raise
+        pages, self._pages = self._pages, None  # which stays so if the request fails
+        found = list(next(pages, []))
+        self._pages = pages
         # The greatest, not the last: a folder's marker comes in the place of its whole key.
         self._last = max([self._last or "", *(item["path"] for item in found)], key=str.encode)
         return found

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,8 +69,13 @@ class Store(Protocol):
         """A file to read from its beginning to its end."""
         ...
 
-    def write(self, path: str, file: BinaryIO) -> str:
-        """Write a file, whole or not at all; returns its version."""
+    def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:
+        """A file to write and read, which gets its name when the block ends without an error.
+
+        Args:
+            path: of the file.
+            durable: whether to wait until a local file would outlast a power failure.
+        """
         ...
 
     def remove(self, path: str) -> None:

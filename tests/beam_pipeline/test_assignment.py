@@ -61,7 +61,14 @@ def test_an_assignment_of_other_splits_is_refused() -> None:
         assign(Splits.of(2, 0.0), known)
 
 
-@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet", "index.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"table.csv{s}" for s in ("", ".gz", ".bz2", ".xz", ".zip")),
+        "table.parquet",
+        "index.parquet",
+    ],
+)
 def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name: str) -> None:
     frame = pd.DataFrame({"image_id": ["a", "b"], "split": ["fold0", "fold1"], "more": [1, 2]})
     path = tmp_path / name
@@ -69,6 +76,19 @@ def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name:
     given = str(tmp_path) if name == "index.parquet" else str(path)
     a, b = image_keys(pa.array(["a", "b"])).tolist()
     assert read_assignment(given).to_dict() == {a: "fold0", b: "fold1"}
+
+
+def test_numbers_and_na_are_image_ids_like_any_other(tmp_path: Path) -> None:
+    numbers = pd.DataFrame({"image_id": [7, 11], "split": ["fold0", "fold1"]})
+    numbers.to_parquet(tmp_path / "numbers.parquet")
+    seven, eleven = image_keys(pa.array(["7", "11"])).tolist()
+    found = read_assignment(str(tmp_path / "numbers.parquet"))
+    assert found.to_dict() == {seven: "fold0", eleven: "fold1"}
+    (tmp_path / "words.csv").write_text("image_id,split\nNA,fold0\nnew,\n")
+    na, new = image_keys(pa.array(["NA", "new"])).tolist()
+    words = read_assignment(str(tmp_path / "words.csv"))
+    assert words[na] == "fold0"
+    assert pd.isna(words[new])
 
 
 def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
