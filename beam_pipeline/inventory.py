@@ -17,7 +17,7 @@ from beam_pipeline.identifiers import ID_COLUMNS, hash_id
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.storage import FileInfo, Folder, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
@@ -141,7 +141,7 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
         StoreError: a store fails.
     """
     unfinished = Unfinished(Folder(options.output, options.storage_patience))
-    files = InputFiles.parse(options.input, options.storage_patience)
+    files = find_input(options.input, options.storage_patience)
     listed = _read_listing(unfinished, number)
     key = _identifier_key(unfinished, files, options)
     check = key_check(key)

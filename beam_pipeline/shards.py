@@ -3,8 +3,9 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -20,9 +21,9 @@ from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_t
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.png import encode_png
 from beam_pipeline.rejects import Reject
-from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.storage import Folder, InputFiles, find_input
 from beam_pipeline.unfinished import Unfinished, table_metadata
-from beam_pipeline.workers import Watch
+from beam_pipeline.workers import Later, Watch
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ class Written:
     rejected: int
 
 
-def write_shard(number: int, watch: Watch, *, options: Options) -> Written:
+def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Later[Written]:
     """Write a shard, or find that an interrupted run wrote the same one.
 
     Args:
         number: of the shard in the plan.
         watch: told of each slice that is converted.
         options: of the run.
+
+    Returns:
+        What was written; or what is left when all slices are converted, that is to upload them.
 
     Raises:
         OutputError: the shard cannot be written.
@@ -89,12 +93,22 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written:
     rows = plan.to_pylist()
     digest = hashlib.sha256(repr((table_metadata(plan)["options"], rows)).encode()).hexdigest()
     result = _find_result(shard, unfinished, digest)
-    if result is None:
-        files = InputFiles.parse(options.input, options.storage_patience)
-        labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
-        index, result = _ShardWriter(shard, digest, files, options, watch).write(rows, labels)
-        unfinished.write(written_table(shard), index, asdict(result))
-    return Written(shard, result.examples, len(result.rejects))
+    if result is not None:
+        return Written(shard, result.examples, len(result.rejects))
+    files = find_input(options.input, options.storage_patience)
+    labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
+    writer = _ShardWriter(shard, digest, files, options, watch)
+    with ExitStack() as stack:
+        writer.write(rows, stack.enter_context(unfinished.folder.create(shard, durable=False)))
+        converted = stack.pop_all()
+
+    def finish() -> Written:
+        converted.close()
+        result = writer.result(labels, unfinished.folder.version(shard))
+        unfinished.write(written_table(shard), writer.index(labels), asdict(result))
+        return Written(shard, result.examples, len(result.rejects))
+
+    return Later(finish)
 
 
 def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:
@@ -124,24 +138,18 @@ class _ShardWriter:
         self._checksum = hashlib.sha256()
         self._size = 0
 
-    def write(
-        self, rows: Sequence[dict[str, Any]], labels: Sequence[str]
-    ) -> tuple[pa.Table, ShardResult]:
-        """The rows of the shard's index, and what else is to be said of it.
-
-        Args:
-            rows: of the plan, in the order to write them.
-            labels: names of the classes.
-        """
-        folder = Folder(self._options.output, self._options.storage_patience)
+    def write(self, rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
+        """Convert the slices of the plan's rows, and write their records in this order."""
         sources = [(decode_source(row["source"]), row["size"]) for row in rows]
-        with folder.create(self._shard, durable=False) as file:
-            contents = self._read(sources)
-            for place, row in enumerate(rows):
-                record = self._record(place, row, sources[place][0], contents)
-                if record is not None:
-                    file.write(record)
-        return index_table(self._index, labels), self._result(labels, folder.version(self._shard))
+        contents = self._read(sources)
+        for place, row in enumerate(rows):
+            record = self._record(place, row, sources[place][0], contents)
+            if record is not None:
+                file.write(record)
+
+    def index(self, labels: Sequence[str]) -> pa.Table:
+        """The rows of the shard's index; `labels` are the names of the classes."""
+        return index_table(self._index, labels)
 
     def _read(self, sources: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
         excluded = self._watch.excluded
@@ -182,7 +190,8 @@ class _ShardWriter:
             return {"source": ordinal("file", row["number"]), "image_id": row["image_id"]}
         return {"source": show_source(source), "image_id": row["image_id"]}
 
-    def _result(self, labels: Sequence[str], version: str) -> ShardResult:
+    def result(self, labels: Sequence[str], version: str) -> ShardResult:
+        """What the manifest says of the shard, whose file has a version in its store."""
         repairs = Counter(str(row["repair"]) for row in self._index)
         del repairs[Repair.NONE.value]
         return ShardResult(

@@ -15,8 +15,10 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
@@ -28,10 +30,13 @@ from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 T = TypeVar("T")
 R = TypeVar("R")
 
+_logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 1.0
 _NOWHERE = -1  # instead of a place
 _KILL_SECONDS = 10.0
 _DEATHS_ALLOWED = 10  # one after the other, of processes that were at no item
+_LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
 # What workers use, imported once in a process without threads that all of them are forked from: a
 # fork of this process might inherit a lock that a thread (Beam's, gRPC's) holds.
@@ -70,6 +75,17 @@ class Watch:
             self._state[1] += 1
 
 
+@dataclass(frozen=True)
+class Later(Generic[R]):
+    """What is left of a task that waits for a store: a thread does it, beside the next task.
+
+    Attributes:
+        finish: gives the task's result; it touches no item.
+    """
+
+    finish: Callable[[], R]
+
+
 _STARTING = threading.Lock()
 
 
@@ -94,6 +110,7 @@ class _Worker:
     pipe: Connection
     state: Any  # shared: the place in the task, and how often it was told
     job: _Job | None = None
+    leaving: _Job | None = None  # of which a thread does what is left
     seen: int = -1
     since: float = field(default_factory=time.monotonic)
 
@@ -101,10 +118,14 @@ class _Worker:
     def place(self) -> int:
         return int(self.state[0])
 
+    @property
+    def is_busy(self) -> bool:
+        return self.job is not None or self.leaving is not None
+
     def stalled_for(self) -> float:
         """Seconds without a word, 0 if there is no task."""
         told = int(self.state[1])
-        if self.job is None or told != self.seen:
+        if not self.is_busy or told != self.seen:
             self.seen, self.since = told, time.monotonic()
         return time.monotonic() - self.since
 
@@ -126,7 +147,7 @@ class WorkerPool(Generic[T, R]):
 
     Args:
         function: called as function(task, watch) in a process; it tells `watch` of each item that
-            it works on.
+            it works on, and returns the task's result or a `Later` that gives it.
         size: number of processes.
         patience: seconds on one item after which a process counts as hung.
         storage_patience: seconds of waiting after which a store counts as failed; those that can
@@ -136,7 +157,7 @@ class WorkerPool(Generic[T, R]):
 
     def __init__(
         self,
-        function: Callable[[T, Watch], R],
+        function: Callable[[T, Watch], R | Later[R]],
         size: int,
         patience: float = 120.0,
         storage_patience: float = 2 * DEFAULT_PATIENCE,
@@ -174,7 +195,7 @@ class WorkerPool(Generic[T, R]):
 
     def finish(self) -> Iterator[R]:
         """The results of all tasks that are not done; raises as `submit` does."""
-        while self._queue or any(worker.job is not None for worker in self._workers):
+        while self._queue or any(worker.is_busy for worker in self._workers):
             yield from self._wait()
 
     def close(self) -> None:
@@ -207,8 +228,11 @@ class WorkerPool(Generic[T, R]):
             if lost is not None:
                 _stop(worker)
                 self._workers[place] = self._start()
+                if worker.leaving is not None:
+                    self._queue.appendleft(self._retry(worker.leaving, _NOWHERE, lost))
                 if worker.job is not None:
                     self._queue.appendleft(self._retry(worker.job, worker.place, lost))
+                _logger.warning("A worker process %s; going on with another.", _LOSSES[lost])
         self._hand_out()
 
     def _loss(self, worker: _Worker) -> Reason | None:
@@ -223,10 +247,6 @@ class WorkerPool(Generic[T, R]):
 
     def _retry(self, job: _Job, place: int, reason: Reason) -> _Job:
         """The task to do again, without the item at hand if a process was lost there before."""
-        hung = reason is Reason.DECODER_TIMED_OUT
-        logging.getLogger(__name__).warning(
-            "A worker process %s; going on with another.", "hung" if hung else "died"
-        )
         if place == _NOWHERE:
             self._idle_deaths += 1
             if self._idle_deaths > _DEATHS_ALLOWED:
@@ -278,7 +298,7 @@ def _give(worker: _Worker, job: _Job) -> None:
 
 
 def _ready(workers: list[_Worker]) -> list[_Worker]:
-    busy = [worker.pipe for worker in workers if worker.job is not None]
+    busy = [worker.pipe for worker in workers if worker.is_busy]
     ready = wait(busy, _POLL_SECONDS)
     return [worker for worker in workers if worker.pipe in ready]
 
@@ -293,7 +313,13 @@ def _receive(worker: _Worker) -> Iterator[Any]:
         raise content
     if kind == "failed":
         raise WorkerFailed(content)
-    worker.job = None
+    if kind == "later":
+        worker.job, worker.leaving = None, worker.job
+        return
+    if kind == "finished":
+        worker.leaving = None
+    else:
+        worker.job = None
     yield content
 
 
@@ -308,18 +334,34 @@ def _serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # the modules stay: no need to look through them for garbage again and again
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    sending = threading.Lock()
+
+    def send(outcome: tuple[str, Any]) -> None:
+        with sending, suppress(BrokenPipeError, ConnectionResetError):
+            pipe.send(outcome)
+
+    def finish(later: Later[Any]) -> None:
+        send(_outcome("finished", later.finish))
+
+    left: Future[None] | None = None
+    with ThreadPoolExecutor(1) as thread, suppress(EOFError, ConnectionResetError):
         while True:
             task, excluded = pipe.recv()
             watch = Watch(excluded, state)
-            outcome = _outcome(function, task, watch)
+            kind, content = _outcome("result", partial(function, task, watch))
             watch.waiting()
-            pipe.send(outcome)
+            if left is not None:
+                left.result()  # one at a time: each holds what it writes
+            if kind == "result" and isinstance(content, Later):
+                send(("later", None))
+                left = thread.submit(finish, content)
+            else:
+                send((kind, content))
 
 
-def _outcome(function: Callable[[Any, Watch], Any], task: Any, watch: Watch) -> tuple[str, Any]:
+def _outcome(kind: str, action: Callable[[], Any]) -> tuple[str, Any]:
     try:
-        return "result", function(task, watch)
+        return kind, action()
     except PipelineError as error:
         return "refused", error
     except Exception:  # a bug: its traceback goes to where the user can see it

@@ -9,7 +9,7 @@ tried again until patience is at an end, and is a StoreError then.
 """
 
 from beam_pipeline.storage.folder import Folder
-from beam_pipeline.storage.inputs import InputFiles
+from beam_pipeline.storage.inputs import InputFiles, find_input
 from beam_pipeline.storage.stores import FileInfo, is_local, open_file
 
-__all__ = ["FileInfo", "Folder", "InputFiles", "is_local", "open_file"]
+__all__ = ["FileInfo", "Folder", "InputFiles", "find_input", "is_local", "open_file"]

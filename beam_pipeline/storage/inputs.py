@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
@@ -201,3 +202,9 @@ class InputFiles:
             return self.read(source)
         except OSError as error:
             return error
+
+
+@lru_cache(maxsize=8)  # a process does many tasks of one run
+def find_input(text: str, patience: float) -> InputFiles:
+    """What `InputFiles.parse` finds, asked once by each process; raises as it does."""
+    return InputFiles.parse(text, patience)

@@ -21,7 +21,7 @@ from beam_pipeline.planning import Plan, plan_shards
 from beam_pipeline.shards import ShardResult, Written, write_shard
 from beam_pipeline.storage import Folder
 from beam_pipeline.unfinished import Unfinished
-from beam_pipeline.workers import Watch
+from beam_pipeline.workers import Later, Watch
 
 WriteSlice = Callable[..., Path]
 
@@ -68,6 +68,8 @@ def write(
 ) -> tuple[Written, pa.Table, ShardResult]:
     """Write a shard; what is said of it, the rows of its index, and what goes with them."""
     written = write_shard(number, watch or Watch(), options=options)
+    if isinstance(written, Later):
+        written = written.finish()
     index = Unfinished(Folder(options.output)).read(written_table(written.file))
     return written, index, ShardResult.of(index)
 

@@ -36,7 +36,7 @@ from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.windows import parse_window
-from beam_pipeline.workers import Watch
+from beam_pipeline.workers import Later, Watch
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"
@@ -65,7 +65,9 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         inspect_part(number, Watch(), options=options)
     plan = plan_shards(parts, options)
     for number in range(len(plan.shards)):
-        write_shard(number, Watch(), options=options)
+        written = write_shard(number, Watch(), options=options)
+        assert isinstance(written, Later)
+        written.finish()
     finish_directory(len(plan.shards), options)
     assert (output / "manifest.json").exists()
     return output

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.errors import OutputError, StoreError
-from beam_pipeline.workers import Watch, WorkerFailed, WorkerPool
+from beam_pipeline.workers import Later, Watch, WorkerFailed, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +66,37 @@ def wait_for_storage(task: Letters, watch: Watch, starts: Path, seconds: float) 
     watch.waiting()
     time.sleep(seconds)
     return upper(task, watch)
+
+
+def upload_for_ever(task: Letters, watch: Watch, folder: Path) -> Later[Outcome]:
+    """What is left of the first task waits until the second has begun."""
+    result = upper(task, watch)
+    (folder / task[0]).touch()
+
+    def finish() -> Outcome:
+        while task == ("a",) and not (folder / "b").exists():
+            time.sleep(0.01)
+        return result
+
+    return Later(finish)
+
+
+def die_while_uploading(task: Letters, watch: Watch, starts: Path) -> Later[Outcome]:
+    result = upper(task, watch)
+
+    def finish() -> Outcome:
+        if note_start(starts) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return Later(finish)
+
+
+def refuse_later(task: Letters, watch: Watch) -> Later[Outcome]:
+    def finish() -> Outcome:
+        raise OutputError("disk full")
+
+    return Later(finish)
 
 
 def fail(task: Letters, watch: Watch) -> Outcome:
@@ -139,6 +170,32 @@ def test_a_process_that_dies_while_it_waits_is_no_items_fault(tmp_path: Path) ->
     pool = WorkerPool(partial(die_while_waiting, starts=starts), 1)
     assert run(pool, ("a", "b")) == {"a": "A", "b": "B"}
     assert starts.stat().st_size == 4
+
+
+def test_what_is_left_of_a_task_is_done_beside_the_next(tmp_path: Path) -> None:
+    pool = WorkerPool(partial(upload_for_ever, folder=tmp_path), 1)
+    assert run(pool, ("a",), ("b",), ("c",)) == {"a": "A", "b": "B", "c": "C"}
+
+
+@pytest.mark.parametrize("tasks", [[("a",)], [("a",), ("b",)]])
+def test_a_task_is_done_again_if_its_process_dies_before_the_end(
+    tmp_path: Path, tasks: list[Letters]
+) -> None:
+    starts = tmp_path / "starts"
+    pool = WorkerPool(partial(die_while_uploading, starts=starts), 1)
+    assert run(pool, *tasks) == {task[0]: task[0].upper() for task in tasks}
+    assert starts.stat().st_size == len(tasks) + 1
+
+
+def test_a_crash_beside_an_upload_costs_neither(tmp_path: Path) -> None:
+    pool = WorkerPool(partial(upload_for_ever, folder=tmp_path), 1, patience=0.5)
+    found = run(pool, ("a",), ("crash", "b"), ("b",))
+    assert found == {"a": "A", "crash": "decoder_crashed", "b": "B"}
+
+
+def test_what_is_left_may_fail() -> None:
+    with pytest.raises(OutputError, match="disk full"):
+        run(WorkerPool(refuse_later, 1), ("a",), ("b",))
 
 
 def test_waiting_for_storage_is_not_hanging(tmp_path: Path) -> None:

@@ -52,11 +52,12 @@ class Memory:
 def run_module(module: str, arguments: list[str], log: Path, timeout: float) -> Cost:
     """Run a module of this repository to its end, its output in a log."""
     _adopt_orphans()
+    others = children()
     cpu, wall = _children_cpu(), time.perf_counter()
     process = _start(module, arguments, log)
     _wait(process, log, timeout)
     wall = time.perf_counter() - wall
-    _reap_orphans()
+    _reap_orphans(others)
     return Cost(wall, _children_cpu() - cpu)
 
 
@@ -102,10 +103,18 @@ def _adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _reap_orphans() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, 0):
-            pass
+def children() -> set[int]:
+    """Processes that this one started, or adopted."""
+    threads = Path("/proc/self/task").glob("*/children")
+    return {int(child) for thread in threads for child in thread.read_text().split()}
+
+
+def _reap_orphans(others: set[int]) -> None:
+    """Wait for all children but those that were there before."""
+    while orphans := children() - others:
+        for orphan in orphans:
+            with suppress(ChildProcessError):
+                os.waitpid(orphan, 0)
 
 
 def _children_cpu() -> float:
