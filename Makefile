@@ -51,7 +51,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-train bench-gpu bench-shards \
         test lint clean
 
 help: ## List the commands
@@ -117,6 +117,9 @@ bench-preprocess: $(VENV)/.trainer $(if $(ICH_REAL_DATA),,sample)
 
 bench-planning: $(VENV)/.trainer
 	@$(RUN_PY) -m tests.benchmarks.planning $(ARGS)
+
+bench-buckets: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
+	@$(RUN_PY) -m tests.benchmarks.buckets --input "$(BENCH_INPUT)" $(ARGS)
 
 bench-train: $(VENV)/.trainer bench-shards
 	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"
