@@ -8,22 +8,27 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from beam_pipeline.assignment import read_assignment
-from beam_pipeline.errors import PipelineError, UsageError
+from beam_pipeline.errors import PipelineError, RunnerError, UsageError
 from beam_pipeline.labels import LabelFile
-from beam_pipeline.manifest import MANIFEST
-from beam_pipeline.options import LOCAL, Options, parse_options
+from beam_pipeline.layout import MANIFEST
+from beam_pipeline.options import Launch, Options, parse_options
 from beam_pipeline.output import find_manifest, prepare_output, read_refusal
-from beam_pipeline.progress import Display, show_summary
+from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.unfinished import Unfinished
 from beam_pipeline.workers import start_server
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run and return the exit code: 0 done, 2 bad options, 3 too many rejects, 5 cannot write."""
+    """Run, and return the exit code.
+
+    0 done, 1 the runner failed, 2 bad options, 3 too many rejects, 5 storage failed, 130 Ctrl-C.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
     try:
-        options, runner, beam_argv = parse_options(argv)
-        return _preprocess(options, runner, beam_argv)
+        return _preprocess(*parse_options(argv))
     except PipelineError as error:
         print(f"beam_pipeline: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -32,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
+def _preprocess(options: Options, launched: Launch) -> int:
     folder = Folder(options.output, options.storage_patience)
     _check_input(options)
     console = Console()
@@ -42,24 +47,49 @@ def _preprocess(options: Options, runner: str, beam_argv: list[str]) -> int:
         show_summary(console, manifest, options.output, None)
         return 0
     began = time.monotonic()
-    with Display(console) as display:
-        try:
-            _run(options, runner, beam_argv)
-        except Exception:  # Beam's, which wraps whatever ended a step
-            if display.refusal is None:
-                raise
-    if display.refusal is not None:
-        raise display.refusal
-    refusal = read_refusal(folder)
-    if refusal is not None:
-        exit_code, message = refusal
-        print(f"beam_pipeline: error: {message}", file=sys.stderr)
-        return exit_code
+    run = _run_here if launched.runner.is_local else _run_elsewhere
+    try:
+        if not run(options, launched, folder, console):
+            return 0
+    except RunnerError:
+        _raise_refusal(folder)
+        raise
+    _raise_refusal(folder)
     finished = find_manifest(folder)
     if finished is None:
         raise PipelineError(f"the run ended without {MANIFEST} in {options.output}")
     show_summary(console, finished, options.output, time.monotonic() - began)
     return 0
+
+
+def _raise_refusal(folder: Folder) -> None:
+    """Raise what ended the run, wherever that was."""
+    refusal = read_refusal(folder)
+    if refusal is not None:
+        raise refusal
+
+
+def _run_here(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
+    start_server()
+    # Imported late: a wrong option is answered without the seconds that Beam takes to load.
+    from beam_pipeline import pipeline
+
+    with Display(console) as display:
+        try:
+            pipeline.run_here(options)
+        except Exception:  # Beam's, which wraps whatever ended a step
+            if display.refusal is None:
+                raise
+    if display.refusal is not None:
+        raise display.refusal
+    return True
+
+
+def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
+    from beam_pipeline.launch import launch
+
+    with Display(console) as display:
+        return launch(options, launched, Watcher(Unfinished(folder), display), console)
 
 
 def _check_input(options: Options) -> None:
@@ -71,17 +101,6 @@ def _check_input(options: Options) -> None:
         LabelFile(options.labels, options.id_column, options.label_columns, patience).check()
     if options.folds_from:
         read_assignment(options.folds_from, patience)
-
-
-def _run(options: Options, runner: str, beam_argv: list[str]) -> None:
-    # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
-    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
-    if runner == LOCAL:
-        start_server()
-    # Imported late: a wrong option is answered without the seconds that Beam takes to load.
-    from beam_pipeline import pipeline
-
-    pipeline.run(options, runner, beam_argv)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 Exception
  ├── Rejected          one file (or its label) is not usable: a row in rejects.jsonl
  └── PipelineError     the run cannot start or go on: one line for the user
+      ├── RunnerError      what runs the pipeline failed       (exit code 1)
+      ├── Interrupted      Ctrl-C                              (exit code 130)
       ├── UsageError       bad options, input or output        (exit code 2)
       ├── TooManyRejects   more bad files than allowed         (exit code 3)
       ├── StoreError       a store failed                      (exit code 5)
-      └── OutputError      the output could not be written     (exit code 5)
+      ├── OutputError      the output could not be written     (exit code 5)
+      └── AlreadyComplete  another run has finished the output (exit code 0)
 
 Every other exception is a bug and stops the run with its traceback.
 """
@@ -58,6 +61,16 @@ class PipelineError(Exception):
     exit_code = 1
 
 
+class RunnerError(PipelineError):
+    """What was to run the pipeline failed, or cannot be reached."""
+
+
+class Interrupted(PipelineError):
+    """The user does not want to wait any longer."""
+
+    exit_code = 130
+
+
 class UsageError(PipelineError):
     """The options, the input or the output folder cannot be used as given."""
 
@@ -107,3 +120,17 @@ class OutputError(PipelineError):
     """The output could not be written; what is whole stays, and a second start resumes."""
 
     exit_code = 5
+
+
+class Refusal(PipelineError):
+    """One of the errors above, as a worker left word of it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class AlreadyComplete(PipelineError):
+    """Another run with the same options has completed the output in the meantime."""
+
+    exit_code = 0

@@ -2,9 +2,9 @@
 
 from contextlib import suppress
 
-from beam_pipeline.errors import OutputError, PipelineError
-from beam_pipeline.layout import PLAN, REJECTS_TABLE, written_table
-from beam_pipeline.manifest import MANIFEST, write_description
+from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError
+from beam_pipeline.layout import REJECTS_TABLE, written_table
+from beam_pipeline.manifest import write_description
 from beam_pipeline.options import Options
 from beam_pipeline.output import finish_output, write_refusal
 from beam_pipeline.planning import Plan
@@ -28,6 +28,8 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
             raise written
         _finish(Unfinished(folder), written, options)
         finish_output(folder)
+    except AlreadyComplete:
+        finish_output(folder)  # what this run wrote after the other had removed it all
     except PipelineError as error:
         report_refusal(error)
         with suppress(PipelineError):  # the store that failed may be that of the output
@@ -36,9 +38,8 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder = unfinished.folder
-    if folder.exists(MANIFEST):
-        return  # a runner does this step again, which was done
-    plan = Plan.decode(folder.read(PLAN))
+    unfinished.check_needed()  # a runner may do this step again, which was done
+    plan = Plan.decode(unfinished.read_plan())
     if written != len(plan.shards):
         raise OutputError(f"{written} of {len(plan.shards)} shards were written")
     parts = unfinished.read_all([*map(written_table, plan.shards)], columns=[])

@@ -94,7 +94,8 @@ def list_parts(options: Options) -> Iterator[int]:
             "size": [info.size for info in part],
             "version": [info.version for info in part],
         }
-        unfinished.write(listing_table(number), pa.table(rows, _LISTING))
+        table = pa.table(rows, _LISTING)
+        unfinished.write(listing_table(number), table, {"files": len(part)})
         yield len(part)
         number += 1
 
@@ -152,11 +153,12 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     inspector = _Inspector(files, options, key, watch)
     for place, row in zip(places, inspector.inspect(listed, places), strict=True):
         rows[place] = row
+    rejected = sum(bool(row and row["reason"]) for row in rows)
     if places or before is None or len(before) != len(listed):
         filled = [_filled(info, row or {}) for info, row in zip(listed, rows, strict=True)]
         table = pa.Table.from_pylist(filled, SCHEMA)
-        unfinished.write(inventory_table(number), table, {"key_check": check})
-    rejected = sum(bool(row and row["reason"]) for row in rows)
+        metadata = {"key_check": check, "files": len(rows), "rejected": rejected}
+        unfinished.write(inventory_table(number), table, metadata)
     return Inspected(len(listed), rejected, len(listed) - len(places))
 
 

@@ -33,9 +33,12 @@ class ShardFile:
         return cls(split, int(number), int(of))
 
 
+MANIFEST = "manifest.json"  # written last: a directory that has it is complete
+
 # Holds what steps leave to others until the directory is finished.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
+JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that goes on by itself
 
 # Tables in it; see `unfinished`.
 REJECTS_TABLE = "rejects"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from beam_pipeline import __version__
 from beam_pipeline.convert import HU_OFFSET
 from beam_pipeline.index import write_index
-from beam_pipeline.layout import DATASET, ShardFile, written_table
+from beam_pipeline.layout import DATASET, MANIFEST, ShardFile, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning import Plan
 from beam_pipeline.rejects import REJECTS, Reject, count_reasons, encode_rejects
@@ -25,7 +25,6 @@ from beam_pipeline.storage.folder import digest_file
 from beam_pipeline.unfinished import Unfinished
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 DATASET_INFO = "dataset_info.json"
 FEATURES = "features.json"

@@ -11,12 +11,20 @@ from beam_pipeline.convert import ImageSpec
 from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
+from beam_pipeline.runners import (
+    LOCAL,
+    RUNNERS,
+    Runner,
+    choose_runner,
+    complete_arguments,
+    place_path,
+)
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
-LOCAL = "local"  # the runner that works in processes of this machine
 _DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG
+_PATHS = ("input", "labels", "output", "folds_from", "identifier_key_file")
 
 
 class LeakCheck(StrEnum):
@@ -169,16 +177,34 @@ def _require(valid: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"--{name} {value}: want {wanted}")
 
 
-def parse_options(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
-    """The options, the name of the Beam runner, and the arguments left for Beam.
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started; nothing of it decides what is written.
+
+    Attributes:
+        runner: to run on.
+        arguments: of the runner.
+        cancel_on_interrupt: whether Ctrl-C ends a job that would go on without the launcher.
+    """
+
+    runner: Runner
+    arguments: tuple[str, ...] = ()
+    cancel_on_interrupt: bool = False
+
+
+def parse_options(argv: Sequence[str]) -> tuple[Options, Launch]:
+    """What is to be done, and on what.
 
     Raises:
         UsageError: a value cannot be used.
+        RunnerError: the runner cannot be reached.
         SystemExit: `--help`, or arguments that argparse refuses.
     """
-    parsed, beam_argv = _parser().parse_known_args(argv)
+    parser = _parser()
+    parsed, beam_argv = parser.parse_known_args(argv)
     values = vars(parsed)
-    runner = values.pop("runner")
+    runner = choose_runner(values.pop("runner"))
+    cancel_on_interrupt = values.pop("cancel_on_interrupt")
     hounsfield = values.pop("hu")
     try:
         values["windows"] = tuple(map(parse_window, values["windows"].split(",")))
@@ -188,23 +214,27 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
         values["windows"] = ()
     values["label_columns"] = tuple(filter(None, (values["label_columns"] or "").split(",")))
     if values["workers"] is None:
-        values["workers"] = (os.cpu_count() or 1) if runner == LOCAL else 1
+        values["workers"] = (os.cpu_count() or 1) if runner.is_local else 1
     if values["identifiers"] is Identifiers.HASH:
         key_file = values["identifier_key_file"]
-        if key_file is None and runner != LOCAL:
+        if key_file is None and not runner.is_local:
             raise UsageError(
-                f"--identifiers hash on {runner} needs --identifier_key_file, a path or URL that "
-                f"every worker can read: they do not have this machine's {KEY_VARIABLE}"
+                f"--identifiers hash on {runner.name} needs --identifier_key_file, a path or URL "
+                f"that every worker can read: they do not have this machine's {KEY_VARIABLE}"
             )
         values["identifier_key_check"] = key_check(read_key(key_file, values["storage_patience"]))
-    return Options(**values), runner, beam_argv
+    for name in _PATHS:
+        values[name] = place_path(runner, name, values[name])
+    options = Options(**values)
+    arguments = complete_arguments(runner, beam_argv, parser._option_string_actions)
+    return options, Launch(runner, tuple(arguments), cancel_on_interrupt)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m beam_pipeline",
         description="Convert head-CT DICOM files to stratified TFRecord shards.",
-        epilog="All other options are Beam's, for runners other than 'local'.",
+        epilog="All other options are those of the chosen Beam runner.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -318,7 +348,12 @@ def _add_run(group: Any) -> None:
         "runner beside each of its workers, by default one",
     )
     add("--overwrite", action="store_true", help="replace what an earlier run left in --output")
-    add("--runner", default=LOCAL, help=f"{LOCAL!r}, or a Beam runner such as DataflowRunner")
+    add("--runner", default=LOCAL.name, help=f"one of {', '.join(RUNNERS)}")
+    add(
+        "--cancel_on_interrupt",
+        action="store_true",
+        help="let Ctrl-C end a job that would go on without this command",
+    )
 
 
 def _optional(text: str) -> str | None:

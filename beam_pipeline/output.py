@@ -4,9 +4,9 @@ import json
 import os
 from typing import Any
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import DATASET, UNFINISHED
-from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX, MANIFEST
+from beam_pipeline.errors import Refusal, UsageError
+from beam_pipeline.layout import DATASET, MANIFEST, UNFINISHED
+from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX
 from beam_pipeline.options import Options
 from beam_pipeline.rejects import REJECTS
 from beam_pipeline.storage import Folder
@@ -108,12 +108,12 @@ def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
     folder.write(_REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
 
 
-def read_refusal(folder: Folder) -> tuple[int, str] | None:
-    """The exit code and the message of a run that ended without a manifest."""
+def read_refusal(folder: Folder) -> Refusal | None:
+    """Why a run ended without a manifest, wherever that was."""
     if not folder.exists(_REFUSAL):
         return None
     refusal = json.loads(folder.read(_REFUSAL))
-    return int(refusal["exit_code"]), str(refusal["message"])
+    return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
 
 
 def finish_output(folder: Folder) -> None:

@@ -4,7 +4,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from beam_pipeline.options import LOCAL, Options
+from beam_pipeline.options import Options
 from beam_pipeline.transforms import FinishDirectory, InspectFiles, PlanShards, WriteShards
 
 
@@ -19,15 +19,8 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     )
 
 
-def run(options: Options, runner: str, beam_argv: list[str]) -> None:
-    """Run the pipeline to its end.
-
-    Args:
-        options: of the run.
-        runner: `local`, or the name of a Beam runner.
-        beam_argv: arguments for that runner.
-    """
-    # By name: Beam's DirectRunner would look for a binary on the network and behave accordingly.
-    chosen = FnApiRunner() if runner == LOCAL else runner
-    with beam.Pipeline(runner=chosen, options=PipelineOptions(beam_argv)) as pipeline:
+def run_here(options: Options) -> None:
+    """Run the pipeline to its end, in processes of this machine."""
+    # Not by name: Beam's DirectRunner would look for a binary on the network.
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
         build(pipeline, options)

@@ -35,7 +35,6 @@ from beam_pipeline.index import LABEL_PREFIX
 from beam_pipeline.inventory import decode_source, show_source
 from beam_pipeline.labels import LabelFile
 from beam_pipeline.layout import (
-    PLAN,
     REJECTS_TABLE,
     SHARDS_A_PART,
     ShardFile,
@@ -152,7 +151,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         numbers = number_by_appearance(keys, judgement)
     del keys
     _write_plans(parts_of, judgement, dealt, numbers, options)
-    unfinished.folder.write(PLAN, plan.encode(), durable=False)
+    unfinished.write_plan(plan.encode())
     return plan
 
 

@@ -4,9 +4,11 @@ The steps log what they did, with the counts as an attribute of the log record: 
 shows the lines, a terminal the display that is made of the counts.
 """
 
+import json
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from beam_pipeline.errors import PipelineError
+from beam_pipeline.errors import AlreadyComplete, PipelineError
 from beam_pipeline.layout import UNLABELLED_SPLIT
+from beam_pipeline.unfinished import Unfinished
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -40,6 +43,7 @@ class Display(logging.Handler):
         self._counts: Counter[str] = Counter()
         self.refusal: PipelineError | None = None
         self._writing_since = self._line_at = time.monotonic()
+        self._done_before = 0
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,10 +82,18 @@ class Display(logging.Handler):
         self._counts.update(counts)
         self._show()
 
+    def show(self, counts: Counter[str]) -> None:
+        """Show counts, all of them."""
+        if counts["slices_planned"] and not self._counts["slices_planned"]:
+            self._writing_since = time.monotonic()
+            self._done_before = _slices_done(counts)  # by earlier runs
+        self._counts = Counter(counts)
+        self._show()
+
     def _show(self) -> None:
         seen = self._counts
-        done = seen["slices_written"] + seen["rejected_while_writing"]
-        rate = done / max(time.monotonic() - self._writing_since, 1e-3)
+        done = _slices_done(seen)
+        rate = (done - self._done_before) / max(time.monotonic() - self._writing_since, 1e-3)
         rejected = seen["rejected_by_header"] + seen["rejected_while_writing"]
         shards = f"{seen['shards_written']}/{seen['shards_planned']} shards"
         self._bars.update(
@@ -105,6 +117,66 @@ class Display(logging.Handler):
             self._line_at = now
             written = self._counts["slices_written"]
             self._console.print(f"{files}; wrote {shards}, {written} slices", highlight=False)
+
+
+def _slices_done(counts: Counter[str]) -> int:
+    return counts["slices_written"] + counts["rejected_while_writing"]
+
+
+class Watcher:
+    """Tells a display what the output folder shows of a run that goes on elsewhere.
+
+    Args:
+        unfinished: of the output.
+        display: is told the counts.
+    """
+
+    def __init__(self, unfinished: Unfinished, display: Display) -> None:
+        self._unfinished = unfinished
+        self._display = display
+        self._seen: set[str] = set()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def url(self) -> str:
+        """The output."""
+        return self._unfinished.folder.url
+
+    def look(self) -> None:
+        """Look at what is new.
+
+        Raises:
+            StoreError: the output's store fails.
+        """
+        with suppress(FileNotFoundError, AlreadyComplete):  # it was removed at this moment
+            self._look()
+        self._display.show(self._counts)
+
+    def _look(self) -> None:
+        for name in self._new("listing"):
+            self._count(name, files_listed=self._unfinished.read_metadata(name)["files"])
+        for name in self._new("inventory"):
+            part = self._unfinished.read_metadata(name)
+            self._count(name, files_inspected=part["files"], rejected_by_header=part["rejected"])
+        if not self._counts["shards_planned"]:
+            plan = json.loads(self._unfinished.read_plan())
+            self._count("plan", shards_planned=len(plan["shards"]), slices_planned=plan["slices"])
+        for name in self._new("written"):
+            shard = self._unfinished.read_metadata(name)
+            rejected = len(shard["rejects"])
+            self._count(
+                name,
+                shards_written=1,
+                slices_written=shard["examples"],
+                rejected_while_writing=rejected,
+            )
+
+    def _new(self, kind: str) -> list[str]:
+        return sorted(self._unfinished.names(kind) - self._seen)
+
+    def _count(self, name: str, **counts: int) -> None:
+        self._seen.add(name)
+        self._counts.update(counts)
 
 
 def show_summary(

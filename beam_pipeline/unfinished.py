@@ -20,11 +20,14 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
-from beam_pipeline.layout import UNFINISHED
+from beam_pipeline.errors import AlreadyComplete
+from beam_pipeline.layout import MANIFEST, PLAN, UNFINISHED
 from beam_pipeline.storage import Folder, InputFiles, is_local
 
 _METADATA = b"headct"
 _CHECKSUM_BYTES = 4  # CRC-32C, at the end
+_MAGIC_BYTES = 8  # of an Arrow file; its schema follows
+_METADATA_BYTES = 1 << 15  # enough for nearly every schema
 _WRITERS = 16  # threads that wait for a store far away
 _TYPICAL_BYTES = 1 << 20  # of a table: bounds how many are read ahead
 
@@ -80,6 +83,7 @@ class Unfinished:
 
         Raises:
             FileNotFoundError: it is not there.
+            AlreadyComplete: nor are others, since another run has completed the directory.
             pyarrow.ArrowException: a power failure cut it.
             StoreError: the folder's store fails.
         """
@@ -87,7 +91,48 @@ class Unfinished:
 
     def read_bytes(self, name: str) -> bytes:
         """A table as it is stored; raises as `read` does."""
-        return self.folder.read(_path(name))
+        return self._read(_path(name))
+
+    def _read(self, path: str, length: int | None = None) -> bytes:
+        try:
+            return self.folder.read(path, length)
+        except FileNotFoundError:
+            self.check_needed()
+            raise
+
+    def check_needed(self) -> None:
+        """Raise AlreadyComplete if another run has completed the directory."""
+        if self.folder.exists(MANIFEST):
+            raise AlreadyComplete(f"{self.folder.url} is complete")
+
+    def write_plan(self, data: bytes) -> None:
+        """Write what is planned for all shards; raises as `write` does."""
+        self.folder.write(PLAN, data, durable=False)
+
+    def read_plan(self) -> bytes:
+        """What `write_plan` wrote; raises as `read` does."""
+        return self._read(PLAN)
+
+    def names(self, kind: str) -> set[str]:
+        """The tables there are of a kind: `listing`, `inventory`, `plan` or `written`."""
+        folder = Folder(f"{self.folder.url}/{UNFINISHED}/{kind}", self.folder.patience)
+        return {
+            f"{kind}/{name.removesuffix('.arrow')}"
+            for name in folder.names()
+            if name.endswith(".arrow")
+        }
+
+    def read_metadata(self, name: str) -> dict[str, Any]:
+        """The JSON values that belong to a table, of which no more than necessary is read.
+
+        Raises as `read` does.
+        """
+        beginning = self._read(_path(name), _METADATA_BYTES)
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(beginning[_MAGIC_BYTES:]))
+        except pa.ArrowException:  # they are longer
+            return table_metadata(self.read(name))
+        return _metadata(schema)
 
     def read_batch(self, name: str, number: int) -> pa.Table:
         """A record batch of a table that `write_all` wrote; raises as `read` does."""
@@ -109,6 +154,7 @@ class Unfinished:
         wanted = [(f"{name}.arrow", _TYPICAL_BYTES) for name in names]
         for data in files.read_ahead(wanted):
             if isinstance(data, OSError):
+                self.check_needed()
                 raise data
             yield decode_table(data, columns)
 
@@ -169,4 +215,8 @@ def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[
 
 def table_metadata(table: pa.Table) -> dict[str, Any]:
     """The JSON values that belong to a table."""
-    return dict(json.loads((table.schema.metadata or {}).get(_METADATA, b"{}")))
+    return _metadata(table.schema)
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    return dict(json.loads((schema.metadata or {}).get(_METADATA, b"{}")))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from beam_pipeline.errors import OutputError, UsageError
-from beam_pipeline.storage.local import PARTIAL_SUFFIX
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.storage.stores import Store, find_store, is_local
 
@@ -64,14 +63,14 @@ class Folder:
             return self.exists(name) and self.sha256(name) == sha256
         return bool(version) and self.version(name) == version
 
-    def read(self, name: str) -> bytes:
-        """All of a file's bytes.
+    def read(self, name: str, length: int | None = None) -> bytes:
+        """A file's bytes, or the first of them.
 
         Raises:
             OSError: it cannot be read.
             StoreError: its store fails.
         """
-        return self._place[0].read(self._path(name))
+        return self._place[0].read(self._path(name), 0, length)
 
     def open(self, name: str) -> BinaryIO:
         """A file to read; one of another machine is fetched whole.
@@ -89,9 +88,8 @@ class Folder:
 
     def remove_partial(self) -> None:
         """Remove what killed processes left behind."""
-        for name in self.names():
-            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                self.remove(name)
+        store, root = self._place
+        store.remove_partial(root)
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it, if it is there."""

@@ -1,6 +1,7 @@
 """Files of this machine, and of network file systems that it has mounted."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 # What a killed process leaves behind; never a whole file.
 PARTIAL_SUFFIX = ".partial"
+_REMOVALS = 10  # of a folder in which another process may be writing
 
 # The machine or the network behind a mount fails, not the file.
 _TRANSIENT = frozenset(
@@ -135,10 +137,9 @@ class LocalStore:
     def create(self, path: str, *, durable: bool) -> Iterator[BinaryIO]:
         """See Store. It is written beside its place and renamed."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        partial, lock = _make_partial(target)
         try:
-            with partial.open("x+b") as file:
+            with partial.open("r+b") as file:
                 yield cast(BinaryIO, file)
                 if durable:
                     file.flush()
@@ -147,13 +148,30 @@ class LocalStore:
         finally:
             with suppress(OSError):  # the first error is the one to tell
                 partial.unlink(missing_ok=True)
+            os.close(lock)
+
+    def remove_partial(self, folder: str) -> None:
+        """See Store."""
+        for name in self.names(folder):
+            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+                _remove_abandoned(Path(folder, name))
 
     def remove(self, path: str) -> None:
         """See Store."""
-        if Path(path).is_dir() and not Path(path).is_symlink():
-            shutil.rmtree(path)
-        else:
+        if not Path(path).is_dir() or Path(path).is_symlink():
             Path(path).unlink(missing_ok=True)
+            return
+        for attempt in range(_REMOVALS):
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                if not Path(path).exists():
+                    return
+            except OSError as error:  # another run may be writing there
+                if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS - 1:
+                    raise
+            else:
+                return
 
     def _request(self, path: str, action: Callable[[], T]) -> T:
         try:
@@ -171,6 +189,29 @@ class LocalStore:
                 raise
 
         return Patience(_show(str(Path(path).parent)), self._patience).request(attempt)
+
+
+def _make_partial(target: Path) -> tuple[Path, int]:
+    """A new file beside a target, and a descriptor that locks it: whoever writes it is alive."""
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        try:
+            lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:  # another run has removed the folder meanwhile
+            continue
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if partial.exists():  # nobody took it for abandoned before it was locked
+            return partial, lock
+        os.close(lock)
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove a partial file unless a process writes it, here or on another machine."""
+    with suppress(OSError), partial.open("rb") as file:  # it may get its name at this moment
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink(missing_ok=True)
 
 
 def _identity(found: os.stat_result) -> _Identity:

@@ -155,6 +155,9 @@ class ObjectStore:
         else:
             obstore.put(self._writing, path, file, use_multipart=True, chunk_size=_PART)
 
+    def remove_partial(self, folder: str) -> None:
+        """See Store. An object is there when it is whole."""
+
     def remove(self, path: str) -> None:
         """See Store."""
         self._delete([path])

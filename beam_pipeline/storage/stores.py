@@ -78,6 +78,10 @@ class Store(Protocol):
         """
         ...
 
+    def remove_partial(self, folder: str) -> None:
+        """Remove what killed processes left of files in a folder, nothing of those that live."""
+        ...
+
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all in it, if it is there."""
         ...

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.manifest import MANIFEST
+from beam_pipeline.layout import MANIFEST
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.description import check_metadata, check_rejects
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable

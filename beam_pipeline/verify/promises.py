@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from beam_pipeline.layout import DATASET
-from beam_pipeline.manifest import MANIFEST, SCHEMA_VERSION, manifest_digest
+from beam_pipeline.layout import DATASET, MANIFEST
+from beam_pipeline.manifest import SCHEMA_VERSION, manifest_digest
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 
 _HEX = frozenset("0123456789abcdef")

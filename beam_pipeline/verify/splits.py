@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from beam_pipeline.manifest import MANIFEST
+from beam_pipeline.layout import MANIFEST
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
 from beam_pipeline.verify.promises import Promises
 from beam_pipeline.verify.shard import CONTENTS, ShardReport

@@ -139,7 +139,9 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
     folder = Folder(options.output)
     assert read_refusal(folder) is None
     write_refusal(folder, 3, "too many")
-    assert read_refusal(folder) == (3, "too many")
+    refusal = read_refusal(folder)
+    assert refusal is not None
+    assert (refusal.exit_code, str(refusal)) == (3, "too many")
     prepare_output(folder, options)
     assert read_refusal(folder) is None
 

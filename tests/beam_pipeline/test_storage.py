@@ -4,7 +4,10 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -615,6 +618,54 @@ def test_only_what_killed_processes_left_behind_is_removed(tmp_path: Path) -> No
         folder.write(name, b"")
     folder.remove_partial()
     assert folder.names() == {"shard", "a.partial", ".hidden", "sub"}
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_file_that_another_process_writes_is_kept_while_that_lives(
+    tmp_path: Path, killed: bool
+) -> None:
+    code = "import sys; from beam_pipeline.storage import Folder\n"
+    code += "with Folder(sys.argv[1]).create('shard') as file:\n"
+    code += "    file.write(b'all of it'); print('writing', flush=True); sys.stdin.read()"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    folder = Folder(str(tmp_path))
+    folder.remove_partial()
+    assert len(folder.names()) == 1
+    if killed:
+        writer.kill()
+    writer.stdin.close()
+    writer.wait(timeout=30)
+    writer.stdout.close()
+    folder.remove_partial()
+    assert folder.names() == (set() if killed else {"shard"})
+
+
+def test_a_folder_is_removed_while_another_process_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("sub/first", b"")
+    remove = shutil.rmtree
+    late = iter(["second", "third"])
+
+    def remove_and_write(path: str) -> None:
+        name = next(late, None)
+        if name:
+            folder.write(f"sub/{name}", b"")
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_write)
+    folder.remove("sub")
+    assert folder.names() == set()
 
 
 def test_a_linked_folder_is_removed_without_what_it_leads_to(tmp_path: Path) -> None:

@@ -1,0 +1,225 @@
+"""What the pipeline can run on, and what is wrong with a call, found before anything starts."""
+
+import argparse
+import difflib
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.storage import is_local
+
+_CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Something to run the pipeline on.
+
+    Attributes:
+        name: as `--runner` takes it.
+        required: flags that it cannot do without, each with an example; a job service that is given
+            by its address has them.
+        shares_files: whether its workers may see local paths of the machine that starts a run.
+    """
+
+    name: str
+    required: tuple[tuple[str, str], ...] = ()
+    shares_files: bool = True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this program's own, in processes of this machine."""
+        return self is LOCAL
+
+
+LOCAL = Runner("local")
+DATAFLOW = Runner(
+    "DataflowRunner",
+    (
+        ("project", "my-project"),
+        ("region", "europe-west1"),
+        ("temp_location", "gs://my-bucket/temp"),
+    ),
+    shares_files=False,
+)
+_RUNNERS = (
+    LOCAL,
+    Runner("PrismRunner", (("prism_location", "/usr/local/bin/prism"),)),
+    Runner("FlinkRunner", (("flink_master", "http://jobmanager:8081"),)),
+    Runner("SparkRunner", (("spark_master_url", "spark://master:7077"),)),
+    Runner("PortableRunner", (("job_endpoint", "localhost:8099"),)),
+    DATAFLOW,
+)
+RUNNERS = {runner.name: runner for runner in _RUNNERS}
+# Beam's own looks for a program on the network, and works in one process if there is none.
+_ALIASES = {"DirectRunner": LOCAL.name}
+_REFUSED = {
+    "DaskRunner": "it computes some steps twice and drops what a bundle ends with, so that counts "
+    "are wrong",
+    "InteractiveRunner": "it is for notebooks",
+}
+# Values that stand for "not given".
+_UNSET = {"flink_master": "[auto]", "spark_master_url": "local[4]"}
+# What Beam starts itself, instead of an address.
+_EMBEDDED = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
+
+
+def choose_runner(name: str) -> Runner:
+    """The runner with a name, in any case, with or without `Runner` at its end.
+
+    Raises:
+        UsageError: there is none, or it is known to go wrong.
+    """
+    known = {known.lower(): known for known in (*RUNNERS, *_ALIASES, *_REFUSED)}
+    found = known.get(name.lower()) or known.get(f"{name.lower()}runner")
+    choices = f"choose from {', '.join(RUNNERS)}"
+    if found in _REFUSED:
+        raise UsageError(f"--runner {found} is not supported: {_REFUSED[found]}; {choices}")
+    if found is None:
+        raise UsageError(f"there is no --runner {name}{_suggest(name, known.values())}; {choices}")
+    return RUNNERS[_ALIASES.get(found, found)]
+
+
+def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) -> list[str]:
+    """The arguments of a runner, with those that it needs and that can be found.
+
+    Args:
+        runner: to run on.
+        argv: what the pipeline's own parser did not take.
+        own: the pipeline's options, to suggest.
+
+    Raises:
+        UsageError: an option is unknown or has no usable value, or one is missing.
+        RunnerError: the runner cannot be reached.
+    """
+    if runner.is_local:
+        if argv:
+            raise _unknown(argv[0], own, f"--runner {runner.name}")
+        return []
+    parser = _beam_parser()
+    parsed, left = parser.parse_known_args(list(argv))
+    _check_reachable(parsed)
+    unknown = [argument.partition("=")[0] for argument in left if argument.startswith("-")]
+    if unknown and parsed.job_endpoint:
+        described = _described_options(parsed.job_endpoint)
+        unknown = [argument for argument in unknown if argument not in described]
+    elif left and not unknown:
+        unknown = left[:1]
+    if unknown:
+        raise _unknown(unknown[0], [*own, *parser._option_string_actions], runner.name)
+    complete = list(argv)
+    if runner.name == "PrismRunner" and not parsed.prism_location:
+        parsed.prism_location = shutil.which("prism")
+        complete += ["--prism_location", parsed.prism_location] if parsed.prism_location else []
+    missing = [
+        f"--{name} (for instance {example})"
+        for name, example in runner.required
+        if getattr(parsed, name) in (None, _UNSET.get(name)) and not parsed.job_endpoint
+    ]
+    if missing:
+        raise UsageError(f"--runner {runner.name} needs {', '.join(missing)}")
+    if runner.name in ("FlinkRunner", "SparkRunner") and not parsed.job_endpoint:
+        _require_java(runner)
+    if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
+        # Each of its threads, 12 by default, would start decoder processes.
+        complete += ["--number_of_worker_harness_threads", "1"]
+    return complete
+
+
+def place_path(runner: Runner, option: str, path: str | None) -> str | None:
+    """A path as workers find it: absolute, since each has a working directory of its own.
+
+    Raises:
+        UsageError: it is a local path, which the runner's workers cannot see.
+    """
+    if path is None or runner.is_local or not is_local(path):
+        return path
+    if not runner.shares_files:
+        raise UsageError(
+            f"--{option} {path} is a local path, which the workers of {runner.name} cannot see; "
+            "want a URL such as gs://my-bucket/folder"
+        )
+    return str(Path(path.removeprefix("file://")).absolute())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    from apache_beam.options import pipeline_options
+
+    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    for options in pipeline_options.PipelineOptions.__subclasses__():
+        if options.__module__ == pipeline_options.__name__:
+            options._add_argparse_args(parser)
+    return parser
+
+
+def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
+    who = f"neither the pipeline nor {runner} knows it"
+    return UsageError(f"unknown option {option}{_suggest(option, known)}: {who}")
+
+
+def _suggest(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _check_reachable(parsed: argparse.Namespace) -> None:
+    if parsed.job_endpoint:
+        _check_connection("job_endpoint", parsed.job_endpoint)
+        return
+    for name in ("flink_master", "spark_master_url"):
+        url = getattr(parsed, name)
+        if url != _UNSET[name]:
+            _check_connection(name, url)
+    if parsed.prism_location and not Path(parsed.prism_location).is_file():
+        raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
+
+
+def _check_connection(option: str, url: str) -> None:
+    if _EMBEDDED.fullmatch(url):
+        return
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise UsageError(f"--{option} {url}: want an address such as host:8099")
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise RunnerError(f"--{option} {url} cannot be reached: {why}") from None
+
+
+def _described_options(endpoint: str) -> set[str]:
+    """The options that a job service has beside those of Beam's Python library."""
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(endpoint) as channel:
+        service = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        request = beam_job_api_pb2.DescribePipelineOptionsRequest()
+        try:
+            answer = service.DescribePipelineOptions(request, timeout=_CONNECT_SECONDS)
+        except grpc.RpcError:  # Beam's own job service has none
+            return set()
+        return {f"--{option.name}" for option in answer.options}
+
+
+def _require_java(runner: Runner) -> None:
+    if not shutil.which("java"):
+        raise UsageError(
+            f"--runner {runner.name} starts Beam's job server, which needs Java; install it, or "
+            "give the address of a job server with --job_endpoint"
+        )
