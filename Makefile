@@ -27,13 +27,18 @@ ifeq ($(origin SHARDS),file)
   BATCH      ?= 16
 endif
 
-# A runner other than `local` installs this package on its workers, and needs Google's libraries.
-ifneq ($(RUNNER),local)
+# Google's libraries are for Dataflow alone.
+ifneq ($(filter dataflow dataflowrunner,$(shell echo "$(RUNNER)" | tr A-Z a-z)),)
   PIPELINE := $(VENV)/.gcp
-  RUNNER_FLAGS := --setup_file ./setup.py
 else
   PIPELINE := $(VENV)/.pipeline
 endif
+RUNNER_FLAGS = $(if $(PROJECT),--project "$(PROJECT)") $(if $(REGION),--region "$(REGION)") \
+  $(if $(TEMP),--temp_location "$(TEMP)") $(if $(IMAGE),--sdk_container_image "$(IMAGE)") \
+  $(if $(JOB_ENDPOINT),--job_endpoint "$(JOB_ENDPOINT)") \
+  $(if $(FLINK_MASTER),--flink_master "$(FLINK_MASTER)") \
+  $(if $(SPARK_MASTER),--spark_master_url "$(SPARK_MASTER)") \
+  $(if $(PRISM),--prism_location "$(PRISM)")
 
 ifeq ($(BACKEND),jax)
   TRAINER := $(VENV)/.jax
@@ -43,7 +48,7 @@ else
 endif
 
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
-  --runner $(RUNNER) $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+  --runner "$(RUNNER)" $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
@@ -52,13 +57,15 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-train bench-gpu bench-shards \
-        test lint clean
+        test test-engines lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@echo "  preprocess    INPUT LABELS OUTPUT RUNNER WORKERS ARGS"
+	@echo "  preprocess    INPUT LABELS OUTPUT WORKERS ARGS"
+	@echo "                RUNNER, and of other runners than 'local': PROJECT REGION TEMP IMAGE"
+	@echo "                JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM"
 	@echo "  verify        SHARDS ARGS"
 	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND ARGS"
 	@echo "  evaluate      RUN BACKEND ARGS"
@@ -104,7 +111,10 @@ demo: ## The whole line on the sample: preprocess, train, evaluate
 	@$(MAKE) --no-print-directory evaluate
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
-	@$(RUN_PY) -m pytest $(ARGS)
+	@$(RUN_PY) -m pytest --ignore tests/engines $(ARGS)
+
+test-engines: $(VENV)/.dev ## Run the tests on Beam's runners, as far as they can be had here
+	@$(RUN_PY) -m pytest tests/engines $(ARGS)
 
 # Real slices where there are some, the sample's otherwise.
 BENCH_INPUT  = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from beam_pipeline.assignment import read_assignment
-from beam_pipeline.errors import PipelineError, RunnerError, UsageError
+from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
 from beam_pipeline.labels import LabelFile
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.options import Launch, Options, parse_options
@@ -29,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
     try:
         return _preprocess(*parse_options(argv))
+    except Interrupted as error:
+        print(f"beam_pipeline: {error}", file=sys.stderr)
+        return error.exit_code
     except PipelineError as error:
         print(f"beam_pipeline: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -88,7 +91,7 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
 def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
     from beam_pipeline.launch import launch
 
-    with Display(console) as display:
+    with Display(console, listen=False) as display:
         return launch(options, launched, Watcher(Unfinished(folder), display), console)
 
 

@@ -35,11 +35,17 @@ def report_refusal(error: PipelineError) -> None:
 
 
 class Display(logging.Handler):
-    """Shows what the steps report: live on a terminal, a line now and then elsewhere."""
+    """Shows how far a run is: live on a terminal, a line now and then elsewhere.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: to print to.
+        listen: whether to take what the steps report in this process; else `show` is told.
+    """
+
+    def __init__(self, console: Console, *, listen: bool = True) -> None:
         super().__init__(logging.INFO)
         self._console = console
+        self._listen = listen
         self._counts: Counter[str] = Counter()
         self.refusal: PipelineError | None = None
         self._writing_since = self._line_at = time.monotonic()
@@ -58,9 +64,10 @@ class Display(logging.Handler):
         self._write = self._bars.add_task("Write slices", total=None, note="")
 
     def __enter__(self) -> Self:
-        LOGGER.addHandler(self)
-        LOGGER.setLevel(logging.INFO)
-        LOGGER.propagate = False
+        if self._listen:
+            LOGGER.addHandler(self)
+            LOGGER.setLevel(logging.INFO)
+            LOGGER.propagate = False
         self._bars.start()
         return self
 

@@ -131,7 +131,7 @@ def test_what_is_known_of_files_is_not_read_again(
     kill_when_there_are(parts, output, "inventory/*.arrow", 1)
     known = sorted(output.glob(".unfinished/inventory/*.arrow"))
     contents = [path.read_bytes() for path in known]
-    options, _, _ = parse_options([*parts[3:], "--output", str(output)])
+    options, _ = parse_options([*parts[3:], "--output", str(output)])
     read, sources = LocalStore.read, []
 
     def note(store: LocalStore, path: str, *part: Any) -> bytes:

@@ -9,14 +9,16 @@ import pytest
 from beam_pipeline.errors import UsageError
 from beam_pipeline.hounsfield import RepairPolicy
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import Identifiers, Options, parse_options
+from beam_pipeline.options import Identifiers, Launch, Options, parse_options
+from beam_pipeline.runners import LOCAL, RUNNERS
 from beam_pipeline.windows import Window
 
 PATHS = ["--input", "in", "--output", "out"]
+ELSEWHERE = ["--runner", "PortableRunner", "--job_endpoint", "embed"]
 
 
 def test_defaults_are_those_of_the_field() -> None:
-    options, runner, rest = parse_options(PATHS)
+    options, launch = parse_options(PATHS)
     assert [(w.name, w.center, w.width) for w in options.windows] == [
         ("brain", 40, 80),
         ("subdural", 80, 200),
@@ -27,14 +29,14 @@ def test_defaults_are_those_of_the_field() -> None:
     assert options.max_reject_fraction == 0.05
     assert (options.storage_patience, options.decode_timeout) == (600, 120)
     assert options.identifiers is Identifiers.ORDINAL
-    assert (runner, rest) == ("local", [])
+    assert launch == Launch(LOCAL)
 
 
-def test_what_is_not_ours_is_left_for_beam() -> None:
-    argv = [*PATHS, "--windows", "brain,x:1:2", "--runner", "DataflowRunner", "--project", "p"]
-    options, runner, rest = parse_options(argv)
+def test_what_is_not_ours_is_left_for_the_runner() -> None:
+    argv = [*PATHS, "--windows", "brain,x:1:2", *ELSEWHERE, "--cancel_on_interrupt"]
+    options, launch = parse_options(argv)
     assert options.windows == (Window("brain", 40, 80), Window("x", 1, 2))
-    assert (runner, rest) == ("DataflowRunner", ["--project", "p"])
+    assert launch == Launch(RUNNERS["PortableRunner"], ("--job_endpoint", "embed"), True)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +86,9 @@ def test_options_that_do_not_change_the_bytes_are_not_recorded() -> None:
     [
         ([], os.cpu_count()),
         (["--runner", "local"], os.cpu_count()),
-        (["--runner", "DataflowRunner"], 1),
+        (ELSEWHERE, 1),
         (["--workers", "3"], 3),
-        (["--runner", "DataflowRunner", "--workers", "3"], 3),
+        ([*ELSEWHERE, "--workers", "3"], 3),
     ],
 )
 def test_workers_are_a_core_each_here_and_one_beside_each_of_a_runners(
@@ -97,14 +99,14 @@ def test_workers_are_a_core_each_here_and_one_beside_each_of_a_runners(
 
 def test_patience_is_in_seconds() -> None:
     argv = [*PATHS, "--storage_patience", "1.5", "--decode_timeout", "30"]
-    options, _, _ = parse_options(argv)
+    options, _ = parse_options(argv)
     assert (options.storage_patience, options.decode_timeout) == (1.5, 30)
     with pytest.raises(UsageError, match=r"--storage_patience 0\.0: want 1 or more"):
         parse_options([*PATHS, "--storage_patience", "0"])
 
 
 def test_hounsfield_units_take_the_place_of_windows() -> None:
-    options, _, _ = parse_options([*PATHS, "--hu"])
+    options, _ = parse_options([*PATHS, "--hu"])
     assert options.windows == ()
     assert (options.image.channels, options.image.dtype) == (1, "uint16")
     assert options.recorded()["hu"]
@@ -125,11 +127,11 @@ def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_key_comes_from_a_file_or_the_environment_and_is_told_to_nobody(
     key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, _, _ = parse_options([*HASH, "--identifier_key_file", key_file])
+    options, _ = parse_options([*HASH, "--identifier_key_file", key_file])
     assert (options.identifiers, options.identifier_key_file) == (Identifiers.HASH, key_file)
     assert options.identifier_key_check
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
-    same, _, _ = parse_options(HASH)
+    same, _ = parse_options(HASH)
     assert same.identifier_key_file is None
     assert same.recorded() == options.recorded()
     monkeypatch.setenv(KEY_VARIABLE, SECRET + "!")
@@ -150,7 +152,7 @@ def test_only_hashes_need_a_key(key_file: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
     for identifiers in ("ordinal", "keep"):
         argv = [*PATHS, "--identifiers", identifiers, "--identifier_key_file", "/absent"]
-        options, _, _ = parse_options(argv)
+        options, _ = parse_options(argv)
         assert options.identifier_key_check == ""
         assert options.recorded()["identifier_key_check"] is None
 
@@ -159,14 +161,14 @@ def test_a_runner_elsewhere_does_not_have_this_environment(
     key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
-    argv = [*HASH, "--runner", "DataflowRunner"]
+    argv = [*HASH, *ELSEWHERE]
     with pytest.raises(UsageError) as refused:
         parse_options(argv)
     message = str(refused.value)
-    assert message.startswith("--identifiers hash on DataflowRunner needs --identifier_key_file")
+    assert message.startswith("--identifiers hash on PortableRunner needs --identifier_key_file")
     assert "\n" not in message
-    options, runner, _ = parse_options([*argv, "--identifier_key_file", key_file])
-    assert (runner, options.identifier_key_file) == ("DataflowRunner", key_file)
+    options, _ = parse_options([*argv, "--identifier_key_file", key_file])
+    assert options.identifier_key_file == key_file
 
 
 def test_a_key_file_that_is_not_there_is_named() -> None:
@@ -176,6 +178,6 @@ def test_a_key_file_that_is_not_there_is_named() -> None:
 
 def test_empty_values_are_those_of_unset_variables() -> None:
     empty = ["--labels", "", "--label_columns", "", "--identifier_key_file", ""]
-    options, _, _ = parse_options([*PATHS, *empty])
+    options, _ = parse_options([*PATHS, *empty])
     assert options.labels is options.identifier_key_file is None
     assert options.label_columns == ()

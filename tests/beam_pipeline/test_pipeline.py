@@ -25,7 +25,7 @@ from beam_pipeline import pipeline
 from beam_pipeline.duplicates import IdenticalPixels
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import LOCAL, ImageId, Options, parse_options
+from beam_pipeline.options import ImageId, Options, parse_options
 from beam_pipeline.planning import REJECTS_SCHEMA, Plan
 from beam_pipeline.storage import Folder
 from beam_pipeline.unfinished import encode_table
@@ -53,7 +53,7 @@ def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> O
 @pytest.fixture(scope="module")
 def shards(options: Options) -> Path:
     """The shard directory of the small data set, made with two workers."""
-    pipeline.run(options, LOCAL, [])
+    pipeline.run_here(options)
     return Path(options.output)
 
 
@@ -160,7 +160,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:
     options = dataclasses.replace(options, output=str(tmp_path / "other"), seed=1)
-    pipeline.run(options, LOCAL, [])
+    pipeline.run_here(options)
     assert read(tmp_path / "other")["splits"] != read(shards)["splits"]
 
 
@@ -232,7 +232,7 @@ def hashing(
 
 
 def test_the_graph_holds_no_key_no_id_and_no_file_name(hashing: list[str]) -> None:
-    options, _, _ = parse_options(hashing)
+    options, _ = parse_options(hashing)
     parts = list(unpacked(graph_of(options)))
     words = [KEY, "Secret^Name", "secret.study", "secret.series", "ID_", ".dcm"]
     for word in words:
@@ -316,7 +316,7 @@ def test_files_of_all_kinds_are_written_or_rejected(
         image_id=image_id,
         max_reject_fraction=0.5,
     )
-    pipeline.run(options, LOCAL, [])
+    pipeline.run_here(options)
     index = pd.read_parquet(output / "index.parquet")
     rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]
     found = dict.fromkeys(index["source"], "written")
