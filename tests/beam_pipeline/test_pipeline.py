@@ -3,13 +3,18 @@
 import base64
 import bz2
 import dataclasses
+import importlib
 import json
 import os
+import pickle
 import pickletools
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +306,49 @@ def odd_files(tmp_path: Path, write_slice: Callable[..., Path]) -> dict[str, str
         "dangling.dcm": "vanished",
         "pipe.dcm": "read_error",
     }
+
+
+@pytest.mark.parametrize("step", ["inspect_part", "plan_shards", "write_shard", "_finish"])
+def test_two_runs_at_once_end_in_one_right_directory(
+    shards: Path,
+    options: Options,
+    tmp_path: Path,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Another run completes the directory when this one is about to begin a step."""
+    options = dataclasses.replace(options, output=str(tmp_path / "out"))
+    module = "beam_pipeline.finish" if step == "_finish" else "beam_pipeline.transforms"
+    monkeypatch.setattr(f"{module}.{step}", partial(finish_first, getattr_of(module, step)))
+    pipeline.run_here(options)
+    assert contents(tmp_path / "out") == contents(shards)
+    assert read(tmp_path / "out")["digest"] == read(shards)["digest"]
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def getattr_of(module: str, name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def finish_first(step: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Let another run complete the directory, unless it did, and then do a step."""
+    options = next(value for value in (*args, *named.values()) if isinstance(value, Options))
+    if not Path(options.output, "manifest.json").exists():
+        command = [sys.executable, "-c", OTHER_RUN]
+        subprocess.run(command, input=pickle.dumps(options), check=True, timeout=120)
+    return step(*args, **named)
+
+
+OTHER_RUN = """
+import pickle, sys
+from beam_pipeline import pipeline
+from beam_pipeline.workers import start_server
+if __name__ == "__main__":
+    start_server()
+    pipeline.run_here(pickle.load(sys.stdin.buffer))
+"""
 
 
 @pytest.mark.parametrize("image_id", ImageId)

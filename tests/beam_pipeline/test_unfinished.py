@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.errors import OutputError
+from beam_pipeline.errors import AlreadyComplete, OutputError
 from beam_pipeline.storage import Folder
 from beam_pipeline.unfinished import (
     Unfinished,
@@ -45,6 +46,48 @@ def test_a_table_comes_back_with_its_metadata(unfinished: Unfinished) -> None:
     assert table.schema.equals(SCHEMA)
     assert table_metadata(table) == METADATA
     assert unfinished.find("written/some-shard").equals(TABLE)
+
+
+@pytest.mark.parametrize("length", [0, 10, 1 << 15, 1 << 20])
+def test_metadata_is_read_without_the_table(
+    unfinished: Unfinished, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = METADATA | {"rejects": "x" * length}
+    table = pa.table({"text": [f"{number:040}" for number in range(10_000)]})
+    unfinished.write("written/some-shard", table, metadata)
+    if length <= 10:
+        monkeypatch.setattr(Unfinished, "read", None)
+    assert unfinished.read_metadata("written/some-shard") == metadata
+
+
+def test_tables_are_listed_by_their_kind(unfinished: Unfinished) -> None:
+    assert unfinished.names("written") == set()
+    for name in ("written/a-00000-of-00002", "written/b", "inventory/00000"):
+        unfinished.write(name, TABLE)
+    assert unfinished.names("written") == {"written/a-00000-of-00002", "written/b"}
+    assert unfinished.names("inventory") == {"inventory/00000"}
+
+
+def test_tables_that_are_gone_since_another_run_is_done(unfinished: Unfinished) -> None:
+    reads: list[Callable[[], object]] = [
+        lambda: unfinished.read("inventory/00000"),
+        lambda: unfinished.find("inventory/00000"),
+        lambda: unfinished.read_batch("plan/00000", 0),
+        lambda: unfinished.read_metadata("inventory/00000"),
+        lambda: list(unfinished.read_all(["inventory/00000"])),
+        unfinished.read_plan,
+    ]
+    missing: list[object] = []
+    for read in reads:
+        try:
+            missing.append(read())
+        except FileNotFoundError:
+            missing.append("missing")
+    assert missing == ["missing", None, "missing", "missing", "missing", "missing"]
+    unfinished.folder.write("manifest.json", b"{}")
+    for read in reads:
+        with pytest.raises(AlreadyComplete):
+            read()
 
 
 def test_a_table_is_where_the_folder_is_unfinished(unfinished: Unfinished) -> None:

@@ -1,0 +1,105 @@
+"""What is shown of a run that goes on elsewhere: what its output folder shows."""
+
+import io
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from beam_pipeline.finish import finish_directory
+from beam_pipeline.inventory import inspect_part, list_parts
+from beam_pipeline.options import Options
+from beam_pipeline.planning import plan_shards
+from beam_pipeline.progress import Display, Watcher
+from beam_pipeline.shards import write_shard
+from beam_pipeline.storage import Folder
+from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.workers import Later, Watch
+
+
+class Shown(Display):
+    """Keeps what it is told."""
+
+    counts: Counter[str]
+
+    def show(self, counts: Counter[str]) -> None:
+        self.counts = Counter(counts)
+        super().show(counts)
+
+
+@pytest.fixture
+def options(small_data_set: Path, tmp_path: Path) -> Options:
+    return Options(
+        input=str(small_data_set / "slices"),
+        labels=str(small_data_set / "labels.csv"),
+        output=str(tmp_path / "out"),
+        image_size=32,
+        folds=2,
+        examples_per_shard=4,
+        max_reject_fraction=0.1,
+    )
+
+
+def write(number: int, options: Options) -> tuple[int, int]:
+    """Write a shard; how many slices it has, and how many were rejected."""
+    written = write_shard(number, Watch(), options=options)
+    if isinstance(written, Later):
+        written = written.finish()
+    return written.examples, written.rejected
+
+
+def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
+    unfinished = Unfinished(Folder(options.output))
+    display = Shown(Console(file=io.StringIO()), listen=False)
+    watcher = Watcher(unfinished, display)
+    watcher.look()
+    assert +display.counts == Counter()
+    files = sum(list_parts(options))
+    watcher.look()
+    assert +display.counts == Counter(files_listed=files)
+    rejected = inspect_part(0, Watch(), options=options).rejected
+    watcher.look()
+    assert rejected > 0
+    found = Counter(files_listed=files, files_inspected=files, rejected_by_header=rejected)
+    assert +display.counts == found
+    plan = plan_shards(1, options)
+    shards = len(plan.shards)
+    found += Counter(shards_planned=shards, slices_planned=plan.slices)
+    for number in range(shards):
+        watcher.look()
+        assert +display.counts == found
+        examples, lost = write(number, options)
+        found += Counter(shards_written=1, slices_written=examples, rejected_while_writing=lost)
+    watcher.look()
+    assert +display.counts == found
+    assert found["rejected_while_writing"] > 0
+    finish_directory(shards, options)
+    watcher.look()
+    assert +display.counts == found
+
+
+def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    now = 100.0
+    monkeypatch.setattr("beam_pipeline.progress.time.monotonic", lambda: now)
+    display = Display(Console(file=out, force_terminal=True, width=200), listen=False)
+    counts = Counter(files_listed=90, files_inspected=90, shards_planned=9, slices_planned=90)
+    with display:
+        display.show(counts | Counter(shards_written=5, slices_written=50))
+        now += 10
+        display.show(counts | Counter(shards_written=8, slices_written=79))
+    assert "8/9 shards, 3 slices/s" in out.getvalue()
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
+    display = Shown(Console(file=io.StringIO()), listen=False)
+    watcher = Watcher(Unfinished(Folder(options.output)), display)
+    files = sum(list_parts(options))
+    watcher.look()
+    shutil.rmtree(options.output)
+    watcher.look()
+    assert +display.counts == Counter(files_listed=files)
