@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -15,15 +16,14 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
+from beam_pipeline.flink import UNKNOWN, FlinkCluster
 from beam_pipeline.layout import JOB
 from beam_pipeline.options import Launch, Options
 from beam_pipeline.progress import Watcher
 from beam_pipeline.runners import DATAFLOW
 from beam_pipeline.storage import Folder, is_local
 
-_RUNNING = "RUNNING"
 _ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
-_LOST = "UNKNOWN"  # nobody knows the job any more
 _ANSWER_SECONDS = 10.0
 _CANCEL_SECONDS = 60.0
 _LOOK_SECONDS = 1.0  # between looks at a local folder,
@@ -120,6 +120,11 @@ def _submit(
     with tempfile.TemporaryDirectory() as staging:
         arguments = [*launched.arguments, *_staged_package(launched, Path(staging))]
         beam_options = PipelineOptions(arguments)
+        cluster = _flink_cluster(launched)
+        if cluster:
+            beam_options.view_as(GoogleCloudOptions).job_name = f"headct-{uuid.uuid4().hex[:12]}"
+            for advice in cluster.advice():
+                _say(console, advice)
         pipeline = beam.Pipeline(runner=launched.runner.name, options=beam_options)
         build(pipeline, options)
         result = pipeline.run()
@@ -166,8 +171,30 @@ def _job_of(result: Any, launched: Launch, options: Any) -> Job | None:
     if launched.runner is DATAFLOW:
         cloud = options.view_as(GoogleCloudOptions)
         return Job(name, result.job_id(), f"{cloud.project}/{cloud.region}")
+    cluster = _flink_cluster(launched)
+    if cluster:
+        return Job(name, options.view_as(GoogleCloudOptions).job_name, cluster.url)
     endpoint = options.view_as(PortableOptions).job_endpoint
     return Job(name, result._job_id, endpoint) if endpoint and endpoint != "embed" else None
+
+
+def _flink_cluster(launched: Launch) -> FlinkCluster | None:
+    """The cluster that a job server of Beam's, which ends with this process, gives the job to."""
+    from apache_beam.options.pipeline_options import (
+        FlinkRunnerOptions,
+        PipelineOptions,
+        PortableOptions,
+    )
+
+    options = PipelineOptions(list(launched.arguments))
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if (
+        launched.runner.name != "FlinkRunner"
+        or options.view_as(PortableOptions).job_endpoint
+        or master.startswith("[")
+    ):
+        return None
+    return FlinkCluster(master if "://" in master else f"http://{master}")
 
 
 def _find_job(folder: Folder, launched: Launch) -> Job | None:
@@ -181,12 +208,16 @@ def _find_job(folder: Folder, launched: Launch) -> Job | None:
 
 
 def _running_job(job: Job, launched: Launch) -> _Handle | None:
-    handle = (
-        _DataflowJob(job.id, launched.arguments)
-        if job.runner == DATAFLOW.name
-        else _ServiceJob(job.id, job.service)
-    )
-    return handle if handle.state() not in (*_ENDED, _LOST) else None
+    handle = _ask_for(job, launched)
+    return handle if handle.state() not in (*_ENDED, UNKNOWN) else None
+
+
+def _ask_for(job: Job, launched: Launch) -> "_Asked":
+    if job.runner == DATAFLOW.name:
+        return _DataflowJob(job.id, launched.arguments)
+    if _flink_cluster(launched):
+        return _FlinkJob(job.id, job.service)
+    return _ServiceJob(job.id, job.service)
 
 
 def _watch(handle: _Handle, job: Job | None, launched: Launch, watcher: Watcher) -> None:
@@ -209,7 +240,7 @@ def _after_interrupt(handle: _Handle, job: Job | None, launched: Launch) -> str:
             f"interrupted, but job {job.id} goes on, {job.link}; the same command watches it again"
         )
     with suppress(Exception):  # it may have ended, or its service may be gone: seen below
-        handle.cancel()
+        _ask_for(job, launched).cancel()
         end = time.monotonic() + _CANCEL_SECONDS
         while time.monotonic() < end:
             if handle.wait(1.0):
@@ -251,10 +282,14 @@ class _Asked:
         """A state of Beam's PipelineState, or UNKNOWN if there is no such job."""
         raise NotImplementedError
 
+    def cancel(self) -> None:
+        """Tell it to end."""
+        raise NotImplementedError
+
     def wait(self, seconds: float) -> bool:
         time.sleep(seconds)
         state = self.state()
-        if state in ("FAILED", _LOST):
+        if state in ("FAILED", UNKNOWN):
             raise RuntimeError(f"the job's state is {state}")
         return state in _ENDED
 
@@ -274,7 +309,7 @@ class _ServiceJob(_Asked):
         try:
             answer = self._ask("GetState", request)
         except grpc.RpcError:
-            return _LOST
+            return UNKNOWN
         return str(beam_job_api_pb2.JobState.Enum.Name(answer.state))
 
     def cancel(self) -> None:
@@ -289,6 +324,23 @@ class _ServiceJob(_Asked):
         with grpc.insecure_channel(self._endpoint) as channel:
             service = beam_job_api_pb2_grpc.JobServiceStub(channel)
             return getattr(service, method)(request, timeout=_ANSWER_SECONDS)
+
+
+class _FlinkJob(_Asked):
+    """A job of a Flink cluster, known by its name: Beam does not tell Flink's id."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self._name = name
+        self._cluster = FlinkCluster(url)
+
+    def state(self) -> str:
+        try:
+            return self._cluster.state(self._name)
+        except OSError:
+            return UNKNOWN
+
+    def cancel(self) -> None:
+        self._cluster.cancel(self._name)
 
 
 class _DataflowJob(_Asked):
