@@ -42,6 +42,7 @@ setup(
         "numpy",
         "obstore>=0.12",  # S3, Google Cloud Storage and Azure
         "opencv-python-headless>=5",
+        "packaging",
         "pandas",
         "protobuf",
         "pyarrow",
@@ -61,6 +62,7 @@ setup(
         "dev": [
             *EXPORT,
             "aiohttp",
+            "apache-beam[gcp]>=2.77",
             "hypothesis",
             "jax",
             "mypy",

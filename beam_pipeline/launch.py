@@ -398,7 +398,11 @@ def _log_thread(arguments: threading.ExceptHookArgs) -> None:
 
 def _cause(error: BaseException) -> str:
     """The last line of Beam's message, which is that of a worker's traceback if there is one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    details = getattr(error, "details", None)  # of gRPC's errors
+    if callable(details):
+        text = details() or text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return text if len(text) <= _CAUSE_LENGTH else f"{text[:_CAUSE_LENGTH]}..."
 

@@ -60,6 +60,7 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
         _check_same(folder, manifest["options"], options)
         if UNFINISHED in names:  # the run that wrote the manifest was stopped, or its store failed
             finish_output(folder)
+        folder.remove_partial()  # of a run that was stopped after another had completed the folder
         return manifest
     if folder.exists(_OPTIONS):
         _check_same(folder, json.loads(folder.read(_OPTIONS)), options)

@@ -2,11 +2,13 @@
 
 `install(folder)` writes a `sitecustomize` there, which Python imports when it starts. It replaces
 the decoder of JPEG Lossless when that is loaded: a code stream that holds CRASH ends the process as
-a fault of memory does, one that holds HANG takes for ever.
+a fault of memory does, one that holds HANG takes for ever. Every other takes as many seconds longer
+as the environment variable in SLOW says.
 """
 
 from pathlib import Path
 
+SLOW = "TEST_DECODE_SECONDS"
 CRASH, HANG = b"THIS CRASHES THE DECODER", b"THIS HANGS THE DECODER"
 
 _CODE = f"""
@@ -27,6 +29,7 @@ class Finder(importlib.abc.MetaPathFinder):
                     os.kill(os.getpid(), signal.SIGSEGV)
                 if {HANG!r} in frame:
                     time.sleep(3600)
+                time.sleep(float(os.environ.get({SLOW!r}, "0")))
                 return decode(frame, *arguments)
             module._DECODERS["1.2.840.10008.1.2.4.70"] = decode_or_not
         spec.loader.exec_module = exec_module

@@ -81,7 +81,7 @@ def free_port() -> int:
 def serve_s3(proxy: FaultyProxy) -> Iterator[ObjectServer]:
     """Runs gofakes3 behind a proxy while the block lasts; skips the test where there is none."""
     port = free_port()
-    command = [_find_binary(_GOFAKES3), "-host", f"127.0.0.1:{port}", "-backend", "memory"]
+    command = [find_binary(_GOFAKES3), "-host", f"127.0.0.1:{port}", "-backend", "memory"]
     with _running([*command, "-initialbucket", S3_BUCKET, "-quiet"], port):
         proxy.pass_on_to(port)
         bucket = S3Store(
@@ -99,7 +99,7 @@ def serve_s3(proxy: FaultyProxy) -> Iterator[ObjectServer]:
 def serve_gcs(proxy: FaultyProxy) -> Iterator[ObjectServer]:
     """Runs fake-gcs-server behind a proxy while the block lasts; skips where there is none."""
     port, public = free_port(), f"127.0.0.1:{proxy.port}"
-    command = [_find_binary(_FAKE_GCS_SERVER), "-scheme", "http", "-backend", "memory"]
+    command = [find_binary(_FAKE_GCS_SERVER), "-scheme", "http", "-backend", "memory"]
     command += ["-host", "127.0.0.1", "-port", str(port), "-log-level", "error"]
     # It takes the first part of a path for a bucket only where it is asked by this name.
     command += ["-public-host", public, "-external-url", f"http://{public}"]
@@ -144,7 +144,7 @@ def _make_gcs_bucket(host: str) -> None:
         answer.read()
 
 
-def _find_binary(package: str) -> str:
+def find_binary(package: str) -> str:
     """The path of a Go program, which is built if it is not there."""
     name = package.partition("@")[0].rpartition("/")[2]
     found = shutil.which(name) or shutil.which(name, path=str(_BUILT))

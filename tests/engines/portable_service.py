@@ -1,6 +1,6 @@
 """Beam's portable job service and a pool of SDK workers, each a process, as a cluster has them.
 
-    python -m tests.beam_pipeline.portable_service --workers 2 --port_file FILE
+    python -m tests.engines.portable_service --workers 2 --port_file FILE
 
 serves jobs on a runner with as many SDK workers; Beam's own command takes one, whatever it is told.
 """
@@ -36,7 +36,7 @@ def portable_engine(
     variables = {**os.environ, **(environment or {}), "PYTHONPATH": path}
     variables["PATH"] = os.pathsep.join([python, variables["PATH"]])
     pool_port, port_file = free_port(), folder / "port"
-    service = ["tests.beam_pipeline.portable_service", "--workers", str(workers)]
+    service = ["tests.engines.portable_service", "--workers", str(workers)]
     service += ["--port_file", str(port_file)]
     pool = ["apache_beam.runners.worker.worker_pool_main", "--service_port", str(pool_port)]
     started = [_start(module, folder, variables) for module in (service, pool)]

@@ -1,0 +1,144 @@
+"""Beam's runners as they can be had on this machine, and the pipeline run on them.
+
+What is started carries a mark in its environment, by which what is left of it is found.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.beam_pipeline.object_stores import find_binary
+from tests.engines.portable_service import portable_engine
+
+PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
+ROOT = Path(__file__).parents[2]
+_MARK = "TEST_ENGINE_MARK"
+_RUN_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runner that is there.
+
+    Attributes:
+        name: of it.
+        arguments: that choose it.
+        environment: of the pipeline's command; the mark is in it.
+        worker: what the command lines of its workers hold, which are processes of their own; None
+            where they are threads of the pipeline's command.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    worker: str | None
+
+    def start(self, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+        """Start the pipeline in a folder, with the input and output relative to it."""
+        command = [sys.executable, "-m", "beam_pipeline", *arguments, *self.arguments]
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run the pipeline in a folder to its end."""
+        return finish(self.start(folder, *arguments))
+
+    def processes(self, part: str = "") -> list[psutil.Process]:
+        """What is alive of all that was started, and has something in its command line."""
+        return [
+            process
+            for process in psutil.process_iter()
+            if _is_marked(process, self.environment[_MARK])
+            and part in " ".join(_command_line(process))
+        ]
+
+
+def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    """Wait for the end of the pipeline's command."""
+    try:
+        out, error = process.communicate(timeout=_RUN_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def _is_marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.environ().get(_MARK) == mark
+            and process.pid != os.getpid()
+        )
+    except psutil.Error:
+        return False
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@contextmanager
+def start_engine(name: str, folder: Path, environment: Mapping[str, str]) -> Iterator[Engine]:
+    """A runner while the block lasts; the test is skipped where it cannot be had.
+
+    Args:
+        name: `local`, `portable` or `prism`.
+        folder: an empty one.
+        environment: of workers and of the pipeline's command.
+    """
+    variables = {**environment, _MARK: uuid.uuid4().hex}
+    path = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    if name == "local":
+        yield Engine(name, ("--workers", "2"), variables, None)
+    elif name == "prism":
+        yield Engine(
+            name,
+            ("--runner", "PrismRunner", "--prism_location", find_binary(PRISM)),
+            variables,
+            None,
+        )
+    else:
+        with portable_engine(folder, workers=2, environment=variables) as arguments:
+            yield Engine(name, tuple(arguments), variables, "SdkHarness")
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    """Wait until a function says so."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def kill(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+
+
+def digests(output: Path) -> dict[str, str]:
+    """SHA-256 of all files, and of the manifest what names the content."""
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.iterdir()}
+    found["manifest.json"] = json.loads((output / "manifest.json").read_text())["digest"]
+    return found
