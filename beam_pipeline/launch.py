@@ -11,65 +11,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
-from beam_pipeline.flink import UNKNOWN, FlinkCluster
+from beam_pipeline.jobs import Handle, Job, SubmittedJob, ask_for, flink_cluster, running_job
 from beam_pipeline.layout import JOB
 from beam_pipeline.options import Launch, Options
 from beam_pipeline.progress import Watcher
 from beam_pipeline.runners import DATAFLOW
 from beam_pipeline.storage import Folder, is_local
 
-_ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
-_ANSWER_SECONDS = 10.0
 _CANCEL_SECONDS = 60.0
 _LOOK_SECONDS = 1.0  # between looks at a local folder,
 _REMOTE_LOOK_SECONDS = 10.0  # and at another
 _CAUSE_LENGTH = 300
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job that outlives its launcher, as the output folder keeps it.
-
-    Attributes:
-        runner: its name.
-        id: the runner's.
-        service: who is asked for it: the address of a job service, or `project/region`.
-    """
-
-    runner: str
-    id: str
-    service: str
-
-    @property
-    def link(self) -> str:
-        """Where to look at it."""
-        if self.runner != DATAFLOW.name:
-            return f"at {self.service}"
-        project, region = self.service.split("/")
-        return (
-            f"https://console.cloud.google.com/dataflow/jobs/{region}/{self.id}?project={project}"
-        )
-
-
-class _Handle(Protocol):
-    """What can be asked of a job."""
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended, within some seconds.
-
-        Raises:
-            Exception: Beam's, if it failed.
-        """
-        ...
-
-    def cancel(self) -> None: ...
 
 
 def launch(options: Options, launched: Launch, watcher: Watcher, console: Console) -> bool:
@@ -87,7 +46,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
     with _beam_log() as log:
         try:
             job = _find_job(folder, launched)
-            handle = _running_job(job, launched) if job else None
+            handle = running_job(job, launched) if job else None
             if job and handle:
                 _say(console, f"Job {job.id} is still running, {job.link}")
             else:
@@ -108,7 +67,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
 
 def _submit(
     options: Options, launched: Launch, folder: Folder, console: Console
-) -> tuple[_Handle | None, Job | None]:
+) -> tuple[Handle | None, Job | None]:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
@@ -120,7 +79,7 @@ def _submit(
     with tempfile.TemporaryDirectory() as staging:
         arguments = [*launched.arguments, *_staged_package(launched, Path(staging))]
         beam_options = PipelineOptions(arguments)
-        cluster = _flink_cluster(launched)
+        cluster = flink_cluster(launched)
         if cluster:
             beam_options.view_as(GoogleCloudOptions).job_name = f"headct-{uuid.uuid4().hex[:12]}"
             for advice in cluster.advice():
@@ -138,7 +97,7 @@ def _submit(
     else:
         folder.write(JOB, json.dumps(asdict(job)).encode(), durable=False)
         _say(console, f"Job {job.id} was submitted, {job.link}")
-    return _Submitted(result), job
+    return SubmittedJob(result), job
 
 
 def _staged_package(launched: Launch, folder: Path) -> Sequence[str]:
@@ -171,30 +130,11 @@ def _job_of(result: Any, launched: Launch, options: Any) -> Job | None:
     if launched.runner is DATAFLOW:
         cloud = options.view_as(GoogleCloudOptions)
         return Job(name, result.job_id(), f"{cloud.project}/{cloud.region}")
-    cluster = _flink_cluster(launched)
+    cluster = flink_cluster(launched)
     if cluster:
         return Job(name, options.view_as(GoogleCloudOptions).job_name, cluster.url)
     endpoint = options.view_as(PortableOptions).job_endpoint
     return Job(name, result._job_id, endpoint) if endpoint and endpoint != "embed" else None
-
-
-def _flink_cluster(launched: Launch) -> FlinkCluster | None:
-    """The cluster that a job server of Beam's, which ends with this process, gives the job to."""
-    from apache_beam.options.pipeline_options import (
-        FlinkRunnerOptions,
-        PipelineOptions,
-        PortableOptions,
-    )
-
-    options = PipelineOptions(list(launched.arguments))
-    master = options.view_as(FlinkRunnerOptions).flink_master
-    if (
-        launched.runner.name != "FlinkRunner"
-        or options.view_as(PortableOptions).job_endpoint
-        or master.startswith("[")
-    ):
-        return None
-    return FlinkCluster(master if "://" in master else f"http://{master}")
 
 
 def _find_job(folder: Folder, launched: Launch) -> Job | None:
@@ -207,20 +147,7 @@ def _find_job(folder: Folder, launched: Launch) -> Job | None:
     return None
 
 
-def _running_job(job: Job, launched: Launch) -> _Handle | None:
-    handle = _ask_for(job, launched)
-    return handle if handle.state() not in (*_ENDED, UNKNOWN) else None
-
-
-def _ask_for(job: Job, launched: Launch) -> "_Asked":
-    if job.runner == DATAFLOW.name:
-        return _DataflowJob(job.id, launched.arguments)
-    if _flink_cluster(launched):
-        return _FlinkJob(job.id, job.service)
-    return _ServiceJob(job.id, job.service)
-
-
-def _watch(handle: _Handle, job: Job | None, launched: Launch, watcher: Watcher) -> None:
+def _watch(handle: Handle, job: Job | None, launched: Launch, watcher: Watcher) -> None:
     """Wait for the end of a job."""
     seconds = _LOOK_SECONDS if is_local(watcher.url) else _REMOTE_LOOK_SECONDS
     try:
@@ -230,7 +157,7 @@ def _watch(handle: _Handle, job: Job | None, launched: Launch, watcher: Watcher)
         raise Interrupted(_after_interrupt(handle, job, launched)) from None
 
 
-def _after_interrupt(handle: _Handle, job: Job | None, launched: Launch) -> str:
+def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
     if job is None:
         with suppress(Exception):
             handle.cancel()
@@ -240,7 +167,7 @@ def _after_interrupt(handle: _Handle, job: Job | None, launched: Launch) -> str:
             f"interrupted, but job {job.id} goes on, {job.link}; the same command watches it again"
         )
     with suppress(Exception):  # it may have ended, or its service may be gone: seen below
-        _ask_for(job, launched).cancel()
+        ask_for(job, launched).cancel()
         end = time.monotonic() + _CANCEL_SECONDS
         while time.monotonic() < end:
             if handle.wait(1.0):
@@ -248,119 +175,6 @@ def _after_interrupt(handle: _Handle, job: Job | None, launched: Launch) -> str:
         else:
             return f"interrupted; job {job.id} was told to end, and had not yet, {job.link}"
     return f"interrupted; job {job.id} was canceled; the same command resumes"
-
-
-class _Submitted:
-    """A job that this process submitted."""
-
-    def __init__(self, result: Any) -> None:
-        self._result = result
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._wait, daemon=True)
-        self._thread.start()
-
-    def _wait(self) -> None:
-        try:
-            self._result.wait_until_finish()
-        except Exception as error:
-            self._error = error
-
-    def wait(self, seconds: float) -> bool:
-        self._thread.join(seconds)
-        if self._error is not None:
-            raise self._error
-        return not self._thread.is_alive()
-
-    def cancel(self) -> None:
-        self._result.cancel()
-
-
-class _Asked:
-    """A job that is asked for its state now and then."""
-
-    def state(self) -> str:
-        """A state of Beam's PipelineState, or UNKNOWN if there is no such job."""
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """Tell it to end."""
-        raise NotImplementedError
-
-    def wait(self, seconds: float) -> bool:
-        time.sleep(seconds)
-        state = self.state()
-        if state in ("FAILED", UNKNOWN):
-            raise RuntimeError(f"the job's state is {state}")
-        return state in _ENDED
-
-
-class _ServiceJob(_Asked):
-    """A job of a job service."""
-
-    def __init__(self, job_id: str, endpoint: str) -> None:
-        self._id = job_id
-        self._endpoint = endpoint
-
-    def state(self) -> str:
-        import grpc
-        from apache_beam.portability.api import beam_job_api_pb2
-
-        request = beam_job_api_pb2.GetJobStateRequest(job_id=self._id)
-        try:
-            answer = self._ask("GetState", request)
-        except grpc.RpcError:
-            return UNKNOWN
-        return str(beam_job_api_pb2.JobState.Enum.Name(answer.state))
-
-    def cancel(self) -> None:
-        from apache_beam.portability.api import beam_job_api_pb2
-
-        self._ask("Cancel", beam_job_api_pb2.CancelJobRequest(job_id=self._id))
-
-    def _ask(self, method: str, request: Any) -> Any:
-        import grpc
-        from apache_beam.portability.api import beam_job_api_pb2_grpc
-
-        with grpc.insecure_channel(self._endpoint) as channel:
-            service = beam_job_api_pb2_grpc.JobServiceStub(channel)
-            return getattr(service, method)(request, timeout=_ANSWER_SECONDS)
-
-
-class _FlinkJob(_Asked):
-    """A job of a Flink cluster, known by its name: Beam does not tell Flink's id."""
-
-    def __init__(self, name: str, url: str) -> None:
-        self._name = name
-        self._cluster = FlinkCluster(url)
-
-    def state(self) -> str:
-        try:
-            return self._cluster.state(self._name)
-        except OSError:
-            return UNKNOWN
-
-    def cancel(self) -> None:
-        self._cluster.cancel(self._name)
-
-
-class _DataflowJob(_Asked):
-    """A job of Dataflow."""
-
-    def __init__(self, job_id: str, arguments: Sequence[str]) -> None:
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
-
-        self._id = job_id
-        self._client = DataflowApplicationClient(PipelineOptions(list(arguments)))
-
-    def state(self) -> str:
-        from apache_beam.runners.dataflow.dataflow_runner import DataflowPipelineResult
-
-        state = self._client.get_job(self._id).currentState
-        return str(DataflowPipelineResult.api_jobstate_to_pipeline_state(state))
-
-    def cancel(self) -> None:
-        self._client.modify_job_state(self._id, "JOB_STATE_CANCELLED")
 
 
 @dataclass
