@@ -10,7 +10,9 @@ WORKDIR /opt/headct
 COPY setup.py README.md LICENSE constraints.txt ./
 COPY beam_pipeline ./beam_pipeline
 RUN pip install --no-cache-dir -c constraints.txt ".[gcp]"
-RUN printf 'import sys\nfrom beam_pipeline.__main__ import main\nsys.exit(main(sys.argv[1:]))\n' > main.py
+# Dataflow's template launcher starts a file; the processes that decode import it again.
+RUN printf '%s\n' 'import sys' 'from beam_pipeline.__main__ import main' \
+    'if __name__ == "__main__":' '    sys.exit(main(sys.argv[1:]))' > main.py
 
 # Beam's boot program, the entry point of the base image, would else make an environment of its own.
 ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1

@@ -56,7 +56,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
         test test-engines lint clean
 
 help: ## List the commands
@@ -130,6 +130,12 @@ bench-planning: $(VENV)/.trainer
 
 bench-buckets: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m tests.benchmarks.buckets --input "$(BENCH_INPUT)" $(ARGS)
+
+bench-engines: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
+	@$(RUN_PY) -m tests.benchmarks.engines --input "$(BENCH_INPUT)" $(if $(PRISM),--prism "$(PRISM)") $(ARGS)
+
+bench-costs: $(VENV)/.dev
+	@$(RUN_PY) -m tests.benchmarks.costs $(ARGS)
 
 bench-train: $(VENV)/.trainer bench-shards
 	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"

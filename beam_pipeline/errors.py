@@ -126,8 +126,12 @@ class Refusal(PipelineError):
     """One of the errors above, as a worker left word of it."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+        super().__init__(message, exit_code)
+        self.message = message
         self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class AlreadyComplete(PipelineError):

@@ -40,6 +40,10 @@ class FlinkCluster:
         if job:
             self._ask(f"/jobs/{job['jid']}?mode=cancel", "PATCH")
 
+    def version(self) -> str:
+        """Its version as Beam names it, such as 1.19; raises as `state` does."""
+        return ".".join(self._ask("/config")["flink-version"].split(".")[:2])
+
     def advice(self) -> list[str]:
         """Settings that a job of hours should not be without; raises as `state` does."""
         settings = {entry["key"]: entry["value"] for entry in self._ask("/jobmanager/config")}

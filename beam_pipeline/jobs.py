@@ -197,7 +197,7 @@ class _DataflowJob(_Asked):
     def state(self) -> str:
         from apache_beam.runners.dataflow.dataflow_runner import DataflowPipelineResult
 
-        state = self._client.get_job(self._id).currentState
+        state = self._client.get_job(self._id).current_state
         return str(DataflowPipelineResult.api_jobstate_to_pipeline_state(state))
 
     def cancel(self) -> None:

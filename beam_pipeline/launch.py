@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -43,6 +44,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
         StoreError: the output's store fails.
     """
     folder = Folder(options.output, options.storage_patience)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as from Ctrl-C
     with _beam_log() as log:
         try:
             job = _find_job(folder, launched)
@@ -69,7 +71,11 @@ def _submit(
     options: Options, launched: Launch, folder: Folder, console: Console
 ) -> tuple[Handle | None, Job | None]:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+    from apache_beam.options.pipeline_options import (
+        FlinkRunnerOptions,
+        GoogleCloudOptions,
+        PipelineOptions,
+    )
 
     from beam_pipeline.pipeline import build
 
@@ -82,6 +88,9 @@ def _submit(
         cluster = flink_cluster(launched)
         if cluster:
             beam_options.view_as(GoogleCloudOptions).job_name = f"headct-{uuid.uuid4().hex[:12]}"
+            if not any(a.startswith("--flink_version") for a in launched.arguments):
+                # Beam's job server is made for one version, its newest if nothing is said.
+                beam_options.view_as(FlinkRunnerOptions).flink_version = cluster.version()
             for advice in cluster.advice():
                 _say(console, advice)
         pipeline = beam.Pipeline(runner=launched.runner.name, options=beam_options)

@@ -120,7 +120,7 @@ class Display(logging.Handler):
 
     def _line(self, files: str, shards: str) -> None:
         now = time.monotonic()
-        if now - self._line_at >= _SECONDS_BETWEEN_LINES:
+        if self._counts["files_listed"] and now - self._line_at >= _SECONDS_BETWEEN_LINES:
             self._line_at = now
             written = self._counts["slices_written"]
             self._console.print(f"{files}; wrote {shards}, {written} slices", highlight=False)

@@ -14,6 +14,7 @@ from beam_pipeline.errors import RunnerError, UsageError
 _PROJECT = "headct-shards"
 _SOURCE = Path(__file__).parents[1]
 _BUILT_FROM = ("setup.py", "README.md", "LICENSE", "beam_pipeline")
+_LEFT_OUT = ("__pycache__", "sample")
 _BUILD_SECONDS = 300
 
 
@@ -72,7 +73,7 @@ def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
 
 
 def build_wheel(folder: Path) -> Path:
-    """A wheel of this package without the trainer, built in a folder from a copy of the source.
+    """A wheel of the pipeline alone, without trainer and sample, built in a folder.
 
     Raises:
         UsageError: this is not a source tree.
@@ -87,9 +88,8 @@ def build_wheel(folder: Path) -> Path:
     copy.mkdir()
     for name in _BUILT_FROM:
         if (_SOURCE / name).is_dir():
-            shutil.copytree(
-                _SOURCE / name, copy / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            ignore = shutil.ignore_patterns(*_LEFT_OUT)
+            shutil.copytree(_SOURCE / name, copy / name, ignore=ignore)
         else:
             shutil.copy(_SOURCE / name, copy)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]

@@ -36,6 +36,9 @@ _POLL_SECONDS = 1.0
 _NOWHERE = -1  # instead of a place
 _KILL_SECONDS = 10.0
 _DEATHS_ALLOWED = 10  # one after the other, of processes that were at no item
+# At one item. A fault of a decoder ends its process by other signals: this one comes from outside,
+# as from a kernel that is short of memory, whatever the process is doing.
+_KILLS_ALLOWED = 3
 _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
 # What workers use, imported once in a process without threads that all of them are forked from: a
@@ -143,7 +146,8 @@ class WorkerPool(Generic[T, R]):
     """Runs a function over tasks in processes, which are started when there is work for them.
 
     An item of a task that a process was working on when it died or hung is tried once more; if that
-    ends the same way, the item is excluded from its task, which is then done without it.
+    ends the same way, the item is excluded from its task, which is then done without it. One whose
+    process was killed from outside is tried three times more.
 
     Args:
         function: called as function(task, watch) in a process; it tells `watch` of each item that
@@ -226,13 +230,10 @@ class WorkerPool(Generic[T, R]):
         for place, worker in enumerate(self._workers):
             lost = self._loss(worker)
             if lost is not None:
+                _logger.warning("A worker process %s; going on with another.", _LOSSES[lost])
+                self._do_again(worker, lost)
                 _stop(worker)
                 self._workers[place] = self._start()
-                if worker.leaving is not None:
-                    self._queue.appendleft(self._retry(worker.leaving, _NOWHERE, lost))
-                if worker.job is not None:
-                    self._queue.appendleft(self._retry(worker.job, worker.place, lost))
-                _logger.warning("A worker process %s; going on with another.", _LOSSES[lost])
         self._hand_out()
 
     def _loss(self, worker: _Worker) -> Reason | None:
@@ -245,17 +246,18 @@ class WorkerPool(Generic[T, R]):
             raise StoreError(self._storage, f"no answer for {stalled:.0f} s")
         return None
 
-    def _retry(self, job: _Job, place: int, reason: Reason) -> _Job:
-        """The task to do again, without the item at hand if a process was lost there before."""
-        if place == _NOWHERE:
-            self._idle_deaths += 1
+    def _do_again(self, worker: _Worker, lost: Reason) -> None:
+        """What a lost process was to do, without the item at hand if another was lost there."""
+        if worker.place == _NOWHERE:
+            self._idle_deaths += worker.is_busy
             if self._idle_deaths > _DEATHS_ALLOWED:
                 raise WorkerFailed("worker processes die before they touch a file")
-            return job
-        job.losses[place] += 1
-        if job.losses[place] > 1:
-            job.excluded[place] = reason
-        return job
+        elif worker.job is not None:
+            killed = lost is Reason.DECODER_CRASHED and worker.process.exitcode == -signal.SIGKILL
+            worker.job.losses[worker.place] += 1
+            if worker.job.losses[worker.place] > (_KILLS_ALLOWED if killed else 1):
+                worker.job.excluded[worker.place] = lost
+        self._queue.extendleft(job for job in (worker.leaving, worker.job) if job is not None)
 
     def _start(self) -> _Worker:
         start_server()

@@ -131,7 +131,7 @@ def _add_etag(head: str, answer: bytes) -> bytes:
 
 
 def _is_put(head: str) -> bool:
-    return head.startswith("PUT ")
+    return head.startswith("PUT ") and not head.startswith("PUT /upload/")  # a resumable upload
 
 
 def _make_gcs_bucket(host: str) -> None:

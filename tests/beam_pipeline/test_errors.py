@@ -4,10 +4,14 @@ import pytest
 
 from beam_pipeline import errors
 from beam_pipeline.errors import (
+    AlreadyComplete,
+    Interrupted,
     OutputError,
     PipelineError,
     Reason,
+    Refusal,
     Rejected,
+    RunnerError,
     StoreError,
     TooManyRejects,
     UsageError,
@@ -18,6 +22,10 @@ EXAMPLES = [
     TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05),
     StoreError("s3://bucket", "access denied"),
     OutputError("cannot write x in out: No space left on device"),
+    RunnerError("FlinkRunner failed: no slots"),
+    Interrupted("interrupted; the same command resumes"),
+    Refusal("12 of 33 files were rejected", 3),
+    AlreadyComplete("out is complete"),
 ]
 
 
@@ -51,4 +59,4 @@ def test_a_message_is_one_line_with_what_to_do() -> None:
 
 
 def test_an_exit_code_says_whose_turn_it_is() -> None:
-    assert [error.exit_code for error in EXAMPLES] == [2, 3, 5, 5]
+    assert [error.exit_code for error in EXAMPLES] == [2, 3, 5, 5, 1, 130, 3, 0]

@@ -30,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         answers: dict[str, Any] = {
             "/jobs/overview": {"jobs": self.server.jobs},
+            "/config": {"flink-version": "1.19.3", "flink-commit": "0000000"},
             "/jobmanager/config": [
                 {"key": key, "value": value} for key, value in self.server.settings.items()
             ],
@@ -119,6 +120,10 @@ def test_settings_that_a_long_job_needs_are_named(
     found = flink.advice()
     assert len(found) == len(advice)
     assert all(word in line for word, line in zip(advice, found, strict=True))
+
+
+def test_a_cluster_has_a_version(flink: FlinkCluster) -> None:
+    assert flink.version() == "1.19"
 
 
 def test_no_cluster() -> None:

@@ -45,6 +45,15 @@ def note_start(starts: Path) -> int:
     return starts.stat().st_size
 
 
+def be_killed(task: Letters, watch: Watch, starts: Path, times: int) -> Outcome:
+    """While working on the first item."""
+    if 0 not in watch.excluded:
+        watch.working(0)
+        if note_start(starts) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return upper(task, watch)
+
+
 def crash_once(task: Letters, watch: Watch, starts: Path) -> Outcome:
     watch.working(0)
     if note_start(starts) == 1:
@@ -147,6 +156,14 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path, caplog: pytest.LogCapture
     pool = WorkerPool(partial(crash_once, starts=tmp_path / "starts"), 1)
     assert run(pool, ("a",), ("b",)) == {"a": "A", "b": "B"}
     assert "A worker process died" in caplog.text
+
+
+@pytest.mark.parametrize(("times", "expected"), [(3, "A"), (4, "decoder_crashed")])
+def test_a_process_may_be_killed_from_outside_wherever_it_is(
+    tmp_path: Path, times: int, expected: str
+) -> None:
+    pool = WorkerPool(partial(be_killed, starts=tmp_path / "starts", times=times), 1)
+    assert run(pool, ("a", "b")) == {"a": expected, "b": "B"}
 
 
 def test_an_item_that_crashes_its_process_twice_is_left_out() -> None:

@@ -10,7 +10,7 @@ from pydicom.uid import JPEGLosslessSV1
 
 from tests.beam_pipeline import bad_decoders
 from tests.beam_pipeline.dicom_files import make_dicom
-from tests.engines.engines import Engine, digests, start_engine
+from tests.engines.engines import Engine, digests, start_engine, wait_for
 
 SLICES = 96
 BAD = {
@@ -100,3 +100,4 @@ def engine(
     """A runner, whose workers have another working directory than the pipeline's command."""
     with start_engine(request.param, tmp_path_factory.mktemp(request.param), decoders) as engine:
         yield engine
+    wait_for(lambda: not engine.processes())

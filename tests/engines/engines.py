@@ -80,6 +80,16 @@ def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
+def marked(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which the pipeline is found, and by which its processes are."""
+    path = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    return {
+        **environment,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        _MARK: uuid.uuid4().hex,
+    }
+
+
 def _is_marked(process: psutil.Process, mark: str) -> bool:
     try:
         return (
@@ -107,9 +117,7 @@ def start_engine(name: str, folder: Path, environment: Mapping[str, str]) -> Ite
         folder: an empty one.
         environment: of workers and of the pipeline's command.
     """
-    variables = {**environment, _MARK: uuid.uuid4().hex}
-    path = [environment.get("PYTHONPATH", ""), str(ROOT)]
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    variables = marked(environment)
     if name == "local":
         yield Engine(name, ("--workers", "2"), variables, None)
     elif name == "prism":

@@ -95,12 +95,13 @@ def test_two_runs_at_once_end_in_one_right_directory(
     assert_nothing_left(engine)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_tells_the_truth_and_the_same_command_ends_the_work(
-    engine: Engine, folder: Path, reference: dict[str, str]
+    engine: Engine, folder: Path, reference: dict[str, str], sent: signal.Signals
 ) -> None:
     run = engine.start(folder, *RUN)
     wait_for(lambda: has_written(folder, 2))
-    run.send_signal(signal.SIGINT)
+    run.send_signal(sent)
     done = finish(run)
     assert done.returncode == 130
     assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,465 @@
+"""What a run on a cluster moves, asks for, computes and costs, from 10^5 to 10^8 slices.
+
+    python -m tests.benchmarks.costs [--slices 100000 ...] [--vcpu_hour 0.056 ...] [--markdown]
+    python -m tests.benchmarks.costs --measure FOLDER_OF_DICOM_SLICES
+
+All rates are flags: `--help` tells where each default was measured. Prices are examples, and
+change: give those of your provider and region. The model counts a bucket's requests as the steps
+make them, has the bucket in the region of the workers, and takes conversion as evenly spread over
+the vCPUs; while a single process plans, and while one describes the shards at the end, they are
+paid for and wait.
+
+`--measure` runs all steps but the last on 300 and on --files slices, linked under new names, and
+takes from these runs the bytes of the tables in `.unfinished`, and those that went into
+GroupByKeys, encoded as a runner gets them. The last step is measured apart, on the tables of one
+shard under a thousand names.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from rich.console import Console
+
+from beam_pipeline.finish import finish_directory
+from beam_pipeline.inventory import _part_size
+from beam_pipeline.layout import MANIFEST, PLAN, SHARDS_A_PART, UNFINISHED, ShardFile
+from beam_pipeline.options import LeakCheck, Options
+from beam_pipeline.unfinished import decode_table
+from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.report import Figures, markdown, show
+
+_SINGLE_PUT, _UPLOADED_PART = 1 << 26, 1 << 24  # bytes: larger shards go in parts of the latter
+_PAGE = 1000  # objects that a request lists
+_LOOK_SECONDS = 10.0  # between the launcher's looks at the output,
+_WATCHED = ("listing", "inventory", "written")  # of which it lists these tables
+_FEW = 300  # slices of the smaller run that is measured
+_FINISHED_SHARDS = 1000  # that the last step is measured on
+_KINDS = ("listing", "inventory", "plan", "written")  # of tables
+
+_PLANNED = (10**5, 10**6, 10**7)  # slices, for which planning was measured
+
+
+def _rate(default: float | tuple[float, ...], text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured of a slice, what is chosen, and prices."""
+
+    file_bytes: float = _rate(525_000, "of a file: 512 x 512, uncompressed")
+    head_bytes: float = _rate(58_000, "of a file, read before planning (make bench-buckets)")
+    shard_bytes: float = _rate(112_000, "written of a slice in three windows (make bench)")
+    listing_bytes: float = _rate(19, "of a slice in the listing (--measure)")
+    inventory_bytes: float = _rate(69, "of a slice in the inventory (--measure)")
+    plan_bytes: float = _rate(269, "of a slice in the plan (--measure)")
+    written_bytes: float = _rate(69, "of a slice in the tables of written shards (--measure)")
+    element_bytes: float = _rate(18, "of an element that goes through the shuffle (--measure)")
+    examples_per_shard: float = _rate(256, "as the pipeline's option")
+    local_cpu_ms: float = _rate(2.3, "of a slice, from a local disk: 2.1 to 2.5 (make bench)")
+    bucket_cpu_ms: float = _rate(10.4, "of a slice, from a bucket (make bench-buckets)")
+    finishing_us: float = _rate(
+        14, "of CPU for a slice, in the last step (--measure, on a busy machine)"
+    )
+    planning_seconds: tuple[float, ...] = _rate(
+        (1.0, 8.0, 110.0), "of CPU, for 10^5, 10^6 and 10^7 slices (make bench-planning)"
+    )
+    planning_mb: tuple[float, ...] = _rate(
+        (264, 1_121, 2_630), "of memory, for 10^5, 10^6 and 10^7 slices (make bench-planning)"
+    )
+    planning_bytes: float = _rate(170, "of memory, for each slice beyond 10^7 (BENCHMARKS.md)")
+    planning_disk: float = _rate(400, "bytes of a slice beyond 10^6, in temporary files")
+    hours: float = _rate(1.0, "that conversion is to take: decides how many vCPUs there are")
+    min_vcpus: float = _rate(4, "at least")
+    max_vcpus: float = _rate(400, "at most")
+    gb_per_vcpu: float = _rate(3.75, "memory of the machine type")
+    start_minutes: float = _rate(3.0, "until a worker is there and set up; assumed, not measured")
+    vcpu_hour: float = _rate(0.056, "price")
+    gb_hour: float = _rate(0.003557, "price of memory")
+    shuffle_gb: float = _rate(0.011, "price")
+    list_1000: float = _rate(0.005, "price of 1000 LIST requests")
+    put_1000: float = _rate(0.005, "price of 1000 PUT requests")
+    get_1000: float = _rate(0.0004, "price of 1000 GET or HEAD requests")
+    egress_gb: float = _rate(0.0, "price of a GB read; none within a region")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a run on so many slices.
+
+    Attributes:
+        slices: in the input.
+        rates: measured, and prices.
+    """
+
+    slices: int
+    rates: Rates
+
+    @property
+    def parts(self) -> int:
+        """Of the inventory, each one task."""
+        left, number = self.slices, 0
+        while left > 0:
+            left -= _part_size(number)
+            number += 1
+        return number
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.slices / self.rates.examples_per_shard)
+
+    @property
+    def plan_tables(self) -> int:
+        return math.ceil(self.shards / SHARDS_A_PART)
+
+    @property
+    def head_bytes(self) -> float:
+        return self.slices * self.rates.head_bytes
+
+    @property
+    def file_bytes(self) -> float:
+        return self.slices * self.rates.file_bytes
+
+    @property
+    def shard_bytes(self) -> float:
+        return self.slices * self.rates.shard_bytes
+
+    @property
+    def table_bytes(self) -> float:
+        """In `.unfinished` when all shards are written."""
+        own = self.rates
+        each = own.listing_bytes + own.inventory_bytes + own.plan_bytes + own.written_bytes
+        return self.slices * each
+
+    @property
+    def table_bytes_read(self) -> float:
+        """A listing once, the inventory by planning twice, a plan's table for each of its shards,
+        and what was written of shards twice."""
+        own = self.rates
+        each = own.listing_bytes + 2 * own.inventory_bytes + 2 * own.written_bytes
+        return self.slices * (each + SHARDS_A_PART * own.plan_bytes)
+
+    @property
+    def elements(self) -> int:
+        """Into GroupByKeys: each part and each shard, before and after its task."""
+        return 2 * (self.parts + self.shards)
+
+    @property
+    def shuffle_bytes(self) -> float:
+        return self.elements * self.rates.element_bytes
+
+    @property
+    def list_requests(self) -> int:
+        """The input; the tables, when they are removed; and the launcher's looks at them.
+
+        At each look the launcher lists what there is by then: half of it in the mean.
+        """
+        tables = 2 * self.parts + self.plan_tables + self.shards
+        watched = (2 * self.parts + self.shards / 2) / _PAGE + len(_WATCHED)
+        looks = 3600 * self.hours / _LOOK_SECONDS
+        return math.ceil(self.slices / _PAGE + tables / _PAGE + looks * watched)
+
+    @property
+    def put_requests(self) -> int:
+        """Shards, and tables."""
+        return self.shards * (self._puts_of_a_shard + 1) + 2 * self.parts + self.plan_tables
+
+    @property
+    def _puts_of_a_shard(self) -> int:
+        size = self.rates.examples_per_shard * self.rates.shard_bytes
+        return 1 if size <= _SINGLE_PUT else 2 + math.ceil(size / _UPLOADED_PART)
+
+    @property
+    def get_requests(self) -> int:
+        """Of a slice a header, some pixels, and the file.
+
+        Of a part: its listing, the first listing and the first file for the key, an earlier
+        inventory, and by planning twice the inventory. Of a shard: its plan, an earlier result, the
+        version of its file, and at the end twice what was written. The launcher looks once at each
+        table that it can count with.
+        """
+        return 3 * self.slices + 8 * self.parts + 6 * self.shards
+
+    @property
+    def local_core_hours(self) -> float:
+        return self.slices * self.rates.local_cpu_ms / 3.6e6
+
+    @property
+    def bucket_core_hours(self) -> float:
+        return self.slices * self.rates.bucket_cpu_ms / 3.6e6
+
+    @property
+    def planning_seconds(self) -> float:
+        return _along(_PLANNED, self.rates.planning_seconds, self.slices)
+
+    @property
+    def finishing_seconds(self) -> float:
+        return self.slices * self.rates.finishing_us / 1e6
+
+    @property
+    def planning_memory(self) -> float:
+        """Bytes."""
+        beyond = max(self.slices - _PLANNED[-1], 0) * self.rates.planning_bytes
+        return float(np.interp(self.slices, _PLANNED, self.rates.planning_mb)) * 1e6 + beyond
+
+    @property
+    def planning_disk(self) -> float:
+        """Bytes of temporary files."""
+        return self.slices * self.rates.planning_disk if self.slices > _PLANNED[1] else 0.0
+
+    @property
+    def vcpus(self) -> int:
+        wanted = math.ceil(self.bucket_core_hours / self.rates.hours)
+        most = min(self.rates.max_vcpus, self.shards)
+        return round(min(max(wanted, self.rates.min_vcpus), most))
+
+    @property
+    def hours(self) -> float:
+        """From the first worker's start to the end."""
+        alone = (self.planning_seconds + self.finishing_seconds) / 3600
+        return self.rates.start_minutes / 60 + self.bucket_core_hours / self.vcpus + alone
+
+    @property
+    def cpu_price(self) -> float:
+        return self.vcpus * self.hours * self.rates.vcpu_hour
+
+    @property
+    def memory_price(self) -> float:
+        return self.vcpus * self.hours * self.rates.gb_per_vcpu * self.rates.gb_hour
+
+    @property
+    def request_price(self) -> float:
+        own = self.rates
+        listed, put = self.list_requests * own.list_1000, self.put_requests * own.put_1000
+        return (listed + put + self.get_requests * own.get_1000) / 1000
+
+    @property
+    def shuffle_price(self) -> float:
+        return self.shuffle_bytes / 1e9 * self.rates.shuffle_gb
+
+    @property
+    def egress_price(self) -> float:
+        read = self.head_bytes + self.file_bytes + self.table_bytes_read
+        return read / 1e9 * self.rates.egress_gb
+
+    @property
+    def price(self) -> float:
+        others = self.request_price + self.shuffle_price + self.egress_price
+        return self.cpu_price + self.memory_price + others
+
+
+def _along(known: Sequence[int], values: Sequence[float], at: int) -> float:
+    """On the lines between points, and beyond the last."""
+    slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
+    return float(np.interp(at, known, values)) + max(at - known[-1], 0) * slope
+
+
+def tabulate(sizes: Sequence[int], rates: Rates) -> list[Figures]:
+    """A column for each number of slices."""
+    columns = [Costs(slices, rates) for slices in sizes]
+    tables = {
+        "What is moved": {
+            "read: headers": lambda run: _bytes(run.head_bytes),
+            "read: whole files": lambda run: _bytes(run.file_bytes),
+            "written to shards": lambda run: _bytes(run.shard_bytes),
+            "tables in `.unfinished`": lambda run: _bytes(run.table_bytes),
+            "read of these tables": lambda run: _bytes(run.table_bytes_read),
+            "through the shuffle": lambda run: _bytes(run.shuffle_bytes),
+        },
+        "What is asked for": {
+            "tasks that read headers": lambda run: f"{run.parts:,}",
+            "tasks that write shards": lambda run: f"{run.shards:,}",
+            "LIST (class A)": lambda run: f"{run.list_requests:,}",
+            "PUT (class A)": lambda run: f"{run.put_requests:,}",
+            "GET and HEAD (class B)": lambda run: f"{run.get_requests:,}",
+        },
+        "What is computed": {
+            "core hours, local disk": lambda run: f"{run.local_core_hours:,.2f}",
+            "core hours, bucket": lambda run: f"{run.bucket_core_hours:,.2f}",
+            "planning: seconds on one core": lambda run: f"{run.planning_seconds:,.0f}",
+            "planning: memory": lambda run: _bytes(run.planning_memory),
+            "planning: temporary disk": lambda run: _bytes(run.planning_disk),
+            "last step: seconds on one core": lambda run: f"{run.finishing_seconds:,.0f}",
+            "vCPUs": lambda run: f"{run.vcpus:,}",
+            "hours": lambda run: f"{run.hours:.1f}",
+        },
+        "What is paid, USD": {
+            "vCPUs": lambda run: f"{run.cpu_price:,.2f}",
+            "memory": lambda run: f"{run.memory_price:,.2f}",
+            "requests": lambda run: f"{run.request_price:,.2f}",
+            "shuffle": lambda run: f"{run.shuffle_price:,.4f}",
+            "egress": lambda run: f"{run.egress_price:,.2f}",
+            "all": lambda run: f"{run.price:,.2f}",
+        },
+    }
+    return [_figures(title, columns, rows) for title, rows in tables.items()]
+
+
+def _figures(title: str, columns: list[Costs], rows: dict[str, Callable[[Costs], str]]) -> Figures:
+    figures = Figures(title, ("slices", *(f"{run.slices:,}" for run in columns)))
+    figures.rows.extend((name, *map(figure, columns)) for name, figure in rows.items())
+    return figures
+
+
+def _bytes(size: float) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= factor:
+            digits = 0 if size >= 100 * factor else 1
+            return f"{size / factor:,.{digits}f} {unit}"
+    return f"{size:.0f}"
+
+
+@dataclass
+class Shuffled:
+    """Bytes that went into GroupByKeys, as their input's coders encode it."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def shuffled() -> Iterator[Shuffled]:
+    """Count what the local runner groups while the block lasts."""
+    from apache_beam.runners.portability.fn_api_runner.execution import GroupingBuffer
+
+    counted = Shuffled()
+    append = GroupingBuffer.append
+
+    def count(buffer: Any, data: bytes) -> None:
+        counted.bytes += len(data)
+        append(buffer, data)
+
+    with mock.patch.object(GroupingBuffer, "append", count):
+        yield counted
+
+
+def measure(folder: Path, files: int) -> tuple[dict[str, Any], Figures]:
+    """Rates of tables, shuffle and last step, and the table that most are taken from."""
+    from tests.benchmarks.ways import copy_usable  # it changes settings of pydicom
+
+    runs = {}
+    with tempfile.TemporaryDirectory() as name:
+        slices, _ = copy_usable(folder, Path(name, "slices"))
+        for count in (_FEW, files):
+            source = _link(slices, count, Path(name, f"in{count}"))
+            runs[count] = _run(source, Path(name, f"out{count}"))
+        finishing = _finish(Path(name, f"out{files}"))
+    columns = (
+        "slices",
+        *(f"{kind}, bytes a slice" for kind in _KINDS),
+        "elements",
+        "shuffle bytes",
+    )
+    figures = Figures("Measured", columns)
+    for count, (sizes, elements, counted) in runs.items():
+        each = (f"{sizes[kind] / count:.0f}" for kind in _KINDS)
+        figures.rows.append((f"{count:,}", *each, str(elements), str(counted.bytes)))
+    sizes, elements, counted = runs[files]
+    rates: dict[str, Any] = {f"{kind}_bytes": sizes[kind] / files for kind in _KINDS}
+    rates["element_bytes"] = counted.bytes / elements
+    rates["finishing_us"] = 1e6 * finishing
+    return rates, figures
+
+
+def _link(slices: list[Path], count: int, folder: Path) -> Path:
+    """A folder of links to slices, with names such as RSNA's, which hardly can be compressed."""
+    folder.mkdir()
+    for number, path in zip(range(count), cycle(slices), strict=False):
+        digest = hashlib.sha256(str(number).encode()).hexdigest()
+        (folder / f"ID_{digest[:9]}.dcm").hardlink_to(path)
+    return folder
+
+
+def _run(source: Path, output: Path) -> tuple[dict[str, int], int, Shuffled]:
+    """Bytes of the tables by their kind, elements that are grouped, and their bytes."""
+    # With fingerprints; that the copies are identical is only counted.
+    options = Options(str(source), None, str(output), leak_check=LeakCheck.REPORT, workers=2)
+    with shuffled() as counted:
+        run_steps(options)
+    sizes, tables = {}, {}
+    for kind in _KINDS:
+        paths = list((output / UNFINISHED / kind).iterdir())
+        sizes[kind], tables[kind] = sum(path.stat().st_size for path in paths), len(paths)
+    return sizes, 2 * (tables["listing"] + tables["written"]), counted
+
+
+def _finish(output: Path) -> float:
+    """CPU seconds of the last step, a slice: the tables of a shard stand for those of all."""
+    folder = output / UNFINISHED
+    paths = sorted((folder / "written").iterdir())
+    data = paths[0].read_bytes()
+    for path in paths:
+        path.unlink()
+    names = [ShardFile("test", number, _FINISHED_SHARDS).name for number in range(_FINISHED_SHARDS)]
+    for name in names:
+        (folder / "written" / f"{name}.arrow").write_bytes(data)
+    plan = json.loads((output / PLAN).read_text()) | {"shards": names}
+    (output / PLAN).write_text(json.dumps(plan))
+    before = time.process_time()
+    finish_directory(_FINISHED_SHARDS, Options("", None, str(output)))
+    seconds: float = time.process_time() - before
+    assert (output / MANIFEST).exists()
+    return seconds / (_FINISHED_SHARDS * int(decode_table(data).num_rows))
+
+
+def run_steps(options: Options) -> None:
+    """Run all steps but the last, so that the tables stay."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    from beam_pipeline.transforms import InspectFiles, PlanShards, WriteShards
+
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+        pipeline | InspectFiles(options) | PlanShards(options) | WriteShards(options)
+
+
+def main() -> None:
+    """Show the costs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.costs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--slices", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
+    add("--measure", type=Path, metavar="FOLDER", help="of slices: measure tables and shuffle")
+    add("--files", type=int, default=3_000, help="for --measure (default: 3000)")
+    add("--markdown", action="store_true", help="print Markdown")
+    for rate in fields(Rates):
+        values = rate.default if isinstance(rate.default, tuple) else (rate.default,)
+        text = f"{rate.metadata['help']} (default: {' '.join(f'{value:g}' for value in values)})"
+        add(
+            f"--{rate.name}",
+            type=float,
+            nargs=len(values) if isinstance(rate.default, tuple) else None,
+            default=rate.default,
+            help=text,
+        )
+    given = parser.parse_args()
+    rates = Rates(**{rate.name: getattr(given, rate.name) for rate in fields(Rates)})
+    tables, notes = [], {}
+    if given.measure:
+        measured, figures = measure(given.measure, given.files)
+        rates, notes = replace(rates, **measured), describe_machine(["apache-beam", "pyarrow"])
+        tables.append(figures)
+    tables += tabulate(given.slices, rates)
+    if given.markdown:
+        print(markdown(tables, notes))
+    else:
+        show(Console(highlight=False), tables, notes)
+
+
+if __name__ == "__main__":
+    main()
