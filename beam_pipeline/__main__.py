@@ -24,19 +24,20 @@ def main(argv: Sequence[str]) -> int:
 
     0 done, 1 the runner failed, 2 bad options, 3 too many rejects, 5 storage failed, 130 Ctrl-C.
     """
+    stderr = sys.stderr  # which belongs to Beam's log while a runner works
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
     try:
         return _preprocess(*parse_options(argv))
     except Interrupted as error:
-        print(f"beam_pipeline: {error}", file=sys.stderr)
+        print(f"beam_pipeline: {error}", file=stderr)
         return error.exit_code
     except PipelineError as error:
-        print(f"beam_pipeline: error: {error}", file=sys.stderr)
+        print(f"beam_pipeline: error: {error}", file=stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("beam_pipeline: interrupted; the same command resumes", file=sys.stderr)
+        print("beam_pipeline: interrupted; the same command resumes", file=stderr)
         return 130
 
 

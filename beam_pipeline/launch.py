@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -194,7 +195,10 @@ class _Log:
 
 @contextmanager
 def _beam_log() -> Iterator[_Log]:
-    """Beam's log goes to a file for the rest of this process, which is kept if the run fails."""
+    """Beam's log goes to a file for the rest of this process, which is kept if the run fails.
+
+    So does what its threads print, which may go on for a while after the run was interrupted.
+    """
     descriptor, name = tempfile.mkstemp(prefix="beam_pipeline-", suffix=".log")
     os.close(descriptor)
     log = _Log(Path(name))
@@ -204,6 +208,7 @@ def _beam_log() -> Iterator[_Log]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    sys.stderr = log.path.open("a", buffering=1)
     # Threads of gRPC end with tracebacks when the other side of a connection goes away first.
     threading.excepthook = _log_thread
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
