@@ -208,13 +208,18 @@ def _beam_log() -> Iterator[_Log]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    sys.stderr = log.path.open("a", buffering=1)
+    # The second is what Python goes back to when it ends.
+    sys.stderr = sys.__stderr__ = log.path.open("a", buffering=1)  # type: ignore[misc]
     # Threads of gRPC end with tracebacks when the other side of a connection goes away first.
     threading.excepthook = _log_thread
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Processes that are started meanwhile inherit the descriptor.
+    terminal = os.dup(2)
+    os.dup2(sys.stderr.fileno(), 2)
     try:
         yield log
     finally:
+        os.dup2(terminal, 2)
         if not log.keep:
             log.path.unlink(missing_ok=True)
 

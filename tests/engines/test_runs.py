@@ -181,7 +181,8 @@ def test_a_job_server_that_dies_is_told_in_one_line(
     kill(server)
     done = finish(run)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    assert done.stderr.count("\n") == 1, done.stderr
+    line = done.stderr.strip()
     assert line.startswith("beam_pipeline: error: PrismRunner failed: ")
     log = Path(line.rpartition("its log is ")[2])
     assert "Traceback" in log.read_text()
