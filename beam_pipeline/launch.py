@@ -176,8 +176,11 @@ def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
         return (
             f"interrupted, but job {job.id} goes on, {job.link}; the same command watches it again"
         )
-    with suppress(Exception):  # it may have ended, or its service may be gone: seen below
+    try:
         ask_for(job, launched).cancel()
+    except Exception as error:  # whatever a runner's client raises: the job may go on
+        return f"interrupted; job {job.id} could not be canceled ({_cause(error)}), {job.link}"
+    with suppress(Exception):  # Beam's, of a job that was canceled
         end = time.monotonic() + _CANCEL_SECONDS
         while time.monotonic() < end:
             if handle.wait(1.0):
