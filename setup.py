@@ -61,7 +61,6 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77"],
         "dev": [
             *EXPORT,
-            "aiohttp",
             "apache-beam[gcp]>=2.77",
             "hypothesis",
             "jax",

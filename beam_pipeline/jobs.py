@@ -12,6 +12,7 @@ from beam_pipeline.runners import DATAFLOW
 
 _ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 _ANSWER_SECONDS = 10.0
+_SILENCE_SECONDS = 60.0  # for which a service may know nothing of a job that was there before
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,10 @@ class SubmittedJob:
 class _Asked:
     """A job that is asked for its state now and then."""
 
+    _unknown_since: float | None = None
+
     def state(self) -> str:
-        """A state of Beam's PipelineState, or UNKNOWN if there is no such job."""
+        """A state of Beam's PipelineState, or UNKNOWN if there is no such job or no answer."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -130,9 +133,18 @@ class _Asked:
     def wait(self, seconds: float) -> bool:
         time.sleep(seconds)
         state = self.state()
-        if state in ("FAILED", UNKNOWN):
+        if state == "FAILED" or self._is_lost(state):
             raise RuntimeError(f"the job's state is {state}")
         return state in _ENDED
+
+    def _is_lost(self, state: str) -> bool:
+        now = time.monotonic()
+        if state != UNKNOWN:
+            self._unknown_since = None
+            return False
+        if self._unknown_since is None:
+            self._unknown_since = now
+        return now - self._unknown_since >= _SILENCE_SECONDS
 
 
 class _ServiceJob(_Asked):

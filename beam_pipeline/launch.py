@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -63,7 +64,8 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
             _logger.exception("The pipeline could not be run")
             log.keep = True
             raise RunnerError(
-                f"{launched.runner.name} failed: {_cause(error)}; its log is {log.path}"
+                f"{launched.runner.name} failed: {_cause(error)}{_remedy(error)};"
+                f" its log is {log.path}"
             ) from None
     return True
 
@@ -241,6 +243,17 @@ def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return text if len(text) <= _CAUSE_LENGTH else f"{text[:_CAUSE_LENGTH]}..."
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do where Beam cannot fetch the program that gives jobs to Flink and Spark."""
+    server = re.search(r"(flink|spark)\S*job.server", str(error))
+    return (
+        f"; give the job server that you have with --{server[1]}_job_server_jar, or the address"
+        " of one that runs with --job_endpoint (JOB_ENDPOINT=)"
+        if server
+        else ""
+    )
 
 
 def _say(console: Console, text: str) -> None:

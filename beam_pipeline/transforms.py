@@ -5,6 +5,7 @@ are numbers and names of these tables, or a PipelineError that ends the run: the
 pass it on, and the last leaves word of it.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipeline.errors import PipelineError
@@ -161,7 +163,8 @@ def _report_written(shard: Written) -> None:
 class _RunTasks(beam.DoFn):
     """Runs tasks in processes beside the worker's own.
 
-    A decoder that crashes or hangs costs its slice, whatever the runner.
+    A decoder that crashes or hangs costs its slice, whatever the runner. A runner may give a worker
+    several bundles at once: together they have no more processes than one.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class _RunTasks(beam.DoFn):
         self._function = function
         self._report_result = report_result
         self._options = options
+        self._slots = Shared()
         self._pool: WorkerPool[Any, Any] | None = None
         self._failed = False
         self._done = Metrics.counter(_NAMESPACE, function.func.__name__)  # type: ignore[attr-defined]
@@ -209,8 +213,12 @@ class _RunTasks(beam.DoFn):
                 patience=self._options.decode_timeout,
                 storage_patience=2 * self._options.storage_patience + 60,
                 storage=self._options.input,
+                slots=self._slots.acquire(self._make_slots),
             )
         return self._pool
+
+    def _make_slots(self) -> threading.Semaphore:
+        return threading.Semaphore(self._options.workers)
 
     def _outcomes(self, results: Iterator[Any]) -> Iterator[Outcome]:
         try:

@@ -157,6 +157,8 @@ class WorkerPool(Generic[T, R]):
         storage_patience: seconds of waiting after which a store counts as failed; those that can
             tell do so long before.
         storage: what they wait for, in the message of that.
+        slots: where several pools of a process share a number of processes; a pool waits for its
+            first, and has more as far as there are any.
     """
 
     def __init__(
@@ -166,12 +168,14 @@ class WorkerPool(Generic[T, R]):
         patience: float = 120.0,
         storage_patience: float = 2 * DEFAULT_PATIENCE,
         storage: str = "storage",
+        slots: threading.Semaphore | None = None,
     ) -> None:
         self._function = function
         self._size = size
         self._patience = patience
         self._storage_patience = storage_patience
         self._storage = storage
+        self._slots = slots
         self._workers: list[_Worker] = []
         self._queue: deque[_Job] = deque()  # one, and those that are to be done again
         self._idle_deaths = 0
@@ -206,6 +210,7 @@ class WorkerPool(Generic[T, R]):
         """End the processes."""
         while self._workers:
             _stop(self._workers.pop())
+            self._give_back()
         self._queue.clear()
 
     def _hand_out(self) -> None:
@@ -216,10 +221,21 @@ class WorkerPool(Generic[T, R]):
         for worker in self._workers:
             if worker.job is None:
                 return worker
-        if len(self._workers) < self._size:
-            self._workers.append(self._start())
+        if len(self._workers) < self._size and self._take_slot():
+            try:
+                self._workers.append(self._start())
+            except BaseException:
+                self._give_back()
+                raise
             return self._workers[-1]
         return None
+
+    def _take_slot(self) -> bool:
+        return self._slots is None or self._slots.acquire(blocking=not self._workers)
+
+    def _give_back(self) -> None:
+        if self._slots is not None:
+            self._slots.release()
 
     def _wait(self) -> Iterator[R]:
         """Wait until a process has something to say or is lost, and see to it."""

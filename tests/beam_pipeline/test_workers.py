@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -305,6 +306,39 @@ def test_one_task_starts_one_process() -> None:
     assert processes() == 1
     list(pool.finish())
     pool.close()
+
+
+def test_pools_that_share_slots_have_no_more_processes_than_slots() -> None:
+    slots = threading.Semaphore(2)
+    first, second = (WorkerPool(upper, 2, slots=slots) for _ in range(2))
+    list(first.submit(("a",)))
+    list(second.submit(("b",)))
+    results = [*second.submit(("c",)), *second.submit(("d",))]  # by the only process it may have
+    assert processes() == 2
+    results += second.finish()
+    first.close()
+    results += [*second.submit(("e",)), *second.submit(("f",)), *second.submit(("g",))]
+    assert processes() == 2
+    results += second.finish()
+    second.close()
+    assert sorted("".join(result) for result in results) == ["b", "c", "d", "e", "f", "g"]
+    assert all(slots.acquire(blocking=False) for _ in range(2)), "all were given back"
+    assert not slots.acquire(blocking=False)
+
+
+def test_a_pool_waits_for_a_slot() -> None:
+    slots = threading.Semaphore(1)
+    first, second = (WorkerPool(upper, 1, slots=slots) for _ in range(2))
+    list(first.submit(("a",)))
+    results: list[Outcome] = []
+    waiting = threading.Thread(target=lambda: results.extend(second.map([("b",)])))
+    waiting.start()
+    assert list(first.finish()) == [{"a": "A"}]
+    assert processes() == 1
+    assert not results
+    first.close()
+    waiting.join(60)
+    assert results == [{"b": "B"}]
 
 
 def test_a_result_that_nobody_takes_leaves_no_process() -> None:
