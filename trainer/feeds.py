@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
+from trainer.averaging import make_training_model
 from trainer.bank import GIGABYTE, Bank, bank_bytes, check_memory, fill_bank
 from trainer.checkpoint import BANK_NAME
 from trainer.input_pipeline import (
@@ -30,8 +31,9 @@ from trainer.input_pipeline import (
 )
 from trainer.job import Job
 from trainer.model import Classifier
+from trainer.random_access import records_at
 from trainer.resize import Resize
-from trainer.sampling import epoch_copies, epoch_rows
+from trainer.sampling import epoch_rows
 from trainer.shards import count
 
 
@@ -56,17 +58,20 @@ class Stream:
 
     def network(self, classifier: Classifier) -> Any:
         """Stored images → logits."""
-        return keras.Model(classifier.model.inputs, classifier.model.outputs, name="training")
+        inputs, outputs = classifier.model.inputs, classifier.model.outputs
+        return training_model(self.job, classifier, inputs, outputs)
 
     def batches(self, order: Order) -> Any:
         """Stored images and labels."""
         job, options = self.job, self.job.options
-        labels, copies = job.streamed_labels, None
-        if labels is not None:
-            copies = epoch_copies(labels, job.steps, options.batch_size, order)
-        records = training_records(job.training, order, options.shuffle_buffer, copies)
+        skip = order.skip
+        if job.index is None:
+            records = training_records(job.training, order, options.shuffle_buffer)
+        else:
+            rows = epoch_rows(job.index.labels, job.steps, options.batch_size, order, balanced=True)
+            records, skip = records_at(job.index, rows.ravel()), 0
         batches = training_batches(
-            records, job.shards.image, len(job.shards.labels), options.batch_size, order.skip
+            records, job.shards.image, len(job.shards.labels), options.batch_size, skip
         )
         return batches.take(job.steps - order.skip)
 
@@ -93,7 +98,7 @@ class Cached:
         """Resized images → logits."""
         size, image = self.job.options.image_size, self.job.shards.image
         inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
-        return keras.Model(inputs, classifier.core(Resize(size)(inputs)), name="training")
+        return training_model(self.job, classifier, inputs, classifier.core(Resize(size)(inputs)))
 
     def batches(self, order: Order) -> Any:
         """Resized images and labels."""
@@ -102,7 +107,9 @@ class Cached:
         shape = (self.job.options.batch_size, size, size, image.channels)
 
         def gather(chosen: Any) -> tuple[Any, Any]:
-            pixels = tf.numpy_function(self.bank.take, [chosen], tf.as_dtype(image.dtype))
+            # Said to be without state: with --deterministic others are called one after the other.
+            dtype = tf.as_dtype(image.dtype)
+            pixels = tf.numpy_function(self.bank.take, [chosen], dtype, stateful=False)
             return tf.ensure_shape(pixels, shape), tf.gather(self.bank.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
@@ -131,7 +138,7 @@ class OnDevice(Cached):
         """Rows of the bank → logits."""
         inputs = layers.Input((), dtype=row_type())
         resized = Resize(self.job.options.image_size)(self.lookup(inputs))
-        return keras.Model(inputs, classifier.core(resized), name="training")
+        return training_model(self.job, classifier, inputs, classifier.core(resized))
 
     def batches(self, order: Order) -> Any:
         """Rows and labels."""
@@ -140,6 +147,12 @@ class OnDevice(Cached):
         return with_options(
             tf.data.Dataset.from_tensor_slices((rows.astype(row_type()), labels)).prefetch(2)
         )
+
+
+def training_model(job: Job, classifier: Classifier, inputs: Any, outputs: Any) -> Any:
+    """The model that `fit` trains, with averages if the options ask for them."""
+    options = job.options
+    return make_training_model(inputs, outputs, classifier.core, options.ema, options.accumulate)
 
 
 def row_type() -> str:

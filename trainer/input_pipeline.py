@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.errors import BadInput
@@ -84,8 +83,12 @@ class InputClock:
 
 def counter_calling(function: Callable[[Any], Any]) -> Any:
     """0, 1, 2, … ; `function` is called as each is asked for."""
-    numbers = tf.data.Dataset.counter()
-    return numbers.map(as_written(lambda i: tf.numpy_function(function, [i], tf.int64)))
+
+    def call(number: Any) -> Any:
+        # Of a pipeline with a stateful part, --deterministic would do nothing in parallel.
+        return tf.numpy_function(function, [number], tf.int64, stateful=False)
+
+    return tf.data.Dataset.counter().map(as_written(call))
 
 
 def as_written(function: Callable[..., Any]) -> Any:
@@ -124,31 +127,18 @@ def with_options(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def training_records(
-    splits: tuple[Split, ...],
-    order: Order,
-    buffer: int,
-    copies: npt.NDArray[np.int64] | None = None,
-) -> Any:
+def training_records(splits: tuple[Split, ...], order: Order, buffer: int) -> Any:
     """The serialized examples of a whole epoch, shuffled.
 
     Args:
         splits: what to train on.
         order: which epoch.
         buffer: records that the shuffle chooses from.
-        copies: how often the epoch has each example of `splits`, [N]; else once.
     """
     generator = order.generator()
     shards = [shard for split in splits for shard in split.shards if shard.examples]
-    shuffled = generator.permutation(len(shards))
-    files = [str(shards[i].path) for i in shuffled]
-    if copies is None:
-        records = read_records(files)
-    else:
-        ends = np.cumsum([shard.examples for shard in shards])
-        parts = np.split(copies, ends[:-1])
-        records = read_copies(files, [parts[i] for i in shuffled])
-    return records.shuffle(buffer, seed=int(generator.integers(2**31)))
+    files = [str(shards[i].path) for i in generator.permutation(len(shards))]
+    return read_records(files).shuffle(buffer, seed=int(generator.integers(2**31)))
 
 
 def training_batches(
@@ -186,21 +176,6 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
 def read_records(files: list[str]) -> Any:
     """Serialized examples, a few from each of several shards in turn."""
     return in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
-
-
-def read_copies(files: list[str], copies: list[npt.NDArray[np.int64]]) -> Any:
-    """Serialized examples as `read_records` gives them, each as often as `copies` says."""
-
-    def read(file: Any, wanted: Any) -> Any:
-        numbered = tf.data.Dataset.zip(
-            tf.data.Dataset.from_tensor_slices(wanted), read_shard(file)
-        ).filter(as_written(lambda number, _: number > 0))
-        return numbered.flat_map(
-            as_written(lambda number, record: tf.data.Dataset.from_tensors(record).repeat(number))
-        )
-
-    wanted = tf.RaggedTensor.from_row_lengths(np.concatenate(copies), [len(c) for c in copies])
-    return in_turn(tf.data.Dataset.from_tensor_slices((files, wanted)), read, len(files))
 
 
 def read_shard(file: Any) -> Any:

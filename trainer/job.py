@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
+from trainer.index import Index, read_index
 from trainer.networks import check_weights, find_backbone
 from trainer.options import (
     CrossvalOptions,
@@ -19,15 +20,15 @@ from trainer.options import (
     label_weights,
     parse_windows,
 )
+from trainer.priors import logit_shift
 from trainer.progress import Display
 from trainer.run_directory import RunDirectory, check_run, describe_data, read_description
+from trainer.sampling import balanced_prevalence
 from trainer.shards import (
-    Labels,
     ShardDirectory,
     Split,
     check_files,
     count,
-    read_index_labels,
     read_shard_directory,
 )
 
@@ -38,7 +39,7 @@ class Job:
 
     Attributes:
         weights: of the labels in the loss.
-        streamed_labels: of the training examples, [N, L], where a stream draws among them.
+        index: of the training examples, where training draws among them.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -49,13 +50,23 @@ class Job:
     weights: tuple[float, ...]
     run: RunDirectory
     display: Display
-    streamed_labels: Labels | None = None
+    index: Index | None = None
     is_part: bool = False
 
     @property
     def prevalence(self) -> tuple[float, ...]:
         """The share of positives of each label in the training data."""
         return self.shards.prevalence(self.options.fold)
+
+    @property
+    def sampled_prevalence(self) -> tuple[float, ...]:
+        """The same in what training draws."""
+        return self.prevalence if self.index is None else balanced_prevalence(self.index.labels)
+
+    @property
+    def logit_shift(self) -> tuple[float, ...]:
+        """What makes natural logits of those that are trained, [L]."""
+        return logit_shift(self.prevalence, self.sampled_prevalence)
 
     @property
     def steps(self) -> int:
@@ -82,11 +93,9 @@ def prepare_training(options: TrainOptions) -> Job:
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     check_files((*training, validation))
-    # A bank has its labels itself.
-    draws = options.sampling == "balanced" and options.cache == "none"
-    labels = read_index_labels(shards, training) if draws else None
+    index = read_index(shards, training) if options.sampling == "balanced" else None
     run = check_run(options, shards)
-    return Job(options, shards, training, validation, weights, run, Display(), labels)
+    return Job(options, shards, training, validation, weights, run, Display(), index)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer import checkpoint, curves
+from trainer.averaging import averaged_weights, reset_averages
 from trainer.checkpoint import Checkpoint, Progress
 from trainer.evaluate import measure, predict_labelled
 from trainer.feeds import Feed, open_feed
@@ -24,8 +25,8 @@ from trainer.hardware import (
 from trainer.input_pipeline import InputClock, Order, damage_reported
 from trainer.job import Job, answer_of
 from trainer.metrics import probabilities, split_figures
-from trainer.model import Classifier, build_classifier, load_classifier
-from trainer.optimizers import averaged_weights, learning_rate
+from trainer.model import Classifier, build_classifier, load_classifier, natural_priors
+from trainer.optimizers import learning_rate
 from trainer.phases import compile_phase
 from trainer.predictions import predict_split, write_parquet
 from trainer.progress import figures_table
@@ -54,7 +55,7 @@ def train(job: Job) -> None:
     # Before the first tensor: TensorFlow takes all the memory there is then.
     free = free_device_memory(capability) if options.cache == "device" else 0
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
+    classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
     # Only now is everything known to be good.
     begin_run(job.run, options, job.shards)
     xla = choose_xla(options.xla, capability)
@@ -83,22 +84,33 @@ def run_epochs(
     job: Job, feed: Feed, classifier: Classifier, xla: bool, saved: Checkpoint | None
 ) -> Progress:
     """Trains until the last epoch, or until nothing gets better any more."""
-    progress = saved.progress if saved else Progress()
+    progress = (
+        saved.progress if saved else Progress(thawed=None if job.options.freeze_epochs else 0)
+    )
     if saved:
-        job.display.say(f"going on after epoch {progress.epoch}, step {progress.step}")
+        job.display.say(f"resumes after epoch {progress.epoch}, step {progress.step}")
     model, phase = None, None
-    while not progress.stopped and progress.epoch < job.options.epochs:
-        frozen = progress.epoch < job.options.freeze_epochs
+    while not progress.stopped and progress.epoch < last_epoch(job, progress):
+        frozen = progress.thawed is None
         if phase != frozen:
             model, phase = compile_phase(job, feed, classifier, frozen, xla), frozen
-            if saved:
-                begins = progress.epoch == job.options.freeze_epochs and not progress.step
-                (checkpoint.restore_weights if begins else checkpoint.restore)(model, saved)
+            if saved and progress.begins_phase():
+                checkpoint.restore_weights(model, saved)
+                reset_averages(model)
+            elif saved:
+                checkpoint.restore(model, saved)
         row = train_epoch(job, feed, model, progress, saved)
         saved = None
         validate_epoch(job, feed, classifier, model, progress, row)
         checkpoint.save(job.run.checkpoints, checkpoint.capture(model, progress))
     return progress
+
+
+def last_epoch(job: Job, progress: Progress) -> int:
+    """The number of epochs; a head that got no better leaves the whole network its own."""
+    options = job.options
+    begun = options.freeze_epochs if progress.thawed is None else progress.thawed
+    return begun + options.epochs - options.freeze_epochs
 
 
 def train_epoch(
@@ -111,7 +123,7 @@ def train_epoch(
     batches = clock.measure(feed.batches(order))
     batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps - progress.step))
     watch = StepWatch(job, progress, clock, saved)
-    title = f"epoch {progress.epoch + 1} of {options.epochs}"
+    title = f"epoch {progress.epoch + 1} of {last_epoch(job, progress)}"
     job.display.begin(title, job.steps, progress.step)
     callbacks = Callbacks([watch], add_history=True, model=model)
     fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
@@ -151,22 +163,19 @@ def validate_epoch(
     row: dict[str, Any],
 ) -> None:
     """Measures the validation fold, keeps the model if it is the best, and takes note."""
-    with averaged_weights(model):
+    with averaged_weights(model), natural_priors(classifier, job.logit_shift):
         job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
         labels, predicted = answer_validation(job, feed, classifier)
         figures = split_figures(labels, predicted, job.shards.labels, job.weights)
-        loss = figures["weighted_log_loss"]
-        better = progress.best_loss is None or loss < progress.best_loss
+        aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
+        row |= {
+            "val_loss": figures["weighted_log_loss"],
+            "val_mean_roc_auc": figures["mean_roc_auc"],
+            "val_roc_auc": aucs,
+        }
+        better = progress.end_epoch(row, job.options.freeze_epochs, job.options.patience)
         if better:
             write_whole(job.run.model, classifier.model.save)
-    aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
-    row |= {"val_loss": loss, "val_mean_roc_auc": figures["mean_roc_auc"], "val_roc_auc": aucs}
-    progress.history.append(row)
-    progress.epoch, progress.step = progress.epoch + 1, 0
-    progress.best_loss = loss if better else progress.best_loss
-    progress.since_best = 0 if better else progress.since_best + 1
-    patience = job.options.patience
-    progress.stopped = bool(patience and progress.since_best >= patience)
     report_epoch(job, progress, better)
 
 

@@ -11,8 +11,12 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from trainer.__main__ import main
+from trainer.averaging import copies
 from trainer.job import Job, prepare_training
+from trainer.metrics import split_figures
+from trainer.model import load_classifier
 from trainer.options import TrainOptions
+from trainer.phases import compile_phase
 from trainer.train import train
 
 JobMaker = Callable[..., Job]
@@ -100,13 +104,45 @@ def test_head_first_then_everything_resumed_between_the_two(
         assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-4)
 
 
-def test_it_stops_when_nothing_gets_better(make_job: JobMaker, tmp_path: Path) -> None:
-    # A learning rate this small changes no loss in four digits; the third epoch is not reached.
-    job = make_job(epochs=3, patience=1, learning_rate=1e-12, weight_decay=0.0)
-    train(job)
+def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Replaces the validation loss of each epoch."""
+    remaining = iter(losses)
+
+    def figures(*arguments: Any) -> dict[str, Any]:
+        return split_figures(*arguments) | {"weighted_log_loss": next(remaining)}
+
+    monkeypatch.setattr("trainer.train.split_figures", figures)
+
+
+def test_it_stops_when_nothing_gets_better(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_to_come(monkeypatch, [3, 2, 2, 2.5, 1])
+    train(make_job(epochs=5, patience=2))
     metrics = read(tmp_path / "run" / "metrics.json")
-    assert metrics["epochs"] <= 3
-    assert metrics["stopped_early"] or metrics["epochs"] == 3
+    assert (metrics["epochs"], metrics["best_epoch"], metrics["stopped_early"]) == (4, 2, True)
+    assert len(read(tmp_path / "run" / "history.json")) == 4
+
+
+def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_to_come(monkeypatch, [2, 3, 5, 4, 1])
+    job = make_job(epochs=6, freeze_epochs=3, patience=1)
+    compiled = []
+
+    def note(job: Job, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
+        compiled.append((frozen, copies(classifier.backbone.weights)))
+        return compile_phase(job, feed, classifier, frozen, xla)
+
+    monkeypatch.setattr("trainer.train.compile_phase", note)
+    train(job)
+    assert [frozen for frozen, _ in compiled] == [True, False]
+    # Two epochs of the head, then three of everything.
+    assert read(tmp_path / "run" / "metrics.json")["epochs"] == 5
+    trained = load_classifier(job.run.model).get_layer("core").get_layer("backbone")
+    for variable, before in zip(trained.weights, compiled[1][1], strict=True):
+        assert not np.array_equal(copies([variable])[0], before), variable.path
 
 
 def test_an_infinite_loss_stops_with_a_report(
