@@ -28,6 +28,7 @@ from trainer.input_pipeline import (
     read_records,
     with_options,
 )
+from trainer.lock import remove_unfinished
 from trainer.run_directory import write_whole
 from trainer.shards import ImageSpec, Split, count
 
@@ -149,6 +150,7 @@ def map_split(
     content = "".join(each.sha256 for each in split.shards)
     name = f"{hashlib.sha256(content.encode()).hexdigest()[:16]}-{size}"
     pixels, labels = folder / f"{name}-images.npy", folder / f"{name}-labels.npy"
+    remove_unfinished(folder)
     if not labels.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         check_disk(folder, bank_bytes((split,), image, size))

@@ -204,7 +204,7 @@ def open_feed(job: Job, free_device_memory: int) -> Feed:
     job.display.begin("filling the cache", count(job.training) + job.validation.examples)
     folder = None
     if options.cache == "disk":
-        folder = Path(options.cache_dir) if options.cache_dir else job.run.path / "cache"
+        folder = Path(options.cache_dir) if options.cache_dir else job.run.cache
     bank = fill_bank(job.training, image, options.image_size, folder, job.display.update)
     trained = count(job.training)
     validation = fill_bank(

@@ -105,6 +105,8 @@ class Answer:
     Attributes:
         weights: of the labels, as in training.
         prevalence: of each label where the run was trained.
+        same_shards: whether these are the shards that the run was trained on.
+        trained_on: whether the run was trained on this very split.
         temperatures: a number a label that divides its logits.
         flip: whether to look at mirror images too.
     """
@@ -118,6 +120,17 @@ class Answer:
     flip: bool
     batch_size: int
     display: Display
+    same_shards: bool = True
+    trained_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """The split, and what is done otherwise than in training: `fold0-tta-temperature`."""
+        parts = [self.split.name]
+        parts += [] if self.same_shards else [self.shards.digest()[:8]]
+        parts += ["tta"] if self.flip else []
+        parts += ["temperature"] if any(each != 1 for each in self.temperatures) else []
+        return "-".join(parts)
 
 
 def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
@@ -130,7 +143,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     description = read_description(run)
     shards = read_shard_directory(Path(options.shards or description["shards"]["path"]))
     check_fit(description, shards)
-    split = shards.split(options.split or f"fold{description['options']['fold']}")
+    validation = f"fold{description['options']['fold']}"
+    split = shards.split(options.split or validation)
     if not split.examples:
         raise BadInput(f"{shards.path}: split {split.name} has no examples")
     check_files((split,))
@@ -138,6 +152,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
+    same_shards = shards.digest() == description["shards"]["digest"]
+    others = [fold.name for fold in shards.folds() if fold.name != validation]
     return Answer(
         run=run,
         shards=shards,
@@ -148,6 +164,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
         flip=options.tta,
         batch_size=options.batch_size,
         display=Display(),
+        same_shards=same_shards,
+        trained_on=same_shards and split.name in others,
     )
 
 
@@ -196,6 +214,8 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     if len(folds) < 2:
         raise BadInput(f"{options.shards}: has {len(folds)} labelled folds; it takes two or more")
     values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
+    # One for all folds: each is trained on by the runs of all others.
+    values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
     return tuple(
         prepare_training(
             TrainOptions(**values | {"fold": int(each.name[4:]), "run": options.run / each.name})

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.errors import BadInput
+from trainer.errors import BadInput, Diverged
 from trainer.input_pipeline import TEXTS, damage_reported, evaluation_batches
 from trainer.metrics import probabilities
 from trainer.run_directory import write_whole
@@ -62,6 +62,7 @@ def predict_split(
 
     Raises:
         BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
+        Diverged: a logit is not finite.
     """
     columns: dict[str, list[Any]] = {}
     done = 0
@@ -79,6 +80,7 @@ def predict_split(
             f"split {split.name}: {done} examples where the manifest has {split.examples}"
         )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    check_finite(joined["logits"], split.name)
     return Predictions(
         split=split.name,
         logits=joined["logits"],
@@ -86,6 +88,20 @@ def predict_split(
         texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
         position_z=joined["position_z"],
     )
+
+
+def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
+    """Looks for what is no number among logits, [N, L].
+
+    Raises:
+        Diverged: there is such.
+    """
+    if not np.isfinite(logits).all():
+        raise Diverged(
+            f"the model gives {np.count_nonzero(~np.isfinite(logits).all(axis=1))} of"
+            f" {len(logits)} slices of {split} a logit that is no finite number; try a lower"
+            " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
+        )
 
 
 def answer(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import keras
@@ -24,11 +25,12 @@ from trainer.hardware import (
 )
 from trainer.input_pipeline import InputClock, Order, damage_reported
 from trainer.job import Job, answer_of
+from trainer.lock import held
 from trainer.metrics import probabilities, split_figures
 from trainer.model import Classifier, build_classifier, load_classifier, natural_priors
 from trainer.optimizers import learning_rate
 from trainer.phases import compile_phase
-from trainer.predictions import predict_split, write_parquet
+from trainer.predictions import check_finite, predict_split, write_parquet
 from trainer.progress import figures_table
 from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
@@ -57,13 +59,16 @@ def train(job: Job) -> None:
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
     # Only now is everything known to be good.
-    begin_run(job.run, options, job.shards)
-    xla = choose_xla(options.xla, capability)
-    announce(job, policy, xla, devices)
-    feed = open_feed(job, free)
-    saved = checkpoint.load_newest(job.run.checkpoints)
-    with damage_reported(), lack_of_memory_reported():
-        finish(job, run_epochs(job, feed, classifier, xla, saved))
+    with held(job.run.path):
+        begin_run(job.run, options, job.shards)
+        if job.run.is_complete:
+            return
+        xla = choose_xla(options.xla, capability)
+        announce(job, policy, xla, devices)
+        feed = open_feed(job, free)
+        saved = checkpoint.load_newest(job.run.checkpoints)
+        with damage_reported(), lack_of_memory_reported():
+            finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
 def announce(job: Job, policy: str, xla: bool, devices: int) -> None:
@@ -142,6 +147,7 @@ def answer_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any
     cached = feed.validation_logits(classifier)
     if cached is not None:
         logits, labels = cached
+        check_finite(logits, job.validation.name)
         return labels, probabilities(logits)
     predictions = predict_split(
         classifier.model,
@@ -212,6 +218,7 @@ def finish(job: Job, progress: Progress) -> None:
     }
     write_json(job.run.metrics, metrics)
     checkpoint.clear(job.run.checkpoints)
+    shutil.rmtree(job.run.cache, ignore_errors=True)
     if job.options.report:
         write_report(answer, MISTAKES)
     path = job.options.run

@@ -1,6 +1,9 @@
 """The real loop on small shards; one run is shared by the tests that only look at it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,17 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from trainer.__main__ import main
-from trainer.averaging import copies
+from trainer.averaging import averaged_weights, copies
+from trainer.errors import BadInput, Diverged
 from trainer.job import Job, prepare_training
 from trainer.metrics import split_figures
 from trainer.model import load_classifier
 from trainer.options import TrainOptions
 from trainer.phases import compile_phase
+from trainer.run_directory import begin_run
 from trainer.train import train
+
+ROOT = Path(__file__).parents[2]
 
 JobMaker = Callable[..., Job]
 
@@ -155,6 +162,57 @@ def test_an_infinite_loss_stops_with_a_report(
     assert "the loss is" in error
     assert "epoch 1, step" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_validation_without_numbers_ends_in_one_line(
+    make_job: JobMaker, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_weights(model: Any) -> Any:
+        model.get_layer("core").get_layer("head").bias.assign(np.full(3, np.nan))
+        return averaged_weights(model)
+
+    monkeypatch.setattr("trainer.train.averaged_weights", break_weights)
+    with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is no finite number"):
+        train(make_job(cache=cache))
+
+
+def test_two_processes_do_not_train_one_run(
+    make_job: JobMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job()
+    script = (
+        "import sys, time; from pathlib import Path; from trainer.lock import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", script, str(job.run.path)]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match=f"in use by process {other.pid} on "):
+            train(job)
+        assert not job.run.description.exists()
+        other.kill()
+    train(job)
+    assert job.run.is_complete
+
+
+def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
+    job = make_job(epochs=1, cache="disk")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    begin_run(job.run, job.options, job.shards)
+    job.run.cache.mkdir()
+    names = [
+        job.run.path / f".model-{ended.pid}.keras",
+        job.run.checkpoints / f".epoch-0001-step-00000000-{ended.pid}.npz",
+    ]
+    alive = job.run.path / f".history-{os.getppid()}.json"
+    for path in (*names, alive):
+        path.write_bytes(b"half")
+    train(job)
+    assert [path for path in (*names, alive) if path.exists()] == [alive]
+    assert not job.run.cache.exists(), "a complete run needs none"
 
 
 def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:
