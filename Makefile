@@ -138,7 +138,7 @@ bench-costs: $(VENV)/.dev
 	@$(RUN_PY) -m tests.benchmarks.costs $(ARGS)
 
 bench-train: $(VENV)/.trainer bench-shards
-	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)"
+	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)" $(ARGS)
 
 bench-gpu: $(VENV)/.trainer $(VENV)/.jax bench-shards ## Measure training steps on this machine's GPU, with each backend there is
 	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)

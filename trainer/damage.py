@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 
 import tensorflow as tf
 
@@ -29,6 +30,8 @@ FAILURES = (
     tf.errors.NotFoundError,
 )
 LONGEST_REASON = 200
+# Records that are looked at together, until some of them cannot be read.
+AT_ONCE = 16
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
 def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str | None:
     """The first record that is damaged, and how; several shards are read at once."""
     tasks = [
-        partial(find_in_shard, shard, Evaluation(image, labels, 1, lowest_label(split)).read)
+        partial(find_in_shard, shard, Evaluation(image, labels, AT_ONCE, lowest_label(split)).read)
         for split in splits
         for shard in split.shards
     ]
@@ -70,17 +73,30 @@ def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str
 
 def find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
     """What is wrong with the first record that `read` cannot read; None if all are well."""
+    found = 0
+    try:
+        records = read_records(shard.path)
+        while some := list(islice(records, AT_ONCE)):
+            read(some)
+            found += len(some)
+    except OSError as error:
+        return f"{shard.path.name}: cannot be read ({error.strerror})"
+    except (ValueError, tf.errors.OpError):
+        return find_among(shard, read)
+    if found != shard.examples:
+        return f"{shard.path.name}: {found} records where the manifest has {shard.examples}"
+    return None
+
+
+def find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
+    """As `find_in_shard`, one record after the other."""
     number = 0
     try:
         for record in read_records(shard.path):
             read([record])
             number += 1
-    except OSError as error:
-        return f"{shard.path.name}: cannot be read ({error.strerror})"
     except (ValueError, tf.errors.OpError) as error:
         return f"{shard.path.name}: record {number}: {reason(error)}"
-    if number != shard.examples:
-        return f"{shard.path.name}: {number} records where the manifest has {shard.examples}"
     return None
 
 

@@ -10,11 +10,15 @@ which record it is.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,8 @@ from trainer.png import decode_pngs
 from trainer.shards import FOLD, ImageSpec, Split
 from trainer.tfrecord import check_frames
 
-CORES = os.cpu_count() or 1
+# Those that this process may use, where the system tells.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PREFETCHED = 4
 # Of batches that wait for the device, unless one alone is larger.
 PREFETCHED_BYTES = 1 << 30
@@ -205,9 +210,6 @@ class Decoder:
 
     image: ImageSpec
     rows: int
-    threads: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(CORES, "decoder"), repr=False, compare=False
-    )
 
     def __call__(self, pngs: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
         """Up to `rows` PNGs → [rows, H, W, C].
@@ -222,10 +224,29 @@ class Decoder:
         if len(shares) == 1:
             decode_pngs(pngs, image, pixels[:found])
         else:
-            done = [self.threads.submit(decode_pngs, pngs[s], image, pixels[s]) for s in shares]
+            submit = decoders().submit
+            done = [submit(decode_pngs, pngs[share], image, pixels[share]) for share in shares]
             for each in done:
                 each.result()
         return pixels
+
+
+@cache
+def decoders() -> ThreadPoolExecutor:
+    """The threads that decode in this process; TensorFlow never lets go of who calls them."""
+    atexit.register(end_pipelines)
+    return ThreadPoolExecutor(CORES, "decoder")
+
+
+def end_pipelines() -> None:
+    """Deletes what an exception that nobody caught holds, iterators among it.
+
+    Deleting one waits for the functions of ours that it has called, and these would wait for an
+    interpreter that no longer runs.
+    """
+    for name in ("last_exc", "last_value", "last_traceback"):
+        setattr(sys, name, None)
+    gc.collect()
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

@@ -14,10 +14,12 @@ enough to tell its speed from its start:
     epoch, with a process a core;
 (e) `cached`: the trainer's second epoch with --cache ram, at --image_size.
 
-Images a second and CPU time, medians of --repeats turns after one that warms up.
+Images a second and CPU time, medians of --repeats turns after one that warms up; with
+--threads 1 on one core, for instance.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +43,11 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--copies", type=int, default=8, help="of the slices, in an epoch")
+    parser.add_argument("--threads", type=int, help="cores that all ways get; all by default")
     options = parser.parse_args()
+    # Before any library looks how many there are.
+    cores = sorted(os.sched_getaffinity(0))[: options.threads]
+    os.sched_setaffinity(0, cores)
     # Here, because the loader's processes import this module, and are to know no TensorFlow.
     load_libraries()
     from tests.benchmarks.input_ways import BATCH, make_ways

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
+from trainer import damage
 from trainer.bank import fill_bank
-from trainer.damage import damage_reported
+from trainer.damage import damage_reported, find_damage
 from trainer.errors import BadInput
 from trainer.input_pipeline import (
     Order,
@@ -154,6 +155,16 @@ def test_damage_is_one_line_that_names_the_record(
         use(data)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_records_are_numbered_from_the_shards_beginning(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "AT_ONCE", 3)
+    data = spoiled(shards, tmp_path / "copy", with_label([0, 7, 1]))
+    message = find_damage((data.split("fold0"), data.split("fold1")), data.image, 3)
+    assert message == f"{VICTIM}: record {RECORD}: label 7, which is none of 0 to 1"
+    assert find_damage((data.split("fold0"), data.split("fold2")), data.image, 3) is None
 
 
 def test_too_few_records_to_train_on(shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.trainer.png_files import plain_png
 from trainer.input_pipeline import (
+    Decoder,
     InputClock,
     Order,
+    aligned,
+    end_pipelines,
     evaluation_batches,
     training_batches,
     training_records,
 )
-from trainer.shards import ShardDirectory, read_shard_directory
+from trainer.shards import ImageSpec, ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
@@ -125,3 +131,46 @@ def test_the_clock_counts_no_time_in_which_the_device_computes() -> None:
     time.sleep(0.02)
     clock.stop(1)
     assert 0.02 <= clock.waited < 0.05
+
+
+def test_pipelines_end_before_python_does(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = read_shard_directory(shards)
+
+    class Witness:
+        pass
+
+    def fail() -> weakref.ref[Witness]:
+        witness = Witness()
+        batches = iter(evaluation_batches(data.split("fold0"), data.image, 3, 4))
+        next(batches)
+        seen.append(weakref.ref(witness))
+        raise RuntimeError
+
+    seen: list[weakref.ref[Witness]] = []
+    for name in ("last_exc", "last_value", "last_traceback"):
+        monkeypatch.setattr(sys, name, None, raising=False)
+    try:
+        fail()
+    except RuntimeError as error:
+        # As Python does with what nobody catches.
+        sys.last_value, sys.last_traceback = error, error.__traceback__
+    assert seen[0]() is not None
+    end_pipelines()
+    assert seen[0]() is None
+
+
+def test_a_batch_is_handed_to_tensorflow_without_a_copy() -> None:
+    images = aligned((2, 3, 5, 1), "uint16")
+    assert images.ctypes.data % 64 == 0
+    assert images.shape == (2, 3, 5, 1)
+    assert images.dtype == np.uint16
+    assert images.flags.c_contiguous
+
+
+def test_images_in_one_batch_keep_their_order() -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (11, 6, 4, 2), np.uint8)
+    pngs = np.array([plain_png(image) for image in images], object)
+    decoded = Decoder(ImageSpec(6, 4, 2, "uint8", 0), 13)(pngs)
+    np.testing.assert_array_equal(decoded[:11], images)
+    assert not decoded[11:].any()
