@@ -28,6 +28,8 @@ FAILURES = (
     tf.errors.FailedPreconditionError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
+    # A TensorFlow exception that a function of ours has raised.
+    tf.errors.UnknownError,
 )
 LONGEST_REASON = 200
 # Records that are looked at together, until some of them cannot be read.
@@ -50,8 +52,10 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
         yield
     except FAILURES as error:
         found = find_damage(splits, image, labels)
-        if found is None and isinstance(error, tf.errors.DataLossError):
-            found = f"a shard is damaged ({reason(error)}); `make verify` finds which"
+        lost = re.search(r"DataLossError: (.*)", f"{type(error).__name__}: {error}")
+        if found is None and lost:
+            # Of whole shards: where the index says that a record is, there is none.
+            found = f"shards or index.parquet are damaged ({lost[1]}); `make verify` says how"
         if found is None:
             raise
         raise BadInput(found) from None

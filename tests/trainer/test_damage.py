@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ from trainer import damage
 from trainer.bank import fill_bank
 from trainer.damage import damage_reported, find_damage
 from trainer.errors import BadInput
+from trainer.index import read_index
 from trainer.input_pipeline import (
     Order,
     evaluation_batches,
@@ -22,6 +24,7 @@ from trainer.input_pipeline import (
     training_records,
 )
 from trainer.predictions import predict_split
+from trainer.random_access import records_at
 from trainer.shards import ShardDirectory, check_files, read_shard_directory
 
 VICTIM = "ich-fold1.tfrecord-00001-of-00002"
@@ -208,6 +211,30 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
         predict_split(Model(), data.split("test"), data.image, 3, 4)
 
 
+def draw(data: ShardDirectory) -> None:
+    training, _ = data.training_and_validation(0)
+    records = records_at(read_index(data, training), np.arange(40))
+    with damage_reported(training, data.image, 3):
+        list(training_batches(records, data.image, 3, 8))
+
+
+def test_records_that_are_drawn(shards: Path, tmp_path: Path) -> None:
+    data = spoiled(shards, tmp_path / "copy", wrong_checksum)
+    with pytest.raises(BadInput, match=f"{VICTIM}: record {RECORD}: the record's checksum"):
+        draw(data)
+
+
+def test_an_index_of_other_shards(edit_manifest: Callable[..., Path]) -> None:
+    data = read_shard_directory(edit_manifest())
+    path = data.path / "index.parquet"
+    index = pd.read_parquet(path)
+    path.unlink()
+    index.loc[index["record"] == RECORD, "offset"] -= 3
+    index.to_parquet(path)
+    with pytest.raises(BadInput, match=r"index.parquet are damaged \(no record at byte \d+ of ich"):
+        draw(data)
+
+
 def test_what_is_no_damage_is_passed_on(shards: Path) -> None:
     data = read_shard_directory(shards)
     with (
@@ -216,7 +243,7 @@ def test_what_is_no_damage_is_passed_on(shards: Path) -> None:
     ):
         tf.reshape(tf.zeros(4), (3,))
     with (
-        pytest.raises(BadInput, match=r"a shard is damaged \(elsewhere\); `make verify`"),
+        pytest.raises(BadInput, match=r"index.parquet are damaged \(elsewhere\); `make verify`"),
         damage_reported(data.splits, data.image, 3),
     ):
         raise tf.errors.DataLossError(None, None, "elsewhere\nof old")
