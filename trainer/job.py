@@ -65,8 +65,8 @@ class Job:
 
     @property
     def logit_shift(self) -> tuple[float, ...]:
-        """What makes natural logits of those that are trained, [L]."""
-        return logit_shift(self.prevalence, self.sampled_prevalence)
+        """What makes natural logits of those that are trained, [L]; empty where nothing does."""
+        return logit_shift(self.prevalence, self.sampled_prevalence) if self.index else ()
 
     @property
     def steps(self) -> int:

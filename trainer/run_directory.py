@@ -142,8 +142,19 @@ def is_used(folder: Path) -> bool:
     return any(each.name != LOCK for each in folder.iterdir())
 
 
-def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
+def begin_run(
+    run: RunDirectory,
+    options: TrainOptions,
+    shards: ShardDirectory,
+    logit_shift: tuple[float, ...] = (),
+) -> None:
     """Says in the directory what the run is, unless it does; removes what was not written whole.
+
+    Args:
+        run: the directory.
+        options: of the run.
+        shards: that it is trained on.
+        logit_shift: what is added to the logits that are trained, [L], if anything is.
 
     Raises:
         BadInput: another run began in it meanwhile.
@@ -153,7 +164,8 @@ def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) 
     remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(run.description, describe_run(options, shards))
+        shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
+        write_json(run.description, describe_run(options, shards) | {"logit_shift": shift})
 
 
 def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def train(job: Job) -> None:
     classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
     # Only now is everything known to be good.
     with held(job.run.path):
-        begin_run(job.run, options, job.shards)
+        begin_run(job.run, options, job.shards, job.logit_shift)
         if job.run.is_complete:
             return
         announce(job, policy, xla, devices)
