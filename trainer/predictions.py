@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from trainer.damage import damage_reported
 from trainer.errors import BadInput, Diverged
-from trainer.input_pipeline import TEXTS, damage_reported, evaluation_batches
+from trainer.input_pipeline import TEXTS, evaluation_batches
 from trainer.metrics import probabilities
 from trainer.run_directory import write_whole
 from trainer.shards import ImageSpec, Split
@@ -67,7 +68,7 @@ def predict_split(
     columns: dict[str, list[Any]] = {}
     done = 0
     batches = evaluation_batches(split, image, labels, batch_size)
-    with damage_reported():
+    with damage_reported((split,), image, labels):
         for batch in batches.as_numpy_iterator():
             logits = answer(model, batch.pop("image"), flip)
             rows = len(batch["label"])

@@ -6,21 +6,16 @@ is drawn twenty times shall come at twenty places of the epoch.
 
 from __future__ import annotations
 
-import struct
 from functools import partial
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.index import Index
 from trainer.input_pipeline import CORES, as_written
-
-# A record is a length (uint64), its checksum (uint32), the data and its checksum: TFRecord's frame,
-# https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-HEAD, TAIL = struct.Struct("<QI"), struct.Struct("<I")
+from trainer.tfrecord import HEAD, TAIL, masked_crc
 
 
 def records_at(index: Index, rows: npt.NDArray[np.int64]) -> Any:
@@ -52,9 +47,3 @@ def read_record(index: Index, row: int) -> bytes:
     if TAIL.unpack(frame[-TAIL.size :]) != (masked_crc(data),):
         raise tf.errors.DataLossError(None, None, f"corrupted record at {offset} of {path.name}")
     return data
-
-
-def masked_crc(data: bytes) -> int:
-    """CRC-32C as TFRecord masks it."""
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -11,6 +11,7 @@ import tensorflow as tf
 from trainer import checkpoint, curves
 from trainer.averaging import averaged_weights, reset_averages
 from trainer.checkpoint import Checkpoint, Progress
+from trainer.damage import damage_reported
 from trainer.evaluate import measure, predict_labelled
 from trainer.feeds import Feed, open_feed
 from trainer.hardware import (
@@ -24,7 +25,7 @@ from trainer.hardware import (
     unused_gpus,
     use_all_devices,
 )
-from trainer.input_pipeline import InputClock, Order, damage_reported
+from trainer.input_pipeline import InputClock, Order
 from trainer.job import Job, answer_of
 from trainer.lock import held
 from trainer.metrics import probabilities, split_figures
@@ -68,7 +69,8 @@ def train(job: Job) -> None:
         announce(job, policy, xla, devices)
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)
-        with damage_reported(), lack_of_memory_reported():
+        read, image = (*job.training, job.validation), job.shards.image
+        with damage_reported(read, image, len(job.shards.labels)), lack_of_memory_reported():
             finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
