@@ -63,10 +63,13 @@ def test_other_labels_are_other_content(edit_manifest: Callable[..., Path], shar
     ("changes", "message"),
     [
         ({"schema_version": 2}, "schema_version 2; this trainer reads 1"),
-        ({"schema_version": None}, "schema_version None"),
-        ({"labels": None}, "incomplete"),
-        ({"splits": {"fold0": {}}}, "incomplete"),
-        ({"image": {"height": 8, "width": 8, "channels": 5}}, "images of 5 channels"),
+        ({"schema_version": None}, "schema_version null"),
+        ({"labels": None}, "labels: null: must be a list of 1 to 1000 different labels"),
+        ({"splits": {"fold0": {}}}, "splits.fold0.examples: is missing"),
+        (
+            {"image": {"height": 8, "width": 8, "channels": 5}},
+            "image.channels: 5: must be a whole number from 1 to 4",
+        ),
     ],
 )
 def test_a_bad_manifest_is_one_line(
