@@ -13,6 +13,7 @@ from threading import Event, Lock
 from time import monotonic
 
 import platformdirs
+from rich.filesize import decimal
 
 from trainer.errors import BadInput, StoreFailed
 from trainer.folder_locks import fill_folder, use_folder
@@ -22,18 +23,19 @@ from trainer.options import ShardAccess
 from trainer.progress import Display
 from trainer.run_directory import write_whole
 from trainer.shard_cache import (
-    GB,
     CachedFile,
     is_there,
     link_from_other_version,
     make_room,
     remove_other_versions,
+    room,
     version_folder,
     write_record,
 )
 from trainer.shards import ShardDirectory, Split, parse_manifest
 from trainer.stores import Bucket, open_bucket
 
+GB = 10**9
 FILES_AT_ONCE = 8
 PART = 1 << 24  # bytes of a request; a request that fails costs no more than that
 MIB = 1 << 20
@@ -166,7 +168,8 @@ class RemoteShards:
         total = sum(each.bytes for each in files)
         make_room(self.cache, folder, total, self.limit, self.display.say)
         self.display.say(
-            f"{self.url}: copying {len(files)} files, {total / GB:.2f} GB, to {folder}"
+            f"{self.url}: copying {decimal(total)} to {folder};"
+            f" {decimal(room(self.cache, self.limit))} are free"
         )
         counter = Counter()
         threads = ThreadPoolExecutor(FILES_AT_ONCE)

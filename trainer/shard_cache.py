@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from trainer.errors import BadInput
 from trainer.folder_locks import IN_USE, last_use, remove_unused
 from trainer.json_documents import parse_json, read_bytes
 from trainer.run_directory import write_json
-
-GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,12 @@ def make_room(
             return
         if remove_unused(each):
             say(f"removed from the cache, to make room: {each}")
-    if wanted > (left := room(cache, limit)):
-        bound = f"of {limit / GB:g} GB " if limit is not None else ""
+    left = room(cache, limit)
+    if wanted > left:
+        bound = f" of the {decimal(limit)} it may take" if limit is not None else ""
         raise BadInput(
-            f"--shard_cache {cache}: {wanted / GB:.2f} GB are to be copied, and {left / GB:.2f} GB"
-            f" {bound}are free; name a larger folder, or give --shard_cache_gb more"
+            f"--shard_cache {cache}: {decimal(wanted)} are to be copied, and {decimal(left)}{bound}"
+            " are free; name a folder with more, or allow more by --shard_cache_gb"
         )
 
 
