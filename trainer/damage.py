@@ -19,8 +19,10 @@ from trainer.input_pipeline import CORES, Evaluation, lowest_label
 from trainer.shards import ImageSpec, Shard, Split
 from trainer.tfrecord import read_records
 
-# What a pipeline raises whose records are damaged, or too few.
+# What a pipeline raises whose records are damaged, or too few. TensorFlow quotes a record that it
+# cannot parse, which Python takes for text.
 FAILURES = (
+    UnicodeDecodeError,
     tf.errors.DataLossError,
     tf.errors.FailedPreconditionError,
     tf.errors.InvalidArgumentError,
@@ -84,6 +86,9 @@ def find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | 
 
 def reason(error: Exception) -> str:
     """What an exception says, in one line, without what TensorFlow puts around it."""
+    if isinstance(error, UnicodeDecodeError) or "Could not parse example" in str(error):
+        # The rest is the record itself, with a patient's ids.
+        return "it is no tf.train.Example"
     said = error.message if isinstance(error, tf.errors.OpError) else str(error)
     line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(said)).strip().split("\n")[0]
     return line[:LONGEST_REASON].strip().encode("ascii", "backslashreplace").decode()

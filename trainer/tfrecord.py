@@ -71,9 +71,12 @@ def check_frames(path: bytes) -> bytes:
     """Goes through the lengths of a file's records, a few microseconds each; returns `path`.
 
     Raises:
-        ValueError: one of them is wrong.
+        ValueError: one of them is wrong, or the file cannot be read.
     """
-    with Path(os.fsdecode(path)).open("rb", buffering=0) as file:
-        for _ in read_frames(file):
-            pass
+    try:
+        with Path(os.fsdecode(path)).open("rb", buffering=0) as file:
+            for _ in read_frames(file):
+                pass
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
     return path

@@ -1,0 +1,211 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer.png_files import plain_png
+from tests.trainer.record_files import frame, split_records
+from trainer.bank import fill_bank
+from trainer.damage import damage_reported
+from trainer.errors import BadInput
+from trainer.input_pipeline import (
+    Order,
+    evaluation_batches,
+    training_batches,
+    training_records,
+)
+from trainer.predictions import predict_split
+from trainer.shards import ShardDirectory, check_files, read_shard_directory
+
+VICTIM = "ich-fold1.tfrecord-00001-of-00002"
+RECORD = 7
+Spoil = Callable[[list[bytes]], bytes]
+
+
+def train(data: ShardDirectory) -> None:
+    training, _ = data.training_and_validation(0)
+    records = training_records(training, Order(0, 0), 16)
+    batches = training_batches(records, data.image, 3, 8)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(5))
+    with damage_reported(training, data.image, 3):
+        list(batches)
+
+
+def evaluate(data: ShardDirectory) -> None:
+    batches = evaluation_batches(data.split("fold1"), data.image, 3, 8)
+    with damage_reported((data.split("fold1"),), data.image, 3):
+        list(batches)
+
+
+def fill(data: ShardDirectory) -> None:
+    fill_bank((data.split("fold1"),), data.image, 24, None, lambda _: None)
+
+
+def spoiled(shards: Path, folder: Path, spoil: Spoil, victim: str = VICTIM) -> ShardDirectory:
+    """A copy of which one shard is another, and of the size that the manifest has."""
+    shutil.copytree(shards, folder)
+    content = spoil(split_records((shards / victim).read_bytes()))
+    (folder / victim).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            if shard["file"] == victim:
+                shard["bytes"] = len(content)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    data = read_shard_directory(folder)
+    check_files(data.splits)
+    return data
+
+
+def replaced(change: Callable[[tf.train.Example], None]) -> Spoil:
+    """Another example in the place of RECORD."""
+
+    def spoil(records: list[bytes]) -> bytes:
+        example = tf.train.Example.FromString(records[RECORD])
+        change(example)
+        records[RECORD] = example.SerializeToString()
+        return b"".join(map(frame, records))
+
+    return spoil
+
+
+def with_image(png: bytes) -> Spoil:
+    def change(example: tf.train.Example) -> None:
+        example.features.feature["image"].bytes_list.value[0] = png
+
+    return replaced(change)
+
+
+def with_label(label: list[int]) -> Spoil:
+    def change(example: tf.train.Example) -> None:
+        example.features.feature["label"].int64_list.value[:] = label
+
+    return replaced(change)
+
+
+def without(feature: str) -> Spoil:
+    return replaced(lambda example: example.features.feature.pop(feature) and None)
+
+
+def wrong_checksum(records: list[bytes]) -> bytes:
+    content = bytearray(b"".join(map(frame, records)))
+    content[sum(len(record) + 16 for record in records[:RECORD]) + 100] ^= 1
+    return bytes(content)
+
+
+def claims(length: int) -> Spoil:
+    return lambda records: b"".join(
+        frame(record, length if i == RECORD else None) for i, record in enumerate(records)
+    )
+
+
+def cut(records: list[bytes]) -> bytes:
+    return b"".join(map(frame, records[: RECORD + 1]))[:-9]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+OTHER_IMAGE = "its PNG has {} uint8, where the manifest has 32 x 32 x 3 uint8"
+SPOILED: dict[str, tuple[Spoil, str]] = {
+    "narrower": (with_image(plain_png(NOISE[:, :31])), OTHER_IMAGE.format("32 x 31 x 3")),
+    "other channels": (with_image(plain_png(NOISE[..., :2])), OTHER_IMAGE.format("32 x 32 x 2")),
+    "endless": (
+        with_image(plain_png(NOISE, bytes(32 * 97) + bytes(1 << 24))),
+        "its PNG is damaged",
+    ),
+    "no PNG": (with_image(b"none"), "its image is no PNG"),
+    "no image": (without("image"), "Feature: image (data type: string) is required"),
+    "two labels": (with_label([0, 1]), "Key: label"),
+    "no label": (without("label"), "Feature: label (data type: int64) is required"),
+    "unlabelled": (with_label([0, 0, -1]), "label -1, which is none of 0 to 1"),
+    "label 7": (with_label([0, 7, 1]), "label 7, which is none of 0 to 1"),
+    "no example": (
+        lambda records: b"".join(
+            frame(b"\xff" if i == RECORD else record) for i, record in enumerate(records)
+        ),
+        "it is no tf.train.Example",
+    ),
+    "no text": (
+        lambda records: b"".join(
+            frame(b"patient" if i == RECORD else record) for i, record in enumerate(records)
+        ),
+        "it is no tf.train.Example",
+    ),
+    "wrong checksum": (wrong_checksum, "the record's checksum is wrong"),
+    "cut": (cut, "the record is cut short"),
+    "a terabyte": (claims(1 << 40), "the record is cut short"),
+    "an exabyte": (claims(1 << 60), "the record is cut short"),
+}
+
+
+@pytest.mark.parametrize("use", [train, evaluate, fill])
+@pytest.mark.parametrize("name", SPOILED)
+def test_damage_is_one_line_that_names_the_record(
+    name: str, use: Callable[[ShardDirectory], None], shards: Path, tmp_path: Path
+) -> None:
+    spoil, message = SPOILED[name]
+    data = spoiled(shards, tmp_path / "copy", spoil)
+    with pytest.raises(BadInput, match=re.escape(f"{VICTIM}: record {RECORD}: ")) as raised:
+        use(data)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_too_few_records_to_train_on(shards: Path, tmp_path: Path) -> None:
+    data = spoiled(shards, tmp_path / "copy", lambda records: frame(records[0]))
+    with pytest.raises(BadInput, match=f"{VICTIM}: 1 records where the manifest has 10"):
+        train(data)
+
+
+def test_a_shard_that_went_away(shards: Path, tmp_path: Path) -> None:
+    data = spoiled(shards, tmp_path / "copy", lambda records: frame(records[0]))
+    (data.path / VICTIM).unlink()
+    for use in (train, evaluate, fill):
+        with pytest.raises(BadInput, match=f"{VICTIM}: cannot be read"):
+            use(data)
+
+
+def test_ids_are_text(shards: Path, tmp_path: Path) -> None:
+    def change(example: tf.train.Example) -> None:
+        example.features.feature["patient_id"].bytes_list.value[0] = b"\xff"
+
+    data = spoiled(shards, tmp_path / "copy", replaced(change))
+    train(data)
+    with pytest.raises(BadInput, match=f"{VICTIM}: record {RECORD}: an id that is not UTF-8"):
+        evaluate(data)
+
+
+def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
+    victim = "ich-test.tfrecord-00000-of-00002"
+    data = spoiled(
+        shards,
+        tmp_path / "copy",
+        lambda records: b"".join(map(frame, [*records[:3], b"\xff"])),
+        victim,
+    )
+
+    class Model:
+        def predict_on_batch(self, images: Any) -> Any:
+            return np.zeros((len(images), 3), np.float32)
+
+    with pytest.raises(BadInput, match=f"{victim}: record 3: "):
+        predict_split(Model(), data.split("test"), data.image, 3, 4)
+
+
+def test_what_is_no_damage_is_passed_on(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError),
+        damage_reported(data.splits, data.image, 3),
+    ):
+        tf.reshape(tf.zeros(4), (3,))
+    with (
+        pytest.raises(BadInput, match=r"a shard is damaged \(elsewhere\); `make verify`"),
+        damage_reported(data.splits, data.image, 3),
+    ):
+        raise tf.errors.DataLossError(None, None, "elsewhere\nof old")
