@@ -30,7 +30,7 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 
-from trainer.errors import StoreFailed
+from trainer.errors import StoreFailed, TrainerError
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig
@@ -70,7 +70,7 @@ def run_requests(requests: Coroutine[Any, Any, T]) -> T:
     """
     try:
         return asyncio.run(requests)
-    except BaseException:
+    except (KeyboardInterrupt, TrainerError):
         time.sleep(DROPPING)
         raise
 
