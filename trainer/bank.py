@@ -19,22 +19,23 @@ import numpy.typing as npt
 import psutil
 import tensorflow as tf
 
+from trainer.damage import damage_reported
 from trainer.errors import BadInput
 from trainer.input_pipeline import (
     CORES,
+    Training,
     as_written,
-    damage_reported,
-    image_and_labels,
     read_records,
     with_options,
 )
+from trainer.lock import remove_unfinished
 from trainer.run_directory import write_whole
 from trainer.shards import ImageSpec, Split, count
 
 GIGABYTE = 1e9
 # What a cache may take of the memory that is free when it is made.
 SHARE = 0.8
-DECODED_AT_ONCE = 64
+DECODED_AT_ONCE = 8
 
 Pixels = npt.NDArray[Any]
 
@@ -149,6 +150,7 @@ def map_split(
     content = "".join(each.sha256 for each in split.shards)
     name = f"{hashlib.sha256(content.encode()).hexdigest()[:16]}-{size}"
     pixels, labels = folder / f"{name}-images.npy", folder / f"{name}-labels.npy"
+    remove_unfinished(folder)
     if not labels.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         check_disk(folder, bank_bytes((split,), image, size))
@@ -190,15 +192,17 @@ def decode_into(
     files = [str(shard.path) for shard in split.shards if shard.examples]
     wanted = len(split.label_counts)
     labels = np.zeros((split.examples, wanted), np.float32)
-    parse = as_written(lambda record: resized(*image_and_labels(record, image, wanted), size))
-    batches = read_records(files).map(parse, CORES).batch(DECODED_AT_ONCE).prefetch(2)
+    reader = Training(image, wanted, DECODED_AT_ONCE)
+    read = as_written(lambda records: resized(*reader.read(records), size))
+    batches = read_records(files).batch(DECODED_AT_ONCE).map(read, CORES).prefetch(CORES)
     done = 0
-    with damage_reported():
+    with damage_reported((split,), image, wanted):
         for pixels, classes in with_options(batches).as_numpy_iterator():
             end = done + len(classes)
             if end > split.examples:
                 break
-            images[done:end], labels[done:end] = pixels, classes
+            # The last batch is filled up.
+            images[done:end], labels[done:end] = pixels[: len(classes)], classes
             done = end
             on_image(done)
     if done != split.examples:
@@ -207,8 +211,8 @@ def decode_into(
 
 
 def resized(pixels: Any, labels: Any, size: int) -> tuple[Any, Any]:
-    """Resizes an image on the processor, and rounds it to its own type."""
-    if pixels.shape[:2] == (size, size):
+    """Resizes images, [B, H, W, C], on the processor, and rounds them to their own type."""
+    if pixels.shape[1:3] == (size, size):
         return pixels, labels
     smooth = tf.image.resize(pixels, (size, size), antialias=True)
     return tf.cast(tf.round(smooth), pixels.dtype), labels

@@ -1,7 +1,7 @@
 """95 % intervals, by resampling patients: slices of one patient are no independent facts.
 
-The figures are weighted forms of log loss and ROC AUC, so that a resample is a weight a
-patient, and scores are sorted only once.
+A resample is how often it has each patient: losses are summed by patient, and scores sorted, only
+once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,41 @@ LOW, HIGH = 2.5, 97.5
 Array = npt.NDArray[np.float64]
 
 
-class SortedScores:
-    """One label's examples in the order of their scores."""
+class RankedScores:
+    """One label's examples in the order of their scores, for ROC AUCs of many resamples.
 
-    def __init__(self, labels: Ints, scores: Floats) -> None:
-        self.order = np.argsort(scores, kind="stable")
-        ordered = scores[self.order]
-        self.starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        self.positive = labels[self.order] == 1
+    A weight a patient is all that differs between two resamples: what lies below each positive is
+    looked up once, and summed anew.
+    """
 
-    def roc_auc(self, weights: Array) -> float:
-        """Weighted ROC AUC; NaN without positives or negatives.
+    def __init__(self, labels: Ints, scores: Floats, patient: Ints) -> None:
+        """Of labels, scores and numbers of patients, [N]."""
+        positive = labels == 1
+        negatives = scores[~positive]
+        order = np.argsort(negatives, kind="stable")
+        self.negative_patients = patient[~positive][order]
+        self.positive_patients = patient[positive]
+        # How many negatives have a lower score, and a lower or the same.
+        self.below = np.searchsorted(negatives[order], scores[positive], "left")
+        self.up_to = np.searchsorted(negatives[order], scores[positive], "right")
+        # Whole numbers of 32 bits are gathered and summed five times as fast as floats.
+        self.drawn = np.empty(len(negatives), np.int32)
+        self.sums = np.zeros(len(negatives) + 1, np.int32)
+
+    def roc_auc(self, weights: npt.NDArray[np.int32]) -> float:
+        """ROC AUC with each patient as often as `weights`, [P]; NaN without both kinds of labels.
 
         The chance that a positive scores above a negative, ties counting half (Hanley and
         McNeil, Radiology 1982).
         """
-        weights = weights[self.order]
-        positives = np.add.reduceat(np.where(self.positive, weights, 0.0), self.starts)
-        negatives = np.add.reduceat(np.where(self.positive, 0.0, weights), self.starts)
-        below = np.cumsum(negatives) - negatives
-        pairs = positives.sum() * negatives.sum()
-        won = float(positives @ (below + negatives / 2))
+        np.take(weights, self.negative_patients, out=self.drawn, mode="clip")
+        np.cumsum(self.drawn, out=self.sums[1:])
+        positives = weights[self.positive_patients].astype(np.float64)
+        pairs = positives.sum() * float(self.sums[-1])
+        won = (
+            float(positives @ (self.sums[self.below].astype(np.float64) + self.sums[self.up_to]))
+            / 2
+        )
         return won / pairs if pairs > 0 else float("nan")
 
 
@@ -65,13 +79,18 @@ def intervals(
     """
     found, patient = np.unique(patients, return_inverse=True)
     losses = example_losses(labels, predicted)
-    ranked = [SortedScores(labels[:, i], predicted[:, i]) for i in range(len(names))]
+    # Sums by patient, [P, L], and the number of each one's examples, [P].
+    summed = np.stack(
+        [np.bincount(patient, losses[:, i], len(found)) for i in range(len(names))], axis=1
+    )
+    sizes = np.bincount(patient, minlength=len(found))
+    ranked = [RankedScores(labels[:, i], predicted[:, i], patient) for i in range(len(names))]
     random = np.random.default_rng(seed)
     drawn_losses, drawn_aucs = [], []
     for _ in range(samples if len(found) > 1 else 0):
-        draw = np.bincount(random.integers(0, len(found), len(found)), minlength=len(found))
-        weight = draw[patient].astype(np.float64)
-        drawn_losses.append(weight @ losses / weight.sum())
+        drawn = random.integers(0, len(found), len(found))
+        weight = np.bincount(drawn, minlength=len(found)).astype(np.int32)
+        drawn_losses.append(weight @ summed / (weight @ sizes))
         drawn_aucs.append([each.roc_auc(weight) for each in ranked])
     loss = np.reshape(drawn_losses, (-1, len(names)))
     auc = np.reshape(drawn_aucs, (-1, len(names)))

@@ -30,17 +30,52 @@ class Progress:
         epoch: epochs that are behind it.
         step: steps of the next epoch that are behind it too.
         history: a row of figures for each of those epochs.
+        thawed: the epoch after which the whole network is trained; None while the head alone is.
         best_loss: the lowest validation loss so far; None before the first.
+        phase_loss: the lowest since the phase began: the head's, or the whole network's.
         since_best: epochs since then.
-        stopped: whether there is nothing left to train.
+        stopped: whether it stopped for want of a better loss.
     """
 
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    thawed: int | None = None
     best_loss: float | None = None
+    phase_loss: float | None = None
     since_best: int = 0
     stopped: bool = False
+
+    def begins_phase(self) -> bool:
+        """Whether the next step is the first that trains the whole network."""
+        return self.epoch == self.thawed and not self.step
+
+    def end_epoch(self, row: dict[str, Any], head_epochs: int, patience: int) -> bool:
+        """Takes note of an epoch; whether its validation loss is the lowest so far.
+
+        The epochs without a better loss count within a phase. Where they are at an end, the
+        head's phase gives way to the whole network's, which else might never be trained; in the
+        latter, training stops.
+
+        Args:
+            row: its figures.
+            head_epochs: epochs that train the head alone, at most.
+            patience: epochs to go on for without a better loss; 0: for ever.
+        """
+        loss = row["val_loss"]
+        better = self.best_loss is None or loss < self.best_loss
+        self.best_loss = loss if better else self.best_loss
+        better_in_phase = self.phase_loss is None or loss < self.phase_loss
+        self.phase_loss = loss if better_in_phase else self.phase_loss
+        self.since_best = 0 if better_in_phase else self.since_best + 1
+        self.history.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        exhausted = bool(patience) and self.since_best >= patience
+        if self.thawed is not None:
+            self.stopped = exhausted
+        elif exhausted or self.epoch >= head_epochs:
+            self.thawed, self.phase_loss, self.since_best = self.epoch, None, 0
+        return better
 
 
 @dataclass(frozen=True)

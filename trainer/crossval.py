@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from trainer.bootstrap import intervals
 from trainer.job import Job
 from trainer.metrics import split_figures
 from trainer.progress import number
-from trainer.run_directory import read_json, write_json, write_whole
+from trainer.run_directory import RunDirectory, read_json, write_json, write_whole
 from trainer.train import train
 
 
@@ -30,12 +32,15 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
         if not job.run.is_complete:
             job.display.say(f"{job.validation.name}: {job.run.path}")
             train(replace(job, is_part=True))
+            # The last fold's network and images, which hold the device's memory.
             keras.utils.clear_session()
+            gc.collect()
     frame = pd.concat(
         [pd.read_parquet(job.run.predictions(job.validation.name)) for job in jobs],
         ignore_index=True,
     )
     write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
+    shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
     summary = summarise(jobs, frame)
     write_json(folder / "crossval.json", summary)
     jobs[0].display.console.print(summary_table(summary, str(folder)))

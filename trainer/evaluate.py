@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,60 @@ from trainer.metrics import prevalence_baseline, split_figures
 from trainer.model import load_classifier
 from trainer.predictions import Predictions, predict_split, write_parquet
 from trainer.progress import figures_table
-from trainer.run_directory import write_json
+from trainer.run_directory import RunDirectory, read_description, write_json
 
 
 def evaluate(answer: Answer, fit_temperature: bool) -> None:
-    """Writes evaluation-<split>.json and predictions-<split>.parquet into the run.
+    """Writes evaluation-NAME.json and predictions-NAME.parquet into the run.
+
+    NAME is the split's, if nothing is done otherwise than in training; variants have their own
+    (`Answer.name`), so that what training wrote stays.
 
     Raises:
         BadInput: the split has no labels, or a shard is damaged.
+        Diverged: the model's logits are not finite.
     """
     leave_gpu_to_jax()
-    run, labels, name, display = answer.run, answer.shards.labels, answer.split.name, answer.display
+    run, labels, display = answer.run, answer.shards.labels, answer.display
     predictions = predict_labelled(load_classifier(run.model), answer)
     if fit_temperature:
         found = fit_temperatures(predictions.logits, predictions.labels)
         write_json(run.temperatures, dict(zip(labels, found, strict=True)))
         shown = ", ".join(f"{label} {each:.2f}" for label, each in zip(labels, found, strict=True))
-        display.say(f"temperatures fitted on {name}: {shown}")
+        display.say(f"temperatures fitted on {answer.split.name}: {shown}")
         predictions = predictions.cooled(found)
-    figures = measure(predictions, answer)
-    write_parquet(run.predictions(name), predictions, labels)
-    write_json(run.path / f"evaluation-{name}.json", figures)
-    display.console.print(figures_table(figures, f"{run.path}: {name}"))
-    display.say(f"written: {run.path}/evaluation-{name}.json, predictions-{name}.parquet")
+        answer = replace(answer, temperatures=found)
+    figures = describe(answer) | measure(predictions, answer)
+    write_json(run.evaluation(answer.name), figures)
+    written = run.predictions(answer.name)
+    if answer.name != validation_of(run) or not run.is_complete:
+        write_parquet(written, predictions, labels)
+    if answer.trained_on:
+        display.say(
+            f"{answer.split.name} was trained on: these figures say nothing of unseen patients"
+        )
+    display.console.print(figures_table(figures, f"{run.path}: {answer.name}"))
+    display.say(f"written: {run.evaluation(answer.name)}, {written.name}")
+
+
+def validation_of(run: RunDirectory) -> str:
+    """The fold that was left out, whose predictions a complete run has from its training."""
+    return f"fold{read_description(run)['options']['fold']}"
+
+
+def describe(answer: Answer) -> dict[str, Any]:
+    """What figures are of."""
+    temperatures = dict(zip(answer.shards.labels, answer.temperatures, strict=True))
+    return {
+        "options": {
+            "split": answer.split.name,
+            "shards": answer.shards.location,
+            "digest": answer.shards.digest(),
+            "tta": answer.flip,
+            "temperatures": temperatures if "temperature" in answer.name else None,
+        },
+        "trained_on": answer.trained_on,
+    }
 
 
 def predict_labelled(model: Any, answer: Answer) -> Predictions:

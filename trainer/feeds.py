@@ -6,6 +6,7 @@ layers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
+from trainer.averaging import make_training_model
 from trainer.bank import GIGABYTE, Bank, bank_bytes, check_memory, fill_bank
 from trainer.checkpoint import BANK_NAME
 from trainer.input_pipeline import (
@@ -30,8 +32,9 @@ from trainer.input_pipeline import (
 )
 from trainer.job import Job
 from trainer.model import Classifier
+from trainer.random_access import records_at
 from trainer.resize import Resize
-from trainer.sampling import epoch_copies, epoch_rows
+from trainer.sampling import epoch_rows
 from trainer.shards import count
 
 
@@ -56,17 +59,20 @@ class Stream:
 
     def network(self, classifier: Classifier) -> Any:
         """Stored images → logits."""
-        return keras.Model(classifier.model.inputs, classifier.model.outputs, name="training")
+        inputs, outputs = classifier.model.inputs, classifier.model.outputs
+        return training_model(self.job, classifier, inputs, outputs)
 
     def batches(self, order: Order) -> Any:
         """Stored images and labels."""
         job, options = self.job, self.job.options
-        labels, copies = job.streamed_labels, None
-        if labels is not None:
-            copies = epoch_copies(labels, job.steps, options.batch_size, order)
-        records = training_records(job.training, order, options.shuffle_buffer, copies)
+        skip = order.skip
+        if job.index is None:
+            records = training_records(job.training, order, options.shuffle_buffer)
+        else:
+            rows = epoch_rows(job.index.labels, job.steps, options.batch_size, order, balanced=True)
+            records, skip = records_at(job.index, rows.ravel()), 0
         batches = training_batches(
-            records, job.shards.image, len(job.shards.labels), options.batch_size, order.skip
+            records, job.shards.image, len(job.shards.labels), options.batch_size, skip
         )
         return batches.take(job.steps - order.skip)
 
@@ -93,7 +99,7 @@ class Cached:
         """Resized images → logits."""
         size, image = self.job.options.image_size, self.job.shards.image
         inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
-        return keras.Model(inputs, classifier.core(Resize(size)(inputs)), name="training")
+        return training_model(self.job, classifier, inputs, classifier.core(Resize(size)(inputs)))
 
     def batches(self, order: Order) -> Any:
         """Resized images and labels."""
@@ -102,7 +108,9 @@ class Cached:
         shape = (self.job.options.batch_size, size, size, image.channels)
 
         def gather(chosen: Any) -> tuple[Any, Any]:
-            pixels = tf.numpy_function(self.bank.take, [chosen], tf.as_dtype(image.dtype))
+            # Said to be without state: with --deterministic others are called one after the other.
+            dtype = tf.as_dtype(image.dtype)
+            pixels = tf.numpy_function(self.bank.take, [chosen], dtype, stateful=False)
             return tf.ensure_shape(pixels, shape), tf.gather(self.bank.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
@@ -131,7 +139,7 @@ class OnDevice(Cached):
         """Rows of the bank → logits."""
         inputs = layers.Input((), dtype=row_type())
         resized = Resize(self.job.options.image_size)(self.lookup(inputs))
-        return keras.Model(inputs, classifier.core(resized), name="training")
+        return training_model(self.job, classifier, inputs, classifier.core(resized))
 
     def batches(self, order: Order) -> Any:
         """Rows and labels."""
@@ -140,6 +148,12 @@ class OnDevice(Cached):
         return with_options(
             tf.data.Dataset.from_tensor_slices((rows.astype(row_type()), labels)).prefetch(2)
         )
+
+
+def training_model(job: Job, classifier: Classifier, inputs: Any, outputs: Any) -> Any:
+    """The model that `fit` trains, with averages if the options ask for them."""
+    options = job.options
+    return make_training_model(inputs, outputs, classifier.core, options.ema, options.accumulate)
 
 
 def row_type() -> str:
@@ -152,29 +166,50 @@ def row_type() -> str:
 
 
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Rows [B] → images [B, S, S, C], out of a variable that is never trained."""
+    """Rows [B] → images [B, S, S, C], out of a variable that is never trained.
+
+    It holds 32-bit words, whatever they stand for: TensorFlow gathers no uint8 and no uint16 on a
+    GPU, and would bring all images to the processor in each step.
+    """
 
     def __init__(self, images: npt.NDArray[Any]) -> None:
         super().__init__(dtype="float32", trainable=False)
+        self.stored, self.kind = images.shape[1:], str(images.dtype)
+        words = as_words(images)
         self.bank = self.add_weight(
-            shape=images.shape,
-            dtype=str(images.dtype),
-            initializer=lambda *_, **__: ops.convert_to_tensor(images),
+            shape=words.shape,
+            dtype="float32",
+            initializer=lambda *_, **__: ops.convert_to_tensor(words),
             trainable=False,
+            autocast=False,
             name=BANK_NAME,
         )
 
     def call(self, rows: Any) -> Any:
         """Gathers."""
-        return ops.take(self.bank, rows, axis=0)
+        values = ops.view(ops.take(self.bank, rows, axis=0), self.kind)
+        return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
-        """Images of the bank's type."""
-        return keras.KerasTensor((*rows.shape, *self.bank.shape[1:]), dtype=self.bank.dtype)
+        """Images of the stored type."""
+        return keras.KerasTensor((*rows.shape, *self.stored), dtype=self.kind)
 
 
-def open_feed(job: Job, free_device_memory: int) -> Feed:
+def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The bytes of each image, [N, ...], as 32-bit words, [N, W], filled up with zeros."""
+    each = images.reshape(len(images), -1)
+    missing = -each.shape[1] * each.itemsize % 4
+    if missing:
+        each = np.pad(each, ((0, 0), (0, missing // each.itemsize)))
+    return each.view(np.float32)
+
+
+def open_feed(job: Job, free_device_memory: int | None) -> Feed:
     """Makes the feed that --cache asks for, and fills it.
+
+    Args:
+        job: what to train on.
+        free_device_memory: bytes; None if unknown.
 
     Raises:
         BadInput: there is too little memory or disk space.
@@ -184,14 +219,14 @@ def open_feed(job: Job, free_device_memory: int) -> Feed:
         return Stream(job)
     needed = bank_bytes(job.training, image, options.image_size)
     room = ""
-    if options.cache == "device":
+    if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
         room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
     job.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
     job.display.begin("filling the cache", count(job.training) + job.validation.examples)
     folder = None
     if options.cache == "disk":
-        folder = Path(options.cache_dir) if options.cache_dir else job.run.path / "cache"
+        folder = Path(options.cache_dir) if options.cache_dir else job.run.cache
     bank = fill_bank(job.training, image, options.image_size, folder, job.display.update)
     trained = count(job.training)
     validation = fill_bank(

@@ -2,14 +2,18 @@
 
 The order of an epoch depends on the seed and the epoch alone, and records are skipped
 before they are decoded: a resumed run takes up an epoch in the middle at little cost.
+
+TensorFlow reads, shuffles and parses; the images of a batch are decoded by threads of our own.
+Whatever is wrong with a record ends in an exception of TensorFlow's; `trainer.damage` says then
+which record it is.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +21,19 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.errors import BadInput
-from trainer.shards import ImageSpec, Split
+from trainer.png import decode_pngs
+from trainer.shards import FOLD, ImageSpec, Split
+from trainer.tfrecord import check_frames
 
 CORES = os.cpu_count() or 1
 PREFETCHED = 4
+# Of batches that wait for the device, unless one alone is larger.
+PREFETCHED_BYTES = 1 << 30
 READ_BUFFER = 4 << 20
 SHARDS_AT_ONCE = 16
 TEXTS = ("image_id", "patient_id", "study_id", "series_id")
+# TensorFlow takes an array over without a copy if it begins at a multiple of this.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,12 @@ class InputClock:
 
 def counter_calling(function: Callable[[Any], Any]) -> Any:
     """0, 1, 2, … ; `function` is called as each is asked for."""
-    numbers = tf.data.Dataset.counter()
-    return numbers.map(as_written(lambda i: tf.numpy_function(function, [i], tf.int64)))
+
+    def call(number: Any) -> Any:
+        # Of a pipeline with a stateful part, --deterministic would do nothing in parallel.
+        return tf.numpy_function(function, [number], tf.int64, stateful=False)
+
+    return tf.data.Dataset.counter().map(as_written(call))
 
 
 def as_written(function: Callable[..., Any]) -> Any:
@@ -94,20 +107,6 @@ def as_written(function: Callable[..., Any]) -> Any:
     The source on disk may be another by then: a run of days outlives many an update.
     """
     return tf.autograph.experimental.do_not_convert(function)
-
-
-@contextmanager
-def damage_reported() -> Iterator[None]:
-    """Says in one line that a shard is damaged.
-
-    Raises:
-        BadInput: TensorFlow found a record whose checksum is wrong.
-    """
-    try:
-        yield
-    except tf.errors.DataLossError as error:
-        reason = str(error.message).split("\n")[0]
-        raise BadInput(f"a shard is damaged ({reason}); `make verify` finds which") from None
 
 
 def with_options(dataset: Any) -> Any:
@@ -124,31 +123,18 @@ def with_options(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def training_records(
-    splits: tuple[Split, ...],
-    order: Order,
-    buffer: int,
-    copies: npt.NDArray[np.int64] | None = None,
-) -> Any:
+def training_records(splits: tuple[Split, ...], order: Order, buffer: int) -> Any:
     """The serialized examples of a whole epoch, shuffled.
 
     Args:
         splits: what to train on.
         order: which epoch.
         buffer: records that the shuffle chooses from.
-        copies: how often the epoch has each example of `splits`, [N]; else once.
     """
     generator = order.generator()
     shards = [shard for split in splits for shard in split.shards if shard.examples]
-    shuffled = generator.permutation(len(shards))
-    files = [str(shards[i].path) for i in shuffled]
-    if copies is None:
-        records = read_records(files)
-    else:
-        ends = np.cumsum([shard.examples for shard in shards])
-        parts = np.split(copies, ends[:-1])
-        records = read_copies(files, [parts[i] for i in shuffled])
-    return records.shuffle(buffer, seed=int(generator.integers(2**31)))
+    files = [str(shards[i].path) for i in generator.permutation(len(shards))]
+    return read_records(files).shuffle(buffer, seed=int(generator.integers(2**31)))
 
 
 def training_batches(
@@ -159,11 +145,8 @@ def training_batches(
     Returns:
         Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]).
     """
-    records = records.skip(skip * batch_size)
-    parse = as_written(lambda record: image_and_labels(record, image, labels))
-    examples = records.map(parse, CORES)
-    batches = examples.batch(batch_size, drop_remainder=True)
-    return with_options(batches.prefetch(PREFETCHED))
+    batches = records.skip(skip * batch_size).batch(batch_size, drop_remainder=True)
+    return decoded(batches, Training(image, labels, batch_size))
 
 
 def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: int) -> Any:
@@ -176,11 +159,18 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
         Dataset of dicts: image, label int64 [B, L], position_z float32 [B], and TEXTS.
     """
     files = [str(shard.path) for shard in split.shards if shard.examples]
-    records = read_records(files)
-    parse = as_written(lambda record: whole_example(record, image, labels))
-    examples = records.map(parse, CORES)
-    batches = examples.batch(batch_size).map(as_written(lambda b: fill_up(b, batch_size)))
-    return with_options(batches.prefetch(PREFETCHED))
+    batches = read_records(files).batch(batch_size)
+    return decoded(batches, Evaluation(image, labels, batch_size, lowest_label(split)))
+
+
+def decoded(batches: Any, reader: Training | Evaluation) -> Any:
+    """Makes arrays of batches of serialized examples, in parallel."""
+    image, batch_size = reader.image, reader.batch_size
+    size = batch_size * image.height * image.width * image.channels
+    held = PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize)
+    # A batch is spread over all cores; the next is begun before its last image is done.
+    arrays = batches.map(as_written(reader.read), 1 + -(-CORES // batch_size))
+    return with_options(arrays.prefetch(max(1, min(PREFETCHED, held))))
 
 
 def read_records(files: list[str]) -> Any:
@@ -188,24 +178,10 @@ def read_records(files: list[str]) -> Any:
     return in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
 
 
-def read_copies(files: list[str], copies: list[npt.NDArray[np.int64]]) -> Any:
-    """Serialized examples as `read_records` gives them, each as often as `copies` says."""
-
-    def read(file: Any, wanted: Any) -> Any:
-        numbered = tf.data.Dataset.zip(
-            tf.data.Dataset.from_tensor_slices(wanted), read_shard(file)
-        ).filter(as_written(lambda number, _: number > 0))
-        return numbered.flat_map(
-            as_written(lambda number, record: tf.data.Dataset.from_tensors(record).repeat(number))
-        )
-
-    wanted = tf.RaggedTensor.from_row_lengths(np.concatenate(copies), [len(c) for c in copies])
-    return in_turn(tf.data.Dataset.from_tensor_slices((files, wanted)), read, len(files))
-
-
 def read_shard(file: Any) -> Any:
     """Serialized examples of one shard."""
-    return tf.data.TFRecordDataset(file, buffer_size=READ_BUFFER)
+    checked = tf.numpy_function(check_frames, [file], tf.string, stateful=False)
+    return tf.data.TFRecordDataset(checked, buffer_size=READ_BUFFER)
 
 
 def in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
@@ -218,43 +194,157 @@ def in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
     )
 
 
-def decode(png: Any, image: ImageSpec) -> Any:
-    """PNG bytes → the stored image, in its own dtype."""
-    # TensorFlow cannot be asked for two channels, but gives those of grey with alpha as they are.
-    channels = 0 if image.channels == 2 else image.channels
-    pixels = tf.io.decode_png(png, channels=channels, dtype=tf.as_dtype(image.dtype))
-    return tf.ensure_shape(pixels, (image.height, image.width, image.channels))
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes the images of a batch side by side.
 
+    Attributes:
+        image: what each holds.
+        rows: of the array that comes out; what is left over is black.
+    """
 
-def image_and_labels(record: Any, image: ImageSpec, labels: int) -> tuple[Any, Any]:
-    """What training needs of an example."""
-    parsed = tf.io.parse_single_example(
-        record,
-        {
-            "image": tf.io.FixedLenFeature((), tf.string),
-            "label": tf.io.FixedLenFeature((labels,), tf.int64),
-        },
+    image: ImageSpec
+    rows: int
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(CORES, "decoder"), repr=False, compare=False
     )
-    return decode(parsed["image"], image), tf.cast(parsed["label"], tf.float32)
+
+    def __call__(self, pngs: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+        """Up to `rows` PNGs → [rows, H, W, C].
+
+        Raises:
+            ValueError: one is damaged, or holds another image.
+        """
+        image, found = self.image, len(pngs)
+        pixels = aligned((self.rows, image.height, image.width, image.channels), image.dtype)
+        pixels[found:] = 0
+        shares = [slice(i, found, CORES) for i in range(min(CORES, found))]
+        if len(shares) == 1:
+            decode_pngs(pngs, image, pixels[:found])
+        else:
+            done = [self.threads.submit(decode_pngs, pngs[s], image, pixels[s]) for s in shares]
+            for each in done:
+                each.result()
+        return pixels
 
 
-def whole_example(record: Any, image: ImageSpec, labels: int) -> Mapping[str, Any]:
-    """What evaluation needs of an example."""
-    parsed = tf.io.parse_single_example(
-        record,
-        {
+def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """An array, not filled, that becomes a tensor without being copied."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training needs of a batch of examples.
+
+    Attributes:
+        image: what each example holds.
+        labels: how many it has.
+        batch_size: of all batches.
+    """
+
+    image: ImageSpec
+    labels: int
+    batch_size: int
+
+    def read(self, records: Any) -> tuple[Any, Any]:
+        """Serialized examples → images, labels."""
+        features = {
             "image": tf.io.FixedLenFeature((), tf.string),
-            "label": tf.io.FixedLenFeature((labels,), tf.int64),
+            "label": tf.io.FixedLenFeature((self.labels,), tf.int64),
+        }
+        parsed = tf.io.parse_example(records, features)
+        labels = checked_labels(parsed["label"], 0)
+        return decode(parsed["image"], self.image, self.batch_size), tf.cast(labels, tf.float32)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluation needs of a batch of examples.
+
+    Attributes:
+        image: what each example holds.
+        labels: how many it has.
+        batch_size: of all batches, the last one filled up.
+        lowest: -1 where examples may have no labels, else 0.
+    """
+
+    image: ImageSpec
+    labels: int
+    batch_size: int
+    lowest: int
+
+    def read(self, records: Any) -> Mapping[str, Any]:
+        """Serialized examples → dict of image, label, position_z and texts."""
+        features = {
+            "image": tf.io.FixedLenFeature((), tf.string),
+            "label": tf.io.FixedLenFeature((self.labels,), tf.int64),
             "position_z": tf.io.FixedLenFeature((), tf.float32, np.nan),
             **{name: tf.io.FixedLenFeature((), tf.string, "") for name in TEXTS},
-        },
+        }
+        parsed = tf.io.parse_example(records, features)
+        texts = tf.stack([parsed[name] for name in TEXTS])
+        checked = tf.numpy_function(checked_texts, [texts], tf.string, stateful=False)
+        return {
+            **parsed,
+            "image": decode(parsed["image"], self.image, self.batch_size),
+            "label": checked_labels(parsed["label"], self.lowest),
+            **dict(zip(TEXTS, tf.unstack(tf.ensure_shape(checked, texts.shape)), strict=True)),
+        }
+
+
+def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
+    """PNGs, up to `rows` → the stored images in their own dtype, [rows, H, W, C]."""
+    # Said to be without state: with --deterministic others are called one after the other.
+    pixels = tf.numpy_function(
+        Decoder(image, rows), [pngs], tf.as_dtype(image.dtype), stateful=False
     )
-    return {**parsed, "image": decode(parsed["image"], image)}
+    return tf.ensure_shape(pixels, (rows, image.height, image.width, image.channels))
 
 
-def fill_up(batch: Mapping[str, Any], batch_size: int) -> Mapping[str, Any]:
-    """Adds black images to a short batch; its other features stay as they are."""
-    images = batch["image"]
-    missing = batch_size - tf.shape(images)[0]
-    filled = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
-    return {**batch, "image": tf.ensure_shape(filled, (batch_size, *images.shape[1:]))}
+def lowest_label(split: Split) -> int:
+    """-1 (unlabelled) where a split may have no labels, 0 in a fold."""
+    return 0 if FOLD.fullmatch(split.name) else -1
+
+
+def checked_labels(labels: Any, lowest: int) -> Any:
+    """Passes labels on, int64 [B, L], if all are `lowest` to 1."""
+    function = LabelCheck(lowest)
+    checked = tf.numpy_function(function, [labels], tf.int64, stateful=False)
+    return tf.ensure_shape(checked, labels.shape)
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """Passes labels on that are `lowest` to 1."""
+
+    lowest: int
+
+    def __call__(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Compares all.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        wrong = labels[(labels < self.lowest) | (labels > 1)]
+        if wrong.size:
+            raise ValueError(f"label {wrong[0]}, which is none of {self.lowest} to 1")
+        return labels
+
+
+def checked_texts(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """Passes texts on.
+
+    Raises:
+        ValueError: one is not UTF-8.
+    """
+    for text in texts.ravel():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            # Which text it is would be said of a patient.
+            raise ValueError("an id that is not UTF-8") from None
+    return texts

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from trainer.errors import BadInput
+from trainer.index import Index, read_index
 from trainer.networks import check_weights, find_backbone
 from trainer.options import (
     CrossvalOptions,
@@ -18,6 +19,7 @@ from trainer.options import (
     label_weights,
     parse_windows,
 )
+from trainer.priors import logit_shift
 from trainer.progress import Display
 from trainer.run_directory import (
     RunDirectory,
@@ -27,13 +29,12 @@ from trainer.run_directory import (
     read_description,
     read_temperatures,
 )
+from trainer.sampling import balanced_prevalence
 from trainer.shard_source import ShardSource, find_shards
 from trainer.shards import (
-    Labels,
     ShardDirectory,
     Split,
     count,
-    read_index_labels,
 )
 
 
@@ -43,7 +44,7 @@ class Job:
 
     Attributes:
         weights: of the labels in the loss.
-        streamed_labels: of the training examples, [N, L], where a stream draws among them.
+        index: of the training examples, where training draws among them.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -54,13 +55,23 @@ class Job:
     weights: tuple[float, ...]
     run: RunDirectory
     display: Display
-    streamed_labels: Labels | None = None
+    index: Index | None = None
     is_part: bool = False
 
     @property
     def prevalence(self) -> tuple[float, ...]:
         """The share of positives of each label in the training data."""
         return self.shards.prevalence(self.options.fold)
+
+    @property
+    def sampled_prevalence(self) -> tuple[float, ...]:
+        """The same in what training draws."""
+        return self.prevalence if self.index is None else balanced_prevalence(self.index.labels)
+
+    @property
+    def logit_shift(self) -> tuple[float, ...]:
+        """What makes natural logits of those that are trained, [L]; empty where nothing does."""
+        return logit_shift(self.prevalence, self.sampled_prevalence) if self.index else ()
 
     @property
     def steps(self) -> int:
@@ -96,13 +107,11 @@ def prepare_job(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     run = check_run(options, shards)
-    labels = None
+    index = None
     if not run.is_complete:
         source.provide(shards, (*training, validation))
-        # A bank has its labels itself.
-        draws = options.sampling == "balanced" and options.cache == "none"
-        labels = read_index_labels(shards, training) if draws else None
-    return Job(options, shards, training, validation, weights, run, display, labels)
+        index = read_index(shards, training) if options.sampling == "balanced" else None
+    return Job(options, shards, training, validation, weights, run, display, index)
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ class Answer:
     Attributes:
         weights: of the labels, as in training.
         prevalence: of each label where the run was trained.
+        same_shards: whether these are the shards that the run was trained on.
+        trained_on: whether the run was trained on this very split.
         temperatures: a number a label that divides its logits.
         flip: whether to look at mirror images too.
     """
@@ -125,6 +136,17 @@ class Answer:
     flip: bool
     batch_size: int
     display: Display
+    same_shards: bool = True
+    trained_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """The split, and what is done otherwise than in training: `fold0-tta-temperature`."""
+        parts = [self.split.name]
+        parts += [] if self.same_shards else [self.shards.digest()[:8]]
+        parts += ["tta"] if self.flip else []
+        parts += ["temperature"] if any(each != 1 for each in self.temperatures) else []
+        return "-".join(parts)
 
 
 def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
@@ -139,7 +161,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     source = find_shards(options.shards or description["shards"]["path"], options, display)
     shards = source.open()
     check_fit(description, shards)
-    split = shards.split(options.split or f"fold{description['options']['fold']}")
+    validation = f"fold{description['options']['fold']}"
+    split = shards.split(options.split or validation)
     if not split.examples:
         raise BadInput(f"{shards.location}: split {split.name} has no examples")
     check_model(run)
@@ -147,6 +170,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
     temperatures = choose_temperatures(run, shards.labels, options.temperature)
+    same_shards = shards.digest() == description["shards"]["digest"]
+    others = [fold.name for fold in shards.folds() if fold.name != validation]
     source.provide(shards, (split,))
     return Answer(
         run=run,
@@ -158,6 +183,8 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
         flip=options.tta,
         batch_size=options.batch_size,
         display=display,
+        same_shards=same_shards,
+        trained_on=same_shards and split.name in others,
     )
 
 
@@ -212,6 +239,8 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
             f"{shards.location}: has {len(shards.folds())} labelled folds; it takes two or more"
         )
     values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
+    # One for all folds: each is trained on by the runs of all others.
+    values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
     changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
     return tuple(
         prepare_job(TrainOptions(**values | each), source, shards, display) for each in changes

@@ -9,6 +9,8 @@ train the same layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,17 @@ import numpy as np
 from keras import layers
 
 from trainer.augment import Augment
+from trainer.averaging import copies
 from trainer.backbones import build_backbone
 from trainer.errors import BadInput
 from trainer.hardware import dtype_policy
 from trainer.networks import find_backbone
 from trainer.normalise import Normalise
 from trainer.options import TrainOptions, parse_windows
+from trainer.priors import log_odds
 from trainer.resize import Resize
 from trainer.shards import ImageSpec
 from trainer.windows import ApplyWindows
-
-# A label without positives shall still be learnable.
-RAREST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ def build_classifier(
 ) -> Classifier:
     """Makes the network of a run, its weights seeded or pretrained.
 
-    Before its first step it answers `prevalence`, the share of positives of each label in
-    the training data (Lin et al., arXiv:1708.02002, 4.1): rare labels else cost most of
-    the first epoch.
+    Before its first step it predicts `prevalence`, the share of positives of each label as
+    training draws them (Lin et al., arXiv:1708.02002, 4.1): rare labels else cost most of
+    the first epoch. The head's kernel therefore begins with zeros, for random features times
+    random weights would be added to it.
 
     Raises:
         BadInput: the backbone, the size, the windows or the weights do not fit.
@@ -64,8 +66,7 @@ def build_classifier(
         core, backbone = build_core(options, image, len(prevalence))
         stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
-    shares = np.clip(prevalence, RAREST, 1 - RAREST)
-    core.get_layer("head").bias.assign(np.log(shares / (1 - shares)))
+    core.get_layer("head").bias.assign(log_odds(prevalence))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
 
 
@@ -87,10 +88,25 @@ def build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[An
     logits = layers.Dense(
         labels,
         dtype="float32",
-        kernel_initializer=keras.initializers.GlorotUniform(options.seed + 3),
+        kernel_initializer="zeros",
         name="head",
     )(x)
     return keras.Model(inputs, logits, name="core"), backbone
+
+
+@contextmanager
+def natural_priors(classifier: Classifier, shift: tuple[float, ...]) -> Iterator[None]:
+    """Adds `shift`, [L], to the head's bias for a while: see `priors`."""
+    if not any(shift):
+        yield
+        return
+    bias = classifier.core.get_layer("head").bias
+    (trained,) = copies([bias])
+    bias.assign(trained + np.asarray(shift, trained.dtype))
+    try:
+        yield
+    finally:
+        bias.assign(trained)
 
 
 def windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
@@ -115,6 +131,6 @@ def load_classifier(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError) as error:
         raise BadInput(f"{path}: no saved model ({str(error).strip().splitlines()[0]})") from None

@@ -1,57 +1,37 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
 
 from trainer.options import TrainOptions
 
 
-class KeepWeights:
-    """Stops `fit`, called once an epoch, from putting the averaged weights in each time.
+def build_optimizer(
+    options: TrainOptions, trainable: list[Any], steps: int, per_epoch: int, policy: str
+) -> Any:
+    """Makes and builds the optimizer of `steps` steps, `per_epoch` of them an epoch.
 
-    `averaged_weights` does it where it is wanted: for validation and for the saved model.
+    Under the dtype policy `mixed_float16` the loss is scaled: most gradients would else be too
+    small for float16 (Micikevicius et al., arXiv:1710.03740, 3.2).
     """
-
-    def finalize_variable_values(self, var_list: Any) -> None:
-        """Leaves the weights as they are."""
-
-    def put_averages(self, var_list: Any) -> None:
-        """Overwrites the weights with their averages."""
-        super().finalize_variable_values(var_list)  # type: ignore[misc]
-
-
-class AdamW(KeepWeights, keras.optimizers.AdamW):  # type: ignore[misc,unused-ignore]
-    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101)."""
-
-
-class SGD(KeepWeights, keras.optimizers.SGD):  # type: ignore[misc,unused-ignore]
-    """Stochastic gradient descent with Nesterov momentum."""
-
-
-def build_optimizer(options: TrainOptions, trainable: list[Any], steps: int, per_epoch: int) -> Any:
-    """Makes and builds the optimiser of `steps` steps, `per_epoch` of them an epoch."""
     common = {
         "learning_rate": build_schedule(options, steps, per_epoch),
         "weight_decay": options.weight_decay,
         "global_clipnorm": options.clip_norm or None,
-        "use_ema": options.ema > 0,
-        "ema_momentum": options.ema or 0.99,
         "gradient_accumulation_steps": options.accumulate if options.accumulate > 1 else None,
     }
     if options.optimizer == "adamw":
-        optimizer = AdamW(**common)
+        optimizer = keras.optimizers.AdamW(**common)
     else:
-        optimizer = SGD(momentum=0.9, nesterov=True, **common)
+        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, **common)
     # Decaying a norm's scale or a bias only shrinks what the network can express.
     spared = [each for each in trainable if len(each.shape) < 2]
     optimizer.exclude_from_weight_decay(var_list=spared)
+    if policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(trainable)
     return optimizer
 
@@ -75,31 +55,3 @@ def build_schedule(options: TrainOptions, steps: int, per_epoch: int) -> Any:
 def learning_rate(optimizer: Any) -> float:
     """The learning rate of the next step."""
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-
-
-@contextmanager
-def averaged_weights(model: Any) -> Iterator[None]:
-    """Puts the averaged weights into the model, and the trained ones back afterwards."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema:
-        yield
-        return
-    trained = copies(model.trainable_variables)
-    optimizer.put_averages(model.trainable_variables)
-    # JAX would share the averages' buffers with the model, whose step then donates them.
-    assign(model.trainable_variables, copies(model.trainable_variables))
-    try:
-        yield
-    finally:
-        assign(model.trainable_variables, trained)
-
-
-def copies(variables: list[Any]) -> list[npt.NDArray[Any]]:
-    """The values of variables, in memory of their own."""
-    return [np.array(keras.ops.convert_to_numpy(each)) for each in variables]
-
-
-def assign(variables: list[Any], arrays: list[npt.NDArray[Any]]) -> None:
-    """Gives variables their values."""
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)

@@ -1,4 +1,4 @@
-"""The head alone, then all of the network: what `fit` trains, and with which optimiser."""
+"""The head alone, then all of the network: what `fit` trains, and with which optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.optimizers import build_optimizer
 def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xla: bool) -> Any:
     """Makes the model that `fit` trains: the head alone, or all of it.
 
-    Each phase has an optimiser of its own: moments gathered by the head alone say nothing
+    Each phase has an optimizer of its own: moments gathered by the head alone say nothing
     of the backbone. A frozen backbone's batch normalisation uses its stored statistics.
     """
     options = job.options
@@ -28,7 +28,13 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
     model = feed.network(classifier)
     settle_statistics(classifier.backbone, options.epochs * job.steps)
     epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
-    optimizer = build_optimizer(options, model.trainable_variables, epochs * job.steps, job.steps)
+    optimizer = build_optimizer(
+        options,
+        model.trainable_variables,
+        epochs * job.steps,
+        job.steps,
+        classifier.core.dtype_policy.name,
+    )
     model.compile(
         optimizer=optimizer,
         loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing),

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.errors import BadInput
-from trainer.input_pipeline import TEXTS, damage_reported, evaluation_batches
+from trainer.damage import damage_reported
+from trainer.errors import BadInput, Diverged
+from trainer.input_pipeline import TEXTS, evaluation_batches
 from trainer.metrics import probabilities
 from trainer.run_directory import write_whole
 from trainer.shards import ImageSpec, Split
@@ -62,11 +63,12 @@ def predict_split(
 
     Raises:
         BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
+        Diverged: a logit is not finite.
     """
     columns: dict[str, list[Any]] = {}
     done = 0
     batches = evaluation_batches(split, image, labels, batch_size)
-    with damage_reported():
+    with damage_reported((split,), image, labels):
         for batch in batches.as_numpy_iterator():
             logits = answer(model, batch.pop("image"), flip)
             rows = len(batch["label"])
@@ -79,6 +81,7 @@ def predict_split(
             f"split {split.name}: {done} examples where the manifest has {split.examples}"
         )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    check_finite(joined["logits"], split.name)
     return Predictions(
         split=split.name,
         logits=joined["logits"],
@@ -86,6 +89,20 @@ def predict_split(
         texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
         position_z=joined["position_z"],
     )
+
+
+def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
+    """Looks for what is no number among logits, [N, L].
+
+    Raises:
+        Diverged: there is such.
+    """
+    if not np.isfinite(logits).all():
+        raise Diverged(
+            f"the model gives {np.count_nonzero(~np.isfinite(logits).all(axis=1))} of"
+            f" {len(logits)} slices of {split} a logit that is no finite number; try a lower"
+            " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
+        )
 
 
 def answer(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:

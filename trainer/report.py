@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from trainer import curves
 from trainer.bootstrap import example_losses
+from trainer.damage import damage_reported
 from trainer.figures import plot_confusion, plot_curves, plot_mistake, plot_speed
 from trainer.gradcam import activation_maps
 from trainer.input_pipeline import evaluation_batches
@@ -102,13 +103,14 @@ def read_images(answer: Answer, rows: list[int]) -> npt.NDArray[Any]:
     found: dict[int, Any] = {}
     labels, start = len(answer.shards.labels), 0
     batches = evaluation_batches(answer.split, answer.shards.image, labels, answer.batch_size)
-    for batch in batches.as_numpy_iterator():
-        for row in rows:
-            if start <= row < start + len(batch["label"]):
-                found[row] = batch["image"][row - start]
-        start += len(batch["label"])
-        if len(found) == len(set(rows)):
-            break
+    with damage_reported((answer.split,), answer.shards.image, labels):
+        for batch in batches.as_numpy_iterator():
+            for row in rows:
+                if start <= row < start + len(batch["label"]):
+                    found[row] = batch["image"][row - start]
+            start += len(batch["label"])
+            if len(found) == len(set(rows)):
+                break
     return np.stack([found[row] for row in rows])
 
 

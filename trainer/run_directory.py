@@ -19,6 +19,7 @@ from trainer.json_documents import (
     read_document,
     shown,
 )
+from trainer.lock import LOCK, remove_unfinished
 from trainer.options import TrainOptions, run_identity
 from trainer.shards import ShardDirectory, parse_image, parse_window
 
@@ -28,10 +29,16 @@ class RunDirectory:
     """The names of a run's files.
 
     run.json          options, data and versions; written first
+    .lock             held by the process that trains
     checkpoints/      where to go on from; empty once the run is complete
     model.keras       the best model so far
-    history.json      a row an epoch
+    history.json      one row per epoch
+    predictions-FOLD.parquet
+                      of the best model, for the fold that was left out
     metrics.json      written last: with it the run is complete
+    evaluation-NAME.json, predictions-NAME.parquet
+                      what `evaluate` found: NAME is the split, and what was done otherwise than
+                      in training (`fold0-tta`)
     """
 
     path: Path
@@ -61,9 +68,18 @@ class RunDirectory:
         """What `evaluate --fit_temperature` found."""
         return self.path / "temperatures.json"
 
-    def predictions(self, split: str) -> Path:
-        """The best model's answers for a split."""
-        return self.path / f"predictions-{split}.parquet"
+    @property
+    def cache(self) -> Path:
+        """Decoded images of --cache disk, while the run is not complete."""
+        return self.path / "cache"
+
+    def predictions(self, name: str) -> Path:
+        """The best model's predictions for a split, or a variant of them."""
+        return self.path / f"predictions-{name}.parquet"
+
+    def evaluation(self, name: str) -> Path:
+        """Their figures."""
+        return self.path / f"evaluation-{name}.json"
 
     @property
     def is_complete(self) -> bool:
@@ -139,16 +155,40 @@ def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
     run = RunDirectory(options.run)
     if run.description.is_file():
         refuse_other_run(run, describe_run(options, shards))
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    elif run.path.exists() and (not run.path.is_dir() or is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
     return run
 
 
-def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
-    """Makes the directory and says in it what the run is, unless it is there."""
+def is_used(folder: Path) -> bool:
+    """Whether a folder holds more than the lock of a run that did not begin."""
+    return any(each.name != LOCK for each in folder.iterdir())
+
+
+def begin_run(
+    run: RunDirectory,
+    options: TrainOptions,
+    shards: ShardDirectory,
+    logit_shift: tuple[float, ...] = (),
+) -> None:
+    """Says in the directory what the run is, unless it does; removes what was not written whole.
+
+    Args:
+        run: the directory.
+        options: of the run.
+        shards: that it is trained on.
+        logit_shift: what is added to the logits that are trained, [L], if anything is.
+
+    Raises:
+        BadInput: another run began in it meanwhile.
+    """
+    check_run(options, shards)
+    remove_unfinished(run.path)
+    remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(run.description, describe_run(options, shards))
+        shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
+        write_json(run.description, describe_run(options, shards) | {"logit_shift": shift})
 
 
 def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:

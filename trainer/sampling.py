@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.input_pipeline import Order
+if TYPE_CHECKING:  # it loads TensorFlow
+    from trainer.input_pipeline import Order
 
 
 def epoch_rows(
@@ -26,14 +27,6 @@ def epoch_rows(
     return rows.reshape(steps, batch_size)[order.skip :]
 
 
-def epoch_copies(
-    labels: npt.NDArray[np.float32], steps: int, batch_size: int, order: Order
-) -> npt.NDArray[np.int64]:
-    """How often a balanced epoch has each example, int64 [N]; what is behind it counts too."""
-    rows = epoch_rows(labels, steps, batch_size, replace(order, skip=0), balanced=True)
-    return np.bincount(rows.ravel(), minlength=len(labels))
-
-
 def balanced_weights(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """How likely each example is drawn, [N]; the sum is 1.
 
@@ -44,3 +37,8 @@ def balanced_weights(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]
     groups = groups[:, groups.any(axis=0)]
     weights = (groups / groups.sum(axis=0)).sum(axis=1)
     return np.asarray(weights / weights.sum(), np.float64)
+
+
+def balanced_prevalence(labels: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """The share of positives of each label in what `balanced` draws of `labels`, [N, L]."""
+    return tuple(float(each) for each in balanced_weights(labels) @ (labels > 0))

@@ -12,15 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
 from trainer.errors import BadInput
 from trainer.json_documents import check_document, parse_json, read_bytes, shown
 from trainer.manifest_checks import INDEX, MANIFEST, check_consistency
-
-Labels = npt.NDArray[np.float32]
 
 SCHEMA_VERSION = 1
 FOLD = re.compile(r"fold(\d+)")
@@ -186,33 +180,6 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # a name that is too long, or a folder that may not be searched
         return False
-
-
-def read_index_labels(shards: ShardDirectory, splits: tuple[Split, ...]) -> Labels:
-    """The labels of all examples of `splits`, in the order of their shards and records.
-
-    Returns:
-        float32 [N, L].
-
-    Raises:
-        BadInput: index.parquet is missing, damaged, or not of these shards.
-    """
-    path = shards.path / INDEX
-    names = [f"label_{label}" for label in shards.labels]
-    try:
-        index = pd.read_parquet(path, columns=["shard", "record", *names])
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    rows = index.sort_values("record").groupby("shard")[names]
-    found = {name: group.to_numpy(np.float32) for name, group in rows}
-    nothing = np.zeros((0, len(names)), np.float32)
-    parts = [(each, found.get(each.path.name, nothing)) for s in splits for each in s.shards]
-    for shard, part in parts:
-        if len(part) != shard.examples:
-            raise BadInput(
-                f"{path}: has {len(part)} of the {shard.examples} examples of {shard.path.name}"
-            )
-    return np.concatenate([part for _, part in parts])
 
 
 def parse_manifest(data: bytes, path: Path, location: str, lease: object = None) -> ShardDirectory:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from trainer import checkpoint, curves
+from trainer.averaging import averaged_weights, reset_averages
 from trainer.checkpoint import Checkpoint, Progress
+from trainer.damage import damage_reported
 from trainer.evaluate import measure, predict_labelled
 from trainer.feeds import Feed, open_feed
 from trainer.hardware import (
@@ -18,16 +21,18 @@ from trainer.hardware import (
     free_device_memory,
     lack_of_memory_reported,
     leave_gpu_to_jax,
+    make_deterministic,
     unused_gpus,
     use_all_devices,
 )
-from trainer.input_pipeline import InputClock, Order, damage_reported
+from trainer.input_pipeline import InputClock, Order
 from trainer.job import Job, answer_of
+from trainer.lock import held
 from trainer.metrics import probabilities, split_figures
-from trainer.model import Classifier, build_classifier, load_classifier
-from trainer.optimizers import averaged_weights, learning_rate
+from trainer.model import Classifier, build_classifier, load_classifier, natural_priors
+from trainer.optimizers import learning_rate
 from trainer.phases import compile_phase
-from trainer.predictions import predict_split, write_parquet
+from trainer.predictions import check_finite, predict_split, write_parquet
 from trainer.progress import figures_table
 from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
@@ -46,23 +51,27 @@ def train(job: Job) -> None:
     """
     options = job.options
     leave_gpu_to_jax()
-    keras.utils.set_random_seed(options.seed)
     if options.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        make_deterministic()
+    keras.utils.set_random_seed(options.seed)
     devices = use_all_devices(options.batch_size)
     capability = compute_capability()
     # Before the first tensor: TensorFlow takes all the memory there is then.
-    free = free_device_memory(capability) if options.cache == "device" else 0
+    free = free_device_memory(capability) if options.cache == "device" else None
+    xla = choose_xla(options.xla, capability, options.deterministic)
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
+    classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
     # Only now is everything known to be good.
-    begin_run(job.run, options, job.shards)
-    xla = choose_xla(options.xla, capability)
-    announce(job, policy, xla, devices)
-    feed = open_feed(job, free)
-    saved = checkpoint.load_newest(job.run.checkpoints)
-    with damage_reported(), lack_of_memory_reported():
-        finish(job, run_epochs(job, feed, classifier, xla, saved))
+    with held(job.run.path):
+        begin_run(job.run, options, job.shards, job.logit_shift)
+        if job.run.is_complete:
+            return
+        announce(job, policy, xla, devices)
+        feed = open_feed(job, free)
+        saved = checkpoint.load_newest(job.run.checkpoints)
+        read, image = (*job.training, job.validation), job.shards.image
+        with damage_reported(read, image, len(job.shards.labels)), lack_of_memory_reported():
+            finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
 def announce(job: Job, policy: str, xla: bool, devices: int) -> None:
@@ -83,22 +92,33 @@ def run_epochs(
     job: Job, feed: Feed, classifier: Classifier, xla: bool, saved: Checkpoint | None
 ) -> Progress:
     """Trains until the last epoch, or until nothing gets better any more."""
-    progress = saved.progress if saved else Progress()
+    progress = (
+        saved.progress if saved else Progress(thawed=None if job.options.freeze_epochs else 0)
+    )
     if saved:
-        job.display.say(f"going on after epoch {progress.epoch}, step {progress.step}")
+        job.display.say(f"resumes after epoch {progress.epoch}, step {progress.step}")
     model, phase = None, None
-    while not progress.stopped and progress.epoch < job.options.epochs:
-        frozen = progress.epoch < job.options.freeze_epochs
+    while not progress.stopped and progress.epoch < last_epoch(job, progress):
+        frozen = progress.thawed is None
         if phase != frozen:
             model, phase = compile_phase(job, feed, classifier, frozen, xla), frozen
-            if saved:
-                begins = progress.epoch == job.options.freeze_epochs and not progress.step
-                (checkpoint.restore_weights if begins else checkpoint.restore)(model, saved)
+            if saved and progress.begins_phase():
+                checkpoint.restore_weights(model, saved)
+                reset_averages(model)
+            elif saved:
+                checkpoint.restore(model, saved)
         row = train_epoch(job, feed, model, progress, saved)
         saved = None
         validate_epoch(job, feed, classifier, model, progress, row)
         checkpoint.save(job.run.checkpoints, checkpoint.capture(model, progress))
     return progress
+
+
+def last_epoch(job: Job, progress: Progress) -> int:
+    """The number of epochs; a head that got no better leaves the whole network its own."""
+    options = job.options
+    begun = options.freeze_epochs if progress.thawed is None else progress.thawed
+    return begun + options.epochs - options.freeze_epochs
 
 
 def train_epoch(
@@ -111,7 +131,7 @@ def train_epoch(
     batches = clock.measure(feed.batches(order))
     batches = batches.apply(tf.data.experimental.assert_cardinality(job.steps - progress.step))
     watch = StepWatch(job, progress, clock, saved)
-    title = f"epoch {progress.epoch + 1} of {options.epochs}"
+    title = f"epoch {progress.epoch + 1} of {last_epoch(job, progress)}"
     job.display.begin(title, job.steps, progress.step)
     callbacks = Callbacks([watch], add_history=True, model=model)
     fitted = model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
@@ -130,6 +150,7 @@ def answer_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any
     cached = feed.validation_logits(classifier)
     if cached is not None:
         logits, labels = cached
+        check_finite(logits, job.validation.name)
         return labels, probabilities(logits)
     predictions = predict_split(
         classifier.model,
@@ -151,22 +172,19 @@ def validate_epoch(
     row: dict[str, Any],
 ) -> None:
     """Measures the validation fold, keeps the model if it is the best, and takes note."""
-    with averaged_weights(model):
+    with averaged_weights(model), natural_priors(classifier, job.logit_shift):
         job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
         labels, predicted = answer_validation(job, feed, classifier)
         figures = split_figures(labels, predicted, job.shards.labels, job.weights)
-        loss = figures["weighted_log_loss"]
-        better = progress.best_loss is None or loss < progress.best_loss
+        aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
+        row |= {
+            "val_loss": figures["weighted_log_loss"],
+            "val_mean_roc_auc": figures["mean_roc_auc"],
+            "val_roc_auc": aucs,
+        }
+        better = progress.end_epoch(row, job.options.freeze_epochs, job.options.patience)
         if better:
             write_whole(job.run.model, classifier.model.save)
-    aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
-    row |= {"val_loss": loss, "val_mean_roc_auc": figures["mean_roc_auc"], "val_roc_auc": aucs}
-    progress.history.append(row)
-    progress.epoch, progress.step = progress.epoch + 1, 0
-    progress.best_loss = loss if better else progress.best_loss
-    progress.since_best = 0 if better else progress.since_best + 1
-    patience = job.options.patience
-    progress.stopped = bool(patience and progress.since_best >= patience)
     report_epoch(job, progress, better)
 
 
@@ -203,6 +221,7 @@ def finish(job: Job, progress: Progress) -> None:
     }
     write_json(job.run.metrics, metrics)
     checkpoint.clear(job.run.checkpoints)
+    shutil.rmtree(job.run.cache, ignore_errors=True)
     if job.options.report:
         write_report(answer, MISTAKES)
     path = job.options.run

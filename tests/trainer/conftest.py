@@ -26,6 +26,7 @@ MANIFEST_WINDOWS = [
     {"name": "subdural", "center": 80, "width": 200},
     {"name": "bone", "center": 600, "width": 2800},
 ]
+FRAME_BYTES = 16  # of a TFRecord, beside its data
 Row = dict[str, Any]
 
 
@@ -138,9 +139,13 @@ def write_index(folder: Path, splits: dict[str, list[Row]], entries: dict[str, A
     rows = []
     for name, entry in entries.items():
         for number, shard in enumerate(entry["shards"]):
+            offset = 0
             for record, row in enumerate(splits[name][number :: len(entry["shards"])]):
                 labels = {f"label_{label}": row["label"][i] for i, label in enumerate(LABELS)}
-                rows.append({"shard": shard["file"], "record": record, **labels})
+                size = len(serialize(row)) + FRAME_BYTES
+                place = {"record": record, "offset": offset, "bytes": size}
+                rows.append({"shard": shard["file"], **place, **labels})
+                offset += size
     # In another order than the shards': nothing shall depend on it.
     pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)
 

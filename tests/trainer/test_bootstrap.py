@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from trainer.bootstrap import SortedScores, example_losses, interval, intervals
+from trainer.bootstrap import RankedScores, example_losses, interval, intervals
 
 
 @given(
@@ -16,7 +16,8 @@ from trainer.bootstrap import SortedScores, example_losses, interval, intervals
 )
 def test_weighted_auc_is_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
     labels, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
-    found = SortedScores(labels, scores / 5).roc_auc(weights.astype(float))
+    patients = np.arange(len(labels))
+    found = RankedScores(labels, scores / 5, patients).roc_auc(weights.astype(np.int32))
     used = weights > 0
     if len(np.unique(labels[used])) < 2:
         assert np.isnan(found)

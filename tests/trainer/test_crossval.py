@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from trainer.__main__ import main
+from trainer.bank import fill_bank
 from trainer.crossval import mean_and_spread
 
 
@@ -23,13 +24,24 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     tiny: dict[str, Any],
     split_rows: dict[str, list[Any]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = tiny | {"epochs": 1, "image_size": 16}
+    options = tiny | {"epochs": 1, "image_size": 16, "cache": "disk"}
     flags = [f"--{name}={value}" for name, value in options.items()]
     splits = json.loads((shards / "manifest.json").read_text())["splits"]
     two = edit_manifest(splits={name: splits[name] for name in ("fold0", "fold1")})
     argv = ["crossval", "--shards", str(two), "--run", str(tmp_path / "cv"), *flags]
+    made: set[Path] = set()
+
+    def note(splits: Any, image: Any, size: int, folder: Path, on_image: Any) -> Any:
+        bank = fill_bank(splits, image, size, folder, on_image)
+        made.update(folder.glob("*-images.npy"))
+        return bank
+
+    monkeypatch.setattr("trainer.feeds.fill_bank", note)
     assert main([*argv, "--no-report"]) == 0
+    assert len(made) == 2, "one file a fold, for all runs together"
+    assert not any(path.exists() for path in made)
     frame = pd.read_parquet(tmp_path / "cv" / "out_of_fold.parquet")
     folds = [f"fold{i}" for i in range(2)]
     expected = {row["image_id"]: fold for fold in folds for row in split_rows[fold]}

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
 from trainer.__main__ import main
+from trainer.model import load_classifier
+from trainer.shards import read_shard_directory
 
 
 @pytest.fixture
@@ -32,6 +35,57 @@ def test_evaluate_another_split(run: Path, shards: Path) -> None:
     argv = ["evaluate", "--run", str(run), "--shards", str(shards), "--split", "fold1"]
     assert main(argv) == 0
     assert json.loads((run / "evaluation-fold1.json").read_text())["examples"] == 20
+
+
+def test_what_training_predicted_is_never_replaced(
+    run: Path, split_rows: dict[str, Any], shards_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    written = (run / "predictions-fold0.parquet").read_bytes()
+    plain = pd.read_parquet(run / "predictions-fold0.parquet")
+    other = shards_writer(tmp_path / "other", {"fold0": split_rows["fold2"]})
+    evaluate = ["evaluate", "--run", str(run)]
+    variants = {
+        "fold0": [],
+        "fold0-tta": ["--tta"],
+        "fold0-temperature": ["--fit_temperature"],
+        "fold0-tta-temperature": ["--tta", "--temperature"],
+        f"fold0-{read_shard_directory(other).digest()[:8]}": ["--shards", str(other)],
+    }
+    for name, flags in variants.items():
+        assert main([*evaluate, *flags]) == 0
+        found = json.loads((run / f"evaluation-{name}.json").read_text())
+        assert found["options"]["tta"] == ("--tta" in flags)
+        assert (found["options"]["temperatures"] is not None) == ("temperature" in name)
+        assert not found["trained_on"]
+        frame = pd.read_parquet(run / f"predictions-{name}.parquet")
+        assert len(frame) == found["examples"]
+        if flags and len(frame) == len(plain):
+            assert not np.allclose(frame["probability_any"], plain["probability_any"], atol=1e-6)
+    assert (run / "predictions-fold0.parquet").read_bytes() == written
+    assert len(list(run.glob("predictions-*.parquet"))) == len(variants)
+
+
+def test_a_split_that_was_trained_on_is_marked(
+    run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--run", str(run), "--split", "fold1"]) == 0
+    assert "fold1 was trained on" in capsys.readouterr().out
+    assert json.loads((run / "evaluation-fold1.json").read_text())["trained_on"]
+    assert main(["evaluate", "--run", str(run)]) == 0
+    assert "was trained on" not in capsys.readouterr().out
+
+
+def test_logits_that_are_no_numbers_end_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_classifier(run / "model.keras")
+    head = model.get_layer("core").get_layer("head")
+    head.bias.assign([0.0, np.nan, 0.0])
+    model.save(run / "model.keras")
+    assert main(["evaluate", "--run", str(run)]) == 3
+    error = capsys.readouterr().err
+    assert "21 of 21 slices of fold0 a logit that is no finite number" in error
+    assert error.count("\n") == 1
 
 
 def test_a_submission_has_a_row_an_image_and_label(run: Path, shards: Path, tmp_path: Path) -> None:
@@ -76,8 +130,8 @@ def test_temperatures_are_kept_and_applied(
     assert "choose one" in refusal([*evaluate, "--temperature", "--fit_temperature"], capsys)
     before = json.loads((run / "metrics.json").read_text())["weighted_log_loss"]
     assert main([*evaluate, "--fit_temperature"]) == 0
-    fitted = json.loads((run / "evaluation-fold0.json").read_text())["weighted_log_loss"]
-    assert fitted <= before
+    fitted = json.loads((run / "evaluation-fold0-temperature.json").read_text())
+    assert fitted["weighted_log_loss"] <= before
     assert main([*evaluate, "--temperature", "--tta"]) == 0
     assert set(json.loads((run / "temperatures.json").read_text())) == {"upper", "lower", "any"}
 
@@ -130,4 +184,5 @@ def test_a_labelled_holdout(
     folder = shards_writer(tmp_path / "more", {"holdout": split_rows["fold2"]})
     argv = ["evaluate", "--run", str(run), "--shards", str(folder), "--split", "holdout"]
     assert main(argv) == 0
-    assert json.loads((run / "evaluation-holdout.json").read_text())["examples"] == 20
+    (found,) = run.glob("evaluation-holdout-*.json")
+    assert json.loads(found.read_text())["examples"] == 20

@@ -1,7 +1,4 @@
-import io
-import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from trainer.errors import BadInput
 from trainer.input_pipeline import (
     InputClock,
     Order,
-    damage_reported,
-    decode,
     evaluation_batches,
     training_batches,
     training_records,
 )
-from trainer.shards import ImageSpec, ShardDirectory, read_shard_directory
+from trainer.shards import ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
@@ -80,33 +73,6 @@ def test_an_epoch_goes_on_where_it_was_left(shards: Path) -> None:
     assert keys(epoch(data, Order(seed=4, epoch=2, skip=2))) == whole[16:]
 
 
-def test_an_epoch_has_examples_as_often_as_it_is_told(
-    shards: Path, split_rows: dict[str, list[dict[str, Any]]]
-) -> None:
-    data = read_shard_directory(shards)
-    training, _ = data.training_and_validation(0)
-    written = [
-        row["image"].tobytes()
-        for name in ("fold1", "fold2")
-        for shard in (0, 1)
-        for row in split_rows[name][shard::2]
-    ]
-    copies = np.random.default_rng(0).integers(0, 4, 40)
-
-    def drawn(order: Order) -> list[bytes]:
-        records = training_records(training, order, 16, copies)
-        batches = training_batches(records, data.image, 3, 4, order.skip)
-        return keys(list(batches.as_numpy_iterator()))
-
-    whole = drawn(Order(seed=4, epoch=2))
-    assert len(whole) == copies.sum() // 4 * 4
-    left = Counter(dict(zip(written, copies.tolist(), strict=True)))
-    left.subtract(whole)
-    assert min(left.values()) >= 0
-    assert sum(left.values()) < 4
-    assert drawn(Order(seed=4, epoch=2, skip=3)) == whole[12:]
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 50])
 def test_no_example_is_dropped_in_evaluation(
     shards: Path, split_rows: dict[str, list[dict[str, Any]]], batch_size: int
@@ -130,18 +96,6 @@ def test_sixteen_bits_stay_sixteen(
     images, _ = epoch(data, Order(seed=0, epoch=0), batch_size=4)[0]
     assert images.dtype == np.uint16
     assert sorted(image.tobytes() for image in images) == sorted(r["image"].tobytes() for r in rows)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_images_of_one_to_four_windows_are_decoded(channels: int) -> None:
-    rng = np.random.default_rng(channels)
-    image = rng.integers(0, 256, (8, 8, channels), np.uint8)
-    # Pillow writes two channels as grey and alpha.
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
-    buffer = io.BytesIO()
-    Image.frombytes(mode, (8, 8), image.tobytes()).save(buffer, "png")
-    decoded = decode(buffer.getvalue(), ImageSpec(8, 8, channels, "uint8", 0))
-    np.testing.assert_array_equal(decoded, image)
 
 
 def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
@@ -171,13 +125,3 @@ def test_the_clock_counts_no_time_in_which_the_device_computes() -> None:
     time.sleep(0.02)
     clock.stop(1)
     assert 0.02 <= clock.waited < 0.05
-
-
-def test_a_flipped_bit_is_one_line(shards: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(shards, tmp_path / "copy"))
-    victim = next(iter(folder.glob("ich-fold1*")))
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(content)
-    with pytest.raises(BadInput, match=r"a shard is damaged .*make verify"), damage_reported():
-        epoch(read_shard_directory(folder), Order(seed=0, epoch=0))

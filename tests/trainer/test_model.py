@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.errors import BadInput
-from trainer.model import Classifier, build_classifier, load_classifier
+from trainer.model import Classifier, build_classifier, load_classifier, natural_priors
 from trainer.options import TrainOptions
 from trainer.shards import ImageSpec
 
@@ -21,6 +21,14 @@ def make(policy: str = "float32", image: ImageSpec | None = None, **changes: Any
     return build_classifier(options, image or ImageSpec(48, 48, 3, "uint8", 0), PREVALENCE, policy)
 
 
+def make_trained(*arguments: Any, **changes: Any) -> Classifier:
+    """One whose answers depend on the image."""
+    classifier = make(*arguments, **changes)
+    kernel = classifier.core.get_layer("head").kernel
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape) * 0.1)
+    return classifier
+
+
 def test_stored_images_in_float32_logits_out() -> None:
     model = make().model
     assert model.input_shape == (None, 48, 48, 3)
@@ -31,25 +39,35 @@ def test_stored_images_in_float32_logits_out() -> None:
 
 
 def test_half_precision_ends_in_float32_and_leaves_the_policy() -> None:
-    classifier = make(policy="mixed_bfloat16")
+    classifier = make_trained(policy="mixed_bfloat16")
     assert classifier.model.output.dtype == "float32"
     assert classifier.backbone.output.dtype == "bfloat16"
     assert all(each.dtype == "float32" for each in classifier.model.weights)
     assert keras.config.dtype_policy().name == "float32"
-    full = make()
+    full = make_trained()
     full.model.set_weights(classifier.model.get_weights())
     np.testing.assert_allclose(
         np.asarray(classifier.model(IMAGES)), np.asarray(full.model(IMAGES)), atol=0.1
     )
 
 
-def test_untrained_it_answers_the_prevalence() -> None:
-    bias = np.asarray(make().core.get_layer("head").get_weights()[1])
-    np.testing.assert_allclose(1 / (1 + np.exp(-bias)), [0.1, 1e-4, 0.5], rtol=1e-5)
+def test_untrained_it_predicts_the_prevalence() -> None:
+    for policy in ("float32", "mixed_bfloat16"):
+        logits = np.asarray(make(policy).model(IMAGES))
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), [[0.1, 1e-4, 0.5]] * 2, rtol=1e-5)
+
+
+def test_natural_priors_are_put_in_for_a_while() -> None:
+    classifier = make_trained()
+    before = np.asarray(classifier.model(IMAGES))
+    with natural_priors(classifier, (1.0, 0.0, -2.0)):
+        within = np.asarray(classifier.model(IMAGES))
+    np.testing.assert_allclose(within - before, [[1, 0, -2]] * 2, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(classifier.model(IMAGES)), before)
 
 
 def test_resized_images_take_the_same_layers() -> None:
-    classifier = make()
+    classifier = make_trained()
     resized = np.asarray(classifier.model.get_layer("resize")(IMAGES))
     np.testing.assert_allclose(
         np.asarray(classifier.core(resized)), np.asarray(classifier.model(IMAGES)), atol=1e-5
@@ -63,7 +81,7 @@ def test_the_seed_makes_the_weights() -> None:
 
 def test_hounsfield_images_are_windowed_within() -> None:
     image = ImageSpec(32, 32, 1, "uint16", -1024)
-    classifier = make(image=image, windows="brain,stroke:32:8")
+    classifier = make_trained(image=image, windows="brain,stroke:32:8")
     assert classifier.backbone.input_shape == (None, 32, 32, 2)
     dark = np.zeros((1, 32, 32, 1), np.uint16)
     np.testing.assert_allclose(
@@ -75,7 +93,7 @@ def test_hounsfield_images_are_windowed_within() -> None:
 
 
 def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
-    model = make().model
+    model = make_trained().model
     model.save(tmp_path / "model.keras")
     loaded = load_classifier(tmp_path / "model.keras")
     np.testing.assert_allclose(np.asarray(loaded(IMAGES)), np.asarray(model(IMAGES)), atol=1e-6)
@@ -87,3 +105,12 @@ def test_no_model_and_no_such_model(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_text("nothing")
     with pytest.raises(BadInput, match="no saved model"):
         load_classifier(tmp_path / "model.keras")
+
+
+def test_a_model_with_code_in_it_is_not_loaded(tmp_path: Path) -> None:
+    inputs = keras.layers.Input((4,))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(BadInput, match="no saved model") as raised:
+        load_classifier(tmp_path / "model.keras")
+    assert "\n" not in str(raised.value)

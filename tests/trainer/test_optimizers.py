@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.optimizers import averaged_weights, build_optimizer, build_schedule, learning_rate
+from trainer.optimizers import build_optimizer, build_schedule, learning_rate
 from trainer.options import TrainOptions
 
 
@@ -34,7 +34,7 @@ def test_constant_after_a_warm_up_and_without() -> None:
 def make_model(optimizer_options: TrainOptions) -> Any:
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.set_weights([np.ones((2, 1)), np.ones(1)])
-    optimizer = build_optimizer(optimizer_options, model.trainable_variables, 10, 5)
+    optimizer = build_optimizer(optimizer_options, model.trainable_variables, 10, 5, "float32")
     model.compile(optimizer=optimizer, loss="mse")
     return model
 
@@ -54,22 +54,13 @@ def test_decay_spares_biases(name: str) -> None:
     assert bias.tolist() == [1.0]
 
 
-def test_averages_are_put_in_for_a_while() -> None:
-    options = make_options(ema=0.5, learning_rate=0.1, warmup_epochs=0, clip_norm=0)
-    model = make_model(options)
-    model.fit(np.ones((4, 2)), np.zeros((4, 1)), batch_size=4, epochs=2, verbose=0)
-    trained = [each.copy() for each in model.get_weights()]
-    with averaged_weights(model):
-        averaged = model.get_weights()
-        assert not np.allclose(averaged[0], trained[0])
-    for one, other in zip(trained, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_without_averages_nothing_changes() -> None:
-    model = make_model(make_options())
-    with averaged_weights(model):
-        assert model.get_weights()[1].tolist() == [1.0]
+def test_float16_scales_its_loss() -> None:
+    variables = [keras.Variable(np.ones(2))]
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        optimizer = build_optimizer(make_options(), variables, 10, 5, policy)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        assert scaled == (policy == "mixed_float16")
+        assert optimizer.built
 
 
 def test_the_learning_rate_is_the_next_steps() -> None:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.input_pipeline import Order
-from trainer.sampling import balanced_weights, epoch_copies, epoch_rows
+from trainer.sampling import balanced_prevalence, balanced_weights, epoch_rows
 
 LABELS = np.float32([[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]])
 
@@ -42,11 +42,16 @@ def test_balanced_draws_are_balanced() -> None:
     assert abs(labels[rows].mean() - 0.5) < 0.03
 
 
-def test_a_stream_has_what_a_bank_would_draw() -> None:
-    labels = np.zeros((1000, 1), np.float32)
-    labels[:10] = 1
-    copies = epoch_copies(labels, 100, 10, Order(0, 0))
-    assert copies.sum() == 1000
-    rows = epoch_rows(labels, 100, 10, Order(0, 0), balanced=True)
-    assert np.array_equal(np.sort(rows.ravel()), np.repeat(np.arange(1000), copies))
-    assert np.array_equal(epoch_copies(labels, 100, 10, Order(0, 0, skip=7)), copies)
+def test_the_drawn_prevalence_by_hand() -> None:
+    # 4, 2.5, 2.5 and 3 of 12: the rows' weights.
+    expected = [1 / 3, 5 / 12, 3 / 4]
+    np.testing.assert_allclose(balanced_prevalence(LABELS), expected)
+
+
+def test_the_drawn_prevalence_is_that_of_draws() -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random((500, 3)) < (0.3, 0.05, 0.5)).astype(np.float32)
+    rows = epoch_rows(labels, 1000, 50, Order(0, 0), balanced=True)
+    np.testing.assert_allclose(
+        labels[rows.ravel()].mean(axis=0), balanced_prevalence(labels), atol=0.01
+    )

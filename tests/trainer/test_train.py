@@ -1,6 +1,9 @@
 """The real loop on small shards; one run is shared by the tests that only look at it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,17 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from trainer.__main__ import main
+from trainer.averaging import averaged_weights, copies
+from trainer.errors import BadInput, Diverged
 from trainer.job import Job, prepare_training
+from trainer.metrics import split_figures
+from trainer.model import load_classifier
 from trainer.options import TrainOptions
+from trainer.phases import compile_phase
+from trainer.run_directory import begin_run
 from trainer.train import train
+
+ROOT = Path(__file__).parents[2]
 
 JobMaker = Callable[..., Job]
 
@@ -77,6 +88,47 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in shown.err
 
 
+def test_balanced_sampling_leaves_natural_probabilities(
+    shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """What is saved is corrected, and what goes on training is not."""
+    rows = {f"fold{i}": make_rows(60, 32, seed=i) for i in range(3)}
+    shards = shards_writer(tmp_path / "shards", rows)
+    mean = {}
+    for cache in ("none", "ram"):
+        run = tmp_path / cache
+        given = tiny | {"sampling": "balanced", "cache": cache, "epochs": 3, "report": False}
+        train(prepare_training(TrainOptions(shards=shards, run=run, **given)))
+        shift = read(run / "run.json")["logit_shift"]
+        # A slice in twenty has each of two labels, a sampled one in three.
+        assert all(-3.5 < shift[label] < -1 for label in shift)
+        frame = pd.read_parquet(run / "predictions-fold0.parquet")
+        head = load_classifier(run / "model.keras").get_layer("core").get_layer("head")
+        mean[cache] = frame["probability_upper"].mean()
+        assert copies([head.bias])[0][0] < -1.5
+        assert mean[cache] < 0.2
+    assert mean["none"] == pytest.approx(mean["ram"], rel=0.05)
+
+
+def make_rows(count: int, size: int, seed: int) -> list[dict[str, Any]]:
+    """One slice in twenty is positive."""
+    rows = []
+    for i in range(count):
+        random = np.random.default_rng([seed, i])
+        image = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        upper, lower = int(i % 20 == 0), int(i % 20 == 10)
+        if upper:
+            image[: size // 4] += 180
+        if lower:
+            image[-size // 4 :] += 180
+        ids = {
+            f"{kind}_id": f"{kind}{seed}_{i}" for kind in ("image", "patient", "study", "series")
+        }
+        label = [upper, lower, upper | lower]
+        rows.append({"image": image, "label": label, "position_z": 0.0, **ids})
+    return rows
+
+
 class Killed(Exception):
     """Stands for whatever ends a run."""
 
@@ -100,13 +152,45 @@ def test_head_first_then_everything_resumed_between_the_two(
         assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-4)
 
 
-def test_it_stops_when_nothing_gets_better(make_job: JobMaker, tmp_path: Path) -> None:
-    # A learning rate this small changes no loss in four digits; the third epoch is not reached.
-    job = make_job(epochs=3, patience=1, learning_rate=1e-12, weight_decay=0.0)
-    train(job)
+def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Replaces the validation loss of each epoch."""
+    remaining = iter(losses)
+
+    def figures(*arguments: Any) -> dict[str, Any]:
+        return split_figures(*arguments) | {"weighted_log_loss": next(remaining)}
+
+    monkeypatch.setattr("trainer.train.split_figures", figures)
+
+
+def test_it_stops_when_nothing_gets_better(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_to_come(monkeypatch, [3, 2, 2, 2.5, 1])
+    train(make_job(epochs=5, patience=2))
     metrics = read(tmp_path / "run" / "metrics.json")
-    assert metrics["epochs"] <= 3
-    assert metrics["stopped_early"] or metrics["epochs"] == 3
+    assert (metrics["epochs"], metrics["best_epoch"], metrics["stopped_early"]) == (4, 2, True)
+    assert len(read(tmp_path / "run" / "history.json")) == 4
+
+
+def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
+    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_to_come(monkeypatch, [2, 3, 5, 4, 1])
+    job = make_job(epochs=6, freeze_epochs=3, patience=1)
+    compiled = []
+
+    def note(job: Job, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
+        compiled.append((frozen, copies(classifier.backbone.weights)))
+        return compile_phase(job, feed, classifier, frozen, xla)
+
+    monkeypatch.setattr("trainer.train.compile_phase", note)
+    train(job)
+    assert [frozen for frozen, _ in compiled] == [True, False]
+    # Two epochs of the head, then three of everything.
+    assert read(tmp_path / "run" / "metrics.json")["epochs"] == 5
+    trained = load_classifier(job.run.model).get_layer("core").get_layer("backbone")
+    for variable, before in zip(trained.weights, compiled[1][1], strict=True):
+        assert not np.array_equal(copies([variable])[0], before), variable.path
 
 
 def test_an_infinite_loss_stops_with_a_report(
@@ -119,6 +203,57 @@ def test_an_infinite_loss_stops_with_a_report(
     assert "the loss is" in error
     assert "epoch 1, step" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_validation_without_numbers_ends_in_one_line(
+    make_job: JobMaker, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_weights(model: Any) -> Any:
+        model.get_layer("core").get_layer("head").bias.assign(np.full(3, np.nan))
+        return averaged_weights(model)
+
+    monkeypatch.setattr("trainer.train.averaged_weights", break_weights)
+    with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is no finite number"):
+        train(make_job(cache=cache))
+
+
+def test_two_processes_do_not_train_one_run(
+    make_job: JobMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job()
+    script = (
+        "import sys, time; from pathlib import Path; from trainer.lock import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", script, str(job.run.path)]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match=f"in use by process {other.pid} on "):
+            train(job)
+        assert not job.run.description.exists()
+        other.kill()
+    train(job)
+    assert job.run.is_complete
+
+
+def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
+    job = make_job(epochs=1, cache="disk")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    begin_run(job.run, job.options, job.shards)
+    job.run.cache.mkdir()
+    names = [
+        job.run.path / f".model-{ended.pid}.keras",
+        job.run.checkpoints / f".epoch-0001-step-00000000-{ended.pid}.npz",
+    ]
+    alive = job.run.path / f".history-{os.getppid()}.json"
+    for path in (*names, alive):
+        path.write_bytes(b"half")
+    train(job)
+    assert [path for path in (*names, alive) if path.exists()] == [alive]
+    assert not job.run.cache.exists(), "a complete run needs none"
 
 
 def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:

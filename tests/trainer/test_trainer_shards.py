@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from trainer.errors import BadInput
@@ -14,7 +12,6 @@ from trainer.shards import (
     ImageSpec,
     Window,
     check_files,
-    read_index_labels,
     read_shard_directory,
 )
 
@@ -114,39 +111,6 @@ def test_a_truncated_and_a_missing_shard(shards: Path, tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(BadInput, match="this shard is missing"):
         check_files(found.splits)
-
-
-def test_the_index_has_the_labels_of_every_record(
-    shards: Path, split_rows: dict[str, list[dict[str, Any]]]
-) -> None:
-    data = read_shard_directory(shards)
-    found = read_index_labels(data, (data.split("fold2"), data.split("fold0")))
-    written = [
-        row["label"]
-        for name in ("fold2", "fold0")
-        for i in (0, 1)
-        for row in split_rows[name][i::2]
-    ]
-    assert found.dtype == np.float32
-    assert found.tolist() == written
-
-
-def test_an_index_that_is_of_no_use(edit_manifest: Callable[..., Path]) -> None:
-    data = read_shard_directory(edit_manifest())
-    path = data.path / "index.parquet"
-    index = pd.read_parquet(path)
-    path.unlink()
-    with pytest.raises(BadInput, match=r"index\.parquet: cannot be read"):
-        read_index_labels(data, data.folds())
-    path.write_text("no index")
-    with pytest.raises(BadInput, match=r"index\.parquet: cannot be read"):
-        read_index_labels(data, data.folds())
-    index.drop(columns="label_any").to_parquet(path)
-    with pytest.raises(BadInput, match=r"index\.parquet: cannot be read"):
-        read_index_labels(data, data.folds())
-    index[1:].to_parquet(path)
-    with pytest.raises(BadInput, match=r"has \d of the \d examples of ich-test"):
-        read_index_labels(data, data.splits)
 
 
 @pytest.mark.parametrize(
