@@ -169,9 +169,9 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
+    temperatures = choose_temperatures(run, shards.labels, options.temperature)
     same_shards = shards.digest() == description["shards"]["digest"]
     others = [fold.name for fold in shards.folds() if fold.name != validation]
-    temperatures = choose_temperatures(run, shards.labels, options.temperature)
     source.provide(shards, (split,))
     return Answer(
         run=run,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Event, Lock
 from time import monotonic
 
 import platformdirs
@@ -33,27 +31,26 @@ from trainer.shard_cache import (
     write_record,
 )
 from trainer.shards import ShardDirectory, Split, parse_manifest
-from trainer.stores import Bucket, open_bucket
+from trainer.stores import Bucket, open_bucket, run_requests
 
 GB = 10**9
 FILES_AT_ONCE = 8
 PART = 1 << 24  # bytes of a request; a request that fails costs no more than that
 MIB = 1 << 20
-BETWEEN_LOOKS = 0.2  # seconds
 BETWEEN_WARNINGS = 30.0  # seconds
 
 
 @dataclass
-class Counter:
-    """Bytes copied, as several threads count them."""
+class Copied:
+    """How many bytes are copied, on the display."""
 
+    display: Display
     bytes: int = 0
-    lock: Lock = field(default_factory=Lock)
 
     def add(self, count: int) -> None:
         """Counts more, or fewer where something is copied anew."""
-        with self.lock:
-            self.bytes += count
+        self.bytes += count
+        self.display.update(self.bytes // MIB)
 
 
 @dataclass
@@ -77,7 +74,6 @@ class RemoteShards:
     url: str
     access: ShardAccess
     display: Display
-    stopped: Event = field(default_factory=Event)
 
     @property
     def cache(self) -> Path:
@@ -95,7 +91,7 @@ class RemoteShards:
         """The bucket of the URL."""
         scheme, _, rest = self.url.partition("://")
         url = f"{scheme}://{rest.partition('/')[0]}"
-        return open_bucket(url, self.access.storage_patience, self.stopped, Warnings(self.display))
+        return open_bucket(url, self.access.storage_patience, Warnings(self.display))
 
     def key(self, name: str) -> str:
         """The key of a file of the directory."""
@@ -105,7 +101,7 @@ class RemoteShards:
     def open(self) -> ShardDirectory:
         """Reads the manifest as it is now; the folder of its copy is kept from being removed."""
         try:
-            data = self.bucket.read_part(self.key(MANIFEST), 0, LARGEST + 1)
+            data = run_requests(self.bucket.read_part(self.key(MANIFEST), 0, LARGEST + 1))
         except FileNotFoundError:
             raise BadInput(f"{self.url}: no {MANIFEST}, so no finished shard directory") from None
         refuse_large(len(data), f"{self.url}/{MANIFEST}")
@@ -152,7 +148,7 @@ class RemoteShards:
             sha256 = shards.index.sha256
             return [*files, CachedFile(INDEX, shards.index.bytes, sha256, sha256)]
         try:
-            size, version = self.bucket.version(self.key(INDEX))
+            size, version = run_requests(self.bucket.version(self.key(INDEX)))
         except FileNotFoundError:
             return files
         return [*files, CachedFile(INDEX, size, f"version {version}", "")]
@@ -162,7 +158,7 @@ class RemoteShards:
         self.display.say(f"{self.url}: another process is copying it; waiting")
 
     def copy(self, folder: Path, files: list[CachedFile]) -> None:
-        """Copies files, several at a time; the largest first, so that none is waited for long."""
+        """Copies files where there is room for them."""
         if not files:
             return
         total = sum(each.bytes for each in files)
@@ -171,29 +167,24 @@ class RemoteShards:
             f"{self.url}: copying {decimal(total)} to {folder};"
             f" {decimal(room(self.cache, self.limit))} are free"
         )
-        counter = Counter()
-        threads = ThreadPoolExecutor(FILES_AT_ONCE)
+        self.display.begin("copying shards, MiB", -(-total // MIB))
         try:
-            ordered = sorted(files, key=lambda each: -each.bytes)
-            copies = {threads.submit(self.copy_file, folder, each, counter) for each in ordered}
-            self.watch(copies, counter, total)
-        except BaseException:
-            self.stopped.set()
-            raise
+            run_requests(self.copy_together(folder, files))
         finally:
-            threads.shutdown(cancel_futures=True)
             self.display.end()
 
-    def watch(self, copies: set[Future[None]], counter: Counter, total: int) -> None:
-        """Shows how far the copies are, and raises what the first that fails raises."""
-        self.display.begin("copying shards, MiB", -(-total // MIB))
-        while copies:
-            done, copies = wait(copies, BETWEEN_LOOKS, "FIRST_EXCEPTION")
-            for each in done:
-                each.result()
-            self.display.update(counter.bytes // MIB)
+    async def copy_together(self, folder: Path, files: list[CachedFile]) -> None:
+        """Copies files, several at a time, the largest first; one that fails ends all."""
+        copied, slots = Copied(self.display), asyncio.Semaphore(FILES_AT_ONCE)
 
-    def copy_file(self, folder: Path, file: CachedFile, counter: Counter) -> None:
+        async def copy_in_turn(file: CachedFile) -> None:
+            async with slots:
+                await self.copy_file(folder, file, copied)
+
+        ordered = sorted(files, key=lambda each: -each.bytes)
+        await asyncio.gather(*map(copy_in_turn, ordered))
+
+    async def copy_file(self, folder: Path, file: CachedFile, copied: Copied) -> None:
         """Copies a file; once more if what arrives is not what the manifest says.
 
         Raises:
@@ -203,12 +194,12 @@ class RemoteShards:
         partial = folder / f".{file.name}-{os.getpid()}.part"
         try:
             for _ in range(2):
-                sha256, size = self.write_partial(partial, file, counter.add)
+                sha256, size = await self.write_partial(partial, file, copied)
                 if size == file.bytes and file.sha256 in ("", sha256):
                     partial.replace(folder / file.name)
                     write_record(folder, file)
                     return
-                counter.add(-size)
+                copied.add(-size)
         except FileNotFoundError:
             raise BadInput(f"{self.url}/{file.name}: this file is missing") from None
         finally:
@@ -218,22 +209,20 @@ class RemoteShards:
             f" {sha256[:12]}..., where the manifest has {file.bytes} with {file.sha256[:12]}..."
         )
 
-    def write_partial(
-        self, path: Path, file: CachedFile, count: Callable[[int], None]
-    ) -> tuple[str, int]:
+    async def write_partial(self, path: Path, file: CachedFile, copied: Copied) -> tuple[str, int]:
         """Writes what the store has under a file's name; its SHA-256 and bytes."""
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as written:
             while size < file.bytes:
-                if self.stopped.is_set():
-                    raise CancelledError
                 wanted = min(PART, file.bytes - size)
-                data = self.bucket.read_part(self.key(file.name), size, wanted)
+                data = await self.bucket.read_part(self.key(file.name), size, wanted)
                 if not data:
                     break
-                written.write(data)
-                digest.update(data)
+                # In threads: neither holds Python's lock, and other files go on arriving.
+                await asyncio.gather(
+                    asyncio.to_thread(digest.update, data), asyncio.to_thread(written.write, data)
+                )
                 size += len(data)
-                count(len(data))
-            os.fsync(written.fileno())
+                copied.add(len(data))
+            await asyncio.to_thread(os.fsync, written.fileno())
         return digest.hexdigest(), size

@@ -3,17 +3,20 @@
 Credentials and endpoints are those that each store's own tools use. What may pass (5xx, 429, a
 connection that breaks, an answer that is cut or stops) is tried again until patience is at an
 end: by the obstore library within a request, and around it with the credentials valid then.
+
+Requests are asynchronous, so that Ctrl-C ends a program that waits for a store that is silent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -27,7 +30,7 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 
-from trainer.errors import StoreFailed
+from trainer.errors import StoreFailed, TrainerError
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig
@@ -38,6 +41,7 @@ T = TypeVar("T")
 SILENCE = 20.0  # without a byte, after which an answer is no longer waited for
 LONGEST_REQUEST = 300.0
 LONGEST_WAIT = 15.0  # between two attempts
+DROPPING = 0.2  # for requests that are under way
 
 STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
 CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -58,6 +62,19 @@ ADVICE = {
 }
 
 
+def run_requests(requests: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that asks buckets, and returns what it returns.
+
+    What was under way when it ended early, for instance by Ctrl-C, is dropped in threads of the
+    obstore library, which complain on stderr if Python has ended by then.
+    """
+    try:
+        return asyncio.run(requests)
+    except (KeyboardInterrupt, TrainerError):
+        time.sleep(DROPPING)
+        raise
+
+
 class Transient(Exception):
     """A request failed in a way that may pass; the message says how, in a few words."""
 
@@ -70,17 +87,15 @@ class Bucket:
         url: of the bucket, for messages.
         store: obstore's.
         patience: seconds after which a request that fails is given up.
-        stopped: set, ends waiting for another attempt.
         tell: shows a line, at every attempt that fails.
     """
 
     url: str
     store: Any
     patience: float
-    stopped: Event
     tell: Callable[[str], None]
 
-    def read_part(self, key: str, start: int, length: int) -> bytes:
+    async def read_part(self, key: str, start: int, length: int) -> bytes:
         """Bytes of an object; fewer than `length` where it ends.
 
         Raises:
@@ -88,44 +103,42 @@ class Bucket:
             StoreFailed: the store fails, or refuses access.
         """
 
-        def attempt() -> bytes:
+        async def attempt() -> bytes:
             try:
-                return bytes(obstore.get_range(self.store, key, start=start, length=length))
+                found = await obstore.get_range_async(self.store, key, start=start, length=length)
+                return bytes(found)
             except BaseError as error:
                 if status(error) == RANGE_NOT_SATISFIABLE:
                     return b""
                 raise
 
-        return self.request(attempt)
+        return await self.request(attempt)
 
-    def version(self, key: str) -> tuple[int, str]:
+    async def version(self, key: str) -> tuple[int, str]:
         """An object's bytes, and a text that is another one whenever its content changes.
 
         Raises:
             FileNotFoundError: there is no such object.
             StoreFailed: the store fails, or refuses access.
         """
-        found = self.request(lambda: obstore.head(self.store, key))
+        found = await self.request(lambda: obstore.head_async(self.store, key))
         named = found.get("version") or found.get("e_tag") or found.get("last_modified")
         return found["size"], str(named or "")
 
-    def request(self, action: Callable[[], T]) -> T:
+    async def request(self, action: Callable[[], Awaitable[T]]) -> T:
         """The result of an action, tried again while it fails in ways that may pass.
 
         The waits grow, and are random, so that many readers do not come back all at once.
         """
-        retrying = tenacity.Retrying(
+        retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Transient),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_WAIT),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_delay(self.patience), tenacity.stop_when_event_set(self.stopped)
-            ),
-            sleep=tenacity.sleep_using_event(self.stopped),
+            stop=tenacity.stop_after_delay(self.patience),
             before_sleep=self.say_why,
             reraise=True,
         )
         try:
-            return retrying(lambda: self.attempt(action))
+            return await retrying(self.attempt, action)
         except Transient as failure:
             raise StoreFailed(
                 f"{self.url}: no answer for {self.patience:g} s ({failure}); the same command"
@@ -137,7 +150,7 @@ class Bucket:
         failure = state.outcome.exception() if state.outcome is not None else None
         self.tell(f"{self.url}: {failure}; trying again for up to {self.patience:g} s")
 
-    def attempt(self, action: Callable[[], T]) -> T:
+    async def attempt(self, action: Callable[[], Awaitable[T]]) -> T:
         """Does a request; what the library raises becomes one of three kinds of error.
 
         Raises:
@@ -146,7 +159,7 @@ class Bucket:
             StoreFailed: it would be the same again.
         """
         try:
-            return action()
+            return await action()
         except InvalidPathError:
             raise StoreFailed(
                 f"{self.url}: the path in it cannot be the key of an object"
@@ -198,7 +211,7 @@ def cause(error: BaseException) -> str:
     return first.rpartition(" - ")[2].rpartition(": ")[2] or type(error).__name__
 
 
-def open_bucket(url: str, patience: float, stopped: Event, tell: Callable[[str], None]) -> Bucket:
+def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucket:
     """Opens a bucket, with the credentials and settings that its own tools would use.
 
     Raises:
@@ -217,7 +230,7 @@ def open_bucket(url: str, patience: float, stopped: Event, tell: Callable[[str],
         store = make_store(url, client, retries)
     except (BaseError, ValueError, OSError) as error:
         raise StoreFailed(f"{url}: cannot be opened ({cause(error)})") from None
-    return Bucket(url, store, patience, stopped, tell)
+    return Bucket(url, store, patience, tell)
 
 
 def make_store(url: str, client: ClientConfig, retries: RetryConfig) -> Any:

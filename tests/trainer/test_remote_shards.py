@@ -273,6 +273,33 @@ def test_a_killed_copy_goes_on_with_what_is_missing(
     assert not list(cache.rglob("*.part"))
 
 
+@pytest.mark.parametrize("silent", ["manifest.json", "ich-fold1.tfrecord-00000-of-00002"])
+def test_an_interrupt_ends_a_copy_at_once(
+    s3: Cloud, shards: Path, tmp_path: Path, silent: str
+) -> None:
+    url = s3.upload(shards)
+    s3.proxy.latency = lambda request: 60.0 if request.path.endswith(silent) else 0.0
+    flags = ["--run", str(tmp_path / "run"), "--shard_cache", str(tmp_path / "cache")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "train", "--shards", url, "--batch_size=8", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not any(request.path.endswith(silent) for request in s3.proxy.traffic.requests):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert told == "trainer: interrupted; the same command goes on\n"
+    assert process.returncode == 130
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_what_is_there_is_neither_fetched_nor_read_again(
     s3: Cloud, shards: Path, tmp_path: Path
 ) -> None:
