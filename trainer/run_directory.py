@@ -117,6 +117,7 @@ def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any
             "manifest_sha256": shards.manifest_sha256,
             **describe_data(shards),
             "prevalence": list(shards.prevalence(options.fold)),
+            "preprocessing": dict(shards.preprocessing),
         },
         "versions": {name: version(name) for name in packages},
     }

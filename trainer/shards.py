@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from trainer.json_documents import check_document, parse_json, read_bytes, shown
 from trainer.manifest_checks import INDEX, MANIFEST, check_consistency
 
 SCHEMA_VERSION = 1
+# Options of the pipeline that an image depends on, beside the windows.
+PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
 FOLD = re.compile(r"fold(\d+)")
 
 
@@ -86,6 +89,7 @@ class ShardDirectory:
         path: the folder on this machine that its files are read from.
         location: the path or URL that the user gave.
         index: what the manifest says of index.parquet, if it says anything.
+        preprocessing: by which options of the pipeline the images were made, as far as it says.
         lease: of a copy, keeps its files as long as it exists.
     """
 
@@ -97,6 +101,7 @@ class ShardDirectory:
     manifest_sha256: str
     location: str
     index: File | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     lease: object = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> Split:
@@ -195,6 +200,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
     check_consistency(manifest, name)
     labels = tuple(manifest["labels"])
     index = manifest.get("files", {}).get(INDEX)
+    options = manifest.get("options", {})
     return ShardDirectory(
         path=path,
         labels=labels,
@@ -206,6 +212,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
         manifest_sha256=hashlib.sha256(data).hexdigest(),
         location=location,
         index=File(INDEX, int(index["bytes"]), index["sha256"]) if index else None,
+        preprocessing={name: options[name] for name in PREPROCESSING if name in options},
         lease=lease,
     )
 
