@@ -8,9 +8,11 @@ from setuptools import find_packages, setup
 (VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
 TRAINER = [
     "jinja2",
+    "jsonschema",
     "keras>=3.12",
     "matplotlib",
     "pandas",
+    "platformdirs",
     "psutil",
     "rich",
     "scikit-learn",
@@ -29,7 +31,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
-    package_data={"beam_pipeline": ["py.typed"], "trainer": ["py.typed", "*.jinja"]},
+    package_data={
+        "beam_pipeline": ["py.typed"],
+        "trainer": ["py.typed", "*.jinja", "schemas/*.json"],
+    },
     install_requires=[
         "apache-beam>=2.77",
         "boto3",  # the credentials of AWS: profiles, single sign-on, roles
@@ -71,6 +76,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "tensorflow-datasets",
+            "types-jsonschema",
             "types-protobuf",
         ],
     },

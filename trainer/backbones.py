@@ -85,7 +85,7 @@ def backbone_of_run(name: str, path: str) -> Any:
         BadInput: the file is no such model.
     """
     try:
-        classifier = keras.models.load_model(path, compile=False)
+        classifier = keras.models.load_model(path, compile=False, safe_mode=True)
         return classifier.get_layer("core").get_layer("backbone")
     except (ValueError, KeyError, OSError, AttributeError) as error:
         raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None

@@ -21,6 +21,7 @@ from trainer.options import (
     Options,
     PredictOptions,
     ReportOptions,
+    ShardAccess,
     TrainOptions,
     choices_of,
 )
@@ -77,8 +78,13 @@ def build_parser() -> OneLineParser:
 
 
 def flags(kind: type[Options]) -> list[Field[Any]]:
-    """The fields that can be given; `crossval` goes through all folds itself."""
-    return [each for each in fields(kind) if not (kind is CrossvalOptions and each.name == "fold")]
+    """The fields that can be given; `crossval` goes through all folds itself.
+
+    Those of buckets, which few need, come last.
+    """
+    last = {each.name for each in fields(ShardAccess)}
+    ordered = sorted(fields(kind), key=lambda each: each.name in last)
+    return [each for each in ordered if not (kind is CrossvalOptions and each.name == "fold")]
 
 
 def add_option(parser: argparse.ArgumentParser, each: Field[Any], kind: type) -> None:

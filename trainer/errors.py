@@ -2,7 +2,8 @@
 
 TrainerError
 ├── BadInput     exit code 2: options, shards or a run directory that cannot be used
-└── Diverged     exit code 3: the loss stopped being a finite number
+├── Diverged     exit code 3: the loss stopped being a finite number
+└── StoreFailed  exit code 5: an object store failed or refused access, or its copy has no place
 """
 
 
@@ -22,3 +23,9 @@ class Diverged(TrainerError):
     """The loss became infinite or not a number."""
 
     exit_code = 3
+
+
+class StoreFailed(TrainerError):
+    """An object store failed or refused access, or what it has cannot be written to the disk."""
+
+    exit_code = 5

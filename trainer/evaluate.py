@@ -63,7 +63,7 @@ def describe(answer: Answer) -> dict[str, Any]:
     return {
         "options": {
             "split": answer.split.name,
-            "shards": str(answer.shards.path),
+            "shards": answer.shards.location,
             "digest": answer.shards.digest(),
             "tta": answer.flip,
             "temperatures": temperatures if "temperature" in answer.name else None,

@@ -15,6 +15,7 @@ from keras import layers
 from trainer.errors import BadInput
 from trainer.job import SavedRun
 from trainer.model import load_classifier
+from trainer.portable import portable_logits
 
 FILES: Mapping[str, str] = MappingProxyType(
     {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
@@ -41,11 +42,16 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
 
 
 def probability_model(classifier: Any, temperatures: tuple[float, ...]) -> Any:
-    """Adds the temperatures and the sigmoid: images [B, H, W, C] → float32 [B, L]."""
+    """The classifier in Keras's own layers, the temperatures and the sigmoid.
+
+    Stored images [B, H, W, C] → probabilities float32 [B, L].
+    """
     image = layers.Input(classifier.input_shape[1:], dtype=classifier.inputs[0].dtype, name="image")
-    cool = layers.Rescaling(list(1 / np.asarray(temperatures)), dtype="float32", name="temperature")
+    scale = layers.Rescaling(
+        list(1 / np.asarray(temperatures)), dtype="float32", name="temperature"
+    )
     sigmoid = layers.Activation("sigmoid", dtype="float32", name="probability")
-    return keras.Model(image, sigmoid(cool(classifier(image))), name="head_ct")
+    return keras.Model(image, sigmoid(scale(portable_logits(classifier, image))), name="head_ct")
 
 
 def write_format(model: Any, name: str, path: Path) -> None:

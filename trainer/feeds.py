@@ -6,6 +6,7 @@ layers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,29 +166,50 @@ def row_type() -> str:
 
 
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Rows [B] → images [B, S, S, C], out of a variable that is never trained."""
+    """Rows [B] → images [B, S, S, C], out of a variable that is never trained.
+
+    It holds 32-bit words, whatever they stand for: TensorFlow gathers no uint8 and no uint16 on a
+    GPU, and would bring all images to the processor in each step.
+    """
 
     def __init__(self, images: npt.NDArray[Any]) -> None:
         super().__init__(dtype="float32", trainable=False)
+        self.stored, self.kind = images.shape[1:], str(images.dtype)
+        words = as_words(images)
         self.bank = self.add_weight(
-            shape=images.shape,
-            dtype=str(images.dtype),
-            initializer=lambda *_, **__: ops.convert_to_tensor(images),
+            shape=words.shape,
+            dtype="float32",
+            initializer=lambda *_, **__: ops.convert_to_tensor(words),
             trainable=False,
+            autocast=False,
             name=BANK_NAME,
         )
 
     def call(self, rows: Any) -> Any:
         """Gathers."""
-        return ops.take(self.bank, rows, axis=0)
+        values = ops.view(ops.take(self.bank, rows, axis=0), self.kind)
+        return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
-        """Images of the bank's type."""
-        return keras.KerasTensor((*rows.shape, *self.bank.shape[1:]), dtype=self.bank.dtype)
+        """Images of the stored type."""
+        return keras.KerasTensor((*rows.shape, *self.stored), dtype=self.kind)
 
 
-def open_feed(job: Job, free_device_memory: int) -> Feed:
+def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The bytes of each image, [N, ...], as 32-bit words, [N, W], filled up with zeros."""
+    each = images.reshape(len(images), -1)
+    missing = -each.shape[1] * each.itemsize % 4
+    if missing:
+        each = np.pad(each, ((0, 0), (0, missing // each.itemsize)))
+    return each.view(np.float32)
+
+
+def open_feed(job: Job, free_device_memory: int | None) -> Feed:
     """Makes the feed that --cache asks for, and fills it.
+
+    Args:
+        job: what to train on.
+        free_device_memory: bytes; None if unknown.
 
     Raises:
         BadInput: there is too little memory or disk space.
@@ -197,7 +219,7 @@ def open_feed(job: Job, free_device_memory: int) -> Feed:
         return Stream(job)
     needed = bank_bytes(job.training, image, options.image_size)
     room = ""
-    if options.cache == "device":
+    if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
         room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
     job.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")

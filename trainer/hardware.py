@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import keras
 import psutil
@@ -27,19 +29,66 @@ def compute_capability() -> tuple[int, int] | None:
     return min(((each[0], each[1]) for each in found), default=None)
 
 
-def free_device_memory(capability: tuple[int, int] | None) -> int:
-    """Bytes that are free on the GPU with the least of them, or on the machine without one.
+def free_device_memory(capability: tuple[int, int] | None) -> int | None:
+    """Bytes that this process may still take on the device, or on the machine without a GPU.
+
+    None where nobody tells: on a part of a GPU (MIG), say.
 
     Raises:
-        BadInput: the driver does not say.
+        BadInput: the driver does not answer.
     """
     if capability is None:
         return int(psutil.virtual_memory().available)
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if keras.backend.backend() == "jax":
+        return free_jax_memory()
+    # TensorFlow takes all that is free with its first tensor: what is used of that counts then.
+    has_begun = memory_before_tensorflow.cache_info().currsize > 0
+    free = memory_before_tensorflow(visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    if free is None or not has_begun:
+        return free
+    return free - int(tf.config.experimental.get_memory_info("GPU:0")["current"])
+
+
+def free_jax_memory() -> int | None:
+    """The least that JAX has left on one of its devices: each holds all images."""
+    import jax
+
+    found = [each.memory_stats() for each in jax.devices()]
+    if not all(each and "bytes_limit" in each for each in found):
+        return None
+    return min(int(each["bytes_limit"]) - int(each["bytes_in_use"]) for each in found)
+
+
+def visible_gpu(variable: str | None) -> str | None:
+    """The first GPU of CUDA_VISIBLE_DEVICES, the one that TensorFlow computes on.
+
+    As nvidia-smi names it: a number, or a unique id. None where nvidia-smi has no name for it.
+    """
+    if variable is None:
+        return "0"
+    first = variable.split(",")[0].strip()
+    return first if first.isdecimal() or first.startswith("GPU-") else None
+
+
+@cache
+def memory_before_tensorflow(gpu: str | None) -> int | None:
+    """Bytes that are free on a GPU before TensorFlow takes them.
+
+    Raises:
+        BadInput: the driver does not answer.
+    """
+    if gpu is None:
+        return None
+    query = [
+        "nvidia-smi",
+        f"--id={gpu}",
+        "--query-gpu=memory.free",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return min(int(line) for line in answer.stdout.split()) << 20
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return int(answer.stdout.split()[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise BadInput(f"--cache device: nvidia-smi does not answer ({error})") from None
 
 
@@ -63,15 +112,29 @@ def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
     return asked if asked == "float32" else f"mixed_{asked}"
 
 
-def choose_xla(asked: str, capability: tuple[int, int] | None) -> bool:
+def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bool) -> bool:
     """Whether to compile with XLA.
 
     On a processor it takes minutes to compile and its convolutions are slower than oneDNN's.
-    JAX has nothing else.
+    JAX has nothing else; Keras uses no XLA where TensorFlow's operations are deterministic.
+
+    Raises:
+        BadInput: it is asked for where there is none.
     """
-    if keras.backend.backend() == "jax" or asked == "on":
+    if keras.backend.backend() == "jax":
         return True
-    return asked == "auto" and capability is not None
+    if asked == "on" and deterministic:
+        raise BadInput("--xla on: not with --deterministic; --backend jax has both")
+    return not deterministic and (asked == "on" or (asked == "auto" and capability is not None))
+
+
+def make_deterministic() -> None:
+    """Lets each operation give the same bits each time, on GPUs too."""
+    tf.config.experimental.enable_op_determinism()
+    if keras.backend.backend() == "jax":
+        # Read when JAX first looks for devices.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def use_all_devices(batch_size: int) -> int:
@@ -116,7 +179,7 @@ def lack_of_memory_reported() -> Iterator[None]:
             raise
         raise BadInput(
             "too little memory for this --batch_size and --image_size; in a new run directory,"
-            " a smaller batch with --accumulate trains alike"
+            " a smaller batch with --accumulate has the same gradients but for batch normalization"
         ) from None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
@@ -16,20 +14,27 @@ from trainer.options import (
     ExportOptions,
     PredictOptions,
     ReportOptions,
+    ShardAccess,
     TrainOptions,
     label_weights,
     parse_windows,
 )
 from trainer.priors import logit_shift
 from trainer.progress import Display
-from trainer.run_directory import RunDirectory, check_run, describe_data, read_description
+from trainer.run_directory import (
+    RunDirectory,
+    check_run,
+    describe_data,
+    described_data,
+    read_description,
+    read_temperatures,
+)
 from trainer.sampling import balanced_prevalence
+from trainer.shard_source import ShardSource, find_shards
 from trainer.shards import (
     ShardDirectory,
     Split,
-    check_files,
     count,
-    read_shard_directory,
 )
 
 
@@ -65,8 +70,8 @@ class Job:
 
     @property
     def logit_shift(self) -> tuple[float, ...]:
-        """What makes natural logits of those that are trained, [L]."""
-        return logit_shift(self.prevalence, self.sampled_prevalence)
+        """What makes natural logits of those that are trained, [L]; empty where nothing does."""
+        return logit_shift(self.prevalence, self.sampled_prevalence) if self.index else ()
 
     @property
     def steps(self) -> int:
@@ -79,8 +84,17 @@ def prepare_training(options: TrainOptions) -> Job:
 
     Raises:
         BadInput: the shards, the options or the run directory cannot be used.
+        StoreFailed: the shards are in a bucket that fails, or refuses access.
     """
-    shards = read_shard_directory(options.shards)
+    display = Display()
+    source = find_shards(options.shards, options, display)
+    return prepare_job(options, source, source.open(), display)
+
+
+def prepare_job(
+    options: TrainOptions, source: ShardSource, shards: ShardDirectory, display: Display
+) -> Job:
+    """Checks a training on shards that were opened; copies them where they are far away."""
     training, validation = shards.training_and_validation(options.fold)
     find_backbone(options.model, options.image_size)
     check_weights(options.model, options.weights)
@@ -92,10 +106,12 @@ def prepare_training(options: TrainOptions) -> Job:
         raise BadInput(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
-    check_files((*training, validation))
-    index = read_index(shards, training) if options.sampling == "balanced" else None
     run = check_run(options, shards)
-    return Job(options, shards, training, validation, weights, run, Display(), index)
+    index = None
+    if not run.is_complete:
+        source.provide(shards, (*training, validation))
+        index = read_index(shards, training) if options.sampling == "balanced" else None
+    return Job(options, shards, training, validation, weights, run, display, index)
 
 
 @dataclass(frozen=True)
@@ -141,29 +157,32 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     """
     run = RunDirectory(options.run)
     description = read_description(run)
-    shards = read_shard_directory(Path(options.shards or description["shards"]["path"]))
+    display = Display()
+    source = find_shards(options.shards or description["shards"]["path"], options, display)
+    shards = source.open()
     check_fit(description, shards)
     validation = f"fold{description['options']['fold']}"
     split = shards.split(options.split or validation)
     if not split.examples:
-        raise BadInput(f"{shards.path}: split {split.name} has no examples")
-    check_files((split,))
+        raise BadInput(f"{shards.location}: split {split.name} has no examples")
     check_model(run)
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
+    temperatures = choose_temperatures(run, shards.labels, options.temperature)
     same_shards = shards.digest() == description["shards"]["digest"]
     others = [fold.name for fold in shards.folds() if fold.name != validation]
+    source.provide(shards, (split,))
     return Answer(
         run=run,
         shards=shards,
         split=split,
         weights=weights,
         prevalence=tuple(description["shards"]["prevalence"]),
-        temperatures=read_temperatures(run, shards.labels, options.temperature),
+        temperatures=temperatures,
         flip=options.tta,
         batch_size=options.batch_size,
-        display=Display(),
+        display=display,
         same_shards=same_shards,
         trained_on=same_shards and split.name in others,
     )
@@ -188,7 +207,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     run = RunDirectory(options.run)
     labels = tuple(read_description(run)["shards"]["labels"])
     check_model(run)
-    temperatures = read_temperatures(run, labels, options.temperature)
+    temperatures = choose_temperatures(run, labels, options.temperature)
     return SavedRun(run, labels, temperatures, Display())
 
 
@@ -198,10 +217,12 @@ def prepare_report(options: ReportOptions) -> Answer:
     Raises:
         BadInput: it is not complete, or the shards are not there.
     """
-    answer = prepare_answer(EvaluateOptions(run=options.run, shards=options.shards))
-    if not answer.run.is_complete:
+    run = RunDirectory(options.run)
+    read_description(run)
+    if not run.is_complete:
         raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
-    return answer
+    access = {each.name: getattr(options, each.name) for each in fields(ShardAccess)}
+    return prepare_answer(EvaluateOptions(run=options.run, shards=options.shards, **access))
 
 
 def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
@@ -210,17 +231,19 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     Raises:
         BadInput: the shards, the options or a run directory cannot be used.
     """
-    folds = read_shard_directory(options.shards).folds()
-    if len(folds) < 2:
-        raise BadInput(f"{options.shards}: has {len(folds)} labelled folds; it takes two or more")
+    display = Display()
+    source = find_shards(options.shards, options, display)
+    shards = source.open()
+    if len(shards.folds()) < 2:
+        raise BadInput(
+            f"{shards.location}: has {len(shards.folds())} labelled folds; it takes two or more"
+        )
     values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
     # One for all folds: each is trained on by the runs of all others.
     values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
+    changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
     return tuple(
-        prepare_training(
-            TrainOptions(**values | {"fold": int(each.name[4:]), "run": options.run / each.name})
-        )
-        for each in folds
+        prepare_job(TrainOptions(**values | each), source, shards, display) for each in changes
     )
 
 
@@ -249,23 +272,22 @@ def check_model(run: RunDirectory) -> None:
         raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
 
 
-def read_temperatures(
+def choose_temperatures(
     run: RunDirectory, labels: tuple[str, ...], wanted: bool
 ) -> tuple[float, ...]:
     """The temperatures that the run keeps; 1 each unless they are wanted.
 
     Raises:
-        BadInput: they are wanted and not there.
+        BadInput: they are wanted and not there, or not of use.
     """
     if not wanted:
         return (1.0,) * len(labels)
     try:
-        kept = json.loads(run.temperatures.read_text(encoding="utf-8"))
+        return read_temperatures(run, labels)
     except FileNotFoundError:
         raise BadInput(
             f"--temperature: {run.path} has none; `evaluate --fit_temperature` finds them"
         ) from None
-    return tuple(float(kept[label]) for label in labels)
 
 
 def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:
@@ -274,9 +296,10 @@ def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:
     Raises:
         BadInput: other labels, windows or images.
     """
-    trained, here = description["shards"], describe_data(shards)
+    trained, here = described_data(description), describe_data(shards)
     for name in ("labels", "windows", "image"):
         if trained[name] != here[name]:
             raise BadInput(
-                f"{shards.path}: the run was trained on {name} {trained[name]}, here: {here[name]}"
+                f"{shards.location}: the run was trained on {name} {trained[name]},"
+                f" here: {here[name]}"
             )

@@ -131,6 +131,6 @@ def load_classifier(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
     except (ValueError, OSError) as error:
         raise BadInput(f"{path}: no saved model ({str(error).strip().splitlines()[0]})") from None

@@ -12,7 +12,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
+
+Constants = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,22 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
 
     def call(self, images: Any) -> Any:
         """Normalises every channel."""
-        constants = NORMALISATIONS[self.mode]
-        channels = images.shape[-1]
-        mean = np.asarray(constants.mean, np.float32)
-        deviation = np.asarray(constants.deviation, np.float32)
+        mean, deviation, order = self.constants(images.shape[-1])
+        images = (images - mean) / deviation
+        return images if (order[:-1] < order[1:]).all() else ops.flip(images, axis=-1)
+
+    def constants(self, channels: int) -> tuple[Constants, Constants, npt.NDArray[np.int64]]:
+        """Means and deviations of the channels, [C], and the order that they are put into, [C]."""
+        chosen = NORMALISATIONS[self.mode]
+        mean = np.asarray(chosen.mean, np.float32)
+        deviation = np.asarray(chosen.deviation, np.float32)
+        order = np.arange(channels)
         if channels != 3:
             mean = np.full(channels, mean.mean(), np.float32)
             deviation = np.full(channels, deviation.mean(), np.float32)
-        images = (images - mean) / deviation
-        return ops.flip(images, axis=-1) if constants.bgr and channels == 3 else images
+        elif chosen.bgr:
+            order = order[::-1]
+        return mean, deviation, order
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape stays."""

@@ -52,14 +52,45 @@ def required(text: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class ShardAccess:
+    """How shards in a bucket are read."""
+
+    shard_cache: str = option(
+        "",
+        "folder that shards in a bucket are copied to, once"
+        " (default: headct-shards in the user's cache directory)",
+        (),
+        False,
+    )
+    shard_cache_gb: float = option(
+        0.0,
+        "GB that this folder may take; what no process uses is removed, the least recently used"
+        " first. 0: all that is free on its disk",
+        (),
+        False,
+    )
+    storage_patience: float = option(
+        600.0, "seconds after which a request to a bucket that fails is given up", (), False
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "shard_cache_gb", 0 <= self.shard_cache_gb < math.inf, "0 or more")
+        check(self, "storage_patience", 0 < self.storage_patience < math.inf, "above 0")
+
+
+SHARDS = "shard directory, as beam_pipeline writes it: a path or URL (s3://, gs://, az://)"
+SHARDS_OF_RUN = "shard directory, a path or URL (default: the one the run was trained on)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ShardAccess):
     """Everything that a training run depends on.
 
     Raises:
         BadInput: a value is outside its range; the message quotes it.
     """
 
-    shards: Path = field(metadata=required("shard directory, as beam_pipeline writes it"))
+    shards: str = field(metadata=required(SHARDS))
     run: Path = field(metadata=required("run directory: made, or resumed where it stopped"))
     fold: int = option(0, "fold to validate on; training is on all other labelled folds")
 
@@ -112,6 +143,7 @@ class TrainOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(self)
         for name in ("image_size", "epochs", "batch_size", "accumulate", "steps_per_execution"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
@@ -133,7 +165,7 @@ class CrossvalOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AnswerOptions:
+class _AnswerOptions(ShardAccess):
     """How a trained model answers."""
 
     run: Path = field(metadata=required("run directory of a finished or stopped training"))
@@ -143,6 +175,7 @@ class _AnswerOptions:
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(self)
         check(self, "batch_size", self.batch_size >= 1, "at least 1")
 
@@ -155,7 +188,7 @@ class EvaluateOptions(_AnswerOptions):
         BadInput: a value is outside its range; the message quotes it.
     """
 
-    shards: str = option("", "shard directory (default: the one the run was trained on)")
+    shards: str = option("", SHARDS_OF_RUN)
     split: str = option("", "split to measure (default: the fold that training left out)")
     fit_temperature: bool = option(
         False, "fit a temperature a label on this split, and keep them in the run"
@@ -175,7 +208,7 @@ class PredictOptions(_AnswerOptions):
         BadInput: a value is outside its range; the message quotes it.
     """
 
-    shards: Path = field(metadata=required("shard directory to predict"))
+    shards: str = field(metadata=required(SHARDS))
     output: Path = field(
         metadata=required("submission to write, a row per image and label: ID,Label")
     )
@@ -203,7 +236,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(ShardAccess):
     """Which run is shown, and how many of its mistakes.
 
     Raises:
@@ -211,11 +244,12 @@ class ReportOptions:
     """
 
     run: Path = field(metadata=required("run directory of a finished training"))
-    shards: str = option("", "shard directory (default: the one the run was trained on)")
+    shards: str = option("", SHARDS_OF_RUN)
     mistakes: int = option(12, "worst mistakes to show")
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(self)
         check(self, "mistakes", self.mistakes >= 0, "0 or more")
 
@@ -223,13 +257,13 @@ class ReportOptions:
 Options = TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions
 
 
-def check(options: Options | _AnswerOptions, name: str, good: bool, right: str) -> None:
+def check(options: Options | ShardAccess, name: str, good: bool, right: str) -> None:
     """Quotes the value of an option that is not `good`."""
     if not good:
         raise BadInput(f"--{name} {getattr(options, name)}: must be {right}")
 
 
-def check_choices(options: Options | _AnswerOptions) -> None:
+def check_choices(options: Options | ShardAccess) -> None:
     """Compares each option that has choices with them."""
     for each in fields(options):
         choices = choices_of(each)

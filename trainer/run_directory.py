@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
+from trainer.json_documents import (
+    LONGEST_SHOWN,
+    key_path,
+    parse_json,
+    read_bytes,
+    read_document,
+    shown,
+)
 from trainer.lock import LOCK, remove_unfinished
 from trainer.options import TrainOptions, run_identity
-from trainer.shards import ShardDirectory
+from trainer.shards import ShardDirectory, parse_image, parse_window
 
 
 @dataclass(frozen=True)
@@ -104,14 +112,20 @@ def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any
     return {
         "options": run_identity(options),
         "shards": {
-            "path": str(options.shards.absolute()),
+            "path": locate(shards),
             "digest": shards.digest(),
             "manifest_sha256": shards.manifest_sha256,
             **describe_data(shards),
             "prevalence": list(shards.prevalence(options.fold)),
+            "preprocessing": dict(shards.preprocessing),
         },
         "versions": {name: version(name) for name in packages},
     }
+
+
+def locate(shards: ShardDirectory) -> str:
+    """The path or URL by which later commands find the shards, wherever they are started."""
+    return shards.location if "://" in shards.location else str(shards.path.absolute())
 
 
 def describe_data(shards: ShardDirectory) -> dict[str, Any]:
@@ -120,6 +134,16 @@ def describe_data(shards: ShardDirectory) -> dict[str, Any]:
         "labels": list(shards.labels),
         "windows": [asdict(each) for each in shards.windows],
         "image": asdict(shards.image),
+    }
+
+
+def described_data(description: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of the same, without keys that nothing depends on."""
+    shards = description["shards"]
+    return {
+        "labels": shards["labels"],
+        "windows": [asdict(parse_window(each)) for each in shards["windows"]],
+        "image": asdict(parse_image(shards["image"])),
     }
 
 
@@ -142,8 +166,19 @@ def is_used(folder: Path) -> bool:
     return any(each.name != LOCK for each in folder.iterdir())
 
 
-def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
+def begin_run(
+    run: RunDirectory,
+    options: TrainOptions,
+    shards: ShardDirectory,
+    logit_shift: tuple[float, ...] = (),
+) -> None:
     """Says in the directory what the run is, unless it does; removes what was not written whole.
+
+    Args:
+        run: the directory.
+        options: of the run.
+        shards: that it is trained on.
+        logit_shift: what is added to the logits that are trained, [L], if anything is.
 
     Raises:
         BadInput: another run began in it meanwhile.
@@ -153,7 +188,8 @@ def begin_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) 
     remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(run.description, describe_run(options, shards))
+        shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
+        write_json(run.description, describe_run(options, shards) | {"logit_shift": shift})
 
 
 def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
@@ -164,7 +200,7 @@ def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
     """
     before = read_description(run)
     differing = [
-        f"--{name} {before['options'].get(name)} there, {value} now"
+        f"--{name} {shown_option(before['options'].get(name))} there, {value} now"
         for name, value in description["options"].items()
         if before["options"].get(name) != value
     ]
@@ -174,25 +210,50 @@ def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
         raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
 
 
+def shown_option(value: Any) -> str:
+    """An option's value as it is given, unless that would not be one short line."""
+    text = str(value)
+    plain = isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_SHOWN
+    return text if plain or value is None or isinstance(value, bool) else shown(value)
+
+
 def read_description(run: RunDirectory) -> dict[str, Any]:
     """Reads run.json.
 
     Raises:
-        BadInput: it is not there, or not whole.
+        BadInput: it is not there, not whole, or has a wrong value.
     """
-    if not run.description.is_file():
-        raise BadInput(f"{run.path}: no run.json, so no run directory")
-    description: dict[str, Any] = read_json(run.description)
+    try:
+        description: dict[str, Any] = read_document(run.description, "run")
+    except FileNotFoundError:
+        raise BadInput(f"{run.path}: no run.json, so no run directory") from None
+    shards = description["shards"]
+    if len(shards["prevalence"]) != len(shards["labels"]):
+        raise BadInput(f"{run.description}: shards.prevalence: must be a number a label")
     return description
+
+
+def read_temperatures(run: RunDirectory, labels: tuple[str, ...]) -> tuple[float, ...]:
+    """What temperatures.json has for each label.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadInput: it is not whole, or has no number for a label.
+    """
+    kept = read_document(run.temperatures, "temperatures")
+    for label in labels:
+        if label not in kept:
+            raise BadInput(f"{run.temperatures}: {key_path([label])}: is missing")
+    return tuple(float(kept[label]) for label in labels)
 
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file that is there.
 
     Raises:
-        BadInput: it is damaged.
+        BadInput: it is not there any more, or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise BadInput(f"{path}: not JSON") from None
+        return parse_json(read_bytes(path), str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None

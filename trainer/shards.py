@@ -8,13 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import BadInput
+from trainer.json_documents import check_document, parse_json, read_bytes, shown
+from trainer.manifest_checks import INDEX, MANIFEST, check_consistency
 
 SCHEMA_VERSION = 1
+# Options of the pipeline that an image depends on, beside the windows.
+PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
 FOLD = re.compile(r"fold(\d+)")
 
 
@@ -47,6 +52,15 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class File:
+    """What the manifest says of a file that lies beside it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Shard:
     """One TFRecord file and what the manifest says is in it."""
 
@@ -69,7 +83,15 @@ class Split:
 
 @dataclass(frozen=True)
 class ShardDirectory:
-    """A finished shard directory."""
+    """A finished shard directory.
+
+    Attributes:
+        path: the folder on this machine that its files are read from.
+        location: the path or URL that the user gave.
+        index: what the manifest says of index.parquet, if it says anything.
+        preprocessing: by which options of the pipeline the images were made, as far as it says.
+        lease: of a copy, keeps its files as long as it exists.
+    """
 
     path: Path
     labels: tuple[str, ...]
@@ -77,6 +99,10 @@ class ShardDirectory:
     image: ImageSpec
     splits: tuple[Split, ...]
     manifest_sha256: str
+    location: str
+    index: File | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    lease: object = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -88,7 +114,7 @@ class ShardDirectory:
             if each.name == name:
                 return each
         names = ", ".join(each.name for each in self.splits)
-        raise BadInput(f"{self.path}: no split {name!r}; there are {names}")
+        raise BadInput(f"{self.location}: no split {name!r}; there are {names}")
 
     def folds(self) -> tuple[Split, ...]:
         """The cross-validation folds, by number."""
@@ -104,7 +130,7 @@ class ShardDirectory:
         """
         names = [each.name for each in self.folds()]
         if not names:
-            raise BadInput(f"{self.path}: no labelled folds, so nothing to train on")
+            raise BadInput(f"{self.location}: no labelled folds, so nothing to train on")
         if f"fold{fold}" not in names:
             raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
         validation = self.split(f"fold{fold}")
@@ -137,55 +163,83 @@ def count(splits: tuple[Split, ...]) -> int:
     return sum(each.examples for each in splits)
 
 
-def read_shard_directory(path: Path) -> ShardDirectory:
-    """Reads and checks the manifest.
+def read_shard_directory(path: Path, location: str = "", lease: object = None) -> ShardDirectory:
+    """Reads and checks the manifest of a directory on this machine.
 
     Raises:
-        BadInput: no directory, no manifest, or one of another schema.
+        BadInput: no directory, no manifest, or one that is wrong.
     """
-    if not path.is_dir():
-        raise BadInput(f"{path}: no such shard directory; `make preprocess` writes one")
+    location = location or str(path)
+    if not is_folder(path):
+        raise BadInput(f"{location}: no such shard directory; `make preprocess` writes one")
     try:
-        text = (path / "manifest.json").read_bytes()
+        data = read_bytes(path / MANIFEST)
     except FileNotFoundError:
-        raise BadInput(f"{path}: no manifest.json, so no finished shard directory") from None
+        raise BadInput(f"{location}: no {MANIFEST}, so no finished shard directory") from None
+    return parse_manifest(data, path, location, lease)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; what cannot be a path is none."""
     try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"{path}/manifest.json: not JSON ({error})") from None
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
+
+
+def parse_manifest(data: bytes, path: Path, location: str, lease: object = None) -> ShardDirectory:
+    """Makes a ShardDirectory of a manifest; its files lie in `path`.
+
+    Raises:
+        BadInput: it is of another version, a value is wrong, or two do not fit each other.
+    """
+    name = f"{location}/{MANIFEST}"
+    manifest = parse_json(data, name)
+    refuse_other_version(manifest, name)
+    check_document(manifest, "manifest", name)
+    check_consistency(manifest, name)
+    labels = tuple(manifest["labels"])
+    index = manifest.get("files", {}).get(INDEX)
+    options = manifest.get("options", {})
+    return ShardDirectory(
+        path=path,
+        labels=labels,
+        windows=tuple(parse_window(each) for each in manifest["windows"]),
+        image=parse_image(manifest["image"]),
+        splits=tuple(
+            parse_split(path, name, each, labels) for name, each in manifest["splits"].items()
+        ),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+        location=location,
+        index=File(INDEX, int(index["bytes"]), index["sha256"]) if index else None,
+        preprocessing={name: options[name] for name in PREPROCESSING if name in options},
+        lease=lease,
+    )
+
+
+def refuse_other_version(manifest: Any, name: str) -> None:
+    """Tells a manifest of another version, which may differ in any other way too.
+
+    Raises:
+        BadInput: it is of another version.
+    """
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise BadInput(
-            f"{path}/manifest.json: schema_version {version!r}; this trainer reads {SCHEMA_VERSION}"
+            f"{name}: schema_version {shown(version)}; this trainer reads {SCHEMA_VERSION}"
         )
-    try:
-        return parse_manifest(path, manifest, hashlib.sha256(text).hexdigest())
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path}/manifest.json: incomplete ({error!r})") from None
 
 
-def parse_manifest(path: Path, manifest: dict[str, Any], sha256: str) -> ShardDirectory:
-    """Makes a ShardDirectory of a manifest of the right version.
-
-    Raises:
-        KeyError, TypeError, ValueError: a key is missing, or not of its type.
-        BadInput: the image is of a kind that cannot be read.
-    """
-    image = manifest["image"]
-    spec = ImageSpec(
+def parse_image(image: dict[str, Any]) -> ImageSpec:
+    """Makes an ImageSpec of its entry in the manifest."""
+    return ImageSpec(
         height=int(image["height"]),
         width=int(image["width"]),
         channels=int(image["channels"]),
-        dtype=str(image.get("dtype", "uint8")),
+        dtype=image.get("dtype", "uint8"),
         # Null where the images are windowed already.
         hu_offset=float(image.get("hu_offset") or 0),
     )
-    if spec.dtype not in ("uint8", "uint16") or not 1 <= spec.channels <= 4:
-        raise BadInput(f"{path}: images of {spec.channels} channels of {spec.dtype} are not known")
-    labels = tuple(str(each) for each in manifest["labels"])
-    windows = tuple(parse_window(each) for each in manifest["windows"])
-    splits = (parse_split(path, name, each, labels) for name, each in manifest["splits"].items())
-    return ShardDirectory(path, labels, windows, spec, tuple(splits), sha256)
 
 
 def parse_window(window: dict[str, Any]) -> Window:
@@ -193,13 +247,13 @@ def parse_window(window: dict[str, Any]) -> Window:
     center, width = (
         None if window[key] is None else float(window[key]) for key in ("center", "width")
     )
-    return Window(str(window["name"]), center, width)
+    return Window(window["name"], center, width)
 
 
 def parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:
     """Makes a Split of its entry in the manifest."""
     shards = tuple(
-        Shard(path / each["file"], int(each["examples"]), int(each["bytes"]), str(each["sha256"]))
+        Shard(path / each["file"], int(each["examples"]), int(each["bytes"]), each["sha256"])
         for each in split["shards"]
     )
     counts = split.get("label_counts") or {}
@@ -223,6 +277,10 @@ def check_files(splits: tuple[Split, ...]) -> None:
             size = shard.path.stat().st_size
         except FileNotFoundError:
             raise BadInput(f"{shard.path}: this shard is missing") from None
+        except OSError as error:
+            raise BadInput(f"{shard.path}: cannot be read ({error.strerror})") from None
+        if not shard.path.is_file():
+            raise BadInput(f"{shard.path}: must be a file")
         if size != shard.bytes:
             raise BadInput(
                 f"{shard.path}: {size} bytes where the manifest has {shard.bytes};"

@@ -21,6 +21,7 @@ from trainer.hardware import (
     free_device_memory,
     lack_of_memory_reported,
     leave_gpu_to_jax,
+    make_deterministic,
     unused_gpus,
     use_all_devices,
 )
@@ -50,21 +51,21 @@ def train(job: Job) -> None:
     """
     options = job.options
     leave_gpu_to_jax()
-    keras.utils.set_random_seed(options.seed)
     if options.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        make_deterministic()
+    keras.utils.set_random_seed(options.seed)
     devices = use_all_devices(options.batch_size)
     capability = compute_capability()
     # Before the first tensor: TensorFlow takes all the memory there is then.
-    free = free_device_memory(capability) if options.cache == "device" else 0
+    free = free_device_memory(capability) if options.cache == "device" else None
+    xla = choose_xla(options.xla, capability, options.deterministic)
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
     # Only now is everything known to be good.
     with held(job.run.path):
-        begin_run(job.run, options, job.shards)
+        begin_run(job.run, options, job.shards, job.logit_shift)
         if job.run.is_complete:
             return
-        xla = choose_xla(options.xla, capability)
         announce(job, policy, xla, devices)
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)

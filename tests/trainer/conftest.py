@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 LABELS = ("upper", "lower", "any")
 MANIFEST_WINDOWS = [
@@ -148,6 +149,14 @@ def write_index(folder: Path, splits: dict[str, list[Row]], entries: dict[str, A
                 offset += size
     # In another order than the shards': nothing shall depend on it.
     pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_operations_end_with_a_test() -> Iterator[None]:
+    """TensorFlow keeps `--deterministic` for the rest of the process."""
+    yield
+    if config.is_op_determinism_enabled():
+        config.disable_op_determinism()
 
 
 TINY: dict[str, Any] = {

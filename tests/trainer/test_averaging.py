@@ -1,4 +1,4 @@
-"""Runs with Keras's backend, whichever it is: test_other_processes.py runs it with JAX's too."""
+"""Averages of weights; test_other_processes.py runs it with JAX as the backend, too."""
 
 from pathlib import Path
 from typing import Any

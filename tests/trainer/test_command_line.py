@@ -23,7 +23,7 @@ def test_train_flags_are_the_fields() -> None:
         ]
     )
     assert options == TrainOptions(
-        shards=Path("s"), run=Path("r"), fold=2, learning_rate=1e-3, deterministic=True
+        shards="s", run=Path("r"), fold=2, learning_rate=1e-3, deterministic=True
     )
 
 
@@ -31,7 +31,7 @@ def test_evaluate_and_predict() -> None:
     assert parse_arguments(["evaluate", "--run", "r"]) == EvaluateOptions(run=Path("r"))
     assert parse_arguments(
         ["predict", "--run", "r", "--shards", "s", "--output", "o.csv", "--split", "holdout"]
-    ) == PredictOptions(run=Path("r"), shards=Path("s"), output=Path("o.csv"), split="holdout")
+    ) == PredictOptions(run=Path("r"), shards="s", output=Path("o.csv"), split="holdout")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
     )
     options = parse_arguments(["train", "--config", config, "--run", "r", "--seed", "4"])
     assert options == TrainOptions(
-        shards=Path("s"), run=Path("r"), epochs=7, learning_rate=1.0, deterministic=True, seed=4
+        shards="s", run=Path("r"), epochs=7, learning_rate=1.0, deterministic=True, seed=4
     )
 
 

@@ -170,9 +170,9 @@ def test_no_test_split(
 def test_other_labels_do_not_fit(
     run: Path, edit_manifest: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = edit_manifest(labels=["a", "b", "c"])
+    folder = edit_manifest(labels=["lower", "upper", "any"])
     error = refusal(["evaluate", "--run", str(run), "--shards", str(folder)], capsys)
-    assert "trained on labels ['upper', 'lower', 'any'], here: ['a', 'b', 'c']" in error
+    assert "trained on labels ['upper', 'lower', 'any'], here: ['lower', 'upper', 'any']" in error
 
 
 def test_a_labelled_holdout(

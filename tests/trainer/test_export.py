@@ -1,7 +1,10 @@
 """Each format gives the numbers that training wrote down."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,28 @@ def examples(split_rows: dict[str, list[dict[str, Any]]], finished: Path) -> tup
     return np.stack([row["image"] for row in rows]), expected
 
 
-def test_keras(exported: Path, examples: tuple[Any, Any]) -> None:
+ALONE = """
+import sys
+import keras
+import numpy as np
+
+model = keras.models.load_model(sys.argv[1])
+np.save(sys.argv[3], model.predict_on_batch(np.load(sys.argv[2])))
+assert not any(name.startswith("trainer") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_keras_alone_loads_it(
+    exported: Path, examples: tuple[Any, Any], tmp_path: Path, backend: str
+) -> None:
+    pytest.importorskip(backend, reason=f"needs {backend}")
     images, expected = examples
-    model = keras.models.load_model(exported / "model.keras")
-    np.testing.assert_allclose(model.predict_on_batch(images), expected, atol=1e-5)
+    np.save(tmp_path / "images.npy", images)
+    paths = [exported / "model.keras", tmp_path / "images.npy", tmp_path / "found.npy"]
+    argv = [sys.executable, "-c", ALONE, *map(str, paths)]
+    subprocess.run(argv, check=True, cwd=tmp_path, env=os.environ | {"KERAS_BACKEND": backend})
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)
 
 
 def test_saved_model(exported: Path, examples: tuple[Any, Any]) -> None:

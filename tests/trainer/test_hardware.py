@@ -1,8 +1,19 @@
+import os
+from pathlib import Path
+
+import psutil
 import pytest
 import tensorflow as tf
 
 from trainer.errors import BadInput
-from trainer.hardware import choose_precision, choose_xla, lack_of_memory_reported
+from trainer.hardware import (
+    choose_precision,
+    choose_xla,
+    free_device_memory,
+    lack_of_memory_reported,
+    memory_before_tensorflow,
+    visible_gpu,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,11 +33,76 @@ def test_precision(asked: str, capability: tuple[int, int] | None, policy: str) 
     assert choose_precision(asked, capability) == policy
 
 
-def test_xla_is_for_gpus() -> None:
-    assert choose_xla("auto", (8, 0))
-    assert not choose_xla("auto", None)
-    assert choose_xla("on", None)
-    assert not choose_xla("off", (8, 0))
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_xla_is_for_gpus(deterministic: bool) -> None:
+    assert choose_xla("auto", (8, 0), deterministic) == (not deterministic)
+    assert not choose_xla("auto", None, deterministic)
+    assert not choose_xla("off", (8, 0), deterministic)
+
+
+def test_keras_compiles_no_deterministic_operations() -> None:
+    assert choose_xla("on", None, False)
+    with pytest.raises(BadInput, match="--xla on: not with --deterministic"):
+        choose_xla("on", (8, 0), True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "gpu"),
+    [
+        (None, "0"),
+        ("2,0", "2"),
+        (" 1 ", "1"),
+        ("GPU-8932f937-d72c", "GPU-8932f937-d72c"),
+        ("MIG-GPU-8932f937/1/2", None),
+    ],
+)
+def test_the_gpu_that_tensorflow_computes_on(variable: str | None, gpu: str | None) -> None:
+    assert visible_gpu(variable) == gpu
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file for each GPU, whose content is what nvidia-smi says is free, MiB."""
+    script = tmp_path / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\nexec cat {tmp_path}/${{1#--id=}}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    memory_before_tensorflow.cache_clear()
+    return tmp_path
+
+
+def test_memory_is_that_of_the_visible_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (driver / "0").write_text("100\n")
+    (driver / "3").write_text("70000\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,0")
+    assert free_device_memory((9, 0)) == 70000 << 20
+
+
+def test_memory_that_tensorflow_holds_but_does_not_use_is_free(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for the second fold of a cross-validation."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (driver / "0").write_text("70000\n")
+    assert free_device_memory((9, 0)) == 70000 << 20
+    (driver / "0").write_text("1\n")
+    used = {"current": 3 << 20, "peak": 60000 << 20}
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda _: used)
+    assert free_device_memory((9, 0)) == 69997 << 20
+
+
+def test_a_part_of_a_gpu_says_nothing(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert free_device_memory((9, 0)) is None
+
+
+def test_a_driver_that_does_not_answer_is_one_line(driver: Path) -> None:
+    with pytest.raises(BadInput, match="nvidia-smi does not answer"):
+        free_device_memory((9, 0))
+
+
+def test_without_a_gpu_it_is_the_machines_memory() -> None:
+    assert 0 < (free_device_memory(None) or 0) < psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(

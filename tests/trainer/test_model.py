@@ -105,3 +105,12 @@ def test_no_model_and_no_such_model(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_text("nothing")
     with pytest.raises(BadInput, match="no saved model"):
         load_classifier(tmp_path / "model.keras")
+
+
+def test_a_model_with_code_in_it_is_not_loaded(tmp_path: Path) -> None:
+    inputs = keras.layers.Input((4,))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(BadInput, match="no saved model") as raised:
+        load_classifier(tmp_path / "model.keras")
+    assert "\n" not in str(raised.value)

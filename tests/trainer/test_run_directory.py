@@ -11,6 +11,7 @@ from trainer.run_directory import (
     begin_run,
     check_run,
     read_description,
+    read_temperatures,
     write_json,
     write_whole,
 )
@@ -79,3 +80,77 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
 def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))
+
+
+def described(shards: Path, run: Path) -> dict[str, Any]:
+    """Begins a run; the content of its run.json."""
+    data, options = read_shard_directory(shards), make_options(shards, run)
+    begin_run(check_run(options, data), options, data)
+    return read_description(RunDirectory(run))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("options", "fold", "0/../..", 'options.fold: "0/../..": must be a whole number, 0 or'),
+        ("options", "fold", True, "options.fold: true: must be a whole number"),
+        ("options", "label_weights", 2, "options.label_weights: 2: must be text, name=weight"),
+        ("options", "seed", [[]], "options.seed: a list of 1: must be text, a number, true"),
+        ("shards", "path", 3, "shards.path: 3: must be the path or URL"),
+        ("shards", "path", "a\x00", 'shards.path: "a\\u0000": must be the path or URL'),
+        ("shards", "prevalence", [0.5], "shards.prevalence: must be a number a label"),
+        ("shards", "prevalence", [0.5, 2, 0.1], "shards.prevalence[1]: 2: must be a number from 0"),
+        ("shards", "labels", {}, "shards.labels: {}: must be a list of 1 to 1000 different labels"),
+        ("versions", "keras", None, "versions.keras: null: must be text"),
+    ],
+)
+def test_a_wrong_value_is_named(
+    shards: Path, tmp_path: Path, part: str, name: str, value: Any, message: str
+) -> None:
+    description = described(shards, tmp_path / "run")
+    description[part][name] = value
+    run = RunDirectory(tmp_path / "run")
+    run.description.write_text(json.dumps(description))
+    with pytest.raises(BadInput) as raised:
+        read_description(run)
+    assert str(raised.value).startswith(f"{run.description}: {message}")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_option_that_differs_is_shown_in_one_line(shards: Path, tmp_path: Path) -> None:
+    description = described(shards, tmp_path / "run")
+    description["options"]["model"] = "a\nb" * 100
+    write_json(tmp_path / "run" / "run.json", description)
+    with pytest.raises(BadInput) as raised:
+        check_run(make_options(shards, tmp_path / "run"), read_shard_directory(shards))
+    assert '--model "a\\nba\\nb' in str(raised.value)
+    assert len(str(raised.value)) < 400
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"any": 2}', "lower: is missing"),
+        ('{"any": 0, "lower": 1}', "any: 0: must be a number from 0.001 to 1000"),
+        ('{"any": "2", "lower": 1}', 'any: "2": must be a number from'),
+        ('{"any": NaN, "lower": 1}', "NaN: must be a finite number"),
+        ("[1, 2]", "all of it: a list of 2: must be an object with a temperature a label"),
+    ],
+)
+def test_temperatures_of_no_use(tmp_path: Path, content: str, message: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.temperatures.write_text('{"lower": 2, "any": 0.5, "more": 3}')
+    assert read_temperatures(run, ("any", "lower")) == (0.5, 2.0)
+    run.temperatures.write_text(content)
+    with pytest.raises(BadInput) as raised:
+        read_temperatures(run, ("any", "lower"))
+    assert str(raised.value).startswith(f"{run.temperatures}: {message}")
+
+
+def test_a_url_is_kept_as_it_is(shards: Path, tmp_path: Path) -> None:
+    far = read_shard_directory(shards, "s3://bucket/ich")
+    options = make_options(shards, tmp_path / "run")
+    begin_run(check_run(options, far), options, far)
+    description = read_description(RunDirectory(tmp_path / "run"))
+    assert description["shards"]["path"] == "s3://bucket/ich"

@@ -88,6 +88,47 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in shown.err
 
 
+def test_balanced_sampling_leaves_natural_probabilities(
+    shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """What is saved is corrected, and what goes on training is not."""
+    rows = {f"fold{i}": make_rows(60, 32, seed=i) for i in range(3)}
+    shards = shards_writer(tmp_path / "shards", rows)
+    mean = {}
+    for cache in ("none", "ram"):
+        run = tmp_path / cache
+        given = tiny | {"sampling": "balanced", "cache": cache, "epochs": 3, "report": False}
+        train(prepare_training(TrainOptions(shards=shards, run=run, **given)))
+        shift = read(run / "run.json")["logit_shift"]
+        # A slice in twenty has each of two labels, a sampled one in three.
+        assert all(-3.5 < shift[label] < -1 for label in shift)
+        frame = pd.read_parquet(run / "predictions-fold0.parquet")
+        head = load_classifier(run / "model.keras").get_layer("core").get_layer("head")
+        mean[cache] = frame["probability_upper"].mean()
+        assert copies([head.bias])[0][0] < -1.5
+        assert mean[cache] < 0.2
+    assert mean["none"] == pytest.approx(mean["ram"], rel=0.05)
+
+
+def make_rows(count: int, size: int, seed: int) -> list[dict[str, Any]]:
+    """One slice in twenty is positive."""
+    rows = []
+    for i in range(count):
+        random = np.random.default_rng([seed, i])
+        image = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
+        upper, lower = int(i % 20 == 0), int(i % 20 == 10)
+        if upper:
+            image[: size // 4] += 180
+        if lower:
+            image[-size // 4 :] += 180
+        ids = {
+            f"{kind}_id": f"{kind}{seed}_{i}" for kind in ("image", "patient", "study", "series")
+        }
+        label = [upper, lower, upper | lower]
+        rows.append({"image": image, "label": label, "position_z": 0.0, **ids})
+    return rows
+
+
 class Killed(Exception):
     """Stands for whatever ends a run."""
 

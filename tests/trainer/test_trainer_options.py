@@ -18,7 +18,7 @@ RSNA = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "sub
 
 
 def train_options(**changes: Any) -> TrainOptions:
-    return TrainOptions(shards=Path("s"), run=Path("r"), **changes)
+    return TrainOptions(shards="s", run=Path("r"), **changes)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,10 +61,13 @@ def test_other_labels_are_other_content(edit_manifest: Callable[..., Path], shar
     ("changes", "message"),
     [
         ({"schema_version": 2}, "schema_version 2; this trainer reads 1"),
-        ({"schema_version": None}, "schema_version None"),
-        ({"labels": None}, "incomplete"),
-        ({"splits": {"fold0": {}}}, "incomplete"),
-        ({"image": {"height": 8, "width": 8, "channels": 5}}, "images of 5 channels"),
+        ({"schema_version": None}, "schema_version null"),
+        ({"labels": None}, "labels: null: must be a list of 1 to 1000 different labels"),
+        ({"splits": {"fold0": {}}}, "splits.fold0.examples: is missing"),
+        (
+            {"image": {"height": 8, "width": 8, "channels": 5}},
+            "image.channels: 5: must be a whole number from 1 to 4",
+        ),
     ],
 )
 def test_a_bad_manifest_is_one_line(
@@ -106,3 +111,94 @@ def test_a_truncated_and_a_missing_shard(shards: Path, tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(BadInput, match="this shard is missing"):
         check_files(found.splits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../other/x", "{there}", "gs://bucket/x", "..\\other\\x", "C:x", "..", ".x", "", "a/b", "x\n"],
+)
+def test_a_file_outside_the_directory_is_refused(
+    edit_manifest: Callable[..., Path], shards: Path, tmp_path: Path, name: str
+) -> None:
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    shard = splits["fold0"]["shards"][0]
+    there = tmp_path / "other" / "x"
+    there.parent.mkdir()
+    there.write_bytes((shards / shard["file"]).read_bytes())
+    shard["file"] = name.format(there=there)
+    with pytest.raises(BadInput) as raised:
+        read_shard_directory(edit_manifest(splits=splits))
+    assert "splits.fold0.shards[0].file: " in str(raised.value)
+    assert str(raised.value).endswith("must be the name of a file in the same folder")
+    assert "\n" not in str(raised.value)
+
+
+def change_fold0(splits: dict[str, Any], change: str) -> None:
+    """Makes two values contradict each other."""
+    fold0, fold1 = splits["fold0"], splits["fold1"]
+    if change == "examples":
+        fold0["examples"] += 1
+    elif change == "unknown label":
+        fold0["shards"][1]["label_counts"]["tumour"] = 1
+    elif change == "more positives than examples":
+        fold0["shards"][0]["label_counts"]["any"] = 12
+    elif change == "positives":
+        fold0["label_counts"]["any"] -= 1
+    elif change == "one file twice":
+        fold0["shards"][0]["file"] = fold1["shards"][0]["file"]
+    elif change == "the index as a shard":
+        fold0["shards"][0]["file"] = "index.parquet"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("examples", "splits.fold0.examples: 22: must be 21, as its shards have"),
+        ("unknown label", "splits.fold0.shards[1].label_counts.tumour: must be one of the labels"),
+        ("more positives than examples", "shards[0].label_counts.any: 12: must be at most 11"),
+        ("positives", "splits.fold0.label_counts.any: "),
+        ("one file twice", "must be a name of its own"),
+        ("the index as a shard", 'shards[0].file: "index.parquet": must be a name of its own'),
+    ],
+)
+def test_values_that_contradict_each_other(
+    edit_manifest: Callable[..., Path], shards: Path, change: str, message: str
+) -> None:
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    change_fold0(splits, change)
+    with pytest.raises(BadInput) as raised:
+        read_shard_directory(edit_manifest(splits=splits))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [8193, 10**9])
+def test_an_image_that_no_machine_holds(edit_manifest: Callable[..., Path], size: int) -> None:
+    folder = edit_manifest(image={"height": 8, "width": size, "channels": 3})
+    with pytest.raises(BadInput, match=rf"image\.width: {size}: must be a whole number of pixels"):
+        read_shard_directory(folder)
+
+
+def test_a_split_names_files_so_it_may_not_name_folders(
+    edit_manifest: Callable[..., Path], shards: Path
+) -> None:
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    splits["../../fold9"] = splits.pop("fold0")
+    with pytest.raises(BadInput, match=r'splits: "\.\./\.\./fold9": must be a name of up to 64'):
+        read_shard_directory(edit_manifest(splits=splits))
+
+
+def test_more_keys_than_known_are_welcome(edit_manifest: Callable[..., Path]) -> None:
+    more = {"height": 32, "width": 32, "channels": 3, "spacing": [0.5, 0.5]}
+    found = read_shard_directory(edit_manifest(image=more, new={"a": [None, {"b": 1}]}))
+    assert found.image == ImageSpec(32, 32, 3, "uint8", 0.0)
+
+
+def test_a_folder_in_the_place_of_a_shard(shards: Path, tmp_path: Path) -> None:
+    found = read_shard_directory(Path(shutil.copytree(shards, tmp_path / "copy")))
+    victim = found.splits[0].shards[0].path
+    victim.unlink()
+    victim.mkdir()
+    entry = dataclasses.replace(found.splits[0].shards[0], bytes=victim.stat().st_size)
+    split = dataclasses.replace(found.splits[0], shards=(entry,))
+    with pytest.raises(BadInput, match="must be a file"):
+        check_files((split,))

@@ -1,0 +1,126 @@
+"""Images on the device; test_other_processes.py runs it with JAX as the backend, too."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from tensorflow.python.framework import kernels
+
+from trainer.bank import Bank
+from trainer.feeds import LookUp, OnDevice, as_words, row_type
+from trainer.job import Job, prepare_training
+from trainer.model import build_classifier
+from trainer.options import TrainOptions
+from trainer.phases import compile_phase
+
+RANDOM = np.random.default_rng(0)
+JAX = os.environ.get("KERAS_BACKEND") == "jax"
+
+
+def make_images(shape: tuple[int, ...], dtype: str) -> Any:
+    return RANDOM.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("side", [4, 5, 7])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_words_are_the_images_bytes(dtype: str, side: int, channels: int) -> None:
+    images = make_images((6, side, side, channels), dtype)
+    words = as_words(images)
+    assert words.dtype == np.float32
+    size = images[0].nbytes
+    assert words.shape == (6, -(-size // 4))
+    assert words.view(np.uint8)[:, :size].tobytes() == images.tobytes()
+    if size % 4 == 0:
+        assert np.shares_memory(words, images), "which are large"
+
+
+@pytest.mark.parametrize(("side", "channels", "dtype"), [(4, 3, "uint8"), (5, 1, "uint16")])
+def test_rows_are_looked_up(side: int, channels: int, dtype: str) -> None:
+    # All bit patterns there are, those of signaling NaNs too.
+    images = make_images((50, side, side, channels), dtype)
+    rows = layers.Input((), dtype=row_type())
+    model = keras.Model(rows, LookUp(images)(rows))
+    assert model.output.dtype == dtype
+    wanted = np.array([49, 0, 7, 7], row_type())
+    found = np.asarray(model(wanted))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, images[wanted])
+
+
+@pytest.fixture
+def job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> Job:
+    given = tiny | {"cache": "device", "image_size": 16, "ema": 0.9, "precision": "bfloat16"}
+    return prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
+
+
+def compiled(job: Job, xla: bool) -> tuple[Any, Any]:
+    """A compiled model that looks its images up, and a batch for it."""
+    images, labels = make_images((40, 16, 16, 3), "uint8"), np.zeros((40, 3), np.float32)
+    bank = Bank((images,), labels)
+    classifier = build_classifier(job.options, job.shards.image, job.prevalence, "mixed_bfloat16")
+    model = compile_phase(job, OnDevice(job, bank, bank), classifier, False, xla)
+    return model, (np.arange(8, dtype=row_type()), labels[:8])
+
+
+@pytest.mark.skipif(JAX, reason="JAX compiles everything for the device")
+def test_tensorflow_has_a_gpus_kernel_for_all_of_the_step(job: Job) -> None:
+    """Also without XLA, which would bring its own."""
+    model, batch = compiled(job, xla=False)
+    step = tf.function(lambda rows, labels: model.train_step((rows, labels)))
+    graph = step.get_concrete_function(*map(tf.constant, batch)).graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    gathers = [node for node in nodes if "Gather" in node.op]
+    assert gathers
+    missing = {node.op for node in nodes if not has_gpu_kernel(node)}
+    # Placeholders and constants of the graph, which are no work.
+    assert missing <= {"Placeholder", "Assert", "StringFormat"}, missing
+
+
+def has_gpu_kernel(node: Any) -> bool:
+    """Whether TensorFlow has a kernel for GPUs for this operation and these types."""
+    found = kernels.get_registered_kernels_for_op(node.op).kernel
+    if not found:  # a call of another function
+        return True
+    return any(
+        kernel.device_type in ("GPU", "DEFAULT")
+        and all(
+            node.attr[each.name].type in each.allowed_values.list.type for each in kernel.constraint
+        )
+        for kernel in found
+    )
+
+
+def test_the_compiled_step_never_asks_the_host(job: Job) -> None:
+    model, batch = compiled(job, xla=True)
+    text = compiled_text(model, batch)
+    assert re.search(r"\bgather\(", text)
+    for word in ("infeed", "outfeed", "send(", "recv(", "callback", "copy-start"):
+        assert word not in text, word
+
+
+def compiled_text(model: Any, batch: Any) -> str:
+    """The step as XLA compiled it (HLO)."""
+    if not JAX:
+        step = tf.function(lambda *data: model.train_step(data), jit_compile=True)
+        ir = step.experimental_get_compiler_ir(*map(tf.constant, batch))
+        return str(ir(stage="optimized_hlo"))
+    import jax
+
+    model._symbolic_build(data_batch=batch)
+    state = tuple(
+        [each.value for each in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+    )
+    return str(jax.jit(model.train_step).lower(state, batch).compile().as_text())

@@ -1,0 +1,41 @@
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from trainer.model import build_classifier
+from trainer.options import TrainOptions
+from trainer.portable import portable_logits
+from trainer.shards import ImageSpec
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (ImageSpec(40, 48, 3, "uint8", 0), {"model": "resnet50"}),  # blue first, resized
+        (ImageSpec(32, 32, 3, "uint8", 0), {"model": "smallresnet"}),
+        (ImageSpec(48, 32, 2, "uint8", 0), {"model": "densenet121"}),
+        (ImageSpec(48, 48, 1, "uint16", -1024), {"model": "smallresnet", "windows": "brain,bone"}),
+    ],
+)
+def test_keras_own_layers_do_the_same(image: ImageSpec, options: dict[str, Any]) -> None:
+    given = {"weights": "none", "image_size": 32, "window_jitter": 0.1} | options
+    classifier = build_classifier(
+        TrainOptions(shards=Path("s"), run=Path("r"), **given), image, (0.1, 0.5), "float32"
+    ).model
+    random = np.random.default_rng(0)
+    kernel = classifier.get_layer("core").get_layer("head").kernel
+    kernel.assign(random.normal(size=kernel.shape))
+    shape = (image.height, image.width, image.channels)
+    inputs = layers.Input(shape, dtype=image.dtype)
+    model = keras.Model(inputs, portable_logits(classifier, inputs))
+    highest = 255 if image.dtype == "uint8" else 1200
+    images = random.integers(0, highest, (3, *shape), image.dtype)
+    expected, found = (np.asarray(each(images)) for each in (classifier, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    assert np.ptp(expected, axis=0).min() > 0
+    modules = {type(each).__module__.split(".")[0] for each in model._flatten_layers()}
+    assert modules == {"keras"}

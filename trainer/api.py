@@ -1,0 +1,253 @@
+"""What `import trainer` offers: see there for examples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from trainer.commands import run_command
+from trainer.dicom import convert, pipeline_flags
+from trainer.errors import BadInput
+from trainer.job import check_model, choose_temperatures
+from trainer.native_log import load_libraries
+from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
+from trainer.progress import Display
+from trainer.run_directory import RunDirectory, described_data, read_description, read_json
+from trainer.shard_source import find_shards
+from trainer.shards import ImageSpec, ShardDirectory
+
+
+def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
+    """Opens a shard directory; of one in a bucket, the files are copied to this machine.
+
+    Args:
+        location: path or URL.
+        splits: whose files are needed; all if none is named.
+        access: fields of `options.ShardAccess`, such as `shard_cache`.
+
+    Raises:
+        BadInput: it is none, or a file is not what its manifest says.
+        StoreFailed: its store fails, or refuses access.
+    """
+    source = find_shards(location, ShardAccess(**access), Display())
+    shards = source.open()
+    source.provide(shards, tuple(map(shards.split, splits)) or shards.splits)
+    return shards
+
+
+def batches(
+    shards: ShardDirectory,
+    splits: Sequence[str],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    shuffle_buffer: int = 2048,
+) -> Any:
+    """An epoch of training: each example once, but for those that fill no batch, shuffled.
+
+    Args:
+        shards: as `open_shards` gives it.
+        splits: such as ["fold1", "fold2"].
+        batch_size: images a batch.
+        seed: of the order.
+        epoch: whose order it is: the same seed and epoch give the same batches.
+        shuffle_buffer: records that the shuffle chooses from.
+
+    Returns:
+        tf.data.Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]); for NumPy
+        and JAX, its `as_numpy_iterator()`.
+    """
+    load_libraries()
+    from trainer.input_pipeline import Order, training_batches, training_records
+
+    chosen = tuple(map(shards.split, splits))
+    records = training_records(chosen, Order(seed, epoch), shuffle_buffer)
+    return training_batches(records, shards.image, len(shards.labels), batch_size)
+
+
+def examples(
+    shards: ShardDirectory, split: str, batch_size: int = 32
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Every example of a split once, in the order of its shards.
+
+    Yields:
+        image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabelled), position_z float32
+        [b] (mm), and image_id, patient_id, study_id, series_id [b] as bytes; b is the batch size,
+        or what is left.
+    """
+    load_libraries()
+    from trainer.input_pipeline import evaluation_batches
+
+    chosen = shards.split(split)
+    found = evaluation_batches(chosen, shards.image, len(shards.labels), batch_size)
+    for batch in found.as_numpy_iterator():
+        yield {name: values[: len(batch["label"])] for name, values in batch.items()}
+
+
+def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
+    """A network for these shards as `train_run` would begin with it.
+
+    Args:
+        shards: as `open_shards` gives it.
+        fold: that is left out: the network answers the prevalence of the others.
+        options: fields of `options.TrainOptions`, such as `model`, `weights` and `image_size`.
+
+    Returns:
+        keras.Model: stored images [B, H, W, C] → logits float32 [B, L].
+
+    Raises:
+        BadInput: an option is out of its range, or the weights cannot be had.
+    """
+    load_libraries()
+    from trainer.hardware import choose_precision, compute_capability
+    from trainer.model import build_classifier
+
+    given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
+    policy = choose_precision(given.precision, compute_capability())
+    return build_classifier(given, shards.image, shards.prevalence(fold), policy).model
+
+
+def train_run(**options: Any) -> dict[str, Any]:
+    """Trains as `python -m trainer train` does; a run that was stopped goes on.
+
+    Args:
+        options: fields of `options.TrainOptions`; `shards` and `run` are needed.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    given = TrainOptions(**options | {"run": Path(options["run"])})
+    run_command(given)
+    metrics: dict[str, Any] = read_json(RunDirectory(given.run).metrics)
+    return metrics
+
+
+def evaluate_run(**options: Any) -> None:
+    """Measures as `python -m trainer evaluate` does.
+
+    Args:
+        options: fields of `options.EvaluateOptions`; `run` is needed.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    run_command(EvaluateOptions(**options | {"run": Path(options["run"])}))
+
+
+def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
+    """Loads the best model of a run.
+
+    Args:
+        run: its directory.
+        temperature: whether to divide the logits by the temperatures that the run keeps.
+
+    Raises:
+        BadInput: there is no such run, or no model yet.
+    """
+    directory = RunDirectory(Path(run))
+    description = read_description(directory)
+    labels = tuple(description["shards"]["labels"])
+    check_model(directory)
+    temperatures = choose_temperatures(directory, labels, temperature)
+    load_libraries()
+    from trainer.model import load_classifier
+
+    image = ImageSpec(**described_data(description)["image"])
+    model = load_classifier(directory.model)
+    return TrainedModel(directory, labels, image, temperatures, model, description)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The best model of a run, with what it expects.
+
+    Attributes:
+        run: its directory.
+        labels: L of them.
+        image: the stored images that it takes: height, width, channels and dtype.
+        temperatures: that divide the logits, [L].
+        network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
+    """
+
+    run: RunDirectory
+    labels: tuple[str, ...]
+    image: ImageSpec
+    temperatures: tuple[float, ...]
+    network: Any
+    description: dict[str, Any] = field(repr=False)
+
+    def predict(self, images: npt.NDArray[Any], batch_size: int = 32) -> npt.NDArray[np.float64]:
+        """Probabilities of each label, [N, L].
+
+        Args:
+            images: as the shards hold them, [N, H, W, C] of `image.dtype`.
+            batch_size: images a step.
+
+        Raises:
+            BadInput: they are of another shape or type.
+        """
+        from trainer.metrics import probabilities
+        from trainer.predictions import answer
+
+        expected = (self.image.height, self.image.width, self.image.channels)
+        if images.shape[1:] != expected or images.dtype != self.image.dtype:
+            wanted = ", ".join(map(str, expected))
+            raise BadInput(
+                f"images of shape {list(images.shape)} and type {images.dtype}: must be of shape"
+                f" [N, {wanted}] and type {self.image.dtype}"
+            )
+        parts = np.split(images, range(batch_size, len(images), batch_size))
+        logits = np.concatenate([answer(self.network, part, flip=False) for part in parts])
+        return probabilities(logits / np.asarray(self.temperatures))
+
+    def predict_split(
+        self, shards: ShardDirectory, split: str, batch_size: int = 32
+    ) -> pd.DataFrame:
+        """One row per example: ids, split, position_z, probability_<label>, label_<label>.
+
+        Raises:
+            BadInput: the shards do not fit the run, or one is damaged.
+        """
+        from trainer.job import check_fit
+        from trainer.predictions import predict_split, to_frame
+
+        check_fit(self.description, shards)
+        found = predict_split(
+            self.network, shards.split(split), shards.image, len(self.labels), batch_size
+        )
+        return to_frame(found.cooled(self.temperatures), self.labels)
+
+    def predict_dicom(
+        self, source: str | Path, batch_size: int = 32
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Predicts for the DICOM files of a folder, converted as those that it was trained on.
+
+        Args:
+            source: folder, file, pattern or URL, as `make preprocess` takes it for INPUT.
+            batch_size: images a step.
+
+        Returns:
+            One row per slice, as `predict_split` gives it; and one per file that was rejected:
+            source, image_id, reason, detail.
+
+        Raises:
+            BadInput: nothing could be converted.
+        """
+        described = self.description["shards"]
+        flags = pipeline_flags(described["windows"], described.get("preprocessing", {}))
+        with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
+            output = Path(folder) / "shards"
+            rejects = convert(str(source), output, flags)
+            shards = open_shards(output, ["test"])
+            return self.predict_split(shards, "test", batch_size), rejects

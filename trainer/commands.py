@@ -1,0 +1,77 @@
+"""Options → the command they are of: what `python -m trainer` and `trainer.train_run` do."""
+
+from __future__ import annotations
+
+from trainer.job import (
+    prepare_answer,
+    prepare_crossval,
+    prepare_export,
+    prepare_report,
+    prepare_training,
+)
+from trainer.native_log import load_libraries
+from trainer.options import (
+    CrossvalOptions,
+    EvaluateOptions,
+    ExportOptions,
+    Options,
+    PredictOptions,
+    ReportOptions,
+    TrainOptions,
+)
+
+
+def run_command(options: Options) -> None:
+    """Checks what was given; then loads TensorFlow, which takes seconds, and starts.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    if isinstance(options, CrossvalOptions):
+        jobs = prepare_crossval(options)
+        load_libraries()
+        from trainer.crossval import crossvalidate
+
+        crossvalidate(jobs)
+    elif isinstance(options, TrainOptions):
+        run_training(options)
+    elif isinstance(options, ExportOptions):
+        saved = prepare_export(options)
+        load_libraries()
+        from trainer.export import export
+
+        export(saved, options.output, tuple(options.formats.split(",")))
+    elif isinstance(options, ReportOptions):
+        answer = prepare_report(options)
+        load_libraries()
+        from trainer.report import write_report
+
+        write_report(answer, options.mistakes)
+    else:
+        run_answer(options)
+
+
+def run_training(options: TrainOptions) -> None:
+    """Trains, unless the run is complete."""
+    job = prepare_training(options)
+    if job.run.is_complete:
+        job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
+        return
+    load_libraries()
+    from trainer.train import train
+
+    train(job)
+
+
+def run_answer(options: EvaluateOptions | PredictOptions) -> None:
+    """Evaluates or predicts."""
+    answer = prepare_answer(options)
+    load_libraries()
+    if isinstance(options, EvaluateOptions):
+        from trainer.evaluate import evaluate
+
+        evaluate(answer, options.fit_temperature)
+    else:
+        from trainer.predict import predict
+
+        predict(answer, options.output)

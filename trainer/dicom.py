@@ -1,0 +1,62 @@
+"""DICOM files → images as a run was trained on, by the pipeline's own command.
+
+The trainer shares no code with the pipeline: it asks for a shard directory, as a user would.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trainer.errors import BadInput
+
+CHOICES = ("voi", "image_size", "hu_repair", "image_id")
+
+
+def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
+    """The options of `python -m beam_pipeline` that make such images.
+
+    Args:
+        windows: as a manifest has them: name, center and width in Hounsfield units.
+        options: `ShardDirectory.preprocessing`.
+
+    Raises:
+        BadInput: they are not known.
+    """
+    missing = [name for name in (*CHOICES, "hu") if name not in options]
+    if missing:
+        raise BadInput(f"how the run's images were made is not known: no {', '.join(missing)}")
+    flags = [f"--{name}={options[name]}" for name in CHOICES]
+    if options["hu"]:
+        return [*flags, "--hu"]
+    named = [
+        each["name"]
+        if each["center"] is None
+        else f"{each['name']}:{each['center']}:{each['width']}"
+        for each in windows
+    ]
+    return [*flags, f"--windows={','.join(named)}"]
+
+
+def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
+    """Makes a shard directory, whose split `test` has all slices of `source`.
+
+    Returns:
+        What was rejected: source, image_id, reason and detail of each file.
+
+    Raises:
+        BadInput: nothing could be converted; the message is the pipeline's.
+    """
+    given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
+    argv = [sys.executable, "-m", "beam_pipeline", *given]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BadInput(lines[-1].removeprefix("beam_pipeline: error: "))
+    rejects = pd.read_json(output / "rejects.jsonl", lines=True)
+    return rejects.reindex(columns=["source", "image_id", "reason", "detail"])

@@ -1,0 +1,76 @@
+"""What a schema cannot say of a manifest: that its values fit each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from trainer.errors import BadInput
+from trainer.json_documents import key_path, shown
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+
+
+def check_consistency(manifest: dict[str, Any], name: str) -> None:
+    """Compares the values of a manifest that its schema allows.
+
+    Raises:
+        BadInput: two do not fit; the message quotes where.
+    """
+    known = set(manifest["labels"])
+    for split, entry in manifest["splits"].items():
+        check_sum(name, ["splits", split, "examples"], entry["examples"], entry["shards"])
+        check_labels(name, ["splits", split], entry, known)
+        for number, shard in enumerate(entry["shards"]):
+            check_labels(name, ["splits", split, "shards", number], shard, known)
+        check_label_sums(name, split, entry)
+    check_names(manifest["splits"], name)
+
+
+def check_sum(name: str, path: list[str | int], stated: int, shards: list[dict[str, Any]]) -> None:
+    """Compares a split's examples with those of its shards."""
+    total = sum(each["examples"] for each in shards)
+    if stated != total:
+        raise BadInput(f"{name}: {key_path(path)}: {stated}: must be {total}, as its shards have")
+
+
+def check_labels(name: str, path: list[str | int], entry: dict[str, Any], known: set[str]) -> None:
+    """Looks at `label_counts`: labels that are known, no more positives than examples."""
+    for label, positives in (entry.get("label_counts") or {}).items():
+        place = key_path([*path, "label_counts", label])
+        if label not in known:
+            raise BadInput(f"{name}: {place}: must be one of the labels")
+        if positives > entry["examples"]:
+            raise BadInput(
+                f"{name}: {place}: {positives}: must be at most {entry['examples']}, the examples"
+            )
+
+
+def check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
+    """Compares a split's positives with those of its shards, where all of them state any."""
+    if not entry.get("label_counts") or not all(s.get("label_counts") for s in entry["shards"]):
+        return
+    totals: Counter[str] = Counter()
+    for shard in entry["shards"]:
+        totals.update(shard["label_counts"])
+    for label in entry["label_counts"].keys() | totals.keys():
+        stated = entry["label_counts"].get(label, 0)
+        if stated != totals[label]:
+            place = key_path(["splits", split, "label_counts", label])
+            raise BadInput(
+                f"{name}: {place}: {stated}: must be {totals[label]}, as its shards have"
+            )
+
+
+def check_names(splits: dict[str, Any], name: str) -> None:
+    """Looks for a file that is a shard twice, or something else already."""
+    seen = {MANIFEST, INDEX}
+    for split, entry in splits.items():
+        for number, shard in enumerate(entry["shards"]):
+            if shard["file"] in seen:
+                place = key_path(["splits", split, "shards", number, "file"])
+                raise BadInput(
+                    f"{name}: {place}: {shown(shard['file'])}: must be a name of its own"
+                )
+            seen.add(shard["file"])
