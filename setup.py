@@ -74,6 +74,7 @@ setup(
             "pandas-stubs",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "tensorflow-datasets",
             "types-jsonschema",

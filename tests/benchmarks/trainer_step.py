@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from tests.benchmarks.machine import describe_machine
-from tests.benchmarks.report import Figures, show
+from tests.benchmarks.report import Figures, markdown
 from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
 
@@ -55,7 +55,8 @@ def main() -> None:
     columns = ("size, precision, input", "images/s", "of (i)", "ms a step", "waits", "memory")
     notes = describe_machine(["keras", "numpy", backend])
     notes["device"] = gpu or "no GPU: run in small, which says nothing of one"
-    show(console, [Figures(title, columns, rows)], notes)
+    # To be pasted into BENCHMARKS.md.
+    print(markdown([Figures(title, columns, rows)], notes))
 
 
 def measure(

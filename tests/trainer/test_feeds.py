@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from keras import layers
 from tensorflow.python.framework import kernels
 
 from trainer.bank import Bank
-from trainer.feeds import LookUp, OnDevice, as_words, row_type
+from trainer.feeds import LookUp, OnDevice, as_words, open_feed, row_type
+from trainer.input_pipeline import Order
 from trainer.job import Job, prepare_training
 from trainer.model import build_classifier
 from trainer.options import TrainOptions
@@ -52,6 +54,37 @@ def test_rows_are_looked_up(side: int, channels: int, dtype: str) -> None:
     found = np.asarray(model(wanted))
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, images[wanted])
+
+
+def test_a_balanced_stream_is_as_mixed_as_a_cache(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    repeated, distinct = [], []
+    for cache in ("none", "ram"):
+        given = tiny | {"sampling": "balanced", "cache": cache}
+        job = prepare_training(TrainOptions(shards=shards, run=tmp_path / cache, **given))
+        feed = open_feed(job, None)
+        batches = [
+            [image.tobytes() for image in images]
+            for epoch in range(12)
+            for images, _ in feed.batches(Order(0, epoch)).as_numpy_iterator()
+        ]
+        assert len(batches) == 60
+        repeated.append(np.mean([8 - len(set(batch)) for batch in batches]))
+        distinct.append(np.mean([len({*one, *next}) for one, next in pairwise(batches)]))
+    assert repeated[0] == pytest.approx(repeated[1], rel=0.25)
+    assert distinct[0] == pytest.approx(distinct[1], rel=0.05)
+
+
+def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    given = tiny | {"sampling": "balanced"}
+    job = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
+    feed = open_feed(job, None)
+    whole, rest = (list(feed.batches(Order(0, 1, n)).as_numpy_iterator()) for n in (0, 2))
+    assert (len(whole), len(rest)) == (5, 3)
+    for (images, labels), (again, same) in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(labels, same)
 
 
 @pytest.fixture
