@@ -111,7 +111,7 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     assert len(table) + len(rejects) == manifest["counts"]["files_seen"]
     assert "not_dicom" in set(rejects["reason"])
-    with pytest.raises(BadInput, match="^input .*nowhere does not exist"):
+    with pytest.raises(BadInput, match=r"^input .*nowhere does not exist"):
         trained.predict_dicom(tmp_path / "nowhere")
 
 
