@@ -82,14 +82,19 @@ def examples(
         image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabelled), position_z float32
         [b] (mm), and image_id, patient_id, study_id, series_id [b] as bytes; b is the batch size,
         or what is left.
+
+    Raises:
+        BadInput: a record is damaged.
     """
     load_libraries()
+    from trainer.damage import damage_reported
     from trainer.input_pipeline import evaluation_batches
 
     chosen = shards.split(split)
     found = evaluation_batches(chosen, shards.image, len(shards.labels), batch_size)
-    for batch in found.as_numpy_iterator():
-        yield {name: values[: len(batch["label"])] for name, values in batch.items()}
+    with damage_reported((chosen,), shards.image, len(shards.labels)):
+        for batch in found.as_numpy_iterator():
+            yield {name: values[: len(batch["label"])] for name, values in batch.items()}
 
 
 def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:

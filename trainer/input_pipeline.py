@@ -239,14 +239,17 @@ def decoders() -> ThreadPoolExecutor:
 
 
 def end_pipelines() -> None:
-    """Deletes what an exception that nobody caught holds, iterators among it.
+    """Ends all iterators while the interpreter still runs.
 
-    Deleting one waits for the functions of ours that it has called, and these would wait for an
-    interpreter that no longer runs.
+    The end of one waits for the functions of ours that it has called; later on, these would wait
+    for the interpreter, and the process would never end.
     """
     for name in ("last_exc", "last_value", "last_traceback"):
         setattr(sys, name, None)
     gc.collect()
+    for each in gc.get_objects():
+        if issubclass(type(each), tf.data.Iterator):
+            each._iterator_resource = None
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
