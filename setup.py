@@ -33,7 +33,8 @@ setup(
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
     package_data={
         "beam_pipeline": ["py.typed"],
-        "trainer": ["py.typed", "*.jinja", "schemas/*.json"],
+        "trainer": ["py.typed", "schemas/*.json"],
+        "trainer.report": ["*.jinja"],
     },
     install_requires=[
         "apache-beam>=2.77",

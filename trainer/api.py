@@ -13,15 +13,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from trainer.commands import run_command
-from trainer.dicom import convert, pipeline_flags
+from trainer.data.dicom import convert, pipeline_flags
+from trainer.data.shard_source import find_shards
+from trainer.data.shards import ImageSpec, ShardDirectory
 from trainer.errors import BadInput
-from trainer.job import check_model, choose_temperatures
+from trainer.json_documents import read_json
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
 from trainer.progress import Display
-from trainer.run_directory import RunDirectory, described_data, read_description, read_json
-from trainer.shard_source import find_shards
-from trainer.shards import ImageSpec, ShardDirectory
+from trainer.runs.job import check_model, choose_temperatures
+from trainer.runs.run_directory import RunDirectory, described_data, read_description
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
@@ -66,7 +67,7 @@ def batches(
         and JAX, its `as_numpy_iterator()`.
     """
     load_libraries()
-    from trainer.input_pipeline import Order, training_batches, training_records
+    from trainer.data.input_pipeline import Order, training_batches, training_records
 
     chosen = tuple(map(shards.split, splits))
     records = training_records(chosen, Order(seed, epoch), shuffle_buffer)
@@ -87,8 +88,8 @@ def examples(
         BadInput: a record is damaged.
     """
     load_libraries()
-    from trainer.damage import damage_reported
-    from trainer.input_pipeline import evaluation_batches
+    from trainer.data.damage import damage_reported
+    from trainer.data.input_pipeline import evaluation_batches
 
     chosen = shards.split(split)
     found = evaluation_batches(chosen, shards.image, len(shards.labels), batch_size)
@@ -112,8 +113,8 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
         BadInput: an option is out of its range, or the weights cannot be had.
     """
     load_libraries()
-    from trainer.hardware import choose_precision, compute_capability
-    from trainer.model import build_classifier
+    from trainer.networks.hardware import choose_precision, compute_capability
+    from trainer.networks.model import build_classifier
 
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
     policy = choose_precision(given.precision, compute_capability())
@@ -166,7 +167,7 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     check_model(directory)
     temperatures = choose_temperatures(directory, labels, temperature)
     load_libraries()
-    from trainer.model import load_classifier
+    from trainer.networks.model import load_classifier
 
     image = ImageSpec(**described_data(description)["image"])
     model = load_classifier(directory.model)
@@ -202,8 +203,8 @@ class TrainedModel:
         Raises:
             BadInput: they are of another shape or type.
         """
-        from trainer.metrics import probabilities
-        from trainer.predictions import answer
+        from trainer.evaluation.metrics import probabilities
+        from trainer.evaluation.predictions import answer
 
         expected = (self.image.height, self.image.width, self.image.channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
@@ -224,8 +225,8 @@ class TrainedModel:
         Raises:
             BadInput: the shards do not fit the run, or one is damaged.
         """
-        from trainer.job import check_fit
-        from trainer.predictions import predict_split, to_frame
+        from trainer.evaluation.predictions import predict_split, to_frame
+        from trainer.runs.job import check_fit
 
         check_fit(self.description, shards)
         found = predict_split(

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from trainer.job import (
-    prepare_answer,
-    prepare_crossval,
-    prepare_export,
-    prepare_report,
-    prepare_training,
-)
 from trainer.native_log import load_libraries
 from trainer.options import (
     CrossvalOptions,
@@ -18,6 +11,13 @@ from trainer.options import (
     PredictOptions,
     ReportOptions,
     TrainOptions,
+)
+from trainer.runs.job import (
+    prepare_answer,
+    prepare_crossval,
+    prepare_export,
+    prepare_report,
+    prepare_training,
 )
 
 
@@ -30,7 +30,7 @@ def run_command(options: Options) -> None:
     if isinstance(options, CrossvalOptions):
         jobs = prepare_crossval(options)
         load_libraries()
-        from trainer.crossval import crossvalidate
+        from trainer.training.crossval import crossvalidate
 
         crossvalidate(jobs)
     elif isinstance(options, TrainOptions):
@@ -38,13 +38,13 @@ def run_command(options: Options) -> None:
     elif isinstance(options, ExportOptions):
         saved = prepare_export(options)
         load_libraries()
-        from trainer.export import export
+        from trainer.evaluation.export import export
 
         export(saved, options.output, tuple(options.formats.split(",")))
     elif isinstance(options, ReportOptions):
         answer = prepare_report(options)
         load_libraries()
-        from trainer.report import write_report
+        from trainer.report.report import write_report
 
         write_report(answer, options.mistakes)
     else:
@@ -58,7 +58,7 @@ def run_training(options: TrainOptions) -> None:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
         return
     load_libraries()
-    from trainer.train import train
+    from trainer.training.train import train
 
     train(job)
 
@@ -68,10 +68,10 @@ def run_answer(options: EvaluateOptions | PredictOptions) -> None:
     answer = prepare_answer(options)
     load_libraries()
     if isinstance(options, EvaluateOptions):
-        from trainer.evaluate import evaluate
+        from trainer.evaluation.evaluate import evaluate
 
         evaluate(answer, options.fit_temperature)
     else:
-        from trainer.predict import predict
+        from trainer.evaluation.predict import predict
 
         predict(answer, options.output)

@@ -167,3 +167,15 @@ def shown(value: Any) -> str:
         return f"a list of {len(value)}"
     text = json.dumps(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that is there.
+
+    Raises:
+        BadInput: it is not there any more, or damaged.
+    """
+    try:
+        return parse_json(read_bytes(path), str(path))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None

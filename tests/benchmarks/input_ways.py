@@ -10,9 +10,8 @@ import pandas as pd
 import tensorflow as tf
 
 from tests.benchmarks.dicom_loader import DicomLoader
-from trainer.bank import Bank, fill_bank
-from trainer.feeds import Cached
-from trainer.input_pipeline import (
+from trainer.data.bank import Bank, fill_bank
+from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
     Order,
@@ -20,7 +19,8 @@ from trainer.input_pipeline import (
     training_records,
     with_options,
 )
-from trainer.job import Job
+from trainer.runs.job import Job
+from trainer.training.feeds import Cached
 
 BATCH = 32
 

@@ -11,24 +11,24 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
-from trainer.bank import Bank
-from trainer.checkpoint import Progress
-from trainer.feeds import Feed, OnDevice, open_feed
-from trainer.hardware import (
+from trainer.data.bank import Bank
+from trainer.data.input_pipeline import Order
+from trainer.data.shards import count
+from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
     compute_capability,
     free_device_memory,
     leave_gpu_to_jax,
 )
-from trainer.input_pipeline import Order
-from trainer.job import Job, prepare_training
-from trainer.model import build_classifier
+from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.phases import compile_phase
 from trainer.progress import Display
-from trainer.shards import count
-from trainer.train import train_epoch
+from trainer.runs.checkpoint import Progress
+from trainer.runs.job import Job, prepare_training
+from trainer.training.feeds import Feed, OnDevice, open_feed
+from trainer.training.phases import compile_phase
+from trainer.training.train import train_epoch
 
 
 class Constant(OnDevice):

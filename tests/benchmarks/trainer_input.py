@@ -30,10 +30,10 @@ from rich.console import Console
 
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show, spread
-from trainer.job import prepare_training
+from trainer.data.shards import count
 from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
-from trainer.shards import count
+from trainer.runs.job import prepare_training
 
 
 def main() -> None:

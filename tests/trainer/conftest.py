@@ -179,9 +179,9 @@ def tiny() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that no test changes."""
-    from trainer.job import prepare_training
     from trainer.options import TrainOptions
-    from trainer.train import train
+    from trainer.runs.job import prepare_training
+    from trainer.training.train import train
 
     run = tmp_path_factory.mktemp("runs") / "finished"
     train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))

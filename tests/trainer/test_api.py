@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import trainer
-from trainer.dicom import pipeline_flags
+from trainer.data.dicom import pipeline_flags
 from trainer.errors import BadInput
-from trainer.metrics import probabilities
+from trainer.evaluation.metrics import probabilities
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from keras import layers
 
-from trainer.averaging import (
+from trainer.networks.averaging import (
     AveragedModel,
     averaged_weights,
     copies,

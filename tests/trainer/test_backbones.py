@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.backbones import adapt_kernel, build_backbone, make_network
 from trainer.errors import BadInput
-from trainer.model import load_classifier
+from trainer.networks.backbones import adapt_kernel, build_backbone, make_network
+from trainer.networks.model import load_classifier
 
 GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
 

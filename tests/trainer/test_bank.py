@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.bank import Bank, bank_bytes, check_memory, fill_bank
+from trainer.data.bank import Bank, bank_bytes, check_memory, fill_bank
+from trainer.data.shards import ImageSpec, read_shard_directory
 from trainer.errors import BadInput
-from trainer.shards import ImageSpec, read_shard_directory
 
 IMAGE = ImageSpec(32, 32, 3, "uint8", 0)
 

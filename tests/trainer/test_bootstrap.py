@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from trainer.bootstrap import RankedScores, example_losses, interval, intervals
+from trainer.evaluation.bootstrap import RankedScores, example_losses, interval, intervals
 
 
 @given(

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from trainer.calibration import (
+from trainer.evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
     fit_temperatures,
     reliability_curve,
 )
-from trainer.metrics import probabilities
+from trainer.evaluation.metrics import probabilities
 
 
 def test_by_hand() -> None:

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.checkpoint import (
+from trainer.runs.checkpoint import (
     Checkpoint,
     Progress,
     capture,

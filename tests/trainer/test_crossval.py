@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from trainer.__main__ import main
-from trainer.bank import fill_bank
-from trainer.crossval import mean_and_spread
+from trainer.data.bank import fill_bank
+from trainer.training.crossval import mean_and_spread
 
 
 def test_mean_and_spread_by_hand() -> None:
@@ -38,7 +38,7 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
         made.update(folder.glob("*-images.npy"))
         return bank
 
-    monkeypatch.setattr("trainer.feeds.fill_bank", note)
+    monkeypatch.setattr("trainer.training.feeds.fill_bank", note)
     assert main([*argv, "--no-report"]) == 0
     assert len(made) == 2, "one file a fold, for all runs together"
     assert not any(path.exists() for path in made)

@@ -12,20 +12,20 @@ import tensorflow as tf
 
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
-from trainer import damage
-from trainer.bank import fill_bank
-from trainer.damage import damage_reported, find_damage
-from trainer.errors import BadInput
-from trainer.index import read_index
-from trainer.input_pipeline import (
+from trainer.data import damage
+from trainer.data.bank import fill_bank
+from trainer.data.damage import damage_reported, find_damage
+from trainer.data.index import read_index
+from trainer.data.input_pipeline import (
     Order,
     evaluation_batches,
     training_batches,
     training_records,
 )
-from trainer.predictions import predict_split
-from trainer.random_access import records_at
-from trainer.shards import ShardDirectory, check_files, read_shard_directory
+from trainer.data.random_access import records_at
+from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
+from trainer.errors import BadInput
+from trainer.evaluation.predictions import predict_split
 
 VICTIM = "ich-fold1.tfrecord-00001-of-00002"
 RECORD = 7

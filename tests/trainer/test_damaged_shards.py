@@ -17,16 +17,16 @@ import tensorflow as tf
 
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
-from trainer.damage import damage_reported
-from trainer.errors import BadInput
-from trainer.input_pipeline import (
+from trainer.data.damage import damage_reported
+from trainer.data.input_pipeline import (
     TEXTS,
     Order,
     evaluation_batches,
     training_batches,
     training_records,
 )
-from trainer.shards import ShardDirectory, check_files, read_shard_directory
+from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
+from trainer.errors import BadInput
 
 MUTATIONS = 2000 if os.environ.get("ICH_ALL_MUTATIONS") else 60
 VICTIM = "ich-fold1.tfrecord-00000-of-00002"

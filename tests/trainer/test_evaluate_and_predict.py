@@ -13,8 +13,8 @@ import pytest
 from sklearn.metrics import log_loss
 
 from trainer.__main__ import main
-from trainer.model import load_classifier
-from trainer.shards import read_shard_directory
+from trainer.data.shards import read_shard_directory
+from trainer.networks.model import load_classifier
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework import kernels
 
-from trainer.bank import Bank
-from trainer.feeds import LookUp, OnDevice, as_words, open_feed, row_type
-from trainer.input_pipeline import Order
-from trainer.job import Job, prepare_training
-from trainer.model import build_classifier
+from trainer.data.bank import Bank
+from trainer.data.input_pipeline import Order
+from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.phases import compile_phase
+from trainer.runs.job import Job, prepare_training
+from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_type
+from trainer.training.phases import compile_phase
 
 RANDOM = np.random.default_rng(0)
 JAX = os.environ.get("KERAS_BACKEND") == "jax"

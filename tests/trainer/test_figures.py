@@ -1,7 +1,7 @@
 import numpy as np
 
-from trainer.figures import confusion, plot_curves
-from trainer.metrics import split_figures
+from trainer.evaluation.metrics import split_figures
+from trainer.report.figures import confusion, plot_curves
 
 
 def test_confusion_by_hand() -> None:

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer.gradcam import activation_maps
-from trainer.model import build_classifier
+from trainer.data.shards import ImageSpec
+from trainer.evaluation.gradcam import activation_maps
+from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.shards import ImageSpec
 
 
 def test_equals_the_gradients_of_the_logit() -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainer.averaging import copies
-from trainer.losses import WeightedBinaryCrossentropy
-from trainer.model import build_classifier
-from trainer.optimizers import build_optimizer
+from trainer.data.shards import ImageSpec
+from trainer.networks.averaging import copies
+from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.shards import ImageSpec
+from trainer.training.losses import WeightedBinaryCrossentropy
+from trainer.training.optimizers import build_optimizer
 
 RANDOM = np.random.default_rng(0)
 SIDE = 64

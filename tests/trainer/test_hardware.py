@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import BadInput
-from trainer.hardware import (
+from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
     free_device_memory,

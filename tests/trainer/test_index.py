@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from trainer.data.index import read_index
+from trainer.data.random_access import read_record, records_at
+from trainer.data.shards import read_shard_directory
 from trainer.errors import BadInput
-from trainer.index import read_index
-from trainer.random_access import read_record, records_at
-from trainer.shards import read_shard_directory
 
 Rows = dict[str, list[dict[str, Any]]]
 

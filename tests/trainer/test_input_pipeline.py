@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.png_files import plain_png
-from trainer.input_pipeline import (
+from trainer.data.input_pipeline import (
     Decoder,
     InputClock,
     Order,
@@ -20,7 +20,7 @@ from trainer.input_pipeline import (
     training_batches,
     training_records,
 )
-from trainer.shards import ImageSpec, ShardDirectory, read_shard_directory
+from trainer.data.shards import ImageSpec, ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from trainer.losses import WeightedBinaryCrossentropy
-from trainer.metrics import probabilities, weighted_log_loss
+from trainer.evaluation.metrics import probabilities, weighted_log_loss
+from trainer.training.losses import WeightedBinaryCrossentropy
 
 
 def test_by_hand() -> None:

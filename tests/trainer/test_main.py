@@ -59,6 +59,6 @@ def test_an_interrupt_is_one_line(
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.shard_source.read_shard_directory", interrupt)
+    monkeypatch.setattr("trainer.data.shard_source.read_shard_directory", interrupt)
     assert main(["train", "--run", str(tmp_path / "run"), "--shards", str(shards)]) == 130
     assert capsys.readouterr().err == "trainer: interrupted; the same command goes on\n"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from trainer.data.shards import read_shard_directory
 from trainer.errors import BadInput
-from trainer.job import prepare_answer, prepare_crossval, prepare_export, prepare_training
 from trainer.options import (
     CrossvalOptions,
     EvaluateOptions,
@@ -23,7 +23,7 @@ from trainer.options import (
     PredictOptions,
     TrainOptions,
 )
-from trainer.shards import read_shard_directory
+from trainer.runs.job import prepare_answer, prepare_crossval, prepare_export, prepare_training
 
 MUTANTS = 2000
 RUNS = 400

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from trainer.metrics import (
+from trainer.evaluation.metrics import (
     label_figures,
     label_log_losses,
     prevalence_baseline,

@@ -5,10 +5,10 @@ import keras
 import numpy as np
 import pytest
 
+from trainer.data.shards import ImageSpec
 from trainer.errors import BadInput
-from trainer.model import Classifier, build_classifier, load_classifier, natural_priors
+from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
 from trainer.options import TrainOptions
-from trainer.shards import ImageSpec
 
 PREVALENCE = (0.1, 0.0, 0.5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from trainer.errors import BadInput
-from trainer.networks import BACKBONES, check_weights, find_backbone
+from trainer.networks.catalog import BACKBONES, check_weights, find_backbone
 
 
 def test_keras_has_every_network() -> None:

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.networks import BACKBONES
-from trainer.normalise import NORMALISATIONS, Normalise
+from trainer.networks.catalog import BACKBONES
+from trainer.networks.normalize import NORMALISATIONS, Normalise
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
 

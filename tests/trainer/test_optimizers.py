@@ -5,8 +5,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.optimizers import build_optimizer, build_schedule, learning_rate
 from trainer.options import TrainOptions
+from trainer.training.optimizers import build_optimizer, build_schedule, learning_rate
 
 
 def make_options(**changes: Any) -> TrainOptions:

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from trainer.phases import settle_statistics
+from trainer.training.phases import settle_statistics
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from tests.trainer.png_files import (
     unfiltered,
 )
 from trainer import png as module
-from trainer.png import decode_pngs
-from trainer.shards import ImageSpec
+from trainer.data.png import decode_pngs
+from trainer.data.shards import ImageSpec
 
 KINDS = [(channels, dtype) for channels in (1, 2, 3, 4) for dtype in ("uint8", "uint16")]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from trainer.model import build_classifier
+from trainer.data.shards import ImageSpec
+from trainer.networks.model import build_classifier
+from trainer.networks.portable import portable_logits
 from trainer.options import TrainOptions
-from trainer.portable import portable_logits
-from trainer.shards import ImageSpec
 
 
 @pytest.mark.parametrize(

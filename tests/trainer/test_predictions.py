@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.data.shards import read_shard_directory
 from trainer.errors import BadInput
-from trainer.predictions import Predictions, answer, predict_split, to_frame
-from trainer.shards import read_shard_directory
+from trainer.evaluation.predictions import Predictions, answer, predict_split, to_frame
 
 
 class Brightness:

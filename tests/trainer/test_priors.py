@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainer.priors import RAREST, log_odds, logit_shift
+from trainer.data.priors import RAREST, log_odds, logit_shift
 
 
 def test_log_odds_by_hand() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.checkpoint import Progress
+from trainer.runs.checkpoint import Progress
 
 
 def run(losses: list[float], epochs: int, head_epochs: int, patience: int) -> Progress:

@@ -19,20 +19,20 @@ import pytest
 from tests.beam_pipeline.faulty_proxy import Fault, FaultyProxy, Request, Rule, Traffic, no_latency
 from tests.beam_pipeline.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
 from trainer.__main__ import main
+from trainer.data.shard_source import ShardSource, find_shards
+from trainer.data.shards import ShardDirectory
 from trainer.errors import BadInput, StoreFailed
-from trainer.job import prepare_training
 from trainer.options import ShardAccess, TrainOptions
 from trainer.progress import Display
-from trainer.run_directory import begin_run
-from trainer.shard_source import ShardSource, find_shards
-from trainer.shards import ShardDirectory
+from trainer.runs.job import prepare_training
+from trainer.runs.run_directory import begin_run
 
 PATIENCE = 4.0
 COPY = """
 import sys
 from trainer.options import ShardAccess
 from trainer.progress import Display
-from trainer.shard_source import find_shards
+from trainer.data.shard_source import find_shards
 url, cache = sys.argv[1:]
 source = find_shards(url, ShardAccess(shard_cache=cache), Display())
 shards = source.open()

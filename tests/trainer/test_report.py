@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trainer.__main__ import main
-from trainer.report import grey_levels, worst_mistakes
-from trainer.shards import ImageSpec
+from trainer.data.shards import ImageSpec
+from trainer.report.report import grey_levels, worst_mistakes
 
 
 def test_the_worst_mistakes_by_hand() -> None:

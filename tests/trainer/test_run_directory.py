@@ -4,18 +4,17 @@ from typing import Any
 
 import pytest
 
+from trainer.data.shards import read_shard_directory
 from trainer.errors import BadInput
+from trainer.files import write_json, write_whole
 from trainer.options import TrainOptions
-from trainer.run_directory import (
+from trainer.runs.run_directory import (
     RunDirectory,
     begin_run,
     check_run,
     read_description,
     read_temperatures,
-    write_json,
-    write_whole,
 )
-from trainer.shards import read_shard_directory
 
 
 def make_options(shards: Path, run: Path, **changes: Any) -> TrainOptions:

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.input_pipeline import Order
-from trainer.sampling import balanced_prevalence, balanced_weights, epoch_rows
+from trainer.data.input_pipeline import Order
+from trainer.data.sampling import balanced_prevalence, balanced_weights, epoch_rows
 
 LABELS = np.float32([[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]])
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.data.shard_source import LocalShards, find_shards
 from trainer.errors import BadInput
 from trainer.options import ShardAccess
 from trainer.progress import Display
-from trainer.shard_source import LocalShards, find_shards
 
 
 @pytest.mark.parametrize(

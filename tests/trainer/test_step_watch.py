@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.checkpoint import Progress
+from trainer.data.input_pipeline import InputClock
 from trainer.errors import Diverged
-from trainer.input_pipeline import InputClock
-from trainer.job import prepare_training
 from trainer.options import TrainOptions
-from trainer.step_watch import Callbacks, StepWatch
+from trainer.runs.checkpoint import Progress
+from trainer.runs.job import prepare_training
+from trainer.training.step_watch import Callbacks, StepWatch
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests.trainer.record_files import frame
-from trainer.tfrecord import check_frames, read_records
+from trainer.data.tfrecord import check_frames, read_records
 
 RECORDS = [b"one", b"", bytes(100_000), b"four"]
 

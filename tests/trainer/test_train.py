@@ -14,15 +14,15 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from trainer.__main__ import main
-from trainer.averaging import averaged_weights, copies
 from trainer.errors import BadInput, Diverged
-from trainer.job import Job, prepare_training
-from trainer.metrics import split_figures
-from trainer.model import load_classifier
+from trainer.evaluation.metrics import split_figures
+from trainer.networks.averaging import averaged_weights, copies
+from trainer.networks.model import load_classifier
 from trainer.options import TrainOptions
-from trainer.phases import compile_phase
-from trainer.run_directory import begin_run
-from trainer.train import train
+from trainer.runs.job import Job, prepare_training
+from trainer.runs.run_directory import begin_run
+from trainer.training.phases import compile_phase
+from trainer.training.train import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +159,7 @@ def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None
     def figures(*arguments: Any) -> dict[str, Any]:
         return split_figures(*arguments) | {"weighted_log_loss": next(remaining)}
 
-    monkeypatch.setattr("trainer.train.split_figures", figures)
+    monkeypatch.setattr("trainer.training.train.split_figures", figures)
 
 
 def test_it_stops_when_nothing_gets_better(
@@ -183,7 +183,7 @@ def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
         compiled.append((frozen, copies(classifier.backbone.weights)))
         return compile_phase(job, feed, classifier, frozen, xla)
 
-    monkeypatch.setattr("trainer.train.compile_phase", note)
+    monkeypatch.setattr("trainer.training.train.compile_phase", note)
     train(job)
     assert [frozen for frozen, _ in compiled] == [True, False]
     # Two epochs of the head, then three of everything.
@@ -213,7 +213,7 @@ def test_a_validation_without_numbers_ends_in_one_line(
         model.get_layer("core").get_layer("head").bias.assign(np.full(3, np.nan))
         return averaged_weights(model)
 
-    monkeypatch.setattr("trainer.train.averaged_weights", break_weights)
+    monkeypatch.setattr("trainer.training.train.averaged_weights", break_weights)
     with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is no finite number"):
         train(make_job(cache=cache))
 
@@ -223,7 +223,7 @@ def test_two_processes_do_not_train_one_run(
 ) -> None:
     job = make_job()
     script = (
-        "import sys, time; from pathlib import Path; from trainer.lock import held\n"
+        "import sys, time; from pathlib import Path; from trainer.runs.lock import held\n"
         "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     argv = [sys.executable, "-c", script, str(job.run.path)]

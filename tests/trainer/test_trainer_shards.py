@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import BadInput
-from trainer.shards import (
+from trainer.data.shards import (
     ImageSpec,
     Window,
     check_files,
     read_shard_directory,
 )
+from trainer.errors import BadInput
 
 
 def test_a_directory_describes_itself(shards: Path) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from trainer.windows import ApplyWindows
+from trainer.networks.windows import ApplyWindows
 
 
 def stored(*hounsfield: float) -> np.ndarray:

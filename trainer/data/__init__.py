@@ -1,0 +1,1 @@
+"""Shards, wherever they are, to batches of images and labels."""

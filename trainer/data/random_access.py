@@ -1,0 +1,49 @@
+"""Records in any order, by their places in the index.
+
+A stream that draws with replacement cannot read its shards one after the other: an example that
+is drawn twenty times shall come at twenty places of the epoch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from trainer.data.index import Index
+from trainer.data.input_pipeline import CORES, as_written
+from trainer.data.tfrecord import HEAD, TAIL, masked_crc
+
+
+def records_at(index: Index, rows: npt.NDArray[np.int64]) -> Any:
+    """The serialized examples of `rows`, [n], in that order: dataset of strings."""
+
+    def read(row: Any) -> Any:
+        # Said to be without state: with --deterministic others are called one after the other.
+        function = partial(read_record, index)
+        record = tf.numpy_function(function, [row], tf.string, stateful=False)
+        return tf.ensure_shape(record, ())
+
+    return tf.data.Dataset.from_tensor_slices(rows).map(as_written(read), CORES)
+
+
+def read_record(index: Index, row: int) -> bytes:
+    """The serialized example of one row.
+
+    Raises:
+        tf.errors.DataLossError: there is no whole record at its place.
+    """
+    path, offset, size = index.files[index.file[row]], index.offset[row], index.size[row]
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        frame = file.read(size)
+    data: bytes = frame[HEAD.size : -TAIL.size]
+    whole = len(frame) == size >= HEAD.size + TAIL.size
+    if not whole or HEAD.unpack_from(frame) != (len(data), masked_crc(frame[:8])):
+        raise tf.errors.DataLossError(None, None, f"no record at byte {offset} of {path.name}")
+    if TAIL.unpack(frame[-TAIL.size :]) != (masked_crc(data),):
+        raise tf.errors.DataLossError(None, None, f"corrupted record at {offset} of {path.name}")
+    return data

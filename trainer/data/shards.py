@@ -1,0 +1,288 @@
+"""What a shard directory says of itself: labels, windows, image, splits.
+
+Reads the manifest and the index, without TensorFlow: a wrong directory is known at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.data.manifest_checks import INDEX, MANIFEST, check_consistency
+from trainer.errors import BadInput
+from trainer.json_documents import check_document, parse_json, read_bytes, shown
+
+SCHEMA_VERSION = 1
+# Options of the pipeline that an image depends on, beside the windows.
+PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
+FOLD = re.compile(r"fold(\d+)")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window in Hounsfield units; without numbers where each file brought its own."""
+
+    name: str
+    center: float | None
+    width: float | None
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The stored image: [height, width, channels] of `dtype` (uint8 or uint16).
+
+    A uint16 image holds Hounsfield units: HU = value + hu_offset.
+    """
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    hu_offset: float
+
+    @property
+    def is_hounsfield(self) -> bool:
+        """Whether windows are still to be chosen."""
+        return self.dtype == "uint16"
+
+
+@dataclass(frozen=True)
+class File:
+    """What the manifest says of a file that lies beside it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file and what the manifest says is in it."""
+
+    path: Path
+    examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named part of the data; `label_counts` is in the order of the labels."""
+
+    name: str
+    examples: int
+    patients: int
+    label_counts: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class ShardDirectory:
+    """A finished shard directory.
+
+    Attributes:
+        path: the folder on this machine that its files are read from.
+        location: the path or URL that the user gave.
+        index: what the manifest says of index.parquet, if it says anything.
+        preprocessing: by which options of the pipeline the images were made, as far as it says.
+        lease: of a copy, keeps its files as long as it exists.
+    """
+
+    path: Path
+    labels: tuple[str, ...]
+    windows: tuple[Window, ...]
+    image: ImageSpec
+    splits: tuple[Split, ...]
+    manifest_sha256: str
+    location: str
+    index: File | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    lease: object = field(default=None, compare=False, repr=False)
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            BadInput: there is none.
+        """
+        for each in self.splits:
+            if each.name == name:
+                return each
+        names = ", ".join(each.name for each in self.splits)
+        raise BadInput(f"{self.location}: no split {name!r}; there are {names}")
+
+    def folds(self) -> tuple[Split, ...]:
+        """The cross-validation folds, by number."""
+        found = [(FOLD.fullmatch(each.name), each) for each in self.splits]
+        numbered = [(int(match.group(1)), each) for match, each in found if match]
+        return tuple(each for _, each in sorted(numbered, key=lambda pair: pair[0]))
+
+    def training_and_validation(self, fold: int) -> tuple[tuple[Split, ...], Split]:
+        """The folds to train on, and the one to validate on.
+
+        Raises:
+            BadInput: there is no such fold, or no other, or one of them is empty.
+        """
+        names = [each.name for each in self.folds()]
+        if not names:
+            raise BadInput(f"{self.location}: no labelled folds, so nothing to train on")
+        if f"fold{fold}" not in names:
+            raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
+        validation = self.split(f"fold{fold}")
+        others = (each for each in self.folds() if each is not validation)
+        training = tuple(each for each in others if each.examples)
+        for each, use in ((validation.examples, "validate"), (count(training), "train")):
+            if not each:
+                raise BadInput(f"--fold {fold}: no examples are left to {use} on")
+        return training, validation
+
+    def prevalence(self, fold: int) -> tuple[float, ...]:
+        """The share of positives of each label in what is trained on without `fold`."""
+        training, _ = self.training_and_validation(fold)
+        totals = [sum(counts) for counts in zip(*(s.label_counts for s in training), strict=True)]
+        return tuple(total / count(training) for total in totals)
+
+    def digest(self) -> str:
+        """A sha256 of what is in the directory, whenever and by whatever it was made."""
+        content = {
+            "labels": self.labels,
+            "windows": [asdict(each) for each in self.windows],
+            "image": asdict(self.image),
+            "splits": {s.name: [each.sha256 for each in s.shards] for s in self.splits},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def count(splits: tuple[Split, ...]) -> int:
+    """Examples in all of `splits`."""
+    return sum(each.examples for each in splits)
+
+
+def read_shard_directory(path: Path, location: str = "", lease: object = None) -> ShardDirectory:
+    """Reads and checks the manifest of a directory on this machine.
+
+    Raises:
+        BadInput: no directory, no manifest, or one that is wrong.
+    """
+    location = location or str(path)
+    if not is_folder(path):
+        raise BadInput(f"{location}: no such shard directory; `make preprocess` writes one")
+    try:
+        data = read_bytes(path / MANIFEST)
+    except FileNotFoundError:
+        raise BadInput(f"{location}: no {MANIFEST}, so no finished shard directory") from None
+    return parse_manifest(data, path, location, lease)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this is a folder; what cannot be a path is none."""
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be searched
+        return False
+
+
+def parse_manifest(data: bytes, path: Path, location: str, lease: object = None) -> ShardDirectory:
+    """Makes a ShardDirectory of a manifest; its files lie in `path`.
+
+    Raises:
+        BadInput: it is of another version, a value is wrong, or two do not fit each other.
+    """
+    name = f"{location}/{MANIFEST}"
+    manifest = parse_json(data, name)
+    refuse_other_version(manifest, name)
+    check_document(manifest, "manifest", name)
+    check_consistency(manifest, name)
+    labels = tuple(manifest["labels"])
+    index = manifest.get("files", {}).get(INDEX)
+    options = manifest.get("options", {})
+    return ShardDirectory(
+        path=path,
+        labels=labels,
+        windows=tuple(parse_window(each) for each in manifest["windows"]),
+        image=parse_image(manifest["image"]),
+        splits=tuple(
+            parse_split(path, name, each, labels) for name, each in manifest["splits"].items()
+        ),
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+        location=location,
+        index=File(INDEX, int(index["bytes"]), index["sha256"]) if index else None,
+        preprocessing={name: options[name] for name in PREPROCESSING if name in options},
+        lease=lease,
+    )
+
+
+def refuse_other_version(manifest: Any, name: str) -> None:
+    """Tells a manifest of another version, which may differ in any other way too.
+
+    Raises:
+        BadInput: it is of another version.
+    """
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{name}: schema_version {shown(version)}; this trainer reads {SCHEMA_VERSION}"
+        )
+
+
+def parse_image(image: dict[str, Any]) -> ImageSpec:
+    """Makes an ImageSpec of its entry in the manifest."""
+    return ImageSpec(
+        height=int(image["height"]),
+        width=int(image["width"]),
+        channels=int(image["channels"]),
+        dtype=image.get("dtype", "uint8"),
+        # Null where the images are windowed already.
+        hu_offset=float(image.get("hu_offset") or 0),
+    )
+
+
+def parse_window(window: dict[str, Any]) -> Window:
+    """Makes a Window of its entry in the manifest."""
+    center, width = (
+        None if window[key] is None else float(window[key]) for key in ("center", "width")
+    )
+    return Window(window["name"], center, width)
+
+
+def parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:
+    """Makes a Split of its entry in the manifest."""
+    shards = tuple(
+        Shard(path / each["file"], int(each["examples"]), int(each["bytes"]), each["sha256"])
+        for each in split["shards"]
+    )
+    counts = split.get("label_counts") or {}
+    return Split(
+        name=name,
+        examples=int(split["examples"]),
+        patients=int(split["patients"]),
+        label_counts=tuple(int(counts.get(label, 0)) for label in labels),
+        shards=shards,
+    )
+
+
+def check_files(splits: tuple[Split, ...]) -> None:
+    """Compares each shard's size on disk with the manifest.
+
+    Raises:
+        BadInput: a shard is missing or of another size.
+    """
+    for shard in (shard for split in splits for shard in split.shards):
+        try:
+            size = shard.path.stat().st_size
+        except FileNotFoundError:
+            raise BadInput(f"{shard.path}: this shard is missing") from None
+        except OSError as error:
+            raise BadInput(f"{shard.path}: cannot be read ({error.strerror})") from None
+        if not shard.path.is_file():
+            raise BadInput(f"{shard.path}: must be a file")
+        if size != shard.bytes:
+            raise BadInput(
+                f"{shard.path}: {size} bytes where the manifest has {shard.bytes};"
+                " `make verify` says what else is wrong"
+            )

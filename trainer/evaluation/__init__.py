@@ -1,0 +1,1 @@
+"""Predictions of a saved run, and figures of them."""

@@ -1,0 +1,131 @@
+"""A model's answers for every example of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from trainer.data.damage import damage_reported
+from trainer.data.input_pipeline import TEXTS, evaluation_batches
+from trainer.data.shards import ImageSpec, Split
+from trainer.errors import BadInput, Diverged
+from trainer.evaluation.metrics import probabilities
+from trainer.files import write_whole
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows in the order of the shards.
+
+    Attributes:
+        split: the split's name.
+        logits: float32 [N, L].
+        labels: int64 [N, L]; -1 where unlabelled.
+        texts: image_id, patient_id, study_id and series_id, [N] each.
+        position_z: mm, float32 [N].
+    """
+
+    split: str
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    texts: dict[str, npt.NDArray[np.str_]]
+    position_z: npt.NDArray[np.float32]
+
+    def cooled(self, temperatures: tuple[float, ...]) -> Predictions:
+        """The same answers, each label's logits divided by its temperature."""
+        divided = self.logits / np.asarray(temperatures)
+        return replace(self, logits=divided.astype(np.float32))
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Sigmoid of the logits, [N, L]."""
+        return probabilities(self.logits)
+
+
+def predict_split(
+    model: Any,
+    split: Split,
+    image: ImageSpec,
+    labels: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda _: None,
+    flip: bool = False,
+) -> Predictions:
+    """Runs `model` over all of a split; `on_batch` hears how many examples are done.
+
+    With `flip` the logits are the mean over each image and its mirror image.
+
+    Raises:
+        BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
+        Diverged: a logit is not finite.
+    """
+    columns: dict[str, list[Any]] = {}
+    done = 0
+    batches = evaluation_batches(split, image, labels, batch_size)
+    with damage_reported((split,), image, labels):
+        for batch in batches.as_numpy_iterator():
+            logits = answer(model, batch.pop("image"), flip)
+            rows = len(batch["label"])
+            for name, values in {**batch, "logits": logits[:rows]}.items():
+                columns.setdefault(name, []).append(values)
+            done += rows
+            on_batch(done)
+    if done != split.examples:
+        raise BadInput(
+            f"split {split.name}: {done} examples where the manifest has {split.examples}"
+        )
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    check_finite(joined["logits"], split.name)
+    return Predictions(
+        split=split.name,
+        logits=joined["logits"],
+        labels=joined["label"],
+        texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
+        position_z=joined["position_z"],
+    )
+
+
+def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
+    """Looks for what is no number among logits, [N, L].
+
+    Raises:
+        Diverged: there is such.
+    """
+    if not np.isfinite(logits).all():
+        raise Diverged(
+            f"the model gives {np.count_nonzero(~np.isfinite(logits).all(axis=1))} of"
+            f" {len(logits)} slices of {split} a logit that is no finite number; try a lower"
+            " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
+        )
+
+
+def answer(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:
+    """Logits of a batch, [B, L]."""
+    logits = np.asarray(model.predict_on_batch(images))
+    if flip:
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        logits = (logits + np.asarray(model.predict_on_batch(mirrored))) / 2
+    return logits.astype(np.float32)
+
+
+def to_frame(predictions: Predictions, labels: tuple[str, ...]) -> pd.DataFrame:
+    """A row an example: ids, position, split, probability_<label>, label_<label>."""
+    columns: dict[str, Any] = {**predictions.texts, "split": predictions.split}
+    columns["position_z"] = predictions.position_z
+    for i, label in enumerate(labels):
+        columns[f"probability_{label}"] = predictions.probabilities[:, i]
+    for i, label in enumerate(labels):
+        columns[f"label_{label}"] = predictions.labels[:, i]
+    return pd.DataFrame(columns)
+
+
+def write_parquet(path: Path, predictions: Predictions, labels: tuple[str, ...]) -> None:
+    """Writes `to_frame`, whole or not at all."""
+    frame = to_frame(predictions, labels)
+    write_whole(path, lambda unfinished: frame.to_parquet(unfinished, index=False))

@@ -1,0 +1,1 @@
+"""From a stored image to logits: layers, backbones, and what they are computed on."""

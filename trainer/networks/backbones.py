@@ -1,0 +1,167 @@
+"""The convolutional networks, by name, with the weights they start from."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers
+
+from trainer.errors import BadInput
+from trainer.networks.catalog import BACKBONES
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
+    """Makes the network: [B, S, S, C] → feature map [B, h, w, D].
+
+    Pretrained weights are for three channels; for any other number the kernel of the first
+    convolution is adapted (`adapt_kernel`).
+
+    Raises:
+        BadInput: the weights cannot be had, or are of another network.
+    """
+    if weights == "none":
+        return make_network(name, image_size, channels)
+    if weights == "imagenet":
+        source = fetch_imagenet(name, image_size)
+    elif weights.endswith(".keras"):
+        source = backbone_of_run(name, weights)
+    else:
+        # A file may have been written for these channels, or for three.
+        try:
+            return load_file(name, make_network(name, image_size, channels), weights)
+        except BadInput:
+            if channels == 3:
+                raise
+            source = load_file(name, make_network(name, image_size, 3), weights)
+    network = make_network(name, image_size, channels)
+    copy_weights(name, source, network, weights)
+    return network
+
+
+def make_network(name: str, image_size: int, channels: int, weights: str | None = None) -> Any:
+    """Makes the network, with random weights unless told `imagenet`."""
+    backbone = BACKBONES[name]
+    shape = (image_size, image_size, channels)
+    if not backbone.maker:
+        return small_resnet(shape)
+    extra = {"include_preprocessing": False} if backbone.preprocesses else {}
+    maker = getattr(keras.applications, backbone.maker)
+    with warnings.catch_warnings():
+        # A channel a window is on purpose.
+        warnings.filterwarnings("ignore", "This model usually expects 1 or 3 input channels")
+        network = maker(include_top=False, weights=weights, input_shape=shape, **extra)
+    # So that a saved model says where it is; EfficientNetV2 takes no other name as an argument.
+    network.name = "backbone"
+    return network
+
+
+def fetch_imagenet(name: str, image_size: int) -> Any:
+    """The network as Keras publishes it, from its cache or the network.
+
+    Raises:
+        BadInput: it can be had from neither.
+    """
+    try:
+        return make_network(name, image_size, 3, "imagenet")
+    except Exception as error:  # Keras raises a bare Exception where the download fails.
+        if type(error) is not Exception and not isinstance(error, OSError):
+            raise
+        raise BadInput(
+            f"--weights imagenet: cannot be downloaded ({str(error).strip()});"
+            " use --weights none or a file"
+        ) from None
+
+
+def backbone_of_run(name: str, path: str) -> Any:
+    """The backbone of a model that a run saved.
+
+    Raises:
+        BadInput: the file is no such model.
+    """
+    try:
+        classifier = keras.models.load_model(path, compile=False, safe_mode=True)
+        return classifier.get_layer("core").get_layer("backbone")
+    except (ValueError, KeyError, OSError, AttributeError) as error:
+        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+
+
+def load_file(name: str, network: Any, path: str) -> Any:
+    """Loads a weights file into `network`.
+
+    Raises:
+        BadInput: it is of another network, or no weights file.
+    """
+    try:
+        # Where a layer finds no weights, Keras only warns, and leaves it as it is.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            network.load_weights(path)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
+        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+    return network
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message; Keras's have many."""
+    return str(error).strip().split("\n")[0][:200]
+
+
+def copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
+    """Copies every weight, the first convolution's adapted to the target's channels.
+
+    Raises:
+        BadInput: the two are not the same network.
+    """
+    arrays = [np.asarray(each) for each in source.get_weights()]
+    shapes = [tuple(each.shape) for each in target.weights]
+    differing = [i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s]
+    first_kernel = next(i for i, shape in enumerate(shapes) if len(shape) == 4)
+    if len(arrays) != len(shapes) or any(each != first_kernel for each in differing):
+        raise BadInput(f"--weights {origin}: no weights of {name}")
+    arrays[first_kernel] = adapt_kernel(arrays[first_kernel], shapes[first_kernel])
+    target.set_weights(arrays)
+
+
+def adapt_kernel(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Fits the first convolution, [kh, kw, 3, F], to another number of channels.
+
+    Every channel gets the mean over red, green and blue, times 3 / C: an image that is the
+    same in all channels gives what it gave before. Other weights pass unchanged.
+    """
+    if weights.shape == tuple(shape):
+        return weights
+    channels = shape[2]
+    mean = weights.mean(axis=2, keepdims=True)
+    return np.repeat(mean, channels, axis=2) * np.float32(3 / channels)
+
+
+def small_resnet(shape: tuple[int, int, int]) -> Any:
+    """Five residual blocks from 32 to 256 channels (He et al., arXiv:1603.05027)."""
+    inputs = layers.Input(shape)
+    x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem")(inputs)
+    for stage, filters in enumerate((32, 64, 128, 256)):
+        x = residual_block(x, filters, 1 if stage == 0 else 2, f"stage{stage}")
+    x = residual_block(x, 256, 1, "stage4")
+    x = layers.BatchNormalization(momentum=0.9, name="last_norm")(x)
+    return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
+
+
+def residual_block(x: Any, filters: int, stride: int, name: str) -> Any:
+    """Norm, ReLU and convolution, twice, beside a shortcut."""
+    y = layers.ReLU(name=f"{name}_relu1")(
+        layers.BatchNormalization(momentum=0.9, name=f"{name}_norm1")(x)
+    )
+    if stride > 1 or x.shape[-1] != filters:
+        x = layers.Conv2D(filters, 1, stride, "same", use_bias=False, name=f"{name}_shortcut")(y)
+    y = layers.Conv2D(filters, 3, stride, "same", use_bias=False, name=f"{name}_conv1")(y)
+    y = layers.ReLU(name=f"{name}_relu2")(
+        layers.BatchNormalization(momentum=0.9, name=f"{name}_norm2")(y)
+    )
+    y = layers.Conv2D(filters, 3, 1, "same", use_bias=False, name=f"{name}_conv2")(y)
+    return layers.Add(name=f"{name}_add")([x, y])

@@ -1,0 +1,136 @@
+"""The classifier: stored images in, logits out, everything between on the device.
+
+    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalise ─ backbone ─ pool ─ head
+    (uint8, uint16)        └── what a cache holds
+
+Everything after Resize is one inner model, `core`, so that cached images, resized already,
+train the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from trainer.data.priors import log_odds
+from trainer.data.shards import ImageSpec
+from trainer.errors import BadInput
+from trainer.networks.augment import Augment
+from trainer.networks.averaging import copies
+from trainer.networks.backbones import build_backbone
+from trainer.networks.catalog import find_backbone
+from trainer.networks.hardware import dtype_policy
+from trainer.networks.normalize import Normalise
+from trainer.networks.resize import Resize
+from trainer.networks.windows import ApplyWindows
+from trainer.options import TrainOptions, parse_windows
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The parts of the network that share their weights.
+
+    Attributes:
+        model: stored images [B, H, W, C] → logits float32 [B, L].
+        core: the same from images that are resized already, [B, S, S, C].
+        backbone: the part that may have been pretrained.
+    """
+
+    model: Any
+    core: Any
+    backbone: Any
+
+
+def build_classifier(
+    options: TrainOptions, image: ImageSpec, prevalence: tuple[float, ...], policy: str
+) -> Classifier:
+    """Makes the network of a run, its weights seeded or pretrained.
+
+    Before its first step it predicts `prevalence`, the share of positives of each label as
+    training draws them (Lin et al., arXiv:1708.02002, 4.1): rare labels else cost most of
+    the first epoch. The head's kernel therefore begins with zeros, for random features times
+    random weights would be added to it.
+
+    Raises:
+        BadInput: the backbone, the size, the windows or the weights do not fit.
+    """
+    find_backbone(options.model, options.image_size)
+    with dtype_policy(policy):
+        core, backbone = build_core(options, image, len(prevalence))
+        stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
+        logits = core(Resize(options.image_size, name="resize")(stored))
+    core.get_layer("head").bias.assign(log_odds(prevalence))
+    return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
+
+
+def build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[Any, Any]:
+    """Everything after the resizing, and the backbone in it."""
+    size = options.image_size
+    inputs = layers.Input((size, size, image.channels), dtype="float32")
+    x = inputs
+    if image.is_hounsfield:
+        x = windows_layer(options, image)(x)
+    x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
+    mode = find_backbone(options.model, size).normalisation
+    channels = int(x.shape[-1])
+    x = Normalise(mode, name="normalise")(x)
+    backbone = build_backbone(options.model, size, channels, options.weights)
+    x = layers.GlobalAveragePooling2D(name="pool")(backbone(x))
+    x = layers.Dropout(options.dropout, seed=options.seed + 2, name="dropout")(x)
+    # A logit in half precision is too coarse for the logarithm of the loss.
+    logits = layers.Dense(
+        labels,
+        dtype="float32",
+        kernel_initializer="zeros",
+        name="head",
+    )(x)
+    return keras.Model(inputs, logits, name="core"), backbone
+
+
+@contextmanager
+def natural_priors(classifier: Classifier, shift: tuple[float, ...]) -> Iterator[None]:
+    """Adds `shift`, [L], to the head's bias for a while: see `priors`."""
+    if not any(shift):
+        yield
+        return
+    bias = classifier.core.get_layer("head").bias
+    (trained,) = copies([bias])
+    bias.assign(trained + np.asarray(shift, trained.dtype))
+    try:
+        yield
+    finally:
+        bias.assign(trained)
+
+
+def windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
+    """The layer that makes grey levels of Hounsfield units."""
+    windows = parse_windows(options.windows)
+    return ApplyWindows(
+        centers=[each.center for each in windows],
+        widths=[each.width for each in windows],
+        hu_offset=image.hu_offset,
+        jitter=options.window_jitter,
+        seed=options.seed + 4,
+        name="windows",
+    )
+
+
+def load_classifier(path: Path) -> Any:
+    """Loads the model a run saved.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: no saved model ({str(error).strip().splitlines()[0]})") from None

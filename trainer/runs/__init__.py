@@ -1,0 +1,1 @@
+"""A run directory: what it is, what is in it, who works on it."""

@@ -1,0 +1,305 @@
+"""What a command works on, checked before TensorFlow is loaded or anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from trainer.data.index import Index, read_index
+from trainer.data.priors import logit_shift
+from trainer.data.sampling import balanced_prevalence
+from trainer.data.shard_source import ShardSource, find_shards
+from trainer.data.shards import (
+    ShardDirectory,
+    Split,
+    count,
+)
+from trainer.errors import BadInput
+from trainer.networks.catalog import check_weights, find_backbone
+from trainer.options import (
+    CrossvalOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ReportOptions,
+    ShardAccess,
+    TrainOptions,
+    label_weights,
+    parse_windows,
+)
+from trainer.progress import Display
+from trainer.runs.run_directory import (
+    RunDirectory,
+    check_run,
+    describe_data,
+    described_data,
+    read_description,
+    read_temperatures,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+        weights: of the labels in the loss.
+        index: of the training examples, where training draws among them.
+        is_part: whether other runs follow, so that no advice is given at the end.
+    """
+
+    options: TrainOptions
+    shards: ShardDirectory
+    training: tuple[Split, ...]
+    validation: Split
+    weights: tuple[float, ...]
+    run: RunDirectory
+    display: Display
+    index: Index | None = None
+    is_part: bool = False
+
+    @property
+    def prevalence(self) -> tuple[float, ...]:
+        """The share of positives of each label in the training data."""
+        return self.shards.prevalence(self.options.fold)
+
+    @property
+    def sampled_prevalence(self) -> tuple[float, ...]:
+        """The same in what training draws."""
+        return self.prevalence if self.index is None else balanced_prevalence(self.index.labels)
+
+    @property
+    def logit_shift(self) -> tuple[float, ...]:
+        """What makes natural logits of those that are trained, [L]; empty where nothing does."""
+        return logit_shift(self.prevalence, self.sampled_prevalence) if self.index else ()
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return count(self.training) // self.options.batch_size
+
+
+def prepare_training(options: TrainOptions) -> Job:
+    """Checks all that can be known without a network, and looks into the run directory.
+
+    Raises:
+        BadInput: the shards, the options or the run directory cannot be used.
+        StoreFailed: the shards are in a bucket that fails, or refuses access.
+    """
+    display = Display()
+    source = find_shards(options.shards, options, display)
+    return prepare_job(options, source, source.open(), display)
+
+
+def prepare_job(
+    options: TrainOptions, source: ShardSource, shards: ShardDirectory, display: Display
+) -> Job:
+    """Checks a training on shards that were opened; copies them where they are far away."""
+    training, validation = shards.training_and_validation(options.fold)
+    find_backbone(options.model, options.image_size)
+    check_weights(options.model, options.weights)
+    weights = label_weights(options.label_weights, shards.labels)
+    parse_windows(options.windows)
+    if options.windows and not shards.image.is_hounsfield:
+        raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
+    if count(training) < options.batch_size:
+        raise BadInput(
+            f"--batch_size {options.batch_size}: there are {count(training)} training examples"
+        )
+    run = check_run(options, shards)
+    index = None
+    if not run.is_complete:
+        source.provide(shards, (*training, validation))
+        index = read_index(shards, training) if options.sampling == "balanced" else None
+    return Job(options, shards, training, validation, weights, run, display, index)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A saved run and the split it is asked about.
+
+    Attributes:
+        weights: of the labels, as in training.
+        prevalence: of each label where the run was trained.
+        same_shards: whether these are the shards that the run was trained on.
+        trained_on: whether the run was trained on this very split.
+        temperatures: a number a label that divides its logits.
+        flip: whether to look at mirror images too.
+    """
+
+    run: RunDirectory
+    shards: ShardDirectory
+    split: Split
+    weights: tuple[float, ...]
+    prevalence: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    flip: bool
+    batch_size: int
+    display: Display
+    same_shards: bool = True
+    trained_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """The split, and what is done otherwise than in training: `fold0-tta-temperature`."""
+        parts = [self.split.name]
+        parts += [] if self.same_shards else [self.shards.digest()[:8]]
+        parts += ["tta"] if self.flip else []
+        parts += ["temperature"] if any(each != 1 for each in self.temperatures) else []
+        return "-".join(parts)
+
+
+def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
+    """Opens a saved run and the shards it is asked about.
+
+    Raises:
+        BadInput: either cannot be used, or they do not fit each other.
+    """
+    run = RunDirectory(options.run)
+    description = read_description(run)
+    display = Display()
+    source = find_shards(options.shards or description["shards"]["path"], options, display)
+    shards = source.open()
+    check_fit(description, shards)
+    validation = f"fold{description['options']['fold']}"
+    split = shards.split(options.split or validation)
+    if not split.examples:
+        raise BadInput(f"{shards.location}: split {split.name} has no examples")
+    check_model(run)
+    if isinstance(options, PredictOptions) and options.output.is_dir():
+        raise BadInput(f"--output {options.output}: is a folder; must be a file")
+    weights = label_weights(description["options"]["label_weights"], shards.labels)
+    temperatures = choose_temperatures(run, shards.labels, options.temperature)
+    same_shards = shards.digest() == description["shards"]["digest"]
+    others = [fold.name for fold in shards.folds() if fold.name != validation]
+    source.provide(shards, (split,))
+    return Answer(
+        run=run,
+        shards=shards,
+        split=split,
+        weights=weights,
+        prevalence=tuple(description["shards"]["prevalence"]),
+        temperatures=temperatures,
+        flip=options.tta,
+        batch_size=options.batch_size,
+        display=display,
+        same_shards=same_shards,
+        trained_on=same_shards and split.name in others,
+    )
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A saved run that answers without shards."""
+
+    run: RunDirectory
+    labels: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    display: Display
+
+
+def prepare_export(options: ExportOptions) -> SavedRun:
+    """Opens a saved run.
+
+    Raises:
+        BadInput: it has no model yet, or no temperatures.
+    """
+    run = RunDirectory(options.run)
+    labels = tuple(read_description(run)["shards"]["labels"])
+    check_model(run)
+    temperatures = choose_temperatures(run, labels, options.temperature)
+    return SavedRun(run, labels, temperatures, Display())
+
+
+def prepare_report(options: ReportOptions) -> Answer:
+    """Opens a run that is complete, and the shards it was trained on.
+
+    Raises:
+        BadInput: it is not complete, or the shards are not there.
+    """
+    run = RunDirectory(options.run)
+    read_description(run)
+    if not run.is_complete:
+        raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
+    access = {each.name: getattr(options, each.name) for each in fields(ShardAccess)}
+    return prepare_answer(EvaluateOptions(run=options.run, shards=options.shards, **access))
+
+
+def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
+    """A job for each labelled fold, in run directories of their own below `options.run`.
+
+    Raises:
+        BadInput: the shards, the options or a run directory cannot be used.
+    """
+    display = Display()
+    source = find_shards(options.shards, options, display)
+    shards = source.open()
+    if len(shards.folds()) < 2:
+        raise BadInput(
+            f"{shards.location}: has {len(shards.folds())} labelled folds; it takes two or more"
+        )
+    values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
+    # One for all folds: each is trained on by the runs of all others.
+    values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
+    changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
+    return tuple(
+        prepare_job(TrainOptions(**values | each), source, shards, display) for each in changes
+    )
+
+
+def answer_of(job: Job) -> Answer:
+    """The question that ends a training: how good is it on the fold left out?"""
+    return Answer(
+        run=job.run,
+        shards=job.shards,
+        split=job.validation,
+        weights=job.weights,
+        prevalence=job.prevalence,
+        temperatures=(1.0,) * len(job.shards.labels),
+        flip=False,
+        batch_size=job.options.batch_size,
+        display=job.display,
+    )
+
+
+def check_model(run: RunDirectory) -> None:
+    """Looks for the best model so far.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if not run.model.is_file():
+        raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
+
+
+def choose_temperatures(
+    run: RunDirectory, labels: tuple[str, ...], wanted: bool
+) -> tuple[float, ...]:
+    """The temperatures that the run keeps; 1 each unless they are wanted.
+
+    Raises:
+        BadInput: they are wanted and not there, or not of use.
+    """
+    if not wanted:
+        return (1.0,) * len(labels)
+    try:
+        return read_temperatures(run, labels)
+    except FileNotFoundError:
+        raise BadInput(
+            f"--temperature: {run.path} has none; `evaluate --fit_temperature` finds them"
+        ) from None
+
+
+def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:
+    """Compares what a run was trained on with what it shall answer for.
+
+    Raises:
+        BadInput: other labels, windows or images.
+    """
+    trained, here = described_data(description), describe_data(shards)
+    for name in ("labels", "windows", "image"):
+        if trained[name] != here[name]:
+            raise BadInput(
+                f"{shards.location}: the run was trained on {name} {trained[name]},"
+                f" here: {here[name]}"
+            )

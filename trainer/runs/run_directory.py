@@ -1,0 +1,225 @@
+"""The run directory: what is in it, that one run alone is in it, whole files only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from trainer.data.shards import ShardDirectory, parse_image, parse_window
+from trainer.errors import BadInput
+from trainer.files import remove_unfinished, write_json
+from trainer.json_documents import (
+    LONGEST_SHOWN,
+    key_path,
+    read_document,
+    shown,
+)
+from trainer.options import TrainOptions, run_identity
+from trainer.runs.lock import LOCK
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The names of a run's files.
+
+    run.json          options, data and versions; written first
+    .lock             held by the process that trains
+    checkpoints/      where to go on from; empty once the run is complete
+    model.keras       the best model so far
+    history.json      one row per epoch
+    predictions-FOLD.parquet
+                      of the best model, for the fold that was left out
+    metrics.json      written last: with it the run is complete
+    evaluation-NAME.json, predictions-NAME.parquet
+                      what `evaluate` found: NAME is the split, and what was done otherwise than
+                      in training (`fold0-tta`)
+    """
+
+    path: Path
+
+    @property
+    def description(self) -> Path:
+        """What the run is."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training states, newest last."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The best model, uint8 images in, logits out."""
+        return self.path / "model.keras"
+
+    @property
+    def metrics(self) -> Path:
+        """The figures of the best model on the validation fold."""
+        return self.path / "metrics.json"
+
+    @property
+    def temperatures(self) -> Path:
+        """What `evaluate --fit_temperature` found."""
+        return self.path / "temperatures.json"
+
+    @property
+    def cache(self) -> Path:
+        """Decoded images of --cache disk, while the run is not complete."""
+        return self.path / "cache"
+
+    def predictions(self, name: str) -> Path:
+        """The best model's predictions for a split, or a variant of them."""
+        return self.path / f"predictions-{name}.parquet"
+
+    def evaluation(self, name: str) -> Path:
+        """Their figures."""
+        return self.path / f"evaluation-{name}.json"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether training ran to its end."""
+        return self.metrics.is_file()
+
+
+def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
+    """The content of run.json."""
+    packages = ["keras", "tensorflow", "numpy", "scikit-learn"]
+    packages += ["jax"] if options.backend == "jax" else []
+    return {
+        "options": run_identity(options),
+        "shards": {
+            "path": locate(shards),
+            "digest": shards.digest(),
+            "manifest_sha256": shards.manifest_sha256,
+            **describe_data(shards),
+            "prevalence": list(shards.prevalence(options.fold)),
+            "preprocessing": dict(shards.preprocessing),
+        },
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def locate(shards: ShardDirectory) -> str:
+    """The path or URL by which later commands find the shards, wherever they are started."""
+    return shards.location if "://" in shards.location else str(shards.path.absolute())
+
+
+def describe_data(shards: ShardDirectory) -> dict[str, Any]:
+    """What a model depends on: labels, windows and the stored image."""
+    return {
+        "labels": list(shards.labels),
+        "windows": [asdict(each) for each in shards.windows],
+        "image": asdict(shards.image),
+    }
+
+
+def described_data(description: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of the same, without keys that nothing depends on."""
+    shards = description["shards"]
+    return {
+        "labels": shards["labels"],
+        "windows": [asdict(parse_window(each)) for each in shards["windows"]],
+        "image": asdict(parse_image(shards["image"])),
+    }
+
+
+def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
+    """The run directory, which is new, or holds this very run; nothing is written.
+
+    Raises:
+        BadInput: it holds another run, or something else.
+    """
+    run = RunDirectory(options.run)
+    if run.description.is_file():
+        refuse_other_run(run, describe_run(options, shards))
+    elif run.path.exists() and (not run.path.is_dir() or is_used(run.path)):
+        raise BadInput(f"--run {run.path}: exists and is no run directory")
+    return run
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder holds more than the lock of a run that did not begin."""
+    return any(each.name != LOCK for each in folder.iterdir())
+
+
+def begin_run(
+    run: RunDirectory,
+    options: TrainOptions,
+    shards: ShardDirectory,
+    logit_shift: tuple[float, ...] = (),
+) -> None:
+    """Says in the directory what the run is, unless it does; removes what was not written whole.
+
+    Args:
+        run: the directory.
+        options: of the run.
+        shards: that it is trained on.
+        logit_shift: what is added to the logits that are trained, [L], if anything is.
+
+    Raises:
+        BadInput: another run began in it meanwhile.
+    """
+    check_run(options, shards)
+    remove_unfinished(run.path)
+    remove_unfinished(run.checkpoints)
+    if not run.description.is_file():
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
+        write_json(run.description, describe_run(options, shards) | {"logit_shift": shift})
+
+
+def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
+    """Says what differs between the run that is there and the one asked for.
+
+    Raises:
+        BadInput: anything does.
+    """
+    before = read_description(run)
+    differing = [
+        f"--{name} {shown_option(before['options'].get(name))} there, {value} now"
+        for name, value in description["options"].items()
+        if before["options"].get(name) != value
+    ]
+    if before["shards"]["digest"] != description["shards"]["digest"]:
+        differing.append("other shards")
+    if differing:
+        raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
+
+
+def shown_option(value: Any) -> str:
+    """An option's value as it is given, unless that would not be one short line."""
+    text = str(value)
+    plain = isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_SHOWN
+    return text if plain or value is None or isinstance(value, bool) else shown(value)
+
+
+def read_description(run: RunDirectory) -> dict[str, Any]:
+    """Reads run.json.
+
+    Raises:
+        BadInput: it is not there, not whole, or has a wrong value.
+    """
+    try:
+        description: dict[str, Any] = read_document(run.description, "run")
+    except FileNotFoundError:
+        raise BadInput(f"{run.path}: no run.json, so no run directory") from None
+    shards = description["shards"]
+    if len(shards["prevalence"]) != len(shards["labels"]):
+        raise BadInput(f"{run.description}: shards.prevalence: must be a number a label")
+    return description
+
+
+def read_temperatures(run: RunDirectory, labels: tuple[str, ...]) -> tuple[float, ...]:
+    """What temperatures.json has for each label.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadInput: it is not whole, or has no number for a label.
+    """
+    kept = read_document(run.temperatures, "temperatures")
+    for label in labels:
+        if label not in kept:
+            raise BadInput(f"{run.temperatures}: {key_path([label])}: is missing")
+    return tuple(float(kept[label]) for label in labels)

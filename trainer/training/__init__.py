@@ -1,0 +1,1 @@
+"""The loop that trains, and what happens between its steps."""

@@ -1,0 +1,102 @@
+"""A run for each fold, and one answer for every slice from a model that never saw it."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from trainer.evaluation.bootstrap import intervals
+from trainer.evaluation.metrics import split_figures
+from trainer.files import write_json, write_whole
+from trainer.json_documents import read_json
+from trainer.progress import number
+from trainer.runs.job import Job
+from trainer.runs.run_directory import RunDirectory
+from trainer.training.train import train
+
+
+def crossvalidate(jobs: tuple[Job, ...]) -> None:
+    """Trains what is not complete; writes out_of_fold.parquet and crossval.json above the runs.
+
+    Raises:
+        BadInput: the weights cannot be had, or a shard is damaged.
+        Diverged: a loss is no longer finite.
+    """
+    folder = jobs[0].run.path.parent
+    for job in jobs:
+        if not job.run.is_complete:
+            job.display.say(f"{job.validation.name}: {job.run.path}")
+            train(replace(job, is_part=True))
+            # The last fold's network and images, which hold the device's memory.
+            keras.utils.clear_session()
+            gc.collect()
+    frame = pd.concat(
+        [pd.read_parquet(job.run.predictions(job.validation.name)) for job in jobs],
+        ignore_index=True,
+    )
+    write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
+    shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
+    summary = summarise(jobs, frame)
+    write_json(folder / "crossval.json", summary)
+    jobs[0].display.console.print(summary_table(summary, str(folder)))
+    jobs[0].display.say(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+
+
+def summarise(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
+    """Figures of all slices together, and their mean and spread over the folds."""
+    names, weights = jobs[0].shards.labels, jobs[0].weights
+    labels = frame[[f"label_{name}" for name in names]].to_numpy()
+    predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
+    folds = [read_json(job.run.metrics) for job in jobs]
+    return {
+        "folds": {each["split"]: brief(each) for each in folds},
+        "over_folds": {
+            name: mean_and_spread([each[name] for each in folds])
+            for name in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+        },
+        "out_of_fold": {
+            **split_figures(labels, predicted, names, weights),
+            "intervals_95": intervals(
+                labels, predicted, frame["patient_id"].to_numpy(), names, weights
+            ),
+        },
+    }
+
+
+def brief(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the summary says of one fold."""
+    kept = ("examples", "best_epoch", "weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+    return {name: metrics[name] for name in kept}
+
+
+def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of what is defined."""
+    defined = np.array([each for each in values if each is not None])
+    return {
+        "mean": float(defined.mean()) if len(defined) else None,
+        "deviation": float(defined.std(ddof=1)) if len(defined) > 1 else None,
+    }
+
+
+def summary_table(summary: dict[str, Any], title: str) -> Table:
+    """A row a fold, then mean and spread, then all slices together."""
+    figures = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+    table = Table(title=title, title_justify="left")
+    for name in ("", "examples", "log loss", "mean ROC AUC", "mean avg. precision"):
+        table.add_column(name, justify="left" if not name else "right")
+    for fold, each in summary["folds"].items():
+        table.add_row(fold, str(each["examples"]), *(number(each[name]) for name in figures))
+    table.add_section()
+    over = summary["over_folds"]
+    table.add_row("mean", "", *(number(over[name]["mean"]) for name in figures))
+    table.add_row("deviation", "", *(number(over[name]["deviation"]) for name in figures))
+    every = summary["out_of_fold"]
+    table.add_row("out of fold", str(every["examples"]), *(number(every[name]) for name in figures))
+    return table

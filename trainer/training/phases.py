@@ -1,0 +1,55 @@
+"""The head alone, then all of the network: what `fit` trains, and with which optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from trainer.networks.model import Classifier
+from trainer.runs.job import Job
+from trainer.training.feeds import Feed
+from trainer.training.losses import WeightedBinaryCrossentropy
+from trainer.training.optimizers import build_optimizer
+
+
+def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xla: bool) -> Any:
+    """Makes the model that `fit` trains: the head alone, or all of it.
+
+    Each phase has an optimizer of its own: moments gathered by the head alone say nothing
+    of the backbone. A frozen backbone's batch normalisation uses its stored statistics.
+    """
+    options = job.options
+    classifier.backbone.trainable = not frozen
+    if not frozen and options.batch_norm == "frozen":
+        for layer in classifier.backbone.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+    model = feed.network(classifier)
+    settle_statistics(classifier.backbone, options.epochs * job.steps)
+    epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
+    optimizer = build_optimizer(
+        options,
+        model.trainable_variables,
+        epochs * job.steps,
+        job.steps,
+        classifier.core.dtype_policy.name,
+    )
+    model.compile(
+        optimizer=optimizer,
+        loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing),
+        jit_compile=xla,
+        steps_per_execution=options.steps_per_execution,
+    )
+    return model
+
+
+def settle_statistics(backbone: Any, steps: int) -> None:
+    """Lets batch normalisation's running statistics arrive within a short run.
+
+    At the usual momentum of 0.99 a run of 60 steps would be validated with statistics that
+    are half their initial values. A run of 1,000 steps or more keeps the network's own.
+    """
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = min(layer.momentum, max(1 - 10 / steps, 0.8))
