@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from beam_pipeline.assignment import read_assignment
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
-from beam_pipeline.labels import LabelFile
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.options import Launch, Options, parse_options
-from beam_pipeline.output import find_manifest, prepare_output, read_refusal
+from beam_pipeline.planning.assignment import read_assignment
+from beam_pipeline.planning.labels import LabelFile
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished
 from beam_pipeline.workers import start_server
+from beam_pipeline.writing.output import find_manifest, prepare_output, read_refusal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -90,7 +90,7 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
 
 
 def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
-    from beam_pipeline.launch import launch
+    from beam_pipeline.running.launch import launch
 
     with Display(console, listen=False) as display:
         return launch(options, launched, Watcher(Unfinished(folder), display), console)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from beam_pipeline.convert import ImageSpec
+from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
-from beam_pipeline.hounsfield import RepairPolicy
+from beam_pipeline.images.convert import ImageSpec
+from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
-from beam_pipeline.runners import (
+from beam_pipeline.running.runners import (
     LOCAL,
     RUNNERS,
     Runner,
@@ -20,7 +21,6 @@ from beam_pipeline.runners import (
     place_path,
 )
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
-from beam_pipeline.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
 _DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG

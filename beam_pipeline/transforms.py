@@ -17,13 +17,13 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipeline.errors import PipelineError
-from beam_pipeline.finish import finish_directory
-from beam_pipeline.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.options import Options
-from beam_pipeline.planning import plan_shards
+from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import report
-from beam_pipeline.shards import Written, write_shard
 from beam_pipeline.workers import WorkerPool
+from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.shards import Written, write_shard
 
 _NAMESPACE = "beam_pipeline"
 

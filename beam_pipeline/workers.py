@@ -43,7 +43,7 @@ _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
 # What workers use, imported once in a process without threads that all of them are forked from: a
 # fork of this process might inherit a lock that a thread (Beam's, gRPC's) holds.
-_PRELOADED = ["beam_pipeline.shards", "beam_pipeline.inventory"]
+_PRELOADED = ["beam_pipeline.writing.shards", "beam_pipeline.planning.inventory"]
 # glibc gives large blocks back to the kernel as soon as they are free, and gets the next zeroed: a
 # tenth of the time of converting slices, which need the same blocks again and again.
 _KEEP_MEMORY = {

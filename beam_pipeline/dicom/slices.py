@@ -28,6 +28,7 @@ from beam_pipeline.dicom.dataset import (
     parse,
 )
 from beam_pipeline.dicom.foreign import contained
+from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.pixels import (
     NATIVE,
     Patterns,
@@ -37,7 +38,6 @@ from beam_pipeline.dicom.pixels import (
     native_pixels,
 )
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.hounsfield import PixelEncoding
 
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
 MAX_PIXELS = 1 << 24

@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from beam_pipeline.hounsfield import Repair
-from beam_pipeline.index import LABEL_PREFIX
-from beam_pipeline.manifest import INDEX
+from beam_pipeline.dicom.hounsfield import Repair
+from beam_pipeline.directory.index import LABEL_PREFIX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.description import check_recorded_file, compare, read_described
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 from beam_pipeline.verify.promises import Promises
+from beam_pipeline.writing.manifest import INDEX
 
 # Columns of the index by kind; there are also position_z, resized and one for each label.
 _TEXTS = (

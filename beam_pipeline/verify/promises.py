@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beam_pipeline.layout import DATASET, MANIFEST
-from beam_pipeline.manifest import SCHEMA_VERSION, manifest_digest
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
+from beam_pipeline.writing.manifest import SCHEMA_VERSION, manifest_digest
 
 _HEX = frozenset("0123456789abcdef")
 _NOT_IN_NAMES = frozenset("/\\\0")

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 
-from beam_pipeline.example import FRAME_BYTES, CorruptRecord, read_record
-from beam_pipeline.index import LABEL_PREFIX
+from beam_pipeline.directory.example import FRAME_BYTES, CorruptRecord, read_record
+from beam_pipeline.directory.index import LABEL_PREFIX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
 from beam_pipeline.verify.index import IndexRows

@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import Rejected, UsageError
-from beam_pipeline.hounsfield import RepairPolicy
-from beam_pipeline.identifiers import ordinal
-from beam_pipeline.inventory import decode_source, encode_source, show_source
+from beam_pipeline.images.convert import Image, ImageSpec, convert_slice
+from beam_pipeline.images.windows import VoiFunction, Window
 from beam_pipeline.options import ImageId
+from beam_pipeline.planning.identifiers import ordinal
+from beam_pipeline.planning.inventory import decode_source, encode_source, show_source
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify.findings import printable
-from beam_pipeline.windows import VoiFunction, Window
 
 # A column added to the index: the file to read, where the index itself shows a number for it.
 FILE = "file"

@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from beam_pipeline.assignment import Splits, assign_splits, read_assignment
 from beam_pipeline.errors import UsageError
-from beam_pipeline.image_keys import image_keys
+from beam_pipeline.planning.assignment import Splits, assign_splits, read_assignment
+from beam_pipeline.planning.image_keys import image_keys
 
 GROUPS = np.repeat(np.arange(20), 5)
 LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]

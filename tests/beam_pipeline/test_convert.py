@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from beam_pipeline.convert import ImageSpec, convert_slice, letterbox
 from beam_pipeline.dicom import Header, Slice
+from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair
 from beam_pipeline.errors import Rejected
-from beam_pipeline.hounsfield import PixelEncoding, Repair
-from beam_pipeline.windows import VoiFunction, Window
+from beam_pipeline.images.convert import ImageSpec, convert_slice, letterbox
+from beam_pipeline.images.windows import VoiFunction, Window
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
 WINDOWS += (Window("stroke", 40, 40),)

@@ -15,8 +15,8 @@ from pydicom import config, uid
 
 from beam_pipeline.dicom import MAX_PIXELS, Header, read_header, read_slice
 from beam_pipeline.dicom.dataset import MAX_HEADER_BYTES
+from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
 from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

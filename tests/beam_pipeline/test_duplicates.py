@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from pydicom import config
 from pydicom.uid import ImplicitVRLittleEndian
 
-from beam_pipeline.duplicates import (
+from beam_pipeline.directory.unfinished import Unfinished
+from beam_pipeline.errors import StoreError
+from beam_pipeline.layout import inventory_table
+from beam_pipeline.options import Options
+from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
     IdenticalPixels,
     PixelRange,
@@ -19,13 +23,9 @@ from beam_pipeline.duplicates import (
     find_candidates,
     join_groups,
 )
-from beam_pipeline.errors import StoreError
-from beam_pipeline.inventory import inspect_part, list_parts
-from beam_pipeline.layout import inventory_table
-from beam_pipeline.options import Options
+from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.local import LocalStore
-from beam_pipeline.unfinished import Unfinished
 from beam_pipeline.workers import Watch
 
 WriteSlice = Callable[..., Path]

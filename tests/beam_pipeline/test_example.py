@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipeline.example import (
+from beam_pipeline.directory.example import (
     FRAME_BYTES,
     CorruptRecord,
     decode_example,

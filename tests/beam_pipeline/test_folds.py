@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.folds import assign_folds, assign_shards
-from beam_pipeline.labels import RSNA_LABELS
+from beam_pipeline.planning.folds import assign_folds, assign_shards
+from beam_pipeline.planning.labels import RSNA_LABELS
 
 
 def even(folds: int) -> list[float]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.dicom import read_slice
-from beam_pipeline.hounsfield import (
+from beam_pipeline.dicom.hounsfield import (
     PADDING_HU,
     PixelEncoding,
     Repair,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.identifiers import hash_id, number_ids, ordinal, ordinals
+from beam_pipeline.planning.identifiers import hash_id, number_ids, ordinal, ordinals
 
 KEY = b"sixteen bytes or more"
 

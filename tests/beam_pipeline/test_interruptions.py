@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.inventory import inspect_part
 from beam_pipeline.options import parse_options
+from beam_pipeline.planning.inventory import inspect_part
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.workers import Watch
 

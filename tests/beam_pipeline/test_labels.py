@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.image_keys import image_keys
-from beam_pipeline.labels import PROBLEMS, RSNA_LABELS, LabelFile, Labels
+from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, LabelFile, Labels
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> str:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
-from beam_pipeline.hounsfield import RepairPolicy
+from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Identifiers, Launch, Options, parse_options
-from beam_pipeline.runners import LOCAL, RUNNERS
-from beam_pipeline.windows import Window
+from beam_pipeline.running.runners import LOCAL, RUNNERS
 
 PATHS = ["--input", "in", "--output", "out"]
 ELSEWHERE = ["--runner", "PortableRunner", "--job_endpoint", "embed"]

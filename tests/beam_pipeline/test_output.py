@@ -6,14 +6,14 @@ import pytest
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.options import Options
-from beam_pipeline.output import (
+from beam_pipeline.storage import Folder
+from beam_pipeline.writing.output import (
     find_manifest,
     finish_output,
     prepare_output,
     read_refusal,
     write_refusal,
 )
-from beam_pipeline.storage import Folder
 
 
 @pytest.fixture

@@ -27,15 +27,15 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
-from beam_pipeline.duplicates import IdenticalPixels
-from beam_pipeline.finish import finish_directory
+from beam_pipeline.directory.unfinished import encode_table
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options, parse_options
-from beam_pipeline.planning import REJECTS_SCHEMA, Plan
+from beam_pipeline.planning.duplicates import IdenticalPixels
+from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import encode_table
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check
+from beam_pipeline.writing.finish import finish_directory
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -319,7 +319,7 @@ def test_two_runs_at_once_end_in_one_right_directory(
 ) -> None:
     """Another run completes the directory when this one is about to begin a step."""
     options = dataclasses.replace(options, output=str(tmp_path / "out"))
-    module = "beam_pipeline.finish" if step == "_finish" else "beam_pipeline.transforms"
+    module = "beam_pipeline.writing.finish" if step == "_finish" else "beam_pipeline.transforms"
     monkeypatch.setattr(f"{module}.{step}", partial(finish_first, getattr_of(module, step)))
     pipeline.run_here(options)
     assert contents(tmp_path / "out") == contents(shards)

@@ -15,8 +15,8 @@ from pydicom.pixels import pixel_array
 
 from beam_pipeline.dicom import Slice, read_slice
 from beam_pipeline.dicom.codestream import describe_j2k, describe_jpeg
+from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table, stored_values
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.hounsfield import Repair, hounsfield_table, stored_values
 from tests.beam_pipeline.dicom_files import make_dicom, relabelled
 
 JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"

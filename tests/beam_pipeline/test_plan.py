@@ -13,13 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline import planning
-from beam_pipeline.duplicates import NOT_IDENTICAL, IdenticalPixels
+from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import PipelineError, Reason, TooManyRejects, UsageError
-from beam_pipeline.identifiers import ID_COLUMNS
-from beam_pipeline.image_keys import image_keys
-from beam_pipeline.inventory import SCHEMA, inspect_part, list_parts
-from beam_pipeline.labels import PROBLEMS, RSNA_LABELS, Labels
 from beam_pipeline.layout import (
     PLAN,
     REJECTS_TABLE,
@@ -29,7 +24,12 @@ from beam_pipeline.layout import (
     plan_table,
 )
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.plan import (
+from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
+from beam_pipeline.planning.identifiers import ID_COLUMNS
+from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
+from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.planning.plan import (
     BY_HEADER,
     USED,
     VERDICTS,
@@ -40,9 +40,8 @@ from beam_pipeline.plan import (
     judge,
     number_by_appearance,
 )
-from beam_pipeline.planning import Plan, plan_shards
+from beam_pipeline.planning.plan_shards import Plan, plan_shards
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 
 LABEL_COLUMNS = [f"label_{name}" for name in RSNA_LABELS]
@@ -440,7 +439,7 @@ def test_how_the_inventory_and_the_plan_are_cut_does_not_matter(
     changes: dict[str, Any] = {"examples_per_shard": 2, "identifiers": Identifiers.HASH}
     whole = plan_rows(rows, label_lines(rows), part_rows=1000, output="whole", **changes)
     assert len(whole.plan.shards) == 75  # of 75 and 74 slices: 38 and 37
-    monkeypatch.setattr(planning, "_SLICES_A_PASS", 32)  # 16 shards
+    monkeypatch.setattr("beam_pipeline.planning.plan_shards._SLICES_A_PASS", 32)  # 16 shards
     parts = plan_rows(rows, label_lines(rows), part_rows=7, output="parts", **changes)
     assert parts.plan == whole.plan
     assert parts.rejects == whole.rejects

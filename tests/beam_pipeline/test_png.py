@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from beam_pipeline.png import PngHeader, blank_image, encode_png, read_png_header
+from beam_pipeline.images.png import PngHeader, blank_image, encode_png, read_png_header
 
 KINDS = [(1, "uint8"), (2, "uint8"), (3, "uint8"), (4, "uint8"), (1, "uint16")]
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -68,7 +68,7 @@ def test_a_part_of_an_image_is_encoded_as_any_other(first: int) -> None:
 ENCODE_MANY = """
 import hashlib
 import numpy as np
-from beam_pipeline.png import encode_png
+from beam_pipeline.images.png import encode_png
 
 generator = np.random.default_rng(0)
 checksum = hashlib.sha256()

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from beam_pipeline.identifiers import ID_COLUMNS, hash_id
+from beam_pipeline.directory.unfinished import decode_table
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.unfinished import decode_table
+from beam_pipeline.planning.identifiers import ID_COLUMNS, hash_id
 
 SECRETS = {
     "PatientName": "Mustermann^Erika",

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from beam_pipeline.finish import finish_directory
-from beam_pipeline.inventory import inspect_part, list_parts
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Options
-from beam_pipeline.planning import plan_shards
+from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, Watcher
-from beam_pipeline.shards import write_shard
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import Unfinished
 from beam_pipeline.workers import Later, Watch
+from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.shards import write_shard
 
 
 class Shown(Display):

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from beam_pipeline.directory.rejects import Reject, check_rejects, count_reasons, encode_rejects
 from beam_pipeline.errors import TooManyRejects, UsageError
-from beam_pipeline.rejects import Reject, check_rejects, count_reasons, encode_rejects
 
 
 def reject(source: str, reason: str = "not_ct", detail: str = "") -> Reject:

@@ -11,17 +11,17 @@ import pyarrow as pa
 import pytest
 
 from beam_pipeline.dicom import read_slice
+from beam_pipeline.directory.example import decode_example, read_records
+from beam_pipeline.directory.index import index_schema
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import OutputError, Reason, StoreError
-from beam_pipeline.example import decode_example, read_records
-from beam_pipeline.index import index_schema
-from beam_pipeline.inventory import inspect_part, list_parts
 from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning import Plan, plan_shards
-from beam_pipeline.shards import ShardResult, Written, write_shard
+from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import Plan, plan_shards
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import Unfinished
 from beam_pipeline.workers import Later, Watch
+from beam_pipeline.writing.shards import ShardResult, Written, write_shard
 
 WriteSlice = Callable[..., Path]
 

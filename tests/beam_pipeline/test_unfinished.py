@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.errors import AlreadyComplete, OutputError
-from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import (
+from beam_pipeline.directory.unfinished import (
     Unfinished,
     decode_table,
     encode_table,
     table_metadata,
     with_metadata,
 )
+from beam_pipeline.errors import AlreadyComplete, OutputError
+from beam_pipeline.storage import Folder
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(

@@ -16,17 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.directory.example import (
+    decode_example,
+    encode_example,
+    frame_record,
+    read_records,
+)
+from beam_pipeline.directory.index import index_table, write_index
 from beam_pipeline.errors import Reason, StoreError
-from beam_pipeline.example import decode_example, encode_example, frame_record, read_records
-from beam_pipeline.finish import finish_directory
-from beam_pipeline.index import index_table, write_index
-from beam_pipeline.inventory import inspect_part, list_parts
+from beam_pipeline.images.png import encode_png
+from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
-from beam_pipeline.manifest import manifest_digest
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
-from beam_pipeline.planning import plan_shards
-from beam_pipeline.png import encode_png
-from beam_pipeline.shards import write_shard
+from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.directory import verify_directory
@@ -35,8 +38,10 @@ from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
-from beam_pipeline.windows import parse_window
 from beam_pipeline.workers import Later, Watch
+from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.manifest import manifest_digest
+from beam_pipeline.writing.shards import write_shard
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"

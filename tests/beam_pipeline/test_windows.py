@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
+from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
 
 BRAIN = Window("brain", 40, 80)
 

@@ -24,13 +24,13 @@ import pyarrow as pa
 from pyarrow import csv
 from rich.console import Console
 
-from beam_pipeline.inventory import SCHEMA, _part_size
-from beam_pipeline.labels import RSNA_LABELS
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.layout import inventory_table
 from beam_pipeline.options import Options
-from beam_pipeline.planning import plan_shards
+from beam_pipeline.planning.inventory import SCHEMA, _part_size
+from beam_pipeline.planning.labels import RSNA_LABELS
+from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import Unfinished
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show
 

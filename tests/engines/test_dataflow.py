@@ -23,7 +23,7 @@ import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_pipeline import __version__
-from beam_pipeline.staging import pinned_requirements
+from beam_pipeline.running.staging import pinned_requirements
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.beam_pipeline.faulty_proxy import FaultyProxy
 from tests.beam_pipeline.object_stores import ObjectServer, serve_gcs

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from beam_pipeline.options import parse_options
 from beam_pipeline.pipeline import build
-from beam_pipeline.staging import pinned_requirements, stage_package
+from beam_pipeline.running.staging import pinned_requirements, stage_package
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.engines.engines import ROOT, digests
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.folds import assign_folds
-from beam_pipeline.image_keys import image_keys
+from beam_pipeline.planning.folds import assign_folds
+from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE

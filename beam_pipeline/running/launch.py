@@ -19,11 +19,18 @@ from typing import Any
 from rich.console import Console
 
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
-from beam_pipeline.jobs import Handle, Job, SubmittedJob, ask_for, flink_cluster, running_job
 from beam_pipeline.layout import JOB
 from beam_pipeline.options import Launch, Options
 from beam_pipeline.progress import Watcher
-from beam_pipeline.runners import DATAFLOW
+from beam_pipeline.running.jobs import (
+    Handle,
+    Job,
+    SubmittedJob,
+    ask_for,
+    flink_cluster,
+    running_job,
+)
+from beam_pipeline.running.runners import DATAFLOW
 from beam_pipeline.storage import Folder, is_local
 
 _CANCEL_SECONDS = 60.0
@@ -129,7 +136,7 @@ def _staged_package(launched: Launch, folder: Path) -> Sequence[str]:
         starts_containers = False  # its workers are threads of this process
     if has_image or not starts_containers or options.view_as(SetupOptions).setup_file:
         return []
-    from beam_pipeline.staging import stage_package
+    from beam_pipeline.running.staging import stage_package
 
     return list(stage_package(folder))
 

@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
-from beam_pipeline.convert import HU_OFFSET
-from beam_pipeline.index import write_index
+from beam_pipeline.directory.index import write_index
+from beam_pipeline.directory.rejects import REJECTS, Reject, count_reasons, encode_rejects
+from beam_pipeline.directory.unfinished import Unfinished
+from beam_pipeline.images.convert import HU_OFFSET
 from beam_pipeline.layout import DATASET, MANIFEST, ShardFile, written_table
 from beam_pipeline.options import Options
-from beam_pipeline.planning import Plan
-from beam_pipeline.rejects import REJECTS, Reject, count_reasons, encode_rejects
-from beam_pipeline.shards import ShardResult
+from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.storage.folder import digest_file
-from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.writing.shards import ShardResult
 
 SCHEMA_VERSION = 1
 INDEX = "index.parquet"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.image_keys import image_keys
+from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE

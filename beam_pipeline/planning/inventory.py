@@ -11,15 +11,15 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.hounsfield import PixelEncoding
-from beam_pipeline.identifiers import ID_COLUMNS, hash_id
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.planning.identifiers import ID_COLUMNS, hash_id
 from beam_pipeline.storage import FileInfo, Folder, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
-from beam_pipeline.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 
 # A part of the inventory is read by one task. The first are small, so that few files, too, keep

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom import Header, Slice
-from beam_pipeline.errors import Reason, Rejected
-from beam_pipeline.hounsfield import (
+from beam_pipeline.dicom.hounsfield import (
     PADDING_HU,
     PixelEncoding,
     Repair,
@@ -18,8 +17,9 @@ from beam_pipeline.hounsfield import (
     choose_repair,
     hounsfield_table,
 )
-from beam_pipeline.png import blank_image
-from beam_pipeline.windows import VoiFunction, Window, apply_windows
+from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.images.png import blank_image
+from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 
 # Slices are spread over processes. Threads within one gain nothing on top, and OpenCV's spend a
 # fifth of the whole time on waiting for each other.

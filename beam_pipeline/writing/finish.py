@@ -2,17 +2,17 @@
 
 from contextlib import suppress
 
+from beam_pipeline.directory.rejects import REJECTS, Reject, check_rejects, encode_rejects
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError
 from beam_pipeline.layout import REJECTS_TABLE, written_table
-from beam_pipeline.manifest import write_description
 from beam_pipeline.options import Options
-from beam_pipeline.output import finish_output, write_refusal
-from beam_pipeline.planning import Plan
+from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.progress import report_refusal
-from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
-from beam_pipeline.shards import ShardResult
 from beam_pipeline.storage import Folder
-from beam_pipeline.unfinished import Unfinished
+from beam_pipeline.writing.manifest import write_description
+from beam_pipeline.writing.output import finish_output, write_refusal
+from beam_pipeline.writing.shards import ShardResult
 
 
 def finish_directory(written: int | PipelineError, options: Options) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.assignment import Splits, assign_splits
-from beam_pipeline.duplicates import join_groups
 from beam_pipeline.errors import Reason
-from beam_pipeline.folds import assign_shards
-from beam_pipeline.identifiers import ID_COLUMNS
-from beam_pipeline.labels import PROBLEMS, RSNA_LABELS, Labels
 from beam_pipeline.layout import UNLABELLED_SPLIT, ShardFile
 from beam_pipeline.options import LeakCheck, Options
+from beam_pipeline.planning.assignment import Splits, assign_splits
+from beam_pipeline.planning.duplicates import join_groups
+from beam_pipeline.planning.folds import assign_shards
+from beam_pipeline.planning.identifiers import ID_COLUMNS
+from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 
 UNLABELLED = -1
 

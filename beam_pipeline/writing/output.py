@@ -4,13 +4,13 @@ import json
 import os
 from typing import Any
 
+from beam_pipeline.directory.rejects import REJECTS
 from beam_pipeline.errors import Refusal, UsageError
 from beam_pipeline.layout import DATASET, MANIFEST, UNFINISHED
-from beam_pipeline.manifest import DATASET_INFO, FEATURES, INDEX
 from beam_pipeline.options import Options
-from beam_pipeline.rejects import REJECTS
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import PARTIAL_SUFFIX
+from beam_pipeline.writing.manifest import DATASET_INFO, FEATURES, INDEX
 
 _OPTIONS = f"{UNFINISHED}/options.json"
 _REFUSAL = f"{UNFINISHED}/refusal.json"

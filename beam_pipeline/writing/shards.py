@@ -9,20 +9,20 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from beam_pipeline.convert import Image, convert_slice
 from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.dicom.hounsfield import Repair
+from beam_pipeline.directory.example import encode_example, frame_record
+from beam_pipeline.directory.index import LABEL_PREFIX, index_table
+from beam_pipeline.directory.rejects import Reject
+from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Rejected
-from beam_pipeline.example import encode_example, frame_record
-from beam_pipeline.hounsfield import Repair
-from beam_pipeline.identifiers import ordinal
-from beam_pipeline.index import LABEL_PREFIX, index_table
-from beam_pipeline.inventory import decode_header, decode_source, reason_of, show_source
+from beam_pipeline.images.convert import Image, convert_slice
+from beam_pipeline.images.png import encode_png
 from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.png import encode_png
-from beam_pipeline.rejects import Reject
+from beam_pipeline.planning.identifiers import ordinal
+from beam_pipeline.planning.inventory import decode_header, decode_source, reason_of, show_source
 from beam_pipeline.storage import Folder, InputFiles, find_input
-from beam_pipeline.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Later, Watch
 
 

@@ -19,21 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.assignment import read_assignment
-from beam_pipeline.duplicates import (
-    NOT_IDENTICAL,
-    IdenticalPixels,
-    PixelRange,
-    compare_pixels,
-    count_identical,
-    find_candidates,
-)
+from beam_pipeline.directory.index import LABEL_PREFIX
+from beam_pipeline.directory.rejects import REJECTS, Reject, check_rejects, encode_rejects
+from beam_pipeline.directory.unfinished import Unfinished, table_metadata, with_metadata
 from beam_pipeline.errors import UsageError
-from beam_pipeline.identifiers import ID_COLUMNS, number_ids, ordinal, ordinals
-from beam_pipeline.image_keys import image_keys
-from beam_pipeline.index import LABEL_PREFIX
-from beam_pipeline.inventory import decode_source, show_source
-from beam_pipeline.labels import LabelFile
 from beam_pipeline.layout import (
     REJECTS_TABLE,
     SHARDS_A_PART,
@@ -42,7 +31,20 @@ from beam_pipeline.layout import (
     plan_table,
 )
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.plan import (
+from beam_pipeline.planning.assignment import read_assignment
+from beam_pipeline.planning.duplicates import (
+    NOT_IDENTICAL,
+    IdenticalPixels,
+    PixelRange,
+    compare_pixels,
+    count_identical,
+    find_candidates,
+)
+from beam_pipeline.planning.identifiers import ID_COLUMNS, number_ids, ordinal, ordinals
+from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.inventory import decode_source, show_source
+from beam_pipeline.planning.labels import LabelFile
+from beam_pipeline.planning.plan import (
     BY_HEADER,
     USED,
     VERDICTS,
@@ -53,9 +55,7 @@ from beam_pipeline.plan import (
     judge,
     number_by_appearance,
 )
-from beam_pipeline.rejects import REJECTS, Reject, check_rejects, encode_rejects
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.unfinished import Unfinished, table_metadata, with_metadata
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20

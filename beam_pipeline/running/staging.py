@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from beam_pipeline.errors import RunnerError, UsageError
 
 _PROJECT = "headct-shards"
-_SOURCE = Path(__file__).parents[1]
+_SOURCE = Path(__file__).parents[2]
 _BUILT_FROM = ("setup.py", "README.md", "LICENSE", "beam_pipeline")
 _LEFT_OUT = ("__pycache__", "sample")
 _BUILD_SECONDS = 300

@@ -1,0 +1,1 @@
+"""A slice to the image that is stored."""

@@ -1,0 +1,1 @@
+"""From headers and labels to which slice goes where."""

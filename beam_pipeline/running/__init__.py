@@ -1,0 +1,1 @@
+"""Beam runners: how a job is started, watched and ended."""

@@ -1,0 +1,108 @@
+"""The walls: who imports whom."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room may import those before it, and the modules at the top of its package that are named
+# with them. `sample` and `verify` are programs of their own.
+ROOMS = {
+    "beam_pipeline": (
+        {"errors", "layout"},
+        {"storage"},
+        {"dicom"},
+        {"images"},
+        {"running.runners"},
+        {"keys", "options", "workers"},
+        {"directory"},
+        {"progress"},
+        {"planning"},
+        {"writing"},
+        {"transforms", "pipeline"},
+        {"running"},
+        {"__main__", "verify", "sample"},
+    ),
+    "trainer": (
+        {"errors", "files", "json_documents", "native_log", "options", "progress"},
+        {"data"},
+        {"networks.catalog"},
+        {"runs"},
+        {"networks"},
+        {"evaluation"},
+        {"report"},
+        {"training"},
+        {"command_line", "commands"},
+        {"api", "__main__"},
+    ),
+}
+
+
+def modules(package: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+        if path.name != "__init__.py":
+            yield name, path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a module imports when it runs; not for its types alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(package: str, module: str) -> int | None:
+    """The number of the room that a module is in, from the bottom."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        for number, rooms in enumerate(ROOMS[package]):
+            if ".".join(parts[:length]) in rooms:
+                return number
+    return None
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_imports_point_down(package: str) -> None:
+    wrong = []
+    for name, path in modules(package):
+        above = floor(package, name)
+        assert above is not None, f"{package}.{name} is in no room"
+        for imported in imports(path):
+            if not imported.startswith(f"{package}."):
+                continue
+            below = floor(package, imported.removeprefix(f"{package}."))
+            if below is not None and below > above:
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(("package", "other"), [tuple(ROOMS), tuple(ROOMS)[::-1]])
+def test_the_packages_share_no_code(package: str, other: str) -> None:
+    wrong = [
+        name
+        for name, path in modules(package)
+        if any(each.split(".")[0] == other for each in imports(path))
+    ]
+    assert not wrong
+
+
+def test_beam_is_for_the_graph_and_its_runners() -> None:
+    allowed = {"transforms", "pipeline", "__main__"}
+    found = {
+        name
+        for name, path in modules("beam_pipeline")
+        if any(each.split(".")[0] == "apache_beam" for each in imports(path))
+    }
+    assert {name for name in found - allowed if not name.startswith("running.")} == set()
+
+
+def test_the_pipeline_needs_no_tensorflow() -> None:
+    for _, path in modules("beam_pipeline"):
+        assert not {"tensorflow", "keras"} & {each.split(".")[0] for each in imports(path)}
