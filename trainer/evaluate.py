@@ -14,7 +14,7 @@ from trainer.job import Answer
 from trainer.metrics import prevalence_baseline, split_figures
 from trainer.model import load_classifier
 from trainer.predictions import Predictions, predict_split, write_parquet
-from trainer.progress import figures_table
+from trainer.progress import show_figures
 from trainer.run_directory import write_json
 
 
@@ -36,7 +36,7 @@ def evaluate(answer: Answer, fit_temperature: bool) -> None:
     figures = measure(predictions, answer)
     write_parquet(run.predictions(name), predictions, labels)
     write_json(run.path / f"evaluation-{name}.json", figures)
-    display.console.print(figures_table(figures, f"{run.path}: {name}"))
+    show_figures(display, figures, f"{run.path}: {name}")
     display.say(f"written: {run.path}/evaluation-{name}.json, predictions-{name}.parquet")
 
 

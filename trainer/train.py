@@ -29,7 +29,7 @@ from trainer.model import Classifier, build_classifier, load_classifier, natural
 from trainer.optimizers import learning_rate
 from trainer.phases import compile_phase
 from trainer.predictions import predict_split, write_parquet
-from trainer.progress import figures_table
+from trainer.progress import show_figures
 from trainer.report import write_report
 from trainer.run_directory import begin_run, write_json, write_whole
 from trainer.shards import count
@@ -215,6 +215,6 @@ def finish(job: Job, progress: Progress) -> None:
     if job.options.report:
         write_report(answer, MISTAKES)
     path = job.options.run
-    job.display.console.print(figures_table(figures, f"{path}: {name}, epoch {best['epoch']}"))
+    show_figures(job.display, figures, f"{path}: {name}, epoch {best['epoch']}")
     if not job.is_part:
         job.display.say(f"next: make evaluate RUN={path}, or make predict RUN={path} SHARDS=...")
