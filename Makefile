@@ -16,16 +16,15 @@ ifeq ($(origin INPUT),undefined)
   INPUT  := $(SAMPLE)/slices
   LABELS := $(SAMPLE)/labels.csv
   NEEDS_SAMPLE := sample
+else ifneq ($(filter $(SAMPLE)/%,$(INPUT)),)
+  NEEDS_SAMPLE := sample
 endif
 
-# The sample is to be trained on any machine, offline and within minutes; real shards with the
-# trainer's own defaults.
-ifeq ($(origin SHARDS),file)
-  WEIGHTS    ?= none
-  IMAGE_SIZE ?= 128
-  EPOCHS     ?= 4
-  BATCH      ?= 16
-endif
+# The sample's shards, which their manifest tells from others, can be trained on any machine, offline
+# and within minutes; real ones get the trainer's own defaults. MODEL, EPOCHS and the other variables
+# win over the file, and so do flags in ARGS; a --config in ARGS takes its place.
+SAMPLE_CONFIG = $(if $(shell grep -s '"input": ".*$(SAMPLE)/slices"' "$(SHARDS)/manifest.json"),examples/sample.toml)
+SAY_CONFIG    = $(if $(SAMPLE_CONFIG),echo "$(SHARDS) holds the sample: training by $(SAMPLE_CONFIG).",:)
 
 # Google's libraries are for Dataflow alone.
 ifneq ($(filter dataflow dataflowrunner,$(shell echo "$(RUNNER)" | tr A-Z a-z)),)
@@ -49,7 +48,7 @@ endif
 
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
   --runner "$(RUNNER)" $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(MODEL),--model $(MODEL)) \
+TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(SAMPLE_CONFIG),--config $(SAMPLE_CONFIG)) $(if $(MODEL),--model $(MODEL)) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
   $(BACKEND_FLAGS) $(ARGS)
@@ -79,13 +78,14 @@ preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (wit
 	@$(RUN_PY) -m beam_pipeline $(PREPROCESS_FLAGS)
 
 sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
-	@echo "No INPUT given: using the synthetic sample in $(SAMPLE)."
+	@echo "Using the synthetic sample in $(SAMPLE)."
 	@$(RUN_PY) -m beam_pipeline.sample --output $(SAMPLE)
 
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN goes on where it stopped
+	@$(SAY_CONFIG)
 	@$(RUN_PY) -m trainer train $(if $(FOLD),--fold $(FOLD)) $(TRAIN_FLAGS)
 
 evaluate: $(TRAINER) ## Evaluate a run on its validation fold
@@ -96,6 +96,7 @@ predict: $(TRAINER) ## Write a Kaggle submission for the test split of SHARDS
 	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(BACKEND_FLAGS) $(ARGS)
 
 crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of fold
+	@$(SAY_CONFIG)
 	@$(RUN_PY) -m trainer crossval $(TRAIN_FLAGS)
 
 report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistakes
@@ -105,10 +106,12 @@ EXPORT ?= $(RUN)/export
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
 	@$(RUN_PY) -m trainer export --run "$(RUN)" --output "$(EXPORT)" $(ARGS)
 
-demo: ## The whole line on the sample: preprocess, train, evaluate
+demo: ## The whole line on the sample: preprocess, train, evaluate, predict
 	@$(MAKE) --no-print-directory preprocess
 	@$(MAKE) --no-print-directory train
 	@$(MAKE) --no-print-directory evaluate
+	@$(MAKE) --no-print-directory preprocess INPUT=$(SAMPLE)/test_slices OUTPUT=out/test-shards
+	@$(MAKE) --no-print-directory predict SHARDS=out/test-shards
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
 	@$(RUN_PY) -m pytest --ignore tests/engines $(ARGS)

@@ -37,24 +37,31 @@ def succeed(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds `sample`, `shards` (labelled), `unlabelled` (its slices again, without labels)."""
+    """Holds `sample`, `shards` (labelled), `unlabelled` (the sample's slices to predict)."""
     folder = tmp_path_factory.mktemp("line")
     sample, shards = folder / "sample", folder / "shards"
-    succeed("beam_pipeline.sample", "--output", sample, "--patients", 6, "--slices", 24)
-    common = ("--input", sample / "slices", "--image_size", 64, "--max_reject_fraction", 0.1)
+    patients = ("--patients", 6, "--test_patients", 2, "--slices", 24)
+    succeed("beam_pipeline.sample", "--output", sample, *patients)
+    common = ("--image_size", 64, "--max_reject_fraction", 0.1)
     labelled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
-    succeed("beam_pipeline", *common, *labelled, "--output", shards)
-    succeed("beam_pipeline", *common, "--output", folder / "unlabelled")
+    succeed("beam_pipeline", "--input", sample / "slices", *common, *labelled, "--output", shards)
+    test = ("--input", sample / "test_slices", "--output", folder / "unlabelled")
+    succeed("beam_pipeline", *common, *test)
     return folder
+
+
+def train(folder: Path) -> str:
+    """Train an epoch by the sample's settings, on smaller images; the run is in `run`."""
+    options = ("--config", "examples/sample.toml", "--image_size", 32, "--epochs", 1)
+    return succeed(
+        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> str:
-    """What one epoch of training printed; the run is in `run`."""
-    options = ("--weights", "none", "--image_size", 32, "--epochs", 1, "--batch_size", 16)
-    return succeed(
-        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
-    )
+    """What training printed."""
+    return train(folder)
 
 
 def manifest_of(shards: Path) -> Any:
@@ -106,11 +113,24 @@ def test_training_leaves_metrics_and_a_plot(folder: Path, trained: str) -> None:
 
 
 def test_a_complete_run_says_so(folder: Path, trained: str) -> None:
-    options = ("--weights", "none", "--image_size", 32, "--epochs", 1, "--batch_size", 16)
-    again = succeed(
-        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
+    assert "complete" in train(folder)
+
+
+def train_command(*variables: str) -> str:
+    """The commands that `make train` would run."""
+    done = subprocess.run(
+        ["make", "-n", "train", *variables], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "complete" in again
+    return done.stdout
+
+
+def test_shards_of_the_sample_are_trained_by_its_settings(folder: Path) -> None:
+    shards, sample = f"SHARDS={folder / 'shards'}", f"SAMPLE={folder / 'sample'}"
+    assert "--config examples/sample.toml --epochs 3 --seed 7" in " ".join(
+        train_command(shards, sample, "EPOCHS=3", "ARGS=--seed 7").split()
+    )
+    assert "--config" not in train_command(shards)
+    assert "--config" not in train_command(f"SHARDS={folder / 'none'}", sample)
 
 
 def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
@@ -122,13 +142,16 @@ def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
     manifest = manifest_of(folder / "unlabelled")
     rows = pd.read_csv(submission)
     assert rows.columns.tolist() == ["ID", "Label"]
-    assert len(rows) == 6 * manifest["splits"]["test"]["examples"]
+    assert len(rows) == 6 * manifest["splits"]["test"]["examples"] == 6 * 48
     assert rows["ID"].is_unique
     assert rows["Label"].between(0, 1).all()
 
 
 def test_a_saved_run_is_evaluated(folder: Path, trained: str) -> None:
-    assert "subdural" in succeed("trainer", "evaluate", "--run", folder / "run")
+    shown = succeed("trainer", "evaluate", "--run", folder / "run")
+    assert "subdural" in shown
+    assert "where answering every slice with the training prevalence gives" in shown
+    assert "where answering every slice with the training prevalence gives" in trained
 
 
 def test_the_trainers_benchmarks_run_on_any_slices(folder: Path) -> None:

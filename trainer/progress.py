@@ -83,17 +83,27 @@ def span(ends: list[float] | None) -> str:
     return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
 
 
+def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
+    """The figures of a split, and in plain words what they mean."""
+    display.console.print(figures_table(figures, title))
+    for line in explain_figures(figures):
+        display.say(line)
+
+
 def figures_table(figures: dict[str, Any], title: str) -> Table:
-    """The figures of a split, a row a label."""
+    """The figures of a split, a row a label; within 80 columns for labels of up to 16 letters."""
     table = Table(title=title, title_justify="left")
-    for name in ("label", "positives", "log loss", "ROC AUC", "avg. precision"):
+    names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
+    for name in names:
         table.add_column(name, justify="left" if name == "label" else "right")
+    ranges = figures["intervals_95"]
     for label, each in figures["labels"].items():
         table.add_row(
             label,
             str(each["positives"]),
             number(each["log_loss"]),
             number(each["roc_auc"]),
+            span(ranges["labels"][label]["roc_auc"]),
             number(each["average_precision"]),
         )
     table.add_section()
@@ -102,11 +112,43 @@ def figures_table(figures: dict[str, Any], title: str) -> Table:
         f"of {figures['examples']}",
         number(figures["weighted_log_loss"]),
         number(figures["mean_roc_auc"]),
+        span(ranges["mean_roc_auc"]),
         number(figures["mean_average_precision"]),
     )
-    table.add_row("prevalence alone", "", number(figures["prevalence_log_loss"]), "", "")
-    ranges = figures["intervals_95"]
-    table.add_row(
-        "95 % interval", "", span(ranges["weighted_log_loss"]), span(ranges["mean_roc_auc"]), ""
-    )
+    table.add_row("prevalence alone", "", number(figures["prevalence_log_loss"]), "0.5000", "", "")
     return table
+
+
+def explain_figures(figures: dict[str, Any]) -> list[str]:
+    """What the figures of a split mean beside guessing, and why one is missing."""
+    loss = number(figures["weighted_log_loss"], 3)
+    ends = figures["intervals_95"]["weighted_log_loss"]
+    lines = [
+        f"Log loss {loss}{f' (95 % interval {span(ends)})' if ends else ''}, where answering every"
+        f" slice with the training prevalence gives {number(figures['prevalence_log_loss'], 3)}:"
+        f" {verdict(figures)}."
+    ]
+    if figures["mean_roc_auc"] is not None:
+        lines.append(
+            f"Mean ROC AUC {number(figures['mean_roc_auc'], 3)}, where guessing gives 0.5 and"
+            " perfect ranking 1."
+        )
+    split = figures["split"]
+    for label, each in figures["labels"].items():
+        if each["roc_auc"] is None:
+            kind = "negatives" if each["positives"] else "positives"
+            lines.append(f"{label}: no ROC AUC, since there are no {kind} in {split}.")
+    if ends is None:
+        lines.append(f"There are no intervals, since {split} holds one patient.")
+    return lines
+
+
+def verdict(figures: dict[str, Any]) -> str:
+    """Whether the log loss is better than that of the prevalence, with its interval or without."""
+    loss, guess = figures["weighted_log_loss"], figures["prevalence_log_loss"]
+    ends = figures["intervals_95"]["weighted_log_loss"]
+    if loss >= guess:
+        return "no better than guessing"
+    if ends is None or ends[1] >= guess:
+        return f"better than guessing, but too few patients ({figures['patients']}) to be sure"
+    return "clearly better than guessing"

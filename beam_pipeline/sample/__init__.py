@@ -1,6 +1,6 @@
 """A synthetic head-CT data set in the form Kaggle distributes RSNA 2019.
 
-    python -m beam_pipeline.sample --output DIR [--patients 12] [--slices 28] [--seed 0]
+    python -m beam_pipeline.sample --output DIR [--patients 72] [--slices 20] [--seed 0]
 
 A seeded phantom, not a simulation of physics: signed distances (`fields`) make a head (`anatomy`)
 with bleeds (`hemorrhage`), a slice of which is scanned and encoded (`scanner`), and a data set is

@@ -11,7 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from beam_pipeline.sample.writer import SampleError, SampleSummary, write_sample
+from beam_pipeline.sample.writer import (
+    PATIENTS,
+    SLICES,
+    TEST_PATIENTS,
+    SampleError,
+    SampleSummary,
+    write_sample,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(arguments: argparse.Namespace) -> SampleSummary:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Synthetic patients", total=arguments.patients)
+        everyone = arguments.patients + arguments.test_patients
+        task = bar.add_task("Synthetic patients", total=everyone)
         return write_sample(
             arguments.output,
             patients=arguments.patients,
             slices=arguments.slices,
             seed=arguments.seed,
+            test_patients=arguments.test_patients,
             workers=max(arguments.workers, 1),
             progress=lambda done: bar.advance(task, done),
         )
@@ -46,9 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a synthetic head-CT data set in the form of RSNA 2019.",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--patients", type=int, default=12, help="default: %(default)s")
-    parser.add_argument("--slices", type=int, default=28, help="a patient; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    for name, default, text in (
+        ("patients", PATIENTS, "with labels"),
+        ("test_patients", TEST_PATIENTS, "others, without labels"),
+        ("slices", SLICES, "of each patient"),
+        ("seed", 0, "of everything random"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{text}; default: %(default)s"
+        )
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 4), help="default: %(default)s"
     )
@@ -58,9 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 def _describe(summary: SampleSummary) -> str:
     counts = ", ".join(f"{label} {count}" for label, count in summary.label_counts.items())
     done = "already there, reused" if summary.reused else "written"
+    if summary.replaced:
+        done = "in place of an older sample; remove shards and runs that were made from that"
     return (
         f"Synthetic sample in {summary.output}: {summary.files} files of "
-        f"{summary.parameters.patients} patients ({len(summary.bad_files)} bad on purpose), {done}."
+        f"{summary.parameters.patients} patients ({len(summary.bad_files)} bad on purpose), and "
+        f"{summary.test_files} of {summary.parameters.test_patients} others without labels, {done}."
         f"\nSlices with blood: {counts}."
     )
 

@@ -1,8 +1,9 @@
 """The data set on disk: slices, a few bad files, labels; whole or recognisably unfinished.
 
-DIR/sample.json       what it is, written first
-DIR/slices/ID_*.dcm   complete series, and the bad files
-DIR/labels.csv        `ID,Label`, a row a class, written last and atomically
+DIR/sample.json            what it is, written first
+DIR/slices/ID_*.dcm        complete series, and the bad files
+DIR/test_slices/ID_*.dcm   series of other patients, which no row of the labels names
+DIR/labels.csv             `ID,Label`, a row a class, written last and atomically
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,13 +33,18 @@ from beam_pipeline.sample.hemorrhage import KINDS
 from beam_pipeline.sample.scanner import Patient, scan_slice
 
 LABELS = (*KINDS, "any")
-VERSION = 1  # of the generator: another one makes other bytes from the same seed
+VERSION = 2  # of the generator: another one makes other files from the same parameters
+PATIENTS, TEST_PATIENTS, SLICES = 72, 4, 20  # unless other numbers are asked for
 MIN_SLICES, MAX_SLICES, MAX_PATIENTS = 4, 400, 100_000
 REPEATED_IDS = 4  # Kaggle's file repeats the rows of four images
 TRUNCATED_BYTES = 153_710  # of PixelData, as in ID_6431af929
 CROPPED = (472, 424)  # rows, columns of the slice that is not 512 x 512
 
+MARKER, LABEL_FILE = "sample.json", "labels.csv"
+FOLDERS = ("slices", "test_slices")
+
 Rows = dict[str, dict[str, bool]]
+State = Literal["absent", "unfinished", "older", "whole"]
 
 
 class SampleError(ValueError):
@@ -48,14 +55,17 @@ class SampleError(ValueError):
 class Parameters:
     """What the bytes of a sample follow from."""
 
-    patients: int = 12
-    slices: int = 28
+    patients: int = PATIENTS
+    slices: int = SLICES
     seed: int = 0
+    test_patients: int = TEST_PATIENTS
     version: int = VERSION
 
     def __post_init__(self) -> None:
         if not 1 <= self.patients <= MAX_PATIENTS:
             raise SampleError(f"--patients {self.patients}: want 1 to {MAX_PATIENTS}")
+        if not 0 <= self.test_patients <= MAX_PATIENTS:
+            raise SampleError(f"--test_patients {self.test_patients}: want 0 to {MAX_PATIENTS}")
         if not MIN_SLICES <= self.slices <= MAX_SLICES:
             raise SampleError(f"--slices {self.slices}: want {MIN_SLICES} to {MAX_SLICES}")
         if self.seed < 0:
@@ -75,20 +85,29 @@ class BadFile:
 class SampleSummary:
     """What is in a sample.
 
-    `label_counts` counts slices; `bad_files` maps a fault to a path below the sample's folder.
+    `replaced` says whether one of an older version was there. `files` counts `slices`,
+    `test_files` counts `test_slices`, `label_counts` labelled slices; `bad_files` maps a fault to
+    a path below the sample's folder.
     """
 
     output: Path
     parameters: Parameters
     reused: bool
+    replaced: bool
     files: int
+    test_files: int
     label_counts: dict[str, int]
     bad_files: dict[str, str]
 
     @property
     def slices(self) -> Path:
-        """The folder of DICOM files."""
+        """The folder of labelled DICOM files."""
         return self.output / "slices"
+
+    @property
+    def test_slices(self) -> Path:
+        """The folder of DICOM files to predict."""
+        return self.output / "test_slices"
 
     @property
     def labels(self) -> Path:
@@ -99,19 +118,22 @@ class SampleSummary:
 def write_sample(
     output: Path,
     *,
-    patients: int = 12,
-    slices: int = 28,
+    patients: int = PATIENTS,
+    slices: int = SLICES,
     seed: int = 0,
+    test_patients: int = TEST_PATIENTS,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> SampleSummary:
     """Write a sample, or find it there already.
 
     Args:
-        output: a folder that is absent, empty, or holds this sample, whole or unfinished.
+        output: a folder that is absent, empty, or holds this sample, whole or unfinished, or one
+            of an older version, which is replaced.
         patients: complete series, one a patient.
         slices: a series.
-        seed: the bytes follow from it, `patients` and `slices` alone.
+        seed: the bytes follow from it and the numbers of patients and slices alone.
+        test_patients: patients without labels, beside the others.
         workers: processes; 1 works in this one.
         progress: called after each patient with the number of patients done since the last call.
 
@@ -119,22 +141,27 @@ def write_sample(
         SampleError: a parameter is out of range, or `output` holds something else. It is left as
             it is.
     """
-    parameters = Parameters(patients, slices, seed)
+    parameters = Parameters(patients, slices, seed, test_patients)
     output = Path(output)
-    if _found(output, parameters):
+    state = _state(output, parameters)
+    if state == "whole":
         return _summarize(output, parameters, reused=True)
-    (output / "slices").mkdir(parents=True, exist_ok=True)
     # Only labels written after the last slice may call the sample whole.
-    (output / "labels.csv").unlink(missing_ok=True)
-    _write_text(output / "sample.json", json.dumps(asdict(parameters)) + "\n")
+    (output / LABEL_FILE).unlink(missing_ok=True)
+    if state == "older":
+        _remove_slices(output)
+    for folder in FOLDERS:
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    _write_text(output / MARKER, json.dumps(asdict(parameters)) + "\n")
     rows: Rows = {}
-    for part in _run(partial(_write_patient, output, parameters), patients, workers):
+    everyone = patients + test_patients
+    for part in _run(partial(_write_patient, output, parameters), everyone, workers):
         rows |= part
         if progress:
             progress(1)
     _write_duplicate(output, parameters)
-    _write_labels(output / "labels.csv", rows)
-    return _summarize(output, parameters, reused=False)
+    _write_labels(output / LABEL_FILE, rows)
+    return _summarize(output, parameters, reused=False, replaced=state == "older")
 
 
 def bad_files(parameters: Parameters) -> tuple[BadFile, ...]:
@@ -187,9 +214,13 @@ def _run(task: Callable[[int], Rows], count: int, workers: int) -> Iterator[Rows
 
 
 def _write_patient(output: Path, parameters: Parameters, number: int) -> Rows:
-    """Write one patient's series and the bad files that are hers; return their labels."""
+    """Write one patient's series and the bad files that are hers; return their labels.
+
+    Patients to predict are numbered after the others; nothing of theirs is bad, or labelled.
+    """
     seeds = np.random.SeedSequence(parameters.seed, spawn_key=(number,))
     patient = Patient.random(number, parameters.slices, seeds)
+    is_test = number >= parameters.patients
     hers = [bad for bad in bad_files(parameters) if bad.patient == number]
     faults = {bad.index: bad.fault for bad in hers if bad.fault != "duplicate"}
     rows: Rows = {}
@@ -197,8 +228,8 @@ def _write_patient(output: Path, parameters: Parameters, number: int) -> Rows:
         names = _names(parameters, number, index)
         fault = faults.get(index, "")
         content, labels = _slice_file(patient, number, index, names, fault)
-        (output / "slices" / f"{names.image}.dcm").write_bytes(content)
-        if fault != "unlabelled":
+        (output / FOLDERS[is_test] / f"{names.image}.dcm").write_bytes(content)
+        if fault != "unlabelled" and not is_test:
             rows[names.image] = labels
     return rows
 
@@ -247,7 +278,7 @@ def _write_duplicate(output: Path, parameters: Parameters) -> None:
 
 def _bad_paths(output: Path, parameters: Parameters) -> dict[str, tuple[Path, Path]]:
     """For each fault the path of its slice and that of the bad file (another for a duplicate)."""
-    folder = output / "slices"
+    folder = output / FOLDERS[0]
     paths = {}
     for bad in bad_files(parameters):
         name = f"{image_id(parameters, bad.patient, bad.index)}.dcm"
@@ -273,48 +304,66 @@ def _write_text(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _found(output: Path, parameters: Parameters) -> bool:
-    """Whether the sample is there, whole.
+def _state(output: Path, parameters: Parameters) -> State:
+    """What lies in the folder.
 
     Raises:
-        SampleError: something else is there.
+        SampleError: something else than this sample, or an older version of it.
     """
     if not output.exists():
-        return False
+        return "absent"
     if not output.is_dir():
         raise SampleError(f"{output} is not a folder; choose another --output")
-    marker = output / "sample.json"
+    marker = output / MARKER
     if not marker.exists():
-        if any(path.name != "sample.json.part" for path in output.iterdir()):
+        if any(path.name != f"{MARKER}.part" for path in output.iterdir()):
             raise SampleError(f"{output} is not empty and holds no sample; choose another --output")
-        return False
-    if _read_marker(marker) != asdict(parameters):
+        return "absent"
+    found = _read_marker(marker)
+    if found["version"] < VERSION:
+        return "older"
+    if found != asdict(parameters):
         raise SampleError(
             f"{output} holds a sample made with other parameters ({marker.read_text().strip()}); "
             "choose another --output, or remove it"
         )
-    complete = (output / "labels.csv").exists()
-    return complete and _count_files(output) == _expected_files(parameters)
+    complete = (output / LABEL_FILE).exists() and _count_files(output) == _expected(parameters)
+    return "whole" if complete else "unfinished"
 
 
-def _read_marker(marker: Path) -> object:
+def _read_marker(marker: Path) -> dict[str, Any]:
     try:
-        return json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SampleError(f"{marker} is not a sample's; choose another --output") from error
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("version"), int):
+        raise SampleError(f"{marker} is not a sample's; choose another --output")
+    return found
 
 
-def _expected_files(parameters: Parameters) -> int:
+def _remove_slices(output: Path) -> None:
+    """Remove what an older version wrote and nothing else; its marker stays until they are gone."""
+    for folder in FOLDERS:
+        for path in (output / folder).rglob("ID_*.dcm"):
+            path.unlink()
+
+
+def _expected(parameters: Parameters) -> tuple[int, int]:
     extra = sum(bad.fault not in ("badly_encoded", "cropped") for bad in bad_files(parameters))
-    return parameters.patients * parameters.slices + extra
+    labelled = parameters.patients * parameters.slices + extra
+    return labelled, parameters.test_patients * parameters.slices
 
 
-def _count_files(output: Path) -> int:
-    return sum(1 for _ in (output / "slices").rglob("*.dcm"))
+def _count_files(output: Path) -> tuple[int, int]:
+    """How many slices there are with labels, and how many without."""
+    labelled, test = (sum(1 for _ in (output / each).rglob("*.dcm")) for each in FOLDERS)
+    return labelled, test
 
 
-def _summarize(output: Path, parameters: Parameters, *, reused: bool) -> SampleSummary:
-    with (output / "labels.csv").open(encoding="utf-8", newline="") as file:
+def _summarize(
+    output: Path, parameters: Parameters, *, reused: bool, replaced: bool = False
+) -> SampleSummary:
+    with (output / LABEL_FILE).open(encoding="utf-8", newline="") as file:
         table = {row["ID"]: row["Label"] == "1" for row in csv.DictReader(file)}
     counts = {
         label: sum(value for name, value in table.items() if name.endswith(f"_{label}"))
@@ -322,4 +371,5 @@ def _summarize(output: Path, parameters: Parameters, *, reused: bool) -> SampleS
     }
     paths = _bad_paths(output, parameters)
     bad = {fault: str(path.relative_to(output)) for fault, (_, path) in paths.items()}
-    return SampleSummary(output, parameters, reused, _count_files(output), counts, bad)
+    files, test_files = _count_files(output)
+    return SampleSummary(output, parameters, reused, replaced, files, test_files, counts, bad)

@@ -24,17 +24,21 @@ from beam_pipeline.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_value
 from beam_pipeline.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
 from beam_pipeline.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
 from beam_pipeline.sample.scanner import Patient, scan_slice
-from beam_pipeline.sample.writer import LABELS, Parameters, bad_files, image_id
+from beam_pipeline.sample.writer import LABELS, PATIENTS, VERSION, Parameters, bad_files, image_id
 
 # RSNA's UIDs are no valid UIDs, and pydicom says so of each.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
 
-SMALL = {"patients": 2, "slices": 4, "seed": 7}
+SMALL = {"patients": 2, "slices": 4, "seed": 7, "test_patients": 1}
+# Small enough for a test, large enough that every kind of blood is there.
+DOZEN = Parameters(patients=12, slices=28, test_patients=1)
 
 
 @pytest.fixture(scope="module")
-def default(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
-    return write_sample(tmp_path_factory.mktemp("sample") / "default")
+def dozen(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
+    return write_sample(
+        tmp_path_factory.mktemp("sample") / "dozen", patients=12, slices=28, test_patients=1
+    )
 
 
 def read(path: Path) -> FileDataset:
@@ -94,8 +98,8 @@ def test_more_patients_leave_the_first_ones_as_they_are() -> None:
     assert image_id(few, 2, 4) == image_id(many, 2, 4)
 
 
-def test_identifiers_are_all_different(default: SampleSummary) -> None:
-    names = {image_id(Parameters(), p, i) for p in range(12) for i in range(-3, 30)}
+def test_identifiers_are_all_different(dozen: SampleSummary) -> None:
+    names = {image_id(DOZEN, p, i) for p in range(12) for i in range(-3, 30)}
     assert len(names) == 12 * 33
 
 
@@ -118,6 +122,65 @@ def test_an_unfinished_sample_is_finished(tmp_path: Path, lost: str) -> None:
     (summary.labels if lost == "labels.csv" else next(summary.slices.glob("*.dcm"))).unlink()
     assert not write_sample(tmp_path, **SMALL).reused
     assert digest(tmp_path) == whole
+
+
+def make_older(folder: Path) -> None:
+    """Turn a sample into one as version 1 wrote it: other patients, no slices to predict."""
+    marker = {"patients": 12, "slices": 28, "seed": 0, "version": 1}
+    (folder / "sample.json").write_text(json.dumps(marker))
+    for path in (folder / "test_slices").iterdir():
+        path.rename(folder / "slices" / path.name)
+    (folder / "test_slices").rmdir()
+
+
+def test_a_sample_of_an_older_version_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = write_sample(tmp_path / "new", **SMALL)
+    old = write_sample(tmp_path / "old", patients=3, slices=5, seed=1, test_patients=1)
+    make_older(old.output)
+    arguments = [f"--{name}={value}" for name, value in SMALL.items()]
+    assert main(["--output", str(old.output), *arguments]) == 0
+    assert digest(old.output) == digest(new.output)
+    assert "older sample; remove shards and runs" in capsys.readouterr().out
+    assert write_sample(old.output, **SMALL).reused
+
+
+def test_a_replacement_that_was_interrupted_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = write_sample(tmp_path / "new", **SMALL)
+    old = write_sample(tmp_path / "old", patients=3, slices=5, seed=1, test_patients=1)
+    make_older(old.output)
+    unlink, calls = Path.unlink, iter(range(9))
+
+    def stop(path: Path, missing_ok: bool = False) -> None:
+        if next(calls) == 8:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_sample(old.output, **SMALL)
+    assert write_sample(old.output, **SMALL).replaced
+    assert digest(old.output) == digest(new.output)
+
+
+def test_a_replacement_keeps_files_that_are_not_its_own(tmp_path: Path) -> None:
+    summary = write_sample(tmp_path, **SMALL)
+    make_older(tmp_path)
+    (summary.slices / "notes.txt").write_text("mine")
+    assert write_sample(tmp_path, **SMALL).replaced
+    assert (summary.slices / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"version": "1"}'])
+def test_a_marker_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sample.json").write_text(content)
+    with pytest.raises(SampleError, match=r"sample\.json is not a sample's"):
+        write_sample(tmp_path, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["sample.json"]
 
 
 def test_a_folder_of_something_else_is_left_alone(
@@ -150,7 +213,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"patients": 0}, {"slices": 3}, {"slices": 401}, {"seed": -1}], ids=str
+    "wrong",
+    [{"patients": 0}, {"slices": 3}, {"slices": 401}, {"seed": -1}, {"test_patients": -1}],
+    ids=str,
 )
 def test_parameters_out_of_range_name_the_value(tmp_path: Path, wrong: dict[str, int]) -> None:
     (name, value), *_ = wrong.items()
@@ -162,21 +227,25 @@ def test_parameters_out_of_range_name_the_value(tmp_path: Path, wrong: dict[str,
 def test_the_command_says_two_lines_and_no_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "beam_pipeline.sample", "--output", str(tmp_path / "new")]
     done = subprocess.run(
-        [*command, "--patients", "1", "--slices", "4"], capture_output=True, text=True, check=True
+        [*command, "--patients", "1", "--slices", "4", "--test_patients", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stderr == ""
     assert done.stdout.count("\n") == 2
-    assert "9 files of 1 patients (7 bad on purpose), written." in done.stdout
+    assert (
+        "9 files of 1 patients (7 bad on purpose), and 8 of 2 others without labels, written."
+    ) in done.stdout
 
 
 # The data set
 
 
-def test_series_are_complete_and_lie_in_order(default: SampleSummary) -> None:
+def test_series_are_complete_and_lie_in_order(dozen: SampleSummary) -> None:
     for number in range(12):
         series = [
-            read(default.slices / f"{image_id(default.parameters, number, i)}.dcm")
-            for i in range(28)
+            read(dozen.slices / f"{image_id(dozen.parameters, number, i)}.dcm") for i in range(28)
         ]
         for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
             assert len({str(d[name].value) for d in series}) == 1
@@ -190,8 +259,8 @@ def test_series_are_complete_and_lie_in_order(default: SampleSummary) -> None:
         assert down @ down == pytest.approx(1, abs=1e-5)
 
 
-def test_headers_hold_what_rsnas_hold_and_no_more(default: SampleSummary) -> None:
-    first = read(default.slices / f"{image_id(default.parameters, 0, 0)}.dcm")
+def test_headers_hold_what_rsnas_hold_and_no_more(dozen: SampleSummary) -> None:
+    first = read(dozen.slices / f"{image_id(dozen.parameters, 0, 0)}.dcm")
     assert [element.keyword for element in first] == [
         *("SOPInstanceUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
         *("StudyID", "ImagePositionPatient", "ImageOrientationPatient", "SamplesPerPixel"),
@@ -199,14 +268,14 @@ def test_headers_hold_what_rsnas_hold_and_no_more(default: SampleSummary) -> Non
         *("BitsStored", "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth"),
         *("RescaleIntercept", "RescaleSlope", "PixelData"),
     ]
-    assert first.SOPInstanceUID == image_id(default.parameters, 0, 0)
+    assert first.SOPInstanceUID == image_id(dozen.parameters, 0, 0)
     assert (first.StudyID, len(first.PatientID)) == ("", 11)
 
 
-def test_all_encodings_of_the_real_files_occur(default: SampleSummary) -> None:
+def test_all_encodings_of_the_real_files_occur(dozen: SampleSummary) -> None:
     seen = set()
     for number in range(4):
-        d = read(default.slices / f"{image_id(default.parameters, number, 0)}.dcm")
+        d = read(dozen.slices / f"{image_id(dozen.parameters, number, 0)}.dcm")
         syntax = d.file_meta.TransferSyntaxUID.is_implicit_VR
         padded = bool((np.frombuffer(d.PixelData, "<i2") == -2000).any())
         center = d.WindowCenter if d["WindowCenter"].VM == 1 else tuple(d.WindowCenter)
@@ -220,24 +289,45 @@ def test_all_encodings_of_the_real_files_occur(default: SampleSummary) -> None:
     }
 
 
-def test_labels_are_long_in_order_and_any_is_the_or(default: SampleSummary) -> None:
-    lines = default.labels.read_text(encoding="utf-8").splitlines()
+def test_labels_are_long_in_order_and_any_is_the_or(dozen: SampleSummary) -> None:
+    lines = dozen.labels.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "ID,Label"
     assert [line.split(",")[0].rsplit("_", 1)[1] for line in lines[1:7]] == list(LABELS)
     assert len(lines) - 1 - len(set(lines[1:])) == 24  # identical rows, as in Kaggle's file
-    for row in label_table(default).values():
+    for row in label_table(dozen).values():
         assert row["any"] == max(row[kind] for kind in KINDS)
 
 
-def test_every_kind_occurs_in_two_patients_and_a_third_have_none(default: SampleSummary) -> None:
-    table = label_table(default)
+def test_every_kind_occurs_in_two_patients_and_a_third_have_none(dozen: SampleSummary) -> None:
+    table = label_table(dozen)
     patients: Counter[str] = Counter()
     for number in range(12):
-        rows = [table[image_id(default.parameters, number, i)] for i in range(28)]
+        rows = [table[image_id(dozen.parameters, number, i)] for i in range(28)]
         patients.update(label for label in LABELS if any(row[label] for row in rows))
     assert min(patients[kind] for kind in KINDS) >= 2
     assert 6 <= patients["any"] <= 9
-    assert min(default.label_counts.values()) >= 12
+    assert min(dozen.label_counts.values()) >= 12
+
+
+def test_slices_to_predict_are_of_other_patients_and_have_no_labels(dozen: SampleSummary) -> None:
+    found = [read(path) for path in sorted(dozen.test_slices.iterdir())]
+    patients = {str(each.PatientID) for each in found}
+    known = {
+        str(read(dozen.slices / f"{image_id(DOZEN, number, 0)}.dcm").PatientID)
+        for number in range(12)
+    }
+    assert len(found) == dozen.test_files == 28
+    assert len(patients) == 1
+    assert len(known) == 12
+    assert not patients & known
+    assert not {path.stem for path in dozen.test_slices.iterdir()} & set(label_table(dozen))
+
+
+def test_each_of_five_folds_can_have_three_patients_of_every_kind() -> None:
+    patients = Counter(
+        kind for number in range(PATIENTS) for kind in SCENARIOS[number % len(SCENARIOS)]
+    )
+    assert min(patients[kind] for kind in KINDS) >= 3 * 5
 
 
 def test_second_dozen_has_kinds_alone() -> None:
@@ -251,58 +341,58 @@ def bad(summary: SampleSummary, fault: str) -> Path:
     return summary.output / summary.bad_files[fault]
 
 
-def test_bad_files_are_few_at_any_size(default: SampleSummary, tmp_path: Path) -> None:
+def test_bad_files_are_few_at_any_size(dozen: SampleSummary, tmp_path: Path) -> None:
     small = write_sample(tmp_path, patients=1, slices=4)
-    assert len(small.bad_files) == len(default.bad_files) == 7
+    assert len(small.bad_files) == len(dozen.bad_files) == 7
     assert len(set(small.bad_files.values())) == 7
-    assert default.files == 12 * 28 + 5
-    assert len(default.bad_files) < 0.05 * default.files
-    places = [(b.patient, b.index) for b in bad_files(Parameters())]
+    assert dozen.files == 12 * 28 + 5
+    assert len(dozen.bad_files) < 0.05 * dozen.files
+    places = [(b.patient, b.index) for b in bad_files(DOZEN)]
     assert len(set(places)) == 7
 
 
-def test_truncated_has_a_part_of_its_pixels(default: SampleSummary) -> None:
-    content = bad(default, "truncated").read_bytes()
+def test_truncated_has_a_part_of_its_pixels(dozen: SampleSummary) -> None:
+    content = bad(dozen, "truncated").read_bytes()
     start = content.index(b"\xe0\x7f\x10\x00OW\x00\x00") + 12
     assert len(content) - start == 153_710
-    assert bad(default, "truncated").stem in label_table(default)
+    assert bad(dozen, "truncated").stem in label_table(dozen)
 
 
-def test_not_dicom_is_not(default: SampleSummary) -> None:
+def test_not_dicom_is_not(dozen: SampleSummary) -> None:
     with pytest.raises(pydicom.errors.InvalidDicomError):
-        pydicom.dcmread(bad(default, "not_dicom"))
+        pydicom.dcmread(bad(dozen, "not_dicom"))
 
 
-def test_unlabelled_is_a_good_file_without_rows(default: SampleSummary) -> None:
-    path = bad(default, "unlabelled")
+def test_unlabelled_is_a_good_file_without_rows(dozen: SampleSummary) -> None:
+    path = bad(dozen, "unlabelled")
     assert hounsfield(read(path)).shape == (512, 512)
-    assert path.stem not in default.labels.read_text(encoding="utf-8")
+    assert path.stem not in dozen.labels.read_text(encoding="utf-8")
 
 
-def test_constant_has_one_value(default: SampleSummary) -> None:
-    assert np.unique(hounsfield(read(bad(default, "constant")))).tolist() == [-1024]
+def test_constant_has_one_value(dozen: SampleSummary) -> None:
+    assert np.unique(hounsfield(read(bad(dozen, "constant")))).tolist() == [-1024]
 
 
-def test_duplicate_is_a_copy_in_a_subfolder(default: SampleSummary) -> None:
-    copy = bad(default, "duplicate")
+def test_duplicate_is_a_copy_in_a_subfolder(dozen: SampleSummary) -> None:
+    copy = bad(dozen, "duplicate")
     assert copy.parent.name == "duplicate"
-    assert copy.read_bytes() == (default.slices / copy.name).read_bytes()
+    assert copy.read_bytes() == (dozen.slices / copy.name).read_bytes()
 
 
-def test_cropped_keeps_its_place_and_labels(default: SampleSummary) -> None:
-    path = bad(default, "cropped")
+def test_cropped_keeps_its_place_and_labels(dozen: SampleSummary) -> None:
+    path = bad(dozen, "cropped")
     dataset = read(path)
-    fault = next(b for b in bad_files(Parameters()) if b.fault == "cropped")
+    fault = next(b for b in bad_files(DOZEN) if b.fault == "cropped")
     scan = scan_slice(patient(fault.patient), fault.index)
     assert (dataset.Rows, dataset.Columns) == (472, 424)
     expected = np.clip(np.rint(scan.hu), -1024, 3071)[20:492, 44:468]
     assert np.array_equal(hounsfield(dataset), expected)
-    assert {k: bool(v) for k, v in label_table(default)[path.stem].items()} == scan.labels
+    assert {k: bool(v) for k, v in label_table(dozen)[path.stem].items()} == scan.labels
     assert scan.labels["any"]
 
 
-def test_badly_encoded_is_undone_by_the_known_repair(default: SampleSummary) -> None:
-    path = bad(default, "badly_encoded")
+def test_badly_encoded_is_undone_by_the_known_repair(dozen: SampleSummary) -> None:
+    path = bad(dozen, "badly_encoded")
     dataset = read(path)
     assert (dataset.BitsStored, dataset.PixelRepresentation) == (12, 0)
     assert float(dataset.RescaleIntercept) > -100
@@ -310,10 +400,10 @@ def test_badly_encoded_is_undone_by_the_known_repair(default: SampleSummary) -> 
     assert Counter(raw[:20].ravel().tolist()).most_common(1)[0][0] in range(3096, 3102)
     moved = raw + 1000
     repaired = np.where(moved >= 4096, moved - 4096, moved) - 1000
-    fault = next(b for b in bad_files(Parameters()) if b.fault == "badly_encoded")
+    fault = next(b for b in bad_files(DOZEN) if b.fault == "badly_encoded")
     scan = scan_slice(patient(fault.patient), fault.index)
     assert np.array_equal(repaired, np.clip(np.rint(scan.hu), -1000, 3095))
-    assert {k: bool(v) for k, v in label_table(default)[path.stem].items()} == scan.labels
+    assert {k: bool(v) for k, v in label_table(dozen)[path.stem].items()} == scan.labels
 
 
 # Hounsfield units
@@ -325,9 +415,9 @@ def test_stored_values_by_hand() -> None:
     assert stored_values(hu, BADLY_ENCODED).tolist() == [[3096, 0, 41, 3095]]
 
 
-def test_both_encodings_read_back_by_pydicom_to_the_scanned_hu(default: SampleSummary) -> None:
+def test_both_encodings_read_back_by_pydicom_to_the_scanned_hu(dozen: SampleSummary) -> None:
     for number in (0, 1):
-        dataset = read(default.slices / f"{image_id(default.parameters, number, 12)}.dcm")
+        dataset = read(dozen.slices / f"{image_id(dozen.parameters, number, 12)}.dcm")
         hu = dataset.pixel_array + float(dataset.RescaleIntercept)
         scanned = scan_slice(patient(number), 12).hu
         inside = hu > -2000
@@ -439,6 +529,12 @@ def test_everything_stays_float32() -> None:
     assert {f.dtype for f in (tissues.brain_hu, tissues.inner, tissues.sulcus)} == {scan.hu.dtype}
 
 
-def test_marker_tells_the_parameters(default: SampleSummary) -> None:
-    marker = json.loads((default.output / "sample.json").read_text(encoding="utf-8"))
-    assert marker == {"patients": 12, "slices": 28, "seed": 0, "version": 1}
+def test_marker_tells_the_parameters(dozen: SampleSummary) -> None:
+    marker = json.loads((dozen.output / "sample.json").read_text(encoding="utf-8"))
+    assert marker == {
+        "patients": 12,
+        "slices": 28,
+        "seed": 0,
+        "test_patients": 1,
+        "version": VERSION,
+    }

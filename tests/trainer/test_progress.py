@@ -1,10 +1,12 @@
+import copy
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from trainer import progress
-from trainer.progress import Display
+from trainer.progress import Display, explain_figures, show_figures
 
 
 @pytest.fixture
@@ -49,3 +51,88 @@ def test_a_live_line_on_a_terminal_goes_away() -> None:
     assert "loss 0.25" in shown.getvalue()
     display.end()
     assert display.live is None
+
+
+FIGURES: dict[str, Any] = {
+    "split": "fold0",
+    "patients": 12,
+    "examples": 240,
+    "weighted_log_loss": 0.144,
+    "prevalence_log_loss": 0.354,
+    "mean_roc_auc": 0.919,
+    "mean_average_precision": 0.61,
+    "labels": {
+        name: {"positives": 17, "log_loss": 0.15, "roc_auc": 0.92, "average_precision": 0.6}
+        for name in ("intraparenchymal", "any")
+    },
+    "intervals_95": {
+        "weighted_log_loss": [0.101, 0.187],
+        "mean_roc_auc": [0.87, 0.96],
+        "labels": {
+            "intraparenchymal": {"roc_auc": [0.8125, 1.0]},
+            "any": {"roc_auc": [0.9, 0.99]},
+        },
+    },
+}
+
+
+def without(label: str, positives: int) -> dict[str, Any]:
+    """FIGURES where nothing can rank the slices of a label."""
+    figures = copy.deepcopy(FIGURES)
+    figures["labels"][label] |= {
+        "positives": positives,
+        "roc_auc": None,
+        "average_precision": None,
+    }
+    figures["intervals_95"]["labels"][label] = {"roc_auc": None}
+    return figures
+
+
+def test_every_label_has_a_row_with_its_interval_within_80_columns() -> None:
+    shown = io.StringIO()
+    show_figures(Display(Console(file=shown, width=80)), FIGURES, "out/run: fold0")
+    table, _, lines = shown.getvalue().partition("Log loss 0.144")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
+    assert ["intraparenchymal", "17", "0.1500", "0.9200", "0.812-1.000", "0.6000"] in rows
+    assert ["weighted / mean", "of 240", "0.1440", "0.9190", "0.870-0.960", "0.6100"] in rows
+    assert max(map(len, table.splitlines())) <= 80
+    assert "gives 0.354: clearly better than guessing." in lines
+
+
+def test_the_figures_are_set_beside_guessing() -> None:
+    assert explain_figures(FIGURES) == [
+        "Log loss 0.144 (95 % interval 0.101-0.187), where answering every slice with the training"
+        " prevalence gives 0.354: clearly better than guessing.",
+        "Mean ROC AUC 0.919, where guessing gives 0.5 and perfect ranking 1.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "ends", "words"),
+    [
+        (0.144, [0.101, 0.353], "clearly better than guessing."),
+        (0.3, [0.2, 0.4], "better than guessing, but too few patients (12) to be sure."),
+        (0.3, None, "better than guessing, but too few patients (12) to be sure."),
+        (0.354, [0.2, 0.4], "no better than guessing."),
+    ],
+)
+def test_a_verdict_is_no_bolder_than_its_interval(
+    loss: float, ends: list[float] | None, words: str
+) -> None:
+    figures = copy.deepcopy(FIGURES) | {"weighted_log_loss": loss}
+    figures["intervals_95"]["weighted_log_loss"] = ends
+    assert explain_figures(figures)[0].endswith(f"gives 0.354: {words}")
+
+
+@pytest.mark.parametrize(("positives", "missing"), [(0, "positives"), (240, "negatives")])
+def test_a_label_without_a_figure_says_why(positives: int, missing: str) -> None:
+    assert explain_figures(without("any", positives))[2:] == [
+        f"any: no ROC AUC, since there are no {missing} in fold0."
+    ]
+
+
+def test_one_patient_has_no_intervals_and_that_is_said() -> None:
+    figures = copy.deepcopy(FIGURES) | {"patients": 1}
+    figures["intervals_95"]["weighted_log_loss"] = None
+    assert explain_figures(figures)[0].startswith("Log loss 0.144, where")
+    assert explain_figures(figures)[-1] == "There are no intervals, since fold0 holds one patient."

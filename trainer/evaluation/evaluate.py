@@ -19,7 +19,7 @@ from trainer.evaluation.predictions import Predictions, predict_split, write_par
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
-from trainer.progress import figures_table
+from trainer.progress import show_figures
 from trainer.runs.job import Answer
 from trainer.runs.run_directory import RunDirectory, read_description
 
@@ -53,7 +53,7 @@ def evaluate(answer: Answer, fit_temperature: bool) -> None:
         display.say(
             f"{answer.split.name} was trained on: these figures say nothing of unseen patients"
         )
-    display.console.print(figures_table(figures, f"{run.path}: {answer.name}"))
+    show_figures(display, figures, f"{run.path}: {answer.name}")
     display.say(f"written: {run.evaluation(answer.name)}, {written.name}")
 
 

@@ -28,7 +28,7 @@ from trainer.networks.hardware import (
     use_all_devices,
 )
 from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
-from trainer.progress import figures_table
+from trainer.progress import show_figures
 from trainer.report import curves
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
@@ -227,6 +227,6 @@ def finish(job: Job, progress: Progress) -> None:
     if job.options.report:
         write_report(answer, MISTAKES)
     path = job.options.run
-    job.display.console.print(figures_table(figures, f"{path}: {name}, epoch {best['epoch']}"))
+    show_figures(job.display, figures, f"{path}: {name}, epoch {best['epoch']}")
     if not job.is_part:
         job.display.say(f"next: make evaluate RUN={path}, or make predict RUN={path} SHARDS=...")
