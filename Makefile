@@ -79,7 +79,7 @@ preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (wit
 
 sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 	@echo "Using the synthetic sample in $(SAMPLE)."
-	@$(RUN_PY) -m beam_pipeline.sample --output $(SAMPLE)
+	@$(RUN_PY) -m examples.sample --output $(SAMPLE)
 
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Each room may import those before it, and the modules at the top of its package that are named
-# with them. `sample` and `verify` are programs of their own.
+# with them. `verify` is a program of its own.
 ROOMS = {
     "beam_pipeline": (
         {"errors", "layout"},
@@ -24,7 +24,7 @@ ROOMS = {
         {"writing"},
         {"transforms", "pipeline"},
         {"running"},
-        {"__main__", "verify", "sample"},
+        {"__main__", "verify"},
     ),
     "trainer": (
         {"errors", "files", "json_documents", "native_log", "options", "progress"},

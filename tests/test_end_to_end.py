@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("line")
     sample, shards = folder / "sample", folder / "shards"
     patients = ("--patients", 6, "--test_patients", 2, "--slices", 24)
-    succeed("beam_pipeline.sample", "--output", sample, *patients)
+    succeed("examples.sample", "--output", sample, *patients)
     common = ("--image_size", 64, "--max_reject_fraction", 0.1)
     labelled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
     succeed("beam_pipeline", "--input", sample / "slices", *common, *labelled, "--output", shards)

@@ -17,14 +17,14 @@ import pydicom
 import pytest
 from pydicom.dataset import FileDataset
 
-from beam_pipeline.sample import SampleError, SampleSummary, write_sample
-from beam_pipeline.sample.__main__ import main
-from beam_pipeline.sample.anatomy import Tissues, slice_tissues, vault
-from beam_pipeline.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_values
-from beam_pipeline.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
-from beam_pipeline.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
-from beam_pipeline.sample.scanner import Patient, scan_slice
-from beam_pipeline.sample.writer import LABELS, PATIENTS, VERSION, Parameters, bad_files, image_id
+from examples.sample import SampleError, SampleSummary, write_sample
+from examples.sample.__main__ import main
+from examples.sample.anatomy import Tissues, slice_tissues, vault
+from examples.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_values
+from examples.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
+from examples.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
+from examples.sample.scanner import Patient, scan_slice
+from examples.sample.writer import LABELS, PATIENTS, VERSION, Parameters, bad_files, image_id
 
 # RSNA's UIDs are no valid UIDs, and pydicom says so of each.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
@@ -225,7 +225,7 @@ def test_parameters_out_of_range_name_the_value(tmp_path: Path, wrong: dict[str,
 
 
 def test_the_command_says_two_lines_and_no_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "beam_pipeline.sample", "--output", str(tmp_path / "new")]
+    command = [sys.executable, "-m", "examples.sample", "--output", str(tmp_path / "new")]
     done = subprocess.run(
         [*command, "--patients", "1", "--slices", "4", "--test_patients", "2"],
         capture_output=True,

@@ -85,10 +85,10 @@ def test_other_images_are_refused(finished: Path) -> None:
 def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     """The pipeline's images, whichever way they come."""
     sample, shards, run = tmp_path / "sample", tmp_path / "shards", tmp_path / "run"
-    pipeline(".sample", output=sample, patients=4, slices=4)
+    run_module("examples.sample", output=sample, patients=4, slices=4)
     options = {"image_size": 64, "folds": 2, "windows": "brain,stroke:32:8", "voi": "linear"}
     given = {"input": sample / "slices", "labels": sample / "labels.csv", "output": shards}
-    pipeline("", **given, **options, max_reject_fraction=0.5)
+    run_module("beam_pipeline", **given, **options, max_reject_fraction=0.5)
     metrics = trainer.train_run(
         shards=str(shards),
         run=run,
@@ -115,9 +115,9 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
         trained.predict_dicom(tmp_path / "nowhere")
 
 
-def pipeline(module: str, **options: Any) -> None:
+def run_module(module: str, **options: Any) -> None:
     flags = [f"--{name}={value}" for name, value in options.items()]
-    argv = [sys.executable, "-m", f"beam_pipeline{module}", *flags]
+    argv = [sys.executable, "-m", module, *flags]
     subprocess.run(argv, check=True, cwd=ROOT, capture_output=True)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_pipeline.sample.fields import (
+from examples.sample.fields import (
     Field,
     Points,
     Vector,

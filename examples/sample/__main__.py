@@ -1,4 +1,4 @@
-"""`python -m beam_pipeline.sample`: write a sample and say what it holds."""
+"""`python -m examples.sample`: write a sample and say what it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from beam_pipeline.sample.writer import (
+from examples.sample.writer import (
     PATIENTS,
     SLICES,
     TEST_PATIENTS,
@@ -51,7 +51,7 @@ def _write(arguments: argparse.Namespace) -> SampleSummary:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m beam_pipeline.sample",
+        prog="python -m examples.sample",
         description="Write a synthetic head-CT data set in the form of RSNA 2019.",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")

@@ -21,16 +21,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from beam_pipeline.sample.encoding import (
+from examples.sample.encoding import (
     BADLY_ENCODED,
     ENCODINGS,
     Names,
     dicom_bytes,
     stored_values,
 )
-from beam_pipeline.sample.fields import SIZE, Field
-from beam_pipeline.sample.hemorrhage import KINDS
-from beam_pipeline.sample.scanner import Patient, scan_slice
+from examples.sample.fields import SIZE, Field
+from examples.sample.hemorrhage import KINDS
+from examples.sample.scanner import Patient, scan_slice
 
 LABELS = (*KINDS, "any")
 VERSION = 2  # of the generator: another one makes other files from the same parameters

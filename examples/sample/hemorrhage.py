@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beam_pipeline.sample.anatomy import Tissues, cavity, vault
-from beam_pipeline.sample.fields import (
+from examples.sample.anatomy import Tissues, cavity, vault
+from examples.sample.fields import (
     Field,
     Points,
     Vector,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beam_pipeline.sample.face import facial_air, facial_bone, facial_cavities, soft_tissue_hu
-from beam_pipeline.sample.fields import (
+from examples.sample.face import facial_air, facial_bone, facial_cavities, soft_tissue_hu
+from examples.sample.fields import (
     Field,
     Points,
     Vector,

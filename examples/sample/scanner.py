@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from beam_pipeline.sample.anatomy import (
+from examples.sample.anatomy import (
     AIR,
     CSF,
     DIPLOE,
@@ -21,8 +21,8 @@ from beam_pipeline.sample.anatomy import (
     slice_tissues,
     subarachnoid_space,
 )
-from beam_pipeline.sample.fields import COARSE, SIZE, Field, Points, coverage, enlarge, paint
-from beam_pipeline.sample.hemorrhage import (
+from examples.sample.fields import COARSE, SIZE, Field, Points, coverage, enlarge, paint
+from examples.sample.hemorrhage import (
     KINDS,
     MIN_VISIBLE_MM2,
     OEDEMA_HU,

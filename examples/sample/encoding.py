@@ -11,8 +11,8 @@ from pydicom import config, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from beam_pipeline.sample.fields import Field
-from beam_pipeline.sample.scanner import Geometry, reconstruction_circle
+from examples.sample.fields import Field
+from examples.sample.scanner import Geometry, reconstruction_circle
 
 PADDING = -2000  # raw value outside the reconstruction circle in 16-bit signed files
 
