@@ -48,7 +48,8 @@ endif
 
 PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
   --runner "$(RUNNER)" $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" $(if $(SAMPLE_CONFIG),--config $(SAMPLE_CONFIG)) $(if $(MODEL),--model $(MODEL)) \
+TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
+  $(if $(SAMPLE_CONFIG),--config $(SAMPLE_CONFIG)) $(if $(MODEL),--model $(MODEL)) \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
   $(BACKEND_FLAGS) $(ARGS)
