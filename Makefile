@@ -115,7 +115,7 @@ demo: ## The whole line on the sample: preprocess, train, evaluate, predict
 	@$(MAKE) --no-print-directory predict SHARDS=out/test-shards
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
-	@$(RUN_PY) -m pytest --ignore tests/engines $(ARGS)
+	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-engines: $(VENV)/.dev ## Run the tests on Beam's runners, as far as they can be had here
 	@$(RUN_PY) -m pytest tests/engines $(ARGS)

@@ -5,7 +5,6 @@ are numbers and names of these tables, or a PipelineError that ends the run: the
 pass it on, and the last leaves word of it.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
-from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipeline.errors import PipelineError
@@ -21,7 +19,7 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import report
-from beam_pipeline.workers import WorkerPool
+from beam_pipeline.workers import WorkerPool, shared_slots
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.shards import Written, write_shard
 
@@ -174,7 +172,6 @@ class _RunTasks(beam.DoFn):
         self._function = function
         self._report_result = report_result
         self._options = options
-        self._slots = Shared()
         self._pool: WorkerPool[Any, Any] | None = None
         self._failed = False
         self._done = Metrics.counter(_NAMESPACE, function.func.__name__)  # type: ignore[attr-defined]
@@ -213,12 +210,9 @@ class _RunTasks(beam.DoFn):
                 patience=self._options.decode_timeout,
                 storage_patience=2 * self._options.storage_patience + 60,
                 storage=self._options.input,
-                slots=self._slots.acquire(self._make_slots),
+                slots=shared_slots(self._options.workers),
             )
         return self._pool
-
-    def _make_slots(self) -> threading.Semaphore:
-        return threading.Semaphore(self._options.workers)
 
     def _outcomes(self, results: Iterator[Any]) -> Iterator[Outcome]:
         try:

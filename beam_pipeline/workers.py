@@ -23,6 +23,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from beam_pipeline.errors import PipelineError, Reason, StoreError
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
@@ -90,6 +91,18 @@ class Later(Generic[R]):
 
 
 _STARTING = threading.Lock()
+
+_SLOTS: "WeakValueDictionary[int, threading.Semaphore]" = WeakValueDictionary()
+_SLOTS_CHANGE = threading.Lock()
+
+
+def shared_slots(number: int) -> threading.Semaphore:
+    """Slots for that many processes, the same for all pools of this process that use them now."""
+    with _SLOTS_CHANGE:
+        slots = _SLOTS.get(number)
+        if slots is None:
+            _SLOTS[number] = slots = threading.Semaphore(number)
+        return slots
 
 
 class WorkerFailed(RuntimeError):

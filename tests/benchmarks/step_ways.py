@@ -71,7 +71,7 @@ def measure(
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
     feed = constant_feed(job) if way == "constant" else open_feed(job, free)
-    model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability))
+    model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability, False))
     rows = [train_epoch(job, feed, model, Progress(epoch=n), None) for n in range(epochs)][1:]
     speed = harmonic_mean(row["images_per_second"] for row in rows)
     waiting = fmean(row["input_wait"] for row in rows)
