@@ -85,7 +85,7 @@ sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
 
-train: $(TRAINER) ## Train on a shard directory; the same RUN goes on where it stopped
+train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(SAY_CONFIG)
 	@$(RUN_PY) -m trainer train $(if $(FOLD),--fold $(FOLD)) $(TRAIN_FLAGS)
 

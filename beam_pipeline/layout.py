@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 DATASET = "ich"
-UNLABELLED_SPLIT = "test"
+UNLABELED_SPLIT = "test"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, PipelineError
-from beam_pipeline.layout import UNLABELLED_SPLIT
+from beam_pipeline.layout import UNLABELED_SPLIT
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -205,12 +205,12 @@ def show_summary(
         console.print(f"repaired {count:>6}  {repair}", highlight=False)
     if counts["resized"]:
         console.print(f"resized {counts['resized']:>7}", highlight=False)
-    twins = counts["identical_pixels"]
-    if twins["groups"]:
+    identical = counts["identical_pixels"]
+    if identical["groups"]:
         console.print(
-            f"identical pixels in {twins['groups']} groups of {twins['slices']} slices: "
-            f"{twins['groups_across_patients']} of more than one patient, "
-            f"{twins['groups_with_conflicting_labels']} with labels that differ",
+            f"identical pixels in {identical['groups']} groups of {identical['slices']} slices: "
+            f"{identical['groups_across_patients']} of more than one patient, "
+            f"{identical['groups_with_conflicting_labels']} with labels that differ",
             highlight=False,
         )
     took = f" in {seconds:.0f} s" if seconds is not None else ""
@@ -219,7 +219,7 @@ def show_summary(
         highlight=False,
         soft_wrap=True,
     )
-    command = "predict" if UNLABELLED_SPLIT in manifest["splits"] else "train"
+    command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
     console.print(f"Next: make {command} SHARDS={output}", highlight=False, soft_wrap=True)
 
 
@@ -230,6 +230,6 @@ def _split_table(manifest: dict[str, Any]) -> Table:
     table.add_row("patients", *(str(split["patients"]) for split in splits.values()))
     table.add_row("shards", *(str(len(split["shards"])) for split in splits.values()))
     table.add_row("slices", *(str(split["examples"]) for split in splits.values()))
-    for label in manifest["labels"] if UNLABELLED_SPLIT not in splits else ():
+    for label in manifest["labels"] if UNLABELED_SPLIT not in splits else ():
         table.add_row(label, *(str(split["label_counts"][label]) for split in splits.values()))
     return table

@@ -37,15 +37,15 @@ def succeed(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds `sample`, `shards` (labelled), `unlabelled` (the sample's slices to predict)."""
+    """Holds `sample`, `shards` (labeled), `unlabeled` (the sample's slices to predict)."""
     folder = tmp_path_factory.mktemp("line")
     sample, shards = folder / "sample", folder / "shards"
     patients = ("--patients", 6, "--test_patients", 2, "--slices", 24)
     succeed("examples.sample", "--output", sample, *patients)
     common = ("--image_size", 64, "--max_reject_fraction", 0.1)
-    labelled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
-    succeed("beam_pipeline", "--input", sample / "slices", *common, *labelled, "--output", shards)
-    test = ("--input", sample / "test_slices", "--output", folder / "unlabelled")
+    labeled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
+    succeed("beam_pipeline", "--input", sample / "slices", *common, *labeled, "--output", shards)
+    test = ("--input", sample / "test_slices", "--output", folder / "unlabeled")
     succeed("beam_pipeline", *common, *test)
     return folder
 
@@ -137,9 +137,9 @@ def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
     submission = folder / "submission.csv"
     succeed(
         *("trainer", "predict", "--run", folder / "run"),
-        *("--shards", folder / "unlabelled", "--output", submission),
+        *("--shards", folder / "unlabeled", "--output", submission),
     )
-    manifest = manifest_of(folder / "unlabelled")
+    manifest = manifest_of(folder / "unlabeled")
     rows = pd.read_csv(submission)
     assert rows.columns.tolist() == ["ID", "Label"]
     assert len(rows) == 6 * manifest["splits"]["test"]["examples"] == 6 * 48

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("trainer: interrupted; the same command goes on", file=sys.stderr)
+        print("trainer: interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -80,7 +80,7 @@ def examples(
     """Every example of a split once, in the order of its shards.
 
     Yields:
-        image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabelled), position_z float32
+        image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabeled), position_z float32
         [b] (mm), and image_id, patient_id, study_id, series_id [b] as bytes; b is the batch size,
         or what is left.
 
@@ -122,7 +122,7 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
 
 
 def train_run(**options: Any) -> dict[str, Any]:
-    """Trains as `python -m trainer train` does; a run that was stopped goes on.
+    """Trains as `python -m trainer train` does; a run that was stopped resumes.
 
     Args:
         options: fields of `options.TrainOptions`; `shards` and `run` are needed.
@@ -204,7 +204,7 @@ class TrainedModel:
             BadInput: they are of another shape or type.
         """
         from trainer.evaluation.metrics import probabilities
-        from trainer.evaluation.predictions import answer
+        from trainer.evaluation.predictions import predict_batch
 
         expected = (self.image.height, self.image.width, self.image.channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
@@ -214,7 +214,7 @@ class TrainedModel:
                 f" [N, {wanted}] and type {self.image.dtype}"
             )
         parts = np.split(images, range(batch_size, len(images), batch_size))
-        logits = np.concatenate([answer(self.network, part, flip=False) for part in parts])
+        logits = np.concatenate([predict_batch(self.network, part, flip=False) for part in parts])
         return probabilities(logits / np.asarray(self.temperatures))
 
     def predict_split(
@@ -232,7 +232,7 @@ class TrainedModel:
         found = predict_split(
             self.network, shards.split(split), shards.image, len(self.labels), batch_size
         )
-        return to_frame(found.cooled(self.temperatures), self.labels)
+        return to_frame(found.with_temperatures(self.temperatures), self.labels)
 
     def predict_dicom(
         self, source: str | Path, batch_size: int = 32

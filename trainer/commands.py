@@ -13,8 +13,8 @@ from trainer.options import (
     TrainOptions,
 )
 from trainer.runs.job import (
-    prepare_answer,
     prepare_crossval,
+    prepare_evaluation,
     prepare_export,
     prepare_report,
     prepare_training,
@@ -42,13 +42,13 @@ def run_command(options: Options) -> None:
 
         export(saved, options.output, tuple(options.formats.split(",")))
     elif isinstance(options, ReportOptions):
-        answer = prepare_report(options)
+        job = prepare_report(options)
         load_libraries()
         from trainer.report.report import write_report
 
-        write_report(answer, options.mistakes)
+        write_report(job, options.mistakes)
     else:
-        run_answer(options)
+        run_prediction(options)
 
 
 def run_training(options: TrainOptions) -> None:
@@ -63,15 +63,15 @@ def run_training(options: TrainOptions) -> None:
     train(job)
 
 
-def run_answer(options: EvaluateOptions | PredictOptions) -> None:
+def run_prediction(options: EvaluateOptions | PredictOptions) -> None:
     """Evaluates or predicts."""
-    answer = prepare_answer(options)
+    job = prepare_evaluation(options)
     load_libraries()
     if isinstance(options, EvaluateOptions):
         from trainer.evaluation.evaluate import evaluate
 
-        evaluate(answer, options.fit_temperature)
+        evaluate(job, options.fit_temperature)
     else:
         from trainer.evaluation.predict import predict
 
-        predict(answer, options.output)
+        predict(job, options.output)

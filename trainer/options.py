@@ -92,7 +92,7 @@ class TrainOptions(ShardAccess):
 
     shards: str = field(metadata=required(SHARDS))
     run: Path = field(metadata=required("run directory: made, or resumed where it stopped"))
-    fold: int = option(0, "fold to validate on; training is on all other labelled folds")
+    fold: int = option(0, "fold to validate on; training is on all other labeled folds")
 
     model: str = option("resnet50", "backbone, by its keras.applications name in lower case")
     weights: str = option("imagenet", "imagenet, none, or a weights file of the backbone")
@@ -124,7 +124,7 @@ class TrainOptions(ShardAccess):
     )
     freeze_epochs: int = option(0, "first epochs that train the head alone")
     batch_norm: str = option(
-        "train", "batch normalisation of an unfrozen backbone: its statistics", BATCH_NORMS
+        "train", "batch normalization of an unfrozen backbone: its statistics", BATCH_NORMS
     )
 
     precision: str = option("auto", "arithmetic; auto goes by the hardware", PRECISIONS)
@@ -165,11 +165,11 @@ class CrossvalOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AnswerOptions(ShardAccess):
+class _PredictionOptions(ShardAccess):
     """How a trained model answers."""
 
     run: Path = field(metadata=required("run directory of a finished or stopped training"))
-    tta: bool = option(False, "answer with the mean over each image and its mirror image")
+    tta: bool = option(False, "predict the mean over each image and its mirror image")
     temperature: bool = option(False, "divide the logits by the temperatures kept in the run")
     batch_size: int = option(32, "images a step")
     backend: str = option("tensorflow", "what Keras computes with", BACKENDS)
@@ -181,7 +181,7 @@ class _AnswerOptions(ShardAccess):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(_AnswerOptions):
+class EvaluateOptions(_PredictionOptions):
     """What `evaluate` reads and measures.
 
     Raises:
@@ -201,7 +201,7 @@ class EvaluateOptions(_AnswerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(_AnswerOptions):
+class PredictOptions(_PredictionOptions):
     """What `predict` reads and where it writes the submission.
 
     Raises:

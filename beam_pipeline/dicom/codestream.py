@@ -105,6 +105,6 @@ def _frame_header(frame: bytes) -> bytes:
 
 
 def _check_end(frame: bytes) -> None:
-    """Raise if the image was cut: decoders of JPEG fill what is missing with grey."""
+    """Raise if the image was cut: decoders of JPEG fill what is missing with gray."""
     if _END not in frame[-_PADDING:]:
         raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream has no end")

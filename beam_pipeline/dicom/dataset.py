@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-from beam_pipeline.dicom.foreign import contained
+from beam_pipeline.dicom.third_party import contained
 from beam_pipeline.errors import Reason, Rejected
 
 # The pixels of a CT slice begin within a few KiB, behind large private elements within some more.

@@ -27,7 +27,6 @@ from beam_pipeline.dicom.dataset import (
     check_beginning,
     parse,
 )
-from beam_pipeline.dicom.foreign import contained
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.pixels import (
     NATIVE,
@@ -37,6 +36,7 @@ from beam_pipeline.dicom.pixels import (
     is_supported,
     native_pixels,
 )
+from beam_pipeline.dicom.third_party import contained
 from beam_pipeline.errors import Reason, Rejected
 
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
@@ -275,7 +275,7 @@ def _check_class(attributes: Attributes, parsed: Parsed) -> None:
         # Structured reports, RT structures and plans, DICOMDIR: no images at all.
         raise Rejected(Reason.NOT_CT if parsed.pixels else Reason.NO_PIXELS)
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
-        # Pictures of dose reports, of 3D views, of a screen: grey levels, not Hounsfield units.
+        # Pictures of dose reports, of 3D views, of a screen: gray levels, not Hounsfield units.
         raise Rejected(Reason.SECONDARY_CAPTURE)
 
 

@@ -135,7 +135,7 @@ def _look_up(
 
 @lru_cache(maxsize=64)  # a scanner's series share their encoding
 def _table(encoding: PixelEncoding, repair: Repair, spec: ImageSpec) -> NDArray[Any]:
-    """What every bit pattern is stored as: windows' grey levels packed in int32, or uint16."""
+    """What every bit pattern is stored as: windows' gray levels packed in int32, or uint16."""
     samples = render(hounsfield_table(encoding, repair), spec)
     if spec.windows:
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)

@@ -19,9 +19,9 @@ _DEFLATE_LEVEL = 2
 # (.write_first_byte in igzip_icf_body_h1_gr_bt.asm), so that processes may find different matches.
 # Fewer bytes than it looks ahead go through other code, and once there is a history all do.
 _FLUSHED_FIRST = 16
-# PNG colour types by the number of channels: grey, grey + alpha, RGB, RGB + alpha.
+# PNG color types by the number of channels: gray, gray + alpha, RGB, RGB + alpha.
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-_CHANNELS = {colour_type: channels for channels, colour_type in _COLOUR_TYPES.items()}
+_CHANNELS = {color_type: channels for channels, color_type in _COLOUR_TYPES.items()}
 
 
 @dataclass(frozen=True)

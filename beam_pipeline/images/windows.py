@@ -1,4 +1,4 @@
-"""Hounsfield units to grey levels, as the DICOM standard defines a linear VOI window."""
+"""Hounsfield units to gray levels, as the DICOM standard defines a linear VOI window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FROM_FILE = "dicom"
 
 
 class VoiFunction(StrEnum):
-    """How Hounsfield units between black and white become grey levels."""
+    """How Hounsfield units between black and white become gray levels."""
 
     LINEAR_EXACT = "linear_exact"
     LINEAR = "linear"
@@ -36,7 +36,7 @@ class Window:
 
     Attributes:
         name: names the channel in the manifest.
-        center: HU shown as mid-grey; None for the window that each file brings along.
+        center: HU shown as mid-gray; None for the window that each file brings along.
         width: HU from black to white, above 0; None like `center`.
     """
 
@@ -81,7 +81,7 @@ def apply_windows(
     windows: Sequence[Window],
     function: VoiFunction = VoiFunction.LINEAR_EXACT,
 ) -> NDArray[np.uint8]:
-    """Grey levels of every window, rounded half up.
+    """Gray levels of every window, rounded half up.
 
     Args:
         hounsfield: HU, any shape.
@@ -99,7 +99,7 @@ def apply_windows(
     if function is VoiFunction.LINEAR:
         # A width of 1 or less has no values between black and white.
         widths = np.maximum(widths - 1, 1e-9)
-    # Multiplied before divided, so that halves of a grey level are exact and round alike.
+    # Multiplied before divided, so that halves of a gray level are exact and round alike.
     exact = (hounsfield[..., None] - lowest) * 255.0 / widths
     levels: NDArray[np.uint8] = np.floor(np.clip(exact, 0.0, 255.0) + 0.5).astype(np.uint8)
     return levels

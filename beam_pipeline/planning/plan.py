@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import Reason
-from beam_pipeline.layout import UNLABELLED_SPLIT, ShardFile
+from beam_pipeline.layout import UNLABELED_SPLIT, ShardFile
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import join_groups
@@ -18,7 +18,7 @@ from beam_pipeline.planning.folds import assign_shards
 from beam_pipeline.planning.identifiers import ID_COLUMNS
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 
-UNLABELLED = -1
+UNLABELED = -1
 
 # What a verdict stands for; below 0 is a file that is used, and one whose header says why not.
 USED, BY_HEADER = -1, -2
@@ -51,8 +51,8 @@ class Judgement:
         verdicts: int8 [files], USED, BY_HEADER, or a place in VERDICTS.
         used: int64 [slices], the files that are used, in ascending order.
         names: of the labels.
-        labels: int8 [slices, labels], UNLABELLED where there are none.
-        labels_without_file: how many labelled image ids have no file.
+        labels: int8 [slices, labels], UNLABELED where there are none.
+        labels_without_file: how many labeled image ids have no file.
     """
 
     verdicts: NDArray[np.int8]
@@ -77,13 +77,13 @@ def judge(keys: Keys, labels: Labels | None) -> Judgement:
     verdicts[usable[repeated]] = _DUPLICATE
     used = usable[first]  # in the order of their keys, as the labels are
     if labels is None:
-        values = np.full((len(used), len(RSNA_LABELS)), UNLABELLED, np.int8)
+        values = np.full((len(used), len(RSNA_LABELS)), UNLABELED, np.int8)
         return Judgement(verdicts, np.sort(used), RSNA_LABELS, values, 0)
-    place, labelled = _find(labels.image_keys, image_keys)
+    place, labeled = _find(labels.image_keys, image_keys)
     problem = labels.problems[place]
-    verdicts[used[~labelled]] = _NO_LABEL
-    verdicts[used[labelled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labelled]
-    kept = np.flatnonzero(labelled & (problem < 0))
+    verdicts[used[~labeled]] = _NO_LABEL
+    verdicts[used[labeled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labeled]
+    kept = np.flatnonzero(labeled & (problem < 0))
     kept = kept[np.argsort(used[kept])]
     with_file = _find(image_keys, labels.image_keys)[1]
     with_file |= np.isin(labels.image_keys, keys.image_keys[~keys.usable])
@@ -161,8 +161,8 @@ def _splits(
     used = judgement.used
     if not len(used):
         return
-    if (judgement.labels == UNLABELLED).any():
-        yield UNLABELLED_SPLIT, np.arange(len(used))
+    if (judgement.labels == UNLABELED).any():
+        yield UNLABELED_SPLIT, np.arange(len(used))
         return
     groups = np.asarray(pd.factorize(keys.ids[f"{options.group_by.value}_id"][used])[0], np.int64)
     if options.leak_check is LeakCheck.JOIN:

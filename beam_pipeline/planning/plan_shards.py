@@ -74,7 +74,7 @@ class Plan:
     Attributes:
         labels: names of the classes.
         files_seen: how many files the input has.
-        labels_without_file: how many labelled image ids have no file.
+        labels_without_file: how many labeled image ids have no file.
         identical: slices with identical pixels among those to write.
         shards: the shards' file names, in order.
         slices: how many there are to write.

@@ -1,6 +1,6 @@
 """Reads a shard directory back and checks all of it.
 
-`directory` has the order of the work; `promises` reads what the manifest says, `description`,
+`directory` has the order of the work; `claims` reads what the manifest says, `description`,
 `index`, `shard`, `splits` and `source` hold the rest against it, `findings` collects what is wrong,
 and `report` shows it.
 """

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 def _show(result: Verification, shards: str, limit: int, seconds: float) -> None:
     console = Console()
     if result.splits:
-        show_splits(console, result.splits, result.twins)
+        show_splits(console, result.splits, result.identical)
     show_checks(console, result.findings)
     show_findings(console, result.findings, limit)
     slices = sum(split.slices for split in result.splits)

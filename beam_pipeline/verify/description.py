@@ -12,8 +12,8 @@ from beam_pipeline.directory.rejects import REJECTS
 from beam_pipeline.errors import Reason
 from beam_pipeline.layout import DATASET
 from beam_pipeline.storage import Folder
+from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.verify.promises import Promises
 from beam_pipeline.writing.manifest import DATASET_INFO, FEATURES
 
 _REASONS = frozenset(reason.value for reason in Reason)
@@ -37,10 +37,10 @@ def read_described(folder: Folder, name: str, check: Check, findings: Findings) 
 
 
 def check_recorded_file(
-    name: str, data: bytes, check: Check, promises: Promises, findings: Findings
+    name: str, data: bytes, check: Check, claims: Claims, findings: Findings
 ) -> None:
     """A describing file's SHA-256, where the manifest records it."""
-    stated = promises.files.get(name)
+    stated = claims.files.get(name)
     if stated is None:
         return
     findings.checked[check] += 1
@@ -60,13 +60,13 @@ def compare(
 
 
 def check_rejects(
-    folder: Folder, promises: Promises, index: pa.Table | None, findings: Findings
+    folder: Folder, claims: Claims, index: pa.Table | None, findings: Findings
 ) -> None:
     """rejects.jsonl against the manifest's counts and the index."""
     data = read_described(folder, REJECTS, Check.REJECTS, findings)
     if data is None:
         return
-    check_recorded_file(REJECTS, data, Check.REJECTS, promises, findings)
+    check_recorded_file(REJECTS, data, Check.REJECTS, claims, findings)
     reasons: Counter[str] = Counter()
     sources: dict[str, int] = {}
     lines = data.splitlines()
@@ -80,8 +80,8 @@ def check_rejects(
         reasons[reject.get("reason", "")] += 1
     if index is not None:
         _check_not_written(sources, index, findings)
-    compare(Check.REJECTS, REJECTS, "lines", len(lines), promises.counts.get("rejected"), findings)
-    stated = promises.tables.get("rejected_by_reason")
+    compare(Check.REJECTS, REJECTS, "lines", len(lines), claims.counts.get("rejected"), findings)
+    stated = claims.tables.get("rejected_by_reason")
     compare(Check.REJECTS, REJECTS, "reasons", dict(reasons), stated, findings)
 
 
@@ -110,21 +110,21 @@ def _read_reject(line: bytes) -> tuple[str, dict[str, str]]:
     return "", reject
 
 
-def check_metadata(folder: Folder, promises: Promises, findings: Findings) -> None:
+def check_metadata(folder: Folder, claims: Claims, findings: Findings) -> None:
     """features.json and dataset_info.json against the manifest."""
-    features = _read_json(folder, FEATURES, promises, findings)
+    features = _read_json(folder, FEATURES, claims, findings)
     if features is not None:
-        _check_features(features, promises, findings)
-    info = _read_json(folder, DATASET_INFO, promises, findings)
+        _check_features(features, claims, findings)
+    info = _read_json(folder, DATASET_INFO, claims, findings)
     if info is not None:
-        _check_dataset(info, promises, findings)
+        _check_dataset(info, claims, findings)
 
 
-def _read_json(folder: Folder, name: str, promises: Promises, findings: Findings) -> Any:
+def _read_json(folder: Folder, name: str, claims: Claims, findings: Findings) -> Any:
     data = read_described(folder, name, Check.METADATA, findings)
     if data is None:
         return None
-    check_recorded_file(name, data, Check.METADATA, promises, findings)
+    check_recorded_file(name, data, Check.METADATA, claims, findings)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -133,11 +133,11 @@ def _read_json(folder: Folder, name: str, promises: Promises, findings: Findings
     return value if value is not None else {}
 
 
-def _check_features(features: Any, promises: Promises, findings: Findings) -> None:
+def _check_features(features: Any, claims: Claims, findings: Findings) -> None:
     """Every feature's class, dtype and shape, as TensorFlow Datasets reads them."""
     found = _at(features, "featuresDict", "features")
     found = found if isinstance(found, dict) else {}
-    wanted = _wanted_features(promises)
+    wanted = _wanted_features(claims)
     names = sorted(found.keys() - wanted.keys())
     compare(Check.METADATA, FEATURES, "further features", names, [], findings)
     kind = _class_name(features)
@@ -151,16 +151,16 @@ def _check_features(features: Any, promises: Promises, findings: Findings) -> No
         compare(Check.METADATA, FEATURES, name, stated, expected, findings)
 
 
-def _wanted_features(promises: Promises) -> dict[str, tuple[str, str, dict[str, Any]]]:
+def _wanted_features(claims: Claims) -> dict[str, tuple[str, str, dict[str, Any]]]:
     """Of every feature the class, the key of its description, and what that has to hold."""
     image: dict[str, Any] = {"encodingFormat": "png"}
-    if promises.image_shape is not None:
-        image["shape"] = _dimensions(promises.image_shape)
-    if promises.image_dtype is not None:
-        image["dtype"] = promises.image_dtype
+    if claims.image_shape is not None:
+        image["shape"] = _dimensions(claims.image_shape)
+    if claims.image_dtype is not None:
+        image["dtype"] = claims.image_dtype
     label: dict[str, Any] = {"dtype": "int64"}
-    if promises.labels is not None:
-        label["shape"] = _dimensions((len(promises.labels),))
+    if claims.labels is not None:
+        label["shape"] = _dimensions((len(claims.labels),))
     texts: dict[str, tuple[str, str, dict[str, Any]]] = {
         name: ("text_feature.Text", "text", {}) for name in _TEXT_FEATURES
     }
@@ -186,7 +186,7 @@ def _class_name(feature: Any) -> str:
     return ".".join(name.split(".")[-2:]) if isinstance(name, str) else ""
 
 
-def _check_dataset(info: Any, promises: Promises, findings: Findings) -> None:
+def _check_dataset(info: Any, claims: Claims, findings: Findings) -> None:
     """Splits, shard lengths and sizes."""
     template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     wanted = {
@@ -195,7 +195,7 @@ def _check_dataset(info: Any, promises: Promises, findings: Findings) -> None:
             "shardLengths": [str(shard.examples) for shard in split.shards],
             "numBytes": str(sum(shard.bytes or 0 for shard in split.shards)),
         }
-        for name, split in promises.splits.items()
+        for name, split in claims.splits.items()
     }
     splits = _at(info, "splits")
     listed = (

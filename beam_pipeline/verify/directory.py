@@ -17,13 +17,13 @@ from rich.progress import track
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.storage import Folder
+from beam_pipeline.verify.claims import Claims, read_claims
 from beam_pipeline.verify.description import check_metadata, check_rejects
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
 from beam_pipeline.verify.index import IndexRows, read_index, rows_by_shard
-from beam_pipeline.verify.promises import Promises, read_promises
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
-from beam_pipeline.verify.splits import SplitSummary, Twins, check_partition
+from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
 from beam_pipeline.workers import Watch, WorkerPool
 
 
@@ -34,12 +34,12 @@ class Verification:
     Attributes:
         findings: what was checked, and what is wrong.
         splits: what they hold.
-        twins: examples with the same image.
+        identical: examples with the same image.
     """
 
     findings: Findings
     splits: list[SplitSummary]
-    twins: Twins
+    identical: IdenticalImages
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
@@ -58,18 +58,18 @@ def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -
     folder = Folder(url)
     names = _names(folder)
     findings = Findings()
-    promises = _read_manifest(folder, findings)
-    index = read_index(folder, promises, findings)
-    check_metadata(folder, promises, findings)
-    check_rejects(folder, promises, index, findings)
+    claims = _read_manifest(folder, findings)
+    index = read_index(folder, claims, findings)
+    check_metadata(folder, claims, findings)
+    check_rejects(folder, claims, index, findings)
     conversion = None
     if source is not None and index is not None:
-        conversion, index = _prepare_source(source, promises, index, findings)
-    tasks = _tasks(url, promises, index, conversion, findings)
-    reports = sorted(_check_shards(tasks, workers), key=lambda report: report.promise.file)
+        conversion, index = _prepare_source(source, claims, index, findings)
+    tasks = _tasks(url, claims, index, conversion, findings)
+    reports = sorted(_check_shards(tasks, workers), key=lambda report: report.claim.file)
     findings.merge(report.findings for report in reports)
-    _check_names(names, promises, reports, findings)
-    return Verification(findings, *check_partition(reports, promises, findings))
+    _check_names(names, claims, reports, findings)
+    return Verification(findings, *check_partition(reports, claims, findings))
 
 
 def _names(folder: Folder) -> set[str]:
@@ -82,21 +82,21 @@ def _names(folder: Folder) -> set[str]:
     return names
 
 
-def _read_manifest(folder: Folder, findings: Findings) -> Promises:
+def _read_manifest(folder: Folder, findings: Findings) -> Claims:
     try:
-        return read_promises(folder.read(MANIFEST), findings)
+        return read_claims(folder.read(MANIFEST), findings)
     except OSError as error:
         raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
 
 
 def _prepare_source(
-    source: str, promises: Promises, index: pa.Table, findings: Findings
+    source: str, claims: Claims, index: pa.Table, findings: Findings
 ) -> tuple[Conversion | None, pa.Table]:
     """How to make the images anew, and the index with the files to make them of."""
     try:
-        conversion = Conversion.recorded(source, promises.options)
-        seen = promises.counts.get("files_seen", 0)
-        return conversion, conversion.add_files(index, promises.options, seen)
+        conversion = Conversion.recorded(source, claims.options)
+        seen = claims.counts.get("files_seen", 0)
+        return conversion, conversion.add_files(index, claims.options, seen)
     except ValueError as error:
         findings.add(Finding(Check.SOURCE, printable(error), MANIFEST))
         return None, index
@@ -104,22 +104,22 @@ def _prepare_source(
 
 def _tasks(
     url: str,
-    promises: Promises,
+    claims: Claims,
     index: pa.Table | None,
     conversion: Conversion | None,
     findings: Findings,
 ) -> list[ShardTask]:
     rows: dict[str, IndexRows] = {}
     if index is not None:
-        rows = rows_by_shard(index, promises, findings)
-    by_file = {shard.file: shard for shard in promises.shards}
+        rows = rows_by_shard(index, claims, findings)
+    by_file = {shard.file: shard for shard in claims.shards}
     return [
         ShardTask(
             folder=url,
-            promise=shard,
-            labels=promises.labels,
-            image_shape=promises.image_shape,
-            image_dtype=promises.image_dtype,
+            claim=shard,
+            labels=claims.labels,
+            image_shape=claims.image_shape,
+            image_dtype=claims.image_dtype,
             rows=rows.get(file),
             conversion=conversion,
         )
@@ -145,16 +145,16 @@ def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]
 
 
 def _check_names(
-    names: set[str], promises: Promises, reports: Sequence[ShardReport], findings: Findings
+    names: set[str], claims: Claims, reports: Sequence[ShardReport], findings: Findings
 ) -> None:
     """Shard files that are not listed, or that have each other's names."""
-    listed = {shard.file for shard in promises.shards}
+    listed = {shard.file for shard in claims.shards}
     for name in sorted(names - listed):
         if ".tfrecord" in name and not name.startswith("."):
             findings.add(Finding(Check.FILES, "not listed in the manifest", printable(name)))
-    rightful = {shard.sha256: shard.file for shard in promises.shards if shard.bytes}
+    rightful = {shard.sha256: shard.file for shard in claims.shards if shard.bytes}
     for report in reports:
         other = rightful.get(report.sha256)
-        if other is not None and report.promise.sha256 not in (None, report.sha256):
+        if other is not None and report.claim.sha256 not in (None, report.sha256):
             message = f"holds what belongs in {other}"
-            findings.add(Finding(Check.FILES, message, report.promise.file))
+            findings.add(Finding(Check.FILES, message, report.claim.file))

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.directory.index import LABEL_PREFIX
 from beam_pipeline.storage import Folder
+from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.description import check_recorded_file, compare, read_described
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.verify.promises import Promises
 from beam_pipeline.writing.manifest import INDEX
 
 # Columns of the index by kind; there are also position_z, resized and one for each label.
@@ -63,7 +63,7 @@ class IndexRows:
         return self.table.take(pa.array(self.places))
 
 
-def read_index(folder: Folder, promises: Promises, findings: Findings) -> pa.Table | None:
+def read_index(folder: Folder, claims: Claims, findings: Findings) -> pa.Table | None:
     """The index, checked as far as that needs no shard.
 
     Returns:
@@ -72,7 +72,7 @@ def read_index(folder: Folder, promises: Promises, findings: Findings) -> pa.Tab
     data = read_described(folder, INDEX, Check.INDEX, findings)
     if data is None:
         return None
-    check_recorded_file(INDEX, data, Check.INDEX, promises, findings)
+    check_recorded_file(INDEX, data, Check.INDEX, claims, findings)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         table.validate(full=True)
@@ -80,10 +80,10 @@ def read_index(folder: Folder, promises: Promises, findings: Findings) -> pa.Tab
         message = f"cannot be read: {type(error).__name__}: {printable(error)}"
         findings.add(Finding(Check.INDEX, message, INDEX))
         return None
-    if not _check_columns(table, promises.labels, findings):
+    if not _check_columns(table, claims.labels, findings):
         return None
     complete = _without_nulls(table, findings)
-    _check_index_counts(complete, promises, findings)
+    _check_index_counts(complete, claims, findings)
     return complete
 
 
@@ -120,17 +120,17 @@ def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
     return complete
 
 
-def _check_index_counts(table: pa.Table, promises: Promises, findings: Findings) -> None:
+def _check_index_counts(table: pa.Table, claims: Claims, findings: Findings) -> None:
     counted = pc.value_counts(table["repair"]).to_pylist()
     repairs = {each["values"]: each["counts"] for each in counted if each["values"] != Repair.NONE}
     resized = pc.sum(table["resized"], min_count=0).as_py()
-    counts, stated = promises.counts, promises.tables.get("repaired")
+    counts, stated = claims.counts, claims.tables.get("repaired")
     compare(Check.INDEX, INDEX, "rows", len(table), counts.get("written"), findings)
     compare(Check.INDEX, INDEX, "resized", resized, counts.get("resized"), findings)
     compare(Check.INDEX, INDEX, "repaired", repairs, stated, findings)
 
 
-def rows_by_shard(table: pa.Table, promises: Promises, findings: Findings) -> dict[str, IndexRows]:
+def rows_by_shard(table: pa.Table, claims: Claims, findings: Findings) -> dict[str, IndexRows]:
     """The index's rows of every listed shard; rows of other shards become findings."""
     findings.checked[Check.INDEX] += len(table)
     shards = table["shard"].combine_chunks().dictionary_encode()
@@ -139,7 +139,7 @@ def rows_by_shard(table: pa.Table, promises: Promises, findings: Findings) -> di
     found = {file: places[code] for code, file in enumerate(shards.dictionary.to_pylist())}
     rows = {
         shard.file: IndexRows(table, np.asarray(found.pop(shard.file, []), np.int64))
-        for shard in {shard.file: shard for shard in promises.shards}.values()
+        for shard in {shard.file: shard for shard in claims.shards}.values()
     }
     for file, others in sorted(found.items()):
         message = f"{len(others)} rows are of {printable(file)}, which the manifest does not list"

@@ -24,7 +24,7 @@ _FEATURES: dict[str, tuple[type, int | None]] = {
     "pixel_spacing": (float, 2),
 }
 _LABEL_VALUES = frozenset((-1, 0, 1))
-# OpenCV decodes to BGR order, and grey with alpha to BGRA.
+# OpenCV decodes to BGR order, and gray with alpha to BGRA.
 _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 
 

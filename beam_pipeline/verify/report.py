@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from beam_pipeline.verify.findings import Check, Finding, Findings
-from beam_pipeline.verify.splits import SplitSummary, Twins
+from beam_pipeline.verify.splits import IdenticalImages, SplitSummary
 
 
 def show_checks(console: Console, findings: Findings) -> None:
@@ -20,7 +20,9 @@ def show_checks(console: Console, findings: Findings) -> None:
     console.print(table)
 
 
-def show_splits(console: Console, splits: Sequence[SplitSummary], twins: Twins) -> None:
+def show_splits(
+    console: Console, splits: Sequence[SplitSummary], identical: IdenticalImages
+) -> None:
     """Print a table with a column a split; each label's count, and its share against all's."""
     table = Table("", *(Column(split.name, justify="right") for split in splits))
     table.add_row("patients", *(f"{split.patients:,}" for split in splits))
@@ -31,10 +33,10 @@ def show_splits(console: Console, splits: Sequence[SplitSummary], twins: Twins) 
         table.add_row(label, *(_share(label, split, splits) for split in splits))
     table.add_row("shards differ by", *(str(split.spread) for split in splits))
     console.print(table)
-    if twins.slices:
+    if identical.slices:
         console.print(
-            f"{twins.slices} slices have the image of another one; {twins.across_splits} images "
-            "are in more than one split",
+            f"{identical.slices} slices have the image of another one;"
+            f" {identical.across_splits} images are in more than one split",
             highlight=False,
         )
 
@@ -42,11 +44,11 @@ def show_splits(console: Console, splits: Sequence[SplitSummary], twins: Twins) 
 def _share(label: str, split: SplitSummary, splits: Sequence[SplitSummary]) -> str:
     """A count, and by how much its share of the split is off the share of all splits."""
     total = sum(other.label_counts[label] for other in splits)
-    labelled = sum(other.labelled for other in splits)
+    labeled = sum(other.labeled for other in splits)
     count = split.label_counts[label]
-    if not split.labelled or not total:
+    if not split.labeled or not total:
         return f"{count:,}"
-    deviation = count / split.labelled / (total / labelled) - 1
+    deviation = count / split.labeled / (total / labeled) - 1
     return f"{count:,} {deviation:+.0%}" if abs(deviation) >= 0.1 else f"{count:,} {deviation:+.1%}"
 
 

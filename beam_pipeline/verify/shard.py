@@ -12,9 +12,9 @@ import pyarrow as pa
 from beam_pipeline.directory.example import FRAME_BYTES, CorruptRecord, read_record
 from beam_pipeline.directory.index import LABEL_PREFIX
 from beam_pipeline.storage import Folder
+from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
 from beam_pipeline.verify.index import IndexRows
-from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.record import Record, decode_image, read_features
 from beam_pipeline.verify.source import Conversion, compare_with_source
 from beam_pipeline.workers import Watch
@@ -38,7 +38,7 @@ class ShardTask:
 
     Attributes:
         folder: the shard directory's path or URL.
-        promise: what the manifest says of the file.
+        claim: what the manifest says of the file.
         labels: names of the classes, or None if unknown.
         image_shape: height, width, channels, or None if unknown.
         image_dtype: "uint8" or "uint16", or None if unknown.
@@ -47,7 +47,7 @@ class ShardTask:
     """
 
     folder: str
-    promise: ShardPromise
+    claim: ShardClaim
     labels: tuple[str, ...] | None
     image_shape: tuple[int, int, int] | None
     image_dtype: str | None
@@ -60,7 +60,7 @@ class ShardReport:
     """What was found in a shard file.
 
     Attributes:
-        promise: what the manifest says of it.
+        claim: what the manifest says of it.
         findings: what is wrong.
         bytes: its size; None if it cannot be read.
         sha256: of its bytes, in hexadecimal.
@@ -69,7 +69,7 @@ class ShardReport:
         combinations: how many examples have each combination of labels.
     """
 
-    promise: ShardPromise
+    claim: ShardClaim
     findings: Findings
     bytes: int | None
     sha256: str
@@ -127,7 +127,7 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
         StoreError: the directory's store fails.
     """
     checker = _ShardChecker(task, watch)
-    file, findings = task.promise.file, checker.findings
+    file, findings = task.claim.file, checker.findings
     findings.checked[Check.FILES] += 1
     size, sha256 = None, ""
     try:
@@ -137,7 +137,7 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
             hashed.skip_to(None)
             size, sha256 = hashed.position, hashed.hexdigest()
     except FileNotFoundError:
-        if task.promise.examples != 0:  # all slices of such a shard were rejected
+        if task.claim.examples != 0:  # all slices of such a shard were rejected
             findings.add(Finding(Check.FILES, "missing", file))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -178,7 +178,7 @@ class _ShardChecker:
     def _frames(self, file: _HashedFile) -> Iterator[tuple[_Place, bytes | None]]:
         record = 0
         while True:
-            place = _Place(self.task.promise.file, record, file.position)
+            place = _Place(self.task.claim.file, record, file.position)
             try:
                 data = read_record(cast(BinaryIO, file), place.offset)
             except CorruptRecord as error:
@@ -234,7 +234,7 @@ class _ShardChecker:
         """The record against its row of the index."""
         found: dict[str, Any] = {
             "image_id": example.image_id,
-            "split": self.task.promise.split,
+            "split": self.task.claim.split,
             "offset": place.offset,
             "bytes": size,
             **example.ids,
@@ -290,24 +290,24 @@ class _ShardChecker:
 
     def check_file(self, size: int, sha256: str) -> None:
         """The file as a whole against the manifest and the index."""
-        promise, findings = self.task.promise, self.findings
-        if promise.bytes not in (None, size):
-            findings.add(Finding(Check.FILES, f"{size} bytes, not {promise.bytes}", promise.file))
-        if promise.sha256 not in (None, sha256):
-            message = f"SHA-256 is {sha256}, not {promise.sha256}"
-            findings.add(Finding(Check.FILES, message, promise.file))
+        claim, findings = self.task.claim, self.findings
+        if claim.bytes not in (None, size):
+            findings.add(Finding(Check.FILES, f"{size} bytes, not {claim.bytes}", claim.file))
+        if claim.sha256 not in (None, sha256):
+            message = f"SHA-256 is {sha256}, not {claim.sha256}"
+            findings.add(Finding(Check.FILES, message, claim.file))
         findings.checked[Check.COUNTS] += 1
-        if promise.examples not in (None, self._records):
-            message = f"{self._records} records, the manifest says {promise.examples}"
-            findings.add(Finding(Check.COUNTS, message, promise.file))
+        if claim.examples not in (None, self._records):
+            message = f"{self._records} records, the manifest says {claim.examples}"
+            findings.add(Finding(Check.COUNTS, message, claim.file))
         for record, row in sorted((self._rows or {}).items()):
             if not 0 <= record < self._records:
-                place = _Place(promise.file, record, row["offset"], row["image_id"])
+                place = _Place(claim.file, record, row["offset"], row["image_id"])
                 findings.add(place.finding(Check.RECORDS, "in the index, not in the file"))
         self._check_label_counts()
 
     def _check_label_counts(self) -> None:
-        stated, labels = self.task.promise.label_counts, self.task.labels
+        stated, labels = self.task.claim.label_counts, self.task.labels
         if stated is None or labels is None:
             return
         for position, label in enumerate(labels):
@@ -315,13 +315,13 @@ class _ShardChecker:
             self.findings.checked[Check.COUNTS] += 1
             if label in stated and stated[label] != count:
                 message = f"{count} examples have {label}, the manifest says {stated[label]}"
-                self.findings.add(Finding(Check.COUNTS, message, self.task.promise.file))
+                self.findings.add(Finding(Check.COUNTS, message, self.task.claim.file))
 
     def report(self, size: int | None, sha256: str) -> ShardReport:
         """All of it."""
         contents = pa.table(self._contents, CONTENTS)
         return ShardReport(
-            self.task.promise,
+            self.task.claim,
             self.findings,
             size,
             sha256,

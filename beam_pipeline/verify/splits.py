@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from beam_pipeline.layout import MANIFEST
+from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
-from beam_pipeline.verify.promises import Promises
 from beam_pipeline.verify.shard import CONTENTS, ShardReport
 
 
@@ -24,7 +24,7 @@ class SplitSummary:
         shards: how many files of it can be read.
         slices: how many examples can be read.
         bytes: of its shard files.
-        labelled: how many examples have labels.
+        labeled: how many examples have labels.
         label_counts: how many examples have each label.
         spread: by how many examples the shards differ in the label combination in which they
             differ most; 1 where they were dealt evenly and no slice was rejected afterwards.
@@ -35,13 +35,13 @@ class SplitSummary:
     shards: int
     slices: int
     bytes: int
-    labelled: int
+    labeled: int
     label_counts: dict[str, int]
     spread: int
 
 
 @dataclass(frozen=True)
-class Twins:
+class IdenticalImages:
     """Examples with the same image.
 
     Attributes:
@@ -54,26 +54,26 @@ class Twins:
 
 
 def check_partition(
-    reports: Sequence[ShardReport], promises: Promises, findings: Findings
-) -> tuple[list[SplitSummary], Twins]:
+    reports: Sequence[ShardReport], claims: Claims, findings: Findings
+) -> tuple[list[SplitSummary], IdenticalImages]:
     """Check that every image id is there once and every patient in one split.
 
     Identical images and uneven labels are no errors: they are in what is returned.
 
     Args:
         reports: of all shards.
-        promises: of the manifest.
+        claims: of the manifest.
         findings: to add what is wrong to.
     """
     examples = _examples(reports)
     findings.checked[Check.PARTITION] += len(examples)
     _check_ids(examples, findings)
     # A run may be asked to keep studies together, not patients.
-    group = "study" if promises.options.get("group_by") == "study" else "patient"
+    group = "study" if claims.options.get("group_by") == "study" else "patient"
     _check_groups(examples, group, findings)
-    summaries = [_summarize(name, reports, examples, promises) for name in promises.splits]
-    _check_patient_counts(summaries, reports, promises, findings)
-    return summaries, _count_twins(examples)
+    summaries = [_summarize(name, reports, examples, claims) for name in claims.splits]
+    _check_patient_counts(summaries, reports, claims, findings)
+    return summaries, _count_identical(examples)
 
 
 def _examples(reports: Sequence[ShardReport]) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def _examples(reports: Sequence[ShardReport]) -> pd.DataFrame:
     empty = CONTENTS.append(pa.field("shard", pa.int32())).empty_table()
     examples: pd.DataFrame = pa.concat_tables([empty, *tables]).to_pandas()
     for name in ("file", "split"):  # a code a row, not a text
-        values = [getattr(report.promise, name) for report in reports]
+        values = [getattr(report.claim, name) for report in reports]
         kinds = sorted(set(values))
         codes = np.array([kinds.index(value) for value in values], np.int32)
         examples[name] = pd.Categorical.from_codes(codes[examples["shard"]], pd.Index(kinds))
@@ -119,9 +119,9 @@ def _check_groups(examples: pd.DataFrame, group: str, findings: Findings) -> Non
 
 
 def _summarize(
-    name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, promises: Promises
+    name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, claims: Claims
 ) -> SplitSummary:
-    read = [report for report in reports if report.promise.split == name and report.bytes]
+    read = [report for report in reports if report.claim.split == name and report.bytes]
     own = examples[examples["split"] == name]
     combinations = [report.combinations for report in read]
     total = sum(combinations, Counter[tuple[int, ...]]())
@@ -131,10 +131,10 @@ def _summarize(
         shards=len(read),
         slices=len(own),
         bytes=sum(report.bytes or 0 for report in read),
-        labelled=sum(n for labels, n in total.items() if min(labels, default=-1) >= 0),
+        labeled=sum(n for labels, n in total.items() if min(labels, default=-1) >= 0),
         label_counts={
             label: sum(n for labels, n in total.items() if labels[place] == 1)
-            for place, label in enumerate(promises.labels or ())
+            for place, label in enumerate(claims.labels or ())
         },
         spread=max((_spread(labels, combinations) for labels in total), default=0),
     )
@@ -148,17 +148,17 @@ def _spread(labels: tuple[int, ...], shards: Sequence[Counter[tuple[int, ...]]])
 def _check_patient_counts(
     summaries: Sequence[SplitSummary],
     reports: Sequence[ShardReport],
-    promises: Promises,
+    claims: Claims,
     findings: Findings,
 ) -> None:
     """The manifest's numbers of patients, for splits that can be read in full."""
     lost = {
-        report.promise.split
+        report.claim.split
         for report in reports
         if report.records != len(report.contents) or (report.bytes is None)
     }
     for summary in summaries:
-        stated = promises.splits[summary.name].patients
+        stated = claims.splits[summary.name].patients
         if stated is None or summary.name in lost:
             continue
         findings.checked[Check.COUNTS] += 1
@@ -167,9 +167,9 @@ def _check_patient_counts(
             findings.add(Finding(Check.COUNTS, message, MANIFEST))
 
 
-def _count_twins(examples: pd.DataFrame) -> Twins:
+def _count_identical(examples: pd.DataFrame) -> IdenticalImages:
     pairs = examples.drop_duplicates(["image", "split"])
-    return Twins(
+    return IdenticalImages(
         slices=int(examples.duplicated("image").sum()),
         across_splits=int(pairs.loc[pairs.duplicated("image"), "image"].nunique()),
     )

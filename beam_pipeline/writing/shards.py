@@ -38,7 +38,7 @@ class ShardResult:
         version: of the file in its store.
         plan: digest of what was to be written.
         examples: how many it holds.
-        label_counts: how many of them have each label; unlabelled ones have none.
+        label_counts: how many of them have each label; unlabeled ones have none.
         repaired: how many of them were repaired, by the repair.
         resized: how many of them had another size.
         rejects: one row per file that was not used: source, image_id, reason, detail.

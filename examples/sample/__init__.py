@@ -4,7 +4,7 @@
 
 A seeded phantom, not a simulation of physics: signed distances (`fields`) make a head (`anatomy`)
 with bleeds (`hemorrhage`), a slice of which is scanned and encoded (`scanner`), and a data set is
-written whole or recognisably unfinished (`writer`). It holds no real person's data.
+written whole or recognizably unfinished (`writer`). It holds no real person's data.
 """
 
 from examples.sample.writer import SampleError, SampleSummary, write_sample

@@ -2,7 +2,7 @@
 
 Acute clot measures about 50 to 80 HU (Osborn's Brain; Broder and Preston, Imaging the Head and
 Brain, in Diagnostic Imaging for the Emergency Physician, 2011); blood mixed with CSF in sulci and
-ventricles somewhat less. A bleed is a solid in the head's own frame, so it spans neighbouring
+ventricles somewhat less. A bleed is a solid in the head's own frame, so it spans neighboring
 slices by itself.
 """
 
@@ -27,7 +27,7 @@ from examples.sample.fields import (
 KINDS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 OEDEMA_HU = 20.0
 
-# Blood smaller than this in a slice is not labelled: a disc of 6 mm, or 12 mm of a filled sulcus,
+# Blood smaller than this in a slice is not labeled: a disc of 6 mm, or 12 mm of a filled sulcus,
 # about what a reader calls with confidence at a 5 mm section and a window of 80 HU.
 MIN_VISIBLE_MM2 = 30.0
 
@@ -93,7 +93,7 @@ class Bleed:
 
 
 def _epidural(bleed: Bleed, tissues: Tissues) -> Field:
-    """A lens: what a large sphere, centred outside, cuts from the cavity under one bone."""
+    """A lens: what a large sphere, centered outside, cuts from the cavity under one bone."""
     radius = bleed.size[0]
     lens = ellipsoid(tissues.points, bleed.center, (radius, radius, radius))
     return lens + tissues.lumps

@@ -45,7 +45,7 @@ class Geometry:
 
     pixel_mm: float
     tilt: float  # of the gantry about the patient's x axis
-    step: float  # along z, between neighbouring slices
+    step: float  # along z, between neighboring slices
     origin: tuple[float, float, float]  # first pixel of slice 0, as written to the header
     head: tuple[float, float, float]  # the head's origin in the same coordinates
 
@@ -106,7 +106,7 @@ def random_geometry(rng: np.random.Generator, slices: int) -> Geometry:
     head = (float(rng.normal(0, 6)), float(rng.normal(0, 4)), 0.0)
     cos, sin = np.cos(tilt), np.sin(tilt)
     # Under a tilted gantry the head sinks through the images of a series, as the real ones do; it
-    # is centred where it is longest, 40 mm up, so that none of the vault is cut off.
+    # is centered where it is longest, 40 mm up, so that none of the vault is cut off.
     down = float(rng.normal(-3, 4)) - (SIZE - 1) / 2 * pixel + (40 - middle) * sin / cos
     y_mid, z_mid = down * cos + middle * sin, -down * sin + middle * cos
     table = float(rng.uniform(20, 120))

@@ -1,4 +1,4 @@
-"""The data set on disk: slices, a few bad files, labels; whole or recognisably unfinished.
+"""The data set on disk: slices, a few bad files, labels; whole or recognizably unfinished.
 
 DIR/sample.json            what it is, written first
 DIR/slices/ID_*.dcm        complete series, and the bad files

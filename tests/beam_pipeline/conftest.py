@@ -51,7 +51,7 @@ def small_data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows += _label_rows("ID_no_file", bleeds=False)
     (folder / "slices" / "ID_text.dcm").write_text("not DICOM")
     _write_slice(folder / "slices" / "ID_flat.dcm", np.zeros((32, 32), np.int16))
-    _write_slice(folder / "slices" / "ID_unlabelled.dcm")
+    _write_slice(folder / "slices" / "ID_unlabeled.dcm")
     rows += _label_rows("ID_text", bleeds=False) + _label_rows("ID_flat", bleeds=False)
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder

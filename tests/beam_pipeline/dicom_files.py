@@ -88,7 +88,7 @@ def items(**attributes: Any) -> list[Dataset]:
     return [dataset]
 
 
-def relabelled(data: bytes, old: str, new: str) -> bytes:
+def relabeled(data: bytes, old: str, new: str) -> bytes:
     """The same data set with another transfer syntax in its meta information."""
     tag, size = b"\x02\x00\x10\x00UI", len(old) + len(old) % 2
     place = data.index(tag)

@@ -115,7 +115,7 @@ def test_shrinking_averages_areas() -> None:
     assert letterbox(pixels, 1, np.zeros(1, np.uint8)).tolist() == [[[100]]]
 
 
-def test_the_border_has_the_colour_given() -> None:
+def test_the_border_has_the_color_given() -> None:
     pixels = np.full((2, 4, 2), 9, np.uint8)
     fitted = letterbox(pixels, 4, np.array([1, 2], np.uint8))
     assert fitted[0, 0].tolist() == fitted[3, 3].tolist() == [1, 2]

@@ -14,9 +14,9 @@ from pydicom.tag import Tag
 
 from beam_pipeline.dicom import FIRST_BYTES, read_header, read_slice
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES, inflate, parse
-from beam_pipeline.dicom.foreign import contained
+from beam_pipeline.dicom.third_party import contained
 from beam_pipeline.errors import Reason, Rejected
-from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom, relabelled
+from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom, relabeled
 
 
 def deflate(data: bytes) -> bytes:
@@ -72,7 +72,7 @@ def test_a_cut_deflate_stream_is_inflated_as_far_as_it_goes() -> None:
 
 @pytest.mark.parametrize("whole", [False, True], ids=["read_header", "read_slice"])
 def test_a_deflate_bomb_costs_no_more_than_the_limit(whole: bool) -> None:
-    data = relabelled(make_dicom(), uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian)
+    data = relabeled(make_dicom(), uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian)
     start = data.index(b"\x08\x00\x16\x00UI")  # SOP Class UID, the first behind the meta header
     stream = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = stream.compress(data[start:])

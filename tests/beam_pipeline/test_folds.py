@@ -25,7 +25,7 @@ def assert_even(groups: np.ndarray, labels: np.ndarray, fold_of: np.ndarray) -> 
 
 def test_the_only_even_assignment_of_four_groups_is_found() -> None:
     # Groups of sizes 3, 2, 2, 1, the first and the last with a label: only {3, 1} | {2, 2} is even
-    # in size; only {3, 2} | {2, 1} in the label, so that each fold has one labelled group.
+    # in size; only {3, 2} | {2, 1} in the label, so that each fold has one labeled group.
     groups = np.repeat([0, 1, 2, 3], [3, 2, 2, 1])
     labels = np.array([[1], [0], [0], [0], [0], [0], [0], [1]], np.int8)
     fold_of = assign_folds(groups, labels, even(2), seed=0)

@@ -523,7 +523,7 @@ def test_a_header_is_carried_without_its_ids() -> None:
     assert decode_header(encode_header(plain)) == dataclasses.replace(plain, **anonymous)
 
 
-def test_a_header_that_cannot_be_recognised_is_not_carried() -> None:
+def test_a_header_that_cannot_be_recognized_is_not_carried() -> None:
     encoding = PixelEncoding(8, 8, 7, signed=False, slope=1.0, intercept=0.0)
     header = Header("", "", "", "", 0.0, (1.0, 1.0), 2, 2, "1.2", encoding)
     assert encode_header(header) == ""

@@ -87,7 +87,7 @@ def test_nothing_is_lost(shards: Path) -> None:
     assert [(reject["source"], reject["reason"]) for reject in rejects] == [
         ("ID_flat.dcm", "constant_image"),
         ("ID_text.dcm", "not_dicom"),
-        ("ID_unlabelled.dcm", "label_missing"),
+        ("ID_unlabeled.dcm", "label_missing"),
     ]
 
 

@@ -17,7 +17,7 @@ from beam_pipeline.dicom import Slice, read_slice
 from beam_pipeline.dicom.codestream import describe_j2k, describe_jpeg
 from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table, stored_values
 from beam_pipeline.errors import Reason, Rejected
-from tests.beam_pipeline.dicom_files import make_dicom, relabelled
+from tests.beam_pipeline.dicom_files import make_dicom, relabeled
 
 JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
 JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
@@ -285,7 +285,7 @@ def test_a_code_stream_with_its_middle_cut_out_is_corrupt() -> None:
     assert rejection(data)[0] is Reason.CORRUPT_PIXELS
 
 
-def test_colour_in_the_code_stream_alone() -> None:
+def test_color_in_the_code_stream_alone() -> None:
     frame = bytes(imagecodecs.jpeg8_encode(np.zeros((32, 32, 3), np.uint8)))
     data = make_dicom(ramp("uint8"), syntax=uid.JPEGBaseline8Bit, frame=frame)
     assert rejection(data) == (Reason.NOT_GRAYSCALE, "3 components in the code stream")
@@ -333,13 +333,13 @@ def test_two_frames_in_the_offset_table_are_two_frames() -> None:
 
 
 def test_native_pixels_in_a_compressed_transfer_syntax() -> None:
-    data = relabelled(make_dicom(), uid.ExplicitVRLittleEndian, uid.JPEG2000)
+    data = relabeled(make_dicom(), uid.ExplicitVRLittleEndian, uid.JPEG2000)
     assert rejection(data) == (Reason.CORRUPT_PIXELS, "not encapsulated")
 
 
 def test_a_code_stream_in_a_native_transfer_syntax() -> None:
     data = make_dicom(ramp("uint16"), syntax=uid.JPEG2000, frame=j2k(ramp("uint16")))
-    data = relabelled(data, uid.JPEG2000, uid.ExplicitVRLittleEndian)
+    data = relabeled(data, uid.JPEG2000, uid.ExplicitVRLittleEndian)
     reason = (Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
     assert rejection(data) == reason
 
@@ -442,7 +442,7 @@ SAME = [
     uid.JPEG2000Lossless,
 ]
 LOSSY = {
-    # 256 grey levels, 32 HU apart; one of the two files is compressed harder.
+    # 256 gray levels, 32 HU apart; one of the two files is compressed harder.
     uid.JPEGBaseline8Bit: 30,
     # 12 bits, 2 HU apart
     JPEG_SPECTRAL_SELECTION: 6,
@@ -470,9 +470,7 @@ def test_real_lossy_encodings_are_near_the_uncompressed_twin(
         assert (hounsfield(source) - expected)[inside].std() < deviation
 
 
-def test_near_lossless_is_within_its_promise(
-    encodings: dict[str, list[Slice]], twin: Slice
-) -> None:
+def test_near_lossless_is_within_its_claim(encodings: dict[str, list[Slice]], twin: Slice) -> None:
     (source,) = encodings[uid.JPEGLSNearLossless]
     assert np.abs(stored(source) - stored(twin)).max() == 1  # NEAR of T.87
 

@@ -620,7 +620,7 @@ def test_a_folder_is_planned_as_its_files_are(small_data_set: Path, tmp_path: Pa
     assert set(planned.slices["image_id"]) == good | {"ID_flat"}  # that is seen when it is written
     assert planned.rejects == [
         {"source": f"{image_id}.dcm", "image_id": image_id, "reason": reason, "detail": ""}
-        for image_id, reason in (("ID_text", "not_dicom"), ("ID_unlabelled", "label_missing"))
+        for image_id, reason in (("ID_text", "not_dicom"), ("ID_unlabeled", "label_missing"))
     ]
     assert (planned.plan.files_seen, planned.plan.labels_without_file) == (33, 1)
     slices = planned.slices.set_index("image_id")

@@ -27,7 +27,7 @@ def noise(channels: int, dtype: str) -> np.ndarray:
 
 
 def read_with_opencv(png: bytes, channels: int) -> np.ndarray:
-    """The image in our order of channels; OpenCV's is BGR, and grey with alpha becomes BGRA."""
+    """The image in our order of channels; OpenCV's is BGR, and gray with alpha becomes BGRA."""
     decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     order = {1: ..., 2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
     return decoded[..., None] if channels == 1 else decoded[..., order]
@@ -64,7 +64,7 @@ def test_a_part_of_an_image_is_encoded_as_any_other(first: int) -> None:
     assert encode_png(part) == encode_png(part.copy())
 
 
-# Images whose later rows begin as the first does: with 100 grey levels, few other rows repeat.
+# Images whose later rows begin as the first does: with 100 gray levels, few other rows repeat.
 ENCODE_MANY = """
 import hashlib
 import numpy as np
@@ -104,7 +104,7 @@ def test_round_trip(image: np.ndarray) -> None:
 
 
 def test_a_pixel_by_hand() -> None:
-    """One grey pixel of 16 bits: the filter byte, then the value, big-endian."""
+    """One gray pixel of 16 bits: the filter byte, then the value, big-endian."""
     png = encode_png(np.full((1, 1, 1), 0x1234, np.uint16))
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert png[8:33] == (

@@ -30,7 +30,7 @@ def manifest_of(folder: Path) -> Any:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_all_labelled_slices_are_written(shards: Path) -> None:
+def test_all_labeled_slices_are_written(shards: Path) -> None:
     manifest = manifest_of(shards)
     counts = manifest["counts"]
     assert (counts["files_seen"], counts["written"], counts["rejected"]) == (269, 239, 30)
@@ -73,7 +73,7 @@ def test_no_patient_is_in_two_folds(shards: Path, real_data: Path) -> None:
     assert (index.groupby(patients)["patient_id"].nunique() == 1).all()
 
 
-def test_every_pixel_is_within_one_grey_level_of_float64_arithmetic(
+def test_every_pixel_is_within_one_gray_level_of_float64_arithmetic(
     shards: Path, real_data: Path
 ) -> None:
     index = pd.read_parquet(shards / "index.parquet")

@@ -181,8 +181,8 @@ def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     except pytest.skip.Exception:
         make = tmp_path_factory.mktemp("slices")
         slices, labels = synthetic_slices(make, request.getfixturevalue("write_slice"))
-    labelled = [name for name in sorted(slices) if f"\n{name}_" in labels]
-    twin, odd = labelled[0], labelled[1]
+    labeled = [name for name in sorted(slices) if f"\n{name}_" in labels]
+    twin, odd = labeled[0], labeled[1]
     labels += relabel(labels, twin, "ID_twin") + relabel(labels, odd, "ID_ä+1%20#")
     files = slices | {"ID_twin": slices[twin], "sub folder/ID_ä+1%20#": slices.pop(odd)}
     files |= {"text": b"not DICOM", "cut": slices[twin][: len(slices[twin]) // 2]}

@@ -32,10 +32,10 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.verify.__main__ import main
+from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check, Finding, show_id
 from beam_pipeline.verify.index import IndexRows
-from beam_pipeline.verify.promises import ShardPromise
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.workers import Later, Watch
@@ -359,15 +359,15 @@ def test_a_patient_in_two_folds(shards: Path) -> None:
 
 def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
     def copy(records: Records) -> None:
-        for grey, example in enumerate(each for some in records.values() for each in some):
-            example["image"] = [encode_png(np.full((16, 16, 3), grey, np.uint8))]
+        for gray, example in enumerate(each for some in records.values() for each in some):
+            example["image"] = [encode_png(np.full((16, 16, 3), gray, np.uint8))]
         records[OTHER_FOLD][0]["image"] = records[FIRST][0]["image"]
         records[OTHER_FOLD][1]["image"] = records[OTHER_FOLD][2]["image"]
 
     rewrite(shards, copy)
     result = verify_directory(str(shards))
     assert result.findings.ok
-    assert (result.twins.slices, result.twins.across_splits) == (2, 1)
+    assert (result.identical.slices, result.identical.across_splits) == (2, 1)
 
 
 def png(*shape: int, bits: int = 8) -> list[bytes]:
@@ -750,7 +750,7 @@ def task(healthy: Path) -> ShardTask:
     places = np.flatnonzero(index["shard"].to_pandas() == SECOND)
     return ShardTask(
         folder=str(healthy),
-        promise=ShardPromise("fold0", SECOND),
+        claim=ShardClaim("fold0", SECOND),
         labels=None,
         image_shape=None,
         image_dtype=None,

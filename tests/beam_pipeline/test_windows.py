@@ -9,7 +9,7 @@ BRAIN = Window("brain", 40, 80)
 
 
 def test_levels_of_the_brain_window_are_those_worked_out_by_hand() -> None:
-    # Black at 0 HU and below, white at 80 HU and above, 255 / 80 grey levels a HU between.
+    # Black at 0 HU and below, white at 80 HU and above, 255 / 80 gray levels a HU between.
     hounsfield = np.array([-1000.0, 0.0, 20.0, 40.0, 79.0, 80.0, 3000.0])
     levels = apply_windows(hounsfield, [BRAIN])
     assert levels.tolist() == [[0], [0], [64], [128], [252], [255], [255]]

@@ -25,7 +25,7 @@ PER_FILE = 256
 
 
 def packed_table() -> np.ndarray:
-    """The three windows' grey levels of every bit pattern, packed into one uint32."""
+    """The three windows' gray levels of every bit pattern, packed into one uint32."""
     hounsfield = np.arange(1 << 16, dtype=np.uint16).view(np.int16) - 1024.0
     packed = np.zeros((1 << 16, 4), np.uint8)
     for channel, (center, width) in enumerate(WINDOWS):

@@ -10,7 +10,7 @@ import pandas as pd
 import tensorflow as tf
 
 from tests.benchmarks.dicom_loader import DicomLoader
-from trainer.data.bank import Bank, fill_bank
+from trainer.data.image_cache import ImageCache, fill_cache
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
@@ -28,10 +28,10 @@ BATCH = 32
 def make_ways(job: Job, dicom: Path | None, copies: int) -> dict[str, Callable[[int], int]]:
     """What is measured: each way reads an epoch and says how many images it gave."""
     size = job.options.image_size
-    bank = fill_bank(job.training, job.shards.image, size, None, lambda _: None)
+    cached = fill_cache(job.training, job.shards.image, size, None, lambda _: None)
     job = replace(job, training=job.training * copies)
-    bank = Bank(bank.images * copies, np.tile(bank.labels, (copies, 1)))
-    cached = Cached(job, bank, bank)
+    cached = ImageCache(cached.images * copies, np.tile(cached.labels, (copies, 1)))
+    cached = Cached(job, cached, cached)
     files = [str(shard.path) for split in job.training for shard in split.shards]
     ways: dict[str, Callable[[int], int]] = {
         "(a) floor": lambda _: int(floor(files).reduce(np.int64(0), lambda n, _: n + 1)),

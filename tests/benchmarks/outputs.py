@@ -45,7 +45,7 @@ def check_count(name: str, folder: Path, expected: int) -> None:
 
 
 def largest_difference(folder: Path, other: Path, ids: set[str]) -> int:
-    """Of any grey level of some images in two folders.
+    """Of any gray level of some images in two folders.
 
     Raises:
         WrongOutput: an image is missing, or of another shape.

@@ -9,14 +9,14 @@ happens on the machine meets all alike:
 
 (a) `notebook_script`: pydicom, float64 windows, cv2.imencode, TFRecordWriter, a process pool;
 (b) `plain_beam`: the same conversion in a Beam pipeline that ends in WriteToTFRecord;
-(c) ours: `python -m beam_pipeline --leak_check off`, unlabelled;
+(c) ours: `python -m beam_pipeline --leak_check off`, unlabeled;
 (d) `bare_floor`: read, look up, deflate, write, and nothing else.
 
 Each runs as a command of its own, all with as many workers, on all files and on an eighth of them.
 CPU seconds are user and system time of the command and of all processes that it started. The
 difference between the two runs gives the cost of a slice without the start (imports, processes),
 and the rest is the start. A first turn on the eighth warms up and is checked: an image a file, and
-those of (a) and (c) within a grey level. Every later output is counted too.
+those of (a) and (c) within a gray level. Every later output is counted too.
 
 `--memory` runs (c) alone on 5,000 and on 50,000 files and samples its processes' memory.
 """
@@ -136,8 +136,8 @@ def _warm_up(ways: Ways, part: Path, files: int) -> str:
         ids = {path.stem for path in sorted(part.iterdir())[:COMPARED]}
         difference = largest_difference(ways.output(SCRIPT), ways.output(OURS), ids)
     if difference > 1:
-        raise WrongOutput(f"(a) and (c) differ by {difference} grey levels")
-    return f"(a) and (c) differ by {difference} grey levels at most in {len(ids)} images"
+        raise WrongOutput(f"(a) and (c) differ by {difference} gray levels")
+    return f"(a) and (c) differ by {difference} gray levels at most in {len(ids)} images"
 
 
 def _find_beam_mode(ways: Ways, part: Path) -> None:

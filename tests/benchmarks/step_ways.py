@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
-from trainer.data.bank import Bank
+from trainer.data.image_cache import ImageCache
 from trainer.data.input_pipeline import Order
 from trainer.data.shards import count
 from trainer.networks.hardware import (
@@ -82,8 +82,8 @@ def constant_feed(job: Job) -> Feed:
     size, image = job.options.image_size, job.shards.image
     shape = (job.options.batch_size, size, size, image.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(image.dtype)
-    bank = Bank((pixels,), np.zeros((len(pixels), len(job.shards.labels)), np.float32))
-    return Constant(job, bank, bank)
+    cached = ImageCache((pixels,), np.zeros((len(pixels), len(job.shards.labels)), np.float32))
+    return Constant(job, cached, cached)
 
 
 def peak_memory() -> int:

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def make_rows(
-    count: int, size: int, seed: int, labelled: bool = True, prefix: str = ""
+    count: int, size: int, seed: int, labeled: bool = True, prefix: str = ""
 ) -> list[Row]:
     """Slices of count / 4 patients."""
     random = np.random.default_rng(seed)
@@ -49,7 +49,7 @@ def make_rows(
             {
                 "image": image,
                 "image_id": f"ID_{prefix}{seed}_{i:04d}",
-                "label": [upper, lower, upper | lower] if labelled else [-1, -1, -1],
+                "label": [upper, lower, upper | lower] if labeled else [-1, -1, -1],
                 "patient_id": f"P{prefix}{seed}_{i // 4:03d}",
                 "study_id": f"S{prefix}{seed}_{i // 4:03d}",
                 "series_id": f"R{prefix}{seed}_{i // 4:03d}",
@@ -202,9 +202,9 @@ def shards_writer() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def split_rows() -> dict[str, list[Row]]:
-    """Three folds of 21, 20 and 20 slices and an unlabelled test split of 7, of 32 x 32."""
+    """Three folds of 21, 20 and 20 slices and an unlabeled test split of 7, of 32 x 32."""
     folds = {f"fold{i}": make_rows(21 if i == 0 else 20, 32, seed=i) for i in range(3)}
-    return {**folds, "test": make_rows(7, 32, seed=9, labelled=False)}
+    return {**folds, "test": make_rows(7, 32, seed=9, labeled=False)}
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def test_a_files_weights_are_loaded(trained: tuple[Any, str]) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_any_number_of_channels_sees_a_grey_image_as_three_did(
+def test_any_number_of_channels_sees_a_gray_image_as_three_did(
     trained: tuple[Any, str], channels: int
 ) -> None:
     network, path = trained

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from trainer.__main__ import main
-from trainer.data.bank import fill_bank
+from trainer.data.image_cache import fill_cache
 from trainer.training.crossval import mean_and_spread
 
 
@@ -34,11 +34,11 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     made: set[Path] = set()
 
     def note(splits: Any, image: Any, size: int, folder: Path, on_image: Any) -> Any:
-        bank = fill_bank(splits, image, size, folder, on_image)
+        cached = fill_cache(splits, image, size, folder, on_image)
         made.update(folder.glob("*-images.npy"))
-        return bank
+        return cached
 
-    monkeypatch.setattr("trainer.training.feeds.fill_bank", note)
+    monkeypatch.setattr("trainer.training.feeds.fill_cache", note)
     assert main([*argv, "--no-report"]) == 0
     assert len(made) == 2, "one file a fold, for all runs together"
     assert not any(path.exists() for path in made)

@@ -13,8 +13,8 @@ import tensorflow as tf
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
 from trainer.data import damage
-from trainer.data.bank import fill_bank
 from trainer.data.damage import damage_reported, find_damage
+from trainer.data.image_cache import fill_cache
 from trainer.data.index import read_index
 from trainer.data.input_pipeline import (
     Order,
@@ -48,7 +48,7 @@ def evaluate(data: ShardDirectory) -> None:
 
 
 def fill(data: ShardDirectory) -> None:
-    fill_bank((data.split("fold1"),), data.image, 24, None, lambda _: None)
+    fill_cache((data.split("fold1"),), data.image, 24, None, lambda _: None)
 
 
 def spoiled(shards: Path, folder: Path, spoil: Spoil, victim: str = VICTIM) -> ShardDirectory:
@@ -126,7 +126,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "no image": (without("image"), "Feature: image (data type: string) is required"),
     "two labels": (with_label([0, 1]), "Key: label"),
     "no label": (without("label"), "Feature: label (data type: int64) is required"),
-    "unlabelled": (with_label([0, 0, -1]), "label -1, which is none of 0 to 1"),
+    "unlabeled": (with_label([0, 0, -1]), "label -1, which is none of 0 to 1"),
     "label 7": (with_label([0, 7, 1]), "label 7, which is none of 0 to 1"),
     "no example": (
         lambda records: b"".join(

@@ -175,7 +175,7 @@ def test_other_labels_do_not_fit(
     assert "trained on labels ['upper', 'lower', 'any'], here: ['lower', 'upper', 'any']" in error
 
 
-def test_a_labelled_holdout(
+def test_a_labeled_holdout(
     run: Path,
     split_rows: dict[str, Any],
     shards_writer: Callable[..., Path],

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework import kernels
 
-from trainer.data.bank import Bank
+from trainer.data.image_cache import ImageCache
 from trainer.data.input_pipeline import Order
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
@@ -96,9 +96,9 @@ def job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> Job:
 def compiled(job: Job, xla: bool) -> tuple[Any, Any]:
     """A compiled model that looks its images up, and a batch for it."""
     images, labels = make_images((40, 16, 16, 3), "uint8"), np.zeros((40, 3), np.float32)
-    bank = Bank((images,), labels)
+    cached = ImageCache((images,), labels)
     classifier = build_classifier(job.options, job.shards.image, job.prevalence, "mixed_bfloat16")
-    model = compile_phase(job, OnDevice(job, bank, bank), classifier, False, xla)
+    model = compile_phase(job, OnDevice(job, cached, cached), classifier, False, xla)
     return model, (np.arange(8, dtype=row_type()), labels[:8])
 
 

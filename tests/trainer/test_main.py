@@ -61,4 +61,4 @@ def test_an_interrupt_is_one_line(
 
     monkeypatch.setattr("trainer.data.shard_source.read_shard_directory", interrupt)
     assert main(["train", "--run", str(tmp_path / "run"), "--shards", str(shards)]) == 130
-    assert capsys.readouterr().err == "trainer: interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "trainer: interrupted; the same command resumes\n"

@@ -23,7 +23,7 @@ from trainer.options import (
     PredictOptions,
     TrainOptions,
 )
-from trainer.runs.job import prepare_answer, prepare_crossval, prepare_export, prepare_training
+from trainer.runs.job import prepare_crossval, prepare_evaluation, prepare_export, prepare_training
 
 MUTANTS = 2000
 RUNS = 400
@@ -138,7 +138,7 @@ def test_a_manifest_with_one_value_wrong(
     actions: list[Callable[[], Any]] = [
         lambda: read_shard_directory(directory),
         lambda: prepare_training(train),
-        lambda: prepare_answer(predict),
+        lambda: prepare_evaluation(predict),
         lambda: prepare_crossval(crossval),
     ]
     assert refusals(actions) == []
@@ -168,12 +168,12 @@ def test_a_run_directory_with_one_value_wrong(
     train = TrainOptions(shards=str(shards), run=run, **tiny)
     chosen = random.Random(7)
     actions: list[Callable[[], Any]] = [
-        lambda: prepare_answer(EvaluateOptions(run=run, shards=str(shards), temperature=True)),
+        lambda: prepare_evaluation(EvaluateOptions(run=run, shards=str(shards), temperature=True)),
         lambda: prepare_export(
             ExportOptions(run=run, output=tmp_path / "export", temperature=True)
         ),
         lambda: prepare_training(train),
-        lambda: prepare_answer(EvaluateOptions(run=run)),
+        lambda: prepare_evaluation(EvaluateOptions(run=run)),
     ]
     refused = 0
     listening.paths.clear()

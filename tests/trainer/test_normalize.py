@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from trainer.networks.catalog import BACKBONES
-from trainer.networks.normalize import NORMALISATIONS, Normalise
+from trainer.networks.normalize import NORMALIZATIONS, Normalize
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
 
@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float
 )
 def test_equals_what_keras_does_before_the_network(mode: str, family: str) -> None:
     expected = getattr(keras.applications, family).preprocess_input(IMAGES.copy())
-    np.testing.assert_allclose(np.asarray(Normalise(mode)(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(Normalize(mode)(IMAGES)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["efficientnetv2b0", "efficientnetv2s", "convnexttiny"])
@@ -31,12 +31,12 @@ def test_equals_what_keras_does_within_the_network(name: str) -> None:
     for layer in first:
         expected = layer(expected)
     assert first
-    normalised = np.asarray(Normalise(backbone.normalisation)(IMAGES))
-    np.testing.assert_allclose(normalised, np.asarray(expected), rtol=1e-4, atol=1e-4)
+    normalized = np.asarray(Normalize(backbone.normalization)(IMAGES))
+    np.testing.assert_allclose(normalized, np.asarray(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_other_numbers_of_channels_get_the_mean_constants() -> None:
     image = np.full((1, 1, 1, 2), 127.5, np.float32)
-    assert not np.asarray(Normalise("tf")(image)).any()
-    expected = 127.5 - np.mean(NORMALISATIONS["caffe"].mean)
-    np.testing.assert_allclose(np.asarray(Normalise("caffe")(image)), expected, rtol=1e-5)
+    assert not np.asarray(Normalize("tf")(image)).any()
+    expected = 127.5 - np.mean(NORMALIZATIONS["caffe"].mean)
+    np.testing.assert_allclose(np.asarray(Normalize("caffe")(image)), expected, rtol=1e-5)

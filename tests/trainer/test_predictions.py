@@ -43,7 +43,7 @@ def test_the_mirror_image_is_averaged_in() -> None:
 
 def test_cooled_by_hand() -> None:
     found = Predictions("s", np.float32([[2, 3]]), np.array([[0, 1]]), {}, np.zeros(1, np.float32))
-    assert found.cooled((2.0, 1.0)).logits.tolist() == [[1, 3]]
+    assert found.with_temperatures((2.0, 1.0)).logits.tolist() == [[1, 3]]
 
 
 def test_more_examples_than_the_manifest_says(shards: Path) -> None:

@@ -295,7 +295,7 @@ def test_an_interrupt_ends_a_copy_at_once(
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert time.monotonic() - began < 10
-    assert told == "trainer: interrupted; the same command goes on\n"
+    assert told == "trainer: interrupted; the same command resumes\n"
     assert process.returncode == 130
     assert not list(tmp_path.rglob("*.part"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.data.shards import ImageSpec
-from trainer.report.report import grey_levels, worst_mistakes
+from trainer.report.report import gray_levels, worst_mistakes
 
 
 def test_the_worst_mistakes_by_hand() -> None:
@@ -22,7 +22,7 @@ def test_the_worst_mistakes_by_hand() -> None:
 def test_hounsfield_units_are_shown_in_the_brain_window() -> None:
     image = np.array([[[1024], [1064], [1104]]], np.uint16)
     spec = ImageSpec(1, 3, 1, "uint16", -1024)
-    assert grey_levels(image, spec).tolist() == [[0, 127.5, 255]]
+    assert gray_levels(image, spec).tolist() == [[0, 127.5, 255]]
 
 
 def test_a_page_that_needs_nothing_else(finished: Path, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
 
 
 def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:
-    # Memory and disk differ in where the arrays lie alone; test_bank.py compares them.
+    # Memory and disk differ in where the arrays lie alone; test_image_cache.py compares them.
     for cache in ("disk", "device"):
         train(make_job(cache, cache=cache, sampling="balanced", epochs=1))
     disk, device = (read(tmp_path / cache / "history.json")[0] for cache in ("disk", "device"))

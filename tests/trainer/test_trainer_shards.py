@@ -94,7 +94,7 @@ def test_no_such_fold(shards: Path) -> None:
         read_shard_directory(shards).training_and_validation(7)
 
 
-def test_nothing_labelled(edit_manifest: Callable[..., Path], shards: Path) -> None:
+def test_nothing_labeled(edit_manifest: Callable[..., Path], shards: Path) -> None:
     splits = json.loads((shards / "manifest.json").read_text())["splits"]
     folder = edit_manifest(splits={"test": splits["test"]})
     with pytest.raises(BadInput, match="nothing to train on"):

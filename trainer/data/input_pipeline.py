@@ -330,7 +330,7 @@ def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
 
 
 def lowest_label(split: Split) -> int:
-    """-1 (unlabelled) where a split may have no labels, 0 in a fold."""
+    """-1 (unlabeled) where a split may have no labels, 0 in a fold."""
     return 0 if FOLD.fullmatch(split.name) else -1
 
 

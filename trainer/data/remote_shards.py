@@ -134,7 +134,7 @@ class RemoteShards:
         except OSError as error:
             raise StoreFailed(
                 f"--shard_cache {self.cache}: cannot be written to ({error.strerror});"
-                " the same command goes on"
+                " the same command resumes"
             ) from None
 
     def wanted(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> list[CachedFile]:

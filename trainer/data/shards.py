@@ -130,7 +130,7 @@ class ShardDirectory:
         """
         names = [each.name for each in self.folds()]
         if not names:
-            raise BadInput(f"{self.location}: no labelled folds, so nothing to train on")
+            raise BadInput(f"{self.location}: no labeled folds, so nothing to train on")
         if f"fold{fold}" not in names:
             raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
         validation = self.split(f"fold{fold}")

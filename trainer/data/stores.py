@@ -142,7 +142,7 @@ class Bucket:
         except Transient as failure:
             raise StoreFailed(
                 f"{self.url}: no answer for {self.patience:g} s ({failure}); the same command"
-                " goes on"
+                " resumes"
             ) from None
 
     def say_why(self, state: tenacity.RetryCallState) -> None:

@@ -1,4 +1,4 @@
-"""Measures a saved run on a labelled split."""
+"""Measures a saved run on a labeled split."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
 from trainer.progress import show_figures
-from trainer.runs.job import Answer
+from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import RunDirectory, read_description
 
 
-def evaluate(answer: Answer, fit_temperature: bool) -> None:
+def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     """Writes evaluation-NAME.json and predictions-NAME.parquet into the run.
 
     NAME is the split's, if nothing is done otherwise than in training; variants have their own
-    (`Answer.name`), so that what training wrote stays.
+    (`EvaluationJob.name`), so that what training wrote stays.
 
     Raises:
         BadInput: the split has no labels, or a shard is damaged.
         Diverged: the model's logits are not finite.
     """
     leave_gpu_to_jax()
-    run, labels, display = answer.run, answer.shards.labels, answer.display
-    predictions = predict_labelled(load_classifier(run.model), answer)
+    run, labels, display = job.run, job.shards.labels, job.display
+    predictions = predict_labeled(load_classifier(run.model), job)
     if fit_temperature:
         found = fit_temperatures(predictions.logits, predictions.labels)
         write_json(run.temperatures, dict(zip(labels, found, strict=True)))
         shown = ", ".join(f"{label} {each:.2f}" for label, each in zip(labels, found, strict=True))
-        display.say(f"temperatures fitted on {answer.split.name}: {shown}")
-        predictions = predictions.cooled(found)
-        answer = replace(answer, temperatures=found)
-    figures = describe(answer) | measure(predictions, answer)
-    write_json(run.evaluation(answer.name), figures)
-    written = run.predictions(answer.name)
-    if answer.name != validation_of(run) or not run.is_complete:
+        display.say(f"temperatures fitted on {job.split.name}: {shown}")
+        predictions = predictions.with_temperatures(found)
+        job = replace(job, temperatures=found)
+    figures = describe(job) | measure(predictions, job)
+    write_json(run.evaluation(job.name), figures)
+    written = run.predictions(job.name)
+    if job.name != validation_of(run) or not run.is_complete:
         write_parquet(written, predictions, labels)
-    if answer.trained_on:
+    if job.trained_on:
         display.say(
-            f"{answer.split.name} was trained on: these figures say nothing of unseen patients"
+            f"{job.split.name} was trained on: these figures say nothing of unseen patients"
         )
-    show_figures(display, figures, f"{run.path}: {answer.name}")
-    display.say(f"written: {run.evaluation(answer.name)}, {written.name}")
+    show_figures(display, figures, f"{run.path}: {job.name}")
+    display.say(f"written: {run.evaluation(job.name)}, {written.name}")
 
 
 def validation_of(run: RunDirectory) -> str:
@@ -62,46 +62,46 @@ def validation_of(run: RunDirectory) -> str:
     return f"fold{read_description(run)['options']['fold']}"
 
 
-def describe(answer: Answer) -> dict[str, Any]:
+def describe(job: EvaluationJob) -> dict[str, Any]:
     """What figures are of."""
-    temperatures = dict(zip(answer.shards.labels, answer.temperatures, strict=True))
+    temperatures = dict(zip(job.shards.labels, job.temperatures, strict=True))
     return {
         "options": {
-            "split": answer.split.name,
-            "shards": answer.shards.location,
-            "digest": answer.shards.digest(),
-            "tta": answer.flip,
-            "temperatures": temperatures if "temperature" in answer.name else None,
+            "split": job.split.name,
+            "shards": job.shards.location,
+            "digest": job.shards.digest(),
+            "tta": job.flip,
+            "temperatures": temperatures if "temperature" in job.name else None,
         },
-        "trained_on": answer.trained_on,
+        "trained_on": job.trained_on,
     }
 
 
-def predict_labelled(model: Any, answer: Answer) -> Predictions:
-    """The answers for a labelled split.
+def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
+    """The predictions for a labeled split.
 
     Raises:
         BadInput: the split has no labels, or a shard is damaged.
     """
-    answer.display.begin(f"evaluating {answer.split.name}", answer.split.examples)
+    job.display.begin(f"evaluating {job.split.name}", job.split.examples)
     predictions = predict_split(
         model,
-        answer.split,
-        answer.shards.image,
-        len(answer.shards.labels),
-        answer.batch_size,
-        answer.display.update,
-        answer.flip,
-    ).cooled(answer.temperatures)
-    answer.display.end()
+        job.split,
+        job.shards.image,
+        len(job.shards.labels),
+        job.batch_size,
+        job.display.update,
+        job.flip,
+    ).with_temperatures(job.temperatures)
+    job.display.end()
     if (predictions.labels < 0).any():
-        raise BadInput(f"split {answer.split.name}: has no labels; `predict` answers for it")
+        raise BadInput(f"split {job.split.name}: has no labels; `predict` is for such")
     return predictions
 
 
-def measure(predictions: Predictions, answer: Answer) -> dict[str, Any]:
-    """All figures of a labelled split, by slice and by study."""
-    names, weights = answer.shards.labels, answer.weights
+def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
+    """All figures of a labeled split, by slice and by study."""
+    names, weights = job.shards.labels, job.weights
     labels, predicted = predictions.labels, predictions.probabilities
     patients = predictions.texts["patient_id"]
     figures = split_figures(labels, predicted, names, weights)
@@ -114,7 +114,7 @@ def measure(predictions: Predictions, answer: Answer) -> dict[str, Any]:
         "split": predictions.split,
         "patients": len(np.unique(patients)),
         **figures,
-        "prevalence_log_loss": prevalence_baseline(labels, answer.prevalence, weights),
+        "prevalence_log_loss": prevalence_baseline(labels, job.prevalence, weights),
         "intervals_95": intervals(labels, predicted, patients, names, weights),
         "studies": split_figures(*studies, names, weights),
     }

@@ -47,7 +47,7 @@ def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float
 def prevalence_baseline(
     labels: Ints, prevalence: tuple[float, ...], weights: tuple[float, ...]
 ) -> float:
-    """The weighted log loss of always answering the training data's prevalence."""
+    """The weighted log loss of always predicting the training data's prevalence."""
     return weighted_log_loss(labels, np.tile(prevalence, (len(labels), 1)), weights)
 
 

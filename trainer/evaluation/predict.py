@@ -1,4 +1,4 @@
-"""Writes a Kaggle submission for a split, labelled or not."""
+"""Writes a Kaggle submission for a split, labeled or not."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from trainer.evaluation.predictions import Predictions, predict_split, write_par
 from trainer.files import write_whole
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
-from trainer.runs.job import Answer
+from trainer.runs.job import EvaluationJob
 
 
-def predict(answer: Answer, output: Path) -> None:
+def predict(job: EvaluationJob, output: Path) -> None:
     """Writes ID,Label with a row an image and label, and the same as Parquet beside it.
 
     Raises:
         BadInput: a shard is damaged.
     """
     leave_gpu_to_jax()
-    shards, split, display = answer.shards, answer.split, answer.display
-    model = load_classifier(answer.run.model)
+    shards, split, display = job.shards, job.split, job.display
+    model = load_classifier(job.run.model)
     display.begin(f"predicting {split.name}", split.examples)
     predictions = predict_split(
         model,
         split,
         shards.image,
         len(shards.labels),
-        answer.batch_size,
+        job.batch_size,
         display.update,
-        answer.flip,
-    ).cooled(answer.temperatures)
+        job.flip,
+    ).with_temperatures(job.temperatures)
     display.end()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(output.with_suffix(".parquet"), predictions, shards.labels)

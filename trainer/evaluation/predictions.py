@@ -1,4 +1,4 @@
-"""A model's answers for every example of a split."""
+"""A model's predictions for every example of a split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Predictions:
     Attributes:
         split: the split's name.
         logits: float32 [N, L].
-        labels: int64 [N, L]; -1 where unlabelled.
+        labels: int64 [N, L]; -1 where unlabeled.
         texts: image_id, patient_id, study_id and series_id, [N] each.
         position_z: mm, float32 [N].
     """
@@ -37,8 +37,8 @@ class Predictions:
     texts: dict[str, npt.NDArray[np.str_]]
     position_z: npt.NDArray[np.float32]
 
-    def cooled(self, temperatures: tuple[float, ...]) -> Predictions:
-        """The same answers, each label's logits divided by its temperature."""
+    def with_temperatures(self, temperatures: tuple[float, ...]) -> Predictions:
+        """The same predictions, each label's logits divided by its temperature."""
         divided = self.logits / np.asarray(temperatures)
         return replace(self, logits=divided.astype(np.float32))
 
@@ -70,7 +70,7 @@ def predict_split(
     batches = evaluation_batches(split, image, labels, batch_size)
     with damage_reported((split,), image, labels):
         for batch in batches.as_numpy_iterator():
-            logits = answer(model, batch.pop("image"), flip)
+            logits = predict_batch(model, batch.pop("image"), flip)
             rows = len(batch["label"])
             for name, values in {**batch, "logits": logits[:rows]}.items():
                 columns.setdefault(name, []).append(values)
@@ -105,7 +105,7 @@ def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
         )
 
 
-def answer(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:
+def predict_batch(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:
     """Logits of a batch, [B, L]."""
     logits = np.asarray(model.predict_on_batch(images))
     if flip:

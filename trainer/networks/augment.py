@@ -32,9 +32,9 @@ def affine_grid(angle: Any, scale: Any, shift: Any, flip: Any, size: int) -> tup
     Returns:
         Source rows and columns, float32 [B, size, size].
     """
-    centred = ops.arange(size, dtype="float32") - (size - 1) / 2
-    rows = ops.reshape(centred, (1, size, 1))
-    columns = ops.reshape(centred, (1, 1, size))
+    centered = ops.arange(size, dtype="float32") - (size - 1) / 2
+    rows = ops.reshape(centered, (1, size, 1))
+    columns = ops.reshape(centered, (1, 1, size))
     cosine, sine, across = (
         ops.reshape(each, (-1, 1, 1))
         for each in (ops.cos(angle) / scale, ops.sin(angle) / scale, flip)
@@ -85,7 +85,7 @@ class Augment(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         return keras.random.uniform(shape, -reach, reach, dtype="float32", seed=self.generator)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Moves and recolours each image."""
+        """Moves and recolors each image."""
         if not training or self.strength == 0:
             return images
         batch = ops.shape(images)[0]

@@ -19,13 +19,13 @@ class Backbone:
 
     Attributes:
         maker: its function in keras.applications; empty for `backbones.small_resnet`.
-        normalisation: a key of `normalise.NORMALISATIONS`.
-        preprocesses: whether it would normalise its input itself unless told not to.
+        normalization: a key of `normalize.NORMALIZATIONS`.
+        preprocesses: whether it would normalize its input itself unless told not to.
         smallest: the smallest image side it takes, in pixels.
     """
 
     maker: str
-    normalisation: str
+    normalization: str
     preprocesses: bool = False
     smallest: int = 32
 

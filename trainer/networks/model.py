@@ -1,6 +1,6 @@
 """The classifier: stored images in, logits out, everything between on the device.
 
-    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalise ─ backbone ─ pool ─ head
+    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalize ─ backbone ─ pool ─ head
     (uint8, uint16)        └── what a cache holds
 
 Everything after Resize is one inner model, `core`, so that cached images, resized already,
@@ -27,7 +27,7 @@ from trainer.networks.averaging import copies
 from trainer.networks.backbones import build_backbone
 from trainer.networks.catalog import find_backbone
 from trainer.networks.hardware import dtype_policy
-from trainer.networks.normalize import Normalise
+from trainer.networks.normalize import Normalize
 from trainer.networks.resize import Resize
 from trainer.networks.windows import ApplyWindows
 from trainer.options import TrainOptions, parse_windows
@@ -78,9 +78,9 @@ def build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[An
     if image.is_hounsfield:
         x = windows_layer(options, image)(x)
     x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
-    mode = find_backbone(options.model, size).normalisation
+    mode = find_backbone(options.model, size).normalization
     channels = int(x.shape[-1])
-    x = Normalise(mode, name="normalise")(x)
+    x = Normalize(mode, name="normalize")(x)
     backbone = build_backbone(options.model, size, channels, options.weights)
     x = layers.GlobalAveragePooling2D(name="pool")(backbone(x))
     x = layers.Dropout(options.dropout, seed=options.seed + 2, name="dropout")(x)
@@ -110,7 +110,7 @@ def natural_priors(classifier: Classifier, shift: tuple[float, ...]) -> Iterator
 
 
 def windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
-    """The layer that makes grey levels of Hounsfield units."""
+    """The layer that makes gray levels of Hounsfield units."""
     windows = parse_windows(options.windows)
     return ApplyWindows(
         centers=[each.center for each in windows],

@@ -1,4 +1,4 @@
-"""Grey levels 0 to 255 → what each family of backbones was trained on.
+"""Gray levels 0 to 255 → what each family of backbones was trained on.
 
 The constants are those of `keras.applications.imagenet_utils.preprocess_input`.
 """
@@ -19,7 +19,7 @@ Constants = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """(x - mean) / deviation for each of red, green, blue; then blue first where `bgr`."""
 
     mean: tuple[float, float, float]
@@ -27,21 +27,21 @@ class Normalisation:
     bgr: bool = False
 
 
-NORMALISATIONS: Mapping[str, Normalisation] = MappingProxyType(
+NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
     {
-        "caffe": Normalisation((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), bgr=True),
-        "torch": Normalisation(
+        "caffe": Normalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), bgr=True),
+        "torch": Normalization(
             (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
         ),
-        "tf": Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        "tf": Normalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
         # EfficientNetV2 S, M and L divide by 128 and subtract 1.
-        "tf128": Normalisation((128.0, 128.0, 128.0), (128.0, 128.0, 128.0)),
+        "tf128": Normalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0)),
     }
 )
 
 
 @keras.saving.register_keras_serializable("headct")
-class Normalise(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
+class Normalize(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     """float32 [B, H, W, C] of 0 to 255 → float32 of the same shape.
 
     With other than three channels there is no red, green or blue: each channel gets the
@@ -53,14 +53,14 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         self.mode = mode
 
     def call(self, images: Any) -> Any:
-        """Normalises every channel."""
+        """Normalizes every channel."""
         mean, deviation, order = self.constants(images.shape[-1])
         images = (images - mean) / deviation
         return images if (order[:-1] < order[1:]).all() else ops.flip(images, axis=-1)
 
     def constants(self, channels: int) -> tuple[Constants, Constants, npt.NDArray[np.int64]]:
         """Means and deviations of the channels, [C], and the order that they are put into, [C]."""
-        chosen = NORMALISATIONS[self.mode]
+        chosen = NORMALIZATIONS[self.mode]
         mean = np.asarray(chosen.mean, np.float32)
         deviation = np.asarray(chosen.deviation, np.float32)
         order = np.arange(channels)

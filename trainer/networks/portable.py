@@ -3,7 +3,7 @@
 Our layers do with matrices and constants what Keras's own do too:
 
     Resize        two einsums with fixed matrices     ApplyWindows   Dense, then ReLU up to 255
-    Augment       nothing, outside of training        Normalise      Dense over the channels
+    Augment       nothing, outside of training        Normalize      Dense over the channels
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from keras import layers
 
 from trainer.networks.augment import Augment
-from trainer.networks.normalize import Normalise
+from trainer.networks.normalize import Normalize
 from trainer.networks.resize import Resize, resize_matrix
 from trainer.networks.windows import ApplyWindows
 
@@ -73,8 +73,8 @@ def unchanged(_: Augment, x: Any) -> Any:
     return x
 
 
-def normalised(layer: Normalise, x: Any) -> Any:
-    """See `normalise.Normalise`; where blue comes first, the matrix has the order too."""
+def normalized(layer: Normalize, x: Any) -> Any:
+    """See `normalize.Normalize`; where blue comes first, the matrix has the order too."""
     channels = x.shape[-1]
     mean, deviation, order = layer.constants(channels)
     matrix = np.diag(1 / deviation.astype(np.float64))[:, order]
@@ -96,6 +96,6 @@ TRANSLATIONS: Mapping[type, Callable[[Any, Any], Any]] = MappingProxyType(
         Resize: resized,
         ApplyWindows: windowed,
         Augment: unchanged,
-        Normalise: normalised,
+        Normalize: normalized,
     }
 )

@@ -1,4 +1,4 @@
-"""Hounsfield units → grey levels, on the device, with windows chosen at training time."""
+"""Hounsfield units → gray levels, on the device, with windows chosen at training time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("headct")
 class ApplyWindows(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Stored values [B, H, W, 1] → float32 grey levels 0 to 255, [B, H, W, windows].
+    """Stored values [B, H, W, 1] → float32 gray levels 0 to 255, [B, H, W, windows].
 
     LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2: ((x - c) / w + 0.5) · 255, clipped.
     With `jitter`, center and width move at random while training: the center by up to that

@@ -94,13 +94,13 @@ def plot_confusion(labels: Ints, predicted: Floats, names: Labels) -> Figure:
     return figure
 
 
-def plot_mistake(grey: npt.NDArray[Any], heat: npt.NDArray[Any], title: str) -> Figure:
+def plot_mistake(gray: npt.NDArray[Any], heat: npt.NDArray[Any], title: str) -> Figure:
     """An image [H, W] of 0 to 255, and the same with its activation map [h, w] on it."""
     figure = new_figure(4.4, 2.5)
     figure.suptitle(title, fontsize=8)
-    extent = (0, grey.shape[1], grey.shape[0], 0)
+    extent = (0, gray.shape[1], gray.shape[0], 0)
     for axes, overlaid in zip(figure.subplots(1, 2), (False, True), strict=True):
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent)
+        axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=extent)
         if overlaid:
             axes.imshow(heat, cmap="inferno", alpha=0.5, extent=extent, interpolation="bilinear")
         axes.axis("off")

@@ -25,7 +25,7 @@ from trainer.networks.model import load_classifier
 from trainer.progress import number, span
 from trainer.report import curves
 from trainer.report.figures import plot_confusion, plot_curves, plot_mistake, plot_speed
-from trainer.runs.job import Answer
+from trainer.runs.job import EvaluationJob
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Mistake:
     loss: float
 
 
-def write_report(answer: Answer, mistakes: int) -> None:
+def write_report(job: EvaluationJob, mistakes: int) -> None:
     """Writes report.html into a run that is complete, and its pictures to TensorBoard.
 
     Raises:
         BadInput: a file of the run is damaged, or a shard is.
     """
-    run, names = answer.run, answer.shards.labels
+    run, names = job.run, job.shards.labels
     metrics, history = read_json(run.metrics), read_json(run.path / "history.json")
-    frame = pd.read_parquet(run.predictions(answer.split.name))
+    frame = pd.read_parquet(run.predictions(job.split.name))
     labels = frame[[f"label_{name}" for name in names]].to_numpy()
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
     pictures = {
@@ -63,10 +63,10 @@ def write_report(answer: Answer, mistakes: int) -> None:
     for title, figure in pictures.items():
         curves.log_picture(run.path / "tensorboard", title, figure, metrics["epochs"])
     worst = worst_mistakes(labels, predicted, mistakes)
-    shown = [embed(each) for each in mistake_pictures(answer, frame, worst)]
-    page = render(answer, metrics, {t: embed(f) for t, f in pictures.items()}, shown)
+    shown = [embed(each) for each in mistake_pictures(job, frame, worst)]
+    page = render(job, metrics, {t: embed(f) for t, f in pictures.items()}, shown)
     write_whole(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
-    answer.display.say(f"written: {run.path}/report.html")
+    job.display.say(f"written: {run.path}/report.html")
 
 
 def worst_mistakes(
@@ -80,31 +80,31 @@ def worst_mistakes(
     return [Mistake(int(i), int(label[i]), float(highest[i])) for i in order]
 
 
-def mistake_pictures(answer: Answer, frame: pd.DataFrame, worst: list[Mistake]) -> list[Figure]:
+def mistake_pictures(job: EvaluationJob, frame: pd.DataFrame, worst: list[Mistake]) -> list[Figure]:
     """Each mistake's image, beside it what the model looked at."""
     if not worst:
         return []
     rows = [each.row for each in worst]
-    images = read_images(answer, rows)
+    images = read_images(job, rows)
     label = np.array([each.label for each in worst])
-    heats = activation_maps(load_classifier(answer.run.model), images, label)
-    names, figures = answer.shards.labels, []
+    heats = activation_maps(load_classifier(job.run.model), images, label)
+    names, figures = job.shards.labels, []
     for mistake, image, heat in zip(worst, images, heats, strict=True):
         name, row = names[mistake.label], frame.iloc[mistake.row]
         title = (
             f"{row['image_id']}: {name} is {row[f'label_{name}']},"
             f" answered {row[f'probability_{name}']:.3f}"
         )
-        figures.append(plot_mistake(grey_levels(image, answer.shards.image), heat, title))
+        figures.append(plot_mistake(gray_levels(image, job.shards.image), heat, title))
     return figures
 
 
-def read_images(answer: Answer, rows: list[int]) -> npt.NDArray[Any]:
+def read_images(job: EvaluationJob, rows: list[int]) -> npt.NDArray[Any]:
     """The images of some rows of the split, in the order of `rows`."""
     found: dict[int, Any] = {}
-    labels, start = len(answer.shards.labels), 0
-    batches = evaluation_batches(answer.split, answer.shards.image, labels, answer.batch_size)
-    with damage_reported((answer.split,), answer.shards.image, labels):
+    labels, start = len(job.shards.labels), 0
+    batches = evaluation_batches(job.split, job.shards.image, labels, job.batch_size)
+    with damage_reported((job.split,), job.shards.image, labels):
         for batch in batches.as_numpy_iterator():
             for row in rows:
                 if start <= row < start + len(batch["label"]):
@@ -115,7 +115,7 @@ def read_images(answer: Answer, rows: list[int]) -> npt.NDArray[Any]:
     return np.stack([found[row] for row in rows])
 
 
-def grey_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
+def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
     """The first window of an image, or the brain window of Hounsfield units, 0 to 255."""
     first = image[..., 0]
     if not spec.is_hounsfield:
@@ -131,17 +131,17 @@ def embed(figure: Figure) -> str:
 
 
 def render(
-    answer: Answer, metrics: dict[str, Any], pictures: dict[str, str], mistakes: list[str]
+    job: EvaluationJob, metrics: dict[str, Any], pictures: dict[str, str], mistakes: list[str]
 ) -> str:
     """The page, out of report.html.jinja."""
-    description = read_json(answer.run.description)
+    description = read_json(job.run.description)
     figures = next(iter(metrics["labels"].values()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"number": number, "span": span}
     return environment.get_template("report.html.jinja").render(
-        title=f"{answer.run.path.name}: {metrics['split']}",
+        title=f"{job.run.path.name}: {metrics['split']}",
         metrics=metrics,
         figures=[name for name, value in figures.items() if not isinstance(value, list)],
         pictures=pictures,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from trainer.files import write_whole
 
 KEPT = 2
-BANK_NAME = "image_bank"
+CACHE_NAME = "image_cache"
 
 
 @dataclass
@@ -91,7 +91,7 @@ def weights(model: Any) -> list[Any]:
 
     Not the images that a cache keeps on the device.
     """
-    return [each for each in model.variables if each.name != BANK_NAME]
+    return [each for each in model.variables if each.name != CACHE_NAME]
 
 
 def variables(model: Any) -> list[Any]:
@@ -115,7 +115,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives a model its weights alone, where another optimiser takes over."""
+    """Gives a model its weights alone, where another optimizer takes over."""
     found = weights(model)
     for variable, array in zip(found, checkpoint.arrays[: len(found)], strict=True):
         variable.assign(array)

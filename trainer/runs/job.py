@@ -115,7 +115,7 @@ def prepare_job(
 
 
 @dataclass(frozen=True)
-class Answer:
+class EvaluationJob:
     """A saved run and the split it is asked about.
 
     Attributes:
@@ -149,7 +149,7 @@ class Answer:
         return "-".join(parts)
 
 
-def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
+def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJob:
     """Opens a saved run and the shards it is asked about.
 
     Raises:
@@ -173,7 +173,7 @@ def prepare_answer(options: EvaluateOptions | PredictOptions) -> Answer:
     same_shards = shards.digest() == description["shards"]["digest"]
     others = [fold.name for fold in shards.folds() if fold.name != validation]
     source.provide(shards, (split,))
-    return Answer(
+    return EvaluationJob(
         run=run,
         shards=shards,
         split=split,
@@ -211,7 +211,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     return SavedRun(run, labels, temperatures, Display())
 
 
-def prepare_report(options: ReportOptions) -> Answer:
+def prepare_report(options: ReportOptions) -> EvaluationJob:
     """Opens a run that is complete, and the shards it was trained on.
 
     Raises:
@@ -222,11 +222,11 @@ def prepare_report(options: ReportOptions) -> Answer:
     if not run.is_complete:
         raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
     access = {each.name: getattr(options, each.name) for each in fields(ShardAccess)}
-    return prepare_answer(EvaluateOptions(run=options.run, shards=options.shards, **access))
+    return prepare_evaluation(EvaluateOptions(run=options.run, shards=options.shards, **access))
 
 
 def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
-    """A job for each labelled fold, in run directories of their own below `options.run`.
+    """A job for each labeled fold, in run directories of their own below `options.run`.
 
     Raises:
         BadInput: the shards, the options or a run directory cannot be used.
@@ -236,7 +236,7 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     shards = source.open()
     if len(shards.folds()) < 2:
         raise BadInput(
-            f"{shards.location}: has {len(shards.folds())} labelled folds; it takes two or more"
+            f"{shards.location}: has {len(shards.folds())} labeled folds; it takes two or more"
         )
     values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
     # One for all folds: each is trained on by the runs of all others.
@@ -247,9 +247,9 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     )
 
 
-def answer_of(job: Job) -> Answer:
+def evaluation_of(job: Job) -> EvaluationJob:
     """The question that ends a training: how good is it on the fold left out?"""
-    return Answer(
+    return EvaluationJob(
         run=job.run,
         shards=job.shards,
         split=job.validation,

@@ -1,4 +1,4 @@
-"""A run for each fold, and one answer for every slice from a model that never saw it."""
+"""A run for each fold, and one prediction for every slice from a model that never saw it."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     )
     write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
     shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
-    summary = summarise(jobs, frame)
+    summary = summarize(jobs, frame)
     write_json(folder / "crossval.json", summary)
     jobs[0].display.console.print(summary_table(summary, str(folder)))
     jobs[0].display.say(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
 
 
-def summarise(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
+def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
     """Figures of all slices together, and their mean and spread over the folds."""
     names, weights = jobs[0].shards.labels, jobs[0].weights
     labels = frame[[f"label_{name}" for name in names]].to_numpy()

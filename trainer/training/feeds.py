@@ -1,4 +1,4 @@
-"""How images come to the training step: streamed, from a bank, or from the device itself.
+"""How images come to the training step: streamed, from a cache, or from the device itself.
 
 Each feed has a network whose input is what its batches carry; all share the classifier's
 layers.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
-from trainer.data.bank import GIGABYTE, Bank, bank_bytes, check_memory, fill_bank
+from trainer.data.image_cache import GIGABYTE, ImageCache, cache_bytes, check_memory, fill_cache
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
@@ -34,7 +34,7 @@ from trainer.data.shards import count
 from trainer.networks.averaging import make_training_model
 from trainer.networks.model import Classifier
 from trainer.networks.resize import Resize
-from trainer.runs.checkpoint import BANK_NAME
+from trainer.runs.checkpoint import CACHE_NAME
 from trainer.runs.job import Job
 
 
@@ -83,17 +83,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class Cached:
-    """Takes resized images out of banks in memory or on disk."""
+    """Takes resized images out of caches in memory or on disk."""
 
     job: Job
-    bank: Bank
-    validation: Bank
+    cached: ImageCache
+    validation: ImageCache
 
     def rows(self, order: Order) -> npt.NDArray[np.int64]:
         """The rows of each batch."""
         job = self.job
         balanced = job.options.sampling == "balanced"
-        return epoch_rows(self.bank.labels, job.steps, job.options.batch_size, order, balanced)
+        return epoch_rows(self.cached.labels, job.steps, job.options.batch_size, order, balanced)
 
     def network(self, classifier: Classifier) -> Any:
         """Resized images → logits."""
@@ -110,20 +110,20 @@ class Cached:
         def gather(chosen: Any) -> tuple[Any, Any]:
             # Said to be without state: with --deterministic others are called one after the other.
             dtype = tf.as_dtype(image.dtype)
-            pixels = tf.numpy_function(self.bank.take, [chosen], dtype, stateful=False)
-            return tf.ensure_shape(pixels, shape), tf.gather(self.bank.labels, chosen)
+            pixels = tf.numpy_function(self.cached.take, [chosen], dtype, stateful=False)
+            return tf.ensure_shape(pixels, shape), tf.gather(self.cached.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
 
     def validation_logits(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Runs the core over the validation bank."""
-        bank, size = self.validation, self.job.options.batch_size
+        """Runs the core over the cached validation fold."""
+        cached, size = self.validation, self.job.options.batch_size
         logits = []
-        for start in range(0, len(bank.labels), size):
-            rows = np.arange(start, start + size) % len(bank.labels)
-            logits.append(classifier.core.predict_on_batch(bank.take(rows).astype(np.float32)))
-            self.job.display.update(min(start + size, len(bank.labels)))
-        return np.concatenate(logits)[: len(bank.labels)], bank.labels.astype(np.int64)
+        for start in range(0, len(cached.labels), size):
+            rows = np.arange(start, start + size) % len(cached.labels)
+            logits.append(classifier.core.predict_on_batch(cached.take(rows).astype(np.float32)))
+            self.job.display.update(min(start + size, len(cached.labels)))
+        return np.concatenate(logits)[: len(cached.labels)], cached.labels.astype(np.int64)
 
 
 class OnDevice(Cached):
@@ -132,11 +132,11 @@ class OnDevice(Cached):
     @cached_property
     def lookup(self) -> LookUp:
         """The images, copied to the device once for all networks."""
-        (images,) = self.bank.images
+        (images,) = self.cached.images
         return LookUp(images)
 
     def network(self, classifier: Classifier) -> Any:
-        """Rows of the bank → logits."""
+        """Rows of the cache → logits."""
         inputs = layers.Input((), dtype=row_type())
         resized = Resize(self.job.options.image_size)(self.lookup(inputs))
         return training_model(self.job, classifier, inputs, classifier.core(resized))
@@ -144,7 +144,7 @@ class OnDevice(Cached):
     def batches(self, order: Order) -> Any:
         """Rows and labels."""
         rows = self.rows(order)
-        labels = self.bank.labels[rows]
+        labels = self.cached.labels[rows]
         return with_options(
             tf.data.Dataset.from_tensor_slices((rows.astype(row_type()), labels)).prefetch(2)
         )
@@ -176,18 +176,18 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         super().__init__(dtype="float32", trainable=False)
         self.stored, self.kind = images.shape[1:], str(images.dtype)
         words = as_words(images)
-        self.bank = self.add_weight(
+        self.cached = self.add_weight(
             shape=words.shape,
             dtype="float32",
             initializer=lambda *_, **__: ops.convert_to_tensor(words),
             trainable=False,
             autocast=False,
-            name=BANK_NAME,
+            name=CACHE_NAME,
         )
 
     def call(self, rows: Any) -> Any:
         """Gathers."""
-        values = ops.view(ops.take(self.bank, rows, axis=0), self.kind)
+        values = ops.view(ops.take(self.cached, rows, axis=0), self.kind)
         return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
@@ -217,7 +217,7 @@ def open_feed(job: Job, free_device_memory: int | None) -> Feed:
     options, image = job.options, job.shards.image
     if options.cache == "none":
         return Stream(job)
-    needed = bank_bytes(job.training, image, options.image_size)
+    needed = cache_bytes(job.training, image, options.image_size)
     room = ""
     if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
@@ -227,9 +227,9 @@ def open_feed(job: Job, free_device_memory: int | None) -> Feed:
     folder = None
     if options.cache == "disk":
         folder = Path(options.cache_dir) if options.cache_dir else job.run.cache
-    bank = fill_bank(job.training, image, options.image_size, folder, job.display.update)
+    cached = fill_cache(job.training, image, options.image_size, folder, job.display.update)
     trained = count(job.training)
-    validation = fill_bank(
+    validation = fill_cache(
         (job.validation,),
         image,
         options.image_size,
@@ -237,4 +237,4 @@ def open_feed(job: Job, free_device_memory: int | None) -> Feed:
         lambda done: job.display.update(trained + done),
     )
     job.display.end()
-    return (OnDevice if options.cache == "device" else Cached)(job, bank, validation)
+    return (OnDevice if options.cache == "device" else Cached)(job, cached, validation)

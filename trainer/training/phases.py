@@ -17,7 +17,7 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
     """Makes the model that `fit` trains: the head alone, or all of it.
 
     Each phase has an optimizer of its own: moments gathered by the head alone say nothing
-    of the backbone. A frozen backbone's batch normalisation uses its stored statistics.
+    of the backbone. A frozen backbone's batch normalization uses its stored statistics.
     """
     options = job.options
     classifier.backbone.trainable = not frozen
@@ -45,7 +45,7 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
 
 
 def settle_statistics(backbone: Any, steps: int) -> None:
-    """Lets batch normalisation's running statistics arrive within a short run.
+    """Lets batch normalization's running statistics arrive within a short run.
 
     At the usual momentum of 0.99 a run of 60 steps would be validated with statistics that
     are half their initial values. A run of 1,000 steps or more keeps the network's own.

@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import InputClock, Order
 from trainer.data.shards import count
-from trainer.evaluation.evaluate import measure, predict_labelled
+from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.metrics import probabilities, split_figures
 from trainer.evaluation.predictions import check_finite, predict_split, write_parquet
 from trainer.files import write_json, write_whole
@@ -33,7 +33,7 @@ from trainer.report import curves
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
-from trainer.runs.job import Job, answer_of
+from trainer.runs.job import Job, evaluation_of
 from trainer.runs.lock import held
 from trainer.runs.run_directory import begin_run
 from trainer.training.feeds import Feed, open_feed
@@ -45,7 +45,7 @@ MISTAKES = 12
 
 
 def train(job: Job) -> None:
-    """Trains, or goes on where an earlier start of the same run stopped.
+    """Trains, or resumes where an earlier start of the same run stopped.
 
     Raises:
         BadInput: the weights cannot be had, or a shard is damaged.
@@ -147,7 +147,7 @@ def train_epoch(
     }
 
 
-def answer_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any, Any]:
+def predict_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any, Any]:
     """Labels and probabilities of the whole validation fold, [N, L] each."""
     cached = feed.validation_logits(classifier)
     if cached is not None:
@@ -176,7 +176,7 @@ def validate_epoch(
     """Measures the validation fold, keeps the model if it is the best, and takes note."""
     with averaged_weights(model), natural_priors(classifier, job.logit_shift):
         job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
-        labels, predicted = answer_validation(job, feed, classifier)
+        labels, predicted = predict_validation(job, feed, classifier)
         figures = split_figures(labels, predicted, job.shards.labels, job.weights)
         aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
         row |= {
@@ -209,9 +209,9 @@ def report_epoch(job: Job, progress: Progress, better: bool) -> None:
 
 def finish(job: Job, progress: Progress) -> None:
     """Measures the best model, and completes the run with metrics.json."""
-    answer = answer_of(job)
-    predictions = predict_labelled(load_classifier(job.run.model), answer)
-    figures = measure(predictions, answer)
+    evaluation = evaluation_of(job)
+    predictions = predict_labeled(load_classifier(job.run.model), evaluation)
+    figures = measure(predictions, evaluation)
     name = job.validation.name
     write_parquet(job.run.predictions(name), predictions, job.shards.labels)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))
@@ -225,7 +225,7 @@ def finish(job: Job, progress: Progress) -> None:
     checkpoint.clear(job.run.checkpoints)
     shutil.rmtree(job.run.cache, ignore_errors=True)
     if job.options.report:
-        write_report(answer, MISTAKES)
+        write_report(evaluation, MISTAKES)
     path = job.options.run
     show_figures(job.display, figures, f"{path}: {name}, epoch {best['epoch']}")
     if not job.is_part:

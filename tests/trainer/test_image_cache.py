@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.data.bank import Bank, bank_bytes, check_memory, fill_bank
+from trainer.data.image_cache import ImageCache, cache_bytes, check_memory, fill_cache
 from trainer.data.shards import ImageSpec, read_shard_directory
 from trainer.errors import BadInput
 
@@ -15,18 +15,18 @@ IMAGE = ImageSpec(32, 32, 3, "uint8", 0)
 
 def test_rows_of_several_splits_by_hand() -> None:
     first, second = np.zeros((2, 1, 1, 1), np.uint8), np.uint8([[[[7]]], [[[8]]], [[[9]]]])
-    bank = Bank((first, second), np.zeros((5, 1), np.float32))
-    assert bank.take(np.array([4, 0, 2, 3])).ravel().tolist() == [9, 0, 7, 8]
+    cached = ImageCache((first, second), np.zeros((5, 1), np.float32))
+    assert cached.take(np.array([4, 0, 2, 3])).ravel().tolist() == [9, 0, 7, 8]
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_bank_holds_every_image_resized(
+def test_a_cache_holds_every_image_resized(
     shards: Path, split_rows: dict[str, list[dict[str, Any]]], tmp_path: Path, on_disk: bool
 ) -> None:
     data = read_shard_directory(shards)
     heard: list[int] = []
     training, _ = data.training_and_validation(0)
-    bank = fill_bank(
+    cached = fill_cache(
         training, data.image, 24, tmp_path / "cache" if on_disk else None, heard.append
     )
     rows = split_rows["fold1"] + split_rows["fold2"]
@@ -36,9 +36,9 @@ def test_a_bank_holds_every_image_resized(
         .tobytes(): r["label"]
         for r in rows
     }
-    images = bank.take(np.arange(40))
+    images = cached.take(np.arange(40))
     assert images.dtype == np.uint8
-    for image, label in zip(images, bank.labels, strict=True):
+    for image, label in zip(images, cached.labels, strict=True):
         assert label.tolist() == expected.pop(image.tobytes())
     assert not expected
     assert heard[-1] == 40
@@ -48,10 +48,10 @@ def test_what_is_on_disk_is_not_decoded_again(shards: Path, tmp_path: Path) -> N
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     data = read_shard_directory(copy)
     splits = data.folds()[:1]
-    first = fill_bank(splits, data.image, 32, tmp_path / "cache", lambda _: None)
+    first = fill_cache(splits, data.image, 32, tmp_path / "cache", lambda _: None)
     for file in copy.glob("*.tfrecord*"):
         file.unlink()
-    again = fill_bank(splits, data.image, 32, tmp_path / "cache", lambda _: None)
+    again = fill_cache(splits, data.image, 32, tmp_path / "cache", lambda _: None)
     assert np.array_equal(again.images[0], first.images[0])
     assert np.array_equal(again.labels, first.labels)
 
@@ -64,5 +64,5 @@ def test_too_little_memory_is_known_before() -> None:
 
 def test_bytes_by_hand(shards: Path) -> None:
     splits = read_shard_directory(shards).folds()[:1]
-    assert bank_bytes(splits, IMAGE, 10) == 21 * 10 * 10 * 3
-    assert bank_bytes(splits, ImageSpec(32, 32, 1, "uint16", -1024), 10) == 21 * 10 * 10 * 2
+    assert cache_bytes(splits, IMAGE, 10) == 21 * 10 * 10 * 3
+    assert cache_bytes(splits, ImageSpec(32, 32, 1, "uint16", -1024), 10) == 21 * 10 * 10 * 2

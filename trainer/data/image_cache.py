@@ -1,7 +1,7 @@
 """Decoded, resized images kept between epochs: in memory, or in a file mapped into it.
 
 One uint8 (or uint16) array a split, so that runs on other folds find on disk what an
-earlier one left. A value differs by at most half a grey level from the one that resizing
+earlier one left. A value differs by at most half a gray level from the one that resizing
 in the model gives, because it is rounded once more.
 """
 
@@ -40,7 +40,7 @@ Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Bank:
+class ImageCache:
     """The images and labels of some splits, one after the other.
 
     Attributes:
@@ -62,7 +62,7 @@ class Bank:
         return taken
 
 
-def bank_bytes(splits: tuple[Split, ...], image: ImageSpec, size: int) -> int:
+def cache_bytes(splits: tuple[Split, ...], image: ImageSpec, size: int) -> int:
     """Bytes of the images of `splits`, resized."""
     return count(splits) * size * size * image.channels * np.dtype(image.dtype).itemsize
 
@@ -80,13 +80,13 @@ def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
         )
 
 
-def fill_bank(
+def fill_cache(
     splits: tuple[Split, ...],
     image: ImageSpec,
     size: int,
     folder: Path | None,
     on_image: Callable[[int], None],
-) -> Bank:
+) -> ImageCache:
     """Decodes and resizes all images of `splits`, or maps the files that hold them already.
 
     The files are in `folder`; None keeps the images in memory. `on_image` hears how many
@@ -97,7 +97,7 @@ def fill_bank(
     """
     if folder is not None:
         return map_splits(splits, image, size, folder, on_image)
-    needed = bank_bytes(splits, image, size)
+    needed = cache_bytes(splits, image, size)
     check_memory("ram", needed, psutil.virtual_memory().available, "disk")
     return read_splits(splits, image, size, on_image)
 
@@ -116,7 +116,7 @@ class Offset:
 
 def read_splits(
     splits: tuple[Split, ...], image: ImageSpec, size: int, on_image: Callable[[int], None]
-) -> Bank:
+) -> ImageCache:
     """All images in one array in memory, which a device can take as it is."""
     images = np.empty((count(splits), size, size, image.channels), image.dtype)
     labels, done = [], 0
@@ -124,7 +124,7 @@ def read_splits(
         mine = images[done : done + split.examples]
         labels.append(decode_into(mine, split, image, size, Offset(on_image, done)))
         done += split.examples
-    return Bank((images,), np.concatenate(labels))
+    return ImageCache((images,), np.concatenate(labels))
 
 
 def map_splits(
@@ -133,13 +133,13 @@ def map_splits(
     size: int,
     folder: Path,
     on_image: Callable[[int], None],
-) -> Bank:
+) -> ImageCache:
     """The images of each split in a file of its own."""
     parts, done = [], 0
     for split in splits:
         parts.append(map_split(split, image, size, folder, Offset(on_image, done)))
         done += split.examples
-    return Bank(tuple(each for each, _ in parts), np.concatenate([each for _, each in parts]))
+    return ImageCache(tuple(each for each, _ in parts), np.concatenate([each for _, each in parts]))
 
 
 def map_split(
@@ -152,7 +152,7 @@ def map_split(
     remove_unfinished(folder)
     if not labels.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        check_disk(folder, bank_bytes((split,), image, size))
+        check_disk(folder, cache_bytes((split,), image, size))
         found: list[npt.NDArray[np.float32]] = []
 
         def write(unfinished: Path) -> None:

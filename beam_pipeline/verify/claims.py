@@ -1,4 +1,4 @@
-"""What manifest.json promises of the shards, as far as it can be read, and its own arithmetic.
+"""What manifest.json claims of the shards, as far as it can be read, and its own arithmetic.
 
 Nothing here trusts the file: what is missing or of another type becomes a finding and then None,
 and the checks that would need it are left out.
@@ -21,7 +21,7 @@ _TABLES = ("rejected_by_reason", "repaired")
 
 
 @dataclass(frozen=True)
-class ShardPromise:
+class ShardClaim:
     """What the manifest says of one shard file; None where it cannot be read.
 
     Attributes:
@@ -42,7 +42,7 @@ class ShardPromise:
 
 
 @dataclass(frozen=True)
-class SplitPromise:
+class SplitClaim:
     """What the manifest says of one split; None where it cannot be read.
 
     Attributes:
@@ -55,11 +55,11 @@ class SplitPromise:
     examples: int | None
     patients: int | None
     label_counts: dict[str, int] | None
-    shards: tuple[ShardPromise, ...]
+    shards: tuple[ShardClaim, ...]
 
 
 @dataclass(frozen=True)
-class Promises:
+class Claims:
     """What the manifest says; None or empty where it cannot be read.
 
     Attributes:
@@ -81,11 +81,11 @@ class Promises:
     windows: list[Any] | None = None
     counts: dict[str, int] = field(default_factory=dict)
     tables: dict[str, dict[str, int]] = field(default_factory=dict)
-    splits: dict[str, SplitPromise] = field(default_factory=dict)
+    splits: dict[str, SplitClaim] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
     @property
-    def shards(self) -> tuple[ShardPromise, ...]:
+    def shards(self) -> tuple[ShardClaim, ...]:
         """Of all splits."""
         return tuple(shard for split in self.splits.values() for shard in split.shards)
 
@@ -140,7 +140,7 @@ class _Node:
         return {name: number for name, number in found.items() if number is not None}
 
 
-def read_promises(data: bytes, findings: Findings) -> Promises:
+def read_claims(data: bytes, findings: Findings) -> Claims:
     """Read a manifest.
 
     Args:
@@ -151,10 +151,10 @@ def read_promises(data: bytes, findings: Findings) -> Promises:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
         findings.add(Finding(Check.MANIFEST, f"not JSON: {printable(error)}", MANIFEST))
-        return Promises()
+        return Claims()
     if not isinstance(manifest, dict):
         findings.add(Finding(Check.MANIFEST, "not a JSON object", MANIFEST))
-        return Promises()
+        return Claims()
     node = _Node(manifest, findings)
     _check_digest(node)
     version = node.count("schema_version")
@@ -162,9 +162,9 @@ def read_promises(data: bytes, findings: Findings) -> Promises:
         node.wrong(f"schema_version is {version}, this program reads {SCHEMA_VERSION}")
     node.text("created")
     node.child("software")
-    promises = _promises(node)
-    _check_arithmetic(promises, findings)
-    return promises
+    claims = _claims(node)
+    _check_arithmetic(claims, findings)
+    return claims
 
 
 def _check_digest(node: _Node) -> None:
@@ -173,13 +173,13 @@ def _check_digest(node: _Node) -> None:
         node.wrong("its content is not that of its own digest: it was edited or damaged")
 
 
-def _promises(node: _Node) -> Promises:
+def _claims(node: _Node) -> Claims:
     shape, dtype = _image(node.child("image"))
     counts = node.child("counts")
     numbers = {name: counts.count(name) for name in _COUNTS}
     tables = {name: counts.counts(name) for name in _TABLES}
     splits = node.child("splits")
-    return Promises(
+    return Claims(
         labels=_labels(node),
         image_shape=shape,
         image_dtype=dtype,
@@ -218,22 +218,22 @@ def _image(node: _Node) -> tuple[tuple[int, int, int] | None, str | None]:
     return (height, width, channels), dtype
 
 
-def _split(splits: _Node, name: str) -> SplitPromise:
+def _split(splits: _Node, name: str) -> SplitClaim:
     node = splits.child(name)
     shards = node.take("shards", list, "a list") or []
-    return SplitPromise(
+    return SplitClaim(
         examples=node.count("examples"),
         patients=node.count("patients"),
         label_counts=node.counts("label_counts"),
         shards=tuple(
-            promise
+            claim
             for number, shard in enumerate(shards)
-            if (promise := _shard(node, name, number, len(shards), shard)) is not None
+            if (claim := _shard(node, name, number, len(shards), shard)) is not None
         ),
     )
 
 
-def _shard(split: _Node, name: str, number: int, of: int, values: Any) -> ShardPromise | None:
+def _shard(split: _Node, name: str, number: int, of: int, values: Any) -> ShardClaim | None:
     path = f"{split.path}shards[{number}]"
     if not isinstance(values, dict):
         split.wrong(f"{path} is not an object")
@@ -248,16 +248,16 @@ def _shard(split: _Node, name: str, number: int, of: int, values: Any) -> ShardP
     if sha256 is not None and not (len(sha256) == 64 and set(sha256) <= _HEX):
         node.wrong(f"{path}.sha256 is no SHA-256")
         sha256 = None
-    promise = ShardPromise(
+    claim = ShardClaim(
         name, file or "", node.count("examples"), node.count("bytes"), sha256,
         node.counts("label_counts"),
     )  # fmt: skip
-    return promise if file else None
+    return claim if file else None
 
 
-def _check_arithmetic(promises: Promises, findings: Findings) -> None:
+def _check_arithmetic(claims: Claims, findings: Findings) -> None:
     """The manifest against itself."""
-    counts, tables, splits = promises.counts, promises.tables, promises.splits
+    counts, tables, splits = claims.counts, claims.tables, claims.splits
     sums = _Sums(findings)
     if "written" in counts and "rejected" in counts:
         total = counts["written"] + counts["rejected"]
@@ -268,49 +268,49 @@ def _check_arithmetic(promises: Promises, findings: Findings) -> None:
     examples = [split.examples for split in splits.values()]
     sums.check("counts.written", counts.get("written"), "sum of the splits", _sum(examples))
     for name, split in splits.items():
-        _check_split(name, split, promises, sums)
-    files = Counter(shard.file for shard in promises.shards)
+        _check_split(name, split, claims, sums)
+    files = Counter(shard.file for shard in claims.shards)
     for file, times in files.items():
         if times > 1:
             sums.wrong(f"{printable(file)} is listed {times} times")
-    _check_image(promises, sums)
+    _check_image(claims, sums)
 
 
-def _check_split(name: str, split: SplitPromise, promises: Promises, sums: "_Sums") -> None:
+def _check_split(name: str, split: SplitClaim, claims: Claims, sums: "_Sums") -> None:
     path = f"splits.{printable(name)}"
     total = _sum([shard.examples for shard in split.shards])
     sums.check(f"{path}.examples", split.examples, "sum of its shards", total)
-    if promises.labels is None:
+    if claims.labels is None:
         return
     tables = [(path, split.label_counts)]
     tables += [(f"{path} {shard.file}", shard.label_counts) for shard in split.shards]
     for place, table in tables:
-        if table is not None and set(table) != set(promises.labels):
+        if table is not None and set(table) != set(claims.labels):
             sums.wrong(f"{printable(place)}.label_counts has other labels than the manifest")
-    for label in promises.labels:
+    for label in claims.labels:
         parts = [(shard.label_counts or {}).get(label) for shard in split.shards]
         found = (split.label_counts or {}).get(label)
         sums.check(f"{path}.label_counts.{label}", found, "sum of its shards", _sum(parts))
 
 
-def _check_image(promises: Promises, sums: "_Sums") -> None:
+def _check_image(claims: Claims, sums: "_Sums") -> None:
     """Options, windows and image say the same."""
-    if promises.image_shape is None:
+    if claims.image_shape is None:
         return
-    height, width, channels = promises.image_shape
-    size = promises.options.get("image_size")
+    height, width, channels = claims.image_shape
+    size = claims.options.get("image_size")
     sums.check("image.height", height, "options.image_size", size)
     sums.check("image.width", width, "options.image_size", size)
-    recorded = promises.options.get("windows")
-    if promises.windows is not None and isinstance(recorded, list) and recorded:
-        same = promises.windows == recorded
+    recorded = claims.options.get("windows")
+    if claims.windows is not None and isinstance(recorded, list) and recorded:
+        same = claims.windows == recorded
         sums.check("windows", "as they are", "options.windows", "as they are" if same else "others")
-    if promises.image_dtype == "uint16":
+    if claims.image_dtype == "uint16":
         sums.check("image.channels", channels, "one channel of Hounsfield units", 1)
-    elif promises.windows is not None:
-        sums.check("image.channels", channels, "the number of windows", len(promises.windows))
-    if not math.prod(promises.image_shape):
-        sums.wrong(f"image is empty: {promises.image_shape}")
+    elif claims.windows is not None:
+        sums.check("image.channels", channels, "the number of windows", len(claims.windows))
+    if not math.prod(claims.image_shape):
+        sums.wrong(f"image is empty: {claims.image_shape}")
 
 
 def _sum(numbers: list[int | None]) -> int | None:
