@@ -1,5 +1,6 @@
 """Each example, run as its first lines say, on shards that the pipeline has just made."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -20,6 +21,16 @@ def run(*argv: Any) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def load_example(name: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +61,7 @@ def test_tensorflow_datasets(shards: Path) -> None:
 
 def test_a_volume_of_a_patient(shards: Path) -> None:
     assert "a volume of (" in run("examples/patient_slices.py", shards / "windows")
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        from patient_slices import volume  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(ROOT / "examples"))
+    volume = load_example("patient_slices").volume
     index = pd.read_parquet(shards / "windows" / "index.parquet")
     patient = index["patient_id"].iloc[0]
     rows = index[index["patient_id"] == patient].sort_values("position_z")
@@ -65,6 +72,25 @@ def test_a_volume_of_a_patient(shards: Path) -> None:
         record = next(iter(records.skip(row["record"]))).numpy()
         png = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
         np.testing.assert_array_equal(image, tf.io.decode_png(png).numpy())
+
+
+def test_random_access_for_pytorch(shards: Path) -> None:
+    """Without torch, which is five gigabytes: it takes anything that has a length and items."""
+    found = load_example("pytorch_dataset").ShardDataset(shards / "windows", ["fold0", "fold1"])
+    manifest = json.loads((shards / "windows" / "manifest.json").read_text())
+    expected = {}
+    for split in ("fold0", "fold1"):
+        for shard in manifest["splits"][split]["shards"]:
+            for record in tf.data.TFRecordDataset(str(shards / "windows" / shard["file"])):
+                feature = tf.train.Example.FromString(record.numpy()).features.feature
+                image = tf.io.decode_png(feature["image"].bytes_list.value[0]).numpy()
+                expected[image.tobytes()] = list(feature["label"].int64_list.value)
+    order = np.random.default_rng(0).permutation(len(found))
+    read = [found[row] for row in order]
+    assert all(image.shape == (3, 64, 64) and image.dtype == np.uint8 for image, _ in read)
+    keys = {image.transpose(1, 2, 0).tobytes(): labels.tolist() for image, labels in read}
+    assert len(read) == len(expected)
+    assert keys == expected
 
 
 def test_windows_chosen_afterwards(shards: Path) -> None:
