@@ -20,7 +20,7 @@ from tests.trainer.png_files import (
     png_with_chunks,
     unfiltered,
 )
-from trainer import png as module
+from trainer.data import png as module
 from trainer.data.png import decode_pngs
 from trainer.data.shards import ImageSpec
 

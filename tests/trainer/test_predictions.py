@@ -5,7 +5,7 @@ import pytest
 
 from trainer.data.shards import read_shard_directory
 from trainer.errors import BadInput
-from trainer.evaluation.predictions import Predictions, answer, predict_split, to_frame
+from trainer.evaluation.predictions import Predictions, predict_batch, predict_split, to_frame
 
 
 class Brightness:
@@ -18,7 +18,7 @@ class Brightness:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 21, 64])
-def test_every_slice_is_answered_with_its_own_ids(shards: Path, batch_size: int) -> None:
+def test_every_slice_is_predicted_with_its_own_ids(shards: Path, batch_size: int) -> None:
     data = read_shard_directory(shards)
     split = data.split("fold0")
     heard: list[int] = []
@@ -37,11 +37,11 @@ def test_every_slice_is_answered_with_its_own_ids(shards: Path, batch_size: int)
 def test_the_mirror_image_is_averaged_in() -> None:
     images = np.zeros((1, 2, 2, 1), np.uint8)
     images[:, :, 0] = 100
-    assert answer(Brightness(), images, flip=False).tolist() == [[100, 0, 50]]
-    assert answer(Brightness(), images, flip=True).tolist() == [[50, 50, 50]]
+    assert predict_batch(Brightness(), images, flip=False).tolist() == [[100, 0, 50]]
+    assert predict_batch(Brightness(), images, flip=True).tolist() == [[50, 50, 50]]
 
 
-def test_cooled_by_hand() -> None:
+def test_temperatures_by_hand() -> None:
     found = Predictions("s", np.float32([[2, 3]]), np.array([[0, 1]]), {}, np.zeros(1, np.float32))
     assert found.with_temperatures((2.0, 1.0)).logits.tolist() == [[1, 3]]
 
