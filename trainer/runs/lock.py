@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from trainer.errors import BadInput
 
@@ -18,7 +19,8 @@ LOCK = ".lock"
 def held(folder: Path) -> Iterator[None]:
     """Keeps a run directory, which is made if need be, for this process.
 
-    The lock is the kernel's, so that a process that dies in whatever way gives it back.
+    The lock is the kernel's, so that a process that dies in whatever way gives it back. A file
+    system without locks has none.
 
     Raises:
         BadInput: another process holds it; the message says which.
@@ -26,7 +28,7 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.seek(0)
             raise BadInput(
@@ -39,3 +41,17 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def lock(file: IO[str]) -> None:
+    """Takes a file's lock, where its file system has locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
