@@ -60,7 +60,7 @@ setup(
     extras_require={
         "trainer": [*TRAINER, "tensorflow>=2.21"],
         "cuda": [*TRAINER, "tensorflow[and-cuda]>=2.21"],
-        # Beside `trainer`: TensorFlow, without a GPU, goes on reading the shards.
+        # Beside `trainer`: TensorFlow, without a GPU, still reads the shards.
         "jax": ["jax"],
         "jax-cuda": ["jax[cuda13]"],
         "onnx": EXPORT,

@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"  # written last: a directory that has it is complete
 # Holds what steps leave to others until the directory is finished.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
-JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that goes on by itself
+JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
 
 # Tables in it; see `unfinished`.
 REJECTS_TABLE = "rejects"

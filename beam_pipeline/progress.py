@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on, and at its end.
+"""What a user sees during a run, and at its end.
 
 The steps log what they did, with the counts as an attribute of the log record: a cluster's log
 shows the lines, a terminal the display that is made of the counts.
@@ -131,7 +131,7 @@ def _slices_done(counts: Counter[str]) -> int:
 
 
 class Watcher:
-    """Tells a display what the output folder shows of a run that goes on elsewhere.
+    """Tells a display what the output folder shows of a run that is elsewhere.
 
     Args:
         unfinished: of the output.

@@ -91,7 +91,7 @@ def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
 
 
 def figures_table(figures: dict[str, Any], title: str) -> Table:
-    """The figures of a split, a row a label; within 80 columns for labels of up to 16 letters."""
+    """The figures of a split, one row per label; 80 columns hold labels of 16 letters."""
     table = Table(title=title, title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:

@@ -1,4 +1,4 @@
-"""What is known of every input file before its pixels are converted: one row a file."""
+"""What is known of every input file before its pixels are converted: one row per file."""
 
 import hashlib
 import json

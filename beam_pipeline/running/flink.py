@@ -53,7 +53,7 @@ class FlinkCluster:
         if strategy in (None, "none", "off", "disable"):
             found.append(
                 "Flink's restart-strategy is not set: a worker that is lost ends the job, and the "
-                "same command resumes. With 'restart-strategy: fixed-delay' the job goes on."
+                "same command resumes. With 'restart-strategy: fixed-delay' the job continues."
             )
         if settings.get("cluster.evenly-spread-out-slots") != "true":
             found.append(

@@ -55,7 +55,7 @@ _RANGE_NOT_SATISFIABLE = 416
 class ObjectStore:
     """A bucket, or a container.
 
-    The obstore library repeats what fails within a request; `Patience` begins anew with what is
+    The obstore library repeats what fails within a request; `Patience` begins again with what is
     left, with credentials that are valid then.
 
     Args:
@@ -203,7 +203,7 @@ class ObjectStore:
 
 
 class _Pages:
-    """A listing, a page at a time; after a failure it goes on behind the last object seen."""
+    """A listing, a page at a time; after a failure it continues behind the last object seen."""
 
     def __init__(self, store: Any, folder: str) -> None:
         self._store, self._folder = store, folder

@@ -92,7 +92,7 @@ def _read_manifest(folder: Folder, findings: Findings) -> Claims:
 def _prepare_source(
     source: str, claims: Claims, index: pa.Table, findings: Findings
 ) -> tuple[Conversion | None, pa.Table]:
-    """How to make the images anew, and the index with the files to make them of."""
+    """How to make the images again, and the index with the files to make them of."""
     try:
         conversion = Conversion.recorded(source, claims.options)
         seen = claims.counts.get("files_seen", 0)

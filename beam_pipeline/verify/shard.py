@@ -43,7 +43,7 @@ class ShardTask:
         image_shape: height, width, channels, or None if unknown.
         image_dtype: "uint8" or "uint16", or None if unknown.
         rows: of the index, or None if it cannot be read.
-        conversion: how to make its images anew, or None not to.
+        conversion: how to make its images again, or None not to.
     """
 
     folder: str

@@ -71,7 +71,7 @@ class Conversion:
             return error
 
     def convert(self, data: bytes) -> tuple[Header, Image]:
-        """Convert a file anew.
+        """Convert a file again.
 
         Raises:
             Rejected: it is not a usable slice.

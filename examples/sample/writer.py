@@ -3,7 +3,7 @@
 DIR/sample.json            what it is, written first
 DIR/slices/ID_*.dcm        complete series, and the bad files
 DIR/test_slices/ID_*.dcm   series of other patients, which no row of the labels names
-DIR/labels.csv             `ID,Label`, a row a class, written last and atomically
+DIR/labels.csv             `ID,Label`, one row per class, written last and atomically
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def counter_calling(function: Callable[[Any], Any]) -> Any:
 
 
 def as_written(function: Callable[..., Any]) -> Any:
-    """Keeps AutoGraph from reading a function's source, which each epoch would do anew.
+    """Keeps AutoGraph from reading a function's source, which each epoch would do again.
 
     The source on disk may be another by then: a run of days outlives many an update.
     """

@@ -48,7 +48,7 @@ class Copied:
     bytes: int = 0
 
     def add(self, count: int) -> None:
-        """Counts more, or fewer where something is copied anew."""
+        """Counts more, or fewer where something is copied again."""
         self.bytes += count
         self.display.update(self.bytes // MIB)
 

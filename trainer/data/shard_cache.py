@@ -73,7 +73,7 @@ def is_there(folder: Path, file: CachedFile) -> bool:
 
 
 def read_record(folder: Path, file: CachedFile) -> object:
-    """What was kept of a file; None if nothing of use was."""
+    """What was kept of a file; None if nothing usable was."""
     try:
         return parse_json(read_bytes(file.record(folder)), "record")
     except (FileNotFoundError, BadInput):

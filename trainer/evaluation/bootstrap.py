@@ -23,7 +23,7 @@ class RankedScores:
     """One label's examples in the order of their scores, for ROC AUCs of many resamples.
 
     A weight a patient is all that differs between two resamples: what lies below each positive is
-    looked up once, and summed anew.
+    looked up once, and summed each time.
     """
 
     def __init__(self, labels: Ints, scores: Floats, patient: Ints) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 def activation_maps(
     classifier: Any, images: npt.NDArray[Any], label: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Grad-CAM of one label an image, [B, h, w], 0 to 1 (Selvaraju et al., arXiv:1610.02391).
+    """Grad-CAM of one label per image, [B, h, w], 0 to 1 (Selvaraju et al., arXiv:1610.02391).
 
     Between the last feature map and a logit there is a mean and a linear layer alone, so
     the gradient is that layer's weights, and no backward pass is needed (their section 3).

@@ -13,7 +13,7 @@ from trainer.runs.job import EvaluationJob
 
 
 def predict(job: EvaluationJob, output: Path) -> None:
-    """Writes ID,Label with a row an image and label, and the same as Parquet beside it.
+    """Writes ID,Label with one row per image and label, and the same as Parquet beside it.
 
     Raises:
         BadInput: a shard is damaged.

@@ -70,7 +70,7 @@ class Augment(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     """float32 [B, S, S, C] of 0 to 255 → the same, changed at random while training.
 
     The generator's state is a variable of the model: a checkpoint holds it, and a resumed
-    run goes on with the very same images.
+    run continues with the very same images.
     """
 
     def __init__(self, strength: float, seed: int, **kwargs: Any) -> None:

@@ -75,7 +75,7 @@ class AveragedModel(keras.Model):  # type: ignore[misc,unused-ignore]
             average.assign(average * momentum + weight * (1 - momentum))
 
     def reset(self) -> None:
-        """Begins anew with the weights as they are."""
+        """Starts over from the weights as they are."""
         self.steps_done.assign(0)
         assign(self.averages, copies(self.averaged))
 
@@ -91,7 +91,7 @@ def make_training_model(
 
 
 def reset_averages(model: Any) -> None:
-    """Lets a model that averages weights begin anew with those that it has."""
+    """Lets a model that averages weights start over from those that it has."""
     if isinstance(model, AveragedModel):
         model.reset()
 

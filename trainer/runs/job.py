@@ -278,7 +278,7 @@ def choose_temperatures(
     """The temperatures that the run keeps; 1 each unless they are wanted.
 
     Raises:
-        BadInput: they are wanted and not there, or not of use.
+        BadInput: they are wanted and not there, or not usable.
     """
     if not wanted:
         return (1.0,) * len(labels)

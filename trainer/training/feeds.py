@@ -53,7 +53,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Decodes every epoch anew; holds nothing."""
+    """Decodes in every epoch; holds nothing."""
 
     job: Job
 
