@@ -29,6 +29,7 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
         _finish(Unfinished(folder), written, options)
         finish_output(folder)
     except AlreadyComplete:
+        folder.remove_partial()  # of workers that were ended with this run
         finish_output(folder)  # what this run wrote after the other had removed it all
     except PipelineError as error:
         report_refusal(error)
