@@ -68,7 +68,7 @@ class ObjectStore:
     # The way there and back takes as long as converting a few dozen slices.
     readers = 32
     read_together = 1
-    ranged_readers = 64
+    ranged_readers = 128
 
     def __init__(self, url: str, reading: Any, writing: Any, patience: float) -> None:
         self._url = url
