@@ -77,7 +77,7 @@ class Rates:
         (1.0, 8.0, 110.0), "of CPU, for 10^5, 10^6 and 10^7 slices (make bench-planning)"
     )
     planning_mb: tuple[float, ...] = _rate(
-        (264, 1_121, 2_630), "of memory, for 10^5, 10^6 and 10^7 slices (make bench-planning)"
+        (272, 1_200, 2_638), "of memory, for 10^5, 10^6 and 10^7 slices (make bench-planning)"
     )
     planning_bytes: float = _rate(170, "of memory, for each slice beyond 10^7 (BENCHMARKS.md)")
     planning_disk: float = _rate(400, "bytes of a slice beyond 10^6, in temporary files")
