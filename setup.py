@@ -52,6 +52,7 @@ setup(
         "pandas",
         "protobuf",
         "pyarrow",
+        "pydantic",
         "pydicom>=3.0",
         "rich",
         "tenacity",

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
 from beam_pipeline.layout import MANIFEST
-from beam_pipeline.options import Launch, Options, parse_options
+from beam_pipeline.options import Options
 from beam_pipeline.planning.assignment import read_assignment
 from beam_pipeline.planning.labels import LabelFile
 from beam_pipeline.progress import Display, Watcher, show_summary
+from beam_pipeline.running.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.output import find_manifest, prepare_output, read_refusal
@@ -42,13 +44,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _preprocess(options: Options, launched: Launch) -> int:
-    folder = Folder(options.output, options.storage_patience)
+    folder = options.files.folder
     _check_input(options)
     console = Console()
     manifest = prepare_output(folder, options)
     if manifest is not None:
-        console.print(f"{options.output} is complete: nothing to do.", soft_wrap=True)
-        show_summary(console, manifest, options.output, None)
+        console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
+        show_summary(console, manifest, options.files.output, None)
         return 0
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere
@@ -61,8 +63,8 @@ def _preprocess(options: Options, launched: Launch) -> int:
     _raise_refusal(folder)
     finished = find_manifest(folder)
     if finished is None:
-        raise PipelineError(f"the run ended without {MANIFEST} in {options.output}")
-    show_summary(console, finished, options.output, time.monotonic() - began)
+        raise PipelineError(f"the run ended without {MANIFEST} in {options.files.output}")
+    show_summary(console, finished, options.files.output, time.monotonic() - began)
     return 0
 
 
@@ -98,13 +100,14 @@ def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: 
 
 def _check_input(options: Options) -> None:
     """Raise at once for what would end the run after the headers were read."""
-    patience = options.storage_patience
-    if next(InputFiles.parse(options.input, patience).list(), None) is None:
-        raise UsageError(f"input {options.input} holds no files")
-    if options.labels:
-        LabelFile(options.labels, options.id_column, options.label_columns, patience).check()
-    if options.folds_from:
-        read_assignment(options.folds_from, patience)
+    files, labels = options.files, options.labels
+    patience = files.storage_patience
+    if next(InputFiles.parse(files.input, patience).list(), None) is None:
+        raise UsageError(f"input {files.input} holds no files")
+    if files.labels:
+        LabelFile(files.labels, labels.id_column, labels.label_columns, patience).check()
+    if options.splits.folds_from:
+        read_assignment(options.splits.folds_from, patience)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,19 @@
-"""What a user can choose, checked before anything is read or written."""
+"""What a user can choose, in the parts that functions take."""
 
-import argparse
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Self, cast
 
+from pydantic import BeforeValidator, Field, model_validator
+
+from beam_pipeline.declarations import Declared, DefaultText, Mark, OptionalText
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
-from beam_pipeline.images.convert import ImageSpec
 from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
-from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
-from beam_pipeline.running.runners import (
-    LOCAL,
-    RUNNERS,
-    Runner,
-    choose_runner,
-    complete_arguments,
-    place_path,
-)
+from beam_pipeline.keys import KEY_VARIABLE
+from beam_pipeline.storage import Folder
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
-_DEFAULT_WINDOWS = ("brain", "subdural", "bone")
 _MAX_CHANNELS = 4  # of a PNG
-_PATHS = ("input", "labels", "output", "folds_from", "identifier_key_file")
 
 
 class LeakCheck(StrEnum):
@@ -58,304 +47,180 @@ class GroupBy(StrEnum):
     STUDY = "study"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of a run.
+class Files(Declared, title="files"):
+    """What is read and where it is written."""
 
-    Attributes:
-        input: a folder, a file or a pattern; local or a URL.
-        labels: a label file, or None for a `test` split without labels.
-        output: the shard directory.
-        windows: one per channel; none to store Hounsfield units.
-        voi: the windows' function.
-        image_size: height and width of the stored images, pixels.
-        hu_repair: which repair of badly encoded files to apply.
-        image_id: what identifies a slice; labels are joined by the file name for `ordinal`.
-        id_column: of a label file with a column per class; None to find it by its name.
-        label_columns: of such a file; none for all but the id's.
-        folds: how many folds patients are dealt to.
-        holdout: fraction of the slices, by patients, kept apart from the folds.
-        folds_from: a shard directory or table whose assignment is kept, or None.
-        group_by: what must not be in two folds.
-        leak_check: what to do about patients who share identical pixels.
-        identifiers: what is written for patient, study and series ids.
-        identifier_key_file: path or URL of the secret of `Identifiers.HASH`; None to take it from
-            the environment.
-        identifier_key_check: tells that secret from another; empty for other identifiers.
-        examples_per_shard: the most examples in one shard file.
-        seed: of every shuffle.
-        max_reject_fraction: of the files seen; above it the run fails.
-        storage_patience: seconds after which a store that gives no answer ends the run.
-        decode_timeout: seconds after which a slice's decoder counts as hung.
-        workers: processes that convert slices: on this machine, or beside each of a runner's
-            workers.
-        overwrite: whether to replace what an earlier run left in `output`.
-    """
-
-    input: str
-    labels: str | None
-    output: str
-    windows: tuple[Window, ...] = tuple(Window(name, *PRESETS[name]) for name in _DEFAULT_WINDOWS)
-    voi: VoiFunction = VoiFunction.LINEAR_EXACT
-    image_size: int = 512
-    hu_repair: RepairPolicy = RepairPolicy.AUTO
-    image_id: ImageId = ImageId.FILE_NAME
-    id_column: str | None = None
-    label_columns: tuple[str, ...] = ()
-    folds: int = 5
-    holdout: float = 0.0
-    folds_from: str | None = None
-    group_by: GroupBy = GroupBy.PATIENT
-    leak_check: LeakCheck = LeakCheck.JOIN
-    identifiers: Identifiers = Identifiers.ORDINAL
-    identifier_key_file: str | None = None
-    identifier_key_check: str = ""
-    examples_per_shard: int = 256
-    seed: int = 0
-    max_reject_fraction: float = 0.05
-    storage_patience: float = DEFAULT_PATIENCE
-    decode_timeout: float = 120.0
-    workers: int = 1
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for the first value that cannot be used."""
-        names = ",".join(window.name for window in self.windows)
-        _require(len(self.windows) <= _MAX_CHANNELS, "windows", names, "1 to 4 windows")
-        unique = len({window.name for window in self.windows}) == len(self.windows)
-        _require(unique, "windows", names, "different names")
-        _require(16 <= self.image_size <= 4096, "image_size", self.image_size, "16 to 4096")
-        _require(2 <= self.folds <= 100, "folds", self.folds, "2 to 100")
-        _require(0 <= self.holdout <= 0.9, "holdout", self.holdout, "0 to 0.9")
-        per_shard = self.examples_per_shard
-        _require(per_shard >= 1, "examples_per_shard", per_shard, "at least 1")
-        _require(0 <= self.seed < 1 << 32, "seed", self.seed, "0 to 4294967295")
-        fraction = self.max_reject_fraction
-        _require(0 <= fraction <= 1, "max_reject_fraction", fraction, "0 to 1")
-        _require(self.workers >= 1, "workers", self.workers, "at least 1")
-        _require(self.storage_patience >= 1, "storage_patience", self.storage_patience, "1 or more")
-        _require(self.decode_timeout >= 1, "decode_timeout", self.decode_timeout, "1 or more")
+    input: Annotated[str, Mark.LOCATION]
+    """folder, file or pattern of DICOM files; local or a URL"""
+    labels: Annotated[OptionalText, Mark.LOCATION] = None
+    """label file: CSV, compressed or not, or Parquet; without one all slices are a `test` split"""
+    output: Annotated[str, Mark.LOCATION, Mark.UNRECORDED]
+    """shard directory to make"""
+    storage_patience: Annotated[float, Field(ge=1), Mark.UNRECORDED] = DEFAULT_PATIENCE
+    """seconds after which a store that gives no answer ends the run"""
 
     @property
-    def image(self) -> ImageSpec:
-        """What the stored images are to be."""
-        return ImageSpec(self.windows, self.image_size, self.voi, self.hu_repair)
+    def folder(self) -> Folder:
+        """The output."""
+        return Folder(self.output, self.storage_patience)
 
-    def recorded(self) -> dict[str, Any]:
-        """The options that decide what is written, as JSON values: the same give the same bytes.
 
-        Of the key nothing is told but whether it is the same.
-        """
+def _parse_windows(value: Any) -> Any:
+    return tuple(map(parse_window, value.split(","))) if isinstance(value, str) else value
+
+
+class ImageOptions(Declared, title="images"):
+    """What the stored images are to be."""
+
+    windows: Annotated[
+        tuple[Window, ...],
+        BeforeValidator(_parse_windows),
+        Field(
+            description=f"1 to {_MAX_CHANNELS} channels: {', '.join(PRESETS)}, name:center:width in"
+            f" HU, or {FROM_FILE} for each file's own"
+        ),
+    ] = tuple(Window(name, *PRESETS[name]) for name in ("brain", "subdural", "bone"))
+    hu: bool = False
+    """store Hounsfield units (16 bits) instead of windows"""
+    voi: VoiFunction = VoiFunction.LINEAR_EXACT
+    """function of the windows, of DICOM's"""
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 512
+    """height and width, pixels"""
+    hu_repair: RepairPolicy = RepairPolicy.AUTO
+    """repair of badly encoded 12-bit files: decided file by file, none, or always one"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _store_windows_or_hounsfield(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("hu") or values.get("windows") == ():
+            return values | {"hu": True, "windows": ()}
+        return values
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> Self:
+        names = [window.name for window in self.windows]
+        if len(names) > _MAX_CHANNELS:
+            raise UsageError(f"--windows {','.join(names)}: want 1 to {_MAX_CHANNELS} windows")
+        if len({*names}) < len(names):
+            raise UsageError(f"--windows {','.join(names)}: want different names")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of a stored image."""
+        return len(self.windows) or 1
+
+    @property
+    def dtype(self) -> str:
+        """Of a stored image's samples."""
+        return "uint8" if self.windows else "uint16"
+
+
+class LabelOptions(Declared, title="labels"):
+    """How labels find their slices."""
+
+    image_id: ImageId = ImageId.FILE_NAME
+    """what identifies a slice; labels are joined by the file name for `ordinal`"""
+    id_column: OptionalText = None
+    """of a label file with a column per class; found by its name if not given"""
+    label_columns: Annotated[
+        tuple[str, ...],
+        BeforeValidator(
+            lambda text: tuple(filter(None, text.split(","))) if isinstance(text, str) else text
+        ),
+        DefaultText("all but the id's"),
+    ] = ()
+    """of such a file, separated by commas"""
+
+
+class SplitOptions(Declared, title="splits"):
+    """Which slices go to which split and shard."""
+
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """folds that patients are dealt to"""
+    holdout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """fraction of the slices, by patients, kept apart from the folds"""
+    folds_from: Annotated[OptionalText, Mark.LOCATION] = None
+    """shard directory or table whose assignment is kept"""
+    group_by: GroupBy = GroupBy.PATIENT
+    """what must not be in two folds"""
+    leak_check: LeakCheck = LeakCheck.JOIN
+    """patients who share identical pixels: one group, only counted, or not looked for"""
+    examples_per_shard: Annotated[int, Field(ge=1)] = 256
+    """the most examples in one shard file"""
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    """of every shuffle"""
+
+
+class IdentifierOptions(Declared, title="identifiers"):
+    """What is written of who is in the images."""
+
+    identifiers: Identifiers = Identifiers.ORDINAL
+    """what is written for patient, study and series ids"""
+    identifier_key_file: Annotated[
+        OptionalText,
+        Mark.LOCATION,
+        Mark.UNRECORDED,
+        Field(description=f"secret of '--identifiers hash'; or set {KEY_VARIABLE}"),
+    ] = None
+    identifier_key_check: Annotated[OptionalText, Mark.DERIVED] = None
+    """tells that secret from another; nothing else is told of it"""
+
+
+class RunOptions(Declared, title="run"):
+    """How the work is done."""
+
+    max_reject_fraction: Annotated[float, Field(ge=0, le=1), Mark.UNRECORDED] = 0.05
+    """fail if more of the files are rejected"""
+    decode_timeout: Annotated[float, Field(ge=1), Mark.UNRECORDED] = 120.0
+    """seconds after which a slice's decoder counts as hung; it is tried twice"""
+    workers: Annotated[
+        int,
+        Field(ge=1),
+        Mark.UNRECORDED,
+        DefaultText("one per core; with another runner than local one beside each of its workers"),
+    ] = 1
+    """processes that convert slices"""
+    overwrite: Annotated[bool, Mark.UNRECORDED] = False
+    """replace what an earlier run left in --output"""
+
+
+class Options(Declared):
+    """The options of a run."""
+
+    files: Files
+    image: ImageOptions = ImageOptions()
+    labels: LabelOptions = LabelOptions()
+    splits: SplitOptions = SplitOptions()
+    identifiers: IdentifierOptions = IdentifierOptions()
+    run: RunOptions = RunOptions()
+
+    @classmethod
+    def parts(cls) -> dict[str, type[Declared]]:
+        """The classes of the parts, by their names."""
         return {
-            "input": self.input,
-            "labels": self.labels,
-            "windows": [
-                {"name": window.name, "center": window.center, "width": window.width}
-                for window in self.windows
-            ],
-            "hu": not self.windows,
-            "voi": self.voi.value,
-            "image_size": self.image_size,
-            "hu_repair": self.hu_repair.value,
-            "image_id": self.image_id.value,
-            "id_column": self.id_column,
-            "label_columns": list(self.label_columns),
-            "folds": self.folds,
-            "holdout": self.holdout,
-            "folds_from": self.folds_from,
-            "group_by": self.group_by.value,
-            "leak_check": self.leak_check.value,
-            "identifiers": self.identifiers.value,
-            "identifier_key_check": self.identifier_key_check or None,
-            "examples_per_shard": self.examples_per_shard,
-            "seed": self.seed,
+            name: cast(type[Declared], field.annotation) for name, field in cls.model_fields.items()
         }
 
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Options by their own names, without those of the parts."""
+        parts: dict[str, Any] = {
+            name: part(**{key: values.pop(key) for key in [*values] if key in part.model_fields})
+            for name, part in cls.parts().items()
+        }
+        return cls(**parts, **values)
 
-def _require(valid: bool, name: str, value: object, wanted: str) -> None:
-    if not valid:
-        raise UsageError(f"--{name} {value}: want {wanted}")
+    def changed(self, **values: Any) -> Self:
+        """These options with other values."""
+        given = {name: value for part in self.parts() for name, value in getattr(self, part)}
+        return self.of(**given | values)
 
-
-@dataclass(frozen=True)
-class Launch:
-    """How a run is started; nothing of it decides what is written.
-
-    Attributes:
-        runner: to run on.
-        arguments: of the runner.
-        cancel_on_interrupt: whether Ctrl-C ends a job that would go on without the launcher.
-    """
-
-    runner: Runner
-    arguments: tuple[str, ...] = ()
-    cancel_on_interrupt: bool = False
-
-
-def parse_options(argv: Sequence[str]) -> tuple[Options, Launch]:
-    """What is to be done, and on what.
-
-    Raises:
-        UsageError: a value cannot be used.
-        RunnerError: the runner cannot be reached.
-        SystemExit: `--help`, or arguments that argparse refuses.
-    """
-    parser = _parser()
-    parsed, beam_argv = parser.parse_known_args(argv)
-    values = vars(parsed)
-    runner = choose_runner(values.pop("runner"))
-    cancel_on_interrupt = values.pop("cancel_on_interrupt")
-    hounsfield = values.pop("hu")
-    try:
-        values["windows"] = tuple(map(parse_window, values["windows"].split(",")))
-    except ValueError as error:
-        raise UsageError(f"--windows: {error}") from None
-    if hounsfield:
-        values["windows"] = ()
-    values["label_columns"] = tuple(filter(None, (values["label_columns"] or "").split(",")))
-    if values["workers"] is None:
-        values["workers"] = (os.cpu_count() or 1) if runner.is_local else 1
-    if values["identifiers"] is Identifiers.HASH:
-        key_file = values["identifier_key_file"]
-        if key_file is None and not runner.is_local:
-            raise UsageError(
-                f"--identifiers hash on {runner.name} needs --identifier_key_file, a path or URL "
-                f"that every worker can read: they do not have this machine's {KEY_VARIABLE}"
-            )
-        values["identifier_key_check"] = key_check(read_key(key_file, values["storage_patience"]))
-    for name in _PATHS:
-        values[name] = place_path(runner, name, values[name])
-    options = Options(**values)
-    arguments = complete_arguments(runner, beam_argv, parser._option_string_actions)
-    return options, Launch(runner, tuple(arguments), cancel_on_interrupt)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m beam_pipeline",
-        description="Convert head-CT DICOM files to stratified TFRecord shards.",
-        epilog="All other options are those of the chosen Beam runner.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    _add_files(parser.add_argument_group("files"))
-    _add_images(parser.add_argument_group("images"))
-    _add_labels(parser.add_argument_group("labels and ids"))
-    _add_splits(parser.add_argument_group("splits"))
-    _add_run(parser.add_argument_group("run"))
-    return parser
-
-
-def _add_files(group: Any) -> None:
-    add = group.add_argument
-    add("--input", required=True, help="folder, file or pattern of DICOM files; local or a URL")
-    add("--labels", type=_optional, help="label file: CSV, gzip or Parquet")
-    add("--output", required=True, help="shard directory to make")
-
-
-def _add_images(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--windows",
-        default=",".join(_DEFAULT_WINDOWS),
-        help=f"1 to 4 channels: {', '.join(PRESETS)}, name:center:width in HU, "
-        f"or {FROM_FILE} for each file's own",
-    )
-    add("--voi", type=VoiFunction, choices=[*VoiFunction], default=Options.voi, help="function")
-    add("--hu", action="store_true", help="store Hounsfield units (16 bits) instead of windows")
-    add("--image_size", type=int, default=Options.image_size, help="height and width, pixels")
-    add(
-        "--hu_repair",
-        type=RepairPolicy,
-        choices=[*RepairPolicy],
-        default=Options.hu_repair,
-        help="of badly encoded 12-bit files",
-    )
-
-
-def _add_labels(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--image_id",
-        type=ImageId,
-        choices=[*ImageId],
-        default=Options.image_id,
-        help="what identifies a slice",
-    )
-    add("--id_column", type=_optional, help="of a label file with a column per class")
-    add("--label_columns", help="of such a file, separated by commas; all others if not given")
-    add(
-        "--identifiers",
-        type=Identifiers,
-        choices=[*Identifiers],
-        default=Options.identifiers,
-        help="what is written for patient, study and series ids",
-    )
-    add(
-        "--identifier_key_file",
-        type=_optional,
-        help=f"path or URL of the secret of '--identifiers hash'; or set {KEY_VARIABLE}",
-    )
-
-
-def _add_splits(group: Any) -> None:
-    add = group.add_argument
-    add("--folds", type=int, default=Options.folds, help="folds that patients are dealt to")
-    add("--holdout", type=float, default=Options.holdout, help="fraction kept apart from the folds")
-    add("--folds_from", type=_optional, help="shard directory or table whose assignment is kept")
-    add(
-        "--group_by",
-        type=GroupBy,
-        choices=[*GroupBy],
-        default=Options.group_by,
-        help="what must not be in two folds",
-    )
-    add(
-        "--leak_check",
-        type=LeakCheck,
-        choices=[*LeakCheck],
-        default=Options.leak_check,
-        help="patients who share identical pixels: one group, only counted, or not looked for",
-    )
-    add("--examples_per_shard", type=int, default=Options.examples_per_shard, help="at most")
-    add("--seed", type=int, default=Options.seed, help="of every shuffle")
-
-
-def _add_run(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--max_reject_fraction",
-        type=float,
-        default=Options.max_reject_fraction,
-        help="fail if more of the files are rejected",
-    )
-    add(
-        "--storage_patience",
-        type=float,
-        default=Options.storage_patience,
-        help="seconds after which a store that gives no answer ends the run",
-    )
-    add(
-        "--decode_timeout",
-        type=float,
-        default=Options.decode_timeout,
-        help="seconds after which a slice's decoder counts as hung; it is tried twice",
-    )
-    add(
-        "--workers",
-        type=int,
-        help="processes that convert: on this machine, by default one per core; with another "
-        "runner beside each of its workers, by default one",
-    )
-    add("--overwrite", action="store_true", help="replace what an earlier run left in --output")
-    add("--runner", default=LOCAL.name, help=f"one of {', '.join(RUNNERS)}")
-    add(
-        "--cancel_on_interrupt",
-        action="store_true",
-        help="let Ctrl-C end a job that would go on without this command",
-    )
-
-
-def _optional(text: str) -> str | None:
-    """An empty text is no text, as an unset variable of a Makefile gives it."""
-    return text or None
+    def recorded(self) -> dict[str, Any]:
+        """The options that decide what is written, as JSON values: the same give the same bytes."""
+        return {
+            name: value
+            for part, kind in self.parts().items()
+            for name, value in getattr(self, part).model_dump(mode="json").items()
+            if Mark.UNRECORDED not in kind.model_fields[name].metadata
+        }

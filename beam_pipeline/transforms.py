@@ -206,11 +206,11 @@ class _RunTasks(beam.DoFn):
         if self._pool is None:
             self._pool = WorkerPool(
                 self._function,
-                self._options.workers,
-                patience=self._options.decode_timeout,
-                storage_patience=2 * self._options.storage_patience + 60,
-                storage=self._options.input,
-                slots=shared_slots(self._options.workers),
+                self._options.run.workers,
+                patience=self._options.run.decode_timeout,
+                storage_patience=2 * self._options.files.storage_patience + 60,
+                storage=self._options.files.input,
+                slots=shared_slots(self._options.run.workers),
             )
         return self._pool
 

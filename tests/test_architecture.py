@@ -12,18 +12,18 @@ ROOT = Path(__file__).parents[1]
 # with them. `verify` is a program of its own.
 ROOMS = {
     "beam_pipeline": (
-        {"errors", "layout"},
+        {"errors", "layout", "declarations"},
         {"storage"},
-        {"dicom"},
-        {"images"},
-        {"running.runners"},
-        {"keys", "options", "workers"},
+        {"keys", "dicom", "images.windows"},
+        {"options"},
+        {"images", "workers", "running.runners"},
         {"directory"},
         {"progress"},
         {"planning"},
         {"writing"},
         {"transforms", "pipeline"},
         {"running"},
+        {"command_line"},
         {"__main__", "verify"},
     ),
     "trainer": (

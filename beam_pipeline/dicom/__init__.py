@@ -4,14 +4,3 @@
 `codestream` says of compressed images, `third_party` contains what other readers do with broken
 files, and `slices` says what makes a file a CT slice.
 """
-
-from beam_pipeline.dicom.slices import (
-    FIRST_BYTES,
-    MAX_PIXELS,
-    Header,
-    Slice,
-    read_header,
-    read_slice,
-)
-
-__all__ = ["FIRST_BYTES", "MAX_PIXELS", "Header", "Slice", "read_header", "read_slice"]

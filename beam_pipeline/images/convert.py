@@ -1,6 +1,6 @@
 """A slice to the image that is stored: repair, window by look-up table, fit to size."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -8,18 +8,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom import Header, Slice
 from beam_pipeline.dicom.hounsfield import (
     PADDING_HU,
     PixelEncoding,
     Repair,
-    RepairPolicy,
     choose_repair,
     hounsfield_table,
 )
+from beam_pipeline.dicom.slices import Header, Slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.images.png import blank_image
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
+from beam_pipeline.options import ImageOptions
 
 # Slices are spread over processes. Threads within one gain nothing on top, and OpenCV's spend a
 # fifth of the whole time on waiting for each other.
@@ -31,33 +31,6 @@ _HIGHEST_HU = 65535 + HU_OFFSET
 
 # One look-up reads all channels of a pixel: they are packed into one word.
 _PACKED_CHANNELS = 4
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """What the stored images are to be.
-
-    Attributes:
-        windows: one per channel, at most four; none to store Hounsfield units.
-        size: height and width, pixels.
-        voi: the windows' function.
-        hu_repair: which repair of badly encoded values to apply.
-    """
-
-    windows: tuple[Window, ...]
-    size: int = 512
-    voi: VoiFunction = VoiFunction.LINEAR_EXACT
-    hu_repair: RepairPolicy = RepairPolicy.AUTO
-
-    @property
-    def channels(self) -> int:
-        """Of a stored image."""
-        return len(self.windows) or 1
-
-    @property
-    def dtype(self) -> str:
-        """Of a stored image's samples."""
-        return "uint8" if self.windows else "uint16"
 
 
 @dataclass(frozen=True)
@@ -78,20 +51,21 @@ class Image:
     resized: bool
 
 
-def convert_slice(source: Slice, spec: ImageSpec) -> Image:
+def convert_slice(source: Slice, options: ImageOptions) -> Image:
     """Convert a slice.
 
     Raises:
         Rejected: its own window is asked for, and it has none.
     """
     encoding, spacing = source.header.encoding, source.header.pixel_spacing
-    repair = choose_repair(source.pixels, encoding, spec.hu_repair)
-    spec = replace(spec, windows=_resolve(spec.windows, source.header))
-    pixels = _look_up(source.pixels, encoding, repair, spec)
-    if pixels.shape[:2] == (spec.size, spec.size):
+    size, voi = options.image_size, options.voi
+    repair = choose_repair(source.pixels, encoding, options.hu_repair)
+    windows = _resolve(options.windows, source.header)
+    pixels = _look_up(source.pixels, encoding, repair, windows, voi)
+    if pixels.shape[:2] == (size, size):
         return Image(pixels, spacing, repair, resized=False)
-    scale = spec.size / max(pixels.shape[:2])
-    fitted = letterbox(pixels, spec.size, render(np.array(PADDING_HU), spec))
+    scale = size / max(pixels.shape[:2])
+    fitted = letterbox(pixels, size, render(np.array(PADDING_HU), windows, voi))
     return Image(fitted, (spacing[0] / scale, spacing[1] / scale), repair, resized=True)
 
 
@@ -107,10 +81,12 @@ def _resolve(windows: tuple[Window, ...], header: Header) -> tuple[Window, ...]:
     )
 
 
-def render(hounsfield: NDArray[np.float64], spec: ImageSpec) -> NDArray[Any]:
+def render(
+    hounsfield: NDArray[np.float64], windows: tuple[Window, ...], voi: VoiFunction
+) -> NDArray[Any]:
     """The samples that Hounsfield units are stored as: [*shape, channels]."""
-    if spec.windows:
-        return apply_windows(hounsfield, spec.windows, spec.voi)
+    if windows:
+        return apply_windows(hounsfield, windows, voi)
     clipped = np.clip(np.floor(hounsfield + 0.5), HU_OFFSET, _HIGHEST_HU) - HU_OFFSET
     return clipped.astype(np.uint16)[..., None]
 
@@ -119,27 +95,29 @@ def _look_up(
     pixels: NDArray[np.uint8] | NDArray[np.uint16],
     encoding: PixelEncoding,
     repair: Repair,
-    spec: ImageSpec,
+    windows: tuple[Window, ...],
+    voi: VoiFunction,
 ) -> NDArray[Any]:
-    # The size has no part in the values: slices of all sizes share a table.
-    found = np.asarray(cv2.LUT(pixels, _table(encoding, repair, replace(spec, size=0))))
-    if not spec.windows:
+    found = np.asarray(cv2.LUT(pixels, _table(encoding, repair, windows, voi)))
+    if not windows:
         return found[..., None]
     channels = found.view(np.uint8).reshape(*found.shape, _PACKED_CHANNELS)
-    if spec.channels == 3:  # OpenCV drops the fourth byte fifty times faster than NumPy copies
-        image = blank_image(found.shape[0], found.shape[1], spec.channels)
+    if len(windows) == 3:  # OpenCV drops the fourth byte fifty times faster than NumPy copies
+        image = blank_image(found.shape[0], found.shape[1], 3)
         cv2.cvtColor(channels, cv2.COLOR_BGRA2BGR, dst=image)
         return image
-    return np.ascontiguousarray(channels[..., : spec.channels])
+    return np.ascontiguousarray(channels[..., : len(windows)])
 
 
 @lru_cache(maxsize=64)  # a scanner's series share their encoding
-def _table(encoding: PixelEncoding, repair: Repair, spec: ImageSpec) -> NDArray[Any]:
+def _table(
+    encoding: PixelEncoding, repair: Repair, windows: tuple[Window, ...], voi: VoiFunction
+) -> NDArray[Any]:
     """What every bit pattern is stored as: windows' gray levels packed in int32, or uint16."""
-    samples = render(hounsfield_table(encoding, repair), spec)
-    if spec.windows:
+    samples = render(hounsfield_table(encoding, repair), windows, voi)
+    if windows:
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)
-        packed[:, : spec.channels] = samples
+        packed[:, : len(windows)] = samples
         samples = packed.view(np.int32)  # the only 32-bit integers that OpenCV knows
     table = samples.ravel()
     table.flags.writeable = False

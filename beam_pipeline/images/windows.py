@@ -54,6 +54,12 @@ class Window:
                 f"not {self.center:g} and {self.width:g}"
             )
 
+    def __str__(self) -> str:
+        """As `parse_window` takes it."""
+        if self.center is None or PRESETS.get(self.name) == (self.center, self.width):
+            return self.name
+        return f"{self.name}:{self.center:g}:{self.width:g}"
+
 
 def parse_window(text: str) -> Window:
     """A preset's name, `dicom` for each file's own, or `name:center:width` in HU.

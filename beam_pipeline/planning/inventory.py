@@ -10,15 +10,15 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import ID_COLUMNS, hash_id
-from beam_pipeline.storage import FileInfo, Folder, InputFiles, find_input
+from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.workers import Watch
 
@@ -85,8 +85,8 @@ def list_parts(options: Options) -> Iterator[int]:
         StoreError: the input cannot be listed whole.
         OutputError: a part cannot be written.
     """
-    found = InputFiles.parse(options.input, options.storage_patience).list()
-    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    found = InputFiles.parse(options.files.input, options.files.storage_patience).list()
+    unfinished = Unfinished(options.files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):
         rows = {
@@ -141,8 +141,8 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
         OutputError: the part cannot be written.
         StoreError: a store fails.
     """
-    unfinished = Unfinished(Folder(options.output, options.storage_patience))
-    files = find_input(options.input, options.storage_patience)
+    unfinished = Unfinished(options.files.folder)
+    files = find_input(options.files.input, options.files.storage_patience)
     listed = _read_listing(unfinished, number)
     key = _identifier_key(unfinished, files, options)
     check = key_check(key)
@@ -169,10 +169,10 @@ def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
 
 def _identifier_key(unfinished: Unfinished, files: InputFiles, options: Options) -> bytes:
     """What patient, study and series ids are hashed with in the inventory."""
-    if options.identifiers is Identifiers.KEEP:
+    if options.identifiers.identifiers is Identifiers.KEEP:
         return b""
-    if options.identifiers is Identifiers.HASH:
-        return read_key(options.identifier_key_file, options.storage_patience)
+    if options.identifiers.identifiers is Identifiers.HASH:
+        return read_key(options.identifiers.identifier_key_file, options.files.storage_patience)
     return input_key(files, _read_listing(unfinished, 0)[:_KEY_CANDIDATES])
 
 
@@ -233,7 +233,7 @@ class _Inspector:
             self._watch.waiting()
         if not row["image_id"]:
             return _rejected(row, Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"), None
-        if self._options.leak_check is LeakCheck.OFF or row["pixel_offset"] < 0:
+        if self._options.splits.leak_check is LeakCheck.OFF or row["pixel_offset"] < 0:
             return row, None
         return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
 
@@ -247,12 +247,12 @@ class _Inspector:
         if header.pixel_offset is not None:  # a deflated file would have to be read whole
             described["pixel_offset"] = header.pixel_offset
             described["pixel_bytes"] = _pixel_bytes(info.size, header)
-        if self._options.image_id is ImageId.SOP_INSTANCE_UID:
+        if self._options.labels.image_id is ImageId.SOP_INSTANCE_UID:
             described["image_id"] = header.sop_instance_uid
         return described
 
     def _replace(self, column: str, text: str) -> str:
-        keep = self._options.identifiers is Identifiers.KEEP
+        keep = self._options.identifiers.identifiers is Identifiers.KEEP
         return text if keep else hash_id(self._key, column, text)
 
     def _finished(self, row: dict[str, Any], fingerprint: Future[int] | None) -> dict[str, Any]:

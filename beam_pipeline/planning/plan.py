@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from beam_pipeline.errors import Reason
 from beam_pipeline.layout import UNLABELED_SPLIT, ShardFile
-from beam_pipeline.options import LeakCheck, Options
+from beam_pipeline.options import LeakCheck, SplitOptions
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import join_groups
 from beam_pipeline.planning.folds import assign_shards
@@ -121,7 +121,7 @@ def deal(
     keys: Keys,
     judgement: Judgement,
     identical: NDArray[np.int64],
-    options: Options,
+    options: SplitOptions,
     earlier: pd.Series | None = None,
 ) -> Deal:
     """Deal patients to splits and slices to shards.
@@ -131,7 +131,7 @@ def deal(
         judgement: which of them are used.
         identical: [slices], the number of the set of slices with the same pixels that each belongs
             to, or NOT_IDENTICAL.
-        options: of the run.
+        options: how slices are dealt to splits and shards.
         earlier: the split of each image key in an earlier data set, to be kept.
 
     Raises:
@@ -154,7 +154,7 @@ def _splits(
     keys: Keys,
     judgement: Judgement,
     identical: NDArray[np.int64],
-    options: Options,
+    options: SplitOptions,
     earlier: pd.Series | None,
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Each split's name, in alphabetical order, and its slices."""

@@ -55,7 +55,7 @@ from beam_pipeline.planning.plan import (
     judge,
     number_by_appearance,
 )
-from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.storage import InputFiles
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
@@ -113,29 +113,32 @@ def plan_shards(parts: int, options: Options) -> Plan:
         OutputError: the plan cannot be written.
         StoreError: a store fails.
     """
-    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    unfinished = Unfinished(options.files.folder)
     inventory = [inventory_table(number) for number in range(parts)]
     labels = None
-    if options.labels:
+    if options.files.labels:
         file = LabelFile(
-            options.labels, options.id_column, options.label_columns, options.storage_patience
+            options.files.labels,
+            options.labels.id_column,
+            options.labels.label_columns,
+            options.files.storage_patience,
         )
         labels = file.read()
     keys, sizes = _read_keys(unfinished, inventory, options)
     if not len(keys.usable):
-        raise UsageError(f"input {options.input} holds no files")
+        raise UsageError(f"input {options.files.input} holds no files")
     judgement = judge(keys, labels)
     del labels
     parts_of = _Parts(unfinished, inventory, sizes)
     rejects = _rejects(parts_of, judgement.verdicts, options)
     unfinished.folder.write(REJECTS, encode_rejects(rejects))
-    check_rejects(len(keys.usable), rejects, options.max_reject_fraction)
+    check_rejects(len(keys.usable), rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = _find_identical(parts_of, keys, judgement, options)
     earlier = None
-    if options.folds_from:
-        earlier = read_assignment(options.folds_from, options.storage_patience)
-    dealt = deal(keys, judgement, identical, options, earlier)
+    if options.splits.folds_from:
+        earlier = read_assignment(options.splits.folds_from, options.files.storage_patience)
+    dealt = deal(keys, judgement, identical, options.splits, earlier)
     plan = Plan(
         labels=judgement.names,
         files_seen=len(keys.usable),
@@ -147,7 +150,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         slices=len(dealt.slices),
     )
     numbers = {}
-    if options.identifiers is Identifiers.ORDINAL:
+    if options.identifiers.identifiers is Identifiers.ORDINAL:
         numbers = number_by_appearance(keys, judgement)
     del keys
     _write_plans(parts_of, judgement, dealt, numbers, options)
@@ -171,7 +174,8 @@ def _read_keys(
             of_column.add(table[column])
     if len(checks) > 1:
         raise UsageError(
-            f"input {options.input} changed while its headers were read; the same command resumes"
+            f"input {options.files.input} changed while its headers were read; "
+            "the same command resumes"
         )
     sizes = [len(part) for part in usable]
     keys = Keys(
@@ -244,7 +248,7 @@ def _find_identical(
 ) -> NDArray[np.int64]:
     """For each slice, the set of those with the same pixels that it belongs to."""
     identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
-    if options.leak_check is LeakCheck.OFF:
+    if options.splits.leak_check is LeakCheck.OFF:
         return identical
     candidates = find_candidates(keys.fingerprints[judgement.used])
     wanted = np.zeros(len(keys.usable), np.bool_)
@@ -254,7 +258,7 @@ def _find_identical(
         for _, table in parts.read(wanted, ("source", "pixel_offset", "pixel_bytes"))
         for row in table.to_pylist()
     ]
-    files = InputFiles.parse(options.input, options.storage_patience)
+    files = InputFiles.parse(options.files.input, options.files.storage_patience)
     identical[candidates] = compare_pixels(ranges, files)
     return identical
 
@@ -274,7 +278,7 @@ def _rejects(parts: _Parts, verdicts: NDArray[np.int8], options: Options) -> lis
 
 def _shown(source: bytes, image_id: str, place: int, options: Options) -> dict[str, str]:
     """File names are not shown where image ids, which come from them, are not to be."""
-    if options.image_id is ImageId.ORDINAL:
+    if options.labels.image_id is ImageId.ORDINAL:
         return {"source": ordinal("file", place), "image_id": ""}
     return {"source": show_source(decode_source(source)), "image_id": image_id}
 
@@ -288,7 +292,9 @@ def _write_plans(
 ) -> None:
     recorded = json.dumps(options.recorded(), sort_keys=True)
     digest = hashlib.sha256(recorded.encode()).hexdigest()
-    a_pass = max(_SLICES_A_PASS // options.examples_per_shard // SHARDS_A_PART, 1) * SHARDS_A_PART
+    a_pass = (
+        max(_SLICES_A_PASS // options.splits.examples_per_shard // SHARDS_A_PART, 1) * SHARDS_A_PART
+    )
     firsts = range(0, len(dealt.shards), a_pass)
     edges = [*(dealt.starts[first] for first in firsts), len(dealt.slices)]
     carried = [*_CARRIED, *(column for column in ID_COLUMNS if column not in numbers)]
@@ -389,7 +395,7 @@ def _arrange(
     columns = {n: _plain(rows[n]).take(pa.array(place)) for n in rows.column_names}
     for column, number in numbers.items():
         columns[column] = number_ids(column, number[slices])
-    if options.image_id is ImageId.ORDINAL:
+    if options.labels.image_id is ImageId.ORDINAL:
         columns["image_id"] = ordinals("image", slices)
     columns["number"] = pa.array(files)
     for name, values in zip(judgement.names, judgement.labels[slices].T, strict=True):

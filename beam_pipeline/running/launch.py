@@ -20,7 +20,7 @@ from rich.console import Console
 
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
 from beam_pipeline.layout import JOB
-from beam_pipeline.options import Launch, Options
+from beam_pipeline.options import Options
 from beam_pipeline.progress import Watcher
 from beam_pipeline.running.jobs import (
     Handle,
@@ -30,7 +30,7 @@ from beam_pipeline.running.jobs import (
     flink_cluster,
     running_job,
 )
-from beam_pipeline.running.runners import DATAFLOW
+from beam_pipeline.running.runners import DATAFLOW, Launch
 from beam_pipeline.storage import Folder, is_local
 
 _CANCEL_SECONDS = 60.0
@@ -52,7 +52,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
         Interrupted: Ctrl-C was pressed; the message says what becomes of the job.
         StoreError: the output's store fails.
     """
-    folder = Folder(options.output, options.storage_patience)
+    folder = options.files.folder
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as from Ctrl-C
     with _beam_log() as log:
         try:
@@ -89,7 +89,7 @@ def _submit(
 
     from beam_pipeline.pipeline import build
 
-    paths = [path for path in (options.input, options.output) if is_local(path)]
+    paths = [path for path in (options.files.input, options.files.output) if is_local(path)]
     if paths:
         _say(console, f"Every worker must find {' and '.join(paths)} at the same path.")
     with tempfile.TemporaryDirectory() as staging:
@@ -108,7 +108,10 @@ def _submit(
         result = pipeline.run()
     template = beam_options.view_as(GoogleCloudOptions).template_location
     if template:
-        _say(console, f"The template is at {template}; a job made of it writes {options.output}.")
+        _say(
+            console,
+            f"The template is at {template}; a job made of it writes {options.files.output}.",
+        )
         return None, None
     job = _job_of(result, launched, beam_options)
     if job is None:

@@ -38,6 +38,21 @@ class Runner:
         return self is LOCAL
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started; nothing of it decides what is written.
+
+    Attributes:
+        runner: to run on.
+        arguments: of the runner.
+        cancel_on_interrupt: whether Ctrl-C ends a job that would otherwise go on.
+    """
+
+    runner: Runner
+    arguments: tuple[str, ...] = ()
+    cancel_on_interrupt: bool = False
+
+
 LOCAL = Runner("local")
 DATAFLOW = Runner(
     "DataflowRunner",
@@ -148,15 +163,18 @@ def place_path(runner: Runner, option: str, path: str | None) -> str | None:
     return str(Path(path.removeprefix("file://")).absolute())
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all other bad input is."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would have printed below its usage text."""
         raise UsageError(message)
 
 
 def _beam_parser() -> argparse.ArgumentParser:
     from apache_beam.options import pipeline_options
 
-    parser = _Parser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    parser = OneLineParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options in pipeline_options.PipelineOptions.__subclasses__():
         if options.__module__ == pipeline_options.__name__:
             options._add_argparse_args(parser)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom import MAX_PIXELS
+from beam_pipeline.dicom.slices import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import read_png_header
 from beam_pipeline.verify.findings import printable

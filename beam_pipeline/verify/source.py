@@ -7,12 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom import Header, read_slice
-from beam_pipeline.dicom.hounsfield import RepairPolicy
+from beam_pipeline.dicom.slices import Header, read_slice
 from beam_pipeline.errors import Rejected, UsageError
-from beam_pipeline.images.convert import Image, ImageSpec, convert_slice
-from beam_pipeline.images.windows import VoiFunction, Window
-from beam_pipeline.options import ImageId
+from beam_pipeline.images.convert import Image, convert_slice
+from beam_pipeline.options import ImageId, ImageOptions
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.planning.inventory import decode_source, encode_source, show_source
 from beam_pipeline.storage import InputFiles
@@ -28,11 +26,11 @@ class Conversion:
 
     Attributes:
         files: the input.
-        spec: what the images are.
+        image: what the images are.
     """
 
     files: InputFiles
-    spec: ImageSpec
+    image: ImageOptions
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
@@ -48,14 +46,8 @@ class Conversion:
         """
         files = InputFiles.parse(source)
         try:
-            windows = tuple(Window(**window) for window in options["windows"])
-            spec = ImageSpec(
-                windows=windows,
-                size=int(options["image_size"]),
-                voi=VoiFunction(options["voi"]),
-                hu_repair=RepairPolicy(options["hu_repair"]),
-            )
-            return cls(files, spec)
+            image = ImageOptions(**{name: options[name] for name in ImageOptions.model_fields})
+            return cls(files, image)
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
 
@@ -77,7 +69,7 @@ class Conversion:
             Rejected: it is not a usable slice.
         """
         slice_ = read_slice(data)
-        return slice_.header, convert_slice(slice_, self.spec)
+        return slice_.header, convert_slice(slice_, self.image)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
         """The index with the column FILE.

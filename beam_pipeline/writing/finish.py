@@ -9,7 +9,6 @@ from beam_pipeline.layout import REJECTS_TABLE, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.progress import report_refusal
-from beam_pipeline.storage import Folder
 from beam_pipeline.writing.manifest import write_description
 from beam_pipeline.writing.output import finish_output, write_refusal
 from beam_pipeline.writing.shards import ShardResult
@@ -22,7 +21,7 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
         written: how many shards were, or what made it impossible to write them all.
         options: of the run.
     """
-    folder = Folder(options.output, options.storage_patience)
+    folder = options.files.folder
     try:
         if isinstance(written, PipelineError):
             raise written
@@ -48,7 +47,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
     rejects += [reject for result in results for reject in result.rejects]
     folder.write(REJECTS, encode_rejects(rejects))
-    check_rejects(plan.files_seen, rejects, options.max_reject_fraction)
+    check_rejects(plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
     folder.make_durable(result.file for result in results)
     write_description(unfinished, plan, options, results, rejects)

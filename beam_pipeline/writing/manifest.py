@@ -84,11 +84,11 @@ def build_manifest(
         "labels": list(plan.labels),
         "windows": options.recorded()["windows"],
         "image": {
-            "height": options.image_size,
-            "width": options.image_size,
+            "height": options.image.image_size,
+            "width": options.image.image_size,
             "channels": options.image.channels,
             "dtype": options.image.dtype,
-            **({} if options.windows else {"hu_offset": HU_OFFSET}),
+            **({} if options.image.windows else {"hu_offset": HU_OFFSET}),
         },
         "counts": {
             "files_seen": plan.files_seen,
@@ -205,9 +205,9 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
 
 def describe_features(labels: Sequence[str], options: Options) -> dict[str, Any]:
     """`features.json`: how TensorFlow Datasets decodes an example."""
-    spec = options.image
-    shape = _dimensions([spec.size, spec.size, spec.channels])
-    image = {"shape": shape, "dtype": spec.dtype, "encodingFormat": "png"}
+    size, channels = options.image.image_size, options.image.channels
+    shape = _dimensions([size, size, channels])
+    image = {"shape": shape, "dtype": options.image.dtype, "encodingFormat": "png"}
     return {
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         "featuresDict": {

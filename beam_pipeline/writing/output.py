@@ -51,7 +51,7 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
         raise UsageError(
             f"output {folder.url} holds something else ({foreign[0]}); choose another folder"
         )
-    if options.overwrite:
+    if options.run.overwrite:
         for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
             folder.remove(name)
         names = set()

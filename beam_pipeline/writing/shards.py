@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from beam_pipeline.dicom import Header, read_slice
 from beam_pipeline.dicom.hounsfield import Repair
+from beam_pipeline.dicom.slices import Header, read_slice
 from beam_pipeline.directory.example import encode_example, frame_record
 from beam_pipeline.directory.index import LABEL_PREFIX, index_table
 from beam_pipeline.directory.rejects import Reject
@@ -22,7 +22,7 @@ from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_t
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.planning.inventory import decode_header, decode_source, reason_of, show_source
-from beam_pipeline.storage import Folder, InputFiles, find_input
+from beam_pipeline.storage import InputFiles, find_input
 from beam_pipeline.workers import Later, Watch
 
 
@@ -86,7 +86,7 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
         OutputError: the shard cannot be written.
         StoreError: a store fails.
     """
-    unfinished = Unfinished(Folder(options.output, options.storage_patience))
+    unfinished = Unfinished(options.files.folder)
     part, batch = divmod(number, SHARDS_A_PART)
     plan = unfinished.read_batch(plan_table(part), batch)
     shard = table_metadata(plan)["shards"][batch]
@@ -95,7 +95,7 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     result = _find_result(shard, unfinished, digest)
     if result is not None:
         return Written(shard, result.examples, len(result.rejects))
-    files = find_input(options.input, options.storage_patience)
+    files = find_input(options.files.input, options.files.storage_patience)
     labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
     writer = _ShardWriter(shard, digest, files, options, watch)
     with ExitStack() as stack:
@@ -186,7 +186,7 @@ class _ShardWriter:
         return record
 
     def _shown(self, row: dict[str, Any], source: str) -> dict[str, str]:
-        if self._options.image_id is ImageId.ORDINAL:
+        if self._options.labels.image_id is ImageId.ORDINAL:
             return {"source": ordinal("file", row["number"]), "image_id": row["image_id"]}
         return {"source": show_source(source), "image_id": row["image_id"]}
 

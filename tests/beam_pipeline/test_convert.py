@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from beam_pipeline.dicom import Header, Slice
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair
+from beam_pipeline.dicom.slices import Header, Slice
 from beam_pipeline.errors import Rejected
-from beam_pipeline.images.convert import ImageSpec, convert_slice, letterbox
+from beam_pipeline.images.convert import convert_slice, letterbox
 from beam_pipeline.images.windows import VoiFunction, Window
+from beam_pipeline.options import ImageOptions
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
 WINDOWS += (Window("stroke", 40, 40),)
@@ -38,7 +39,9 @@ def oracle(hounsfield: np.ndarray) -> np.ndarray:
 def test_the_table_gives_what_float64_arithmetic_gives(slope: float) -> None:
     stored = np.arange(-32768, 32768, dtype=np.int16).reshape(256, 256)
     encoding = PixelEncoding(16, 16, 15, signed=True, slope=slope, intercept=-1000.0)
-    image = convert_slice(make_slice(stored, encoding), ImageSpec(WINDOWS, 256))
+    image = convert_slice(
+        make_slice(stored, encoding), ImageOptions(windows=WINDOWS, image_size=256)
+    )
     difference = image.pixels - oracle(stored.astype(float) * slope - 1000.0)
     assert np.abs(difference).max() <= 0.5
     assert image.repair is Repair.NONE
@@ -48,7 +51,7 @@ def test_the_table_gives_what_float64_arithmetic_gives(slope: float) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_there_is_a_channel_for_each_window(count: int) -> None:
     stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
-    image = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:count], 32))
+    image = convert_slice(make_slice(stored), ImageOptions(windows=WINDOWS[:count], image_size=32))
     expected = np.floor(oracle(stored - 1024.0) + 0.5)[..., :count]
     np.testing.assert_array_equal(image.pixels, expected)
     assert image.pixels.strides[1:] == (count, 1)  # within a row nothing is between the samples
@@ -57,7 +60,7 @@ def test_there_is_a_channel_for_each_window(count: int) -> None:
 def test_hounsfield_units_are_stored_with_an_offset_and_clipped() -> None:
     stored = np.zeros((32, 32), np.int16)
     stored[0, :4] = [-2000, 0, 1024, 32767]  # -3024, -1024, 0 and 31743 HU
-    image = convert_slice(make_slice(stored), ImageSpec((), 32))
+    image = convert_slice(make_slice(stored), ImageOptions(windows=(), image_size=32))
     assert image.pixels.dtype == np.uint16
     assert image.pixels.shape == (32, 32, 1)
     assert image.pixels[0, :4, 0].tolist() == [0, 0, 1024, 32767]
@@ -66,14 +69,14 @@ def test_hounsfield_units_are_stored_with_an_offset_and_clipped() -> None:
 def test_hounsfield_units_are_rounded_and_letterboxed_on_air() -> None:
     stored = np.full((32, 64), 3, np.int16)
     encoding = dataclasses.replace(SIGNED, slope=0.5, intercept=0.0)
-    image = convert_slice(make_slice(stored, encoding), ImageSpec((), 64))
+    image = convert_slice(make_slice(stored, encoding), ImageOptions(windows=(), image_size=64))
     assert image.pixels[32, 32, 0] == 1024 + 2  # 1.5 HU, rounded half up
     assert image.pixels[0, 0, 0] == 0
 
 
 def test_the_window_of_the_file_itself() -> None:
     stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
-    spec = ImageSpec((Window("dicom", None, None), WINDOWS[1]), 32)
+    spec = ImageOptions(windows=(Window("dicom", None, None), WINDOWS[1]), image_size=32)
     image = convert_slice(make_slice(stored, window=(40.0, 80.0)), spec)
     np.testing.assert_array_equal(
         image.pixels[..., 0], np.floor(oracle(stored - 1024.0)[..., 0] + 0.5)
@@ -85,8 +88,10 @@ def test_the_window_of_the_file_itself() -> None:
 def test_the_function_of_the_windows_is_an_option() -> None:
     stored = np.full((32, 32), 1024 + 79, np.int16)  # 79 HU
     stored[0, 0] = 0
-    exact = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32))
-    linear = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32, VoiFunction.LINEAR))
+    exact = convert_slice(make_slice(stored), ImageOptions(windows=WINDOWS[:1], image_size=32))
+    linear = convert_slice(
+        make_slice(stored), ImageOptions(windows=WINDOWS[:1], image_size=32, voi=VoiFunction.LINEAR)
+    )
     assert (exact.pixels.max(), linear.pixels.max()) == (252, 255)
 
 
@@ -94,7 +99,9 @@ def test_a_wrapped_file_is_repaired_and_says_so() -> None:
     stored = np.full((32, 32), 3096, np.uint16)  # air of -1000 HU, wrapped
     stored[8:24, 8:24] = 40
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=1.0, intercept=0.0)
-    image = convert_slice(make_slice(stored, encoding), ImageSpec(WINDOWS, 32))
+    image = convert_slice(
+        make_slice(stored, encoding), ImageOptions(windows=WINDOWS, image_size=32)
+    )
     assert image.repair is Repair.SHIFT
     assert image.pixels[0, 0].tolist() == [0, 0, 0, 0]
     assert image.pixels[16, 16, 0] == 128
@@ -102,7 +109,7 @@ def test_a_wrapped_file_is_repaired_and_says_so() -> None:
 
 def test_another_size_is_fitted_and_the_spacing_follows() -> None:
     stored = np.full((64, 32), 1064, np.int16)  # 40 HU
-    image = convert_slice(make_slice(stored), ImageSpec(WINDOWS[:1], 32))
+    image = convert_slice(make_slice(stored), ImageOptions(windows=WINDOWS[:1], image_size=32))
     assert image.resized
     assert image.pixel_spacing == (1.0, 0.5)
     assert image.pixels.shape == (32, 32, 1)

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 from pydicom import config, uid
 
-from beam_pipeline.dicom import MAX_PIXELS, Header, read_header, read_slice
 from beam_pipeline.dicom.dataset import MAX_HEADER_BYTES
 from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
+from beam_pipeline.dicom.slices import MAX_PIXELS, Header, read_header, read_slice
 from beam_pipeline.errors import Reason, Rejected
 from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
 

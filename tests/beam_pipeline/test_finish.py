@@ -16,11 +16,13 @@ def test_a_directory_that_another_run_completed_keeps_nothing_of_this_one(tmp_pa
     abandoned.write_bytes(b"half")
     with alive.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        finish_directory(AlreadyComplete("complete"), Options("in", None, str(tmp_path)))
+        finish_directory(AlreadyComplete("complete"), Options.of(input="in", output=str(tmp_path)))
         assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", alive.name}
 
 
 def test_a_run_that_failed_leaves_word_of_why(tmp_path: Path) -> None:
-    finish_directory(StoreError("s3://bucket", "gone"), Options("in", None, str(tmp_path)))
+    finish_directory(
+        StoreError("s3://bucket", "gone"), Options.of(input="in", output=str(tmp_path))
+    )
     (refusal,) = tmp_path.rglob("*.json")
     assert json.loads(refusal.read_text())["exit_code"] == 5

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.dicom import read_slice
 from beam_pipeline.dicom.hounsfield import (
     PADDING_HU,
     PixelEncoding,
@@ -17,6 +16,7 @@ from beam_pipeline.dicom.hounsfield import (
     hounsfield_table,
     stored_values,
 )
+from beam_pipeline.dicom.slices import read_slice
 
 WRAPPED = PixelEncoding(16, 12, 11, signed=False, slope=1.0, intercept=0.0)
 

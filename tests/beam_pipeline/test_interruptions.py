@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.options import parse_options
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.planning.inventory import inspect_part
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.workers import Watch

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.layout import inventory_table, listing_table
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def options_for(folder: Path, tmp_path: Path, **changes: Any) -> Options:
-    return Options(str(folder), None, str(tmp_path / "out"), **changes)
+    return Options.of(input=str(folder), output=str(tmp_path / "out"), **changes)
 
 
 def inspect(options: Options, watch: Watch | None = None) -> Inspected:
@@ -68,13 +68,13 @@ def inspect(options: Options, watch: Watch | None = None) -> Inspected:
 
 def rows_of(options: Options, part: int = 0) -> dict[str, dict[str, Any]]:
     """The inventory's rows by their sources."""
-    table = Unfinished(Folder(options.output)).read(inventory_table(part))
+    table = Unfinished(Folder(options.files.output)).read(inventory_table(part))
     assert table.schema.equals(SCHEMA)
     return {show_source(decode_source(row["source"])): row for row in table.to_pylist()}
 
 
 def listing_of(options: Options, part: int) -> list[dict[str, Any]]:
-    return list(Unfinished(Folder(options.output)).read(listing_table(part)).to_pylist())
+    return list(Unfinished(Folder(options.files.output)).read(listing_table(part)).to_pylist())
 
 
 def test_every_file_is_in_one_part_in_order(folder: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_ids_of_headers_are_hashed_unless_they_are_to_be_kept(
     found = {}
     for kind in Identifiers:
         options = options_for(slices, tmp_path / kind, identifiers=kind)
-        options = dataclasses.replace(options, identifier_key_file=str(tmp_path / "key"))
+        options = options.changed(identifier_key_file=str(tmp_path / "key"))
         inspect(options)
         found[kind] = rows_of(options)
     kept, hashed, numbered = (found[k] for k in (Identifiers.KEEP, Identifiers.HASH, "ordinal"))
@@ -376,7 +376,7 @@ def overwrite(path: Path, data: bytes, *, touch: bool) -> None:
 
 
 def test_files_that_are_the_same_are_not_read_again(three: Options) -> None:
-    folder = Path(three.input)
+    folder = Path(three.files.input)
     assert inspect(three) == Inspected(files=3, rejected=1, reused=0)
     before = rows_of(three)
     for path in folder.iterdir():  # what no one can see without reading
@@ -389,7 +389,7 @@ def test_files_that_are_the_same_are_not_read_again(three: Options) -> None:
 
 @pytest.mark.parametrize("change", ["time", "size"])
 def test_a_file_that_changed_is_read_again_and_no_other(three: Options, change: str) -> None:
-    folder = Path(three.input)
+    folder = Path(three.files.input)
     inspect(three)
     overwrite(folder / "a.dcm", bytes((folder / "a.dcm").stat().st_size), touch=False)
     data = (folder / "b.dcm").read_bytes()
@@ -424,17 +424,17 @@ def test_a_reason_that_may_pass_is_not_kept(three: Options, reason: Reason) -> N
 def test_a_file_whose_store_tells_no_version_is_always_read(
     three: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = Path(three.input, "a.dcm").stat().st_size
+    size = Path(three.files.input, "a.dcm").stat().st_size
     for patient in (b"first ", b"second"):
-        data = Path(three.input, "a.dcm").read_bytes().replace(b"first ", patient)
-        Path(three.input, "a.dcm").write_bytes(data)
+        data = Path(three.files.input, "a.dcm").read_bytes().replace(b"first ", patient)
+        Path(three.files.input, "a.dcm").write_bytes(data)
         monkeypatch.setattr(InputFiles, "list", list_of(iter([FileInfo("a.dcm", size, "")])))
         assert inspect(three) == Inspected(files=1, rejected=0, reused=0)
         assert rows_of(three)["a.dcm"]["patient_id"] == patient.decode().strip()
 
 
 def test_a_file_that_is_back_is_read(three: Options) -> None:
-    path, away = Path(three.input, "b.dcm"), Path(three.output).parent / "away"
+    path, away = Path(three.files.input, "b.dcm"), Path(three.files.output).parent / "away"
     assert [*list_parts(three)] == [3]
     path.rename(away)
     assert inspect_part(0, Watch(), options=three) == Inspected(files=3, rejected=2, reused=0)
@@ -448,7 +448,7 @@ def test_new_files_are_read_and_the_others_found_at_their_new_places(
     three: Options, write_slice: WriteSlice
 ) -> None:
     inspect(three)
-    write_slice(Path(three.input, "a2.dcm"), PatientID="new")
+    write_slice(Path(three.files.input, "a2.dcm"), PatientID="new")
     witness = Witness()
     assert inspect(three, witness) == Inspected(files=4, rejected=1, reused=3)
     assert witness.places == [1]
@@ -461,7 +461,7 @@ def test_a_file_that_is_gone_is_not_in_the_inventory_any_more(
     three: Options, crashed: bool
 ) -> None:
     inspect(three, Watch({1: Reason.DECODER_CRASHED} if crashed else {}))
-    Path(three.input, "b.dcm").unlink()
+    Path(three.files.input, "b.dcm").unlink()
     assert inspect(three) == Inspected(files=2, rejected=1, reused=2)
     assert [*rows_of(three)] == ["a.dcm", "c.dcm"]
 
@@ -470,9 +470,7 @@ def test_another_key_of_the_identifiers_makes_all_be_read_again(
     three: Options, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_bytes(b"one key of many bytes")
-    hashed = dataclasses.replace(
-        three, identifiers=Identifiers.HASH, identifier_key_file=str(tmp_path / "key")
-    )
+    hashed = three.changed(identifiers=Identifiers.HASH, identifier_key_file=str(tmp_path / "key"))
     inspect(hashed)
     before = rows_of(hashed)
     assert inspect(hashed) == Inspected(files=3, rejected=1, reused=3)
@@ -487,7 +485,7 @@ def test_another_key_of_the_identifiers_makes_all_be_read_again(
 def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:
     inspect(three)
     before = rows_of(three)
-    path = Path(three.output, ".unfinished", f"{inventory_table(0)}.arrow")
+    path = Path(three.files.output, ".unfinished", f"{inventory_table(0)}.arrow")
     path.write_bytes(path.read_bytes()[:-100])
     assert inspect(three) == Inspected(files=3, rejected=1, reused=0)
     assert rows_of(three) == before
@@ -504,7 +502,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_file(
     monkeypatch.setattr("beam_pipeline.storage.inputs.Reading.now", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         inspect_part(0, Watch(), options=three)
-    assert Unfinished(Folder(three.output)).find(inventory_table(0)) is None
+    assert Unfinished(Folder(three.files.output)).find(inventory_table(0)) is None
 
 
 def test_a_header_is_carried_without_its_ids() -> None:

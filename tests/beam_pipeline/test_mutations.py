@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from pydicom import uid
 
-from beam_pipeline.dicom import Header, read_header, read_slice
+from beam_pipeline.dicom.slices import Header, read_header, read_slice
 from beam_pipeline.errors import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 

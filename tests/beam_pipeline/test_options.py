@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -6,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import Identifiers, Launch, Options, parse_options
-from beam_pipeline.running.runners import LOCAL, RUNNERS
+from beam_pipeline.options import Identifiers, Options
+from beam_pipeline.running.runners import LOCAL, RUNNERS, Launch
 
 PATHS = ["--input", "in", "--output", "out"]
 ELSEWHERE = ["--runner", "PortableRunner", "--job_endpoint", "embed"]
@@ -19,23 +19,23 @@ ELSEWHERE = ["--runner", "PortableRunner", "--job_endpoint", "embed"]
 
 def test_defaults_are_those_of_the_field() -> None:
     options, launch = parse_options(PATHS)
-    assert [(w.name, w.center, w.width) for w in options.windows] == [
+    assert [(w.name, w.center, w.width) for w in options.image.windows] == [
         ("brain", 40, 80),
         ("subdural", 80, 200),
         ("bone", 600, 2800),
     ]
-    assert (options.image_size, options.folds, options.labels) == (512, 5, None)
-    assert options.hu_repair is RepairPolicy.AUTO
-    assert options.max_reject_fraction == 0.05
-    assert (options.storage_patience, options.decode_timeout) == (600, 120)
-    assert options.identifiers is Identifiers.ORDINAL
+    assert (options.image.image_size, options.splits.folds, options.files.labels) == (512, 5, None)
+    assert options.image.hu_repair is RepairPolicy.AUTO
+    assert options.run.max_reject_fraction == 0.05
+    assert (options.files.storage_patience, options.run.decode_timeout) == (600, 120)
+    assert options.identifiers.identifiers is Identifiers.ORDINAL
     assert launch == Launch(LOCAL)
 
 
 def test_what_is_not_ours_is_left_for_the_runner() -> None:
     argv = [*PATHS, "--windows", "brain,x:1:2", *ELSEWHERE, "--cancel_on_interrupt"]
     options, launch = parse_options(argv)
-    assert options.windows == (Window("brain", 40, 80), Window("x", 1, 2))
+    assert options.image.windows == (Window("brain", 40, 80), Window("x", 1, 2))
     assert launch == Launch(RUNNERS["PortableRunner"], ("--job_endpoint", "embed"), True)
 
 
@@ -47,29 +47,28 @@ def test_what_is_not_ours_is_left_for_the_runner() -> None:
             "--windows a,b,c,d,e: want 1 to 4 windows",
         ),
         ({"windows": (Window("a", 0, 1),) * 2}, "--windows a,a: want different names"),
-        ({"image_size": 8}, "--image_size 8: want 16 to 4096"),
-        ({"folds": 1}, "--folds 1: want 2 to 100"),
-        ({"examples_per_shard": 0}, "--examples_per_shard 0: want at least 1"),
+        ({"image_size": 8}, "--image_size 8: want a whole number from 16 to 4096"),
+        ({"folds": 1}, "--folds 1: want a whole number from 2 to 100"),
+        ({"examples_per_shard": 0}, "--examples_per_shard 0: want a whole number of at least 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"holdout": 1.0}, "--holdout 1.0: want 0 to 0.9"),
-        ({"max_reject_fraction": 1.5}, "--max_reject_fraction 1.5: want 0 to 1"),
-        ({"workers": 0}, "--workers 0: want at least 1"),
-        ({"storage_patience": 0.5}, "--storage_patience 0.5: want 1 or more"),
-        ({"storage_patience": float("nan")}, "--storage_patience nan: want 1 or more"),
-        ({"decode_timeout": 0.0}, "--decode_timeout 0.0: want 1 or more"),
+        ({"holdout": 1.0}, "--holdout 1.0: want a number from 0 to 0.9"),
+        ({"max_reject_fraction": 1.5}, "--max_reject_fraction 1.5: want a number from 0 to 1"),
+        ({"workers": 0}, "--workers 0: want a whole number of at least 1"),
+        ({"storage_patience": 0.5}, "--storage_patience 0.5: want a number of at least 1"),
+        ({"storage_patience": float("nan")}, "--storage_patience nan: want a number of at least 1"),
+        ({"decode_timeout": 0.0}, "--decode_timeout 0.0: want a number of at least 1"),
     ],
 )
 def test_a_bad_value_is_quoted_with_what_would_be_right(
     change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        dataclasses.replace(Options("in", None, "out"), **change)
+        Options.of(input="in", output="out").changed(**change)
 
 
 def test_options_that_do_not_change_the_bytes_are_not_recorded() -> None:
-    options = Options("in", None, "out")
-    same = dataclasses.replace(
-        options,
+    options = Options.of(input="in", output="out")
+    same = options.changed(
         output="other",
         workers=7,
         max_reject_fraction=1,
@@ -78,7 +77,7 @@ def test_options_that_do_not_change_the_bytes_are_not_recorded() -> None:
         identifier_key_file="elsewhere",
     )
     assert options.recorded() == same.recorded()
-    assert options.recorded() != dataclasses.replace(options, seed=1).recorded()
+    assert options.recorded() != options.changed(seed=1).recorded()
 
 
 @pytest.mark.parametrize(
@@ -94,20 +93,20 @@ def test_options_that_do_not_change_the_bytes_are_not_recorded() -> None:
 def test_workers_are_a_core_each_here_and_one_beside_each_of_a_runners(
     argv: list[str], workers: int
 ) -> None:
-    assert parse_options([*PATHS, *argv])[0].workers == workers
+    assert parse_options([*PATHS, *argv])[0].run.workers == workers
 
 
 def test_patience_is_in_seconds() -> None:
     argv = [*PATHS, "--storage_patience", "1.5", "--decode_timeout", "30"]
     options, _ = parse_options(argv)
-    assert (options.storage_patience, options.decode_timeout) == (1.5, 30)
-    with pytest.raises(UsageError, match=r"--storage_patience 0\.0: want 1 or more"):
+    assert (options.files.storage_patience, options.run.decode_timeout) == (1.5, 30)
+    with pytest.raises(UsageError, match="--storage_patience 0: want a number of at least 1"):
         parse_options([*PATHS, "--storage_patience", "0"])
 
 
 def test_hounsfield_units_take_the_place_of_windows() -> None:
     options, _ = parse_options([*PATHS, "--hu"])
-    assert options.windows == ()
+    assert options.image.windows == ()
     assert (options.image.channels, options.image.dtype) == (1, "uint16")
     assert options.recorded()["hu"]
 
@@ -128,11 +127,14 @@ def test_the_key_comes_from_a_file_or_the_environment_and_is_told_to_nobody(
     key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, _ = parse_options([*HASH, "--identifier_key_file", key_file])
-    assert (options.identifiers, options.identifier_key_file) == (Identifiers.HASH, key_file)
-    assert options.identifier_key_check
+    assert (options.identifiers.identifiers, options.identifiers.identifier_key_file) == (
+        Identifiers.HASH,
+        key_file,
+    )
+    assert options.identifiers.identifier_key_check
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
     same, _ = parse_options(HASH)
-    assert same.identifier_key_file is None
+    assert same.identifiers.identifier_key_file is None
     assert same.recorded() == options.recorded()
     monkeypatch.setenv(KEY_VARIABLE, SECRET + "!")
     assert parse_options(HASH)[0].recorded() != options.recorded()
@@ -153,7 +155,7 @@ def test_only_hashes_need_a_key(key_file: str, monkeypatch: pytest.MonkeyPatch) 
     for identifiers in ("ordinal", "keep"):
         argv = [*PATHS, "--identifiers", identifiers, "--identifier_key_file", "/absent"]
         options, _ = parse_options(argv)
-        assert options.identifier_key_check == ""
+        assert options.identifiers.identifier_key_check is None
         assert options.recorded()["identifier_key_check"] is None
 
 
@@ -168,7 +170,7 @@ def test_a_runner_elsewhere_does_not_have_this_environment(
     assert message.startswith("--identifiers hash on PortableRunner needs --identifier_key_file")
     assert "\n" not in message
     options, _ = parse_options([*argv, "--identifier_key_file", key_file])
-    assert options.identifier_key_file == key_file
+    assert options.identifiers.identifier_key_file == key_file
 
 
 def test_a_key_file_that_is_not_there_is_named() -> None:
@@ -179,5 +181,5 @@ def test_a_key_file_that_is_not_there_is_named() -> None:
 def test_empty_values_are_those_of_unset_variables() -> None:
     empty = ["--labels", "", "--label_columns", "", "--identifier_key_file", ""]
     options, _ = parse_options([*PATHS, *empty])
-    assert options.labels is options.identifier_key_file is None
-    assert options.label_columns == ()
+    assert options.files.labels is options.identifiers.identifier_key_file is None
+    assert options.labels.label_columns == ()

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from beam_pipeline.writing.output import (
 
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
-    return Options("in", None, str(tmp_path / "out"))
+    return Options.of(input="in", output=str(tmp_path / "out"))
 
 
 def complete(folder: Folder, options: Options) -> None:
@@ -28,16 +27,16 @@ def complete(folder: Folder, options: Options) -> None:
 
 
 def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     assert prepare_output(folder, options) is None
     folder.write("ich-test.tfrecord-00000-of-00001", b"")
-    Path(options.output, ".ich-x.0123.partial").write_bytes(b"half")
-    assert prepare_output(folder, dataclasses.replace(options, workers=5)) is None
+    Path(options.files.output, ".ich-x.0123.partial").write_bytes(b"half")
+    assert prepare_output(folder, options.changed(workers=5)) is None
     assert folder.names() == {".unfinished", "ich-test.tfrecord-00000-of-00001"}
 
 
 def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     prepare_output(folder, options)
     folder.write(".unfinished/inventory/00000.arrow", b"rows")
     prepare_output(folder, options)
@@ -49,43 +48,43 @@ def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(options: O
 
 
 def test_tables_of_an_unfinished_folder_are_not_for_a_new_beginning(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     prepare_output(folder, options)
     folder.write(".unfinished/inventory/00000.arrow", b"rows")
-    prepare_output(folder, dataclasses.replace(options, overwrite=True))
+    prepare_output(folder, options.changed(overwrite=True))
     assert not folder.exists(".unfinished/inventory/00000.arrow")
 
 
 def test_another_key_gives_other_ids(options: Options) -> None:
-    folder = Folder(options.output)
-    prepare_output(folder, dataclasses.replace(options, identifier_key_check="0123"))
+    folder = Folder(options.files.output)
+    prepare_output(folder, options.changed(identifier_key_check="0123"))
     with pytest.raises(UsageError, match="begun with another identifier key; choose another"):
-        prepare_output(folder, dataclasses.replace(options, identifier_key_check="4567"))
+        prepare_output(folder, options.changed(identifier_key_check="4567"))
 
 
 def test_other_options_do_not_mix_with_what_was_begun(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     prepare_output(folder, options)
-    other = dataclasses.replace(options, folds=3)
+    other = options.changed(folds=3)
     with pytest.raises(UsageError, match="begun with --folds 5, now it is 3; choose another"):
         prepare_output(folder, other)
-    assert prepare_output(folder, dataclasses.replace(other, overwrite=True)) is None
+    assert prepare_output(folder, other.changed(overwrite=True)) is None
 
 
 def test_a_complete_folder_is_found_again(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     complete(folder, options)
     manifest = prepare_output(folder, options)
     assert manifest is not None
     assert manifest["options"] == options.recorded()
     with pytest.raises(UsageError, match="begun with --seed 0, now it is 1"):
-        prepare_output(folder, dataclasses.replace(options, seed=1))
+        prepare_output(folder, options.changed(seed=1))
 
 
 def test_what_a_killed_run_did_not_remove_of_a_complete_folder_is_removed(
     options: Options,
 ) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     complete(folder, options)
     folder.write(".unfinished/written/some-shard.arrow", b"rows")
     assert prepare_output(folder, options) is not None
@@ -93,16 +92,16 @@ def test_what_a_killed_run_did_not_remove_of_a_complete_folder_is_removed(
 
 
 def test_overwrite_begins_anew(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     complete(folder, options)
-    assert prepare_output(folder, dataclasses.replace(options, overwrite=True)) is None
+    assert prepare_output(folder, options.changed(overwrite=True)) is None
     assert folder.names() == {".unfinished"}
 
 
 def test_a_new_beginning_that_is_killed_leaves_nothing_that_looks_complete(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     complete(folder, options)
     remove, removed = Folder.remove, []
 
@@ -114,29 +113,29 @@ def test_a_new_beginning_that_is_killed_leaves_nothing_that_looks_complete(
 
     monkeypatch.setattr(Folder, "remove", remove_one)
     with pytest.raises(KeyboardInterrupt):
-        prepare_output(folder, dataclasses.replace(options, overwrite=True))
+        prepare_output(folder, options.changed(overwrite=True))
     assert find_manifest(folder) is None
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_something_else_is_left_alone(options: Options, overwrite: bool) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     folder.write("thesis.tex", b"precious")
     with pytest.raises(UsageError, match=r"holds something else \(thesis.tex\)"):
-        prepare_output(folder, dataclasses.replace(options, overwrite=overwrite))
+        prepare_output(folder, options.changed(overwrite=overwrite))
     assert folder.read("thesis.tex") == b"precious"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}'])
 def test_another_manifest_is_refused(options: Options, text: str) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     folder.write("manifest.json", text.encode())
     with pytest.raises(UsageError, match="is not a shard directory's manifest"):
         find_manifest(folder)
 
 
 def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     assert read_refusal(folder) is None
     write_refusal(folder, 3, "too many")
     refusal = read_refusal(folder)
@@ -147,12 +146,12 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
 
 
 def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options) -> None:
-    folder = Folder(options.output)
+    folder = Folder(options.files.output)
     prepare_output(folder, options)
-    Path(options.output, ".ich-x.0123.partial").write_bytes(b"half")
-    before = size_of(options.output)
+    Path(options.files.output, ".ich-x.0123.partial").write_bytes(b"half")
+    before = size_of(options.files.output)
     write_refusal(folder, 5, "disk full")
-    assert size_of(options.output) < before - 50_000
+    assert size_of(options.files.output) < before - 50_000
     assert folder.names() == {".unfinished"}
 
 

@@ -27,9 +27,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import encode_table
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import ImageId, Options, parse_options
+from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
 from beam_pipeline.storage import Folder
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam
 
 @pytest.fixture(scope="module")
 def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
-    return Options(
+    return Options.of(
         input=str(small_data_set / "slices"),
         labels=str(small_data_set / "labels.csv"),
         output=str(tmp_path_factory.mktemp("shards") / "out"),
@@ -59,7 +60,7 @@ def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> O
 def shards(options: Options) -> Path:
     """The shard directory of the small data set, made with two workers."""
     pipeline.run_here(options)
-    return Path(options.output)
+    return Path(options.files.output)
 
 
 def read(folder: Path) -> Any:
@@ -94,7 +95,7 @@ def test_nothing_is_lost(shards: Path) -> None:
 def test_the_manifest_describes_the_directory(shards: Path, options: Options) -> None:
     manifest = read(shards)
     assert manifest["schema_version"] == 1
-    assert manifest["windows"] == [dataclasses.asdict(window) for window in options.windows]
+    assert manifest["windows"] == [dataclasses.asdict(window) for window in options.image.windows]
     assert manifest["image"] == {
         "height": 32,
         "width": 32,
@@ -150,7 +151,7 @@ def test_shards_are_the_same_whoever_does_the_work(
     shards: Path, options: Options, tmp_path: Path, name: str
 ) -> None:
     setup = SETUPS[name]
-    options = dataclasses.replace(options, output=str(tmp_path / "again"), workers=setup.workers)
+    options = options.changed(output=str(tmp_path / "again"), workers=setup.workers)
     runner = FnApiRunner(**setup.runner)
     with beam.Pipeline(runner=runner, options=PipelineOptions([*setup.beam])) as graph:
         pipeline.build(graph, options)
@@ -164,7 +165,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:
-    options = dataclasses.replace(options, output=str(tmp_path / "other"), seed=1)
+    options = options.changed(output=str(tmp_path / "other"), seed=1)
     pipeline.run_here(options)
     assert read(tmp_path / "other")["splits"] != read(shards)["splits"]
 
@@ -174,14 +175,14 @@ def test_the_last_step_may_be_done_again(
     shards: Path, options: Options, tmp_path: Path, left: list[str]
 ) -> None:
     """As by a runner that lost the worker which had just removed some of what is not needed."""
-    options = dataclasses.replace(options, output=str(shutil.copytree(shards, tmp_path / "out")))
+    options = options.changed(output=str(shutil.copytree(shards, tmp_path / "out")))
     before = contents(tmp_path / "out"), read(tmp_path / "out")
     files = [shard["file"] for split in before[1]["splits"].values() for shard in split["shards"]]
     plan = Plan(tuple(before[1]["labels"]), 33, 1, IdenticalPixels(), tuple(files), 30)
     rejects = pa.Table.from_pylist([], REJECTS_SCHEMA)
     tables = {"plan.json": plan.encode(), "rejects.arrow": encode_table(rejects)}
     for name in left:
-        Folder(options.output).write(f".unfinished/{name}", tables[name])
+        Folder(options.files.output).write(f".unfinished/{name}", tables[name])
     finish_directory(len(files), options)
     assert (contents(tmp_path / "out"), read(tmp_path / "out")) == before
 
@@ -244,15 +245,20 @@ def test_the_graph_holds_no_key_no_id_and_no_file_name(hashing: list[str]) -> No
         for secret in (word.encode(), base64.b64encode(word.encode()).rstrip(b"=")[:-1]):
             assert not any(secret in part for part in parts), word
     # So it would be found.
-    for known in (options.input, options.identifier_key_check, "inspect_part", "write_shard"):
+    for known in (
+        options.files.input,
+        options.identifiers.identifier_key_check,
+        "inspect_part",
+        "write_shard",
+    ):
         assert any(known.encode() in part for part in parts), known
-    assert not any(known.encode() in parts[0] for known in (options.input, "inspect_part"))
+    assert not any(known.encode() in parts[0] for known in (options.files.input, "inspect_part"))
 
 
 def test_the_graph_does_not_grow_with_the_data(options: Options, tmp_path: Path) -> None:
     folder = tmp_path / "slices"
     folder.mkdir()
-    options = dataclasses.replace(options, input=str(folder))
+    options = options.changed(input=str(folder))
     graphs = []
     for first, end in ((0, 300), (300, 100_000)):
         for number in range(first, end):
@@ -318,7 +324,7 @@ def test_two_runs_at_once_end_in_one_right_directory(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Another run completes the directory when this one is about to begin a step."""
-    options = dataclasses.replace(options, output=str(tmp_path / "out"))
+    options = options.changed(output=str(tmp_path / "out"))
     module = "beam_pipeline.writing.finish" if step == "_finish" else "beam_pipeline.transforms"
     monkeypatch.setattr(f"{module}.{step}", partial(finish_first, getattr_of(module, step)))
     pipeline.run_here(options)
@@ -335,7 +341,7 @@ def getattr_of(module: str, name: str) -> Callable[..., Any]:
 def finish_first(step: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """Let another run complete the directory, unless it did, and then do a step."""
     options = next(value for value in (*args, *named.values()) if isinstance(value, Options))
-    if not Path(options.output, "manifest.json").exists():
+    if not Path(options.files.output, "manifest.json").exists():
         command = [sys.executable, "-c", OTHER_RUN]
         subprocess.run(command, input=pickle.dumps(options), check=True, timeout=120)
     return step(*args, **named)
@@ -356,10 +362,9 @@ def test_files_of_all_kinds_are_written_or_rejected(
     odd_files: dict[str, str], tmp_path: Path, image_id: ImageId
 ) -> None:
     output = tmp_path / "out"
-    options = Options(
-        str(tmp_path / "in"),
-        None,
-        str(output),
+    options = Options.of(
+        input=str(tmp_path / "in"),
+        output=str(output),
         image_size=32,
         image_id=image_id,
         max_reject_fraction=0.5,
@@ -383,6 +388,6 @@ def test_files_of_all_kinds_are_written_or_rejected(
     counts = read(output)["counts"]
     assert counts["files_seen"] == counts["written"] + counts["rejected"] == len(odd_files)
     assert (counts["written"], counts["rejected"]) == (len(index), len(rejects))
-    result = verify_directory(str(output), source=options.input)
+    result = verify_directory(str(output), source=options.files.input)
     assert [str(finding) for finding in result.findings.kept] == []
     assert result.findings.checked[Check.SOURCE] == counts["written"]

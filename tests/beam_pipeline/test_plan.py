@@ -167,7 +167,7 @@ def test_verdicts_are_those_of_a_loop_over_files(
     assert judgement.labels_without_file == len(labels.keys() - {name for name, _ in files})
 
 
-OPTIONS = Options(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
+OPTIONS = Options.of(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
 
 
 def twenty(patients: int = 4, slices: int = 5) -> tuple[Keys, Judgement]:
@@ -193,7 +193,7 @@ def splits_of(dealt: Deal) -> dict[int, str]:
 
 
 def test_every_slice_is_in_one_shard_and_none_is_too_large() -> None:
-    dealt = deal(*twenty(), alone(20), OPTIONS)
+    dealt = deal(*twenty(), alone(20), OPTIONS.splits)
     assert dealt.shards == tuple(
         ShardFile(split, number, 3) for split in ("fold0", "fold1") for number in range(3)
     )
@@ -204,7 +204,7 @@ def test_every_slice_is_in_one_shard_and_none_is_too_large() -> None:
 
 def test_no_patient_is_in_two_folds_and_each_fold_has_a_label() -> None:
     keys, judgement = twenty()
-    splits = splits_of(deal(keys, judgement, alone(20), OPTIONS))
+    splits = splits_of(deal(keys, judgement, alone(20), OPTIONS.splits))
     by_patient = {
         (int(patient), splits[slice_]) for slice_, patient in enumerate(keys.ids["patient_id"])
     }
@@ -215,15 +215,15 @@ def test_no_patient_is_in_two_folds_and_each_fold_has_a_label() -> None:
 
 def test_the_seed_decides_and_nothing_else() -> None:
     def order(seed: int) -> list[int]:
-        options = dataclasses.replace(OPTIONS, seed=seed)
-        return [int(slice_) for slice_ in deal(*twenty(), alone(20), options).slices]
+        options = OPTIONS.changed(seed=seed)
+        return [int(slice_) for slice_ in deal(*twenty(), alone(20), options.splits).slices]
 
     assert order(0) == order(0) != order(1)
 
 
 def test_without_labels_all_slices_are_one_split_whatever_the_folds() -> None:
     keys = keys_of([f"ID_{i}" for i in range(9)], [0] * 9)
-    dealt = deal(keys, judge(keys, None), alone(9), dataclasses.replace(OPTIONS, folds=5))
+    dealt = deal(keys, judge(keys, None), alone(9), OPTIONS.changed(folds=5).splits)
     assert [shard.name for shard in dealt.shards] == [
         f"ich-test.tfrecord-{number:05d}-of-00003" for number in range(3)
     ]
@@ -232,52 +232,52 @@ def test_without_labels_all_slices_are_one_split_whatever_the_folds() -> None:
 
 def test_nothing_is_dealt_to_nothing() -> None:
     keys = keys_of(["a"], usable=[False])
-    dealt = deal(keys, judge(keys, None), alone(0), OPTIONS)
+    dealt = deal(keys, judge(keys, None), alone(0), OPTIONS.splits)
     assert (dealt.shards, dealt.starts, len(dealt.slices)) == ((), (0,), 0)
 
 
 def test_splits_are_in_alphabetical_order() -> None:
-    options = dataclasses.replace(OPTIONS, folds=12, holdout=0.1, examples_per_shard=100)
-    dealt = deal(*twenty(patients=30), alone(150), options)
+    options = OPTIONS.changed(folds=12, holdout=0.1, examples_per_shard=100)
+    dealt = deal(*twenty(patients=30), alone(150), options.splits)
     names = [shard.split for shard in dealt.shards]
     assert names == sorted(["holdout", *(f"fold{number}" for number in range(12))])
 
 
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(UsageError, match="--folds 2: 1 patients cannot fill 2 folds"):
-        deal(*twenty(patients=1), alone(5), OPTIONS)
+        deal(*twenty(patients=1), alone(5), OPTIONS.splits)
 
 
 def test_patients_with_identical_slices_are_in_one_fold() -> None:
     identical = alone(30)
     identical[[0, 5]] = 0  # of patients 0 and 1
     identical[[10, 15]] = 1  # of patients 2 and 3
-    splits = splits_of(deal(*twenty(patients=6), identical, OPTIONS))
+    splits = splits_of(deal(*twenty(patients=6), identical, OPTIONS.splits))
     assert len({splits[slice_] for slice_ in range(10)}) == 1
     assert len({splits[slice_] for slice_ in range(10, 20)}) == 1
-    apart = dataclasses.replace(OPTIONS, leak_check=LeakCheck.REPORT, folds=6)
-    splits = splits_of(deal(*twenty(patients=6), identical, apart))
+    apart = OPTIONS.changed(leak_check=LeakCheck.REPORT, folds=6)
+    splits = splits_of(deal(*twenty(patients=6), identical, apart.splits))
     assert len(set(splits.values())) == 6
 
 
 def test_studies_may_be_kept_whole_instead_of_patients() -> None:
     keys, judgement = twenty()
     keys = dataclasses.replace(keys, ids=keys.ids | {"patient_id": np.zeros(20, np.int32)})
-    options = dataclasses.replace(OPTIONS, group_by=GroupBy.STUDY)
-    splits = splits_of(deal(keys, judgement, alone(20), options))
+    options = OPTIONS.changed(group_by=GroupBy.STUDY)
+    splits = splits_of(deal(keys, judgement, alone(20), options.splits))
     assert set(splits.values()) == {"fold0", "fold1"}
     assert all(len({splits[5 * study + i] for i in range(5)}) == 1 for study in range(4))
     with pytest.raises(UsageError, match="1 patients cannot fill"):
-        deal(keys, judgement, alone(20), OPTIONS)
+        deal(keys, judgement, alone(20), OPTIONS.splits)
 
 
 def test_an_earlier_assignment_is_kept_and_new_patients_are_dealt() -> None:
-    first = splits_of(deal(*twenty(), alone(20), OPTIONS))
+    first = splits_of(deal(*twenty(), alone(20), OPTIONS.splits))
     keys, judgement = twenty(patients=8)
     earlier = pd.Series(first)
     earlier.index = pd.Index(keys.image_keys[earlier.index])
-    other = dataclasses.replace(OPTIONS, seed=9)
-    second = splits_of(deal(keys, judgement, alone(40), other, earlier))
+    other = OPTIONS.changed(seed=9)
+    second = splits_of(deal(keys, judgement, alone(40), other.splits, earlier))
     assert {slice_: second[slice_] for slice_ in first} == first
     assert sorted(second.values()) == ["fold0"] * 20 + ["fold1"] * 20
 
@@ -352,15 +352,13 @@ def plan_rows(tmp_path: Path) -> PlanRows:
         output: str = "out",
         **changes: Any,
     ) -> Planned:
-        options = dataclasses.replace(
-            OPTIONS, input=str(tmp_path), labels=None, output=str(tmp_path / output)
-        )
-        options = dataclasses.replace(options, **({"max_reject_fraction": 0.5} | changes))
+        options = OPTIONS.changed(input=str(tmp_path), labels=None, output=str(tmp_path / output))
+        options = options.changed(**({"max_reject_fraction": 0.5} | changes))
         if labels is not None:
             text = "\n".join([",".join(["image_id", *RSNA_LABELS]), *labels])
             (tmp_path / "labels.csv").write_text(text)
-            options = dataclasses.replace(options, labels=str(tmp_path / "labels.csv"))
-        unfinished = Unfinished(Folder(options.output))
+            options = options.changed(labels=str(tmp_path / "labels.csv"))
+        unfinished = Unfinished(Folder(options.files.output))
         parts = [rows[start : start + part_rows] for start in range(0, len(rows), part_rows)]
         for number, part in enumerate(parts):
             table = pa.Table.from_pylist(part, SCHEMA)
@@ -588,8 +586,8 @@ def test_an_inventory_whose_parts_were_hashed_with_different_keys_is_not_planned
     tmp_path: Path,
 ) -> None:
     """A patient with slices in both parts would have two ids, and be in two folds."""
-    options = dataclasses.replace(OPTIONS, input=str(tmp_path), labels=None, output=str(tmp_path))
-    unfinished = Unfinished(Folder(options.output))
+    options = OPTIONS.changed(input=str(tmp_path), labels=None, output=str(tmp_path))
+    unfinished = Unfinished(Folder(options.files.output))
     for number in range(2):
         table = pa.Table.from_pylist([row(0, number)], SCHEMA)
         unfinished.write(inventory_table(number), table, {"key_check": f"key {number}"})
@@ -604,12 +602,11 @@ def inspect_and_plan(options: Options) -> Planned:
     parts = len([*list_parts(options)])
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
-    return read_plan(plan_shards(parts, options), Unfinished(Folder(options.output)))
+    return read_plan(plan_shards(parts, options), Unfinished(Folder(options.files.output)))
 
 
 def test_a_folder_is_planned_as_its_files_are(small_data_set: Path, tmp_path: Path) -> None:
-    options = dataclasses.replace(
-        OPTIONS,
+    options = OPTIONS.changed(
         input=str(small_data_set / "slices"),
         labels=str(small_data_set / "labels.csv"),
         output=str(tmp_path),
@@ -644,8 +641,7 @@ def test_patients_with_identical_pixels_are_in_one_fold(
         write_slice(tmp_path / "in" / f"{name}.dcm", PatientID=row["patient_id"], **same)
     text = "\n".join([",".join(["image_id", *RSNA_LABELS]), *label_lines(rows)])
     (tmp_path / "labels.csv").write_text(text)
-    options = dataclasses.replace(
-        OPTIONS,
+    options = OPTIONS.changed(
         input=str(tmp_path / "in"),
         labels=str(tmp_path / "labels.csv"),
         output=str(tmp_path / "joined"),
@@ -655,11 +651,9 @@ def test_patients_with_identical_pixels_are_in_one_fold(
     assert joined.splits["ID_20"] == joined.splits["ID_34"]
     # The first slice of a patient bleeds: in both sets labels differ.
     assert joined.plan.identical == IdenticalPixels(2, 5, 2, 2)
-    apart = dataclasses.replace(
-        options, leak_check=LeakCheck.REPORT, folds=6, output=str(tmp_path / "apart")
-    )
+    apart = options.changed(leak_check=LeakCheck.REPORT, folds=6, output=str(tmp_path / "apart"))
     reported = inspect_and_plan(apart)
     assert len(set(reported.splits.values())) == 6
     assert reported.plan.identical == joined.plan.identical
-    off = dataclasses.replace(apart, leak_check=LeakCheck.OFF, output=str(tmp_path / "off"))
+    off = apart.changed(leak_check=LeakCheck.OFF, output=str(tmp_path / "off"))
     assert inspect_and_plan(off).plan.identical == IdenticalPixels()

@@ -31,7 +31,7 @@ class Shown(Display):
 
 @pytest.fixture
 def options(small_data_set: Path, tmp_path: Path) -> Options:
-    return Options(
+    return Options.of(
         input=str(small_data_set / "slices"),
         labels=str(small_data_set / "labels.csv"),
         output=str(tmp_path / "out"),
@@ -51,7 +51,7 @@ def write(number: int, options: Options) -> tuple[int, int]:
 
 
 def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
-    unfinished = Unfinished(Folder(options.output))
+    unfinished = Unfinished(Folder(options.files.output))
     display = Shown(Console(file=io.StringIO()), listen=False)
     watcher = Watcher(unfinished, display)
     watcher.look()
@@ -97,9 +97,9 @@ def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
 
 def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
     display = Shown(Console(file=io.StringIO()), listen=False)
-    watcher = Watcher(Unfinished(Folder(options.output)), display)
+    watcher = Watcher(Unfinished(Folder(options.files.output)), display)
     files = sum(list_parts(options))
     watcher.look()
-    shutil.rmtree(options.output)
+    shutil.rmtree(options.files.output)
     watcher.look()
     assert +display.counts == Counter(files_listed=files)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.__main__ import main
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.errors import UsageError
-from beam_pipeline.options import parse_options
 from beam_pipeline.running.runners import LOCAL, RUNNERS, choose_runner
 from tests.beam_pipeline.ports import free_port
 
@@ -195,7 +195,11 @@ def test_names_of_another_runner(name: str) -> None:
 
 def test_paths_of_the_local_engine_stay_as_they_are() -> None:
     options, launch = parse_options([*FILES, "--labels", "labels.csv"])
-    assert (options.input, options.labels, options.output) == ("in", "labels.csv", "out")
+    assert (options.files.input, options.files.labels, options.files.output) == (
+        "in",
+        "labels.csv",
+        "out",
+    )
     assert (launch.runner, launch.arguments) == (LOCAL, ())
 
 
@@ -203,9 +207,9 @@ def test_workers_elsewhere_are_given_absolute_paths(ports: dict[str, int], tmp_p
     endpoint = f"localhost:{ports['open']}"
     argv = ["--input", "file://in", "--output", "s3://b/out", "--labels", "../labels.csv"]
     options, launch = parse_options([*argv, *PORTABLE, endpoint])
-    assert options.input == str(tmp_path / "in")
-    assert options.output == "s3://b/out"
-    assert options.labels == str(tmp_path / ".." / "labels.csv")
+    assert options.files.input == str(tmp_path / "in")
+    assert options.files.output == "s3://b/out"
+    assert options.files.labels == str(tmp_path / ".." / "labels.csv")
     assert launch.arguments == ("--job_endpoint", endpoint)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_pipeline.dicom import read_slice
+from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.directory.example import decode_example, read_records
 from beam_pipeline.directory.index import index_schema
 from beam_pipeline.directory.unfinished import Unfinished
@@ -39,7 +39,7 @@ class Witness(Watch):
 
 @pytest.fixture
 def options(small_data_set: Path, tmp_path: Path) -> Options:
-    return Options(
+    return Options.of(
         input=str(small_data_set / "slices"),
         labels=str(small_data_set / "labels.csv"),
         output=str(tmp_path / "out"),
@@ -59,7 +59,7 @@ def make_plan(options: Options) -> Plan:
 
 def planned_slices(number: int, options: Options) -> list[dict[str, Any]]:
     part, batch = divmod(number, SHARDS_A_PART)
-    unfinished = Unfinished(Folder(options.output))
+    unfinished = Unfinished(Folder(options.files.output))
     return list(unfinished.read_batch(plan_table(part), batch).to_pylist())
 
 
@@ -70,7 +70,7 @@ def write(
     written = write_shard(number, watch or Watch(), options=options)
     if isinstance(written, Later):
         written = written.finish()
-    index = Unfinished(Folder(options.output)).read(written_table(written.file))
+    index = Unfinished(Folder(options.files.output)).read(written_table(written.file))
     return written, index, ShardResult.of(index)
 
 
@@ -85,7 +85,7 @@ def number_of(image_id: str, plan: Plan, options: Options) -> int:
 
 
 def examples_of(name: str, options: Options) -> dict[bytes, dict[str, Any]]:
-    with Path(options.output, name).open("rb") as file:
+    with Path(options.files.output, name).open("rb") as file:
         examples = [decode_example(record) for record in read_records(file)]
     return {example["image_id"][0]: example for example in examples}
 
@@ -99,7 +99,7 @@ def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
     assert len(plan.shards) > SHARDS_A_PART + 1
     number %= len(plan.shards)
     written, index, result = write(number, options)
-    data = Path(options.output, plan.shards[number]).read_bytes()
+    data = Path(options.files.output, plan.shards[number]).read_bytes()
     slices = planned_slices(number, options)
     kept = [row for row in slices if row["image_id"] != "ID_flat"]
     labels = [column for column in slices[0] if column.startswith("label_")]
@@ -157,7 +157,7 @@ def test_an_example_is_what_the_contract_says(options: Options, small_data_set: 
 
 
 def test_a_slice_that_cannot_be_used_is_a_row_of_the_rejects(options: Options) -> None:
-    options = dataclasses.replace(options, examples_per_shard=256)
+    options = options.changed(examples_per_shard=256)
     plan = make_plan(options)
     number = number_of("ID_flat", plan, options)
     places = {row["image_id"]: i for i, row in enumerate(planned_slices(number, options))}
@@ -180,16 +180,16 @@ def test_a_shard_may_lose_all_its_slices(options: Options) -> None:
     excluded = dict.fromkeys(range(2), Reason.DECODER_TIMED_OUT)
     written, index, result = write(0, options, Watch(excluded))
     assert written == Written(plan.shards[0], 0, 2)
-    assert Path(options.output, plan.shards[0]).read_bytes() == b""
+    assert Path(options.files.output, plan.shards[0]).read_bytes() == b""
     assert (len(index), result.bytes, result.sha256) == (0, 0, hashlib.sha256().hexdigest())
     assert index.schema.equals(index_schema(plan.labels))
     assert set(result.label_counts.values()) == {0}
 
 
 def test_ordinal_image_ids_show_no_file_name(options: Options) -> None:
-    options = dataclasses.replace(options, image_id=ImageId.ORDINAL, examples_per_shard=256)
+    options = options.changed(image_id=ImageId.ORDINAL, examples_per_shard=256)
     plan = make_plan(options)
-    names = [path.name for path in sorted(Path(options.input).iterdir())]
+    names = [path.name for path in sorted(Path(options.files.input).iterdir())]
     rejects = []
     for number in range(len(plan.shards)):
         _, index, result = write(number, options)
@@ -205,11 +205,11 @@ def test_ordinal_image_ids_show_no_file_name(options: Options) -> None:
 
 
 def test_a_shard_that_is_whole_is_not_written_again(options: Options) -> None:
-    options = dataclasses.replace(options, examples_per_shard=256)
+    options = options.changed(examples_per_shard=256)
     plan = make_plan(options)
     number = number_of("ID_flat", plan, options)
     first = write(number, options)
-    path = Path(options.output, plan.shards[number])
+    path = Path(options.files.output, plan.shards[number])
     before = path.stat()
     witness = Witness()
     make_plan(options)
@@ -227,14 +227,14 @@ def test_a_shard_is_written_again_if_anything_about_it_changed(
 ) -> None:
     plan = make_plan(options)
     _, _, first = write(0, options)
-    path = Path(options.output, plan.shards[0])
-    record = Path(options.output, ".unfinished", f"{written_table(plan.shards[0])}.arrow")
+    path = Path(options.files.output, plan.shards[0])
+    record = Path(options.files.output, ".unfinished", f"{written_table(plan.shards[0])}.arrow")
     if damage == "shard":
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     elif damage == "shard is gone":
         path.unlink()
     elif damage == "options":
-        options = dataclasses.replace(options, windows=options.windows[:2])
+        options = options.changed(windows=options.image.windows[:2])
         assert make_plan(options) == plan
     elif damage == "record":
         record.unlink()
@@ -251,12 +251,12 @@ def test_a_shard_is_written_again_if_its_plan_is_another(options: Options) -> No
     """A file is gone: the slices of all shards are dealt anew."""
     make_plan(options)
     write(0, options)
-    assert options.labels
-    labels = Path(options.output, "labels.csv")
-    lines = Path(options.labels).read_text().splitlines(keepends=True)
+    assert options.files.labels
+    labels = Path(options.files.output, "labels.csv")
+    lines = Path(options.files.labels).read_text().splitlines(keepends=True)
     (image_id, *_) = (row["image_id"] for row in planned_slices(0, options))
     labels.write_text("".join(line for line in lines if not line.startswith(f"{image_id}_")))
-    make_plan(dataclasses.replace(options, labels=str(labels)))
+    make_plan(options.changed(labels=str(labels)))
     _, index, result = write(0, options)
     planned = [row["image_id"] for row in planned_slices(0, options)]
     assert image_id not in planned
@@ -267,7 +267,7 @@ def test_a_shard_is_written_again_if_its_plan_is_another(options: Options) -> No
 def four_slices(options: Options, folder: Path, write_slice: WriteSlice) -> Options:
     for number in range(4):
         write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number}")
-    return dataclasses.replace(options, input=str(folder), labels=None, examples_per_shard=256)
+    return options.changed(input=str(folder), labels=None, examples_per_shard=256)
 
 
 def test_a_file_that_vanishes_after_planning_is_rejected(
@@ -301,19 +301,21 @@ def test_a_store_that_fails_is_no_verdict_on_a_slice(
     monkeypatch.setattr("beam_pipeline.storage.inputs.InputFiles.read", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         write_shard(0, Watch(), options=options)
-    assert not [path for path in Path(options.output).iterdir() if path.name.startswith("ich-")]
-    assert Unfinished(Folder(options.output)).find(written_table(plan.shards[0])) is None
+    assert not [
+        path for path in Path(options.files.output).iterdir() if path.name.startswith("ich-")
+    ]
+    assert Unfinished(Folder(options.files.output)).find(written_table(plan.shards[0])) is None
 
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options) -> None:
     plan = make_plan(options)
-    before = set(Path(options.output).rglob("*"))
-    place = Path(options.output, plan.shards[0])
+    before = set(Path(options.files.output).rglob("*"))
+    place = Path(options.files.output, plan.shards[0])
     place.mkdir()
     with pytest.raises(OutputError, match=f"cannot write {place.name} in "):
         write(0, options)
     place.rmdir()
-    assert set(Path(options.output).rglob("*")) == before
+    assert set(Path(options.files.output).rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_a_file_that_changes_after_planning_is_read_as_it_is_now(
     pixels = np.full((32, 32), 1064, np.int16)  # 40 HU at intercept -1024, 60 HU at -1004
     pixels[0] = 0
     write_slice(tmp_path / "in" / "ID_0.dcm", pixels)
-    options = dataclasses.replace(options, input=str(tmp_path / "in"), labels=None)
+    options = options.changed(input=str(tmp_path / "in"), labels=None)
     make_plan(options)
     write_slice(tmp_path / "in" / "ID_0.dcm", pixels, **change)
     written, _, result = write(0, options)
@@ -354,8 +356,7 @@ def test_repaired_and_resized_slices_are_counted(
     wrapped[8:24, 8:24] = 40
     twelve = {"BitsStored": 12, "HighBit": 11, "RescaleIntercept": "0"}
     write_slice(tmp_path / "in" / "wrapped.dcm", wrapped, **twelve)
-    options = dataclasses.replace(
-        options,
+    options = options.changed(
         input=str(tmp_path / "in"),
         labels=None,
         examples_per_shard=256,

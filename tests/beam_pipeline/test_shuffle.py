@@ -19,10 +19,9 @@ def _shuffled_bytes(folder: Path, slices: int, side: int, prefix: str, patient: 
     first.write_bytes(make_dicom(pixels, PatientID=patient))
     for number in range(slices):
         (folder / "in" / f"{prefix}{number}.dcm").hardlink_to(first)
-    options = Options(
-        str(folder / "in"),
-        None,
-        str(folder / "out"),
+    options = Options.of(
+        input=str(folder / "in"),
+        output=str(folder / "out"),
         image_size=16,
         leak_check=LeakCheck.OFF,
         examples_per_shard=16,

@@ -20,7 +20,7 @@ def nothing(_: int) -> None:
 
 
 def test_bundles_of_one_worker_share_its_processes() -> None:
-    options = Options("in", None, "out", workers=1)
+    options = Options.of(input="in", output="out", workers=1)
     step = pickler.dumps(_RunTasks(partial(square, options=options), nothing, options))
     first, second = (pickler.loads(step) for _ in range(2))
     outcomes = []

@@ -64,7 +64,7 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         "examples_per_shard": 8,
         "max_reject_fraction": 0.2,
     }
-    options = Options(**values | changes)
+    options = Options.of(**values | changes)
     parts = len(list(list_parts(options)))
     for number in range(parts):
         inspect_part(number, Watch(), options=options)

@@ -384,7 +384,9 @@ def _link(slices: list[Path], count: int, folder: Path) -> Path:
 def _run(source: Path, output: Path) -> tuple[dict[str, int], int, Shuffled]:
     """Bytes of the tables by their kind, elements that are grouped, and their bytes."""
     # With fingerprints; that the copies are identical is only counted.
-    options = Options(str(source), None, str(output), leak_check=LeakCheck.REPORT, workers=2)
+    options = Options.of(
+        input=str(source), output=str(output), leak_check=LeakCheck.REPORT, workers=2
+    )
     with shuffled() as counted:
         run_steps(options)
     sizes, tables = {}, {}
@@ -407,7 +409,7 @@ def _finish(output: Path) -> float:
     plan = json.loads((output / PLAN).read_text()) | {"shards": names}
     (output / PLAN).write_text(json.dumps(plan))
     before = time.process_time()
-    finish_directory(_FINISHED_SHARDS, Options("", None, str(output)))
+    finish_directory(_FINISHED_SHARDS, Options.of(input="", output=str(output)))
     seconds: float = time.process_time() - before
     assert (output / MANIFEST).exists()
     return seconds / (_FINISHED_SHARDS * int(decode_table(data).num_rows))

@@ -44,7 +44,9 @@ HEADER = (
 
 
 def options(folder: Path) -> Options:
-    return Options(str(folder / "in"), str(folder / "labels.csv"), str(folder / "out"))
+    return Options.of(
+        input=str(folder / "in"), labels=str(folder / "labels.csv"), output=str(folder / "out")
+    )
 
 
 def make(folder: Path, slices: int) -> int:

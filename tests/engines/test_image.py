@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from beam_pipeline.options import parse_options
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.pipeline import build
 from beam_pipeline.running.staging import pinned_requirements, stage_package
 from tests.beam_pipeline.dicom_files import make_dicom
@@ -370,5 +370,5 @@ def test_the_template_has_parameters_that_the_command_takes() -> None:
     given = [f"--{name}={value}" for name, value in TEMPLATE_PARAMETERS.items()]
     launcher = ["--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t"]
     options, launched = parse_options([*given, *launcher])
-    assert (options.folds, options.holdout, options.seed) == (3, 0.25, 7)
+    assert (options.splits.folds, options.splits.holdout, options.splits.seed) == (3, 0.25, 7)
     assert launched.arguments[0] == f"--sdk_container_image={TEMPLATE_PARAMETERS[IMAGE_PARAMETER]}"

@@ -1,0 +1,99 @@
+"""Arguments to options: every flag follows from the declaration of its option."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import Field
+
+from beam_pipeline.declarations import Declared, Mark, flags, help_text
+from beam_pipeline.errors import UsageError
+from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
+from beam_pipeline.options import Identifiers, Options
+from beam_pipeline.running.runners import (
+    LOCAL,
+    RUNNERS,
+    Launch,
+    OneLineParser,
+    Runner,
+    choose_runner,
+    complete_arguments,
+    place_path,
+)
+
+
+class LaunchOptions(Declared, title="runner"):
+    """How a run is started; nothing of it decides what is written."""
+
+    runner: Annotated[str, Field(description=f"one of {', '.join(RUNNERS)}")] = LOCAL.name
+    cancel_on_interrupt: bool = False
+    """let Ctrl-C end a job that would otherwise continue without this command"""
+
+
+def parse_options(argv: Sequence[str]) -> tuple[Options, Launch]:
+    """What is to be done, and on what.
+
+    Raises:
+        UsageError: a value cannot be used, or nothing knows an option.
+        RunnerError: the runner cannot be reached.
+        SystemExit: `--help`.
+    """
+    parser = _parser()
+    parsed, beam_argv = parser.parse_known_args(argv)
+    values = vars(parsed)
+    chosen = {name: values.pop(name) for name, _ in flags(LaunchOptions) if name in values}
+    started = LaunchOptions(**chosen)
+    runner = choose_runner(started.runner)
+    options = _complete(Options.of(**values), values, runner)
+    arguments = complete_arguments(runner, beam_argv, parser._option_string_actions)
+    return options, Launch(runner, tuple(arguments), started.cancel_on_interrupt)
+
+
+def _complete(options: Options, given: dict[str, Any], runner: Runner) -> Options:
+    """Options with what depends on the runner and the environment."""
+    changes: dict[str, Any] = {}
+    if "workers" not in given and runner.is_local:
+        changes["workers"] = os.cpu_count() or 1
+    for part, kind in Options.parts().items():
+        for name, field in flags(kind):
+            if Mark.LOCATION in field.metadata:
+                changes[name] = place_path(runner, name, getattr(getattr(options, part), name))
+    if options.identifiers.identifiers is Identifiers.HASH:
+        key_file = options.identifiers.identifier_key_file
+        if key_file is None and not runner.is_local:
+            raise UsageError(
+                f"--identifiers hash on {runner.name} needs --identifier_key_file, a path or URL "
+                f"that every worker can read: they do not have this machine's {KEY_VARIABLE}"
+            )
+        key = read_key(key_file, options.files.storage_patience)
+        changes["identifier_key_check"] = key_check(key)
+    return options.changed(**changes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="python -m beam_pipeline",
+        description="Convert head-CT DICOM files to stratified TFRecord shards.",
+        epilog="All other options are those of the chosen Beam runner.",
+        allow_abbrev=False,
+    )
+    kinds: list[type[Declared]] = [*Options.parts().values(), LaunchOptions]
+    for kind in kinds:
+        group = parser.add_argument_group(str(kind.model_config.get("title")), kind.__doc__)
+        for name, field in flags(kind):
+            # What is not given stays out of the namespace: the defaults are the declarations'.
+            common: dict[str, Any] = {
+                "help": help_text(field).replace("%", "%%"),
+                "default": argparse.SUPPRESS,
+            }
+            if field.annotation is bool:
+                group.add_argument(f"--{name}", action="store_true", **common)
+            else:
+                group.add_argument(f"--{name}", metavar=_metavar(field.annotation), **common)
+    return parser
+
+
+def _metavar(annotation: Any) -> str:
+    kind = (get_args(annotation) or (annotation,))[0]
+    return {int: "INT", float: "FLOAT"}.get(kind, "TEXT")
