@@ -39,6 +39,9 @@ RUNNER_FLAGS = $(if $(PROJECT),--project "$(PROJECT)") $(if $(REGION),--region "
   $(if $(SPARK_MASTER),--spark_master_url "$(SPARK_MASTER)") \
   $(if $(PRISM),--prism_location "$(PRISM)")
 
+ifneq ($(filter-out tensorflow jax,$(BACKEND)),)
+  $(error BACKEND=$(BACKEND): want tensorflow or jax)
+endif
 ifeq ($(BACKEND),jax)
   TRAINER := $(VENV)/.jax
   BACKEND_FLAGS := --backend jax
@@ -53,6 +56,17 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
   $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
   $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
   $(BACKEND_FLAGS) $(ARGS)
+
+# A mistyped variable would otherwise be ignored without a word.
+VARIABLES := PYTHON ICH_REAL_DATA ARGS INPUT LABELS OUTPUT WORKERS RUNNER PROJECT REGION TEMP IMAGE \
+  JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE \
+  BACKEND SUBMISSION EXPORT
+GIVEN     := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+MISTYPED  := $(firstword $(filter-out $(VARIABLES),$(GIVEN)))
+ifneq ($(MISTYPED),)
+  CLOSE := $(shell $(PYTHON) -c "import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))" $(MISTYPED) $(VARIABLES))
+  $(error $(MISTYPED)= is no variable of this Makefile$(if $(CLOSE), (did you mean $(CLOSE)=?)); 'make help' lists them)
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

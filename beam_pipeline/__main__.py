@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 
 from rich.console import Console
 
@@ -11,8 +12,10 @@ from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
 from beam_pipeline.layout import MANIFEST
-from beam_pipeline.options import Options
+from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
+from beam_pipeline.planning.inventory import name_of, show_source
+from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import LabelFile
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.running.runners import Launch
@@ -102,10 +105,16 @@ def _check_input(options: Options) -> None:
     """Raise at once for what would end the run after the headers were read."""
     files, labels = options.files, options.labels
     patience = files.storage_patience
-    if next(InputFiles.parse(files.input, patience).list(), None) is None:
+    found = InputFiles.parse(files.input, patience).list()
+    first = next(found, None)
+    if first is None:
         raise UsageError(f"input {files.input} holds no files")
     if files.labels:
-        LabelFile(files.labels, labels.id_column, labels.label_columns, patience).check()
+        label_file = LabelFile(files.labels, labels.id_column, labels.label_columns, patience)
+        label_file.check()
+        if labels.image_id is ImageId.FILE_NAME:  # other ids are in the headers, or not to be shown
+            names = (name_of(show_source(info.path)) for info in chain([first], found))
+            check_labels_fit(label_file, names)
     if options.splits.folds_from:
         read_assignment(options.splits.folds_from, patience)
 

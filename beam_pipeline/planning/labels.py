@@ -1,8 +1,9 @@
 """A label file to a table of labels by image id."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class LabelFile:
     `<image id>_<class>,<0 or 1>` for each class of an image. The wide form has a column of image
     ids and a column of 0 and 1 for each class.
 
+    Other columns of a wide file are left alone if `label_columns` names those of the classes.
+
     Attributes:
         path: CSV (also compressed) or Parquet; local or a URL.
         id_column: of the wide form; None to find it by its name.
@@ -80,14 +83,40 @@ class LabelFile:
     patience: float = DEFAULT_PATIENCE
 
     def check(self) -> None:
-        """Raise at once if the file is missing or has other columns.
+        """Raise at once if the file is missing, has other columns, or other values in them.
 
         Raises:
             UsageError: with what was found.
         """
         columns = self._columns()
-        if not self._is_long(columns):
-            self._wide_columns(columns)
+        values = ["Label"] if self._is_long(columns) else [*self._wide_columns(columns)[1]]
+        for rows in islice(self._batches(values), 1):
+            for name in values:
+                self._check_values(name, rows[name])
+
+    def _check_values(self, column: str, texts: pa.Array) -> None:
+        wrong = _values(texts) < 0
+        if wrong.sum() * 2 > len(wrong):
+            raise UsageError(
+                f"label file {self.path}: column {column!r} is not of 0 and 1"
+                f"{_instance(texts.filter(pa.array(wrong)))}; name the columns of the classes with "
+                "--label_columns"
+            )
+
+    def image_ids(self) -> Iterator[pa.Array]:
+        """The image ids as text, a part of the rows at a time; repeated as the rows are.
+
+        Raises:
+            UsageError: the file cannot be read, or has other columns.
+        """
+        columns = self._columns()
+        if self._is_long(columns):
+            for rows in self._batches(["ID"]):
+                yield pc.list_element(self._split_ids(rows["ID"]), 0)
+        else:
+            id_column, _ = self._wide_columns(columns)
+            for rows in self._batches([id_column]):
+                yield rows[id_column]
 
     def read(self) -> Labels:
         """The labels, whatever the order of the rows.
@@ -164,17 +193,20 @@ class LabelFile:
         names: dict[str, int] = {}
         values = []
         for rows in self._batches(_LONG_COLUMNS):
-            parts = pc.split_pattern(rows["ID"], "_", max_splits=1, reverse=True)
-            if not pc.all(pc.equal(pc.list_value_length(parts), 2), min_count=0).as_py():
-                raise UsageError(
-                    f"label file {self.path}: an ID is not of the form <image id>_<class>"
-                )
+            parts = self._split_ids(rows["ID"])
             images = pc.list_element(parts, 0).dictionary_encode()
             classes = _places(pc.list_element(parts, 1), names)
             values.append(_Values(images, classes, _values(rows["Label"])))
         order = RSNA_LABELS if set(names) == set(RSNA_LABELS) else tuple(names)
         columns = np.array([order.index(name) for name in names], np.int64)
         return _labels(order, values, columns)
+
+    def _split_ids(self, ids: pa.Array) -> pa.ListArray:
+        """Image id and class of each."""
+        parts = pc.split_pattern(ids, "_", max_splits=1, reverse=True)
+        if not pc.all(pc.equal(pc.list_value_length(parts), 2), min_count=0).as_py():
+            raise UsageError(f"label file {self.path}: an ID is not of the form <image id>_<class>")
+        return parts
 
     def _read_wide(self, id_column: str, names: tuple[str, ...]) -> Labels:
         values = []
@@ -216,6 +248,15 @@ def _values(texts: pa.Array) -> NDArray[np.int8]:
     encoded = texts.dictionary_encode()
     different = np.array([_value(text) for text in encoded.dictionary.to_pylist()], np.int8)
     return np.asarray(different[encoded.indices.to_numpy()])
+
+
+def _instance(texts: pa.Array) -> str:
+    """A value to recognize a column by; long numbers and other text may say who somebody is."""
+    for text in texts.drop_null().unique().to_pylist():
+        with suppress(ValueError):
+            if abs(float(text)) < 1000:
+                return f", but for instance {text}"
+    return ""
 
 
 def _value(text: str) -> int:

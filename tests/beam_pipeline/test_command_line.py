@@ -88,7 +88,7 @@ class BadInput:
         BadInput({"labels": "{tmp}/other.csv"}, "has the columns 'a', 'b'"),
         BadInput({"output": "{tmp}/full"}, "holds something else (thesis.tex)"),
         BadInput({"output": "{tmp}/other.csv"}, "is a file, not a folder"),
-        BadInput({"windows": "lung"}, "--windows: window 'lung' is neither"),
+        BadInput({"windows": "lung"}, "--windows lung: window 'lung' is neither"),
         BadInput({"folds": 8}, "--folds 8: 7 patients cannot fill 8 folds"),
     ],
     ids=lambda mistake: mistake.words,

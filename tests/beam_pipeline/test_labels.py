@@ -259,3 +259,47 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not \\['absent'\\]"):
         LabelFile(write(tmp_path, WIDE), label_columns=("absent",)).check()
+
+
+WITH_OTHERS = (
+    "image,age,split,any,epidural\nID_a,54,train,1,0\nID_b,61,test,0,0\nID_c,70,train,1,1\n"
+)
+
+
+def test_other_columns_of_a_wide_file_are_left_alone_if_the_classes_are_named(
+    tmp_path: Path,
+) -> None:
+    file = LabelFile(write(tmp_path, WITH_OTHERS), label_columns=("any", "epidural"))
+    file.check()
+    labels = file.read()
+    assert labels.names == ("any", "epidural")
+    assert [found(labels, f"ID_{name}") for name in "abc"] == [[1, 0], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (WITH_OTHERS, r"column 'age' is not of 0 and 1, but for instance 54; .* --label_columns"),
+        # Text and long numbers could be a patient's.
+        ("id,name,any\na,Doe,1\nb,Doe,0\n", "column 'name' is not of 0 and 1; name"),
+        ("id,number,any\na,1234567,1\nb,1234568,0\n", "column 'number' is not of 0 and 1; name"),
+        (
+            "id,fold,any\na,0,1\nb,3,0\nc,4,1\n",
+            "column 'fold' is not of 0 and 1, but for instance 3",
+        ),
+        ("ID,Label\nID_a_any,yes\nID_b_any,no\n", "column 'Label' is not of 0 and 1; name"),
+    ],
+)
+def test_a_column_that_is_not_of_labels_is_named_at_once(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        LabelFile(write(tmp_path, text)).check()
+
+
+@pytest.mark.parametrize(
+    "text", [WITH_OTHERS, "ID,Label\n" + rows("ID_a") + rows("ID_b") + rows("ID_c")]
+)
+def test_the_image_ids_of_both_forms(tmp_path: Path, text: str) -> None:
+    ids = LabelFile(write(tmp_path, text), label_columns=()).image_ids()
+    assert {each for part in ids for each in part.to_pylist()} == {"ID_a", "ID_b", "ID_c"}
