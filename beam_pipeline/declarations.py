@@ -81,6 +81,8 @@ def default_text(field: FieldInfo) -> str:
     for each in field.metadata:
         if isinstance(each, DefaultText):
             return each.text
+    if isinstance(field.default, bool):
+        return "yes" if field.default else "no"
     return _shown(field.default) or "none"
 
 
@@ -131,4 +133,6 @@ def _refusal(kind: type[Declared], error: ValidationError) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return "" if value is None else str(value)

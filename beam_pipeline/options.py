@@ -83,11 +83,11 @@ class ImageOptions(Declared, title="images"):
     hu: bool = False
     """store Hounsfield units (16 bits) instead of windows"""
     voi: VoiFunction = VoiFunction.LINEAR_EXACT
-    """function of the windows, of DICOM's"""
+    """function of the windows, as DICOM defines them"""
     image_size: Annotated[int, Field(ge=16, le=4096)] = 512
     """height and width, pixels"""
     hu_repair: RepairPolicy = RepairPolicy.AUTO
-    """repair of badly encoded 12-bit files: decided file by file, none, or always one"""
+    """repair of badly encoded 12-bit files: decided for each file, none, or always one of two"""
 
     @model_validator(mode="before")
     @classmethod
@@ -122,15 +122,15 @@ class LabelOptions(Declared, title="labels"):
     image_id: ImageId = ImageId.FILE_NAME
     """what identifies a slice; labels are joined by the file name for `ordinal`"""
     id_column: OptionalText = None
-    """of a label file with a column per class; found by its name if not given"""
+    """column of the image ids in a wide label file; found by its name if not given"""
     label_columns: Annotated[
         tuple[str, ...],
         BeforeValidator(
             lambda text: tuple(filter(None, text.split(","))) if isinstance(text, str) else text
         ),
-        DefaultText("all but the id's"),
+        DefaultText("the six of RSNA if they are there, else all but the ids"),
     ] = ()
-    """of such a file, separated by commas"""
+    """columns of the classes in a wide label file, separated by commas; others are left alone"""
 
 
 class SplitOptions(Declared, title="splits"):
@@ -149,7 +149,7 @@ class SplitOptions(Declared, title="splits"):
     examples_per_shard: Annotated[int, Field(ge=1)] = 256
     """the most examples in one shard file"""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-    """of every shuffle"""
+    """seed of every shuffle"""
 
 
 class IdentifierOptions(Declared, title="identifiers"):

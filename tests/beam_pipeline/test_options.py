@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.command_line import parse_options
+from beam_pipeline.command_line import LaunchOptions, parse_options
+from beam_pipeline.declarations import flags, help_text
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import Identifiers, Options
+from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.running.runners import LOCAL, RUNNERS, Launch
+from tests.options_table import PAGE, page
 
 PATHS = ["--input", "in", "--output", "out"]
 ELSEWHERE = ["--runner", "PortableRunner", "--job_endpoint", "embed"]
@@ -51,12 +53,12 @@ def test_what_is_not_ours_is_left_for_the_runner() -> None:
         ({"folds": 1}, "--folds 1: want a whole number from 2 to 100"),
         ({"examples_per_shard": 0}, "--examples_per_shard 0: want a whole number of at least 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"holdout": 1.0}, "--holdout 1.0: want a number from 0 to 0.9"),
+        ({"holdout": 1.0}, "--holdout 1: want a number from 0 to 0.9"),
         ({"max_reject_fraction": 1.5}, "--max_reject_fraction 1.5: want a number from 0 to 1"),
         ({"workers": 0}, "--workers 0: want a whole number of at least 1"),
         ({"storage_patience": 0.5}, "--storage_patience 0.5: want a number of at least 1"),
         ({"storage_patience": float("nan")}, "--storage_patience nan: want a number of at least 1"),
-        ({"decode_timeout": 0.0}, "--decode_timeout 0.0: want a number of at least 1"),
+        ({"decode_timeout": 0.0}, "--decode_timeout 0: want a number of at least 1"),
     ],
 )
 def test_a_bad_value_is_quoted_with_what_would_be_right(
@@ -183,3 +185,36 @@ def test_empty_values_are_those_of_unset_variables() -> None:
     options, _ = parse_options([*PATHS, *empty])
     assert options.files.labels is options.identifiers.identifier_key_file is None
     assert options.labels.label_columns == ()
+
+
+def test_every_option_is_in_the_help_with_what_is_allowed_and_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for kind in (*Options.parts().values(), LaunchOptions):
+        for name, field in flags(kind):
+            assert f"--{name}" in shown
+            assert " ".join(help_text(field).split()) in shown
+    assert "height and width, pixels (a whole number from 16 to 4096; default: 512)" in shown
+    assert "--identifier_key_check" not in shown
+
+
+def test_options_are_made_of_parts_and_found_by_their_own_names() -> None:
+    options = Options.of(input="in", output="out", folds=3, windows="brain,x:1:2", workers=7)
+    assert options.files == Files(input="in", output="out")
+    assert (options.splits.folds, options.run.workers) == (3, 7)
+    assert str(options.image.windows[1]) == "x:1:2"
+    assert options.changed(folds=4).changed(folds=3) == options
+    assert pickle.loads(pickle.dumps(options)) == options
+    with pytest.raises(UsageError, match="there is no option 'fold'"):
+        Options.of(input="in", output="out", fold=3)
+    with pytest.raises(UsageError, match="--output is missing: shard directory to make"):
+        Options.of(input="in")
+    with pytest.raises(UsageError, match="--folds three: want a whole number from 2 to 100"):
+        Options.of(input="in", output="out", folds="three")
+
+
+def test_the_page_of_options_is_made_of_them() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.options_table"

@@ -1,0 +1,40 @@
+"""docs/options.md, made of the declarations: `python -m tests.options_table` writes it."""
+
+from pathlib import Path
+
+from beam_pipeline.command_line import LaunchOptions
+from beam_pipeline.declarations import Declared, Mark, allowed_values, default_text, flags
+from beam_pipeline.options import Options
+
+PAGE = Path(__file__).parents[1] / "docs" / "options.md"
+_HEAD = """# Options
+
+Made of the declarations in `beam_pipeline/options.py` by `python -m tests.options_table`.
+
+## `python -m beam_pipeline`, `make preprocess`
+
+`ARGS="--name value"` passes an option on. The manifest records all that decide what is written: the
+same input and the same of these give the same bytes. What is marked with \u00b7 is not recorded.
+"""
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    kinds: list[type[Declared]] = [*Options.parts().values(), LaunchOptions]
+    return "\n".join([_HEAD, *map(_table, kinds)])
+
+
+def _table(kind: type[Declared]) -> str:
+    rows = []
+    for name, field in flags(kind):
+        recorded = kind is not LaunchOptions and Mark.UNRECORDED not in field.metadata
+        default = "required" if field.is_required() else default_text(field)
+        cells = [f"`--{name}`{'' if recorded else ' ·'}", str(field.description)]
+        rows.append(f"| {' | '.join([*cells, allowed_values(field), default])} |")
+    title = str(kind.model_config.get("title")).capitalize()
+    head = ["| option | what | values | default |", "|---|---|---|---|"]
+    return "\n".join([f"### {title}", "", str(kind.__doc__), "", *head, *rows, ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
