@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.__main__ import main
+from beam_pipeline.keys import KEY_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
 
@@ -90,13 +91,44 @@ class BadInput:
         BadInput({"output": "{tmp}/other.csv"}, "is a file, not a folder"),
         BadInput({"windows": "lung"}, "--windows lung: window 'lung' is neither"),
         BadInput({"folds": 8}, "--folds 8: 7 patients cannot fill 8 folds"),
+        BadInput({"window": "brain"}, "unknown option --window (did you mean --windows?)"),
+        BadInput({"image-size": 256}, "unknown option --image-size (did you mean --image_size?)"),
+        BadInput({"label": "labels.csv"}, "unknown option --label (did you mean --labels?)"),
+        BadInput(
+            {"project": "mine"}, "unknown option --project: neither the pipeline nor --runner"
+        ),
+        BadInput({"runner": "flnk"}, "there is no --runner flnk"),
+        BadInput({"runner": "dask"}, "--runner DaskRunner is not supported"),
+        BadInput({"runner": "dataflow"}, "--input {data}/slices is a local path"),
+        BadInput({"voi": "sigmoid"}, "--voi sigmoid: want one of linear_exact, linear"),
+        BadInput({"image_size": "big"}, "--image_size big: want a whole number from 16 to 4096"),
+        BadInput({"image_size": 512.5}, "--image_size 512.5: want a whole number from 16 to 4096"),
+        BadInput({"holdout": 95}, "--holdout 95: want a number from 0 to 0.9"),
+        BadInput(
+            {"max_reject_fraction": "5%"}, "--max_reject_fraction 5%: want a number from 0 to"
+        ),
+        BadInput({"windows": "brain:40"}, "window 'brain:40' is neither name:center:width nor"),
+        BadInput({"windows": "a:40:0"}, "window 'a' needs a finite center and a width above 0"),
+        BadInput({"windows": "brain,brain"}, "--windows brain,brain: want different names"),
+        BadInput({"label_columns": "any"}, "has the columns 'ID', 'Label'"),
+        BadInput({"labels": "{tmp}/others.csv"}, "its ids are like 'case_1', those of the files"),
+        BadInput({"labels": "{tmp}/ages.csv"}, "'age' is not of 0 and 1, but for instance 54"),
+        BadInput({"folds_from": "/absent.csv"}, "/absent.csv"),
+        BadInput({"identifiers": "hash"}, "--identifiers hash needs a key of 16 bytes or more"),
     ],
     ids=lambda mistake: mistake.words,
 )
 def test_a_mistake_ends_at_once_with_one_line(
-    mistake: BadInput, small_data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mistake: BadInput,
+    small_data_set: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "others.csv").write_text("image,any\ncase_1,0\ncase_2,1\n")
+    (tmp_path / "ages.csv").write_text("image,age,any\nID_1,54,0\nID_2,61,1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
@@ -105,5 +137,5 @@ def test_a_mistake_ends_at_once_with_one_line(
     shown = capsys.readouterr()
     assert shown.err.startswith("beam_pipeline: error: ")
     assert shown.err.count("\n") == 1
-    assert mistake.words in shown.err
+    assert mistake.words.replace("{data}", str(small_data_set)) in shown.err
     assert "Traceback" not in shown.err + shown.out
