@@ -14,8 +14,8 @@ from beam_pipeline.images.convert import Image, ImageSpec, convert_slice
 from beam_pipeline.images.windows import VoiFunction, Window
 from beam_pipeline.options import ImageId
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.inventory import decode_source, encode_source, show_source
 from beam_pipeline.storage import InputFiles
+from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.verify.findings import printable
 
 # A column added to the index: the file to read, where the index itself shows a number for it.

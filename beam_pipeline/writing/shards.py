@@ -10,19 +10,27 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.dicom.header_text import decode_header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.directory.example import encode_example, frame_record
-from beam_pipeline.directory.index import LABEL_PREFIX, index_table
+from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import Image, convert_slice
-from beam_pipeline.images.png import encode_png
-from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
+from beam_pipeline.images.png import encode_scanlines
+from beam_pipeline.layout import (
+    SHARDS_A_PART,
+    ShardFile,
+    label_column,
+    labels_of,
+    plan_table,
+    written_table,
+)
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.inventory import decode_header, decode_source, reason_of, show_source
 from beam_pipeline.storage import Folder, InputFiles, find_input
+from beam_pipeline.storage.sources import decode_source, show_source
 from beam_pipeline.workers import Later, Watch
 
 
@@ -96,7 +104,7 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     if result is not None:
         return Written(shard, result.examples, len(result.rejects))
     files = find_input(options.input, options.storage_patience)
-    labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
+    labels = labels_of(plan.column_names)
     writer = _ShardWriter(shard, digest, files, options, watch)
     with ExitStack() as stack:
         writer.write(rows, stack.enter_context(unfinished.folder.create(shard, durable=False)))
@@ -166,7 +174,7 @@ class _ShardWriter:
                 raise Rejected(self._watch.excluded[place])
             data = next(contents)
             if isinstance(data, OSError):
-                raise Rejected(*reason_of(data))
+                raise Rejected.unread(data)
             self._watch.working(place)
             record, described = _convert(row, data, self._options)
         except Rejected as rejected:
@@ -203,17 +211,12 @@ class _ShardWriter:
             plan=self._digest,
             examples=len(self._index),
             label_counts={
-                label: sum(row[LABEL_PREFIX + label] == 1 for row in self._index)
-                for label in labels
+                label: sum(row[label_column(label)] == 1 for row in self._index) for label in labels
             },
             repaired=dict(repairs),
             resized=sum(row["resized"] for row in self._index),
             rejects=self._rejects,
         )
-
-
-def _is_label(column: str) -> bool:
-    return column.startswith(LABEL_PREFIX)
 
 
 def _convert(row: dict[str, Any], data: bytes, options: Options) -> tuple[bytes, dict[str, Any]]:
@@ -229,11 +232,10 @@ def _why(rejected: Rejected) -> dict[str, str]:
 
 
 def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
-    labels = [value for column, value in row.items() if column.startswith(LABEL_PREFIX)]
     return {
-        "image": encode_png(image.pixels),
+        "image": encode_scanlines(image.scanlines),
         "image_id": row["image_id"],
-        "label": labels,
+        "label": [row[label_column(label)] for label in labels_of(row)],
         "patient_id": row["patient_id"],
         "study_id": row["study_id"],
         "series_id": row["series_id"],

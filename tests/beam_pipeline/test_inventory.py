@@ -13,24 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.dicom import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.header_text import decode_header, encode_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
-    decode_header,
-    decode_source,
-    encode_header,
-    encode_source,
     inspect_part,
     list_parts,
-    name_of,
-    show_source,
 )
 from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
