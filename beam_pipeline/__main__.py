@@ -14,12 +14,13 @@ from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageE
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
-from beam_pipeline.planning.inventory import name_of, show_source
+from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import LabelFile
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.running.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.storage.sources import show_source
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.output import find_manifest, prepare_output, read_refusal
 
@@ -103,20 +104,19 @@ def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: 
 
 def _check_input(options: Options) -> None:
     """Raise at once for what would end the run after the headers were read."""
-    files, labels = options.files, options.labels
-    patience = files.storage_patience
-    found = InputFiles.parse(files.input, patience).list()
+    files = options.files
+    found = InputFiles.parse(files.input, files.storage_patience).list()
     first = next(found, None)
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
-    if files.labels:
-        label_file = LabelFile(files.labels, labels.id_column, labels.label_columns, patience)
+    label_file = LabelFile.of(files, options.labels)
+    if label_file:
         label_file.check()
-        if labels.image_id is ImageId.FILE_NAME:  # other ids are in the headers, or not to be shown
+        if options.labels.image_id is ImageId.FILE_NAME:  # others are in the headers, or hidden
             names = (name_of(show_source(info.path)) for info in chain([first], found))
             check_labels_fit(label_file, names)
     if options.splits.folds_from:
-        read_assignment(options.splits.folds_from, patience)
+        read_assignment(options.splits.folds_from, files.storage_patience)
 
 
 if __name__ == "__main__":

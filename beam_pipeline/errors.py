@@ -17,6 +17,8 @@ Every other exception is a bug and stops the run with its traceback.
 from collections.abc import Mapping
 from enum import StrEnum
 
+from beam_pipeline.layout import REJECTS
+
 
 class Reason(StrEnum):
     """Why a file is not used: a closed list, written to rejects.jsonl."""
@@ -53,6 +55,13 @@ class Rejected(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    @classmethod
+    def unread(cls, error: OSError) -> "Rejected":
+        """What a file that cannot be read is rejected with."""
+        if isinstance(error, FileNotFoundError):
+            return cls(Reason.VANISHED)
+        return cls(Reason.READ_ERROR, error.strerror or type(error).__name__)
 
 
 class PipelineError(Exception):
@@ -92,7 +101,7 @@ class TooManyRejects(PipelineError):
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.by_reason.items()))
         return (
             f"{sum(self.by_reason.values())} of {self.files_seen} files were rejected ({counts}), "
-            f"more than the allowed fraction {self.allowed:g}; see rejects.jsonl, or raise "
+            f"more than the allowed fraction {self.allowed:g}; see {REJECTS}, or raise "
             "--max_reject_fraction"
         )
 

@@ -1,9 +1,38 @@
-"""The names of an output folder's files: of a shard directory, and of one that is not finished."""
+"""The shard directory, the contract with whoever reads it; and the names of an unfinished one.
 
+Every file, split, feature and column is named here, and only here; `tests/test_contract.py` holds
+the trainer's reading of it and the README's tables against this module.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+SCHEMA_VERSION = 1  # of the manifest; another one where a reader of this one would go wrong
 
 DATASET = "ich"
+FILE_FORMAT = "tfrecord"
+# How TensorFlow Datasets makes a shard's name of the above.
+SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+MANIFEST = "manifest.json"  # written last: a directory that has it is complete
+INDEX = "index.parquet"
+REJECTS = "rejects.jsonl"
+FEATURES = "features.json"
+DATASET_INFO = "dataset_info.json"
+FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO)  # beside the shards
+
 UNLABELED_SPLIT = "test"
+HOLDOUT_SPLIT = "holdout"
+
+# The manifest's keys: what is in the directory, and how it came to be.
+MANIFEST_CONTENT = ("schema_version", "labels", "windows", "image", "counts", "splits", "files")
+MANIFEST_ORIGIN = ("created", "software", "options", "digest")
+
+
+def fold_split(number: int) -> str:
+    """The name of a cross-validation fold, numbered from 0."""
+    return f"fold{number}"
 
 
 @dataclass(frozen=True)
@@ -23,22 +52,115 @@ class ShardFile:
     @property
     def name(self) -> str:
         """The shard's file name, as TensorFlow Datasets expects it."""
-        return f"{DATASET}-{self.split}.tfrecord-{self.number:05d}-of-{self.of:05d}"
+        return f"{DATASET}-{self.split}.{FILE_FORMAT}-{self.number:05d}-of-{self.of:05d}"
 
     @classmethod
     def parse(cls, name: str) -> "ShardFile":
         """The shard with a file name that `name` made."""
-        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(".tfrecord-")
+        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(f".{FILE_FORMAT}-")
         number, _, of = numbers.partition("-of-")
         return cls(split, int(number), int(of))
 
 
-MANIFEST = "manifest.json"  # written last: a directory that has it is complete
+class Feature(NamedTuple):
+    """A feature of an example.
 
-# Holds what steps leave to others until the directory is finished.
+    Attributes:
+        name: of the feature.
+        dtype: "PNG" or "string" (one value of bytes), "int64" or "float32".
+        shape: of its values; "labels" stands for the number of labels.
+        meaning: with its unit.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+EXAMPLE_FEATURES = (
+    Feature("image", "PNG", (), "uint8 [height, width, windows], or with `--hu` uint16: HU + 1024"),
+    Feature("image_id", "string", (), "the file's name without suffix, or by `--image_id`"),
+    Feature("patient_id", "string", (), "ordinal, hash or original, by `--identifiers`"),
+    Feature("study_id", "string", (), "the same"),
+    Feature("series_id", "string", (), "the same"),
+    Feature("label", "int64", ("labels",), "1, 0, or -1 if unlabeled, in the manifest's order"),
+    Feature("position_z", "float32", (), "z of Image Position (Patient), mm; NaN if absent"),
+    Feature(
+        "pixel_spacing", "float32", (2,), "between rows and columns of the image, mm; NaN if absent"
+    ),
+)
+
+
+class Column(NamedTuple):
+    """A column of the index.
+
+    Attributes:
+        name: of the column; one that is there for each label ends in `LABEL`.
+        dtype: by Arrow's name.
+        meaning: with its unit.
+    """
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+LABEL_PREFIX = "label_"
+LABEL = "LABEL"  # in a column's name, in place of a label
+
+INDEX_COLUMNS = (
+    Column("image_id", "string", "as in the example"),
+    Column("split", "string", "`fold0` and so on, `holdout`, or `test` if unlabeled"),
+    Column("shard", "string", "the shard's file name"),
+    Column("record", "int32", "number of the record in its shard, from 0"),
+    Column("offset", "int64", "of the record's frame in the shard, bytes"),
+    Column("bytes", "int32", "size of the record with its frame"),
+    Column(f"{LABEL_PREFIX}{LABEL}", "int8", "1, 0, or -1 if unlabeled; a column for each label"),
+    Column("patient_id", "string", "as in the example"),
+    Column("study_id", "string", "as in the example"),
+    Column("series_id", "string", "as in the example"),
+    Column("position_z", "double", "as in the example; null if absent"),
+    Column("rows", "int32", "height of the file's matrix, pixels"),
+    Column("columns", "int32", "width of the file's matrix, pixels"),
+    Column("transfer_syntax", "string", "its UID"),
+    Column("repair", "string", "of the stored values: `none`, or which"),
+    Column("resized", "bool", "whether the file's matrix had another size than the image"),
+    Column("source", "string", "the file, relative to the input"),
+)
+ID_COLUMNS = ("patient_id", "study_id", "series_id")
+
+REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # texts, of a line of rejects
+
+
+def label_column(label: str) -> str:
+    """The column of a label."""
+    return f"{LABEL_PREFIX}{label}"
+
+
+def labels_of(columns: Iterable[str]) -> list[str]:
+    """The labels that some columns are of, in their order."""
+    return [name.removeprefix(LABEL_PREFIX) for name in columns if name.startswith(LABEL_PREFIX)]
+
+
+def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Name and type of each column of an index with some labels."""
+    names = [*labels]
+    for column in INDEX_COLUMNS:
+        if column.name == label_column(LABEL):
+            yield from ((label_column(label), column.dtype) for label in names)
+        else:
+            yield column.name, column.dtype
+
+
+# What follows is of an output folder that is not finished, and of no concern to readers.
+# `UNFINISHED` holds what steps leave to others until then.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
 JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
+OPTIONS = f"{UNFINISHED}/options.json"  # that the folder was begun with
+REFUSAL = f"{UNFINISHED}/refusal.json"  # why the run ended
+RESERVE = f"{UNFINISHED}/reserve"  # room on a full disk for the word of why
 
 # Tables in it; see `unfinished`.
 REJECTS_TABLE = "rejects"

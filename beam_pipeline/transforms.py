@@ -96,7 +96,7 @@ class FinishDirectory(beam.PTransform):
 
 def _list_files(_: None, options: Options) -> Iterator[Task]:
     try:
-        for number, files in enumerate(list_parts(options)):
+        for number, files in enumerate(list_parts(options.files)):
             report(f"listed {files} files", files_listed=files)
             yield str(number), number
     except PipelineError as error:

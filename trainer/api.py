@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from trainer.commands import run_command
+from trainer.data.contract import LABEL, UNLABELED_SPLIT
 from trainer.data.dicom import convert, pipeline_flags
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ImageSpec, ShardDirectory
@@ -95,7 +96,7 @@ def examples(
     found = evaluation_batches(chosen, shards.image, len(shards.labels), batch_size)
     with damage_reported((chosen,), shards.image, len(shards.labels)):
         for batch in found.as_numpy_iterator():
-            yield {name: values[: len(batch["label"])] for name, values in batch.items()}
+            yield {name: values[: len(batch[LABEL])] for name, values in batch.items()}
 
 
 def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
@@ -255,5 +256,5 @@ class TrainedModel:
         with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
             output = Path(folder) / "shards"
             rejects = convert(str(source), output, flags)
-            shards = open_shards(output, ["test"])
-            return self.predict_split(shards, "test", batch_size), rejects
+            shards = open_shards(output, [UNLABELED_SPLIT])
+            return self.predict_split(shards, UNLABELED_SPLIT, batch_size), rejects

@@ -6,35 +6,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-LABEL_PREFIX = "label_"
-_ROW_GROUP = 1 << 14
+from beam_pipeline.layout import index_columns
 
-_BEFORE_LABELS = {
-    "image_id": pa.string(),
-    "split": pa.string(),
-    "shard": pa.string(),
-    "record": pa.int32(),
-    "offset": pa.int64(),
-    "bytes": pa.int32(),
-}
-_AFTER_LABELS = {
-    "patient_id": pa.string(),
-    "study_id": pa.string(),
-    "series_id": pa.string(),
-    "position_z": pa.float64(),
-    "rows": pa.int32(),
-    "columns": pa.int32(),
-    "transfer_syntax": pa.string(),
-    "repair": pa.string(),
-    "resized": pa.bool_(),
-    "source": pa.string(),
-}
+_ROW_GROUP = 1 << 14
 
 
 def index_schema(labels: Sequence[str]) -> pa.Schema:
     """The index's columns."""
-    of_labels = {LABEL_PREFIX + label: pa.int8() for label in labels}
-    return pa.schema([*(_BEFORE_LABELS | of_labels | _AFTER_LABELS).items()])
+    return pa.schema([(name, pa.type_for_alias(dtype)) for name, dtype in index_columns(labels)])
 
 
 def index_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.Table:

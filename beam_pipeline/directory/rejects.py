@@ -1,14 +1,36 @@
-"""The files that were not used: rows of `rejects.jsonl`, and when they are too many."""
+"""The files that were not used: where they are listed, and when they are too many."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable
 
 from beam_pipeline.errors import TooManyRejects, UsageError
+from beam_pipeline.layout import REJECTS
+from beam_pipeline.storage import Folder
 
-REJECTS = "rejects.jsonl"
+Reject = dict[str, str]  # a text for each of REJECT_COLUMNS
 
-Reject = dict[str, str]  # source, image_id, reason, detail
+
+def write_rejects(folder: Folder, files_seen: int, rejects: list[Reject], allowed: float) -> None:
+    """List the rejects, for the user to read, and raise if they are too many to trust the rest.
+
+    Args:
+        folder: of the output.
+        files_seen: how many files the input has.
+        rejects: one row per file that was not used, so far.
+        allowed: fraction of the files.
+
+    Raises:
+        TooManyRejects: more than the allowed fraction.
+        UsageError: all of them.
+        OutputError: they cannot be listed.
+        StoreError: the folder's store fails.
+    """
+    folder.write(REJECTS, encode_rejects(rejects))
+    if len(rejects) > allowed * files_seen:
+        raise TooManyRejects(files_seen, count_reasons(rejects), allowed)
+    if len(rejects) == files_seen:
+        raise UsageError(f"none of {files_seen} files can be used; see {REJECTS}")
 
 
 def encode_rejects(rejects: Iterable[Reject]) -> bytes:
@@ -20,16 +42,3 @@ def encode_rejects(rejects: Iterable[Reject]) -> bytes:
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
     """How many files were rejected for each reason."""
     return dict(sorted(Counter(row["reason"] for row in rejects).items()))
-
-
-def check_rejects(files_seen: int, rejects: list[Reject], allowed: float) -> None:
-    """Raise if too many files are rejected to trust the rest.
-
-    Raises:
-        TooManyRejects: more than the allowed fraction.
-        UsageError: all of them.
-    """
-    if len(rejects) > allowed * files_seen:
-        raise TooManyRejects(files_seen, count_reasons(rejects), allowed)
-    if len(rejects) == files_seen:
-        raise UsageError(f"none of {files_seen} files can be used; see {REJECTS}")

@@ -6,7 +6,7 @@ ones, in a fraction of the time.
 
 import struct
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib
@@ -37,6 +37,48 @@ class PngHeader:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Scanlines:
+    """An image in the memory that a PNG is deflated from, so that encoding it copies nothing.
+
+    Attributes:
+        rows: uint8 [height, 1 + bytes of a row]: each row's big-endian samples behind its filter
+            byte, which is 0 for none.
+        pixels: the same image as uint8 or uint16 [height, width, channels], 1 to 4 channels. Of
+            `blank`, it is a view of `rows` to be filled in, which is not contiguous.
+    """
+
+    rows: NDArray[np.uint8]
+    pixels: NDArray[Any]
+
+    @classmethod
+    def blank(cls, height: int, width: int, channels: int) -> "Scanlines":
+        """Of 8 bits a sample, to be filled in: its pixels are undefined."""
+        rows = np.empty((height, 1 + width * channels), np.uint8)
+        rows[:, 0] = 0
+        return cls(rows, rows[:, 1:].reshape(height, width, channels))
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8] | NDArray[np.uint16]) -> "Scanlines":
+        """An image that lies elsewhere, uint8 or uint16 [height, width, channels].
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
+            raise ValueError(
+                f"cannot write shape {image.shape} as PNG: want [height, width, 1 to 4]"
+            )
+        if image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"cannot write dtype {image.dtype} as PNG: want uint8 or uint16")
+        height, width, channels = image.shape
+        rows = np.empty((height, 1 + width * channels * image.itemsize), np.uint8)
+        rows[:, 0] = 0
+        samples = image.astype(">u2") if image.dtype == np.uint16 else image
+        rows[:, 1:] = np.ascontiguousarray(samples).view(np.uint8).reshape(height, -1)
+        return cls(rows, image)
+
+
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     """A PNG file's bytes.
 
@@ -46,58 +88,21 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     Raises:
         ValueError: another dtype or shape.
     """
-    if image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
-        raise ValueError(f"cannot write shape {image.shape} as PNG: want [height, width, 1 to 4]")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"cannot write dtype {image.dtype} as PNG: want uint8 or uint16")
-    height, width, channels = image.shape
-    depth = 8 * image.dtype.itemsize
+    return encode_scanlines(Scanlines.of(image))
+
+
+def encode_scanlines(lines: Scanlines) -> bytes:
+    """A PNG file's bytes, of an image that lies in memory as they are made of it."""
+    height, width, channels = lines.pixels.shape
+    depth = 8 * lines.pixels.itemsize
     header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
             _SIGNATURE,
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", _deflate(_unfiltered_rows(image))),
+            _chunk(b"IDAT", _deflate(lines.rows)),
             _chunk(b"IEND", b""),
         )
-    )
-
-
-def blank_image(height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    """An image to fill in that `encode_png` need not copy: each row lies behind its filter byte.
-
-    Returns:
-        uint8 [height, width, channels]; not contiguous, its samples undefined.
-    """
-    rows = np.empty((height, 1 + width * channels), np.uint8)
-    rows[:, 0] = 0
-    return rows[:, 1:].reshape(height, width, channels)
-
-
-def _unfiltered_rows(image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Each row's big-endian samples after its filter byte, 0 for none."""
-    height, width, channels = image.shape
-    if _is_behind_filter_bytes(image):
-        return cast(NDArray[np.uint8], image.base)
-    samples = image.astype(">u2") if image.dtype == np.uint16 else image
-    rows = np.empty((height, 1 + width * channels * image.itemsize), np.uint8)
-    rows[:, 0] = 0
-    rows[:, 1:] = np.ascontiguousarray(samples).view(np.uint8).reshape(height, -1)
-    return rows
-
-
-def _is_behind_filter_bytes(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
-    """Whether an image is a `blank_image` that was filled in."""
-    height, width, channels = image.shape
-    rows, length = image.base, 1 + width * channels
-    return (
-        isinstance(rows, np.ndarray)
-        and rows.dtype == image.dtype == np.uint8
-        and rows.shape == (height, length)
-        and rows.flags.c_contiguous
-        and image.strides == (length, channels, 1)
-        and image.ctypes.data == rows.ctypes.data + 1
-        and not rows[:, 0].any()
     )
 
 

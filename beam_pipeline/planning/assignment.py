@@ -9,15 +9,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.layout import HOLDOUT_SPLIT, INDEX, fold_split
 from beam_pipeline.planning.folds import assign_folds
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompressed
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
-HOLDOUT = "holdout"
 _TABLES = (".parquet", *(f".csv{s}" for s in ("", ".gz", ".bz2", ".xz", ".zst", ".zip")))
-_INDEX = "index.parquet"  # of a shard directory
+_COLUMNS = ["image_id", "split"]  # of such a table, and of a shard directory's index
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Splits:
     @classmethod
     def of(cls, folds: int, holdout: float) -> "Splits":
         """Even folds, after a part that is held out if it is more than nothing."""
-        names = tuple(f"fold{fold}" for fold in range(folds))
+        names = tuple(map(fold_split, range(folds)))
         shares = ((1 - holdout) / folds,) * folds
-        return cls((HOLDOUT, *names), (holdout, *shares)) if holdout else cls(names, shares)
+        return cls((HOLDOUT_SPLIT, *names), (holdout, *shares)) if holdout else cls(names, shares)
 
 
 def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
@@ -54,14 +54,13 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
         UsageError: it cannot be read, or has other columns.
     """
     suffix = next((s for s in _TABLES if path.endswith(s)), None)
-    table = path if suffix else f"{path.rstrip('/')}/{_INDEX}"
+    table = path if suffix else f"{path.rstrip('/')}/{INDEX}"
     try:
         with open_file(table, patience) as stored, decompressed(stored, table) as file:
             if table.endswith(".parquet"):
-                frame = pd.read_parquet(file, columns=["image_id", "split"])
-            else:
-                columns = ["image_id", "split"]  # an id may well be NA
-                frame = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
+                frame = pd.read_parquet(file, columns=_COLUMNS)
+            else:  # an id may well be NA
+                frame = pd.read_csv(file, usecols=_COLUMNS, dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise UsageError(f"--folds_from {path}: {table} does not exist") from None
     except (OSError, ValueError) as error:

@@ -1,6 +1,5 @@
 """Slices with identical pixels: a patient under two names would be in two folds."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from beam_pipeline.dicom.fingerprint import digest_pixels
 from beam_pipeline.storage import InputFiles
 
 NOT_IDENTICAL = -1
@@ -79,7 +79,8 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
     checksums: list[bytes] = []
     with files.reading() as reading:
         for _, pixels in reading.ahead(
-            ranges, lambda found: reading.part(found.source, found.offset, found.bytes, _checksum)
+            ranges,
+            lambda found: reading.part(found.source, found.offset, found.bytes, digest_pixels),
         ):
             try:
                 checksums.append(pixels.result())
@@ -89,10 +90,6 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
     alone = np.bincount(codes, minlength=len(different)) == 1
     unread = np.array([checksum == b"" for checksum in different], np.bool_)
     return np.where((alone | unread)[codes], NOT_IDENTICAL, codes).astype(np.int64)
-
-
-def _checksum(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def join_groups(groups: NDArray[np.int64], identical: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""What is written instead of the ids in the files' headers."""
+"""Image ids, and what is written instead of the ids in the files' headers."""
 
 import hmac
 
@@ -7,8 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-_NOUNS = {"patient_id": "patient", "study_id": "study", "series_id": "series"}
-ID_COLUMNS = tuple(_NOUNS)
 _HASH_CHARACTERS = 16  # 64 bits: no two of a million ids share one by chance
 
 
@@ -28,7 +26,14 @@ def hash_id(key: bytes, column: str, text: str) -> str:
 
 def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:
     """Ids that lead nowhere back: `patient_000001` for number 0 of `patient_id`, and so on."""
-    return ordinals(_NOUNS[column], numbers)
+    return ordinals(column.removesuffix("_id"), numbers)
+
+
+def name_of(source: str) -> str:
+    """A file's name without its suffix; a part of digits is none, but the end of a UID."""
+    name = source.rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and dot and not suffix.isdigit() else name
 
 
 def ordinal(noun: str, number: int) -> str:

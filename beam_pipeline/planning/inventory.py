@@ -1,25 +1,26 @@
 """What is known of every input file before its pixels are converted: one row per file."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.dicom.fingerprint import fingerprint, fingerprint_range, pixel_bytes
+from beam_pipeline.dicom.header_text import encode_header
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
-from beam_pipeline.layout import inventory_table, listing_table
-from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import ID_COLUMNS, hash_id
+from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
+from beam_pipeline.options import Files, IdentifierOptions, Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.planning.identifiers import hash_id, name_of
 from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
+from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
 
 # A part of the inventory is read by one task. The first are small, so that few files, too, keep
@@ -48,20 +49,6 @@ _PASSING = frozenset(
     {Reason.READ_ERROR, Reason.VANISHED, Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT}
 )
 
-_CARRIED = (
-    "position_z",
-    "pixel_spacing",
-    "rows",
-    "columns",
-    "transfer_syntax",
-    "window",
-    "pixel_offset",
-    "beginning",
-)
-_ENCODING = tuple(field.name for field in fields(PixelEncoding))
-# Of the pixels, to find files that may be duplicates: noise makes a few rows in the middle unique.
-_FINGERPRINT_BYTES = 1 << 14
-
 
 @dataclass(frozen=True)
 class Inspected:
@@ -78,15 +65,15 @@ class Inspected:
     reused: int
 
 
-def list_parts(options: Options) -> Iterator[int]:
+def list_parts(files: Files) -> Iterator[int]:
     """List the input, a part at a time; yields how many files each part has.
 
     Raises:
         StoreError: the input cannot be listed whole.
         OutputError: a part cannot be written.
     """
-    found = InputFiles.parse(options.files.input, options.files.storage_patience).list()
-    unfinished = Unfinished(options.files.folder)
+    found = InputFiles.parse(files.input, files.storage_patience).list()
+    unfinished = Unfinished(files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):
         rows = {
@@ -102,28 +89,6 @@ def list_parts(options: Options) -> Iterator[int]:
 
 def _part_size(number: int) -> int:
     return min(_SMALLEST_PART << (number // _PARTS_OF_A_SIZE), _LARGEST_PART)
-
-
-def encode_source(path: str) -> bytes:
-    """A path as tables hold it: names of files need not be UTF-8."""
-    return path.encode("utf-8", "surrogateescape")
-
-
-def decode_source(stored: bytes) -> str:
-    """The path that was encoded, to open a file with."""
-    return stored.decode("utf-8", "surrogateescape")
-
-
-def show_source(path: str) -> str:
-    """A path as it is written and shown: bytes that are no UTF-8 are escaped."""
-    return encode_source(path).decode("utf-8", "backslashreplace")
-
-
-def name_of(source: str) -> str:
-    """A file's name without its suffix; a part of digits is none, but the end of a UID."""
-    name = source.rpartition("/")[2]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if stem and dot and not suffix.isdigit() else name
 
 
 def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
@@ -144,13 +109,17 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     unfinished = Unfinished(options.files.folder)
     files = find_input(options.files.input, options.files.storage_patience)
     listed = _read_listing(unfinished, number)
-    key = _identifier_key(unfinished, files, options)
+    if options.identifiers.identifiers is Identifiers.ORDINAL:
+        key = input_key(files, _read_listing(unfinished, 0)[:_KEY_CANDIDATES])
+    else:
+        key = _chosen_key(options.identifiers, options.files.storage_patience)
     check = key_check(key)
     before = unfinished.find(inventory_table(number))
     known = _known_rows(before, check)
     rows: list[dict[str, Any] | None] = [known.get(info) for info in listed]
     places = [place for place, row in enumerate(rows) if row is None]
-    inspector = _Inspector(files, options, key, watch)
+    with_pixels = options.splits.leak_check is not LeakCheck.OFF
+    inspector = _Inspector(files, key, options.labels.image_id, with_pixels, watch)
     for place, row in zip(places, inspector.inspect(listed, places), strict=True):
         rows[place] = row
     rejected = sum(bool(row and row["reason"]) for row in rows)
@@ -167,13 +136,11 @@ def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
     return [FileInfo(decode_source(row["source"]), row["size"], row["version"]) for row in rows]
 
 
-def _identifier_key(unfinished: Unfinished, files: InputFiles, options: Options) -> bytes:
-    """What patient, study and series ids are hashed with in the inventory."""
-    if options.identifiers.identifiers is Identifiers.KEEP:
+def _chosen_key(options: IdentifierOptions, patience: float) -> bytes:
+    """What patient, study and series ids are hashed with; nothing if they are kept."""
+    if options.identifiers is Identifiers.KEEP:
         return b""
-    if options.identifiers.identifiers is Identifiers.HASH:
-        return read_key(options.identifiers.identifier_key_file, options.files.storage_patience)
-    return input_key(files, _read_listing(unfinished, 0)[:_KEY_CANDIDATES])
+    return read_key(options.identifier_key_file, patience)
 
 
 def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
@@ -195,10 +162,13 @@ def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
 class _Inspector:
     """Reads headers: the next ones are on their way while one is parsed."""
 
-    def __init__(self, files: InputFiles, options: Options, key: bytes, watch: Watch) -> None:
+    def __init__(
+        self, files: InputFiles, key: bytes, image_id: ImageId, with_pixels: bool, watch: Watch
+    ) -> None:
         self._files = files
-        self._options = options
         self._key = key
+        self._image_id = image_id
+        self._with_pixels = with_pixels
         self._watch = watch
 
     def inspect(self, listed: Sequence[FileInfo], places: Sequence[int]) -> list[dict[str, Any]]:
@@ -226,14 +196,15 @@ class _Inspector:
             header = read_header(cast(BinaryIO, beginning), info.size)
             row |= self._describe(header, info)
         except Rejected as rejected:
-            return _rejected(row, rejected.reason, rejected.detail), None
+            return _rejected(row, rejected), None
         except OSError as error:
-            return _rejected(row, *reason_of(error)), None
+            return _rejected(row, Rejected.unread(error)), None
         finally:
             self._watch.waiting()
         if not row["image_id"]:
-            return _rejected(row, Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"), None
-        if self._options.splits.leak_check is LeakCheck.OFF or row["pixel_offset"] < 0:
+            missing = Rejected(Reason.MISSING_ATTRIBUTE, "SOPInstanceUID")
+            return _rejected(row, missing), None
+        if not self._with_pixels or row["pixel_offset"] < 0:
             return row, None
         return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
 
@@ -246,14 +217,13 @@ class _Inspector:
         }
         if header.pixel_offset is not None:  # a deflated file would have to be read whole
             described["pixel_offset"] = header.pixel_offset
-            described["pixel_bytes"] = _pixel_bytes(info.size, header)
-        if self._options.labels.image_id is ImageId.SOP_INSTANCE_UID:
+            described["pixel_bytes"] = pixel_bytes(header, info.size)
+        if self._image_id is ImageId.SOP_INSTANCE_UID:
             described["image_id"] = header.sop_instance_uid
         return described
 
     def _replace(self, column: str, text: str) -> str:
-        keep = self._options.identifiers.identifiers is Identifiers.KEEP
-        return text if keep else hash_id(self._key, column, text)
+        return hash_id(self._key, column, text) if self._key else text
 
     def _finished(self, row: dict[str, Any], fingerprint: Future[int] | None) -> dict[str, Any]:
         if fingerprint is None:
@@ -261,7 +231,7 @@ class _Inspector:
         try:
             return row | {"fingerprint": fingerprint.result()}
         except OSError as error:
-            return _rejected(row, *reason_of(error))
+            return _rejected(row, Rejected.unread(error))
 
 
 class _Beginning:
@@ -288,64 +258,15 @@ def _empty_row(image_id: str) -> dict[str, Any]:
     return row | {"pixel_offset": -1, "pixel_bytes": 0, "reason": "", "detail": ""}
 
 
-def _rejected(row: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
-    return _empty_row(row["image_id"]) | {"reason": reason.value, "detail": detail}
-
-
-def reason_of(error: OSError) -> tuple[Reason, str]:
-    """Why a file cannot be read, and its detail."""
-    if isinstance(error, FileNotFoundError):
-        return Reason.VANISHED, ""
-    return Reason.READ_ERROR, error.strerror or type(error).__name__
-
-
-def encode_header(header: Header) -> str:
-    """What conversion needs of a header, without ids; empty if it must be read again."""
-    if not header.beginning:
-        return ""
-    known = [getattr(header, name) for name in _CARRIED]
-    encoding = [getattr(header.encoding, name) for name in _ENCODING]
-    return json.dumps([*known, encoding], separators=(",", ":"))
-
-
-def decode_header(text: str) -> Header | None:
-    """The header that was encoded, with empty ids."""
-    if not text:
-        return None
-    *known, encoding = json.loads(text)
-    values: dict[str, Any] = dict(zip(_CARRIED, known, strict=True))
-    values["pixel_spacing"] = tuple(values["pixel_spacing"])
-    values["window"] = _pair(values["window"])
-    described: dict[str, Any] = dict(zip(_ENCODING, encoding, strict=True))
-    described["padding"] = _pair(described["padding"])
-    values["encoding"] = PixelEncoding(**described)
-    return Header(sop_instance_uid="", patient_id="", study_id="", series_id="", **values)
-
-
-def _pair(values: list[Any] | None) -> tuple[Any, Any] | None:
-    return (values[0], values[1]) if values else None
+def _rejected(row: dict[str, Any], why: Rejected) -> dict[str, Any]:
+    return _empty_row(row["image_id"]) | {"reason": why.reason.value, "detail": why.detail}
 
 
 def _read_fingerprint(reading: Reading, source: str, offset: int, size: int) -> "Future[int]":
-    """A checksum of some of the pixels' bytes; of all of them if some say nothing."""
-    start = offset + max((size - _FINGERPRINT_BYTES) // 2, 0)
-
-    def use(data: bytes) -> int:
-        if data == data[:2] * (len(data) // 2):
-            return checksum(reading.now(source, offset, size))
-        return checksum(data)
-
-    return reading.part(source, start, min(_FINGERPRINT_BYTES, size), use)
-
-
-def checksum(data: bytes) -> int:
-    """64 bits, not 0."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
-
-
-def _pixel_bytes(size: int, header: Header) -> int:
-    """Of the pixels in the file; of compressed ones, all to the file's end."""
-    assert header.pixel_offset is not None
-    rest = size - header.pixel_offset
-    matrix = header.rows * header.columns * header.encoding.bits_allocated // 8
-    return min(rest, matrix) if header.is_native else rest
+    start, length = fingerprint_range(offset, size)
+    return reading.part(
+        source,
+        start,
+        length,
+        lambda data: fingerprint(data, partial(reading.now, source, offset, size)),
+    )

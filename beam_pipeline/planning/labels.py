@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.options import Files, LabelOptions
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.storage import open_file
 from beam_pipeline.storage.compression import decompressed
@@ -81,6 +82,13 @@ class LabelFile:
     id_column: str | None = None
     label_columns: tuple[str, ...] = ()
     patience: float = DEFAULT_PATIENCE
+
+    @classmethod
+    def of(cls, files: Files, labels: LabelOptions) -> "LabelFile | None":
+        """The label file that options name."""
+        if files.labels is None:
+            return None
+        return cls(files.labels, labels.id_column, labels.label_columns, files.storage_patience)
 
     def check(self) -> None:
         """Raise at once if the file is missing, has other columns, or other values in them.

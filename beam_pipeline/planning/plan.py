@@ -10,12 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import Reason
-from beam_pipeline.layout import UNLABELED_SPLIT, ShardFile
+from beam_pipeline.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
 from beam_pipeline.options import LeakCheck, SplitOptions
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import join_groups
 from beam_pipeline.planning.folds import assign_shards
-from beam_pipeline.planning.identifiers import ID_COLUMNS
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 
 UNLABELED = -1

@@ -12,8 +12,9 @@ from itertools import islice
 from typing import TypeVar
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.storage.protocol import FileInfo, Store
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
-from beam_pipeline.storage.stores import FileInfo, Store, find_store
+from beam_pipeline.storage.stores import find_store
 
 _WILDCARDS = frozenset("*?[")
 _AHEAD_BYTES = 1 << 26  # of files that were read and wait to be converted

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 from beam_pipeline.errors import StoreError
+from beam_pipeline.storage.protocol import FileInfo
 from beam_pipeline.storage.retries import Patience, Transient
-from beam_pipeline.storage.stores import FileInfo
 
 T = TypeVar("T")
 

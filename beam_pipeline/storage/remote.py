@@ -23,8 +23,8 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 
 from beam_pipeline.errors import StoreError
+from beam_pipeline.storage.protocol import FileInfo
 from beam_pipeline.storage.retries import Patience, Transient
-from beam_pipeline.storage.stores import FileInfo
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig

@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from beam_pipeline.layout import DATASET, MANIFEST
+from beam_pipeline.layout import MANIFEST, SCHEMA_VERSION, ShardFile
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.writing.manifest import SCHEMA_VERSION, manifest_digest
+from beam_pipeline.writing.manifest import manifest_digest
 
 _HEX = frozenset("0123456789abcdef")
 _NOT_IN_NAMES = frozenset("/\\\0")
@@ -240,7 +240,7 @@ def _shard(split: _Node, name: str, number: int, of: int, values: Any) -> ShardC
         return None
     node = _Node(values, split.findings, f"{path}.")
     file, sha256 = node.text("file"), node.text("sha256")
-    expected = f"{DATASET}-{name}.tfrecord-{number:05d}-of-{of:05d}"
+    expected = ShardFile(name, number, of).name
     if file is not None and file != expected:
         node.wrong(f"{path}.file is {printable(file)}, not {printable(expected)}")
         if set(file) & _NOT_IN_NAMES or file in ("", ".", ".."):

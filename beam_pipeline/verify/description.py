@@ -8,13 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_pipeline.directory.rejects import REJECTS
 from beam_pipeline.errors import Reason
-from beam_pipeline.layout import DATASET
+from beam_pipeline.layout import DATASET, DATASET_INFO, FEATURES, REJECTS
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.writing.manifest import DATASET_INFO, FEATURES
 
 _REASONS = frozenset(reason.value for reason in Reason)
 _REJECT_KEYS = {"source", "image_id", "reason", "detail"}

@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.directory.index import LABEL_PREFIX
+from beam_pipeline.layout import INDEX, LABEL_PREFIX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.description import check_recorded_file, compare, read_described
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.writing.manifest import INDEX
 
 # Columns of the index by kind; there are also position_z, resized and one for each label.
 _TEXTS = (

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipeline.directory.example import FRAME_BYTES, CorruptRecord, read_record
-from beam_pipeline.directory.index import LABEL_PREFIX
+from beam_pipeline.layout import LABEL_PREFIX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id

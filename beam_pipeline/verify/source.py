@@ -12,8 +12,8 @@ from beam_pipeline.errors import Rejected, UsageError
 from beam_pipeline.images.convert import Image, convert_slice
 from beam_pipeline.options import ImageId, ImageOptions
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.inventory import decode_source, encode_source, show_source
 from beam_pipeline.storage import InputFiles
+from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.verify.findings import printable
 
 # A column added to the index: the file to read, where the index itself shows a number for it.

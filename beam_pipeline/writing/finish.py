@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from beam_pipeline.directory.rejects import REJECTS, Reject, check_rejects, encode_rejects
+from beam_pipeline.directory.rejects import Reject, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError
 from beam_pipeline.layout import REJECTS_TABLE, written_table
@@ -46,8 +46,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     results = [ShardResult.of(part) for part in parts]
     rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
     rejects += [reject for result in results for reject in result.rejects]
-    folder.write(REJECTS, encode_rejects(rejects))
-    check_rejects(plan.files_seen, rejects, options.run.max_reject_fraction)
+    write_rejects(folder, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
     folder.make_durable(result.file for result in results)
     write_description(unfinished, plan, options, results, rejects)

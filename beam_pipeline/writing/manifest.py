@@ -1,4 +1,4 @@
-"""What describes a shard directory: index, rejects, TensorFlow Datasets' metadata, manifest."""
+"""What describes a shard directory: the index, and the manifest that vouches for all files."""
 
 import hashlib
 import json
@@ -15,19 +15,25 @@ import pyarrow as pa
 
 from beam_pipeline import __version__
 from beam_pipeline.directory.index import write_index
-from beam_pipeline.directory.rejects import REJECTS, Reject, count_reasons, encode_rejects
+from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.convert import HU_OFFSET
-from beam_pipeline.layout import DATASET, MANIFEST, ShardFile, written_table
+from beam_pipeline.layout import (
+    DATASET_INFO,
+    FEATURES,
+    INDEX,
+    MANIFEST,
+    MANIFEST_ORIGIN,
+    REJECTS,
+    SCHEMA_VERSION,
+    ShardFile,
+    written_table,
+)
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.storage.folder import digest_file
 from beam_pipeline.writing.shards import ShardResult
-
-SCHEMA_VERSION = 1
-INDEX = "index.parquet"
-DATASET_INFO = "dataset_info.json"
-FEATURES = "features.json"
+from beam_pipeline.writing.tfds import describe_dataset, describe_features
 
 
 def describe_splits(results: Sequence[ShardResult], patients: Mapping[str, int]) -> dict[str, Any]:
@@ -118,14 +124,14 @@ def write_description(
     results: Sequence[ShardResult],
     rejects: Sequence[Reject],
 ) -> None:
-    """Write all that describes the shards, the manifest last.
+    """Write all that describes the shards and is not written yet, the manifest last.
 
     Args:
         unfinished: holds the rows of each shard's index.
         plan: of the shards.
         options: of the run.
         results: of all shards, in the plan's order.
-        rejects: one row per file that was not used.
+        rejects: one row per file that was not used, as they are listed in the folder.
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}
@@ -133,16 +139,20 @@ def write_description(
     manifest = build_manifest(
         plan, options, results, {split: len(ids) for split, ids in patients.items()}, rejects
     )
+    files[REJECTS] = _describe_file(encode_rejects(rejects))
     for name, data in (
-        (REJECTS, encode_rejects(rejects)),
-        (FEATURES, encode_json(describe_features(plan.labels, options))),
+        (FEATURES, encode_json(describe_features(len(plan.labels), options.image))),
         (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
     ):
         folder.write(name, data)
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files[name] = _describe_file(data)
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
     folder.write(MANIFEST, encode_json(manifest))
+
+
+def _describe_file(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _write_index(
@@ -165,82 +175,16 @@ def _write_index(
         return {"bytes": size, "sha256": digest_file(file)}
 
 
-# What a manifest tells of how the directory came to be, not of what is in it.
-_ORIGIN = frozenset({"created", "software", "options", "digest"})
-
-
 def manifest_digest(manifest: dict[str, Any]) -> str:
     """The SHA-256 of a manifest's content, in hexadecimal: equal for equal directories.
 
     The content is everything but when, by which software and with which options it was made:
     so it has the checksums of all files.
     """
-    content = {key: value for key, value in manifest.items() if key not in _ORIGIN}
+    content = {key: value for key, value in manifest.items() if key not in MANIFEST_ORIGIN}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def encode_json(value: Any) -> bytes:
     """JSON to be read by people too."""
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
-    """`dataset_info.json` (the DatasetInfo message of TensorFlow Datasets)."""
-    return {
-        "name": DATASET,
-        "version": "1.0.0",
-        "fileFormat": "tfrecord",
-        "description": "Head-CT slices as windowed PNG images.",
-        "splits": [
-            {
-                "name": name,
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "shardLengths": [str(shard["examples"]) for shard in split["shards"]],
-                "numBytes": str(sum(shard["bytes"] for shard in split["shards"])),
-            }
-            for name, split in splits.items()
-        ],
-    }
-
-
-def describe_features(labels: Sequence[str], options: Options) -> dict[str, Any]:
-    """`features.json`: how TensorFlow Datasets decodes an example."""
-    size, channels = options.image.image_size, options.image.channels
-    shape = _dimensions([size, size, channels])
-    image = {"shape": shape, "dtype": options.image.dtype, "encodingFormat": "png"}
-    return {
-        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-        "featuresDict": {
-            "features": {
-                "image": {
-                    "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-                    "image": image,
-                },
-                **{name: _text() for name in ("image_id", "patient_id", "study_id", "series_id")},
-                "label": _tensor([len(labels)], "int64"),
-                "position_z": _tensor([], "float32"),
-                "pixel_spacing": _tensor([2], "float32"),
-            }
-        },
-    }
-
-
-def _text() -> dict[str, Any]:
-    return {
-        "pythonClassName": "tensorflow_datasets.core.features.text_feature.Text",
-        "text": {},
-    }
-
-
-def _tensor(shape: Sequence[int], dtype: str) -> dict[str, Any]:
-    kind = "Scalar" if not shape else "Tensor"
-    module = "scalar" if not shape else "tensor_feature"
-    tensor = {"shape": _dimensions(shape), "dtype": dtype, "encoding": "none"}
-    return {
-        "pythonClassName": f"tensorflow_datasets.core.features.{module}.{kind}",
-        "tensor": tensor,
-    }
-
-
-def _dimensions(shape: Sequence[int]) -> dict[str, list[str]]:
-    return {"dimensions": [str(size) for size in shape]} if shape else {}

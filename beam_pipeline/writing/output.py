@@ -4,20 +4,22 @@ import json
 import os
 from typing import Any
 
-from beam_pipeline.directory.rejects import REJECTS
 from beam_pipeline.errors import Refusal, UsageError
-from beam_pipeline.layout import DATASET, MANIFEST, UNFINISHED
+from beam_pipeline.layout import (
+    DATASET,
+    FILES,
+    MANIFEST,
+    OPTIONS,
+    REFUSAL,
+    RESERVE,
+    UNFINISHED,
+)
 from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import PARTIAL_SUFFIX
-from beam_pipeline.writing.manifest import DATASET_INFO, FEATURES, INDEX
 
-_OPTIONS = f"{UNFINISHED}/options.json"
-_REFUSAL = f"{UNFINISHED}/refusal.json"
-# Room on a full disk for the word of why a run ended. Random: zeros may take no room.
-_RESERVE = f"{UNFINISHED}/reserve"
-_RESERVE_BYTES = 1 << 16
-_OWN_NAMES = {MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, UNFINISHED}
+_RESERVE_BYTES = 1 << 16  # random: zeros may take no room
+_OWN_NAMES = {*FILES, UNFINISHED}
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -62,12 +64,12 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
             finish_output(folder)
         folder.remove_partial()  # of a run that was stopped after another had completed the folder
         return manifest
-    if folder.exists(_OPTIONS):
-        _check_same(folder, json.loads(folder.read(_OPTIONS)), options)
+    if folder.exists(OPTIONS):
+        _check_same(folder, json.loads(folder.read(OPTIONS)), options)
     folder.remove_partial()
-    folder.remove(_REFUSAL)
-    folder.write(_OPTIONS, json.dumps(options.recorded()).encode())
-    folder.write(_RESERVE, os.urandom(_RESERVE_BYTES))
+    folder.remove(REFUSAL)
+    folder.write(OPTIONS, json.dumps(options.recorded()).encode())
+    folder.write(RESERVE, os.urandom(_RESERVE_BYTES))
     return None
 
 
@@ -105,15 +107,15 @@ def _show(value: Any) -> str:
 def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
     """Leave word of why the run ended without a manifest, wherever it ran."""
     folder.remove_partial()
-    folder.remove(_RESERVE)
-    folder.write(_REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
+    folder.remove(RESERVE)
+    folder.write(REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
 
 
 def read_refusal(folder: Folder) -> Refusal | None:
     """Why a run ended without a manifest, wherever that was."""
-    if not folder.exists(_REFUSAL):
+    if not folder.exists(REFUSAL):
         return None
-    refusal = json.loads(folder.read(_REFUSAL))
+    refusal = json.loads(folder.read(REFUSAL))
     return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
 
 

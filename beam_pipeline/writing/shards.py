@@ -9,20 +9,28 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from beam_pipeline.dicom.header_text import decode_header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import Header, read_slice
 from beam_pipeline.directory.example import encode_example, frame_record
-from beam_pipeline.directory.index import LABEL_PREFIX, index_table
+from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import Image, convert_slice
-from beam_pipeline.images.png import encode_png
-from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
-from beam_pipeline.options import ImageId, Options
+from beam_pipeline.images.png import encode_scanlines
+from beam_pipeline.layout import (
+    SHARDS_A_PART,
+    ShardFile,
+    label_column,
+    labels_of,
+    plan_table,
+    written_table,
+)
+from beam_pipeline.options import ImageId, ImageOptions, Options
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.inventory import decode_header, decode_source, reason_of, show_source
 from beam_pipeline.storage import InputFiles, find_input
+from beam_pipeline.storage.sources import decode_source, show_source
 from beam_pipeline.workers import Later, Watch
 
 
@@ -96,8 +104,8 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     if result is not None:
         return Written(shard, result.examples, len(result.rejects))
     files = find_input(options.files.input, options.files.storage_patience)
-    labels = [c.removeprefix(LABEL_PREFIX) for c in plan.column_names if _is_label(c)]
-    writer = _ShardWriter(shard, digest, files, options, watch)
+    labels = labels_of(plan.column_names)
+    writer = _ShardWriter(shard, digest, files, options.image, options.labels.image_id, watch)
     with ExitStack() as stack:
         writer.write(rows, stack.enter_context(unfinished.folder.create(shard, durable=False)))
         converted = stack.pop_all()
@@ -126,12 +134,19 @@ class _ShardWriter:
     """Converts the slices of a shard, one after the other, and writes them."""
 
     def __init__(
-        self, shard: str, digest: str, files: InputFiles, options: Options, watch: Watch
+        self,
+        shard: str,
+        digest: str,
+        files: InputFiles,
+        image: ImageOptions,
+        image_id: ImageId,
+        watch: Watch,
     ) -> None:
         self._shard = shard
         self._digest = digest
         self._files = files
-        self._options = options
+        self._image = image
+        self._image_id = image_id
         self._watch = watch
         self._index: list[dict[str, Any]] = []
         self._rejects: list[Reject] = []
@@ -166,9 +181,9 @@ class _ShardWriter:
                 raise Rejected(self._watch.excluded[place])
             data = next(contents)
             if isinstance(data, OSError):
-                raise Rejected(*reason_of(data))
+                raise Rejected.unread(data)
             self._watch.working(place)
-            record, described = _convert(row, data, self._options)
+            record, described = _convert(row, data, self._image)
         except Rejected as rejected:
             self._rejects.append(shown | _why(rejected))
             return None
@@ -186,7 +201,7 @@ class _ShardWriter:
         return record
 
     def _shown(self, row: dict[str, Any], source: str) -> dict[str, str]:
-        if self._options.labels.image_id is ImageId.ORDINAL:
+        if self._image_id is ImageId.ORDINAL:
             return {"source": ordinal("file", row["number"]), "image_id": row["image_id"]}
         return {"source": show_source(source), "image_id": row["image_id"]}
 
@@ -203,8 +218,7 @@ class _ShardWriter:
             plan=self._digest,
             examples=len(self._index),
             label_counts={
-                label: sum(row[LABEL_PREFIX + label] == 1 for row in self._index)
-                for label in labels
+                label: sum(row[label_column(label)] == 1 for row in self._index) for label in labels
             },
             repaired=dict(repairs),
             resized=sum(row["resized"] for row in self._index),
@@ -212,14 +226,12 @@ class _ShardWriter:
         )
 
 
-def _is_label(column: str) -> bool:
-    return column.startswith(LABEL_PREFIX)
-
-
-def _convert(row: dict[str, Any], data: bytes, options: Options) -> tuple[bytes, dict[str, Any]]:
+def _convert(
+    row: dict[str, Any], data: bytes, options: ImageOptions
+) -> tuple[bytes, dict[str, Any]]:
     """A slice's TFRecord, and what the index says of the slice."""
     slice_ = read_slice(data, decode_header(row["header"]))
-    image = convert_slice(slice_, options.image)
+    image = convert_slice(slice_, options)
     record = frame_record(encode_example(_features(row, slice_.header, image)))
     return record, _index_fields(slice_.header, image)
 
@@ -229,11 +241,10 @@ def _why(rejected: Rejected) -> dict[str, str]:
 
 
 def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
-    labels = [value for column, value in row.items() if column.startswith(LABEL_PREFIX)]
     return {
-        "image": encode_png(image.pixels),
+        "image": encode_scanlines(image.scanlines),
         "image_id": row["image_id"],
-        "label": labels,
+        "label": [row[label_column(label)] for label in labels_of(row)],
         "patient_id": row["patient_id"],
         "study_id": row["study_id"],
         "series_id": row["series_id"],

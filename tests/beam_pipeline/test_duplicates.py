@@ -57,7 +57,7 @@ def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
 def inspect(folder: Path) -> dict[str, tuple[int, PixelRange]]:
     """Each file's fingerprint, and where its pixels are."""
     options = Options.of(input=str(folder), output=str(folder.parent / "out"))
-    assert len([*list_parts(options)]) == 1
+    assert len([*list_parts(options.files)]) == 1
     inspect_part(0, Watch(), options=options)
     table = Unfinished(Folder(options.files.output)).read(inventory_table(0))
     found = {}

@@ -12,25 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipeline.dicom.header_text import decode_header, encode_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
-    decode_header,
-    decode_source,
-    encode_header,
-    encode_source,
     inspect_part,
     list_parts,
-    name_of,
-    show_source,
 )
 from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
@@ -62,7 +59,7 @@ def options_for(folder: Path, tmp_path: Path, **changes: Any) -> Options:
 
 def inspect(options: Options, watch: Watch | None = None) -> Inspected:
     """List the input, which is one part, and inspect it."""
-    assert len([*list_parts(options)]) == 1
+    assert len([*list_parts(options.files)]) == 1
     return inspect_part(0, watch or Watch(), options=options)
 
 
@@ -82,7 +79,7 @@ def test_every_file_is_in_one_part_in_order(folder: Path, tmp_path: Path) -> Non
         (folder / f"{number % 7}").mkdir(exist_ok=True)
         (folder / f"{number % 7}" / f"{number}.dcm").write_bytes(bytes(number))
     options = options_for(folder, tmp_path)
-    assert [*list_parts(options)] == [256, 256, 88]
+    assert [*list_parts(options.files)] == [256, 256, 88]
     rows = [row for part in range(3) for row in listing_of(options, part)]
     files = {os.fsencode(path.relative_to(folder)): path for path in folder.glob("*/*")}
     assert [row["source"] for row in rows] == sorted(files)
@@ -110,7 +107,7 @@ def test_parts_of_a_large_input_are_larger(
 ) -> None:
     infos = (FileInfo(f"{number:06d}", number, "v") for number in range(100_000))
     monkeypatch.setattr(InputFiles, "list", list_of(infos))
-    parts = [*list_parts(options_for(folder, tmp_path))]
+    parts = [*list_parts(options_for(folder, tmp_path).files)]
     # 16 parts of each size until 4096: 4096 + 8192 + 16384 + 32768 = 61440 files in 64 parts.
     grown = [256] * 16 + [512] * 16 + [1024] * 16 + [2048] * 16
     assert parts == [*grown, *[4096] * 9, 100_000 - 61_440 - 9 * 4096]
@@ -121,14 +118,14 @@ def test_an_input_that_cannot_be_listed_whole_ends_the_list_with_an_error(
 ) -> None:
     infos = [FileInfo("a", 1, "v")] * 300 + [StoreError("disk", "cannot be listed")]
     monkeypatch.setattr(InputFiles, "list", list_of(iter(infos)))
-    parts = list_parts(options_for(folder, tmp_path))
+    parts = list_parts(options_for(folder, tmp_path).files)
     assert next(parts) == 256
     with pytest.raises(StoreError, match="disk: cannot be listed"):
         next(parts)
 
 
 def test_an_input_without_files_has_no_parts(folder: Path, tmp_path: Path) -> None:
-    assert [*list_parts(options_for(folder, tmp_path))] == []
+    assert [*list_parts(options_for(folder, tmp_path).files)] == []
 
 
 def test_a_header_gives_a_row_and_a_bad_file_its_reason(
@@ -138,7 +135,7 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(
         (folder / name).write_bytes((small_data_set / "slices" / name).read_bytes())
     (folder / "ID_gone.dcm").touch()
     options = options_for(folder, tmp_path, leak_check=LeakCheck.OFF, identifiers=Identifiers.KEEP)
-    assert [*list_parts(options)] == [4]
+    assert [*list_parts(options.files)] == [4]
     (folder / "ID_gone.dcm").unlink()
     witness = Witness({0: Reason.DECODER_CRASHED})
     assert inspect_part(0, witness, options=options) == Inspected(files=4, rejected=3, reused=0)
@@ -342,7 +339,7 @@ def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_oth
     for number in range(257):
         write_slice(folder / f"{number:03d}.dcm", SIGNED_16, PatientID="same")
     options = options_for(folder, tmp_path)
-    assert [*list_parts(options)] == [256, 1]
+    assert [*list_parts(options.files)] == [256, 1]
     patients = set()
     for part in range(2):
         inspect_part(part, Watch(), options=options)
@@ -350,7 +347,7 @@ def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_oth
     assert len(patients) == 1
     write_slice(folder / "000.dcm", SIGNED_16 + 1, PatientID="same")
     other = options_for(folder, tmp_path / "other")
-    [*list_parts(other)]
+    [*list_parts(other.files)]
     inspect_part(1, Watch(), options=other)
     assert {row["patient_id"] for row in rows_of(other, 1).values()}.isdisjoint(patients)
 
@@ -435,7 +432,7 @@ def test_a_file_whose_store_tells_no_version_is_always_read(
 
 def test_a_file_that_is_back_is_read(three: Options) -> None:
     path, away = Path(three.files.input, "b.dcm"), Path(three.files.output).parent / "away"
-    assert [*list_parts(three)] == [3]
+    assert [*list_parts(three.files)] == [3]
     path.rename(away)
     assert inspect_part(0, Watch(), options=three) == Inspected(files=3, rejected=2, reused=0)
     assert rows_of(three)["b.dcm"]["reason"] == "vanished"
@@ -494,7 +491,7 @@ def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:
 def test_a_store_that_fails_is_no_verdict_on_a_file(
     three: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [*list_parts(three)]
+    [*list_parts(three.files)]
 
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import PipelineError, Reason, TooManyRejects, UsageError
 from beam_pipeline.layout import (
+    ID_COLUMNS,
     PLAN,
     REJECTS_TABLE,
     SHARDS_A_PART,
@@ -25,7 +26,6 @@ from beam_pipeline.layout import (
 )
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
-from beam_pipeline.planning.identifiers import ID_COLUMNS
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
@@ -437,7 +437,7 @@ def test_how_the_inventory_and_the_plan_are_cut_does_not_matter(
     changes: dict[str, Any] = {"examples_per_shard": 2, "identifiers": Identifiers.HASH}
     whole = plan_rows(rows, label_lines(rows), part_rows=1000, output="whole", **changes)
     assert len(whole.plan.shards) == 75  # of 75 and 74 slices: 38 and 37
-    monkeypatch.setattr("beam_pipeline.planning.plan_shards._SLICES_A_PASS", 32)  # 16 shards
+    monkeypatch.setattr("beam_pipeline.planning.plan_tables._SLICES_A_PASS", 32)  # 16 shards
     parts = plan_rows(rows, label_lines(rows), part_rows=7, output="parts", **changes)
     assert parts.plan == whole.plan
     assert parts.rejects == whole.rejects
@@ -599,7 +599,7 @@ def test_an_inventory_whose_parts_were_hashed_with_different_keys_is_not_planned
 
 
 def inspect_and_plan(options: Options) -> Planned:
-    parts = len([*list_parts(options)])
+    parts = len([*list_parts(options.files)])
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     return read_plan(plan_shards(parts, options), Unfinished(Folder(options.files.output)))

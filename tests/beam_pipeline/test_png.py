@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from beam_pipeline.images.png import PngHeader, blank_image, encode_png, read_png_header
+from beam_pipeline.images.png import (
+    PngHeader,
+    Scanlines,
+    encode_png,
+    encode_scanlines,
+    read_png_header,
+)
 
 KINDS = [(1, "uint8"), (2, "uint8"), (3, "uint8"), (4, "uint8"), (1, "uint16")]
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -49,15 +55,23 @@ def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
     np.testing.assert_array_equal(decoded, image)
 
 
-def test_a_filled_in_image_is_encoded_as_any_other() -> None:
-    image = blank_image(*IMAGE.shape)
-    image[:] = IMAGE
-    assert encode_png(image) == encode_png(IMAGE)
+def test_an_image_that_was_filled_in_is_encoded_as_any_other() -> None:
+    lines = Scanlines.blank(*IMAGE.shape)
+    lines.pixels[:] = IMAGE
+    assert encode_scanlines(lines) == encode_png(IMAGE)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), KINDS)
+def test_scanlines_keep_the_image_that_they_are_of(channels: int, dtype: str) -> None:
+    image = noise(channels, dtype)
+    lines = Scanlines.of(image)
+    np.testing.assert_array_equal(lines.pixels, image)
+    assert lines.rows[:, 0].tolist() == [0] * 5
+    assert lines.rows[:, 1:].tobytes() == image.astype(image.dtype.newbyteorder(">")).tobytes()
 
 
 @pytest.mark.parametrize("first", [0, 7])
-def test_a_part_of_an_image_is_encoded_as_any_other(first: int) -> None:
-    """Its rows, too, lie one byte apart."""
+def test_a_view_of_memory_like_that_of_scanlines_is_encoded_as_any_other(first: int) -> None:
     whole = np.full((5, 8), 200, np.uint8)
     whole[:, 0] = first
     part = whole[:, 1:].reshape(5, 7, 1)

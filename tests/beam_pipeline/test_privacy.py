@@ -12,7 +12,8 @@ import pytest
 
 from beam_pipeline.directory.unfinished import decode_table
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.planning.identifiers import ID_COLUMNS, hash_id
+from beam_pipeline.layout import ID_COLUMNS
+from beam_pipeline.planning.identifiers import hash_id
 
 SECRETS = {
     "PatientName": "Mustermann^Erika",

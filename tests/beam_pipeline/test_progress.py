@@ -56,7 +56,7 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     watcher = Watcher(unfinished, display)
     watcher.look()
     assert +display.counts == Counter()
-    files = sum(list_parts(options))
+    files = sum(list_parts(options.files))
     watcher.look()
     assert +display.counts == Counter(files_listed=files)
     rejected = inspect_part(0, Watch(), options=options).rejected
@@ -98,7 +98,7 @@ def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
 def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
     display = Shown(Console(file=io.StringIO()), listen=False)
     watcher = Watcher(Unfinished(Folder(options.files.output)), display)
-    files = sum(list_parts(options))
+    files = sum(list_parts(options.files))
     watcher.look()
     shutil.rmtree(options.files.output)
     watcher.look()

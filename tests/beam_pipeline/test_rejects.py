@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from beam_pipeline.directory.rejects import Reject, check_rejects, count_reasons, encode_rejects
+from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects, write_rejects
 from beam_pipeline.errors import TooManyRejects, UsageError
+from beam_pipeline.storage import Folder
 
 
 def reject(source: str, reason: str = "not_ct", detail: str = "") -> Reject:
@@ -23,11 +25,11 @@ def test_reasons_are_counted_in_alphabetical_order() -> None:
     assert [*count_reasons(rows).items()] == [("not_ct", 1), ("vanished", 2)]
 
 
-def test_as_many_rejects_as_allowed_are_accepted_and_no_more() -> None:
-    rows = [reject("a"), reject("b", "vanished"), reject("c")]
-    check_rejects(12, rows, 0.25)
+def test_as_many_rejects_as_allowed_are_accepted_and_no_more(tmp_path: Path) -> None:
+    folder, rows = Folder(str(tmp_path)), [reject("a"), reject("b", "vanished"), reject("c")]
+    write_rejects(folder, 12, rows, 0.25)
     with pytest.raises(TooManyRejects) as caught:
-        check_rejects(11, rows, 0.25)
+        write_rejects(folder, 11, rows, 0.25)
     assert str(caught.value) == (
         "3 of 11 files were rejected (not_ct 2, vanished 1), more than the allowed fraction 0.25; "
         "see rejects.jsonl, or raise --max_reject_fraction"
@@ -35,12 +37,21 @@ def test_as_many_rejects_as_allowed_are_accepted_and_no_more() -> None:
     assert caught.value.exit_code == 3
 
 
-def test_nothing_is_allowed_if_the_fraction_is_nothing() -> None:
-    check_rejects(5, [], 0.0)
+def test_nothing_is_allowed_if_the_fraction_is_nothing(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    write_rejects(folder, 5, [], 0.0)
     with pytest.raises(TooManyRejects):
-        check_rejects(5, [reject("a")], 0.0)
+        write_rejects(folder, 5, [reject("a")], 0.0)
 
 
-def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed() -> None:
+def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none of 2 files can be used; see rejects\.jsonl"):
-        check_rejects(2, [reject("a"), reject("b")], 1.0)
+        write_rejects(Folder(str(tmp_path)), 2, [reject("a"), reject("b")], 1.0)
+
+
+@pytest.mark.parametrize("allowed", [0.0, 1.0])
+def test_rejects_that_are_too_many_can_be_read_all_the_same(tmp_path: Path, allowed: float) -> None:
+    rows = [reject("b"), reject("a")]
+    with pytest.raises((TooManyRejects, UsageError)):
+        write_rejects(Folder(str(tmp_path)), 2, rows, allowed)
+    assert (tmp_path / "rejects.jsonl").read_bytes() == encode_rejects(rows)

@@ -65,7 +65,7 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         "max_reject_fraction": 0.2,
     }
     options = Options.of(**values | changes)
-    parts = len(list(list_parts(options)))
+    parts = len(list(list_parts(options.files)))
     for number in range(parts):
         inspect_part(number, Watch(), options=options)
     plan = plan_shards(parts, options)

@@ -1,5 +1,4 @@
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.trainer.png_files import plain_png
 from trainer.data.input_pipeline import (
     Decoder,
-    InputClock,
     Order,
     aligned,
     end_pipelines,
@@ -59,7 +56,6 @@ def test_no_tuner_holds_up_the_end_of_an_epoch(shards: Path) -> None:
     for batches in (
         training_batches(records, data.image, 3, 8),
         evaluation_batches(data.split("test"), data.image, 3, 8),
-        InputClock().measure(records),
     ):
         assert batches.options().autotune.enabled is False
         assert batches.options().deterministic is True
@@ -102,35 +98,6 @@ def test_sixteen_bits_stay_sixteen(
     images, _ = epoch(data, Order(seed=0, epoch=0), batch_size=4)[0]
     assert images.dtype == np.uint16
     assert sorted(image.tobytes() for image in images) == sorted(r["image"].tobytes() for r in rows)
-
-
-def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
-    def slowly(i: int) -> int:
-        time.sleep(0.05)
-        return i
-
-    source = tf.data.Dataset.range(4).map(lambda i: tf.numpy_function(slowly, [i], tf.int64))
-    clock = InputClock()
-    assert [int(i) for i in clock.measure(source)] == [0, 1, 2, 3]
-    assert 0.2 <= clock.waited < 1
-    patient = InputClock()
-    for _ in patient.measure(tf.data.Dataset.range(4)):
-        time.sleep(0.05)
-    assert patient.waited < 0.1
-
-
-def test_the_clock_counts_no_time_in_which_the_device_computes() -> None:
-    clock = InputClock(handed=2, computed=1)
-    clock.start(0)
-    time.sleep(0.05)
-    clock.stop(0)
-    assert clock.waited == 0
-    clock.start(1)
-    time.sleep(0.05)
-    clock.has_computed(2)
-    time.sleep(0.02)
-    clock.stop(1)
-    assert 0.02 <= clock.waited < 0.05
 
 
 def test_pipelines_end_before_python_does(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.data.input_pipeline import InputClock
 from trainer.errors import Diverged
 from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.job import prepare_training
+from trainer.training.input_clock import InputClock
 from trainer.training.step_watch import Callbacks, StepWatch
 
 

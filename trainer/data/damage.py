@@ -15,6 +15,7 @@ from itertools import islice
 
 import tensorflow as tf
 
+from trainer.data.contract import INDEX
 from trainer.data.input_pipeline import CORES, Evaluation, lowest_label
 from trainer.data.shards import ImageSpec, Shard, Split
 from trainer.data.tfrecord import read_records
@@ -55,7 +56,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
         lost = re.search(r"DataLossError: (.*)", f"{type(error).__name__}: {error}")
         if found is None and lost:
             # Of whole shards: where the index says that a record is, there is none.
-            found = f"shards or index.parquet are damaged ({lost[1]}); `make verify` says how"
+            found = f"shards or {INDEX} are damaged ({lost[1]}); `make verify` says how"
         if found is None:
             raise
         raise BadInput(found) from None

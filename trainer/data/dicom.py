@@ -13,9 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
 from trainer.errors import BadInput
 
-CHOICES = ("voi", "image_size", "hu_repair", "image_id")
+# What is not chosen by a value.
+HOUNSFIELD = "hu"
+CHOICES = tuple(name for name in PREPROCESSING if name != HOUNSFIELD)
 
 
 def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
@@ -28,12 +31,12 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     Raises:
         BadInput: they are not known.
     """
-    missing = [name for name in (*CHOICES, "hu") if name not in options]
+    missing = [name for name in PREPROCESSING if name not in options]
     if missing:
         raise BadInput(f"how the run's images were made is not known: no {', '.join(missing)}")
     flags = [f"--{name}={options[name]}" for name in CHOICES]
-    if options["hu"]:
-        return [*flags, "--hu"]
+    if options[HOUNSFIELD]:
+        return [*flags, f"--{HOUNSFIELD}"]
     named = [
         each["name"]
         if each["center"] is None
@@ -58,5 +61,5 @@ def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise BadInput(lines[-1].removeprefix("beam_pipeline: error: "))
-    rejects = pd.read_json(output / "rejects.jsonl", lines=True)
-    return rejects.reindex(columns=["source", "image_id", "reason", "detail"])
+    rejects = pd.read_json(output / REJECTS, lines=True)
+    return rejects.reindex(columns=[*REJECT_COLUMNS])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from trainer.data.contract import BYTES, INDEX, INDEX_COLUMNS, OFFSET, RECORD, SHARD, label_column
 from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import BadInput
 
@@ -41,30 +42,30 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     Raises:
         BadInput: index.parquet is missing, damaged, or not of these shards.
     """
-    path = shards.path / "index.parquet"
-    names = [f"label_{label}" for label in shards.labels]
+    path = shards.path / INDEX
+    names = [label_column(label) for label in shards.labels]
     try:
-        frame = pd.read_parquet(path, columns=["shard", "record", "offset", "bytes", *names])
+        frame = pd.read_parquet(path, columns=[*INDEX_COLUMNS, *names])
         frame = frame.astype(dict.fromkeys(names, np.float32))
-        frame = frame.astype({"record": np.int64, "offset": np.int64, "bytes": np.int64})
+        frame = frame.astype(dict.fromkeys((RECORD, OFFSET, BYTES), np.int64))
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    groups = dict(list(frame.sort_values("record").groupby("shard")))
+    groups = dict(list(frame.sort_values(RECORD).groupby(SHARD)))
     wanted = [shard for split in splits for shard in split.shards]
     parts = [groups.get(shard.path.name, frame.iloc[:0]) for shard in wanted]
     for shard, part in zip(wanted, parts, strict=True):
-        if not np.array_equal(part["record"], np.arange(shard.examples)):
+        if not np.array_equal(part[RECORD], np.arange(shard.examples)):
             raise BadInput(
                 f"{path}: has {len(part)} of the {shard.examples} examples of {shard.path.name}"
             )
-        ends = part["offset"] + part["bytes"]
-        if len(part) and not (part["offset"].min() >= 0 and ends.max() <= shard.bytes):
+        ends = part[OFFSET] + part[BYTES]
+        if len(part) and not (part[OFFSET].min() >= 0 and ends.max() <= shard.bytes):
             raise BadInput(f"{path}: has records beyond the {shard.bytes} of {shard.path.name}")
     joined = pd.concat(parts, ignore_index=True)
     return Index(
         labels=joined[names].to_numpy(np.float32),
         files=tuple(shard.path for shard in wanted),
         file=np.repeat(np.arange(len(wanted)), [len(part) for part in parts]),
-        offset=joined["offset"].to_numpy(np.int64),
-        size=joined["bytes"].to_numpy(np.int64),
+        offset=joined[OFFSET].to_numpy(np.int64),
+        size=joined[BYTES].to_numpy(np.int64),
     )

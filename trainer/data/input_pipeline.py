@@ -14,10 +14,9 @@ import atexit
 import gc
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from trainer.data.contract import FOLD, IMAGE, LABEL, POSITION, TEXTS, UNLABELED
 from trainer.data.png import decode_pngs
-from trainer.data.shards import FOLD, ImageSpec, Split
+from trainer.data.shards import ImageSpec, Split
 from trainer.data.tfrecord import check_frames
 
 # Those that this process may use, where the system tells.
@@ -36,7 +36,6 @@ PREFETCHED = 4
 PREFETCHED_BYTES = 1 << 30
 READ_BUFFER = 4 << 20
 SHARDS_AT_ONCE = 16
-TEXTS = ("image_id", "patient_id", "study_id", "series_id")
 # TensorFlow takes an array over without a copy if it begins at a multiple of this.
 ALIGNMENT = 64
 
@@ -52,58 +51,6 @@ class Order:
     def generator(self) -> np.random.Generator:
         """Random numbers of this epoch alone."""
         return np.random.default_rng([self.seed, self.epoch])
-
-
-@dataclass
-class InputClock:
-    """Adds up how long a device stood still because its input was not there.
-
-    Who hands steps to the device says so, else the device counts as idle whenever a batch
-    is asked for. Where one call computes several steps nothing is heard between them, and
-    what is added up is the most it can be.
-
-    Attributes:
-        waited: seconds.
-        handed: steps that the device was given so far.
-        computed: steps that it is done with.
-    """
-
-    waited: float = 0.0
-    handed: int = 0
-    computed: int = 0
-    idle_since: float = field(default=0.0, repr=False)
-    asked: float = field(default=0.0, repr=False)
-
-    def has_computed(self, steps: int) -> None:
-        """The device is done with the first `steps` steps."""
-        self.computed, self.idle_since = steps, time.perf_counter()
-
-    def start(self, index: Any) -> Any:
-        """The consumer asks for a batch."""
-        self.asked = time.perf_counter()
-        return index
-
-    def stop(self, index: Any) -> Any:
-        """The batch is there."""
-        if self.computed >= self.handed:
-            self.waited += time.perf_counter() - max(self.asked, self.idle_since)
-        return index
-
-    def measure(self, batches: Any) -> Any:
-        """Passes `batches` on; a zip asks its parts one after the other, in their order."""
-        first, last = (counter_calling(each) for each in (self.start, self.stop))
-        timed = tf.data.Dataset.zip((first, batches, last))
-        return with_options(timed.map(as_written(lambda _, batch, __: batch)))
-
-
-def counter_calling(function: Callable[[Any], Any]) -> Any:
-    """0, 1, 2, … ; `function` is called as each is asked for."""
-
-    def call(number: Any) -> Any:
-        # Of a pipeline with a stateful part, --deterministic would do nothing in parallel.
-        return tf.numpy_function(function, [number], tf.int64, stateful=False)
-
-    return tf.data.Dataset.counter().map(as_written(call))
 
 
 def as_written(function: Callable[..., Any]) -> Any:
@@ -277,12 +224,12 @@ class Training:
     def read(self, records: Any) -> tuple[Any, Any]:
         """Serialized examples → images, labels."""
         features = {
-            "image": tf.io.FixedLenFeature((), tf.string),
-            "label": tf.io.FixedLenFeature((self.labels,), tf.int64),
+            IMAGE: tf.io.FixedLenFeature((), tf.string),
+            LABEL: tf.io.FixedLenFeature((self.labels,), tf.int64),
         }
         parsed = tf.io.parse_example(records, features)
-        labels = checked_labels(parsed["label"], 0)
-        return decode(parsed["image"], self.image, self.batch_size), tf.cast(labels, tf.float32)
+        labels = checked_labels(parsed[LABEL], 0)
+        return decode(parsed[IMAGE], self.image, self.batch_size), tf.cast(labels, tf.float32)
 
 
 @dataclass(frozen=True)
@@ -293,7 +240,7 @@ class Evaluation:
         image: what each example holds.
         labels: how many it has.
         batch_size: of all batches, the last one filled up.
-        lowest: -1 where examples may have no labels, else 0.
+        lowest: UNLABELED where examples may have no labels, else 0.
     """
 
     image: ImageSpec
@@ -304,9 +251,9 @@ class Evaluation:
     def read(self, records: Any) -> Mapping[str, Any]:
         """Serialized examples → dict of image, label, position_z and texts."""
         features = {
-            "image": tf.io.FixedLenFeature((), tf.string),
-            "label": tf.io.FixedLenFeature((self.labels,), tf.int64),
-            "position_z": tf.io.FixedLenFeature((), tf.float32, np.nan),
+            IMAGE: tf.io.FixedLenFeature((), tf.string),
+            LABEL: tf.io.FixedLenFeature((self.labels,), tf.int64),
+            POSITION: tf.io.FixedLenFeature((), tf.float32, np.nan),
             **{name: tf.io.FixedLenFeature((), tf.string, "") for name in TEXTS},
         }
         parsed = tf.io.parse_example(records, features)
@@ -314,8 +261,8 @@ class Evaluation:
         checked = tf.numpy_function(checked_texts, [texts], tf.string, stateful=False)
         return {
             **parsed,
-            "image": decode(parsed["image"], self.image, self.batch_size),
-            "label": checked_labels(parsed["label"], self.lowest),
+            IMAGE: decode(parsed[IMAGE], self.image, self.batch_size),
+            LABEL: checked_labels(parsed[LABEL], self.lowest),
             **dict(zip(TEXTS, tf.unstack(tf.ensure_shape(checked, texts.shape)), strict=True)),
         }
 
@@ -330,8 +277,8 @@ def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
 
 
 def lowest_label(split: Split) -> int:
-    """-1 (unlabeled) where a split may have no labels, 0 in a fold."""
-    return 0 if FOLD.fullmatch(split.name) else -1
+    """UNLABELED where a split may have no labels, 0 in a fold."""
+    return 0 if FOLD.fullmatch(split.name) else UNLABELED
 
 
 def checked_labels(labels: Any, lowest: int) -> Any:

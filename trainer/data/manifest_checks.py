@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from trainer.data.contract import FILES
 from trainer.errors import BadInput
 from trainer.json_documents import key_path, shown
-
-MANIFEST = "manifest.json"
-INDEX = "index.parquet"
 
 
 def check_consistency(manifest: dict[str, Any], name: str) -> None:
@@ -65,7 +63,7 @@ def check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
 
 def check_names(splits: dict[str, Any], name: str) -> None:
     """Looks for a file that is a shard twice, or something else already."""
-    seen = {MANIFEST, INDEX}
+    seen = {*FILES}
     for split, entry in splits.items():
         for number, shard in enumerate(entry["shards"]):
             if shard["file"] in seen:

@@ -13,8 +13,8 @@ from time import monotonic
 import platformdirs
 from rich.filesize import decimal
 
+from trainer.data.contract import INDEX, MANIFEST
 from trainer.data.folder_locks import fill_folder, use_folder
-from trainer.data.manifest_checks import INDEX, MANIFEST
 from trainer.data.shard_cache import (
     CachedFile,
     is_there,

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.data.manifest_checks import INDEX, MANIFEST, check_consistency
+from trainer.data.contract import (
+    FOLD,
+    INDEX,
+    MANIFEST,
+    PREPROCESSING,
+    SCHEMA_VERSION,
+    fold_split,
+)
+from trainer.data.manifest_checks import check_consistency
 from trainer.errors import BadInput
 from trainer.json_documents import check_document, parse_json, read_bytes, shown
-
-SCHEMA_VERSION = 1
-# Options of the pipeline that an image depends on, beside the windows.
-PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
-FOLD = re.compile(r"fold(\d+)")
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ class ShardDirectory:
         names = [each.name for each in self.folds()]
         if not names:
             raise BadInput(f"{self.location}: no labeled folds, so nothing to train on")
-        if f"fold{fold}" not in names:
+        if fold_split(fold) not in names:
             raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
-        validation = self.split(f"fold{fold}")
+        validation = self.split(fold_split(fold))
         others = (each for each in self.folds() if each is not validation)
         training = tuple(each for each in others if each.examples)
         for each, use in ((validation.examples, "validate"), (count(training), "train")):

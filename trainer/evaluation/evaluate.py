@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.contract import fold_split
 from trainer.errors import BadInput
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.calibration import (
@@ -59,7 +60,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
 
 def validation_of(run: RunDirectory) -> str:
     """The fold that was left out, whose predictions a complete run has from its training."""
-    return f"fold{read_description(run)['options']['fold']}"
+    return fold_split(int(read_description(run)["options"]["fold"]))
 
 
 def describe(job: EvaluationJob) -> dict[str, Any]:

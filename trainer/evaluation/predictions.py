@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from trainer.data.contract import IMAGE, LABEL, POSITION, TEXTS
 from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import TEXTS, evaluation_batches
+from trainer.data.input_pipeline import evaluation_batches
 from trainer.data.shards import ImageSpec, Split
 from trainer.errors import BadInput, Diverged
 from trainer.evaluation.metrics import probabilities
@@ -70,8 +71,8 @@ def predict_split(
     batches = evaluation_batches(split, image, labels, batch_size)
     with damage_reported((split,), image, labels):
         for batch in batches.as_numpy_iterator():
-            logits = predict_batch(model, batch.pop("image"), flip)
-            rows = len(batch["label"])
+            logits = predict_batch(model, batch.pop(IMAGE), flip)
+            rows = len(batch[LABEL])
             for name, values in {**batch, "logits": logits[:rows]}.items():
                 columns.setdefault(name, []).append(values)
             done += rows
@@ -85,9 +86,9 @@ def predict_split(
     return Predictions(
         split=split.name,
         logits=joined["logits"],
-        labels=joined["label"],
+        labels=joined[LABEL],
         texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
-        position_z=joined["position_z"],
+        position_z=joined[POSITION],
     )
 
 

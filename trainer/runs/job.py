@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from trainer.data.contract import fold_split
 from trainer.data.index import Index, read_index
 from trainer.data.priors import logit_shift
 from trainer.data.sampling import balanced_prevalence
@@ -161,7 +162,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     source = find_shards(options.shards or description["shards"]["path"], options, display)
     shards = source.open()
     check_fit(description, shards)
-    validation = f"fold{description['options']['fold']}"
+    validation = fold_split(description["options"]["fold"])
     split = shards.split(options.split or validation)
     if not split.examples:
         raise BadInput(f"{shards.location}: split {split.name} has no examples")

@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 
-from trainer.data.input_pipeline import InputClock
 from trainer.errors import Diverged
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
 from trainer.runs.job import Job
+from trainer.training.input_clock import InputClock
 
 
 class Callbacks(keras.callbacks.CallbackList):  # type: ignore[misc,unused-ignore]

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import InputClock, Order
+from trainer.data.input_pipeline import Order
 from trainer.data.shards import count
 from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.metrics import probabilities, split_figures
@@ -37,6 +37,7 @@ from trainer.runs.job import Job, evaluation_of
 from trainer.runs.lock import held
 from trainer.runs.run_directory import begin_run
 from trainer.training.feeds import Feed, open_feed
+from trainer.training.input_clock import InputClock
 from trainer.training.optimizers import learning_rate
 from trainer.training.phases import compile_phase
 from trainer.training.step_watch import Callbacks, StepWatch

@@ -1,0 +1,16 @@
+"""Sources, the paths of the input's files: as tables hold them, and as they are shown."""
+
+
+def encode_source(path: str) -> bytes:
+    """A path as tables hold it: names of files need not be UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def decode_source(stored: bytes) -> str:
+    """The path that was encoded, to open a file with."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def show_source(path: str) -> str:
+    """A path as it is written and shown: bytes that are no UTF-8 are escaped."""
+    return encode_source(path).decode("utf-8", "backslashreplace")

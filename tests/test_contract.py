@@ -1,0 +1,219 @@
+"""The shard directory as the pipeline writes it, the trainer reads it and the README describes it.
+
+The packages share no code, so each says for itself what is in the directory: here they are held
+against each other, and against a directory that was written.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from beam_pipeline import layout
+from beam_pipeline.directory.example import decode_example, read_records
+from beam_pipeline.layout import ShardFile
+from beam_pipeline.options import LeakCheck, Options
+from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.storage import Folder
+from beam_pipeline.workers import Later, Watch
+from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.output import prepare_output
+from beam_pipeline.writing.shards import write_shard
+from tests.beam_pipeline.dicom_files import make_dicom
+from trainer.data import contract
+from trainer.data.index import read_index
+from trainer.data.shards import read_shard_directory
+
+ROOT = Path(__file__).parents[1]
+FEATURES = {feature.name: feature for feature in layout.EXAMPLE_FEATURES}
+COLUMNS = {column.name: column for column in layout.INDEX_COLUMNS}
+
+# What the trainer leaves unread: a feature or column is here, or in its contract.
+UNREAD_FEATURES = {"pixel_spacing"}
+UNREAD_COLUMNS = {
+    *("image_id", "split", *layout.ID_COLUMNS, "position_z"),
+    *("rows", "columns", "transfer_syntax", "repair", "resized", "source"),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard directory of four slices in two folds, and a reject."""
+    folder = tmp_path_factory.mktemp("contract")
+    (folder / "in").mkdir()
+    for patient in range(4):
+        path = folder / "in" / f"ID_{patient}.dcm"
+        path.write_bytes(make_dicom(PatientID=f"P{patient}"))
+    (folder / "in" / "ID_4.dcm").write_bytes(b"no DICOM")
+    rows = [f"ID_{slice_}_any,{slice_ % 2}" for slice_ in range(4)]
+    (folder / "labels.csv").write_text("\n".join(["ID,Label", *rows]))
+    options = Options.of(
+        input=str(folder / "in"),
+        labels=str(folder / "labels.csv"),
+        output=str(folder / "out"),
+        image_size=16,
+        folds=2,
+        leak_check=LeakCheck.OFF,  # all slices are the same
+        max_reject_fraction=0.5,
+    )
+    prepare_output(Folder(options.files.output), options)
+    for number, _ in enumerate(list_parts(options.files)):
+        inspect_part(number, Watch(), options=options)
+    plan = plan_shards(1, options)
+    for number in range(len(plan.shards)):
+        result = write_shard(number, Watch(), options=options)
+        if isinstance(result, Later):
+            result.finish()
+    finish_directory(len(plan.shards), options)
+    return folder / "out"
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / layout.MANIFEST).read_text()))
+
+
+def table(title: str) -> list[tuple[str, ...]]:
+    """The rows of the README's table whose first column has a title."""
+    _, _, rest = (ROOT / "README.md").read_text().partition(f"\n| {title} | ")
+    lines = rest.split("\n\n")[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in lines]
+
+
+def test_a_directory_has_the_files_of_the_layout(written: Path) -> None:
+    shards = {path.name for path in written.iterdir()} - {*layout.FILES}
+    assert {path.name for path in written.iterdir()} >= {*layout.FILES}
+    assert {ShardFile.parse(name).name for name in shards} == shards
+    splits = {ShardFile.parse(name).split for name in shards}
+    assert splits == {layout.fold_split(0), layout.fold_split(1)}
+
+
+def test_an_example_has_the_features_of_the_layout(written: Path) -> None:
+    kinds = {"PNG": bytes, "string": bytes, "int64": int, "float32": float}
+    for shard in written.glob(f"{layout.DATASET}-*"):
+        with shard.open("rb") as file:
+            for example in map(decode_example, read_records(file)):
+                assert example.keys() == FEATURES.keys()
+                for name, values in example.items():
+                    assert {type(value) for value in values} == {kinds[FEATURES[name].dtype]}
+                    wanted = [1 if size == "labels" else size for size in FEATURES[name].shape]
+                    assert [len(values)] == (wanted or [1])
+
+
+def test_features_json_has_the_features_of_the_layout(written: Path) -> None:
+    described = json.loads((written / layout.FEATURES).read_text())
+    assert list(described["featuresDict"]["features"]) == list(FEATURES)
+
+
+def test_an_index_has_the_columns_of_the_layout(written: Path) -> None:
+    schema = pq.read_schema(written / layout.INDEX)
+    found = [(field.name, str(field.type)) for field in schema]
+    assert found == [
+        (column.name.replace(layout.LABEL, "any"), column.dtype) for column in layout.INDEX_COLUMNS
+    ]
+
+
+def test_a_manifest_and_a_reject_have_the_keys_of_the_layout(written: Path) -> None:
+    assert manifest_of(written).keys() == {*layout.MANIFEST_CONTENT, *layout.MANIFEST_ORIGIN}
+    rejects = (written / layout.REJECTS).read_text().splitlines()
+    assert [tuple(json.loads(reject)) for reject in rejects] == [layout.REJECT_COLUMNS]
+
+
+def test_the_readme_has_the_files_of_the_layout() -> None:
+    names = [name for cells in table("file") for name in re.findall(r"`([^`]+\.[^`]+)`", cells[0])]
+    shards = [name for name in names if name.startswith(f"{layout.DATASET}-")]
+    assert [ShardFile.parse(name).name for name in shards] == shards != []
+    assert sorted({*names} - {*shards}) == sorted(layout.FILES)
+
+
+def test_the_readme_has_the_features_of_the_layout() -> None:
+    def dtype(feature: layout.Feature) -> str:
+        return " ".join([feature.dtype, *([f"[{feature.shape[0]}]"] if feature.shape else [])])
+
+    assert table("feature") == [
+        (f"`{feature.name}`", dtype(feature), feature.meaning)
+        for feature in layout.EXAMPLE_FEATURES
+    ]
+
+
+def test_the_readme_has_the_columns_of_the_layout() -> None:
+    assert table("column") == [
+        (f"`{column.name}`", column.dtype, column.meaning) for column in layout.INDEX_COLUMNS
+    ]
+
+
+def test_the_trainer_knows_the_names_of_the_layout() -> None:
+    assert {*contract.FILES} <= {*layout.FILES}
+    for name in ("SCHEMA_VERSION", "MANIFEST", "INDEX", "REJECTS", "UNLABELED_SPLIT"):
+        assert getattr(contract, name) == getattr(layout, name)
+    assert contract.REJECT_COLUMNS == layout.REJECT_COLUMNS
+    for number in (0, 12):
+        assert contract.fold_split(number) == layout.fold_split(number)
+        assert contract.FOLD.fullmatch(layout.fold_split(number))
+    for other in (layout.UNLABELED_SPLIT, layout.HOLDOUT_SPLIT):
+        assert not contract.FOLD.fullmatch(other)
+
+
+def test_the_trainer_reads_or_leaves_every_feature_and_column_of_the_layout() -> None:
+    assert {*contract.FEATURES} | UNREAD_FEATURES == FEATURES.keys()
+    labels = contract.label_column(layout.LABEL)
+    assert {*contract.INDEX_COLUMNS, labels} | UNREAD_COLUMNS == COLUMNS.keys()
+    assert not {*contract.FEATURES} & UNREAD_FEATURES
+    assert not {*contract.INDEX_COLUMNS, labels} & UNREAD_COLUMNS
+
+
+def test_the_trainers_schema_asks_for_no_more_than_a_manifest_has(written: Path) -> None:
+    schema = json.loads((ROOT / "trainer" / "schemas" / "manifest.json").read_text())
+    assert schema["properties"]["schema_version"]["const"] == layout.SCHEMA_VERSION
+    assert {*schema["required"]} <= {*schema["properties"]}
+    assert {*schema["properties"]} <= {*layout.MANIFEST_CONTENT, *layout.MANIFEST_ORIGIN}
+    assert {*contract.PREPROCESSING} <= manifest_of(written)["options"].keys()
+
+
+def test_the_trainer_opens_what_the_pipeline_wrote(written: Path) -> None:
+    shards = read_shard_directory(written)
+    assert [split.name for split in shards.folds()] == ["fold0", "fold1"]
+    assert shards.preprocessing.keys() == {*contract.PREPROCESSING}
+    index = read_index(shards, shards.folds())
+    assert sorted(index.labels[:, 0].tolist()) == [0, 0, 1, 1]
+    assert [path.stat().st_size for path in index.files] == [
+        index.size[index.file == number].sum() for number in range(len(index.files))
+    ]
+
+
+def stated(package: str, declaration: str) -> Iterator[tuple[str, str]]:
+    """Each text in the code of a package, but for the module that declares it: module, text."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        module = path.relative_to(ROOT / package).as_posix()
+        if module != declaration:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield module, node.value
+
+
+@pytest.mark.parametrize(
+    ("package", "declaration", "more", "other"),
+    [
+        # `verify` has expectations of its own.
+        ("beam_pipeline", "layout.py", {layout.LABEL_PREFIX}, "verify"),
+        ("trainer", "data/contract.py", set(), ""),  # predictions have columns label_..., too
+    ],
+)
+def test_no_name_of_a_file_is_stated_twice(
+    package: str, declaration: str, more: set[str], other: str
+) -> None:
+    names = {*layout.FILES, layout.UNFINISHED, *more}
+    parts = (f".{layout.FILE_FORMAT}", "-of-")
+    wrong = [
+        (module, text)
+        for module, text in stated(package, declaration)
+        if module.partition("/")[0] != other
+        if text.strip("/") in names or any(part in text for part in parts)
+        if "\n" not in text and not text.endswith(".")  # a docstring
+    ]
+    assert not wrong
