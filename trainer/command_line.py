@@ -10,7 +10,7 @@ import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
@@ -35,6 +35,7 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
 )
 HELP = ("-h", "--help")
+METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -114,14 +115,7 @@ def add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> 
     if field.annotation is bool:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
     else:
-        parser.add_argument(f"--{name}", metavar=metavar(field.annotation), **common)
-
-
-def metavar(annotation: Any) -> str:
-    """What help calls a value: its choices, or its type."""
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    return {str: "TEXT"}.get(annotation) or annotation.__name__.upper()
+        parser.add_argument(f"--{name}", metavar=METAVARS.get(field.annotation, "TEXT"), **common)
 
 
 def read_config(path: Path, kind: type[Options]) -> dict[str, Any]:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date, time
 from difflib import get_close_matches
 from enum import Enum
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -71,16 +70,19 @@ class Declared(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a process needs the options of one command
     )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def __init__(self, **values: Any) -> None:
+        # Not a validator: those of subclasses run outside of one that is declared here.
         try:
-            return handler(values)
+            super().__init__(**values)
         except ValidationError as error:
-            raise BadInput(_refusal(cls, error.errors()[0])) from None
+            raise BadInput(_refusal(type(self), error.errors()[0])) from None
 
 
 def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
@@ -95,12 +97,17 @@ def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
     return {name: given[name] for name in order}
 
 
+def meaning(field: FieldInfo) -> str:
+    """What an option is, in one line."""
+    return " ".join((field.description or "").split())
+
+
 def help_text(field: FieldInfo) -> str:
     """What an option is, which values are allowed, and its default."""
     default = "required" if field.is_required() else f"default: {default_text(field)}"
     allowed = allowed_values(field)
     facts = default if allowed in WORDS.values() else f"{allowed}; {default}"
-    return f"{field.description} ({facts})"
+    return f"{meaning(field)} ({facts})"
 
 
 def default_text(field: FieldInfo) -> str:
@@ -126,14 +133,15 @@ def check_entry(name: str, field: FieldInfo, value: Any) -> None:
     Raises:
         BadInput: it is of another, or not allowed.
     """
-    kind: Any = Annotated[(field.annotation, *field.metadata)]
-    # A date or a time, of TOML's, becomes what no option takes.
+    kind: Any = Annotated[field.annotation, field]
+    # Not Python's strict mode: that refuses a text for a path. Dates become what no option takes.
     text = json.dumps(value, default=lambda _: {})
     try:
         TypeAdapter(kind, config=FINITE).validate_json(text, strict=True)
     except ValidationError as error:
+        given = quoted(value) if isinstance(value, date | time) else shown(value)
         reason = _reason(field, error.errors()[0])
-        raise BadInput(f"{name} = {shown(json.loads(text))}: {reason}") from None
+        raise BadInput(f"{name} = {given}: {reason}") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -151,14 +159,14 @@ def quoted(value: Any) -> str:
 def _refusal(kind: type[Declared], error: ErrorDetails) -> str:
     """What is wrong, in a line."""
     if not error["loc"]:  # of several options together
-        return _own_text(error) or error["msg"]
+        return _own_text(error)
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         known = (f"--{each}" for each in kind.model_fields)
         return f"unknown option --{quoted(name)}{did_you_mean(f'--{name}', known)}"
     field = kind.model_fields[name]
     if error["type"] == "missing":
-        return f"--{name} is missing: {field.description}"
+        return f"--{name} is missing: {meaning(field)}"
     return f"--{name} {quoted(error['input'])}: {_reason(field, error)}"
 
 

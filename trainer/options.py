@@ -237,7 +237,8 @@ class TrainOptions(NewShards, Batches, ShardAccess):
     """folder of --cache disk"""
     shuffle_buffer: Annotated[int, Field(ge=1)] = 2048
     """records that the shuffle chooses from"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    # Layers add up to 4 to it, and NumPy and Keras take 32 bits.
+    seed: Annotated[int, Field(ge=0, le=2**32 - 5)] = 0
     """seed of weights, order and augmentation"""
     deterministic: bool = False
     """bit-exact operations, slower on a GPU"""
