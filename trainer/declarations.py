@@ -153,7 +153,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def quoted(value: Any) -> str:
     """A value as it was given, unless that would not be one short line."""
     text = str(value)
-    return text if text.isprintable() and len(text) <= LONGEST_SHOWN else shown(text)
+    return text if text and text.isprintable() and len(text) <= LONGEST_SHOWN else shown(text)
 
 
 def _refusal(kind: type[Declared], error: ErrorDetails) -> str:

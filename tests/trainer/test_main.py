@@ -54,6 +54,7 @@ MISTAKES = {
     "train s --run r": "unknown argument s: options start with --",
     "train --shards s --run": "--run: expected one argument",
     "train --shards s --run r --epochs many": "--epochs many: want a whole number of at least 1",
+    "train --shards s --run r --epochs=": '--epochs "": want a whole number of at least 1',
     "train --shards s --run r --epochs 0": "--epochs 0: want a whole number of at least 1",
     "train --shards s --run r --epochs 2.5": "--epochs 2.5: want a whole number of at least 1",
     "train --shards s --run r --ema 1": "--ema 1: want a number from 0 to below 1",
