@@ -30,7 +30,7 @@ ROOMS = {
         {"__main__", "verify"},
     ),
     "trainer": (
-        {"errors", "files", "json_documents", "native_log", "options", "progress"},
+        {"declarations", "errors", "files", "json_documents", "native_log", "options", "progress"},
         {"data"},
         {"networks.catalog"},
         {"runs"},

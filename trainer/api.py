@@ -134,7 +134,7 @@ def train_run(**options: Any) -> dict[str, Any]:
     Raises:
         TrainerError: see `trainer.errors`.
     """
-    given = TrainOptions(**options | {"run": Path(options["run"])})
+    given = TrainOptions(**options)
     run_command(given)
     metrics: dict[str, Any] = read_json(RunDirectory(given.run).metrics)
     return metrics
@@ -149,7 +149,7 @@ def evaluate_run(**options: Any) -> None:
     Raises:
         TrainerError: see `trainer.errors`.
     """
-    run_command(EvaluateOptions(**options | {"run": Path(options["run"])}))
+    run_command(EvaluateOptions(**options))
 
 
 def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:

@@ -1,7 +1,7 @@
 """argv, and a TOML file it may name → options.
 
-Flags are the fields of the options' dataclasses, in snake_case, and so are the file's keys;
-a flag wins over the file, and the file over the default.
+Flags and the file's keys follow from the declarations of the options; a flag wins over the file,
+and the file over the default.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
+from pydantic.fields import FieldInfo
+
+from trainer.declarations import check_entry, did_you_mean, flags, help_text, quoted
 from trainer.errors import BadInput
 from trainer.options import (
     CrossvalOptions,
@@ -21,9 +23,7 @@ from trainer.options import (
     Options,
     PredictOptions,
     ReportOptions,
-    ShardAccess,
     TrainOptions,
-    choices_of,
 )
 
 COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
@@ -34,6 +34,8 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("export", ExportOptions, "write a run's model for use elsewhere"),
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
 )
+HELP = ("-h", "--help")
+METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -41,7 +43,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would have printed below its usage text."""
-        raise BadInput(message)
+        raise BadInput(message.removeprefix("argument "))
 
 
 def parse_arguments(argv: Sequence[str]) -> Options:
@@ -50,15 +52,42 @@ def parse_arguments(argv: Sequence[str]) -> Options:
     Raises:
         BadInput: an unknown command, flag, key or value; a flag that is missing.
     """
-    given = vars(build_parser().parse_args(argv))
+    check_command(argv)
+    parsed, unknown = build_parser().parse_known_args(argv)
+    given = vars(parsed)
     kind = given.pop("kind")
+    refuse_unknown(unknown, kind)
     config = given.pop("config", None)
-    merged = (read_config(config, kind) if config else {}) | given
-    for each in fields(kind):
-        if each.default is MISSING and each.name not in merged:
-            raise BadInput(f"--{each.name} is missing: {each.metadata['help']}")
-    options: Options = kind(**merged)
+    options: Options = kind(**(read_config(config, kind) if config else {}) | given)
     return options
+
+
+def check_command(argv: Sequence[str]) -> None:
+    """Looks for a command, which comes first.
+
+    Raises:
+        BadInput: there is none, or an unknown one.
+    """
+    names = [name for name, _, _ in COMMANDS]
+    if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
+        raise BadInput(f"the command is missing: want one of {', '.join(names)}, then its options")
+    if argv[0] not in (*names, *HELP):
+        close = did_you_mean(argv[0], names) or f": want one of {', '.join(names)}"
+        raise BadInput(f"unknown command {quoted(argv[0])}{close}")
+
+
+def refuse_unknown(arguments: Sequence[str], kind: type[Options]) -> None:
+    """Names the first of the arguments that no option takes.
+
+    Raises:
+        BadInput: there is one.
+    """
+    option = next((each for each in arguments if each.startswith("-")), "").partition("=")[0]
+    if option:
+        known = ["--help", "--config", *(f"--{name}" for name in flags(kind))]
+        raise BadInput(f"unknown option {quoted(option)}{did_you_mean(option, known)}")
+    if arguments:
+        raise BadInput(f"unknown argument {quoted(arguments[0])}: options start with --")
 
 
 def build_parser() -> OneLineParser:
@@ -71,63 +100,44 @@ def build_parser() -> OneLineParser:
         command.add_argument(
             "--config", type=Path, default=argparse.SUPPRESS, help="TOML file of these options"
         )
-        hints = get_type_hints(kind)
-        for each in flags(kind):
-            add_option(command, each, hints[each.name])
+        for flag, field in flags(kind).items():
+            add_option(command, flag, field)
     return parser
 
 
-def flags(kind: type[Options]) -> list[Field[Any]]:
-    """The fields that can be given; `crossval` goes through all folds itself.
-
-    Those of buckets, which few need, come last.
-    """
-    last = {each.name for each in fields(ShardAccess)}
-    ordered = sorted(fields(kind), key=lambda each: each.name in last)
-    return [each for each in ordered if not (kind is CrossvalOptions and each.name == "fold")]
-
-
-def add_option(parser: argparse.ArgumentParser, each: Field[Any], kind: type) -> None:
-    """Adds the flag of one field."""
-    default = "required" if each.default is MISSING else f"default: {each.default}"
-    text = each.metadata["help"].replace("%", "%%")
+def add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """Adds the flag of one option; its value stays text, which the options convert."""
     # What is not given stays out of the namespace, so that a file's value can take its place.
-    common: dict[str, Any] = {"help": f"{text} ({default})", "default": argparse.SUPPRESS}
-    if kind is bool:
-        parser.add_argument(f"--{each.name}", action=argparse.BooleanOptionalAction, **common)
-        return
-    metavar = "|".join(choices_of(each)) or kind.__name__.upper()
-    parser.add_argument(f"--{each.name}", type=kind, metavar=metavar, **common)
+    common: dict[str, Any] = {
+        "help": help_text(field).replace("%", "%%"),
+        "default": argparse.SUPPRESS,
+    }
+    if field.annotation is bool:
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
+    else:
+        parser.add_argument(f"--{name}", metavar=METAVARS.get(field.annotation, "TEXT"), **common)
 
 
 def read_config(path: Path, kind: type[Options]) -> dict[str, Any]:
-    """Reads a TOML file whose keys are flags.
+    """Reads a TOML file whose keys are options.
 
     Raises:
-        BadInput: no such file, no TOML, an unknown key or a value of the wrong type.
+        BadInput: no such file, no TOML, an unknown key or a value that is not allowed.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise BadInput(f"--config {path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"--config {path}: not TOML ({error})") from None
-    hints = get_type_hints(kind)
-    known = {each.name for each in flags(kind)}
-    return {
-        name: config_value(path, name, value, hints[name] if name in known else None)
-        for name, value in content.items()
-    }
-
-
-def config_value(path: Path, name: str, value: Any, kind: type | None) -> Any:
-    """Fits one value of the file to its field."""
-    if kind is None:
-        raise BadInput(f"--config {path}: unknown key {name!r}")
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise BadInput(f"--config {path}: {name} = {value!r}: must be of type {kind.__name__}")
-    return value
+    known = flags(kind)
+    for name, value in content.items():
+        if name not in known:
+            raise BadInput(
+                f"--config {path}: unknown key {quoted(name)}{did_you_mean(name, known)}"
+            )
+        try:
+            check_entry(name, known[name], value)
+        except BadInput as error:
+            raise BadInput(f"--config {path}: {error}") from None
+    return content

@@ -11,6 +11,7 @@ from trainer.options import (
     PredictOptions,
     ReportOptions,
     TrainOptions,
+    parse_formats,
 )
 from trainer.runs.job import (
     prepare_crossval,
@@ -40,7 +41,7 @@ def run_command(options: Options) -> None:
         load_libraries()
         from trainer.evaluation.export import export
 
-        export(saved, options.output, tuple(options.formats.split(",")))
+        export(saved, options.output, parse_formats(options.formats))
     elif isinstance(options, ReportOptions):
         job = prepare_report(options)
         load_libraries()

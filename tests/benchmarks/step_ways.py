@@ -64,7 +64,7 @@ def measure(
     capability = compute_capability()
     free = free_device_memory(capability)
     cache = "device" if way == "cached" else "none"
-    job = prepare_training(replace(options, cache=cache))
+    job = prepare_training(TrainOptions(**dict(options) | {"cache": cache}))
     copies = math.ceil(steps * options.batch_size / count(job.training))
     quiet = Display(Console(quiet=True))
     job = replace(job, training=job.training * copies, display=quiet)

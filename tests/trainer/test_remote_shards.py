@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -361,7 +361,7 @@ def test_a_directory_that_changed_is_noticed(
     with pytest.raises(BadInput, match="is of other options: other shards"):
         prepare_training(options)
     renewed(s3)
-    after = prepare_training(replace(options, run=tmp_path / "other"))
+    after = prepare_training(TrainOptions(**dict(options) | {"run": tmp_path / "other"}))
     assert s3.fetched().keys() == {
         "manifest.json",
         "index.parquet",

@@ -74,7 +74,8 @@ def test_the_last_loss_of_an_epoch_is_looked_at(watch: StepWatch) -> None:
 
 def test_nothing_is_saved_while_a_step_may_have_diverged(watch: StepWatch) -> None:
     watch.last_saved_step = -10
-    job = replace(watch.job, options=replace(watch.job.options, checkpoint_steps=1))
+    options = TrainOptions(**dict(watch.job.options) | {"checkpoint_steps": 1})
+    job = replace(watch.job, options=options)
     watch.job = job
     with pytest.raises(Diverged):
         watch.on_train_batch_end(0, {"loss": float("nan")})

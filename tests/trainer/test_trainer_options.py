@@ -1,13 +1,16 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from trainer.errors import BadInput
 from trainer.options import (
     DEFAULT_WINDOWS,
     ChosenWindow,
     EvaluateOptions,
+    ExportOptions,
     TrainOptions,
     label_weights,
     parse_windows,
@@ -24,28 +27,81 @@ def train_options(**changes: Any) -> TrainOptions:
 @pytest.mark.parametrize(
     ("name", "value", "right"),
     [
-        ("epochs", 0, "at least 1"),
-        ("batch_size", -4, "at least 1"),
-        ("image_size", 0, "at least 1"),
-        ("fold", -1, "0 or more"),
-        ("learning_rate", 0.0, "above 0"),
-        ("learning_rate", float("nan"), "above 0"),
-        ("ema", 1.0, "from 0 to below 1"),
-        ("clip_norm", float("inf"), "0 or more"),
-        ("optimizer", "adam", "adamw, sgd"),
-        ("precision", "float64", "auto, float32, bfloat16, float16"),
-        ("freeze_epochs", 10, "below --epochs"),
+        ("epochs", 0, "want a whole number of at least 1"),
+        ("epochs", "many", "want a whole number of at least 1"),
+        ("epochs", 2.5, "want a whole number of at least 1"),
+        ("epochs", None, "want a whole number of at least 1"),
+        ("batch_size", -4, "want a whole number of at least 1"),
+        ("image_size", 0, "want a whole number of at least 1"),
+        ("fold", -1, "want a whole number of at least 0"),
+        ("seed", 2**32, "want a whole number from 0 to 4294967291"),
+        ("learning_rate", 0.0, "want a number above 0"),
+        ("learning_rate", float("nan"), "want a number above 0"),
+        ("ema", 1.0, "want a number from 0 to below 1"),
+        ("clip_norm", float("inf"), "want a number of at least 0"),
+        ("deterministic", "perhaps", "want true or false"),
+        ("model", 3, "want text"),
+        ("run", 3, "want a path"),
+        ("optimizer", "adam", "want one of adamw, sgd"),
+        ("precision", "float64", "want one of auto, float32, bfloat16, float16"),
+        ("freeze_epochs", 10, "want fewer than --epochs"),
     ],
 )
 def test_a_bad_value_is_quoted_with_what_is_right(name: str, value: Any, right: str) -> None:
     with pytest.raises(BadInput) as raised:
-        train_options(**{name: value})
-    assert str(raised.value) == f"--{name} {value}: must be {right}"
+        TrainOptions(**{"shards": "s", "run": "r", name: value})
+    assert str(raised.value) == f"--{name} {value}: {right}"
+    assert raised.value.__suppress_context__
 
 
-def test_evaluate_checks_its_batch_size() -> None:
-    with pytest.raises(BadInput, match="--batch_size 0: must be at least 1"):
+def test_the_declaration_checks_texts_as_they_are_parsed_later() -> None:
+    for name, value, message in (
+        ("windows", "lung", "--windows 'lung': want name:center:width or brain, subdural, bone"),
+        ("label_weights", "any", "--label_weights 'any': want name=weight"),
+    ):
+        with pytest.raises(BadInput) as raised:
+            train_options(**{name: value})
+        assert str(raised.value) == message
+    with pytest.raises(BadInput, match="--formats onnx,pt: want some of keras, saved_model, onnx"):
+        ExportOptions(run="r", output="o", formats="onnx,pt")
+
+
+def test_a_value_that_is_no_short_line_is_quoted_as_one() -> None:
+    with pytest.raises(BadInput) as raised:
+        train_options(optimizer="a\n" * 100)
+    assert str(raised.value).startswith('--optimizer "a\\na\\n')
+    assert len(str(raised.value)) < 120
+    with pytest.raises(BadInput, match="want a path without the character NUL"):
+        train_options(cache_dir="a\0b")
+
+
+def test_what_is_missing_or_unknown_is_named() -> None:
+    with pytest.raises(BadInput) as missing:
+        TrainOptions(shards="s")
+    assert (
+        str(missing.value) == "--run is missing: run directory: made, or resumed where it stopped"
+    )
+    with pytest.raises(BadInput) as unknown:
+        train_options(epoch=3)
+    assert str(unknown.value) == "unknown option --epoch (did you mean --epochs?)"
+
+
+def test_paths_may_be_given_as_such() -> None:
+    options = TrainOptions(shards=Path("s"), run="r", cache_dir=Path("c"))
+    assert (options.shards, options.run, options.cache_dir) == ("s", Path("r"), "c")
+
+
+def test_of_evaluation_too() -> None:
+    with pytest.raises(BadInput, match="--batch_size 0: want a whole number of at least 1"):
         EvaluateOptions(run=Path("r"), batch_size=0)
+    with pytest.raises(BadInput, match="--fit_temperature and --temperature: choose one"):
+        EvaluateOptions(run=Path("r"), fit_temperature=True, temperature=True)
+
+
+def test_options_do_not_change() -> None:
+    options = train_options()
+    with pytest.raises(ValidationError, match="frozen"):
+        options.epochs = 3
 
 
 def test_paths_and_checkpoint_intervals_are_no_part_of_a_run() -> None:
@@ -54,6 +110,13 @@ def test_paths_and_checkpoint_intervals_are_no_part_of_a_run() -> None:
     assert one == other
     assert not {"shards", "run", "checkpoint_seconds"} & set(one)
     assert run_identity(train_options(seed=1)) != one
+    assert json.loads(json.dumps(one)) == one
+
+
+def test_what_a_run_is() -> None:
+    others = {"shards", "run", "cache_dir", "report", "checkpoint_steps", "checkpoint_seconds"}
+    others |= {"shard_cache", "shard_cache_gb", "storage_patience"}
+    assert run_identity(train_options()).keys() == TrainOptions.model_fields.keys() - others
 
 
 def test_any_counts_twice_of_seven_by_default() -> None:

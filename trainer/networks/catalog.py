@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from trainer.declarations import did_you_mean, quoted
 from trainer.errors import BadInput
 
 
@@ -67,7 +68,8 @@ def find_backbone(name: str, image_size: int) -> Backbone:
         BadInput: there is none, or it cannot take such an image.
     """
     if name not in BACKBONES:
-        raise BadInput(f"--model {name}: unknown; there are {', '.join(BACKBONES)}")
+        close = did_you_mean(name, BACKBONES)
+        raise BadInput(f"--model {quoted(name)}: want one of {', '.join(BACKBONES)}{close}")
     backbone = BACKBONES[name]
     if image_size < backbone.smallest:
         raise BadInput(f"--image_size {image_size}: {name} takes {backbone.smallest} or more")

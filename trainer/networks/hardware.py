@@ -99,7 +99,7 @@ def leave_gpu_to_jax() -> None:
 
 
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
-    """The Keras dtype policy for `asked`, one of options.PRECISIONS.
+    """The Keras dtype policy for `asked`, as `options.TrainOptions.precision` has it.
 
     Tensor cores take float16 from compute capability 7.0 on and bfloat16, which needs no
     loss scaling, from 8.0 on.

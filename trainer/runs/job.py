@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.contract import fold_split
@@ -26,7 +26,6 @@ from trainer.options import (
     ShardAccess,
     TrainOptions,
     label_weights,
-    parse_windows,
 )
 from trainer.progress import Display
 from trainer.runs.run_directory import (
@@ -100,7 +99,6 @@ def prepare_job(
     find_backbone(options.model, options.image_size)
     check_weights(options.model, options.weights)
     weights = label_weights(options.label_weights, shards.labels)
-    parse_windows(options.windows)
     if options.windows and not shards.image.is_hounsfield:
         raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
     if count(training) < options.batch_size:
@@ -222,7 +220,7 @@ def prepare_report(options: ReportOptions) -> EvaluationJob:
     read_description(run)
     if not run.is_complete:
         raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
-    access = {each.name: getattr(options, each.name) for each in fields(ShardAccess)}
+    access = {name: getattr(options, name) for name in ShardAccess.model_fields}
     return prepare_evaluation(EvaluateOptions(run=options.run, shards=options.shards, **access))
 
 
@@ -239,7 +237,7 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
         raise BadInput(
             f"{shards.location}: has {len(shards.folds())} labeled folds; it takes two or more"
         )
-    values = {each.name: getattr(options, each.name) for each in fields(TrainOptions)}
+    values = dict(options)
     # One for all folds: each is trained on by the runs of all others.
     values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
     changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
