@@ -7,20 +7,21 @@ shards, since patients are not divisible and slices may be rejected after they w
 identical images, since whether they are kept together is an option of the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.storage import Folder
-from beam_pipeline.verify.claims import Claims, read_claims
-from beam_pipeline.verify.description import check_metadata, check_rejects
-from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.verify.index import IndexRows, read_index, rows_by_shard
+from beam_pipeline.verify.claims import Claims
+from beam_pipeline.verify.description import check_metadata
+from beam_pipeline.verify.findings import Check, Findings, printable
+from beam_pipeline.verify.index import read_index, rows_by_shard
+from beam_pipeline.verify.manifest import read_claims
+from beam_pipeline.verify.rejects import check_rejects
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
@@ -55,17 +56,10 @@ def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -
     Raises:
         UsageError: there is no such directory, no manifest in it, or no such input.
     """
-    folder = Folder(url)
+    folder, findings = Folder(url), Findings()
     names = _names(folder)
-    findings = Findings()
     claims = _read_manifest(folder, findings)
-    index = read_index(folder, claims, findings)
-    check_metadata(folder, claims, findings)
-    check_rejects(folder, claims, index, findings)
-    conversion = None
-    if source is not None and index is not None:
-        conversion, index = _prepare_source(source, claims, index, findings)
-    tasks = _tasks(url, claims, index, conversion, findings)
+    tasks = _plan(folder, source, claims, findings)
     reports = sorted(_check_shards(tasks, workers), key=lambda report: report.claim.file)
     findings.merge(report.findings for report in reports)
     _check_names(names, claims, reports, findings)
@@ -89,58 +83,49 @@ def _read_manifest(folder: Folder, findings: Findings) -> Claims:
         raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
 
 
-def _prepare_source(
-    source: str, claims: Claims, index: pa.Table, findings: Findings
-) -> tuple[Conversion | None, pa.Table]:
-    """How to make the images again, and the index with the files to make them of."""
-    try:
-        conversion = Conversion.recorded(source, claims.options)
-        seen = claims.counts.get("files_seen", 0)
-        return conversion, conversion.add_files(index, claims.options, seen)
-    except ValueError as error:
-        findings.add(Finding(Check.SOURCE, printable(error), MANIFEST))
-        return None, index
-
-
-def _tasks(
-    url: str,
-    claims: Claims,
-    index: pa.Table | None,
-    conversion: Conversion | None,
-    findings: Findings,
+def _plan(
+    folder: Folder, source: str | None, claims: Claims, findings: Findings
 ) -> list[ShardTask]:
-    rows: dict[str, IndexRows] = {}
-    if index is not None:
-        rows = rows_by_shard(index, claims, findings)
-    by_file = {shard.file: shard for shard in claims.shards}
+    """Check what describes the shards; what to check of each of them."""
+    index = read_index(folder, claims, findings)
+    check_metadata(folder, claims, findings)
+    check_rejects(folder, claims, index, findings)
+    conversion = None
+    if source is not None and index is not None:
+        try:
+            conversion = Conversion.recorded(source, claims.options)
+            seen = claims.at("counts", "files_seen") or 0
+            index = conversion.add_files(index, claims.options, seen)
+        except ValueError as error:
+            conversion = None
+            findings.add(Check.SOURCE, printable(error), MANIFEST)
+    rows = {} if index is None else rows_by_shard(index, claims, findings)
     return [
         ShardTask(
-            folder=url,
+            folder=folder.url,
             claim=shard,
             labels=claims.labels,
             image_shape=claims.image_shape,
-            image_dtype=claims.image_dtype,
+            image_dtype=claims.at("image", "dtype"),
             rows=rows.get(file),
             conversion=conversion,
         )
-        for file, shard in by_file.items()
+        for file, shard in {shard.file: shard for shard in claims.shards}.items()
     ]
 
 
-def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
+def _check_shards(tasks: list[ShardTask], workers: int) -> Iterable[ShardReport]:
     if not workers:
         return (check_shard(task, Watch()) for task in tasks)
     pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
     console = Console(stderr=True)
-    return iter(
-        track(
-            pool.map(tasks),
-            "Read shards",
-            total=len(tasks),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+    return track(
+        pool.map(tasks),
+        "Read shards",
+        total=len(tasks),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 
@@ -148,13 +133,11 @@ def _check_names(
     names: set[str], claims: Claims, reports: Sequence[ShardReport], findings: Findings
 ) -> None:
     """Shard files that are not listed, or that have each other's names."""
-    listed = {shard.file for shard in claims.shards}
-    for name in sorted(names - listed):
+    for name in sorted(names - {shard.file for shard in claims.shards}):
         if ".tfrecord" in name and not name.startswith("."):
-            findings.add(Finding(Check.FILES, "not listed in the manifest", printable(name)))
-    rightful = {shard.sha256: shard.file for shard in claims.shards if shard.bytes}
+            findings.add(Check.FILES, "not listed in the manifest", printable(name))
+    rightful = {shard.stated.get("sha256"): shard.file for shard in claims.shards}
     for report in reports:
         other = rightful.get(report.sha256)
-        if other is not None and report.claim.sha256 not in (None, report.sha256):
-            message = f"holds what belongs in {other}"
-            findings.add(Finding(Check.FILES, message, report.claim.file))
+        if other is not None and report.bytes and report.sha256 != report.claim.stated.get("sha256"):
+            findings.add(Check.FILES, f"holds what belongs in {other}", report.claim.file)

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 # Kept of one shard's problems in one check: the first few tell what is wrong, the rest repeat it.
 KEPT = 50
@@ -74,11 +75,30 @@ class Findings:
     failed: Counter[Check] = field(default_factory=Counter)
     kept: list[Finding] = field(default_factory=list)
 
-    def add(self, finding: Finding) -> None:
-        """Count a problem, and keep it if it is among the first of its check."""
-        self.failed[finding.check] += 1
-        if self.failed[finding.check] <= KEPT:
-            self.kept.append(finding)
+    def add(
+        self,
+        check: Check,
+        message: str,
+        file: str = "",
+        record: int | None = None,
+        offset: int | None = None,
+        image_id: str = "",
+    ) -> None:
+        """Count a problem, and keep it if it is among the first of its check; see Finding."""
+        self.failed[check] += 1
+        if self.failed[check] <= KEPT:
+            self.kept.append(Finding(check, message, file, record, offset, image_id))
+
+    def compare(
+        self, check: Check, file: str, what: str, found: Any, expected: Any, basis: str = ""
+    ) -> None:
+        """Check a JSON value against the expected one, or None if that is not known.
+
+        A message names what is compared, and the basis of the expected value.
+        """
+        self.checked[check] += 1
+        for difference in _differences(found, expected, what) if expected is not None else ():
+            self.add(check, f"{difference} ({basis})" if basis else difference, file)
 
     def merge(self, others: Iterable["Findings"]) -> None:
         """Add what others collected."""
@@ -91,6 +111,30 @@ class Findings:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.failed.total()
+
+
+def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
+    """As messages; goes no deeper than both values do."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(expected.keys() - found.keys()):
+            yield f"{path}.{printable(key)} is missing"
+        for key, value in found.items():
+            if key in expected:
+                yield from _differences(value, expected[key], f"{path}.{printable(key)}")
+            else:
+                yield f"{path}.{printable(key)} is unknown"
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, (value, other) in enumerate(zip(found, expected, strict=True)):
+            yield from _differences(value, other, f"{path}[{number}]")
+    elif found != expected:
+        yield f"{path}: {show_json(found)}, not {show_json(expected)}"
+
+
+def show_json(value: Any) -> str:
+    """A JSON value, fit for one line of a terminal; of what may be deep only the kind."""
+    if isinstance(value, dict):
+        return "an object"
+    return f"a list of {len(value)}" if isinstance(value, list) else printable(value)
 
 
 def printable(value: object, limit: int = 80) -> str:

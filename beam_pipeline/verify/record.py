@@ -12,6 +12,7 @@ from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import read_png_header
 from beam_pipeline.verify.findings import printable
 
+IDS = ("patient_id", "study_id", "series_id")
 # Feature, the Python type of its values, how many; None for as many as there are labels.
 _FEATURES: dict[str, tuple[type, int | None]] = {
     "image": (bytes, 1),
@@ -34,70 +35,64 @@ class Record:
 
     Attributes:
         image: PNG.
-        image_id: as written.
+        ids: image_id, patient_id, study_id and series_id as written.
         label: 1, 0, or -1 for unknown, one a class.
-        ids: patient_id, study_id and series_id as written.
         position_z: mm.
         pixel_spacing: between rows and between columns, mm.
     """
 
     image: bytes
-    image_id: str
-    label: tuple[int, ...]
     ids: dict[str, str]
+    label: tuple[int, ...]
     position_z: float
     pixel_spacing: tuple[float, ...]
 
 
-def read_features(data: bytes, labels: tuple[str, ...] | None) -> tuple[Record | None, list[str]]:
-    """A serialized Example's record; or None, and how it differs from the contract.
+def read_features(data: bytes, labels: tuple[str, ...] | None) -> Record:
+    """A serialized Example's record.
 
     Args:
         data: of the record, without its frame.
         labels: names of the classes, or None if unknown.
+
+    Raises:
+        ValueError: how it differs from the contract.
     """
+    features: dict[str, Any] = decode_example(data)
+    if wrong := _check_features(features, labels):
+        raise ValueError("; ".join(wrong))
     try:
-        features = decode_example(data)
-        wrong = _check_features(features, labels)
-        return (None, wrong) if wrong else (_record(features), [])
+        ids = {name: features[name][0].decode() for name in ("image_id", *IDS)}
     except UnicodeError:
-        return None, ["an id is not UTF-8"]
-    except ValueError as error:
-        return None, [str(error)]
+        raise ValueError("an id is not UTF-8") from None
+    return Record(
+        image=features["image"][0],
+        ids=ids,
+        label=tuple(features["label"]),
+        position_z=features["position_z"][0],
+        pixel_spacing=tuple(features["pixel_spacing"]),
+    )
 
 
 def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) -> list[str]:
     """What differs from the contract."""
     wrong = []
     if features.keys() != _FEATURES.keys():
-        missing = sorted(_FEATURES.keys() - features.keys())
-        more = [printable(name) for name in sorted(features.keys() - _FEATURES.keys())]
-        wrong.append(
-            f"features missing: {', '.join(missing) or '-'}; more: {', '.join(more) or '-'}"
-        )
+        missing = ", ".join(sorted(_FEATURES.keys() - features.keys()))
+        more = ", ".join(map(printable, sorted(features.keys() - _FEATURES.keys())))
+        wrong.append(f"features missing: {missing or '-'}; more: {more or '-'}")
     for name, (kind, count) in _FEATURES.items():
         values = features.get(name)
         if values is None:
             continue
-        wanted = count if count is not None else len(labels) if labels is not None else len(values)
-        if len(values) != wanted or not all(isinstance(value, kind) for value in values):
+        if count is None:
+            count = len(values if labels is None else labels)
+        if len(values) != count or not all(isinstance(value, kind) for value in values):
             kinds = sorted({type(value).__name__ for value in values})
-            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {wanted} {kind.__name__}")
+            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {count} {kind.__name__}")
     if not wrong and not set(features["label"]) <= _LABEL_VALUES:
         wrong.append(f"label is {features['label']}, not of -1, 0 and 1")
     return wrong
-
-
-def _record(features: dict[str, Any]) -> Record:
-    """Raises UnicodeDecodeError for ids that are not text."""
-    return Record(
-        image=features["image"][0],
-        image_id=features["image_id"][0].decode(),
-        label=tuple(features["label"]),
-        ids={name: features[name][0].decode() for name in ("patient_id", "study_id", "series_id")},
-        position_z=features["position_z"][0],
-        pixel_spacing=tuple(features["pixel_spacing"]),
-    )
 
 
 def decode_image(
@@ -114,9 +109,9 @@ def decode_image(
         ValueError: what is wrong.
     """
     header = read_png_header(png)
-    if shape is not None and header.shape != shape:
-        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
-    if dtype is not None and header.dtype != dtype:
+    if shape not in (None, header.shape):
+        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape or ())}")
+    if dtype not in (None, header.dtype):
         raise ValueError(f"the image is {header.dtype}, not {dtype}")
     height, width, channels = header.shape
     if not 0 < height * width <= MAX_PIXELS:

@@ -7,16 +7,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom import Header, read_slice
+from beam_pipeline.dicom import read_slice
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import Rejected, UsageError
-from beam_pipeline.images.convert import Image, ImageSpec, convert_slice
+from beam_pipeline.images.convert import ImageSpec, convert_slice
 from beam_pipeline.images.windows import VoiFunction, Window
 from beam_pipeline.options import ImageId
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.planning.inventory import decode_source, encode_source, show_source
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify.findings import printable
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 # A column added to the index: the file to read, where the index itself shows a number for it.
 FILE = "file"
@@ -48,36 +50,15 @@ class Conversion:
         """
         files = InputFiles.parse(source)
         try:
-            windows = tuple(Window(**window) for window in options["windows"])
             spec = ImageSpec(
-                windows=windows,
+                windows=tuple(Window(**window) for window in options["windows"]),
                 size=int(options["image_size"]),
                 voi=VoiFunction(options["voi"]),
                 hu_repair=RepairPolicy(options["hu_repair"]),
             )
-            return cls(files, spec)
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
-
-    def read(self, row: dict[str, Any]) -> bytes | OSError:
-        """The bytes of a row's file, or why it cannot be read.
-
-        Raises:
-            StoreError: the input's store fails.
-        """
-        try:
-            return self.files.read(decode_source(row[FILE]))
-        except OSError as error:
-            return error
-
-    def convert(self, data: bytes) -> tuple[Header, Image]:
-        """Convert a file again.
-
-        Raises:
-            Rejected: it is not a usable slice.
-        """
-        slice_ = read_slice(data)
-        return slice_.header, convert_slice(slice_, self.spec)
+        return cls(files, spec)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
         """The index with the column FILE.
@@ -103,65 +84,77 @@ class Conversion:
         files = [encode_source(known.get(source, "")) for source in shown]
         return index.append_column(FILE, pa.array(files, pa.binary()))
 
+    def read(self, row: dict[str, Any]) -> "SourceFile":
+        """The file of a row of the index.
 
-def compare_with_source(
-    conversion: Conversion,
-    row: dict[str, Any],
-    data: bytes | OSError,
-    pixels: NDArray[np.uint8] | NDArray[np.uint16],
-    pixel_spacing: tuple[float, ...],
-) -> list[str]:
-    """What differs between an example and its file, as messages.
+        Raises:
+            StoreError: the input's store fails.
+        """
+        try:
+            return SourceFile(self.spec, row, self.files.read(decode_source(row[FILE])))
+        except OSError as error:
+            return SourceFile(self.spec, row, error)
 
-    Args:
-        conversion: how to convert the file.
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that an example was made of.
+
+    Attributes:
+        spec: what the image is.
         row: the example's, of the index.
         data: of the file, or why it cannot be read.
-        pixels: the example's, [height, width, channels].
-        pixel_spacing: the example's, mm.
     """
-    source = printable(row["source"])
-    if isinstance(data, FileNotFoundError):
-        return [f"{source} is no longer there"]
-    if isinstance(data, OSError):
-        return [f"{source} cannot be read: {data.strerror or type(data).__name__}"]
-    try:
-        header, image = conversion.convert(data)
-    except Rejected as rejected:
-        return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
-    differences = [_compare_pixels(pixels, image.pixels), *_compare_fields(row, header, image)]
-    spacing = np.asarray(image.pixel_spacing, np.float32)
-    if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
-        differences.append("pixel_spacing differs")
-    return [f"{source} changed: {difference}" for difference in differences if difference]
+
+    spec: ImageSpec
+    row: dict[str, Any]
+    data: bytes | OSError
+
+    def compare(self, pixels: Pixels, pixel_spacing: tuple[float, ...]) -> list[str]:
+        """What differs between the example and the file, as messages.
+
+        Args:
+            pixels: the example's, [height, width, channels].
+            pixel_spacing: the example's, mm.
+        """
+        source = printable(self.row["source"])
+        if isinstance(self.data, FileNotFoundError):
+            return [f"{source} is no longer there"]
+        if isinstance(self.data, OSError):
+            return [f"{source} cannot be read: {self.data.strerror or type(self.data).__name__}"]
+        try:
+            slice_ = read_slice(self.data)
+            image = convert_slice(slice_, self.spec)
+        except Rejected as rejected:
+            return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
+        fresh = {
+            "rows": slice_.header.rows,
+            "columns": slice_.header.columns,
+            "transfer_syntax": slice_.header.transfer_syntax,
+            "repair": image.repair.value,
+            "resized": image.resized,
+            "position_z": slice_.header.position_z,
+        }
+        differences = _compare_pixels(pixels, image.pixels)
+        differences += [
+            f"{name} is {value}, not {self.row[name]} as in the index"
+            for name, value in fresh.items()
+            if self.row[name] != value and not (self.row[name] != self.row[name] and value != value)
+        ]
+        spacing = np.asarray(image.pixel_spacing, np.float32)
+        if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
+            differences.append("pixel_spacing differs")
+        return [f"{source} changed: {difference}" for difference in differences]
 
 
-def _compare_pixels(
-    found: NDArray[np.uint8] | NDArray[np.uint16], fresh: NDArray[np.uint8] | NDArray[np.uint16]
-) -> str:
+def _compare_pixels(found: Pixels, fresh: Pixels) -> list[str]:
     if found.shape != fresh.shape or found.dtype != fresh.dtype:
-        return f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"
+        return [f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"]
     if np.array_equal(found, fresh):
-        return ""
-    differing = found != fresh
-    row, column = (int(place[0]) for place in np.nonzero(differing.any(axis=2)))
-    return (
-        f"{int(differing.any(axis=2).sum())} pixels differ, the first at row {row}, column "
-        f"{column}: {fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
-    )
-
-
-def _compare_fields(row: dict[str, Any], header: Header, image: Image) -> list[str]:
-    fresh = {
-        "rows": header.rows,
-        "columns": header.columns,
-        "transfer_syntax": header.transfer_syntax,
-        "repair": image.repair.value,
-        "resized": image.resized,
-        "position_z": header.position_z,
-    }
+        return []
+    differing = (found != fresh).any(axis=2)
+    row, column = (int(place[0]) for place in np.nonzero(differing))
     return [
-        f"{name} is {value}, not {row[name]} as in the index"
-        for name, value in fresh.items()
-        if row[name] != value and not (row[name] != row[name] and value != value)  # NaN is NaN
+        f"{int(differing.sum())} pixels differ, the first at row {row}, column {column}: "
+        f"{fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
     ]

@@ -1,17 +1,16 @@
 """What only all shards together show: ids used twice, patients in two splits, stratification."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.verify.claims import Claims
-from beam_pipeline.verify.findings import Check, Finding, Findings, printable, show_id
-from beam_pipeline.verify.shard import CONTENTS, ShardReport
+from beam_pipeline.verify.findings import Check, Findings, printable, show_id
+from beam_pipeline.verify.shard import CONTENTS, Combinations, ShardReport, count_labels
 
 
 @dataclass(frozen=True)
@@ -65,63 +64,54 @@ def check_partition(
         claims: of the manifest.
         findings: to add what is wrong to.
     """
-    examples = _examples(reports)
+    contents = [CONTENTS.empty_table(), *(report.contents for report in reports)]
+    examples: pd.DataFrame = pa.concat_tables(contents).to_pandas()
     findings.checked[Check.PARTITION] += len(examples)
     _check_ids(examples, findings)
     # A run may be asked to keep studies together, not patients.
     group = "study" if claims.options.get("group_by") == "study" else "patient"
     _check_groups(examples, group, findings)
-    summaries = [_summarize(name, reports, examples, claims) for name in claims.splits]
-    _check_patient_counts(summaries, reports, claims, findings)
-    return summaries, _count_identical(examples)
-
-
-def _examples(reports: Sequence[ShardReport]) -> pd.DataFrame:
-    """A row an example, in the order of the reports."""
-    tables = []
-    for number, report in enumerate(reports):
-        shard = pa.repeat(pa.scalar(number, pa.int32()), len(report.contents))
-        tables.append(report.contents.append_column("shard", shard))
-    empty = CONTENTS.append(pa.field("shard", pa.int32())).empty_table()
-    examples: pd.DataFrame = pa.concat_tables([empty, *tables]).to_pandas()
-    for name in ("file", "split"):  # a code a row, not a text
-        values = [getattr(report.claim, name) for report in reports]
-        kinds = sorted(set(values))
-        codes = np.array([kinds.index(value) for value in values], np.int32)
-        examples[name] = pd.Categorical.from_codes(codes[examples["shard"]], pd.Index(kinds))
-    return examples
+    summaries = []
+    for name in claims.splits:
+        own = [report for report in reports if report.claim.split == name]
+        summaries.append(_summarize(name, own, examples, claims))
+        if all(
+            report.bytes is not None and report.records == len(report.contents) for report in own
+        ):
+            stated = claims.at("splits", name, "patients")
+            what = f"{printable(name)}: patients"
+            findings.compare(Check.COUNTS, MANIFEST, what, summaries[-1].patients, stated)
+    pairs = examples.drop_duplicates(["image", "split"])
+    across = pairs.loc[pairs.duplicated("image"), "image"].nunique()
+    return summaries, IdenticalImages(int(examples.duplicated("image").sum()), int(across))
 
 
 def _check_ids(examples: pd.DataFrame, findings: Findings) -> None:
     repeated = examples[examples.duplicated("image_id", keep=False)]
-    firsts: dict[str, str] = {}
-    for row in repeated.to_dict("records"):
-        image_id, place = row["image_id"], f"record {row['record']} of {row['file']}"
-        first = firsts.setdefault(image_id, place)
-        if first != place:
-            message = f"the same image_id as {first}"
-            findings.add(
-                Finding(Check.PARTITION, message, row["file"], row["record"], image_id=image_id)
-            )
+    for image_id, rows in repeated.groupby("image_id"):
+        first, *others = rows.to_dict("records")
+        for row in others:
+            message = f"the same image_id as record {first['record']} of {first['shard']}"
+            place = row["shard"], row["record"], None, str(image_id)
+            findings.add(Check.PARTITION, message, *place)
 
 
 def _check_groups(examples: pd.DataFrame, group: str, findings: Findings) -> None:
     column = f"{group}_id"
     pairs = examples.drop_duplicates([column, "split"])
-    shared = pairs[pairs.duplicated(column, keep=False)]
-    places: dict[str, list[str]] = defaultdict(list)
-    for row in shared.to_dict("records"):
-        place = f"{row['file']} (first as record {row['record']}, {printable(row['image_id'])})"
-        places[row[column]].append(place)
-    for name, found in sorted(places.items()):
-        message = f"{group} {show_id(name)} is in {len(found)} splits: {', '.join(found)}"
-        findings.add(Finding(Check.PARTITION, message))
+    for name, rows in pairs[pairs.duplicated(column, keep=False)].groupby(column):
+        places = ", ".join(
+            f"{row['shard']} (first as record {row['record']}, {printable(row['image_id'])})"
+            for row in rows.to_dict("records")
+        )
+        message = f"{group} {show_id(name)} is in {len(rows)} splits: {places}"
+        findings.add(Check.PARTITION, message)
 
 
 def _summarize(
     name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, claims: Claims
 ) -> SplitSummary:
-    read = [report for report in reports if report.claim.split == name and report.bytes]
+    read = [report for report in reports if report.bytes]
     own = examples[examples["split"] == name]
     combinations = [report.combinations for report in read]
     total = sum(combinations, Counter[tuple[int, ...]]())
@@ -132,44 +122,11 @@ def _summarize(
         slices=len(own),
         bytes=sum(report.bytes or 0 for report in read),
         labeled=sum(n for labels, n in total.items() if min(labels, default=-1) >= 0),
-        label_counts={
-            label: sum(n for labels, n in total.items() if labels[place] == 1)
-            for place, label in enumerate(claims.labels or ())
-        },
+        label_counts=count_labels(total, claims.labels or ()),
         spread=max((_spread(labels, combinations) for labels in total), default=0),
     )
 
 
-def _spread(labels: tuple[int, ...], shards: Sequence[Counter[tuple[int, ...]]]) -> int:
+def _spread(labels: tuple[int, ...], shards: Sequence[Combinations]) -> int:
     counts = [shard[labels] for shard in shards]
     return max(counts) - min(counts)
-
-
-def _check_patient_counts(
-    summaries: Sequence[SplitSummary],
-    reports: Sequence[ShardReport],
-    claims: Claims,
-    findings: Findings,
-) -> None:
-    """The manifest's numbers of patients, for splits that can be read in full."""
-    lost = {
-        report.claim.split
-        for report in reports
-        if report.records != len(report.contents) or (report.bytes is None)
-    }
-    for summary in summaries:
-        stated = claims.splits[summary.name].patients
-        if stated is None or summary.name in lost:
-            continue
-        findings.checked[Check.COUNTS] += 1
-        if stated != summary.patients:
-            message = f"{summary.name} has {summary.patients} patients, the manifest says {stated}"
-            findings.add(Finding(Check.COUNTS, message, MANIFEST))
-
-
-def _count_identical(examples: pd.DataFrame) -> IdenticalImages:
-    pairs = examples.drop_duplicates(["image", "split"])
-    return IdenticalImages(
-        slices=int(examples.duplicated("image").sum()),
-        across_splits=int(pairs.loc[pairs.duplicated("image"), "image"].nunique()),
-    )

@@ -135,7 +135,7 @@ def write_description(
     )
     for name, data in (
         (REJECTS, encode_rejects(rejects)),
-        (FEATURES, encode_json(describe_features(plan.labels, options))),
+        (FEATURES, encode_json(describe_features(plan.labels, manifest["image"]))),
         (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
     ):
         folder.write(name, data)
@@ -203,18 +203,25 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_features(labels: Sequence[str], options: Options) -> dict[str, Any]:
-    """`features.json`: how TensorFlow Datasets decodes an example."""
-    spec = options.image
-    shape = _dimensions([spec.size, spec.size, spec.channels])
-    image = {"shape": shape, "dtype": spec.dtype, "encodingFormat": "png"}
+def describe_features(labels: Sequence[str], image: dict[str, Any]) -> dict[str, Any]:
+    """`features.json`: how TensorFlow Datasets decodes an example.
+
+    Args:
+        labels: names of the classes.
+        image: the manifest's.
+    """
+    shape = _dimensions([image["height"], image["width"], image["channels"]])
     return {
         "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
         "featuresDict": {
             "features": {
                 "image": {
                     "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-                    "image": image,
+                    "image": {
+                        "shape": shape,
+                        "dtype": image["dtype"],
+                        "encodingFormat": "png",
+                    },
                 },
                 **{name: _text() for name in ("image_id", "patient_id", "study_id", "series_id")},
                 "label": _tensor([len(labels)], "int64"),
