@@ -17,19 +17,17 @@ EXIT_WRONG = 4
 
 def main(argv: Sequence[str]) -> int:
     """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
-    arguments = _parser().parse_args(argv)
+    given = _parser().parse_args(argv)
     began = time.monotonic()
     try:
-        result = verify_directory(
-            arguments.shards, source=arguments.source, workers=arguments.workers
-        )
+        result = verify_directory(given.shards, source=given.source, workers=given.workers)
     except PipelineError as error:
         print(f"verify: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("verify: interrupted", file=sys.stderr)
         return 130
-    _show(result, arguments.shards, arguments.show, time.monotonic() - began)
+    _show(result, given.shards, given.show, time.monotonic() - began)
     return 0 if result.findings.ok else EXIT_WRONG
 
 
@@ -60,18 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--shards", required=True, help="shard directory; local or a URL")
     add("--source", help="the run's --input: read the DICOM files again and compare pixels")
-    add(
-        "--workers",
-        type=_whole,
-        default=os.cpu_count() or 1,
-        help="processes; 0 to use none but this one (default: %(default)s)",
-    )
-    add(
-        "--show",
-        type=_whole,
-        default=10,
-        help="problems to list of each check (default: %(default)s)",
-    )
+    workers = "processes; 0 to use none but this one (default: %(default)s)"
+    add("--workers", type=_whole, default=os.cpu_count() or 1, help=workers)
+    show = "problems to list of each check (default: %(default)s)"
+    add("--show", type=_whole, default=10, help=show)
     return parser
 
 

@@ -16,12 +16,10 @@ from rich.progress import track
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import MANIFEST
 from beam_pipeline.storage import Folder
-from beam_pipeline.verify.claims import Claims
-from beam_pipeline.verify.description import check_metadata
+from beam_pipeline.verify.claims import Claims, read_claims
+from beam_pipeline.verify.description import check_metadata, check_rejects
 from beam_pipeline.verify.findings import Check, Findings, printable
 from beam_pipeline.verify.index import read_index, rows_by_shard
-from beam_pipeline.verify.manifest import read_claims
-from beam_pipeline.verify.rejects import check_rejects
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
@@ -30,17 +28,11 @@ from beam_pipeline.workers import Watch, WorkerPool
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a verification.
+    """What became of a verification."""
 
-    Attributes:
-        findings: what was checked, and what is wrong.
-        splits: what they hold.
-        identical: examples with the same image.
-    """
-
-    findings: Findings
-    splits: list[SplitSummary]
-    identical: IdenticalImages
+    findings: Findings  # what was checked, and what is wrong
+    splits: list[SplitSummary]  # what they hold
+    identical: IdenticalImages  # examples with the same image
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
@@ -57,8 +49,8 @@ def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -
         UsageError: there is no such directory, no manifest in it, or no such input.
     """
     folder, findings = Folder(url), Findings()
-    names = _names(folder)
-    claims = _read_manifest(folder, findings)
+    names, manifest = _open(folder)
+    claims = read_claims(manifest, findings)
     tasks = _plan(folder, source, claims, findings)
     reports = sorted(_check_shards(tasks, workers), key=lambda report: report.claim.file)
     findings.merge(report.findings for report in reports)
@@ -66,21 +58,15 @@ def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -
     return Verification(findings, *check_partition(reports, claims, findings))
 
 
-def _names(folder: Folder) -> set[str]:
+def _open(folder: Folder) -> tuple[set[str], bytes]:
+    """The names of the directory's files, and its manifest."""
     try:
         names = folder.names()
+        if MANIFEST not in names:
+            raise UsageError(f"it is no finished shard directory: it has no {MANIFEST}")
+        return names, folder.read(MANIFEST)
     except (OSError, ValueError, ImportError, UsageError) as error:
         raise UsageError(f"cannot read {folder.url}: {error}") from None
-    if MANIFEST not in names:
-        raise UsageError(f"{folder.url} is no finished shard directory: it has no {MANIFEST}")
-    return names
-
-
-def _read_manifest(folder: Folder, findings: Findings) -> Claims:
-    try:
-        return read_claims(folder.read(MANIFEST), findings)
-    except OSError as error:
-        raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
 
 
 def _plan(
@@ -90,27 +76,20 @@ def _plan(
     index = read_index(folder, claims, findings)
     check_metadata(folder, claims, findings)
     check_rejects(folder, claims, index, findings)
-    conversion = None
+    options, conversion = claims.at("options") or {}, None
     if source is not None and index is not None:
         try:
-            conversion = Conversion.recorded(source, claims.options)
+            conversion = Conversion.recorded(source, options)
             seen = claims.at("counts", "files_seen") or 0
-            index = conversion.add_files(index, claims.options, seen)
+            index = conversion.add_files(index, options, seen)
         except ValueError as error:
             conversion = None
             findings.add(Check.SOURCE, printable(error), MANIFEST)
+    labels = claims.at("labels")
     rows = {} if index is None else rows_by_shard(index, claims, findings)
     return [
-        ShardTask(
-            folder=folder.url,
-            claim=shard,
-            labels=claims.labels,
-            image_shape=claims.image_shape,
-            image_dtype=claims.at("image", "dtype"),
-            rows=rows.get(file),
-            conversion=conversion,
-        )
-        for file, shard in {shard.file: shard for shard in claims.shards}.items()
+        ShardTask(folder.url, shard, labels, claims.image, rows.get(file), conversion)
+        for file, shard in claims.shards.items()
     ]
 
 
@@ -133,11 +112,11 @@ def _check_names(
     names: set[str], claims: Claims, reports: Sequence[ShardReport], findings: Findings
 ) -> None:
     """Shard files that are not listed, or that have each other's names."""
-    for name in sorted(names - {shard.file for shard in claims.shards}):
+    for name in sorted(names - claims.shards.keys()):
         if ".tfrecord" in name and not name.startswith("."):
             findings.add(Check.FILES, "not listed in the manifest", printable(name))
-    rightful = {shard.stated.get("sha256"): shard.file for shard in claims.shards}
+    rightful = {shard.stated.get("sha256"): shard.file for shard in claims.shards.values()}
     for report in reports:
-        other = rightful.get(report.sha256)
-        if other is not None and report.bytes and report.sha256 != report.claim.stated.get("sha256"):
-            findings.add(Check.FILES, f"holds what belongs in {other}", report.claim.file)
+        file, other = report.claim.file, rightful.get(report.sha256)
+        if other and report.bytes and report.claim.stated.get("sha256") != report.sha256:
+            findings.add(Check.FILES, f"holds what belongs in {other}", file)

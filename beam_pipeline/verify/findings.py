@@ -32,23 +32,14 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
+    """Something that is wrong."""
 
-    Attributes:
-        check: that found it.
-        message: what was expected and what was found.
-        file: in the shard directory.
-        record: its number in the file, from 0.
-        offset: where it begins in the file, bytes.
-        image_id: of the example there.
-    """
-
-    check: Check
-    message: str
-    file: str = ""
-    record: int | None = None
-    offset: int | None = None
-    image_id: str = ""
+    check: Check  # that found it
+    message: str  # what was found, and what was expected
+    file: str = ""  # in the shard directory
+    record: int | None = None  # its number in the file, from 0
+    offset: int | None = None  # where it begins in the file, bytes
+    image_id: str = ""  # of the example there
 
     def __str__(self) -> str:
         """The place and the problem, on one line."""
@@ -63,31 +54,17 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects problems, and how much was checked.
+    """Collects problems, and how much was checked."""
 
-    Attributes:
-        checked: how many things each check looked at.
-        failed: how many problems each found.
-        kept: the first problems of each.
-    """
+    checked: Counter[Check] = field(default_factory=Counter)  # how many things each looked at
+    failed: Counter[Check] = field(default_factory=Counter)  # how many problems each found
+    kept: list[Finding] = field(default_factory=list)  # the first of each
 
-    checked: Counter[Check] = field(default_factory=Counter)
-    failed: Counter[Check] = field(default_factory=Counter)
-    kept: list[Finding] = field(default_factory=list)
-
-    def add(
-        self,
-        check: Check,
-        message: str,
-        file: str = "",
-        record: int | None = None,
-        offset: int | None = None,
-        image_id: str = "",
-    ) -> None:
+    def add(self, check: Check, message: str, *place: Any) -> None:
         """Count a problem, and keep it if it is among the first of its check; see Finding."""
         self.failed[check] += 1
         if self.failed[check] <= KEPT:
-            self.kept.append(Finding(check, message, file, record, offset, image_id))
+            self.kept.append(Finding(check, message, *place))
 
     def compare(
         self, check: Check, file: str, what: str, found: Any, expected: Any, basis: str = ""

@@ -1,6 +1,7 @@
 """The frames of a TFRecord file that may be damaged, read once and hashed on the way."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
@@ -24,15 +25,14 @@ class HashedFile:
         self.position += len(data)
         return data
 
-    def skip_to(self, position: int) -> None:
+    def skip_to(self, position: float) -> None:
         """Read on to a position, or to the end."""
-        while self.position < position and self.read(min(_CHUNK, position - self.position)):
+        while self.read(int(min(_CHUNK, position - self.position))):
             pass
 
     def finish(self) -> str:
-        """The SHA-256 of all of the file, in hexadecimal."""
-        while self.read(_CHUNK):
-            pass
+        """Read all that is left; the SHA-256 of the file, in hexadecimal."""
+        self.skip_to(math.inf)
         return self._hash.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """index.parquet against the manifest, and its rows shared out to the shards."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,10 @@ from beam_pipeline.writing.manifest import INDEX
 
 @dataclass(frozen=True)
 class IndexRows:
-    """Rows of the index, taken out of it only when they are used or sent to another process.
+    """Rows of the index, taken out of it only when they are used or sent to another process."""
 
-    Attributes:
-        table: the index.
-        places: int64 [n], of the rows.
-    """
-
-    table: pa.Table
-    places: NDArray[np.int64]
+    table: pa.Table  # the index
+    places: NDArray[np.int64]  # [n], of the rows
 
     def __len__(self) -> int:
         return len(self.places)
@@ -62,7 +58,7 @@ def read_index(folder: Folder, claims: Claims, findings: Findings) -> pa.Table |
         message = f"cannot be read: {type(error).__name__}: {printable(error)}"
         findings.add(Check.INDEX, message, INDEX)
         return None
-    if not _check_columns(table, claims.labels or (), findings):
+    if not _check_columns(table, claims.at("labels") or (), findings):
         return None
     table = _without_nulls(table, findings)
     repairs = table["repair"].to_pandas().value_counts().drop(Repair.NONE, errors="ignore")
@@ -76,18 +72,14 @@ def read_index(folder: Folder, claims: Claims, findings: Findings) -> pa.Table |
     return table
 
 
-def _check_columns(table: pa.Table, labels: tuple[str, ...], findings: Findings) -> bool:
+def _check_columns(table: pa.Table, labels: Sequence[str], findings: Findings) -> bool:
     """Whether each column is there once, with the type that it is written with."""
-    complete = True
-    for column in index_schema(labels):
-        places = table.schema.get_all_field_indices(column.name)
-        types = [str(table.schema.types[place]) for place in places]
-        if types != [str(column.type)]:
-            complete = False
-            found = " and ".join(types) or "missing"
-            message = f"column {printable(column.name)} is {found}, not {column.type}"
-            findings.add(Check.INDEX, message, INDEX)
-    return complete
+    found, wanted = {}, {column.name: str(column.type) for column in index_schema(labels)}
+    for name in wanted:
+        places = table.schema.get_all_field_indices(name)
+        found[name] = " and ".join(str(table.schema.types[place]) for place in places) or "missing"
+    findings.compare(Check.INDEX, INDEX, "columns", found, wanted)
+    return found == wanted
 
 
 def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
@@ -106,13 +98,14 @@ def rows_by_shard(table: pa.Table, claims: Claims, findings: Findings) -> dict[s
     """The index's rows of every listed shard; rows of other shards become findings."""
     findings.checked[Check.INDEX] += len(table)
     shards = table["shard"].combine_chunks().dictionary_encode().to_pandas()
-    places = pd.Series(range(len(shards))).groupby(shards, observed=True).indices
-    listed = {shard.file for shard in claims.shards}
-    for file in sorted(places.keys() - listed):
+    places: dict[Any, Any] = pd.Series(range(len(shards))).groupby(shards, observed=True).indices
+    for file in sorted(places.keys() - claims.shards.keys()):
         message = f"{len(places[file])} rows are of {printable(file)}, which is not listed"
         findings.add(Check.INDEX, message, INDEX)
     counted = table.group_by(["shard", "record"]).aggregate([([], "count_all")])
     for row in counted.filter(pc.greater(counted["count_all"], 1)).to_pylist():
         message = f"record {row['record']} of {printable(row['shard'])} has {row['count_all']} rows"
         findings.add(Check.INDEX, message, INDEX)
-    return {file: IndexRows(table, np.asarray(places.get(file, ()), np.int64)) for file in listed}
+    return {
+        file: IndexRows(table, np.asarray(places.get(file, ()), np.int64)) for file in claims.shards
+    }

@@ -1,5 +1,6 @@
 """One record read back: an Example as the contract has it, and its image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import read_png_header
+from beam_pipeline.planning.identifiers import ID_COLUMNS
 from beam_pipeline.verify.findings import printable
 
-IDS = ("patient_id", "study_id", "series_id")
 # Feature, the Python type of its values, how many; None for as many as there are labels.
 _FEATURES: dict[str, tuple[type, int | None]] = {
     "image": (bytes, 1),
@@ -31,29 +32,17 @@ _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 
 
 @dataclass(frozen=True)
 class Record:
-    """An Example of the contract.
+    """An Example of the contract."""
 
-    Attributes:
-        image: PNG.
-        ids: image_id, patient_id, study_id and series_id as written.
-        label: 1, 0, or -1 for unknown, one a class.
-        position_z: mm.
-        pixel_spacing: between rows and between columns, mm.
-    """
-
-    image: bytes
-    ids: dict[str, str]
-    label: tuple[int, ...]
-    position_z: float
-    pixel_spacing: tuple[float, ...]
+    image: bytes  # PNG
+    ids: dict[str, str]  # image_id, patient_id, study_id and series_id as written
+    label: tuple[int, ...]  # 1, 0, or -1 for unknown, one a class
+    position_z: float  # mm
+    pixel_spacing: tuple[float, ...]  # between rows and between columns, mm
 
 
-def read_features(data: bytes, labels: tuple[str, ...] | None) -> Record:
-    """A serialized Example's record.
-
-    Args:
-        data: of the record, without its frame.
-        labels: names of the classes, or None if unknown.
+def read_features(data: bytes, labels: Sequence[str] | None) -> Record:
+    """A serialized Example's record; the labels are None if they are not known.
 
     Raises:
         ValueError: how it differs from the contract.
@@ -62,7 +51,7 @@ def read_features(data: bytes, labels: tuple[str, ...] | None) -> Record:
     if wrong := _check_features(features, labels):
         raise ValueError("; ".join(wrong))
     try:
-        ids = {name: features[name][0].decode() for name in ("image_id", *IDS)}
+        ids = {name: features[name][0].decode() for name in ("image_id", *ID_COLUMNS)}
     except UnicodeError:
         raise ValueError("an id is not UTF-8") from None
     return Record(
@@ -74,7 +63,7 @@ def read_features(data: bytes, labels: tuple[str, ...] | None) -> Record:
     )
 
 
-def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) -> list[str]:
+def _check_features(features: dict[str, Any], labels: Sequence[str] | None) -> list[str]:
     """What differs from the contract."""
     wrong = []
     if features.keys() != _FEATURES.keys():
@@ -95,24 +84,19 @@ def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) ->
     return wrong
 
 
-def decode_image(
-    png: bytes, shape: tuple[int, int, int] | None, dtype: str | None
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The pixels, [height, width, channels].
-
-    Args:
-        png: a PNG file's bytes.
-        shape: that they should have, or None if unknown.
-        dtype: "uint8" or "uint16" as they should have it, or None if unknown.
+def decode_image(png: bytes, image: dict[str, Any] | None) -> NDArray[np.uint8 | np.uint16]:
+    """The pixels, [height, width, channels]; what the manifest says of them is None if unknown.
 
     Raises:
         ValueError: what is wrong.
     """
     header = read_png_header(png)
-    if shape not in (None, header.shape):
-        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape or ())}")
-    if dtype not in (None, header.dtype):
-        raise ValueError(f"the image is {header.dtype}, not {dtype}")
+    if image is not None:
+        shape = image["height"], image["width"], image["channels"]
+        if header.shape != shape:
+            raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
+        if header.dtype != image["dtype"]:
+            raise ValueError(f"the image is {header.dtype}, not {image['dtype']}")
     height, width, channels = header.shape
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"the image is {_times(header.shape)}: too large")
@@ -125,7 +109,7 @@ def decode_image(
     pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
     if pixels.shape != header.shape or pixels.dtype != header.dtype:
         raise ValueError(f"the PNG decodes to {_times(pixels.shape)} {pixels.dtype}")
-    return cast(NDArray[np.uint8] | NDArray[np.uint16], pixels)
+    return cast(NDArray[np.uint8 | np.uint16], pixels)
 
 
 def _times(shape: tuple[int, ...]) -> str:

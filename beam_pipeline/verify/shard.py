@@ -4,22 +4,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from beam_pipeline.directory.example import FRAME_BYTES, CorruptRecord
 from beam_pipeline.directory.index import LABEL_PREFIX
+from beam_pipeline.planning.identifiers import ID_COLUMNS
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.frames import HashedFile, read_frames
 from beam_pipeline.verify.index import IndexRows
-from beam_pipeline.verify.record import IDS, Record, decode_image, read_features
+from beam_pipeline.verify.record import Record, decode_image, read_features
 from beam_pipeline.verify.source import Conversion, SourceFile
 from beam_pipeline.workers import Watch
 
+# What the checks across shards need of an example; `image` is a hash of the PNG.
 CONTENTS = pa.schema(
     {
         "split": pa.dictionary(pa.int32(), pa.string()),
@@ -31,53 +33,33 @@ CONTENTS = pa.schema(
         "image": pa.uint64(),
     }
 )
+Place = tuple[str, int, int, str]  # file, record, offset, image id: of a finding
 Combinations = Counter[tuple[int, ...]]  # how many examples have each combination of labels
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard file to check.
+    """A shard file to check; None is what is not known."""
 
-    Attributes:
-        folder: the shard directory's path or URL.
-        claim: what the manifest says of the file.
-        labels: names of the classes, or None if unknown.
-        image_shape: height, width, channels, or None if unknown.
-        image_dtype: "uint8" or "uint16", or None if unknown.
-        rows: of the index, or None if it cannot be read.
-        conversion: how to make its images again, or None not to.
-    """
-
-    folder: str
-    claim: ShardClaim
-    labels: tuple[str, ...] | None
-    image_shape: tuple[int, int, int] | None
-    image_dtype: str | None
-    rows: IndexRows | None
-    conversion: Conversion | None = None
+    folder: str  # the shard directory's path or URL
+    claim: ShardClaim  # what the manifest says of the file
+    labels: Sequence[str] | None  # names of the classes
+    image: dict[str, Any] | None  # height, width, channels and dtype
+    rows: IndexRows | None  # of the index
+    conversion: Conversion | None = None  # how to make its images again, or None not to
 
 
 @dataclass
 class ShardReport:
-    """What was found in a shard file.
+    """What was found in a shard file."""
 
-    Attributes:
-        claim: what the manifest says of it.
-        findings: what is wrong.
-        bytes: its size; None if it cannot be read.
-        sha256: of its bytes, in hexadecimal.
-        records: how many frames it has.
-        contents: a row a readable example, as CONTENTS says; `image` is a hash of the PNG.
-        combinations: of these examples' labels.
-    """
-
-    claim: ShardClaim
+    claim: ShardClaim  # what the manifest says of it
     findings: Findings = field(default_factory=Findings)
-    bytes: int | None = None
-    sha256: str = ""
-    records: int = 0
-    contents: pa.Table = field(default_factory=CONTENTS.empty_table)
-    combinations: Combinations = field(default_factory=Counter)
+    bytes: int | None = None  # None if it cannot be read
+    sha256: str = ""  # in hexadecimal
+    records: int = 0  # frames, damaged ones too
+    contents: pa.Table = field(default_factory=CONTENTS.empty_table)  # of readable examples
+    combinations: Combinations = field(default_factory=Counter)  # of these examples
 
 
 def count_labels(combinations: Combinations, labels: Sequence[str]) -> dict[str, int]:
@@ -89,11 +71,7 @@ def count_labels(combinations: Combinations, labels: Sequence[str]) -> dict[str,
 
 
 def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
-    """Check one shard file; one record is held at a time.
-
-    Args:
-        task: what to check.
-        watch: told of each record that is decoded.
+    """Check one shard file; one record is held at a time, and the watch told of it.
 
     Raises:
         StoreError: the directory's store fails.
@@ -113,15 +91,6 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
     return report
 
 
-class _Place(NamedTuple):
-    """Where a record is, for findings."""
-
-    file: str
-    record: int
-    offset: int
-    image_id: str = ""
-
-
 class _ShardChecker:
     """Collects what is found while a shard's records go by."""
 
@@ -139,12 +108,12 @@ class _ShardChecker:
             self.report.records += 1
             self.findings.checked[Check.FRAMES] += 1
             row = self._rows.get(record)
-            place = _Place(self.task.claim.file, record, offset)
+            place = (self.task.claim.file, record, offset)
             if row is None and self.task.rows is not None:
                 self.findings.add(Check.RECORDS, "the index has no such record", *place)
             if isinstance(data, CorruptRecord):
-                place = place._replace(image_id=row["image_id"] if row else "")
-                self.findings.add(Check.FRAMES, data.what, *place)
+                image_id = row["image_id"] if row else ""
+                self.findings.add(Check.FRAMES, data.what, *place, image_id)
             else:
                 self._check_record(place, data, row)
         self.report.contents = pa.Table.from_pylist(self._contents, CONTENTS)
@@ -152,24 +121,26 @@ class _ShardChecker:
         self.report.bytes = file.position
         self._check_whole()
 
-    def _check_record(self, place: _Place, data: bytes, row: dict[str, Any] | None) -> None:
+    def _check_record(
+        self, frame: tuple[str, int, int], data: bytes, row: dict[str, Any] | None
+    ) -> None:
         self.findings.checked[Check.EXAMPLES] += 1
         try:
             example = read_features(data, self.task.labels)
         except ValueError as error:
-            self.findings.add(Check.EXAMPLES, str(error), *place)
+            self.findings.add(Check.EXAMPLES, str(error), *frame)
             return
-        place = place._replace(image_id=example.ids["image_id"])
+        file, record, offset = frame
+        place = (file, record, offset, example.ids["image_id"])
         found = {
             "split": self.task.claim.split,
-            "shard": place.file,
-            "record": place.record,
-            "offset": place.offset,
+            "shard": file,
+            "record": record,
+            "offset": offset,
             "bytes": len(data) + FRAME_BYTES,
             **example.ids,
             "position_z": example.position_z,
         }
-        # What the checks across shards need of it.
         image = hashlib.blake2b(example.image, digest_size=8).digest()
         self._contents.append(found | {"image": int.from_bytes(image)})
         self.report.combinations[example.label] += 1
@@ -179,7 +150,7 @@ class _ShardChecker:
             self._compare(place, found, row)
         self._check_image(place, example, row)
 
-    def _compare(self, place: _Place, found: dict[str, Any], row: dict[str, Any]) -> None:
+    def _compare(self, place: Place, found: dict[str, Any], row: dict[str, Any]) -> None:
         """What an example says against its row of the index."""
         self.findings.checked[Check.RECORDS] += 1
         differing = [
@@ -190,10 +161,10 @@ class _ShardChecker:
         if differing:
             self.findings.add(Check.RECORDS, "; ".join(differing), *place)
 
-    def _check_image(self, place: _Place, example: Record, row: dict[str, Any] | None) -> None:
+    def _check_image(self, place: Place, example: Record, row: dict[str, Any] | None) -> None:
         self.findings.checked[Check.IMAGES] += 1
         # All records that the index does not know have one name: a damaged file may have many.
-        name = min(place.record, len(self.task.rows or ()))
+        name = min(place[1], len(self.task.rows or ()))
         if name in self._watch.excluded:
             message = f"cannot be checked: {self._watch.excluded[name]}"
             self.findings.add(Check.IMAGES, message, *place)
@@ -207,9 +178,9 @@ class _ShardChecker:
         finally:
             self._watch.waiting()
 
-    def _compare_image(self, place: _Place, example: Record, source: SourceFile | None) -> None:
+    def _compare_image(self, place: Place, example: Record, source: SourceFile | None) -> None:
         try:
-            pixels = decode_image(example.image, self.task.image_shape, self.task.image_dtype)
+            pixels = decode_image(example.image, self.task.image)
         except ValueError as error:
             self.findings.add(Check.IMAGES, str(error), *place)
             return
@@ -233,7 +204,7 @@ class _ShardChecker:
                 self.findings.compare(check, self.task.claim.file, name, found, stated)
         for record, row in sorted(self._rows.items()):
             if not 0 <= record < report.records:
-                place = _Place(self.task.claim.file, record, row["offset"], row["image_id"])
+                place = (self.task.claim.file, record, row["offset"], row["image_id"])
                 self.findings.add(Check.RECORDS, "in the index, not in the file", *place)
 
 
@@ -247,4 +218,4 @@ def _same_float32(indexed: Any, stored: Any) -> bool:
 
 def _shown(name: str, value: Any) -> str:
     """A value for a message; ids that are no pseudonyms are kept back."""
-    return show_id(value) if name in IDS else printable(value)
+    return show_id(value) if name in ID_COLUMNS else printable(value)

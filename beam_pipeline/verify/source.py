@@ -18,7 +18,7 @@ from beam_pipeline.planning.inventory import decode_source, encode_source, show_
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.verify.findings import printable
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels = NDArray[np.uint8 | np.uint16]
 
 # A column added to the index: the file to read, where the index itself shows a number for it.
 FILE = "file"
@@ -26,23 +26,14 @@ FILE = "file"
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a shard directory's images were made of its input.
+    """How a shard directory's images were made of its input."""
 
-    Attributes:
-        files: the input.
-        spec: what the images are.
-    """
-
-    files: InputFiles
-    spec: ImageSpec
+    files: InputFiles  # the input
+    spec: ImageSpec  # what the images are
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
-        """The conversion of a manifest's options.
-
-        Args:
-            source: where the input is now: a folder, a file or a pattern.
-            options: the manifest's, as JSON values.
+        """The conversion of a manifest's options, of an input that may have been moved.
 
         Raises:
             UsageError: the input does not exist.
@@ -61,12 +52,7 @@ class Conversion:
         return cls(files, spec)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
-        """The index with the column FILE.
-
-        Args:
-            index: with the column `source`.
-            options: the manifest's.
-            files_seen: how many files the input had.
+        """The index with the column FILE, for the manifest's options and number of files.
 
         Raises:
             ValueError: sources are shown by number, and the input has more or fewer files now.
@@ -98,24 +84,16 @@ class Conversion:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that an example was made of.
+    """A file that an example was made of."""
 
-    Attributes:
-        spec: what the image is.
-        row: the example's, of the index.
-        data: of the file, or why it cannot be read.
-    """
-
-    spec: ImageSpec
-    row: dict[str, Any]
-    data: bytes | OSError
+    spec: ImageSpec  # what the image is
+    row: dict[str, Any]  # the example's, of the index
+    data: bytes | OSError  # of the file, or why it cannot be read
 
     def compare(self, pixels: Pixels, pixel_spacing: tuple[float, ...]) -> list[str]:
         """What differs between the example and the file, as messages.
 
-        Args:
-            pixels: the example's, [height, width, channels].
-            pixel_spacing: the example's, mm.
+        Of the example are the pixels, [height, width, channels], and their spacing, mm.
         """
         source = printable(self.row["source"])
         if isinstance(self.data, FileNotFoundError):

@@ -1,6 +1,5 @@
 """What only all shards together show: ids used twice, patients in two splits, stratification."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,41 +14,26 @@ from beam_pipeline.verify.shard import CONTENTS, Combinations, ShardReport, coun
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split was found to hold.
-
-    Attributes:
-        name: of the split.
-        patients: how many.
-        shards: how many files of it can be read.
-        slices: how many examples can be read.
-        bytes: of its shard files.
-        labeled: how many examples have labels.
-        label_counts: how many examples have each label.
-        spread: by how many examples the shards differ in the label combination in which they
-            differ most; 1 where they were dealt evenly and no slice was rejected afterwards.
-    """
+    """What a split was found to hold."""
 
     name: str
     patients: int
-    shards: int
-    slices: int
-    bytes: int
-    labeled: int
-    label_counts: dict[str, int]
+    shards: int  # files that can be read
+    slices: int  # examples that can be read
+    bytes: int  # of its shard files
+    labeled: int  # examples that have labels
+    label_counts: dict[str, int]  # examples that have each label
+    # By how many examples the shards differ in the label combination in which they differ most:
+    # 1 where they were dealt evenly and no slice was rejected afterwards.
     spread: int
 
 
 @dataclass(frozen=True)
 class IdenticalImages:
-    """Examples with the same image.
+    """Examples with the same image."""
 
-    Attributes:
-        slices: how many have the image of an earlier one.
-        across_splits: how many images are in more than one split.
-    """
-
-    slices: int
-    across_splits: int
+    slices: int  # that have the image of an earlier one
+    across_splits: int  # images that are in more than one split
 
 
 def check_partition(
@@ -58,29 +42,25 @@ def check_partition(
     """Check that every image id is there once and every patient in one split.
 
     Identical images and uneven labels are no errors: they are in what is returned.
-
-    Args:
-        reports: of all shards.
-        claims: of the manifest.
-        findings: to add what is wrong to.
     """
     contents = [CONTENTS.empty_table(), *(report.contents for report in reports)]
     examples: pd.DataFrame = pa.concat_tables(contents).to_pandas()
     findings.checked[Check.PARTITION] += len(examples)
     _check_ids(examples, findings)
     # A run may be asked to keep studies together, not patients.
-    group = "study" if claims.options.get("group_by") == "study" else "patient"
+    group = "study" if claims.at("options", "group_by") == "study" else "patient"
     _check_groups(examples, group, findings)
-    summaries = []
-    for name in claims.splits:
-        own = [report for report in reports if report.claim.split == name]
-        summaries.append(_summarize(name, own, examples, claims))
-        if all(
-            report.bytes is not None and report.records == len(report.contents) for report in own
-        ):
-            stated = claims.at("splits", name, "patients")
-            what = f"{printable(name)}: patients"
-            findings.compare(Check.COUNTS, MANIFEST, what, summaries[-1].patients, stated)
+    summaries = [_summarize(name, reports, examples, claims) for name in claims.at("splits") or ()]
+    lost = {
+        report.claim.split
+        for report in reports
+        if report.bytes is None or report.records != len(report.contents)
+    }
+    for split in summaries:
+        if claims.complete and split.name not in lost:
+            stated = claims.at("splits", split.name, "patients")
+            what = f"{printable(split.name)}: patients"
+            findings.compare(Check.COUNTS, MANIFEST, what, split.patients, stated)
     pairs = examples.drop_duplicates(["image", "split"])
     across = pairs.loc[pairs.duplicated("image"), "image"].nunique()
     return summaries, IdenticalImages(int(examples.duplicated("image").sum()), int(across))
@@ -111,10 +91,11 @@ def _check_groups(examples: pd.DataFrame, group: str, findings: Findings) -> Non
 def _summarize(
     name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, claims: Claims
 ) -> SplitSummary:
-    read = [report for report in reports if report.bytes]
+    read = [report for report in reports if report.claim.split == name and report.bytes]
     own = examples[examples["split"] == name]
     combinations = [report.combinations for report in read]
-    total = sum(combinations, Counter[tuple[int, ...]]())
+    total = sum(combinations, Combinations())
+    each = [[shard[labels] for shard in combinations] for labels in total]
     return SplitSummary(
         name=name,
         patients=int(own["patient_id"].nunique()),
@@ -122,11 +103,6 @@ def _summarize(
         slices=len(own),
         bytes=sum(report.bytes or 0 for report in read),
         labeled=sum(n for labels, n in total.items() if min(labels, default=-1) >= 0),
-        label_counts=count_labels(total, claims.labels or ()),
-        spread=max((_spread(labels, combinations) for labels in total), default=0),
+        label_counts=count_labels(total, claims.at("labels") or ()),
+        spread=max((max(counts) - min(counts) for counts in each), default=0),
     )
-
-
-def _spread(labels: tuple[int, ...], shards: Sequence[Combinations]) -> int:
-    counts = [shard[labels] for shard in shards]
-    return max(counts) - min(counts)

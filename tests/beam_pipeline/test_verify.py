@@ -752,8 +752,7 @@ def task(healthy: Path) -> ShardTask:
         folder=str(healthy),
         claim=ShardClaim("fold0", SECOND),
         labels=None,
-        image_shape=None,
-        image_dtype=None,
+        image=None,
         rows=IndexRows(index, places),
     )
 
