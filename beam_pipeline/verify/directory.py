@@ -36,14 +36,10 @@ class Verification:
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
-    """Check a shard directory.
+    """Check a shard directory, and compare it with the input that it was made of, if that is given.
 
-    One record at a time is held in each process, and of all records their ids.
-
-    Args:
-        url: its path or URL.
-        source: the input it was made of, to compare with; or None.
-        workers: processes to read shards in; 0 to read them in this one.
+    One record at a time is held in each process, and of all records their ids. Without workers all
+    is done in this process.
 
     Raises:
         UsageError: there is no such directory, no manifest in it, or no such input.
@@ -98,13 +94,9 @@ def _check_shards(tasks: list[ShardTask], workers: int) -> Iterable[ShardReport]
         return (check_shard(task, Watch()) for task in tasks)
     pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
     console = Console(stderr=True)
+    hidden, total = not console.is_terminal, len(tasks)
     return track(
-        pool.map(tasks),
-        "Read shards",
-        total=len(tasks),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+        pool.map(tasks), "Read shards", total, console=console, transient=True, disable=hidden
     )
 
 

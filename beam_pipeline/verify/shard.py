@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,6 @@ CONTENTS = pa.schema(
         "image": pa.uint64(),
     }
 )
-Place = tuple[str, int, int, str]  # file, record, offset, image id: of a finding
 Combinations = Counter[tuple[int, ...]]  # how many examples have each combination of labels
 
 
@@ -91,6 +90,15 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
     return report
 
 
+class _Place(NamedTuple):
+    """Where a record is, for findings."""
+
+    file: str
+    record: int
+    offset: int
+    image_id: str = ""
+
+
 class _ShardChecker:
     """Collects what is found while a shard's records go by."""
 
@@ -108,12 +116,11 @@ class _ShardChecker:
             self.report.records += 1
             self.findings.checked[Check.FRAMES] += 1
             row = self._rows.get(record)
-            place = (self.task.claim.file, record, offset)
+            place = _Place(self.task.claim.file, record, offset, row["image_id"] if row else "")
             if row is None and self.task.rows is not None:
                 self.findings.add(Check.RECORDS, "the index has no such record", *place)
             if isinstance(data, CorruptRecord):
-                image_id = row["image_id"] if row else ""
-                self.findings.add(Check.FRAMES, data.what, *place, image_id)
+                self.findings.add(Check.FRAMES, data.what, *place)
             else:
                 self._check_record(place, data, row)
         self.report.contents = pa.Table.from_pylist(self._contents, CONTENTS)
@@ -121,22 +128,19 @@ class _ShardChecker:
         self.report.bytes = file.position
         self._check_whole()
 
-    def _check_record(
-        self, frame: tuple[str, int, int], data: bytes, row: dict[str, Any] | None
-    ) -> None:
+    def _check_record(self, place: _Place, data: bytes, row: dict[str, Any] | None) -> None:
         self.findings.checked[Check.EXAMPLES] += 1
         try:
             example = read_features(data, self.task.labels)
         except ValueError as error:
-            self.findings.add(Check.EXAMPLES, str(error), *frame)
+            self.findings.add(Check.EXAMPLES, str(error), *place)
             return
-        file, record, offset = frame
-        place = (file, record, offset, example.ids["image_id"])
+        place = place._replace(image_id=example.ids["image_id"])
         found = {
             "split": self.task.claim.split,
-            "shard": file,
-            "record": record,
-            "offset": offset,
+            "shard": place.file,
+            "record": place.record,
+            "offset": place.offset,
             "bytes": len(data) + FRAME_BYTES,
             **example.ids,
             "position_z": example.position_z,
@@ -150,7 +154,7 @@ class _ShardChecker:
             self._compare(place, found, row)
         self._check_image(place, example, row)
 
-    def _compare(self, place: Place, found: dict[str, Any], row: dict[str, Any]) -> None:
+    def _compare(self, place: _Place, found: dict[str, Any], row: dict[str, Any]) -> None:
         """What an example says against its row of the index."""
         self.findings.checked[Check.RECORDS] += 1
         differing = [
@@ -161,10 +165,10 @@ class _ShardChecker:
         if differing:
             self.findings.add(Check.RECORDS, "; ".join(differing), *place)
 
-    def _check_image(self, place: Place, example: Record, row: dict[str, Any] | None) -> None:
+    def _check_image(self, place: _Place, example: Record, row: dict[str, Any] | None) -> None:
         self.findings.checked[Check.IMAGES] += 1
         # All records that the index does not know have one name: a damaged file may have many.
-        name = min(place[1], len(self.task.rows or ()))
+        name = min(place.record, len(self.task.rows or ()))
         if name in self._watch.excluded:
             message = f"cannot be checked: {self._watch.excluded[name]}"
             self.findings.add(Check.IMAGES, message, *place)
@@ -178,7 +182,7 @@ class _ShardChecker:
         finally:
             self._watch.waiting()
 
-    def _compare_image(self, place: Place, example: Record, source: SourceFile | None) -> None:
+    def _compare_image(self, place: _Place, example: Record, source: SourceFile | None) -> None:
         try:
             pixels = decode_image(example.image, self.task.image)
         except ValueError as error:
@@ -204,7 +208,7 @@ class _ShardChecker:
                 self.findings.compare(check, self.task.claim.file, name, found, stated)
         for record, row in sorted(self._rows.items()):
             if not 0 <= record < report.records:
-                place = (self.task.claim.file, record, row["offset"], row["image_id"])
+                place = _Place(self.task.claim.file, record, row["offset"], row["image_id"])
                 self.findings.add(Check.RECORDS, "in the index, not in the file", *place)
 
 

@@ -117,12 +117,16 @@ class SourceFile:
         differences += [
             f"{name} is {value}, not {self.row[name]} as in the index"
             for name, value in fresh.items()
-            if self.row[name] != value and not (self.row[name] != self.row[name] and value != value)
+            if not _same(self.row[name], value)
         ]
         spacing = np.asarray(image.pixel_spacing, np.float32)
         if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
             differences.append("pixel_spacing differs")
         return [f"{source} changed: {difference}" for difference in differences]
+
+
+def _same(indexed: object, fresh: object) -> bool:
+    return indexed == fresh or (indexed != indexed and fresh != fresh)  # NaN is NaN
 
 
 def _compare_pixels(found: Pixels, fresh: Pixels) -> list[str]:
