@@ -34,6 +34,7 @@ setup(
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
     package_data={
         "beam_pipeline": ["py.typed"],
+        "beam_pipeline.verify": ["*.json"],
         "trainer": ["py.typed", "schemas/*.json"],
         "trainer.report": ["*.jinja"],
     },
@@ -46,6 +47,7 @@ setup(
         # JPEG library of its own, an old one.
         "imagecodecs>=2026.3.6",
         "isal",
+        "jsonschema",
         "numpy",
         "obstore>=0.12",  # S3, Google Cloud Storage and Azure
         "opencv-python-headless>=5",

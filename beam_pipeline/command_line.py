@@ -3,11 +3,11 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from beam_pipeline.declarations import Declared, Mark, flags, help_text
+from beam_pipeline.declarations import Declared, Mark, OneLineParser, add_flags, flags
 from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
 from beam_pipeline.options import Identifiers, Options
@@ -15,7 +15,6 @@ from beam_pipeline.running.runners import (
     LOCAL,
     RUNNERS,
     Launch,
-    OneLineParser,
     Runner,
     choose_runner,
     complete_arguments,
@@ -81,19 +80,5 @@ def _parser() -> argparse.ArgumentParser:
     kinds: list[type[Declared]] = [*Options.parts().values(), LaunchOptions]
     for kind in kinds:
         group = parser.add_argument_group(str(kind.model_config.get("title")), kind.__doc__)
-        for name, field in flags(kind):
-            # What is not given stays out of the namespace: the defaults are the declarations'.
-            common: dict[str, Any] = {
-                "help": help_text(field).replace("%", "%%"),
-                "default": argparse.SUPPRESS,
-            }
-            if field.annotation is bool:
-                group.add_argument(f"--{name}", action="store_true", **common)
-            else:
-                group.add_argument(f"--{name}", metavar=_metavar(field.annotation), **common)
+        add_flags(group, kind)
     return parser
-
-
-def _metavar(annotation: Any) -> str:
-    kind = (get_args(annotation) or (annotation,))[0]
-    return {int: "INT", float: "FLOAT"}.get(kind, "TEXT")

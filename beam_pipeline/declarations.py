@@ -4,10 +4,12 @@ An option is a field of a class of `Declared`: its name is its flag, its type sa
 its docstring is its help.
 """
 
-from collections.abc import Iterator
+import argparse
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, NoReturn, Self, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
@@ -69,6 +71,54 @@ def flags(kind: type[Declared]) -> Iterator[tuple[str, FieldInfo]]:
             yield name, field
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all other bad input is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would have printed below its usage text."""
+        raise UsageError(message)
+
+
+def add_flags(parser: Any, kind: type[Declared]) -> None:
+    """Add the options of a class to a parser, or to a group of it.
+
+    What is not given stays out of the namespace: the defaults are the declarations'.
+    """
+    for name, field in flags(kind):
+        text = help_text(field).replace("%", "%%")
+        common: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if field.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true", **common)
+        else:
+            metavar = {int: "INT", float: "FLOAT"}.get(_kind(field), "TEXT")
+            parser.add_argument(f"--{name}", metavar=metavar, **common)
+
+
+D = TypeVar("D", bound=Declared)
+
+
+def parse_flags(kind: type[D], argv: Sequence[str], program: str) -> D:
+    """The options of a program that has those of one class.
+
+    Raises:
+        UsageError: a value is not allowed, or an option unknown.
+        SystemExit: `--help`.
+    """
+    parser = OneLineParser(prog=program, description=kind.__doc__, allow_abbrev=False)
+    add_flags(parser, kind)
+    parsed, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [f"--{name}" for name, _ in flags(kind)]
+        raise UsageError(f"unknown option {unknown[0]}{did_you_mean(unknown[0], known)}")
+    return kind(**vars(parsed))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question that ends a complaint; empty if nothing known is like what was given."""
+    close = difflib.get_close_matches(given.partition("=")[0], list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def help_text(field: FieldInfo) -> str:
     """What an option is, what is allowed, and its default."""
     default = "required" if field.is_required() else f"default: {default_text(field)}"
@@ -88,13 +138,17 @@ def default_text(field: FieldInfo) -> str:
 
 def allowed_values(field: FieldInfo) -> str:
     """What a value may be, in words; empty if any will do."""
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind]
-    kind = kinds[0]
+    kind = _kind(field)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
     if kind not in (int, float):
         return ""
     return f"a {'whole ' if kind is int else ''}number{_range(field)}"
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a value that is given."""
+    return (get_args(field.annotation) or (field.annotation,))[0]
 
 
 def _range(field: FieldInfo) -> str:

@@ -1,16 +1,15 @@
 """What the pipeline can run on, and what is wrong with a call, found before anything starts."""
 
 import argparse
-import difflib
 import re
 import shutil
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 
+from beam_pipeline.declarations import OneLineParser, did_you_mean
 from beam_pipeline.errors import RunnerError, UsageError
 from beam_pipeline.storage import is_local
 
@@ -97,7 +96,9 @@ def choose_runner(name: str) -> Runner:
     if found in _REFUSED:
         raise UsageError(f"--runner {found} is not supported: {_REFUSED[found]}; {choices}")
     if found is None:
-        raise UsageError(f"there is no --runner {name}{_suggest(name, known.values())}; {choices}")
+        raise UsageError(
+            f"there is no --runner {name}{did_you_mean(name, known.values())}; {choices}"
+        )
     return RUNNERS[_ALIASES.get(found, found)]
 
 
@@ -163,14 +164,6 @@ def place_path(runner: Runner, option: str, path: str | None) -> str | None:
     return str(Path(path.removeprefix("file://")).absolute())
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all other bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would have printed below its usage text."""
-        raise UsageError(message)
-
-
 def _beam_parser() -> argparse.ArgumentParser:
     from apache_beam.options import pipeline_options
 
@@ -183,12 +176,7 @@ def _beam_parser() -> argparse.ArgumentParser:
 
 def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
     who = f"neither the pipeline nor {runner} knows it"
-    return UsageError(f"unknown option {option}{_suggest(option, known)}: {who}")
-
-
-def _suggest(given: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return UsageError(f"unknown option {option}{did_you_mean(option, known)}: {who}")
 
 
 def _check_reachable(parsed: argparse.Namespace) -> None:

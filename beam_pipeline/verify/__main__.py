@@ -1,13 +1,15 @@
 """`python -m beam_pipeline.verify`: reads a shard directory back and checks all of it."""
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from rich.console import Console
 
+from beam_pipeline.declarations import Declared, DefaultText, OptionalText, parse_flags
 from beam_pipeline.errors import PipelineError
 from beam_pipeline.verify.directory import Verification, verify_directory
 from beam_pipeline.verify.report import show_checks, show_findings, show_splits
@@ -15,21 +17,32 @@ from beam_pipeline.verify.report import show_checks, show_findings, show_splits
 EXIT_WRONG = 4
 
 
+class VerifyOptions(Declared):
+    """Read a shard directory back and check all of it. Exit code 4 if it is wrong."""
+
+    shards: str
+    """shard directory; local or a URL"""
+    source: OptionalText = None
+    """the run's --input: read the DICOM files again and compare pixels"""
+    workers: Annotated[int, Field(ge=0), DefaultText("one per core")] = os.cpu_count() or 1
+    """processes; 0 to use none but this one"""
+    show: Annotated[int, Field(ge=0)] = 10
+    """problems to list of each check"""
+
+
 def main(argv: Sequence[str]) -> int:
     """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
-    arguments = _parser().parse_args(argv)
     began = time.monotonic()
     try:
-        result = verify_directory(
-            arguments.shards, source=arguments.source, workers=arguments.workers
-        )
+        given = parse_flags(VerifyOptions, argv, "python -m beam_pipeline.verify")
+        result = verify_directory(given.shards, source=given.source, workers=given.workers)
     except PipelineError as error:
         print(f"verify: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("verify: interrupted", file=sys.stderr)
         return 130
-    _show(result, arguments.shards, arguments.show, time.monotonic() - began)
+    _show(result, given.shards, given.show, time.monotonic() - began)
     return 0 if result.findings.ok else EXIT_WRONG
 
 
@@ -49,37 +62,6 @@ def _show(result: Verification, shards: str, limit: int, seconds: float) -> None
         markup=False,
         soft_wrap=True,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m beam_pipeline.verify",
-        description="Read a shard directory back and check all of it. Exit code 4 if it is wrong.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--shards", required=True, help="shard directory; local or a URL")
-    add("--source", help="the run's --input: read the DICOM files again and compare pixels")
-    add(
-        "--workers",
-        type=_whole,
-        default=os.cpu_count() or 1,
-        help="processes; 0 to use none but this one (default: %(default)s)",
-    )
-    add(
-        "--show",
-        type=_whole,
-        default=10,
-        help="problems to list of each check (default: %(default)s)",
-    )
-    return parser
-
-
-def _whole(text: str) -> int:
-    """A whole number, as argparse wants it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ shards, since patients are not divisible and slices may be rejected after they w
 identical images, since whether they are kept together is an option of the run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
@@ -19,8 +18,8 @@ from beam_pipeline.layout import MANIFEST
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims, read_claims
 from beam_pipeline.verify.description import check_metadata, check_rejects
-from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-from beam_pipeline.verify.index import IndexRows, read_index, rows_by_shard
+from beam_pipeline.verify.findings import Check, Findings, printable
+from beam_pipeline.verify.index import read_index, rows_by_shard
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
@@ -29,118 +28,75 @@ from beam_pipeline.workers import Watch, WorkerPool
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a verification.
+    """What became of a verification."""
 
-    Attributes:
-        findings: what was checked, and what is wrong.
-        splits: what they hold.
-        identical: examples with the same image.
-    """
-
-    findings: Findings
-    splits: list[SplitSummary]
-    identical: IdenticalImages
+    findings: Findings  # what was checked, and what is wrong
+    splits: list[SplitSummary]  # what they hold
+    identical: IdenticalImages  # examples with the same image
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
-    """Check a shard directory.
+    """Check a shard directory, and compare it with the input that it was made of, if that is given.
 
-    One record at a time is held in each process, and of all records their ids.
-
-    Args:
-        url: its path or URL.
-        source: the input it was made of, to compare with; or None.
-        workers: processes to read shards in; 0 to read them in this one.
+    One record at a time is held in each process, and of all records their ids. Without workers all
+    is done in this process.
 
     Raises:
         UsageError: there is no such directory, no manifest in it, or no such input.
     """
-    folder = Folder(url)
-    names = _names(folder)
-    findings = Findings()
-    claims = _read_manifest(folder, findings)
-    index = read_index(folder, claims, findings)
-    check_metadata(folder, claims, findings)
-    check_rejects(folder, claims, index, findings)
-    conversion = None
-    if source is not None and index is not None:
-        conversion, index = _prepare_source(source, claims, index, findings)
-    tasks = _tasks(url, claims, index, conversion, findings)
+    folder, findings = Folder(url), Findings()
+    names, manifest = _open(folder)
+    claims = read_claims(manifest, findings)
+    tasks = _plan(folder, source, claims, findings)
     reports = sorted(_check_shards(tasks, workers), key=lambda report: report.claim.file)
     findings.merge(report.findings for report in reports)
     _check_names(names, claims, reports, findings)
     return Verification(findings, *check_partition(reports, claims, findings))
 
 
-def _names(folder: Folder) -> set[str]:
+def _open(folder: Folder) -> tuple[set[str], bytes]:
+    """The names of the directory's files, and its manifest."""
     try:
         names = folder.names()
+        if MANIFEST not in names:
+            raise UsageError(f"it is no finished shard directory: it has no {MANIFEST}")
+        return names, folder.read(MANIFEST)
     except (OSError, ValueError, ImportError, UsageError) as error:
         raise UsageError(f"cannot read {folder.url}: {error}") from None
-    if MANIFEST not in names:
-        raise UsageError(f"{folder.url} is no finished shard directory: it has no {MANIFEST}")
-    return names
 
 
-def _read_manifest(folder: Folder, findings: Findings) -> Claims:
-    try:
-        return read_claims(folder.read(MANIFEST), findings)
-    except OSError as error:
-        raise UsageError(f"cannot read {folder.url}/{MANIFEST}: {error.strerror}") from None
-
-
-def _prepare_source(
-    source: str, claims: Claims, index: pa.Table, findings: Findings
-) -> tuple[Conversion | None, pa.Table]:
-    """How to make the images again, and the index with the files to make them of."""
-    try:
-        conversion = Conversion.recorded(source, claims.options)
-        seen = claims.counts.get("files_seen", 0)
-        return conversion, conversion.add_files(index, claims.options, seen)
-    except ValueError as error:
-        findings.add(Finding(Check.SOURCE, printable(error), MANIFEST))
-        return None, index
-
-
-def _tasks(
-    url: str,
-    claims: Claims,
-    index: pa.Table | None,
-    conversion: Conversion | None,
-    findings: Findings,
+def _plan(
+    folder: Folder, source: str | None, claims: Claims, findings: Findings
 ) -> list[ShardTask]:
-    rows: dict[str, IndexRows] = {}
-    if index is not None:
-        rows = rows_by_shard(index, claims, findings)
-    by_file = {shard.file: shard for shard in claims.shards}
+    """Check what describes the shards; what to check of each of them."""
+    index = read_index(folder, claims, findings)
+    check_metadata(folder, claims, findings)
+    check_rejects(folder, claims, index, findings)
+    options, conversion = claims.at("options") or {}, None
+    if source is not None and index is not None:
+        try:
+            conversion = Conversion.recorded(source, options)
+            seen = claims.at("counts", "files_seen") or 0
+            index = conversion.add_files(index, options, seen)
+        except ValueError as error:
+            conversion = None
+            findings.add(Check.SOURCE, printable(error), MANIFEST)
+    labels = claims.at("labels")
+    rows = {} if index is None else rows_by_shard(index, claims, findings)
     return [
-        ShardTask(
-            folder=url,
-            claim=shard,
-            labels=claims.labels,
-            image_shape=claims.image_shape,
-            image_dtype=claims.image_dtype,
-            rows=rows.get(file),
-            conversion=conversion,
-        )
-        for file, shard in by_file.items()
+        ShardTask(folder.url, shard, labels, claims.image, rows.get(file), conversion)
+        for file, shard in claims.shards.items()
     ]
 
 
-def _check_shards(tasks: list[ShardTask], workers: int) -> Iterator[ShardReport]:
+def _check_shards(tasks: list[ShardTask], workers: int) -> Iterable[ShardReport]:
     if not workers:
         return (check_shard(task, Watch()) for task in tasks)
     pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
     console = Console(stderr=True)
-    return iter(
-        track(
-            pool.map(tasks),
-            "Read shards",
-            total=len(tasks),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+    hidden, total = not console.is_terminal, len(tasks)
+    return track(
+        pool.map(tasks), "Read shards", total, console=console, transient=True, disable=hidden
     )
 
 
@@ -148,13 +104,11 @@ def _check_names(
     names: set[str], claims: Claims, reports: Sequence[ShardReport], findings: Findings
 ) -> None:
     """Shard files that are not listed, or that have each other's names."""
-    listed = {shard.file for shard in claims.shards}
-    for name in sorted(names - listed):
+    for name in sorted(names - claims.shards.keys()):
         if ".tfrecord" in name and not name.startswith("."):
-            findings.add(Finding(Check.FILES, "not listed in the manifest", printable(name)))
-    rightful = {shard.sha256: shard.file for shard in claims.shards if shard.bytes}
+            findings.add(Check.FILES, "not listed in the manifest", printable(name))
+    rightful = {shard.stated.get("sha256"): shard.file for shard in claims.shards.values()}
     for report in reports:
-        other = rightful.get(report.sha256)
-        if other is not None and report.claim.sha256 not in (None, report.sha256):
-            message = f"holds what belongs in {other}"
-            findings.add(Finding(Check.FILES, message, report.claim.file))
+        file, other = report.claim.file, rightful.get(report.sha256)
+        if other and report.bytes and report.claim.stated.get("sha256") != report.sha256:
+            findings.add(Check.FILES, f"holds what belongs in {other}", file)

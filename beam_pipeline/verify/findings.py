@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 # Kept of one shard's problems in one check: the first few tell what is wrong, the rest repeat it.
 KEPT = 50
@@ -31,23 +32,14 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
+    """Something that is wrong."""
 
-    Attributes:
-        check: that found it.
-        message: what was expected and what was found.
-        file: in the shard directory.
-        record: its number in the file, from 0.
-        offset: where it begins in the file, bytes.
-        image_id: of the example there.
-    """
-
-    check: Check
-    message: str
-    file: str = ""
-    record: int | None = None
-    offset: int | None = None
-    image_id: str = ""
+    check: Check  # that found it
+    message: str  # what was found, and what was expected
+    file: str = ""  # in the shard directory
+    record: int | None = None  # its number in the file, from 0
+    offset: int | None = None  # where it begins in the file, bytes
+    image_id: str = ""  # of the example there
 
     def __str__(self) -> str:
         """The place and the problem, on one line."""
@@ -62,23 +54,28 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects problems, and how much was checked.
+    """Collects problems, and how much was checked."""
 
-    Attributes:
-        checked: how many things each check looked at.
-        failed: how many problems each found.
-        kept: the first problems of each.
-    """
+    checked: Counter[Check] = field(default_factory=Counter)  # how many things each looked at
+    failed: Counter[Check] = field(default_factory=Counter)  # how many problems each found
+    kept: list[Finding] = field(default_factory=list)  # the first of each
 
-    checked: Counter[Check] = field(default_factory=Counter)
-    failed: Counter[Check] = field(default_factory=Counter)
-    kept: list[Finding] = field(default_factory=list)
+    def add(self, check: Check, message: str, *place: Any) -> None:
+        """Count a problem, and keep it if it is among the first of its check; see Finding."""
+        self.failed[check] += 1
+        if self.failed[check] <= KEPT:
+            self.kept.append(Finding(check, message, *place))
 
-    def add(self, finding: Finding) -> None:
-        """Count a problem, and keep it if it is among the first of its check."""
-        self.failed[finding.check] += 1
-        if self.failed[finding.check] <= KEPT:
-            self.kept.append(finding)
+    def compare(
+        self, check: Check, file: str, what: str, found: Any, expected: Any, basis: str = ""
+    ) -> None:
+        """Check a JSON value against the expected one, or None if that is not known.
+
+        A message names what is compared, and the basis of the expected value.
+        """
+        self.checked[check] += 1
+        for difference in _differences(found, expected, what) if expected is not None else ():
+            self.add(check, f"{difference} ({basis})" if basis else difference, file)
 
     def merge(self, others: Iterable["Findings"]) -> None:
         """Add what others collected."""
@@ -91,6 +88,30 @@ class Findings:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.failed.total()
+
+
+def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
+    """As messages; goes no deeper than both values do."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(expected.keys() - found.keys()):
+            yield f"{path}.{printable(key)} is missing"
+        for key, value in found.items():
+            if key in expected:
+                yield from _differences(value, expected[key], f"{path}.{printable(key)}")
+            else:
+                yield f"{path}.{printable(key)} is unknown"
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for number, (value, other) in enumerate(zip(found, expected, strict=True)):
+            yield from _differences(value, other, f"{path}[{number}]")
+    elif found != expected:
+        yield f"{path}: {show_json(found)}, not {show_json(expected)}"
+
+
+def show_json(value: Any) -> str:
+    """A JSON value, fit for one line of a terminal; of what may be deep only the kind."""
+    if isinstance(value, dict):
+        return "an object"
+    return f"a list of {len(value)}" if isinstance(value, list) else printable(value)
 
 
 def printable(value: object, limit: int = 80) -> str:

@@ -1,6 +1,7 @@
 """index.parquet against the manifest, and its rows shared out to the shards."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,38 +13,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.layout import INDEX, LABEL_PREFIX
+from beam_pipeline.directory.index import index_schema
+from beam_pipeline.layout import INDEX
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims
-from beam_pipeline.verify.description import check_recorded_file, compare, read_described
-from beam_pipeline.verify.findings import Check, Finding, Findings, printable
-
-# Columns of the index by kind; there are also position_z, resized and one for each label.
-_TEXTS = (
-    "image_id",
-    "split",
-    "shard",
-    "patient_id",
-    "study_id",
-    "series_id",
-    "transfer_syntax",
-    "repair",
-    "source",
-)
-_INTEGERS = ("record", "offset", "bytes", "rows", "columns")
+from beam_pipeline.verify.description import read_listed
+from beam_pipeline.verify.findings import Check, Findings, printable
 
 
 @dataclass(frozen=True)
 class IndexRows:
-    """Rows of the index, taken out of it only when they are used or sent to another process.
+    """Rows of the index, taken out of it only when they are used or sent to another process."""
 
-    Attributes:
-        table: the index.
-        places: int64 [n], of the rows.
-    """
-
-    table: pa.Table
-    places: NDArray[np.int64]
+    table: pa.Table  # the index
+    places: NDArray[np.int64]  # [n], of the rows
 
     def __len__(self) -> int:
         return len(self.places)
@@ -52,11 +35,8 @@ class IndexRows:
         return IndexRows, (self._taken(), np.arange(len(self.places)))
 
     def by_record(self) -> dict[int, dict[str, Any]]:
-        """The rows by their record number; of equal numbers the first row."""
-        rows: dict[int, dict[str, Any]] = {}
-        for row in self._taken().to_pylist():
-            rows.setdefault(row["record"], row)
-        return rows
+        """The rows by their record number; of equal numbers the last row."""
+        return {row["record"]: row for row in self._taken().to_pylist()}
 
     def _taken(self) -> pa.Table:
         return self.table.take(pa.array(self.places))
@@ -68,43 +48,38 @@ def read_index(folder: Folder, claims: Claims, findings: Findings) -> pa.Table |
     Returns:
         The rows that have a value in every column, or None if it cannot be read or lacks columns.
     """
-    data = read_described(folder, INDEX, Check.INDEX, findings)
+    data = read_listed(folder, INDEX, Check.INDEX, claims, findings)
     if data is None:
         return None
-    check_recorded_file(INDEX, data, Check.INDEX, claims, findings)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         message = f"cannot be read: {type(error).__name__}: {printable(error)}"
-        findings.add(Finding(Check.INDEX, message, INDEX))
+        findings.add(Check.INDEX, message, INDEX)
         return None
-    if not _check_columns(table, claims.labels, findings):
+    if not _check_columns(table, claims.at("labels") or (), findings):
         return None
-    complete = _without_nulls(table, findings)
-    _check_index_counts(complete, claims, findings)
-    return complete
+    table = _without_nulls(table, findings)
+    repairs = table["repair"].to_pandas().value_counts().drop(Repair.NONE, errors="ignore")
+    found = {
+        "written": len(table),
+        "resized": pc.sum(table["resized"], min_count=0).as_py(),
+        "repaired": repairs.to_dict(),
+    }
+    for name, value in found.items():
+        findings.compare(Check.INDEX, INDEX, name, value, claims.at("counts", name))
+    return table
 
 
-def _check_columns(table: pa.Table, labels: tuple[str, ...] | None, findings: Findings) -> bool:
-    wanted: dict[str, Any] = dict.fromkeys(_TEXTS, _is_text)
-    wanted |= dict.fromkeys(_INTEGERS, pa.types.is_integer)
-    wanted |= {LABEL_PREFIX + label: pa.types.is_integer for label in labels or ()}
-    wanted |= {"position_z": pa.types.is_floating, "resized": pa.types.is_boolean}
-    wrong = []
-    for name, has_kind in wanted.items():
-        found = table.schema.get_all_field_indices(name)
-        if len(found) != 1:
-            wrong.append(f"column {printable(name)} is there {len(found)} times")
-        elif not has_kind(table.schema.types[found[0]]):
-            wrong.append(f"column {printable(name)} has type {table.schema.types[found[0]]}")
-    for message in wrong:
-        findings.add(Finding(Check.INDEX, message, INDEX))
-    return not wrong
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _check_columns(table: pa.Table, labels: Sequence[str], findings: Findings) -> bool:
+    """Whether each column is there once, with the type that it is written with."""
+    found, wanted = {}, {column.name: str(column.type) for column in index_schema(labels)}
+    for name in wanted:
+        places = table.schema.get_all_field_indices(name)
+        found[name] = " and ".join(str(table.schema.types[place]) for place in places) or "missing"
+    findings.compare(Check.INDEX, INDEX, "columns", found, wanted)
+    return found == wanted
 
 
 def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
@@ -115,41 +90,22 @@ def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
     complete = filled.drop_null()
     if len(complete) < len(filled):
         message = f"{len(filled) - len(complete)} rows have empty cells"
-        findings.add(Finding(Check.INDEX, message, INDEX))
+        findings.add(Check.INDEX, message, INDEX)
     return complete
 
 
-def _check_index_counts(table: pa.Table, claims: Claims, findings: Findings) -> None:
-    counted = pc.value_counts(table["repair"]).to_pylist()
-    repairs = {each["values"]: each["counts"] for each in counted if each["values"] != Repair.NONE}
-    resized = pc.sum(table["resized"], min_count=0).as_py()
-    counts, stated = claims.counts, claims.tables.get("repaired")
-    compare(Check.INDEX, INDEX, "rows", len(table), counts.get("written"), findings)
-    compare(Check.INDEX, INDEX, "resized", resized, counts.get("resized"), findings)
-    compare(Check.INDEX, INDEX, "repaired", repairs, stated, findings)
-
-
 def rows_by_shard(table: pa.Table, claims: Claims, findings: Findings) -> dict[str, IndexRows]:
-    """The index's rows of every listed shard; rows of other shards become findings."""
+    """The index's rows of every listed shard; rows of other shards become findings.
+
+    That no record has two rows need not be checked: there are as many rows as records, and every
+    record has to have one.
+    """
     findings.checked[Check.INDEX] += len(table)
-    shards = table["shard"].combine_chunks().dictionary_encode()
-    codes = shards.indices.to_numpy()  # a number a row, not a text
-    places = pd.Series(codes).groupby(codes).indices
-    found = {file: places[code] for code, file in enumerate(shards.dictionary.to_pylist())}
-    rows = {
-        shard.file: IndexRows(table, np.asarray(found.pop(shard.file, []), np.int64))
-        for shard in {shard.file: shard for shard in claims.shards}.values()
+    shards = table["shard"].combine_chunks().dictionary_encode().to_pandas()
+    places: dict[Any, Any] = pd.Series(range(len(shards))).groupby(shards, observed=True).indices
+    for file in sorted(places.keys() - claims.shards.keys()):
+        message = f"{len(places[file])} rows are of {printable(file)}, which is not listed"
+        findings.add(Check.INDEX, message, INDEX)
+    return {
+        file: IndexRows(table, np.asarray(places.get(file, ()), np.int64)) for file in claims.shards
     }
-    for file, others in sorted(found.items()):
-        message = f"{len(others)} rows are of {printable(file)}, which the manifest does not list"
-        findings.add(Finding(Check.INDEX, message, INDEX))
-    _check_repeated(table, codes, findings)
-    return rows
-
-
-def _check_repeated(table: pa.Table, shards: NDArray[np.int32], findings: Findings) -> None:
-    keys = pd.DataFrame({"shard": shards, "record": table["record"].to_numpy()})
-    for place in np.flatnonzero(keys.duplicated()):
-        row = table.slice(int(place), 1).to_pylist()[0]
-        message = f"record {row['record']} of {printable(row['shard'])} has two rows"
-        findings.add(Finding(Check.INDEX, message, INDEX, image_id=row["image_id"]))

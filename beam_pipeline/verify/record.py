@@ -1,5 +1,6 @@
 """One record read back: an Example as the contract has it, and its image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,19 +11,10 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom.slices import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import read_png_header
+from beam_pipeline.layout import EXAMPLE_FEATURES, ID_COLUMNS
 from beam_pipeline.verify.findings import printable
 
-# Feature, the Python type of its values, how many; None for as many as there are labels.
-_FEATURES: dict[str, tuple[type, int | None]] = {
-    "image": (bytes, 1),
-    "image_id": (bytes, 1),
-    "label": (int, None),
-    "patient_id": (bytes, 1),
-    "study_id": (bytes, 1),
-    "series_id": (bytes, 1),
-    "position_z": (float, 1),
-    "pixel_spacing": (float, 2),
-}
+_TYPES = {"PNG": bytes, "string": bytes, "int64": int, "float32": float}
 _LABEL_VALUES = frozenset((-1, 0, 1))
 # OpenCV decodes to BGR order, and gray with alpha to BGRA.
 _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
@@ -30,94 +22,73 @@ _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 
 
 @dataclass(frozen=True)
 class Record:
-    """An Example of the contract.
+    """An Example of the contract."""
 
-    Attributes:
-        image: PNG.
-        image_id: as written.
-        label: 1, 0, or -1 for unknown, one a class.
-        ids: patient_id, study_id and series_id as written.
-        position_z: mm.
-        pixel_spacing: between rows and between columns, mm.
+    image: bytes  # PNG
+    ids: dict[str, str]  # image_id, patient_id, study_id and series_id as written
+    label: tuple[int, ...]  # 1, 0, or -1 for unknown, one a class
+    position_z: float  # mm
+    pixel_spacing: tuple[float, ...]  # between rows and between columns, mm
+
+
+def read_features(data: bytes, labels: Sequence[str] | None) -> Record:
+    """A serialized Example's record; the labels are None if they are not known.
+
+    Raises:
+        ValueError: how it differs from the contract.
     """
-
-    image: bytes
-    image_id: str
-    label: tuple[int, ...]
-    ids: dict[str, str]
-    position_z: float
-    pixel_spacing: tuple[float, ...]
-
-
-def read_features(data: bytes, labels: tuple[str, ...] | None) -> tuple[Record | None, list[str]]:
-    """A serialized Example's record; or None, and how it differs from the contract.
-
-    Args:
-        data: of the record, without its frame.
-        labels: names of the classes, or None if unknown.
-    """
+    features: dict[str, Any] = decode_example(data)
+    if wrong := _check_features(features, labels):
+        raise ValueError("; ".join(wrong))
     try:
-        features = decode_example(data)
-        wrong = _check_features(features, labels)
-        return (None, wrong) if wrong else (_record(features), [])
+        ids = {name: features[name][0].decode() for name in ("image_id", *ID_COLUMNS)}
     except UnicodeError:
-        return None, ["an id is not UTF-8"]
-    except ValueError as error:
-        return None, [str(error)]
-
-
-def _check_features(features: dict[str, Any], labels: tuple[str, ...] | None) -> list[str]:
-    """What differs from the contract."""
-    wrong = []
-    if features.keys() != _FEATURES.keys():
-        missing = sorted(_FEATURES.keys() - features.keys())
-        more = [printable(name) for name in sorted(features.keys() - _FEATURES.keys())]
-        wrong.append(
-            f"features missing: {', '.join(missing) or '-'}; more: {', '.join(more) or '-'}"
-        )
-    for name, (kind, count) in _FEATURES.items():
-        values = features.get(name)
-        if values is None:
-            continue
-        wanted = count if count is not None else len(labels) if labels is not None else len(values)
-        if len(values) != wanted or not all(isinstance(value, kind) for value in values):
-            kinds = sorted({type(value).__name__ for value in values})
-            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {wanted} {kind.__name__}")
-    if not wrong and not set(features["label"]) <= _LABEL_VALUES:
-        wrong.append(f"label is {features['label']}, not of -1, 0 and 1")
-    return wrong
-
-
-def _record(features: dict[str, Any]) -> Record:
-    """Raises UnicodeDecodeError for ids that are not text."""
+        raise ValueError("an id is not UTF-8") from None
     return Record(
         image=features["image"][0],
-        image_id=features["image_id"][0].decode(),
+        ids=ids,
         label=tuple(features["label"]),
-        ids={name: features[name][0].decode() for name in ("patient_id", "study_id", "series_id")},
         position_z=features["position_z"][0],
         pixel_spacing=tuple(features["pixel_spacing"]),
     )
 
 
-def decode_image(
-    png: bytes, shape: tuple[int, int, int] | None, dtype: str | None
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The pixels, [height, width, channels].
+def _check_features(features: dict[str, Any], labels: Sequence[str] | None) -> list[str]:
+    """What differs from the contract."""
+    wrong = []
+    expected = {feature.name for feature in EXAMPLE_FEATURES}
+    if features.keys() != expected:
+        missing = ", ".join(sorted(expected - features.keys()))
+        more = ", ".join(map(printable, sorted(features.keys() - expected)))
+        wrong.append(f"features missing: {missing or '-'}; more: {more or '-'}")
+    for name, dtype, shape, _ in EXAMPLE_FEATURES:
+        values, kind = features.get(name), _TYPES[dtype]
+        if values is None:
+            continue
+        (count,) = shape or (1,)
+        if count == "labels":
+            count = len(values if labels is None else labels)
+        if len(values) != count or not all(isinstance(value, kind) for value in values):
+            kinds = sorted({type(value).__name__ for value in values})
+            wrong.append(f"{name} is {len(values)} {'/'.join(kinds)}, not {count} {kind.__name__}")
+    if not wrong and not set(features["label"]) <= _LABEL_VALUES:
+        wrong.append(f"label is {features['label']}, not of -1, 0 and 1")
+    return wrong
 
-    Args:
-        png: a PNG file's bytes.
-        shape: that they should have, or None if unknown.
-        dtype: "uint8" or "uint16" as they should have it, or None if unknown.
+
+def decode_image(png: bytes, image: dict[str, Any] | None) -> NDArray[np.uint8 | np.uint16]:
+    """The pixels, [height, width, channels]; what the manifest says of them is None if unknown.
 
     Raises:
         ValueError: what is wrong.
     """
     header = read_png_header(png)
-    if shape is not None and header.shape != shape:
-        raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
-    if dtype is not None and header.dtype != dtype:
-        raise ValueError(f"the image is {header.dtype}, not {dtype}")
+    if image is not None:
+        shape = image["height"], image["width"], image["channels"]
+        if header.shape != shape:
+            raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
+        if header.dtype != image["dtype"]:
+            raise ValueError(f"the image is {header.dtype}, not {image['dtype']}")
     height, width, channels = header.shape
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"the image is {_times(header.shape)}: too large")
@@ -130,7 +101,7 @@ def decode_image(
     pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
     if pixels.shape != header.shape or pixels.dtype != header.dtype:
         raise ValueError(f"the PNG decodes to {_times(pixels.shape)} {pixels.dtype}")
-    return cast(NDArray[np.uint8] | NDArray[np.uint16], pixels)
+    return cast(NDArray[np.uint8 | np.uint16], pixels)
 
 
 def _times(shape: tuple[int, ...]) -> str:

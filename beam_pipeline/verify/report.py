@@ -1,7 +1,6 @@
 """What a user sees of a verification."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -53,23 +52,16 @@ def _share(label: str, split: SplitSummary, splits: Sequence[SplitSummary]) -> s
 
 
 def show_findings(console: Console, findings: Findings, limit: int) -> None:
-    """Print the first problems of each check, and how many more there are.
-
-    Args:
-        console: to print to.
-        findings: all of them.
-        limit: how many to print of each check.
-    """
-    ordered = sorted(findings.kept, key=_order)
-    for check, found in groupby(ordered, key=lambda finding: finding.check):
+    """Print the first problems of each check, up to a limit, and how many more there are."""
+    for check in (check for check in Check if findings.failed[check]):
         console.print(f"\n{check.value}:", highlight=False, markup=False)
-        for finding in list(found)[:limit]:
+        found = [finding for finding in findings.kept if finding.check is check]
+        for finding in sorted(found, key=_place)[:limit]:
             console.print(f"  {finding}", highlight=False, markup=False, soft_wrap=True)
-        hidden = findings.failed[check] - min(limit, sum(f.check is check for f in ordered))
+        hidden = findings.failed[check] - min(limit, len(found))
         if hidden:
             console.print(f"  ... and {hidden:,} more", highlight=False)
 
 
-def _order(finding: Finding) -> tuple[int, str, int, str]:
-    record = -1 if finding.record is None else finding.record
-    return list(Check).index(finding.check), finding.file, record, finding.message
+def _place(finding: Finding) -> tuple[str, int, str]:
+    return finding.file, -1 if finding.record is None else finding.record, finding.message

@@ -7,14 +7,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom.slices import Header, read_slice
+from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.errors import Rejected, UsageError
-from beam_pipeline.images.convert import Image, convert_slice
+from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.options import ImageId, ImageOptions
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.verify.findings import printable
+
+Pixels = NDArray[np.uint8 | np.uint16]
 
 # A column added to the index: the file to read, where the index itself shows a number for it.
 FILE = "file"
@@ -22,23 +24,14 @@ FILE = "file"
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a shard directory's images were made of its input.
+    """How a shard directory's images were made of its input."""
 
-    Attributes:
-        files: the input.
-        image: what the images are.
-    """
-
-    files: InputFiles
-    image: ImageOptions
+    files: InputFiles  # the input
+    image: ImageOptions  # what the images are
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
-        """The conversion of a manifest's options.
-
-        Args:
-            source: where the input is now: a folder, a file or a pattern.
-            options: the manifest's, as JSON values.
+        """The conversion of a manifest's options, of an input that may have been moved.
 
         Raises:
             UsageError: the input does not exist.
@@ -47,37 +40,12 @@ class Conversion:
         files = InputFiles.parse(source)
         try:
             image = ImageOptions(**{name: options[name] for name in ImageOptions.model_fields})
-            return cls(files, image)
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
-
-    def read(self, row: dict[str, Any]) -> bytes | OSError:
-        """The bytes of a row's file, or why it cannot be read.
-
-        Raises:
-            StoreError: the input's store fails.
-        """
-        try:
-            return self.files.read(decode_source(row[FILE]))
-        except OSError as error:
-            return error
-
-    def convert(self, data: bytes) -> tuple[Header, Image]:
-        """Convert a file again.
-
-        Raises:
-            Rejected: it is not a usable slice.
-        """
-        slice_ = read_slice(data)
-        return slice_.header, convert_slice(slice_, self.image)
+        return cls(files, image)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
-        """The index with the column FILE.
-
-        Args:
-            index: with the column `source`.
-            options: the manifest's.
-            files_seen: how many files the input had.
+        """The index with the column FILE, for the manifest's options and number of files.
 
         Raises:
             ValueError: sources are shown by number, and the input has more or fewer files now.
@@ -95,65 +63,73 @@ class Conversion:
         files = [encode_source(known.get(source, "")) for source in shown]
         return index.append_column(FILE, pa.array(files, pa.binary()))
 
+    def read(self, row: dict[str, Any]) -> "SourceFile":
+        """The file of a row of the index.
 
-def compare_with_source(
-    conversion: Conversion,
-    row: dict[str, Any],
-    data: bytes | OSError,
-    pixels: NDArray[np.uint8] | NDArray[np.uint16],
-    pixel_spacing: tuple[float, ...],
-) -> list[str]:
-    """What differs between an example and its file, as messages.
-
-    Args:
-        conversion: how to convert the file.
-        row: the example's, of the index.
-        data: of the file, or why it cannot be read.
-        pixels: the example's, [height, width, channels].
-        pixel_spacing: the example's, mm.
-    """
-    source = printable(row["source"])
-    if isinstance(data, FileNotFoundError):
-        return [f"{source} is no longer there"]
-    if isinstance(data, OSError):
-        return [f"{source} cannot be read: {data.strerror or type(data).__name__}"]
-    try:
-        header, image = conversion.convert(data)
-    except Rejected as rejected:
-        return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
-    differences = [_compare_pixels(pixels, image.pixels), *_compare_fields(row, header, image)]
-    spacing = np.asarray(image.pixel_spacing, np.float32)
-    if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
-        differences.append("pixel_spacing differs")
-    return [f"{source} changed: {difference}" for difference in differences if difference]
+        Raises:
+            StoreError: the input's store fails.
+        """
+        try:
+            return SourceFile(self.image, row, self.files.read(decode_source(row[FILE])))
+        except OSError as error:
+            return SourceFile(self.image, row, error)
 
 
-def _compare_pixels(
-    found: NDArray[np.uint8] | NDArray[np.uint16], fresh: NDArray[np.uint8] | NDArray[np.uint16]
-) -> str:
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that an example was made of."""
+
+    image: ImageOptions  # what the image is
+    row: dict[str, Any]  # the example's, of the index
+    data: bytes | OSError  # of the file, or why it cannot be read
+
+    def compare(self, pixels: Pixels, pixel_spacing: tuple[float, ...]) -> list[str]:
+        """What differs between the example and the file, as messages.
+
+        Of the example are the pixels, [height, width, channels], and their spacing, mm.
+        """
+        source = printable(self.row["source"])
+        if isinstance(self.data, FileNotFoundError):
+            return [f"{source} is no longer there"]
+        if isinstance(self.data, OSError):
+            return [f"{source} cannot be read: {self.data.strerror or type(self.data).__name__}"]
+        try:
+            slice_ = read_slice(self.data)
+            image = convert_slice(slice_, self.image)
+        except Rejected as rejected:
+            return [f"{source} is no longer usable: {rejected.reason} {rejected.detail}".rstrip()]
+        fresh = {
+            "rows": slice_.header.rows,
+            "columns": slice_.header.columns,
+            "transfer_syntax": slice_.header.transfer_syntax,
+            "repair": image.repair.value,
+            "resized": image.resized,
+            "position_z": slice_.header.position_z,
+        }
+        differences = _compare_pixels(pixels, image.pixels)
+        differences += [
+            f"{name} is {value}, not {self.row[name]} as in the index"
+            for name, value in fresh.items()
+            if not _same(self.row[name], value)
+        ]
+        spacing = np.asarray(image.pixel_spacing, np.float32)
+        if not np.array_equal(np.asarray(pixel_spacing, np.float32), spacing, equal_nan=True):
+            differences.append("pixel_spacing differs")
+        return [f"{source} changed: {difference}" for difference in differences]
+
+
+def _same(indexed: object, fresh: object) -> bool:
+    return indexed == fresh or (indexed != indexed and fresh != fresh)  # NaN is NaN
+
+
+def _compare_pixels(found: Pixels, fresh: Pixels) -> list[str]:
     if found.shape != fresh.shape or found.dtype != fresh.dtype:
-        return f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"
+        return [f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"]
     if np.array_equal(found, fresh):
-        return ""
-    differing = found != fresh
-    row, column = (int(place[0]) for place in np.nonzero(differing.any(axis=2)))
-    return (
-        f"{int(differing.any(axis=2).sum())} pixels differ, the first at row {row}, column "
-        f"{column}: {fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
-    )
-
-
-def _compare_fields(row: dict[str, Any], header: Header, image: Image) -> list[str]:
-    fresh = {
-        "rows": header.rows,
-        "columns": header.columns,
-        "transfer_syntax": header.transfer_syntax,
-        "repair": image.repair.value,
-        "resized": image.resized,
-        "position_z": header.position_z,
-    }
+        return []
+    differing = (found != fresh).any(axis=2)
+    row, column = (int(place[0]) for place in np.nonzero(differing))
     return [
-        f"{name} is {value}, not {row[name]} as in the index"
-        for name, value in fresh.items()
-        if row[name] != value and not (row[name] != row[name] and value != value)  # NaN is NaN
+        f"{int(differing.sum())} pixels differ, the first at row {row}, column {column}: "
+        f"{fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
     ]

@@ -141,7 +141,7 @@ def write_description(
     )
     files[REJECTS] = _describe_file(encode_rejects(rejects))
     for name, data in (
-        (FEATURES, encode_json(describe_features(len(plan.labels), options.image))),
+        (FEATURES, encode_json(describe_features(len(plan.labels), manifest["image"]))),
         (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
     ):
         folder.write(name, data)

@@ -10,7 +10,6 @@ from beam_pipeline.layout import (
     SHARD_TEMPLATE,
     Feature,
 )
-from beam_pipeline.options import ImageOptions
 
 _MODULES = "tensorflow_datasets.core.features"
 
@@ -34,12 +33,12 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_features(labels: int, image: ImageOptions) -> dict[str, Any]:
+def describe_features(labels: int, image: dict[str, Any]) -> dict[str, Any]:
     """`features.json`: how TensorFlow Datasets decodes an example.
 
     Args:
         labels: how many an example has.
-        image: what each holds.
+        image: the manifest's.
     """
     return {
         "pythonClassName": f"{_MODULES}.features_dict.FeaturesDict",
@@ -52,10 +51,10 @@ def describe_features(labels: int, image: ImageOptions) -> dict[str, Any]:
     }
 
 
-def _describe_feature(feature: Feature, labels: int, image: ImageOptions) -> dict[str, Any]:
+def _describe_feature(feature: Feature, labels: int, image: dict[str, Any]) -> dict[str, Any]:
     if feature.dtype == "PNG":
-        dimensions = _dimensions([image.image_size, image.image_size, image.channels])
-        content = {"shape": dimensions, "dtype": image.dtype, "encodingFormat": "png"}
+        dimensions = _dimensions([image["height"], image["width"], image["channels"]])
+        content = {"shape": dimensions, "dtype": image["dtype"], "encodingFormat": "png"}
         return {"pythonClassName": f"{_MODULES}.image_feature.Image", "image": content}
     if feature.dtype == "string":
         return {"pythonClassName": f"{_MODULES}.text_feature.Text", "text": {}}
