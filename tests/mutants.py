@@ -64,7 +64,7 @@ def copy_of_tree() -> Iterator[Path]:
 def test_module(module: str, sample: int, survivors: bool) -> tuple[int, int]:
     """How many mutants of a module were tested, and how many survived."""
     pytest = f"{shlex.quote(sys.executable)} -m pytest -q -x -n 0 -p no:cacheprovider"
-    command = f"{pytest} {shlex.join(tests_of(module))}"
+    command = f"{pytest} --hypothesis-profile=mutants {shlex.join(tests_of(module))}"
     begun = time.monotonic()
     if subprocess.run(shlex.split(command), stdout=subprocess.DEVNULL).returncode:
         sys.exit(f"the tests of {module} fail without any mutant: {command}")

@@ -33,27 +33,28 @@ def test_the_only_even_assignment_of_four_groups_is_found() -> None:
     assert fold_of[1] != fold_of[2]
 
 
-# Slices with the labels A and B, and all slices, of five patients.
-COUNTS = np.array([[3, 0, 5], [1, 0, 1], [0, 4, 4], [0, 2, 2], [0, 0, 3]], np.float64)
-
-
 @pytest.mark.parametrize(
-    ("fixed", "expected"),
+    ("counts", "fixed", "expected"),
     [
-        # Each fold needs 2 of A, 3 of B, 7.5 slices. A: the first patient to fold 0, the second to
-        # fold 1, which lacks more of A. B: as much is needed by both, so the third goes to fold 1,
-        # which lacks 6.5 slices to 2.5, the fourth to fold 0. The last: fold 1 lacks 2.5 to 0.5.
-        ([-1, -1, -1, -1, -1], [0, 1, 1, 0, 1]),
+        # Slices with the labels A and B, and all slices, of five patients. Each fold needs 2 of A,
+        # 3 of B, 7.5 slices. A: the first patient to fold 0, the second to fold 1, which lacks more
+        # of A. B: both need as much of it, so the third goes to fold 1, which lacks 6.5 slices to
+        # 2.5, the fourth to fold 0. The last: fold 1 lacks 2.5 to 0.5.
+        ("305 101 044 022 003", [-1, -1, -1, -1, -1], [0, 1, 1, 0, 1]),
         # Fold 0 lacks 4.5 slices at first. The first goes to fold 1, the second to fold 0; then
         # fold 0 lacks 3.5 slices, fold 1 lacks 2.5.
-        ([-1, -1, -1, -1, 0], [1, 0, 0, 1, 0]),
+        ("305 101 044 022 003", [-1, -1, -1, -1, 0], [1, 0, 0, 1, 0]),
+        # The third goes to fold 0, which lacks 4.5 slices to 0.5, though it has more than enough
+        # of A.
+        ("202 106 044 011", [-1, -1, -1, -1], [0, 1, 0, 1]),
     ],
 )
 def test_patients_are_dealt_by_the_rarest_label_first(
-    fixed: list[int], expected: list[int]
+    counts: str, fixed: list[int], expected: list[int]
 ) -> None:
-    dealt = _deal(COUNTS, np.array([0.5, 0.5]), np.array(fixed), np.random.default_rng(0))
-    assert dealt.tolist() == expected
+    of_patients = np.array([[*map(float, digits)] for digits in counts.split()])
+    shares, rng = np.array([0.5, 0.5]), np.random.default_rng(0)
+    assert _deal(of_patients, shares, np.array(fixed), rng).tolist() == expected
 
 
 def imbalance(counts: np.ndarray, shares: np.ndarray, fold_of: np.ndarray) -> float:
