@@ -175,6 +175,13 @@ def test_groups_that_have_a_fold_keep_it() -> None:
     assert np.bincount(fold_of[::4]).tolist() == [5, 5]
 
 
+def test_groups_that_have_a_fold_keep_it_though_it_is_too_large() -> None:
+    groups = np.repeat(np.arange(40), 5)
+    fixed = np.where(np.arange(40) < 30, 0, -1)
+    fold_of = assign_folds(groups, np.ones((200, 1), np.int8), even(2), seed=0, fixed=fixed)
+    assert fold_of.tolist() == [0] * 30 + [1] * 10
+
+
 def test_too_few_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="3 patients cannot fill 5 folds"):
         assign_folds(np.array([0, 1, 2]), np.zeros((3, 1), np.int8), even(5), seed=0)
