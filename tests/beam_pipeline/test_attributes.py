@@ -60,7 +60,7 @@ def test_texts_are_without_the_blanks_and_zeros_around_them() -> None:
 def test_a_text_that_is_absent_or_empty() -> None:
     for value in (None, "", "  "):
         assert of(PatientID=value).text("PatientID", required=False) == ""
-        with pytest.raises(Rejected, match="MISSING_ATTRIBUTE.*PatientID"):
+        with pytest.raises(Rejected, match=r"MISSING_ATTRIBUTE.*PatientID"):
             of(PatientID=value).text("PatientID")
     assert of().texts("ImageType") == ()
 
@@ -82,7 +82,7 @@ def test_a_default_is_for_what_is_absent_or_empty(value: str | None) -> None:
     attributes = of(RescaleSlope=value)
     assert attributes.number("RescaleSlope", 0.0) == 0
     assert attributes.integer("RescaleSlope", 7) == 7
-    with pytest.raises(Rejected, match="MISSING_ATTRIBUTE.*RescaleSlope"):
+    with pytest.raises(Rejected, match=r"MISSING_ATTRIBUTE.*RescaleSlope"):
         attributes.number("RescaleSlope")
 
 
