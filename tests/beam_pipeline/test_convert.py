@@ -122,6 +122,9 @@ def test_another_size_is_fitted_and_the_spacing_follows() -> None:
 def test_shrinking_averages_areas() -> None:
     pixels = np.array([[[0], [100]], [[100], [200]]], np.uint8)
     assert letterbox(pixels, 1, np.zeros(1, np.uint8)).tolist() == [[[100]]]
+    rim = np.zeros((8, 8, 1), np.uint8)
+    rim[:, 0] = 200  # a quarter of what becomes one pixel
+    assert letterbox(rim, 2, np.zeros(1, np.uint8))[..., 0].tolist() == [[50, 0], [50, 0]]
 
 
 def test_enlarging_is_linear() -> None:
