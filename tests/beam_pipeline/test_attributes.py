@@ -112,6 +112,13 @@ def test_so_many_numbers_or_none(
     assert repr(attributes.first_number("PixelSpacing")) == repr(first)
 
 
+def test_garbage_is_no_number() -> None:
+    data = make_dicom(np.zeros((4, 4), np.int16), PixelSpacing=["77777", "77777"])
+    attributes = Attributes(read(data.replace(b"77777\\77777", b"garbage\\1.5")))
+    assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
+    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+
+
 @pytest.mark.parametrize("underscored", [b"1_000", b"1 000", b"1,000"])
 def test_what_only_python_takes_for_a_number_is_none(underscored: bytes) -> None:
     dataset = read(make_dicom(np.zeros((4, 4), np.int16), RescaleSlope="77777"))

@@ -79,6 +79,17 @@ def test_waits_grow_up_to_a_quarter_of_a_minute(clock: Clock) -> None:
     assert len(set(clock.waits)) > len(clock.waits) / 2  # many workers do not come back at once
 
 
+def test_the_first_waits_are_of_a_quarter_second_and_its_doubles_at_most(clock: Clock) -> None:
+    longest = [0.0] * 3
+    for _ in range(200):
+        clock.waits.clear()
+        Patience("store", 600.0).request(failing(4, Transient()))
+        longest = [max(both) for both in zip(longest, clock.waits, strict=True)]
+    assert 0.2 < longest[0] <= 0.25
+    assert 0.4 < longest[1] <= 0.5
+    assert 0.8 < longest[2] <= 1.0
+
+
 @pytest.mark.parametrize("transient", [0, 1, 3])
 def test_any_other_failure_is_raised_as_it_is(clock: Clock, transient: int) -> None:
     calls = [0]
