@@ -119,6 +119,16 @@ def test_garbage_is_no_number() -> None:
     assert repr(attributes.first_number("PixelSpacing")) == "nan"
 
 
+def test_bytes_that_are_no_value_of_their_kind_are_no_numbers() -> None:
+    data = make_dicom(np.zeros((4, 4), np.int16), PixelSpacing=["77777", "77777"])
+    # Doubles of 8 bytes; there are 12.
+    attributes = Attributes(read(data.replace(b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00FD")))
+    with pytest.raises(Rejected, match="PixelSpacing: BytesLengthException"):
+        attributes.value("PixelSpacing")
+    assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
+    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+
+
 @pytest.mark.parametrize("underscored", [b"1_000", b"1 000", b"1,000"])
 def test_what_only_python_takes_for_a_number_is_none(underscored: bytes) -> None:
     dataset = read(make_dicom(np.zeros((4, 4), np.int16), RescaleSlope="77777"))
