@@ -1,3 +1,4 @@
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,21 @@ def test_no_move_and_no_swap_makes_two_folds_more_even(
             changed[[group, other]] = 1 - changed[[group, other]]
             if len(set(changed)) == 2 and (group == other or fold_of[group] != fold_of[other]):
                 assert imbalance(of_group, shares, changed) >= least - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_swaps_of_all_pairs_of_folds_are_tried(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 40, 24)
+    fold_of = assign_folds(
+        np.repeat(np.arange(24), counts), np.zeros((counts.sum(), 0), np.int8), even(4), seed=seed
+    )
+    sizes, shares = counts[:, None].astype(float), np.full(4, 0.25)
+    least = imbalance(sizes, shares, fold_of)
+    for one, other in combinations(range(24), 2):
+        swapped = fold_of.copy()
+        swapped[[one, other]] = fold_of[[other, one]]
+        assert imbalance(sizes, shares, swapped) >= least - 1e-9
 
 
 @given(st.data())
