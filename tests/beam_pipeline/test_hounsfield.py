@@ -63,6 +63,13 @@ def test_stored_values_worked_out_by_hand(
     assert stored_values(encoding)[pattern] == value
 
 
+@pytest.mark.parametrize(("allocated", "patterns"), [(8, 256), (16, 65536)])
+def test_a_table_has_an_entry_for_each_bit_pattern(allocated: int, patterns: int) -> None:
+    encoding = PixelEncoding(allocated, 7, 6, signed=False, slope=1.0, intercept=0.0)
+    assert stored_values(encoding).shape == (patterns,)
+    assert hounsfield_table(encoding, Repair.NONE).shape == (patterns,)
+
+
 def test_slope_and_intercept() -> None:
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=2.5, intercept=-4047.0)
     table = hounsfield_table(encoding, Repair.NONE)
