@@ -71,7 +71,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
-        test test-engines lint clean
+        test test-engines mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
@@ -134,6 +134,9 @@ test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, 
 test-engines: $(VENV)/.dev ## Run the tests on Beam's runners, as far as they can be had here
 	@$(RUN_PY) -m pytest tests/engines $(ARGS)
 
+mutants: $(VENV)/.mutants ## Change pure modules a token at a time: which changes does no test notice?
+	@$(RUN_PY) -m tests.mutants $(if $(MODULE),--module $(MODULE)) $(ARGS)
+
 # Real slices where there are some, the sample's otherwise.
 BENCH_INPUT  = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
 BENCH_LABELS = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/labels.csv,$(SAMPLE)/labels.csv)
@@ -180,7 +183,8 @@ $(VENV)/.jax: EXTRAS = [trainer,$(if $(shell command -v nvidia-smi 2>/dev/null),
 $(VENV)/.gcp: EXTRAS = [gcp]
 $(VENV)/.onnx: EXTRAS = [trainer,onnx]
 $(VENV)/.dev: EXTRAS = [trainer,dev]
-$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.jax $(VENV)/.dev: setup.py constraints.txt
+$(VENV)/.mutants: EXTRAS = [trainer,dev,mutants]
+$(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.jax $(VENV)/.dev $(VENV)/.mutants: setup.py constraints.txt
 	@echo "Setting up $(VENV) for '$(@F:.%=%)' (once) ..."
 	@test -x $(RUN_PY) || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"

@@ -69,6 +69,7 @@ setup(
         "jax-cuda": ["jax[cuda13]"],
         "onnx": EXPORT,
         "gcp": ["apache-beam[gcp]>=2.77"],
+        "mutants": ["cosmic-ray"],
         "dev": [
             *EXPORT,
             "apache-beam[gcp]>=2.77",

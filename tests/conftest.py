@@ -5,11 +5,19 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+# Of `make mutants`: the same examples for every mutant, and that one fails is enough.
+settings.register_profile(
+    "mutants",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+)
 
 # What a shell runs in the background ignores it, and so do the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

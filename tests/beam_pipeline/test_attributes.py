@@ -1,7 +1,9 @@
 """pydicom is the judge of what an attribute's value is."""
 
 import io
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -11,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.dicom.attributes import Attributes
 from beam_pipeline.dicom.slices import _KEYWORDS
-from tests.beam_pipeline.dicom_files import make_dicom
+from beam_pipeline.errors import Rejected
+from tests.beam_pipeline.dicom_files import items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 PLAIN = [keyword for keyword in _KEYWORDS if not keyword.endswith("Sequence")]
@@ -41,3 +44,115 @@ def test_equal_bytes_are_read_by_the_sign_of_their_own_file(syntax: str) -> None
     for _ in range(2):
         assert Attributes(signed).value("PixelPaddingValue") == -2000
         assert Attributes(unsigned).value("PixelPaddingValue") == 63536
+
+
+def of(**attributes: Any) -> Attributes:
+    """Attributes as they are read from a file."""
+    return Attributes(read(make_dicom(np.zeros((4, 4), np.int16), **attributes)))
+
+
+def test_texts_are_without_the_blanks_and_zeros_around_them() -> None:
+    assert of(ImageType=[" AXIAL ", "A B", "C"]).texts("ImageType") == ("AXIAL", "A B", "C")
+    assert of(ImageType=["AXIAL", "A B"]).text("ImageType") == "AXIAL\\A B"
+    assert of(PatientID="P\0").text("PatientID") == "P"
+
+
+def test_a_text_that_is_absent_or_empty() -> None:
+    for value in (None, "", "  "):
+        assert of(PatientID=value).text("PatientID", required=False) == ""
+        with pytest.raises(Rejected, match=r"MISSING_ATTRIBUTE.*PatientID"):
+            of(PatientID=value).text("PatientID")
+    assert of().texts("ImageType") == ()
+
+
+def test_a_number_is_no_text() -> None:
+    with pytest.raises(Rejected, match="Rows is no text"):
+        of().texts("Rows")
+
+
+def test_a_number_may_be_written_several_times() -> None:
+    attributes = of(RescaleSlope=["2", "2.0", "2.00"])
+    assert attributes.number("RescaleSlope") == attributes.integer("RescaleSlope") == 2
+    with pytest.raises(Rejected, match="RescaleSlope is not one number"):
+        of(RescaleSlope=["2", "2.1"]).number("RescaleSlope")
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_default_is_for_what_is_absent_or_empty(value: str | None) -> None:
+    attributes = of(RescaleSlope=value)
+    assert attributes.number("RescaleSlope", 0.0) == 0
+    assert attributes.integer("RescaleSlope", 7) == 7
+    with pytest.raises(Rejected, match=r"MISSING_ATTRIBUTE.*RescaleSlope"):
+        attributes.number("RescaleSlope")
+
+
+def test_an_integer_has_no_fraction() -> None:
+    assert of(NumberOfFrames="-3").integer("NumberOfFrames") == -3
+    assert of(RescaleSlope="3.0").integer("RescaleSlope") == 3
+    with pytest.raises(Rejected, match="RescaleSlope is not one integer"):
+        of(RescaleSlope="3.5").integer("RescaleSlope")
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers", "first"),
+    [
+        (["1", "2.5"], (1.0, 2.5), 1.0),
+        (["1", "2", "3"], None, 1.0),
+        ("1", None, 1.0),
+        (["1", "inf"], None, 1.0),
+        (["nan", "1"], None, math.nan),
+        (None, None, math.nan),
+    ],
+)
+def test_so_many_numbers_or_none(
+    value: Any, numbers: tuple[float, ...] | None, first: float
+) -> None:
+    attributes = of(PixelSpacing=value)
+    assert repr(attributes.numbers("PixelSpacing", 2)) == repr(numbers or (math.nan, math.nan))
+    assert repr(attributes.first_number("PixelSpacing")) == repr(first)
+
+
+def test_garbage_is_no_number() -> None:
+    data = make_dicom(np.zeros((4, 4), np.int16), PixelSpacing=["77777", "77777"])
+    attributes = Attributes(read(data.replace(b"77777\\77777", b"garbage\\1.5")))
+    assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
+    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+
+
+def test_bytes_that_are_no_value_of_their_kind_are_no_numbers() -> None:
+    data = make_dicom(np.zeros((4, 4), np.int16), PixelSpacing=["77777", "77777"])
+    # Doubles of 8 bytes; there are 12.
+    attributes = Attributes(read(data.replace(b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00FD")))
+    with pytest.raises(Rejected, match="PixelSpacing: BytesLengthException"):
+        attributes.value("PixelSpacing")
+    assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
+    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+
+
+@pytest.mark.parametrize("underscored", [b"1_000", b"1 000", b"1,000"])
+def test_what_only_python_takes_for_a_number_is_none(underscored: bytes) -> None:
+    dataset = read(make_dicom(np.zeros((4, 4), np.int16), RescaleSlope="77777"))
+    data = make_dicom(np.zeros((4, 4), np.int16), RescaleSlope="77777").replace(
+        b"77777", underscored
+    )
+    assert Attributes(dataset).number("RescaleSlope") == 77777
+    with pytest.raises(Rejected, match="RescaleSlope"):
+        Attributes(read(data)).number("RescaleSlope")
+
+
+def test_what_a_frame_has_comes_first_and_what_it_lacks_from_the_image() -> None:
+    measures = {"PixelMeasuresSequence": items(PixelSpacing=[4.0, 5.0], SliceThickness=None)}
+    both = of(PixelSpacing=[1.0, 2.0], SharedFunctionalGroupsSequence=items(**measures))
+    assert both.numbers("PixelSpacing", 2) == (4.0, 5.0)
+    empty = {"PixelMeasuresSequence": items(PixelSpacing="")}
+    top = of(PixelSpacing=[1.0, 2.0], SharedFunctionalGroupsSequence=items(**empty))
+    assert top.numbers("PixelSpacing", 2) == (1.0, 2.0)
+    assert (of().frames, both.frames) == (1, 1)
+
+
+def test_frames_are_counted_in_the_larger_of_the_groups() -> None:
+    groups = {
+        "SharedFunctionalGroupsSequence": items() + items(),
+        "PerFrameFunctionalGroupsSequence": items() + items() + items(),
+    }
+    assert of(**groups).frames == 3

@@ -1,5 +1,7 @@
 """Headers of code streams, worked out by hand, and of any bytes at all."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -30,6 +32,63 @@ def test_jpeg_2000() -> None:
 
 
 @pytest.mark.parametrize(
+    ("depth", "precision", "signed"), [(0x0B, 12, False), (0x7F, 128, False), (0x80, 1, True)]
+)
+def test_a_jpeg_2000_sample_has_its_sign_in_its_highest_bit(
+    depth: int, precision: int, signed: bool
+) -> None:
+    stream = describe_j2k(SIZ[:40] + bytes([1, 3, depth, 1, 1]) + END)
+    assert (stream.precision, stream.signed, stream.components) == (precision, signed, 0x0103)
+
+
+@pytest.mark.parametrize("marker", range(0xC0, 0xD0))
+def test_a_frame_starts_at_the_markers_of_table_b_1(marker: int) -> None:
+    frame = b"\xff\xd8\xff" + bytes([marker]) + SOF3[2:] + END
+    if marker in (0xC4, 0xC8, 0xCC):  # Huffman tables, an extension, arithmetic conditioning
+        with pytest.raises(Rejected, match="no frame header"):
+            describe_jpeg(frame)
+    else:
+        assert describe_jpeg(frame).rows == 512
+
+
+@pytest.mark.parametrize(
+    "between", ["ff01", "ffd0", "ffd7", "ffd8", "ff", "ffff", "ff02 0003 ff", "ffda 0002", "ffd9"]
+)
+def test_what_stands_before_the_frame_header_is_passed_over(between: str) -> None:
+    frame = b"\xff\xd8" + bytes.fromhex(between) + SOF3 + END
+    if between[:4] in ("ffda", "ffd9"):  # after the scan, and the end, there is none
+        with pytest.raises(Rejected, match="no frame header"):
+            describe_jpeg(frame)
+    else:
+        assert describe_jpeg(frame).rows == 512
+
+
+def test_a_frame_header_is_described_if_all_of_it_is_there() -> None:
+    frame = bytes.fromhex("ffd8 ffc3 0008 10 ffd9 0100 01")  # the end is in its rows
+    assert describe_jpeg(frame) == CodeStream(0xFFD9, 0x0100, 1, 16)
+    with pytest.raises(Rejected, match="no frame header"):
+        describe_jpeg(frame[:-1])
+
+
+def test_a_thousand_scans_are_the_most() -> None:
+    frame = b"\xff\xd8" + SOF3 + b"\xff\xda" * 1000
+    assert describe_jpeg(frame + END).rows == 512
+    with pytest.raises(Rejected, match="more than 1000 scans"):
+        describe_jpeg(frame + b"\xff\xda" + END)
+
+
+@pytest.mark.parametrize(
+    ("describe", "beginning"), [(describe_jpeg, b"\xff\xd8" + SOF3), (describe_j2k, SIZ)]
+)
+def test_the_end_is_within_the_last_16_bytes(
+    describe: Callable[[bytes], CodeStream], beginning: bytes
+) -> None:
+    assert describe(beginning + END + bytes(14)).rows == 512
+    with pytest.raises(Rejected, match="no end"):
+        describe(beginning + END + bytes(15))
+
+
+@pytest.mark.parametrize(
     ("frame", "reason"),
     [
         (b"", Reason.CORRUPT_PIXELS),
@@ -52,6 +111,8 @@ def test_what_is_no_whole_jpeg(frame: bytes, reason: Reason) -> None:
         (b"", Reason.CORRUPT_PIXELS),
         (SIZ[:-1] + END[:1], Reason.TRUNCATED_PIXELS),
         (SIZ[:-2], Reason.CORRUPT_PIXELS),
+        (SIZ[:-1], Reason.CORRUPT_PIXELS),
+        (SIZ[:-2] + b"\x02\x01" + END, Reason.CORRUPT_PIXELS),
         (SIZ[:-1] + b"\x02" + END, Reason.CORRUPT_PIXELS),
         (SIZ, Reason.TRUNCATED_PIXELS),
     ],

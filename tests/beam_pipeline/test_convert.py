@@ -66,6 +66,15 @@ def test_hounsfield_units_are_stored_with_an_offset_and_clipped() -> None:
     assert image.pixels[0, :4, 0].tolist() == [0, 0, 1024, 32767]
 
 
+def test_hounsfield_units_above_what_16_bits_hold_are_clipped() -> None:
+    # 65535 holds 65535 - 1024 HU; at a slope of 2 stored values are an even number of HU.
+    encoding = dataclasses.replace(SIGNED, signed=False, slope=2.0)
+    stored = np.full((32, 32), 65535, np.uint16)
+    stored[0, :2] = [32767, 32768]
+    image = convert_slice(make_slice(stored, encoding), ImageSpec((), 32))
+    assert image.pixels[0, :3, 0].tolist() == [65534, 65535, 65535]
+
+
 def test_hounsfield_units_are_rounded_and_letterboxed_on_air() -> None:
     stored = np.full((32, 64), 3, np.int16)
     encoding = dataclasses.replace(SIGNED, slope=0.5, intercept=0.0)
@@ -120,6 +129,23 @@ def test_another_size_is_fitted_and_the_spacing_follows() -> None:
 def test_shrinking_averages_areas() -> None:
     pixels = np.array([[[0], [100]], [[100], [200]]], np.uint8)
     assert letterbox(pixels, 1, np.zeros(1, np.uint8)).tolist() == [[[100]]]
+    rim = np.zeros((8, 8, 1), np.uint8)
+    rim[:, 0] = 200  # a quarter of what becomes one pixel
+    assert letterbox(rim, 2, np.zeros(1, np.uint8))[..., 0].tolist() == [[50, 0], [50, 0]]
+
+
+def test_enlarging_is_linear() -> None:
+    pixels = np.array([[[0], [100]], [[0], [100]]], np.uint8)
+    assert letterbox(pixels, 4, np.zeros(1, np.uint8))[0, :, 0].tolist() == [0, 25, 75, 100]
+
+
+@pytest.mark.parametrize("thin", [(100, 1), (1, 100)])
+def test_what_is_thinner_than_a_pixel_is_one_wide_and_left_of_the_middle(
+    thin: tuple[int, int],
+) -> None:
+    fitted = letterbox(np.full((*thin, 1), 9, np.uint8), 10, np.zeros(1, np.uint8))[..., 0]
+    line = fitted.any(axis=0 if thin[1] == 1 else 1)
+    assert np.flatnonzero(line).tolist() == [4]
 
 
 def test_the_border_has_the_color_given() -> None:

@@ -426,6 +426,88 @@ def test_the_largest_matrix_is_read() -> None:
     assert header_of(make_dicom(pixels)).rows == side
 
 
+@pytest.mark.parametrize(("side", "usable"), [(4096, True), (4097, False)])
+def test_a_matrix_of_16_mebipixels_is_the_largest(side: int, usable: bool) -> None:
+    pixels = np.zeros((side, 4096), np.uint8)
+    pixels[0, 0] = 1
+    header, _ = rejections(make_dicom(pixels))
+    assert header == (None if usable else (Reason.TOO_LARGE, "4097 x 4096 pixels"))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "usable"),
+    [
+        ({"RescaleSlope": "1e6"}, True),
+        ({"RescaleSlope": "-1000001"}, False),
+        ({"RescaleIntercept": "-1e6"}, True),
+        ({"RescaleIntercept": "1000001"}, False),
+        ({"RescaleIntercept": "0"}, True),
+        ({"BitsStored": 1, "HighBit": 0}, True),
+        ({"BitsStored": 0, "HighBit": 15}, False),
+        ({"BitsStored": 12, "HighBit": 15}, True),
+        ({"BitsStored": 12, "HighBit": 16}, False),
+        ({"Rows": 1, "Columns": 6}, True),
+        ({"Rows": 6, "Columns": 1}, True),
+        ({"Rows": 6, "Columns": 0}, False),
+    ],
+)
+def test_the_largest_and_least_that_are_usable(attributes: dict[str, Any], usable: bool) -> None:
+    header, full = rejections(make_dicom(**attributes))
+    assert header == full
+    assert (header is None) is usable
+    assert usable or (header is not None and header[0] is Reason.INVALID_ATTRIBUTE)
+
+
+# A slice whose header is known
+
+
+def test_a_header_that_has_not_changed_is_not_read_again() -> None:
+    data = make_dicom()
+    known = replace(header_of(data), patient_id="as it was read before")
+    source = read_slice(data, known)
+    assert source.header is known
+    assert np.array_equal(source.pixels.view(np.int16), SIGNED_16)
+
+
+@pytest.mark.parametrize("change", ["of the header", "cut", "none that is known"])
+def test_a_file_that_has_changed_is_read_again(change: str) -> None:
+    data = make_dicom()
+    known = replace(header_of(data), patient_id="as it was read before")
+    if change == "cut":
+        with pytest.raises(Rejected, match="truncated_pixels"):
+            read_slice(data[:-1], known)
+    elif change == "of the header":
+        assert (
+            read_slice(data.replace(b"PATIENT", b"ANOTHER"), known).header.patient_id == "ANOTHER"
+        )
+    else:
+        assert read_slice(data, replace(known, beginning="")).header.patient_id == "PATIENT"
+
+
+@pytest.mark.parametrize(
+    ("syntax", "bits", "remembered"),
+    [
+        (uid.ImplicitVRLittleEndian, np.int16, True),
+        (uid.ExplicitVRLittleEndian, np.int16, True),
+        (uid.ExplicitVRLittleEndian, np.uint8, False),
+        (uid.ExplicitVRBigEndian, np.int16, False),  # its words are in another order
+        (uid.DeflatedExplicitVRLittleEndian, np.int16, False),
+    ],
+)
+def test_headers_are_remembered_where_pixels_are_words_of_this_machine(
+    syntax: str, bits: Any, remembered: bool
+) -> None:
+    data = make_dicom(np.array([[1, 2], [3, 4]], bits), syntax=syntax)
+    assert bool(header_of(data).beginning) is remembered
+
+
+@pytest.mark.parametrize("place", [0, 255, 256, 257, 511, 512, 1023])
+def test_one_other_pixel_makes_an_image_not_constant(place: int) -> None:
+    pixels = np.zeros((32, 32), np.int16)
+    pixels.reshape(-1)[place] = 1
+    assert read_slice(make_dicom(pixels)).pixels.sum() == 1
+
+
 # Nothing of a header leaves but what was asked for
 
 

@@ -210,8 +210,15 @@ def test_reading_goes_on_after_damaged_data() -> None:
     assert read_record(file, len(first) + len(second)) is None
 
 
-def test_an_impossible_length_with_a_right_checksum_is_not_allocated() -> None:
-    length = struct.pack("<Q", 1 << 60)
-    checksum = frame_record(length)[-4:]
-    with pytest.raises(CorruptRecord, match="length"):
-        list(read_records(io.BytesIO(length + checksum)))
+TOO_LONG = "checksum of the length"
+
+
+@pytest.mark.parametrize(
+    ("length", "what"),
+    [(1 << 60, TOO_LONG), (1 << 31, TOO_LONG), ((1 << 31) - 1, "truncated data")],
+)
+def test_a_length_that_no_message_has_is_not_allocated_for(length: int, what: str) -> None:
+    packed = struct.pack("<Q", length)
+    checksum = frame_record(packed)[-4:]  # the right one
+    with pytest.raises(CorruptRecord, match=what):
+        list(read_records(io.BytesIO(packed + checksum)))

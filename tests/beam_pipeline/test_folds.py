@@ -1,3 +1,4 @@
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.folds import assign_folds, assign_shards
+from beam_pipeline.planning.folds import _Balance, _deal, assign_folds, assign_shards
 from beam_pipeline.planning.labels import RSNA_LABELS
 
 
@@ -31,6 +32,128 @@ def test_the_only_even_assignment_of_four_groups_is_found() -> None:
     fold_of = assign_folds(groups, labels, even(2), seed=0)
     assert fold_of[0] != fold_of[3]
     assert fold_of[1] != fold_of[2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "fixed", "expected"),
+    [
+        # Slices with the labels A and B, and all slices, of five patients. Each fold needs 2 of A,
+        # 3 of B, 7.5 slices. A: the first patient to fold 0, the second to fold 1, which lacks more
+        # of A. B: both need as much of it, so the third goes to fold 1, which lacks 6.5 slices to
+        # 2.5, the fourth to fold 0. The last: fold 1 lacks 2.5 to 0.5.
+        ("305 101 044 022 003", [-1, -1, -1, -1, -1], [0, 1, 1, 0, 1]),
+        # Fold 0 lacks 4.5 slices at first. The first goes to fold 1, the second to fold 0; then
+        # fold 0 lacks 3.5 slices, fold 1 lacks 2.5.
+        ("305 101 044 022 003", [-1, -1, -1, -1, 0], [1, 0, 0, 1, 0]),
+        # The third goes to fold 0, which lacks 4.5 slices to 0.5, though it has more than enough
+        # of A.
+        ("202 106 044 011", [-1, -1, -1, -1], [0, 1, 0, 1]),
+    ],
+)
+def test_patients_are_dealt_by_the_rarest_label_first(
+    counts: str, fixed: list[int], expected: list[int]
+) -> None:
+    of_patients = np.array([[*map(float, digits)] for digits in counts.split()])
+    shares, rng = np.array([0.5, 0.5]), np.random.default_rng(0)
+    assert _deal(of_patients, shares, np.array(fixed), rng).tolist() == expected
+
+
+def imbalance(counts: np.ndarray, shares: np.ndarray, fold_of: np.ndarray) -> float:
+    """The squared deviations from the folds' shares, in units of an even share, 1 at least."""
+    total = counts.sum(axis=0)
+    held = np.array([counts[fold_of == fold].sum(axis=0) for fold in range(len(shares))])
+    unit = np.maximum(total / len(shares), 1)
+    return float((((held - np.outer(shares, total)) / unit) ** 2).sum())
+
+
+@st.composite
+def dealings(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Counts of some groups, shares of some folds, the groups' folds, and which may be moved."""
+    folds, groups = draw(st.integers(2, 4)), draw(st.integers(4, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    counts = rng.integers(0, 6, (groups, 3)) * rng.integers(0, 2, (groups, 3))
+    fold_of = rng.permutation(np.r_[np.arange(folds), rng.integers(0, folds, groups - folds)])
+    return counts.astype(float), rng.dirichlet(np.ones(folds)), fold_of, rng.random(groups) < 0.8
+
+
+@given(dealings())
+def test_the_best_move_is_that_of_trying_all(
+    dealing: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    counts, shares, fold_of, movable = dealing
+    before = imbalance(counts, shares, fold_of)
+    gains = []
+    for group in np.flatnonzero(movable & (np.bincount(fold_of)[fold_of] > 1)):
+        for fold in set(range(len(shares))) - {int(fold_of[group])}:
+            moved = fold_of.copy()
+            moved[group] = fold
+            gains.append(imbalance(counts, shares, moved) - before)
+    balance = _Balance(counts, shares, fold_of.copy(), movable)
+    gain, group, fold = balance.best_move()
+    assert gain == pytest.approx(min(gains, default=np.inf), abs=1e-9)
+    if gains:
+        balance.move(group, fold)
+        assert imbalance(counts, shares, balance.fold_of) == pytest.approx(before + gain, abs=1e-9)
+        fresh = _Balance(counts, shares, balance.fold_of.copy(), movable)
+        np.testing.assert_allclose(balance.excess, fresh.excess, atol=1e-9)
+        assert balance.sizes.tolist() == fresh.sizes.tolist()
+
+
+@given(dealings())
+def test_the_best_swap_is_that_of_trying_all(
+    dealing: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    counts, shares, fold_of, movable = dealing
+    before = imbalance(counts, shares, fold_of)
+    gains = []
+    for here in np.flatnonzero(movable & (fold_of == 1)):
+        for there in np.flatnonzero(movable & (fold_of == 0)):
+            swapped = fold_of.copy()
+            swapped[[here, there]] = 0, 1
+            gains.append(imbalance(counts, shares, swapped) - before)
+    balance = _Balance(counts, shares, fold_of.copy(), movable)
+    gain, here, there = balance.best_swap(1, 0, np.random.default_rng(0))
+    assert gain == pytest.approx(min(gains, default=0.0), abs=1e-9)
+    if gains:
+        balance.move(here, 0)
+        balance.move(there, 1)
+        assert imbalance(counts, shares, balance.fold_of) == pytest.approx(before + gain, abs=1e-9)
+
+
+@given(dealings())
+def test_no_move_and_no_swap_makes_two_folds_more_even(
+    dealing: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    counts = np.maximum(dealing[0], 1).astype(int)
+    groups = np.repeat(np.arange(len(counts)), counts.max(axis=1))
+    labels = np.concatenate([np.arange(of.max())[:, None] < of for of in counts]).astype(np.int8)
+    shares = np.array([0.3, 0.7])
+    fold_of = assign_folds(groups, labels, shares.tolist(), seed=0)
+    of_group = np.array(
+        [[*labels[groups == g].sum(axis=0), (groups == g).sum()] for g in set(groups)]
+    )
+    least = imbalance(of_group, shares, fold_of)
+    for group in range(len(counts)):
+        for other in range(group + 1):  # a group with itself is moved
+            changed = fold_of.copy()
+            changed[[group, other]] = 1 - changed[[group, other]]
+            if len(set(changed)) == 2 and (group == other or fold_of[group] != fold_of[other]):
+                assert imbalance(of_group, shares, changed) >= least - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_swaps_of_all_pairs_of_folds_are_tried(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 40, 24)
+    fold_of = assign_folds(
+        np.repeat(np.arange(24), counts), np.zeros((counts.sum(), 0), np.int8), even(4), seed=seed
+    )
+    sizes, shares = counts[:, None].astype(float), np.full(4, 0.25)
+    least = imbalance(sizes, shares, fold_of)
+    for one, other in combinations(range(24), 2):
+        swapped = fold_of.copy()
+        swapped[[one, other]] = fold_of[[other, one]]
+        assert imbalance(sizes, shares, swapped) >= least - 1e-9
 
 
 @given(st.data())
@@ -66,6 +189,13 @@ def test_groups_that_have_a_fold_keep_it() -> None:
     assert (fold_of[:15] == 0).all()
     assert np.bincount(fold_of).tolist() == [20, 20]
     assert np.bincount(fold_of[::4]).tolist() == [5, 5]
+
+
+def test_groups_that_have_a_fold_keep_it_though_it_is_too_large() -> None:
+    groups = np.repeat(np.arange(40), 5)
+    fixed = np.where(np.arange(40) < 30, 0, -1)
+    fold_of = assign_folds(groups, np.ones((200, 1), np.int8), even(2), seed=0, fixed=fixed)
+    assert fold_of.tolist() == [0] * 30 + [1] * 10
 
 
 def test_too_few_groups_are_refused() -> None:
@@ -105,6 +235,14 @@ def test_every_shard_mirrors_the_whole(case: tuple[list[int], int]) -> None:
         assert max(per_shard) - min(per_shard) <= 1
     sizes = [len(shard) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("missing", [0, 79])
+def test_combinations_of_more_labels_than_a_number_holds_are_told_apart(missing: int) -> None:
+    labels = np.ones((40, 80), np.int8)
+    labels[::2, missing] = -1  # half of them differ in one label
+    for shard in assign_shards(labels, 4, seed=0):
+        assert sorted(labels[shard, missing]) == [-1] * 5 + [1] * 5
 
 
 def test_the_order_within_a_shard_is_shuffled_and_seeded() -> None:

@@ -63,6 +63,13 @@ def test_stored_values_worked_out_by_hand(
     assert stored_values(encoding)[pattern] == value
 
 
+@pytest.mark.parametrize(("allocated", "patterns"), [(8, 256), (16, 65536)])
+def test_a_table_has_an_entry_for_each_bit_pattern(allocated: int, patterns: int) -> None:
+    encoding = PixelEncoding(allocated, 7, 6, signed=False, slope=1.0, intercept=0.0)
+    assert stored_values(encoding).shape == (patterns,)
+    assert hounsfield_table(encoding, Repair.NONE).shape == (patterns,)
+
+
 def test_slope_and_intercept() -> None:
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=2.5, intercept=-4047.0)
     table = hounsfield_table(encoding, Repair.NONE)
@@ -133,6 +140,99 @@ def with_metal(pixels: np.ndarray, value: int) -> np.ndarray:
 )
 def test_auto_looks_at_the_values(pixels: np.ndarray, expected: Repair) -> None:
     assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is expected
+
+
+def in_air(*where: tuple[int, int], value: int) -> np.ndarray:
+    """80 x 80 pixels of wrapped air of -1000 HU, with a value in some places."""
+    pixels = np.full((80, 80), 3096, np.uint16)
+    for place in where:
+        pixels[place] = value
+    return pixels
+
+
+def middle(count: int) -> list[tuple[int, int]]:
+    """Places outside of the corners' blocks, which are of 10 x 10 pixels."""
+    return [(40, column) for column in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "expected"),
+    [
+        (3096, 319, Repair.NONE),  # of 6400: 5 % are 320
+        (3096, 320, Repair.SHIFT),
+        (3072, 320, Repair.SIGN_EXTEND),
+        (3071, 320, Repair.NONE),  # -1025 HU is not air of a 12-bit range
+    ],
+)
+def test_a_twentieth_of_wrapped_air_shows_a_wrap(value: int, count: int, expected: Repair) -> None:
+    pixels = np.zeros((80, 80), np.uint16)
+    pixels.reshape(-1)[1600 : 1600 + count] = value
+    assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "expected"),
+    [
+        (3094, 6, Repair.SHIFT),  # of 6400: a thousandth are 6.4
+        (3094, 7, Repair.SIGN_EXTEND),
+        (3072, 7, Repair.SIGN_EXTEND),
+        (3071, 7, Repair.SHIFT),
+        (3095, 7, Repair.SHIFT),  # where metal is clipped
+    ],
+)
+def test_a_thousandth_of_noise_shows_sign_extension(
+    value: int, count: int, expected: Repair
+) -> None:
+    pixels = in_air(*middle(count), value=value)
+    assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is expected
+
+
+def test_a_thousandth_itself_is_noise() -> None:
+    pixels = np.full((100, 100), 3096, np.uint16)
+    pixels[50, :10] = 3094
+    assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is Repair.SIGN_EXTEND
+
+
+INNERMOST = [(9, 9), (9, 70), (70, 9), (70, 70)]  # of the four blocks of 10 x 10 pixels
+
+
+@pytest.mark.parametrize(
+    ("places", "value", "expected"),
+    [
+        (INNERMOST, 2048, Repair.SIGN_EXTEND),  # of 400: a hundredth are 4
+        (INNERMOST[:3], 2048, Repair.SHIFT),
+        (INNERMOST, 3095, Repair.SIGN_EXTEND),
+        (INNERMOST, 2047, Repair.SHIFT),  # +2047 HU by both
+        ([*INNERMOST[:3], (70, 69)], 2048, Repair.SHIFT),
+        ([*INNERMOST[:3], (69, 70)], 2048, Repair.SHIFT),
+        ([*INNERMOST[1:], (9, 10)], 2048, Repair.SHIFT),
+        ([*INNERMOST[1:], (10, 9)], 2048, Repair.SHIFT),
+        ([(0, 0), (0, 79), (79, 0), (79, 79)], 2048, Repair.SIGN_EXTEND),
+    ],
+)
+def test_a_hundredth_of_the_corners_shows_padding(
+    places: list[tuple[int, int]], value: int, expected: Repair
+) -> None:
+    pixels = in_air(*places, value=value)
+    assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is expected
+
+
+def test_an_eighth_of_a_side_is_rounded_up() -> None:
+    pixels = np.full((81, 33), 3096, np.uint16)  # blocks of 11 x 5: 220 pixels
+    for place in [(10, 4), (10, 28), (70, 28)]:
+        pixels[place] = 2048
+    assert choose_repair(pixels, WRAPPED, RepairPolicy.AUTO) is Repair.SIGN_EXTEND
+
+
+@pytest.mark.parametrize(
+    ("bits", "intercept", "may"),
+    [(12, -99, True), (12, -100, False), (11, 0, False), (13, 0, False)],
+)
+def test_12_bits_with_an_intercept_above_minus_100_may_be_wrapped(
+    bits: int, intercept: float, may: bool
+) -> None:
+    encoding = PixelEncoding(16, bits, bits - 1, signed=False, slope=1.0, intercept=intercept)
+    assert encoding.may_be_wrapped is may
 
 
 def test_bits_outside_the_stored_ones_do_not_decide() -> None:

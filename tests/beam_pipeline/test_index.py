@@ -84,6 +84,13 @@ def test_small_parts_are_gathered_and_what_belongs_to_a_part_is_left_out() -> No
     assert file.schema_arrow.equals(index_schema(["any"]), check_metadata=True)
 
 
+def test_16384_rows_are_enough_for_a_row_group() -> None:
+    parts = [index_table(rows(shard, 8192), ["any"]) for shard in "abc"]
+    metadata = pq.ParquetFile(io.BytesIO(written(parts))).metadata
+    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    assert groups == [16_384, 8_192]
+
+
 @pytest.mark.parametrize("parts", [0, 2])
 def test_an_index_may_be_empty(parts: int) -> None:
     empty = index_table([], ["any"])

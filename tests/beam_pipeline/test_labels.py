@@ -79,6 +79,36 @@ def test_rows_that_contradict_each_other_make_a_conflict(tmp_path: Path) -> None
     assert found(labels, "ID_b") == [0] * 6
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_file_that_is_parsed_in_parts_is_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    ids = [f"ID_{number}" for number in range(40)] * 2  # each image is in two parts
+    if wide:
+        lines = [f"{name},{int(name[-1] == '7')},{int(name == 'ID_3')}" for name in ids]
+        lines[50] = "ID_10,1,0"  # contradicts another part
+        text = "image,x,y\n" + "\n".join(lines) + "\n"
+    else:
+        lines = [f"{name}_x,{int(name[-1] == '7')}" for name in ids[:40]]
+        lines += [f"{name}_y,{int(name == 'ID_3')}" for name in ids[:40]]  # a class to come later
+        text = "ID,Label\n" + "\n".join([*lines, "ID_10_x,1"]) + "\n"
+    path = write(tmp_path, text)
+    whole = read_labels(path)
+    monkeypatch.setattr("beam_pipeline.planning.labels._BLOCK_BYTES", 128)
+    parts = read_labels(path)
+    np.testing.assert_equal(vars(parts), vars(whole))
+    assert parts.names == ("x", "y")
+    assert found(parts, "ID_3") == [0, 1]
+    assert [found(parts, f"ID_{number}") for number in (7, 17, 39)] == [[1, 0], [1, 0], [0, 0]]
+    assert found(parts, "ID_10") == (Reason.LABEL_CONFLICT, "rows contradict each other")
+
+
+def test_true_and_false_are_values(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path, "image,x,y\na,true,false\nb,false,true\nc,TRUE,0\n"))
+    assert (found(labels, "a"), found(labels, "b")) == ([1, 0], [0, 1])
+    assert found(labels, "c") == (Reason.LABEL_INVALID, "a value is neither 0 nor 1")
+
+
 @pytest.mark.parametrize("value", ["2", "", "yes", "-1", "0.5", "nan"])
 def test_a_value_other_than_0_and_1_is_invalid(tmp_path: Path, value: str) -> None:
     text = "ID,Label\n" + rows("ID_a", any=value) + rows("ID_b")

@@ -74,9 +74,20 @@ def test_waits_grow_up_to_a_quarter_of_a_minute(clock: Clock) -> None:
     for _ in range(20):
         with pytest.raises(StoreError):
             patience.request(failing(1e9, Transient()))
-    assert max(clock.waits) <= 15
+    assert 14 < max(clock.waits) <= 15
     assert len(clock.waits) < 20 * 200
     assert len(set(clock.waits)) > len(clock.waits) / 2  # many workers do not come back at once
+
+
+def test_the_first_waits_are_of_a_quarter_second_and_its_doubles_at_most(clock: Clock) -> None:
+    longest = [0.0] * 3
+    for _ in range(200):
+        clock.waits.clear()
+        Patience("store", 600.0).request(failing(4, Transient()))
+        longest = [max(both) for both in zip(longest, clock.waits, strict=True)]
+    assert 0.2 < longest[0] <= 0.25
+    assert 0.4 < longest[1] <= 0.5
+    assert 0.8 < longest[2] <= 1.0
 
 
 @pytest.mark.parametrize("transient", [0, 1, 3])
@@ -99,6 +110,16 @@ def test_a_store_that_fails_is_named_once(clock: Clock, caplog: pytest.LogCaptur
     assert clock.now < 1000 + 30
     assert caplog.messages == ["gs://bucket: 503 Slow down; trying again for up to 600 s."]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_store_is_named_again_after_half_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    patience = Patience("gs://bucket", 600.0)
+    for now, told in [(1000, 1), (1029, 1), (1030, 2), (1059, 2), (1060, 3)]:
+        clock.now = now
+        patience.request(failing(1, Transient("503 Slow down")))
+        assert len(caplog.messages) == told
 
 
 def test_a_store_that_goes_on_failing_is_named_again(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 
 from beam_pipeline.errors import OutputError, PipelineError, StoreError, UsageError
 from beam_pipeline.storage import FileInfo, Folder, InputFiles, is_local, open_file
+from beam_pipeline.storage.local import LocalStore
 
 A_SECOND = 1.0  # of patience
 
@@ -353,6 +355,70 @@ def test_reading_ahead_may_be_given_up(tree: Path) -> None:
     results = InputFiles.parse(str(tree)).read_ahead([("a.dcm", 5)] * 1000)
     assert next(results) == b"a.dcm"
     results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("readers", "in_flight"), [(0, 1), (1, 2), (3, 6)])
+def test_a_far_store_is_asked_for_twice_as_many_parts_as_it_has_readers(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, readers: int, in_flight: int
+) -> None:
+    monkeypatch.setattr(LocalStore, "ranged_readers", readers)
+    asked = []
+
+    with InputFiles.parse(str(tree)).reading() as reading:
+
+        def ask(start: int) -> Future[bytes]:
+            asked.append(start)
+            return reading.part("a.dcm", start, 1, bytes)
+
+        parts = reading.ahead(range(5), ask)
+        assert [next(parts)[0], len(asked)] == [0, min(in_flight, 5)]
+        assert [next(parts)[0], len(asked)] == [1, min(in_flight + 1, 5)]
+        assert [part.result() for _, part in parts] == [b"d", b"c", b"m"]
+    assert asked == [*range(5)]
+
+
+class AtOnce:
+    """An executor that does everything when it is asked to."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments))
+        return done
+
+    def shutdown(self, **options: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "ahead"),
+    [
+        (1, 8),  # as many as there are readers
+        (16, 6),  # 64 MiB are not too many: a fifth is read, and when the first is done a sixth
+        (17, 5),
+        (65, 2),
+        (1000, 2),
+    ],
+)
+def test_so_many_files_are_read_ahead_as_memory_holds(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, ahead: int
+) -> None:
+    monkeypatch.setattr(LocalStore, "readers", 7)
+    monkeypatch.setattr(LocalStore, "read_together", 1)
+    monkeypatch.setattr("beam_pipeline.storage.inputs.ThreadPoolExecutor", AtOnce)
+    read, count = LocalStore.read, [0]
+
+    def counted(store: LocalStore, *arguments: Any) -> bytes:
+        count[0] += 1
+        return read(store, *arguments)
+
+    monkeypatch.setattr(LocalStore, "read", counted)
+    results = InputFiles.parse(str(tree)).read_ahead([("a.dcm", mebibytes << 20)] * 20)
+    assert next(results) == b"a.dcm"
+    assert count[0] == ahead
+    assert len([*results]) == 19
 
 
 def test_another_content_is_another_version(tmp_path: Path) -> None:

@@ -49,7 +49,16 @@ def test_presets_and_other_windows_are_parsed() -> None:
     assert parse_window("subdural") == Window("subdural", 80, 200)
     assert parse_window(" narrow:32:8 ") == Window("narrow", 32, 8)
     assert parse_window("dicom") == Window("dicom", None, None)
-    assert set(PRESETS) >= {"brain", "subdural", "bone", "stroke", "soft_tissue", "hematoma"}
+
+
+def test_presets_are_those_that_were_published() -> None:
+    # Center and width. The first three are those of the notebooks of RSNA 2019, the fourth is of
+    # Turner and Holdsworth, Br J Radiol 2011;84:1061.
+    published = {"brain": (40, 80), "subdural": (80, 200), "bone": (600, 2800), "stroke": (40, 40)}
+    # Teaching gives ranges: L 20-60, W 350-400 for soft tissue, L 50-100, W 130-300 for blood.
+    published["soft_tissue"] = ((20 + 60) / 2, (350 + 400) / 2)
+    published["hematoma"] = ((50 + 100) / 2, (130 + 300) / 2)
+    assert published == PRESETS
 
 
 @pytest.mark.parametrize("text", ["lung", "a:1", "a:1:2:3", "a:b:c", ""])
