@@ -40,3 +40,29 @@ def test_other_numbers_of_channels_get_the_mean_constants() -> None:
     assert not np.asarray(Normalize("tf")(image)).any()
     expected = 127.5 - np.mean(NORMALIZATIONS["caffe"].mean)
     np.testing.assert_allclose(np.asarray(Normalize("caffe")(image)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", NORMALIZATIONS)
+def test_a_saved_layer_is_the_same(mode: str) -> None:
+    layer = Normalize.from_config(Normalize(mode, name="normalize").get_config())
+    assert (layer.mode, layer.name) == (mode, "normalize")
+    assert layer.compute_output_shape((None, 4, 5, 3)) == (None, 4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "order"),
+    [
+        ("caffe", 3, [2, 1, 0]),
+        ("caffe", 4, [0, 1, 2, 3]),
+        ("caffe", 1, [0]),
+        ("torch", 3, [0, 1, 2]),
+    ],
+)
+def test_blue_comes_first_where_a_network_wants_it(
+    mode: str, channels: int, order: list[int]
+) -> None:
+    assert Normalize(mode).constants(channels)[2].tolist() == order
+    # A channel is brighter than the one before; the constants differ by less.
+    image = np.float32([[[range(0, 50 * channels, 50)]]])
+    found = np.asarray(Normalize(mode)(image))[0, 0, 0]
+    assert np.argsort(found).tolist() == order
