@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -6,14 +7,19 @@ import numpy as np
 import pytest
 
 from trainer.runs.checkpoint import (
+    CACHE_NAME,
     Checkpoint,
     Progress,
     capture,
     checkpoints,
+    clear,
     load_newest,
     restore,
+    restore_metrics,
+    restore_weights,
     save,
     variables,
+    weights,
 )
 
 
@@ -73,6 +79,116 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     found = load_newest(tmp_path)
     assert found is not None
     assert found.progress.epoch == 1
+
+
+def after(losses: list[float], head_epochs: int, patience: int) -> tuple[Progress, list[bool]]:
+    """The progress after epochs of those validation losses, and which of them were better."""
+    progress = Progress(thawed=None if head_epochs else 0)
+    better = [progress.end_epoch({"val_loss": each}, head_epochs, patience) for each in losses]
+    return progress, better
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stopped"),
+    [
+        ([3, 2, 2], 2, False),  # as good as before is not better
+        ([3, 2, 2, 3], 2, True),
+        ([3, 2, 4, 1.9, 3], 2, False),
+        ([3, 3], 1, True),
+        ([3], 1, False),
+        ([3, 4, 5, 6, 7], 0, False),
+    ],
+)
+def test_patience_by_hand(losses: list[float], patience: int, stopped: bool) -> None:
+    progress, _ = after(losses, 0, patience)
+    assert progress.stopped == stopped
+    assert progress.thawed == 0
+    assert (progress.best_loss, progress.phase_loss) == (min(losses), min(losses))
+    assert [row["val_loss"] for row in progress.history] == losses
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "thawed"),
+    [
+        ([3], 2, None),
+        ([3, 2], 2, None),
+        ([3, 2, 1], 2, 3),  # its three epochs are over
+        ([3, 3], 1, 2),  # it got no better
+        ([3, 4], 0, None),
+    ],
+)
+def test_the_head_gives_way_by_hand(losses: list[float], patience: int, thawed: int | None) -> None:
+    progress, _ = after(losses, 3, patience)
+    assert (progress.thawed, progress.epoch, progress.stopped) == (thawed, len(losses), False)
+    assert (progress.phase_loss is None) == (thawed is not None)
+    if thawed:
+        assert progress.since_best == 0
+
+
+def test_the_best_of_both_phases_is_kept_and_patience_counts_in_each() -> None:
+    progress, better = after([2, 5, 6, 5, 4, 4, 1], 2, 2)
+    assert better == [True, False, False, False, False, False, True]
+    # 6, 5 and 4 were each the best of the second phase; one more 4 was not yet too many.
+    assert (progress.thawed, progress.stopped, progress.since_best) == (2, False, 0)
+    assert (progress.best_loss, progress.phase_loss) == (1, 1)
+    assert (progress.epoch, progress.step) == (7, 0)
+    progress, _ = after([2, 5, 6, 6, 6], 2, 2)
+    assert (progress.stopped, progress.since_best) == (True, 2)
+
+
+def test_where_a_phase_begins() -> None:
+    assert Progress(epoch=2, thawed=2).begins_phase()
+    assert not Progress(epoch=2, thawed=2, step=1).begins_phase()
+    assert not Progress(epoch=3, thawed=2).begins_phase()
+    assert not Progress(epoch=2, thawed=None).begins_phase()
+
+
+def test_an_epoch_ends_at_step_zero() -> None:
+    progress = Progress(step=7)
+    progress.end_epoch({"val_loss": 1.0}, 3, 3)
+    assert (progress.epoch, progress.step) == (1, 0)
+
+
+def test_arrays_come_back_in_their_order(tmp_path: Path) -> None:
+    arrays = tuple(np.full(i % 3, i) for i in range(120))
+    save(tmp_path, Checkpoint(Progress(), arrays))
+    found = load_newest(tmp_path)
+    assert found is not None
+    for one, other in zip(found.arrays, arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_alone_and_metrics_alone() -> None:
+    model = make_model()
+    step(model)
+    saved = capture(model, Progress())
+    count, measured = len(model.weights), len(model.metrics_variables)
+    other = make_model()
+    other.train_on_batch(np.zeros((4, 3)), np.full((4, 2), 9.0))
+    before = state(other)
+    restore_weights(other, saved)
+    found = state(other)
+    for i, (one, was, expected) in enumerate(zip(found, before, saved.arrays, strict=True)):
+        np.testing.assert_array_equal(one, expected if i < count else was)
+    before = state(other)
+    restore_metrics(other, saved)
+    assert measured > 0
+    for i, (one, was, expected) in enumerate(zip(state(other), before, saved.arrays, strict=True)):
+        np.testing.assert_array_equal(one, was if i < len(before) - measured else expected)
+
+
+def test_images_on_the_device_are_no_part_of_a_checkpoint() -> None:
+    names = ("kernel", CACHE_NAME, "bias")
+    model = SimpleNamespace(variables=[SimpleNamespace(name=each) for each in names])
+    assert [each.name for each in weights(model)] == ["kernel", "bias"]
+
+
+def test_a_complete_run_has_none(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save(tmp_path, make_checkpoint(epoch))
+    (tmp_path / "other.npz").touch()
+    clear(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["other.npz"]
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
