@@ -190,5 +190,22 @@ def test_a_complete_run_has_none(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["other.npz"]
 
 
+def test_a_checkpoint_with_code_in_it_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, make_checkpoint(1))
+    victim = tmp_path / "epoch-0002-step-00000000.npz"
+    stored = dict(np.load(checkpoints(tmp_path)[0]))
+    np.savez(victim, **(stored | {"v00000": np.array([Path("object")])}))
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.arrays[0].tolist() == [0, 1, 2]
+
+
+def test_a_position_that_is_no_json_is_not_written(tmp_path: Path) -> None:
+    progress = Progress(epoch=1, history=[{"val_loss": float("nan")}])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        save(tmp_path, Checkpoint(progress, ()))
+    assert not checkpoints(tmp_path)
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert load_newest(tmp_path) is None
