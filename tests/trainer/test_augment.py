@@ -1,5 +1,9 @@
+from math import cos, exp, radians, sin
+from typing import Any
+
 import keras
 import numpy as np
+import pytest
 
 from trainer.networks.augment import Augment, affine_grid, sample_bilinear
 
@@ -44,6 +48,85 @@ def test_twice_the_scale_shows_the_middle() -> None:
     ramp = np.tile(np.arange(8, dtype=np.float32)[None, :, None, None], (1, 1, 8, 1))
     larger = warp(ramp, scale=[2.0])
     np.testing.assert_allclose(larger[0, :, 4, 0], np.arange(8) / 2 + 1.75, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [[0.25, 0.0], [-0.25, 0.0], [0.0, 0.25], [0.0, -0.25]])
+def test_half_a_pixel_beyond_an_edge_is_half_as_bright(shift: list[float]) -> None:
+    # Of two pixels a side, a quarter is half a pixel.
+    white = np.full((1, 2, 2, 1), 100, np.float32)
+    expected = np.full((2, 2), 100)
+    row = 1 if sum(shift) > 0 else 0
+    expected[(row, slice(None)) if shift[0] else (slice(None), row)] = 50
+    np.testing.assert_allclose(warp(white, shift=[shift])[0, :, :, 0], expected, rtol=1e-5)
+
+
+def draw_extremes(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    """Every random number is the largest that may come, or the smallest."""
+
+    def draw(shape: Any, low: float, high: float, dtype: str, seed: Any) -> Any:
+        assert low == -high
+        return keras.ops.full(shape, sign * high, dtype)
+
+    monkeypatch.setattr("keras.random.uniform", draw)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_reach_of_each_change_by_hand(
+    monkeypatch: pytest.MonkeyPatch, sign: int, strength: float
+) -> None:
+    draw_extremes(monkeypatch, sign)
+    # A channel that shows where in the source a pixel comes from by row, and one by column.
+    size, middle = 41, 20
+    place = np.arange(size, dtype=np.float32) - middle
+    ramps = np.stack(np.broadcast_arrays(place[:, None], place[None, :]), axis=-1) * 2 + 127.5
+    found = np.asarray(Augment(strength, seed=0)(ramps[None], training=True))[0]
+    reach = sign * strength
+    source = ((found - 127.5 - 0.05 * 255 * reach) / exp(0.1 * reach)) / 2
+    # 15 degrees, a scale of e^0.1, a shift of a twentieth; draws below 0 mirror.
+    along, across = cos(radians(15) * reach), sin(radians(15) * reach)
+    zoom, shift = exp(0.1 * reach), 0.05 * size * reach
+    for down, right in ((0, 0), (8, 0), (0, 8), (-6, 3)):
+        expected = (
+            (along * down - across * right) / zoom + shift,
+            sign * (across * down + along * right) / zoom + shift,
+        )
+        np.testing.assert_allclose(source[middle + down, middle + right], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("sign", "level"), [(1, 255.0), (-1, 0.0)])
+def test_levels_end_at_black_and_white(
+    monkeypatch: pytest.MonkeyPatch, sign: int, level: float
+) -> None:
+    draw_extremes(monkeypatch, sign)
+    image = np.full((1, 9, 9, 3), level, np.float32)
+    found = np.asarray(Augment(1.0, seed=0)(image, training=True))
+    assert found[0, 4, 4].tolist() == [level] * 3
+
+
+def test_each_image_is_changed_in_its_own_way_and_its_channels_alike() -> None:
+    images = np.repeat(IMAGES[:1, :, :, :1], 32, axis=0).repeat(3, axis=-1)
+    found = np.asarray(Augment(1.0, seed=3)(images, training=True))
+    assert len({each.tobytes() for each in found}) == 32
+    np.testing.assert_array_equal(found[..., 0], found[..., 1])
+    np.testing.assert_array_equal(found[..., 0], found[..., 2])
+
+
+def test_about_half_of_the_images_are_mirrored() -> None:
+    # White is the right third.
+    images = np.zeros((64, 9, 9, 1), np.float32)
+    images[:, :, 6:] = 255
+    found = np.asarray(Augment(0.2, seed=3)(images, training=True))
+    mirrored = found[:, 4, 1, 0] > found[:, 4, 7, 0]
+    assert 20 <= mirrored.sum() <= 44
+
+
+def test_a_saved_layer_changes_images_alike() -> None:
+    layer = Augment(0.7, seed=5, name="augment")
+    again = Augment.from_config(layer.get_config())
+    assert again.name == "augment"
+    assert np.array_equal(*(np.asarray(each(IMAGES, training=True)) for each in (layer, again)))
+    assert layer.compute_output_shape((None, 8, 8, 2)) == (None, 8, 8, 2)
 
 
 def test_only_training_images_change_and_the_seed_repeats_them() -> None:

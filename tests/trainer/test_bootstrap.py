@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import numpy as np
@@ -70,5 +71,44 @@ def test_what_is_not_defined_is_none() -> None:
         assert alone["weighted_log_loss"] is None
 
 
+def test_two_patients_by_hand() -> None:
+    # One in four resamples is of the first alone, and one of the second; both are within 95 %.
+    patients = np.array(["P", "Q", "Q", "Q", "P"])
+    labels = np.array([[1, 0], [1, 0], [0, 1], [0, 0], [0, 0]])
+    predicted = np.array([[0.5, 0.25], [0.2, 0.5], [0.5, 0.75], [0.5, 0.5], [0.25, 0.5]])
+    found = intervals(labels, predicted, patients, ("a", "any"), (1.0, 3.0), samples=200)
+    first = [-(math.log(0.5) + math.log(0.75)) / 2, -(math.log(0.75) + math.log(0.5)) / 2]
+    second = [-(math.log(0.2) + 2 * math.log(0.5)) / 3, -(2 * math.log(0.5) + math.log(0.75)) / 3]
+    expected = [(a + 3 * b) / 4 for a, b in (first, second)]
+    assert found["patients"] == 2
+    assert found["samples"] == 200
+    assert found["weighted_log_loss"] == pytest.approx(sorted(expected))
+    assert found["labels"]["a"]["log_loss"] == pytest.approx([first[0], second[0]])
+    assert found["labels"]["any"]["log_loss"] == pytest.approx(sorted([first[1], second[1]]))
+    # The first ranks `a` rightly and has no `any`; the second the other way about.
+    assert found["labels"]["a"]["roc_auc"] == [0, 1]
+    low, high = found["labels"]["any"]["roc_auc"]
+    assert (low, high) == (1, 1)
+    # Its `a` of 0 and `any` of 1; the first has `a` alone.
+    assert found["mean_roc_auc"] == [0.5, 1]
+
+
+def test_a_thousand_resamples_of_seed_zero() -> None:
+    given = (*make_data(6, 3), ("a",), (1.0,))
+    found = intervals(*given)
+    assert found["samples"] == 1000
+    assert found == intervals(*given, seed=0, samples=1000)
+    assert found != intervals(*given, seed=1, samples=1000)
+    assert found != intervals(*given, seed=0, samples=999)
+
+
+def test_a_certain_mistake_costs_what_kaggle_says() -> None:
+    losses = example_losses(np.array([[1], [0]]), np.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(losses, -math.log(1e-15))
+    assert example_losses(np.array([[1]]), np.array([[1.0]]))[0, 0] == pytest.approx(1e-15, rel=0.2)
+
+
 def test_percentiles_by_hand() -> None:
     assert interval(np.arange(1001.0)) == [25, 975]
+    assert interval(np.array([np.nan, 3.0])) == [3, 3]
+    assert interval(np.array([np.nan])) is None

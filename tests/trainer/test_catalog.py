@@ -5,11 +5,26 @@ import pytest
 
 from trainer.errors import BadInput
 from trainer.networks.catalog import BACKBONES, check_weights, find_backbone
+from trainer.networks.normalize import NORMALIZATIONS
 
 
 def test_keras_has_every_network() -> None:
     makers = [each.maker for each in BACKBONES.values() if each.maker]
     assert all(hasattr(keras.applications, maker) for maker in makers)
+
+
+def test_names_are_kerass_in_lower_case() -> None:
+    makers = {name: each.maker for name, each in BACKBONES.items() if name != "smallresnet"}
+    assert makers
+    assert all(name == maker.lower() for name, maker in makers.items())
+    assert BACKBONES["smallresnet"].maker == ""
+
+
+def test_the_smallest_images_are_taken() -> None:
+    assert find_backbone("resnet50", 32).maker == "ResNet50"
+    assert find_backbone("smallresnet", 16).normalization in NORMALIZATIONS
+    with pytest.raises(BadInput, match="--image_size 15: smallresnet takes 16 or more"):
+        find_backbone("smallresnet", 15)
 
 
 def test_bad_names_sizes_and_weights() -> None:

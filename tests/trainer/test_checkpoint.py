@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -6,14 +7,19 @@ import numpy as np
 import pytest
 
 from trainer.runs.checkpoint import (
+    CACHE_NAME,
     Checkpoint,
     Progress,
     capture,
     checkpoints,
+    clear,
     load_newest,
     restore,
+    restore_metrics,
+    restore_weights,
     save,
     variables,
+    weights,
 )
 
 
@@ -73,6 +79,132 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     found = load_newest(tmp_path)
     assert found is not None
     assert found.progress.epoch == 1
+
+
+def after(losses: list[float], head_epochs: int, patience: int) -> tuple[Progress, list[bool]]:
+    """The progress after epochs of those validation losses, and which of them were better."""
+    progress = Progress(thawed=None if head_epochs else 0)
+    better = [progress.end_epoch({"val_loss": each}, head_epochs, patience) for each in losses]
+    return progress, better
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stopped"),
+    [
+        ([3, 2, 2], 2, False),  # as good as before is not better
+        ([3, 2, 2, 3], 2, True),
+        ([3, 2, 4, 1.9, 3], 2, False),
+        ([3, 3], 1, True),
+        ([3], 1, False),
+        ([3, 4, 5, 6, 7], 0, False),
+    ],
+)
+def test_patience_by_hand(losses: list[float], patience: int, stopped: bool) -> None:
+    progress, _ = after(losses, 0, patience)
+    assert progress.stopped == stopped
+    assert progress.thawed == 0
+    assert (progress.best_loss, progress.phase_loss) == (min(losses), min(losses))
+    assert [row["val_loss"] for row in progress.history] == losses
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "thawed"),
+    [
+        ([3], 2, None),
+        ([3, 2], 2, None),
+        ([3, 2, 1], 2, 3),  # its three epochs are over
+        ([3, 3], 1, 2),  # it got no better
+        ([3, 4], 0, None),
+    ],
+)
+def test_the_head_gives_way_by_hand(losses: list[float], patience: int, thawed: int | None) -> None:
+    progress, _ = after(losses, 3, patience)
+    assert (progress.thawed, progress.epoch, progress.stopped) == (thawed, len(losses), False)
+    assert (progress.phase_loss is None) == (thawed is not None)
+    if thawed:
+        assert progress.since_best == 0
+
+
+def test_the_best_of_both_phases_is_kept_and_patience_counts_in_each() -> None:
+    progress, better = after([2, 5, 6, 5, 4, 4, 1], 2, 2)
+    assert better == [True, False, False, False, False, False, True]
+    # 6, 5 and 4 were each the best of the second phase; one more 4 was not yet too many.
+    assert (progress.thawed, progress.stopped, progress.since_best) == (2, False, 0)
+    assert (progress.best_loss, progress.phase_loss) == (1, 1)
+    assert (progress.epoch, progress.step) == (7, 0)
+    progress, _ = after([2, 5, 6, 6, 6], 2, 2)
+    assert (progress.stopped, progress.since_best) == (True, 2)
+
+
+def test_where_a_phase_begins() -> None:
+    assert Progress(epoch=2, thawed=2).begins_phase()
+    assert not Progress(epoch=2, thawed=2, step=1).begins_phase()
+    assert not Progress(epoch=3, thawed=2).begins_phase()
+    assert not Progress(epoch=2, thawed=None).begins_phase()
+
+
+def test_an_epoch_ends_at_step_zero() -> None:
+    progress = Progress(step=7)
+    progress.end_epoch({"val_loss": 1.0}, 3, 3)
+    assert (progress.epoch, progress.step) == (1, 0)
+
+
+def test_arrays_come_back_in_their_order(tmp_path: Path) -> None:
+    arrays = tuple(np.full(i % 3, i) for i in range(120))
+    save(tmp_path, Checkpoint(Progress(), arrays))
+    found = load_newest(tmp_path)
+    assert found is not None
+    for one, other in zip(found.arrays, arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_alone_and_metrics_alone() -> None:
+    model = make_model()
+    saved = Checkpoint(
+        Progress(), tuple(np.full(each.shape, i + 1) for i, each in enumerate(variables(model)))
+    )
+    count, first = len(weights(model)), len(saved.arrays) - len(model.metrics_variables)
+    assert 0 < count < first < len(saved.arrays)
+    for restored, places in (
+        (restore_weights, range(count)),
+        (restore_metrics, range(first, len(saved.arrays))),
+    ):
+        for each in variables(model):
+            each.assign(np.zeros(each.shape))
+        restored(model, saved)
+        found = [int(each.max()) for each in state(model)]
+        assert found == [i + 1 if i in places else 0 for i in range(len(saved.arrays))]
+
+
+def test_images_on_the_device_are_no_part_of_a_checkpoint() -> None:
+    names = ("kernel", CACHE_NAME, "bias")
+    model = SimpleNamespace(variables=[SimpleNamespace(name=each) for each in names])
+    assert [each.name for each in weights(model)] == ["kernel", "bias"]
+
+
+def test_a_complete_run_has_none(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save(tmp_path, make_checkpoint(epoch))
+    (tmp_path / "other.npz").touch()
+    clear(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["other.npz"]
+
+
+def test_a_checkpoint_with_code_in_it_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, make_checkpoint(1))
+    victim = tmp_path / "epoch-0002-step-00000000.npz"
+    stored = dict(np.load(checkpoints(tmp_path)[0]))
+    np.savez(victim, **(stored | {"v00000": np.array([Path("object")])}))
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found.arrays[0].tolist() == [0, 1, 2]
+
+
+def test_a_position_that_is_no_json_is_not_written(tmp_path: Path) -> None:
+    progress = Progress(epoch=1, history=[{"val_loss": float("nan")}])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        save(tmp_path, Checkpoint(progress, ()))
+    assert not checkpoints(tmp_path)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

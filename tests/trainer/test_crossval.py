@@ -1,21 +1,93 @@
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from trainer.__main__ import main
 from trainer.data.image_cache import fill_cache
-from trainer.training.crossval import mean_and_spread
+from trainer.training.crossval import mean_and_spread, summarize, summary_table
 
 
 def test_mean_and_spread_by_hand() -> None:
     assert mean_and_spread([1.0, None, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5)}
     assert mean_and_spread([1.0]) == {"mean": 1.0, "deviation": None}
     assert mean_and_spread([None]) == {"mean": None, "deviation": None}
+
+
+FOLDS: list[dict[str, Any]] = [
+    {
+        "split": "fold0", "examples": 3, "best_epoch": 4, "weighted_log_loss": 0.25,
+        "mean_roc_auc": 0.5, "mean_average_precision": 0.125, "labels": {},
+    },
+    {
+        "split": "fold1", "examples": 1, "best_epoch": 7, "weighted_log_loss": 0.75,
+        "mean_roc_auc": None, "mean_average_precision": None, "labels": {},
+    },
+]  # fmt: skip
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> dict[str, Any]:
+    """Of two folds of two labels, and four slices of two patients."""
+    jobs = []
+    for fold in FOLDS:
+        path = tmp_path / f"{fold['split']}.json"
+        path.write_text(json.dumps(fold))
+        shards = SimpleNamespace(labels=("a", "any"))
+        jobs.append(
+            SimpleNamespace(shards=shards, weights=(1, 3), run=SimpleNamespace(metrics=path))
+        )
+    columns = {
+        "patient_id": ["p", "p", "q", "q"],
+        "label_any": [1, 1, 0, 0], "label_a": [1, 0, 1, 0],
+        "probability_any": [0.5] * 4, "probability_a": [0.75, 0.25, 0.75, 0.25],
+    }  # fmt: skip
+    made: Any = tuple(jobs)
+    return summarize(made, pd.DataFrame(columns))
+
+
+def test_a_summary_by_hand(summary: dict[str, Any]) -> None:
+    kept = ("examples", "best_epoch", "weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+    assert summary["folds"] == {
+        fold["split"]: {name: fold[name] for name in kept} for fold in FOLDS
+    }
+    assert summary["over_folds"] == {
+        "weighted_log_loss": {"mean": 0.5, "deviation": pytest.approx(0.125**0.5)},
+        "mean_roc_auc": {"mean": 0.5, "deviation": None},
+        "mean_average_precision": {"mean": 0.125, "deviation": None},
+    }
+    every = summary["out_of_fold"]
+    # Each `a` costs log 4/3, each `any` log 2.
+    expected = (np.log(4 / 3) + 3 * np.log(2)) / 4
+    assert every["examples"] == 4
+    assert every["weighted_log_loss"] == pytest.approx(expected)
+    assert (every["labels"]["a"]["roc_auc"], every["labels"]["any"]["roc_auc"]) == (1, 0.5)
+    assert every["intervals_95"]["patients"] == 2
+    assert every["intervals_95"]["weighted_log_loss"] == pytest.approx([expected, expected])
+
+
+def test_a_summarys_table(summary: dict[str, Any]) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary_table(summary, "cv"))
+    text = console.file.getvalue()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    assert text.startswith("cv ")
+    heads = [cell.strip() for cell in text.splitlines()[2].split("┃")[1:-1]]
+    assert heads == ["", "examples", "log loss", "mean ROC AUC", "mean avg. precision"]
+    assert [row for row in rows if row] == [
+        ["fold0", "3", "0.2500", "0.5000", "0.1250"],
+        ["fold1", "1", "0.7500", "-", "-"],
+        ["mean", "", "0.5000", "0.5000", "0.1250"],
+        ["deviation", "", "0.3536", "-", "-"],
+        ["out of fold", "4", "0.5918", "0.7500", "0.7500"],
+    ]
 
 
 def test_every_slice_is_answered_by_a_model_that_never_saw_it(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
 from trainer.data import damage
-from trainer.data.damage import damage_reported, find_damage
+from trainer.data.damage import damage_reported, find_damage, reason
 from trainer.data.image_cache import fill_cache
 from trainer.data.index import read_index
 from trainer.data.input_pipeline import (
@@ -233,6 +233,22 @@ def test_an_index_of_other_shards(edit_manifest: Callable[..., Path]) -> None:
     index.to_parquet(path)
     with pytest.raises(BadInput, match=r"index.parquet are damaged \(no record at byte \d+ of ich"):
         draw(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("{{function_node f}} {{node g}} label 7\nand more", "label 7"),
+        ("label 7 [Op:Check] name: of old", "label 7"),
+        ("an id of é", r"an id of \xe9"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200),
+        ("Could not parse example input, value: 'ID'", "it is no tf.train.Example"),
+    ],
+)
+def test_what_an_exception_says_in_a_line(said: str, line: str) -> None:
+    assert reason(tf.errors.InvalidArgumentError(None, None, said)) == line
+    assert reason(ValueError(said)) == line
 
 
 def test_what_is_no_damage_is_passed_on(shards: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from trainer.data.index import read_index
 from trainer.data.random_access import read_record, records_at
-from trainer.data.shards import read_shard_directory
+from trainer.data.shards import Shard, read_shard_directory
 from trainer.errors import BadInput
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -91,6 +92,31 @@ def test_an_index_of_other_shards_is_refused(
     data = read_shard_directory(folder)
     with pytest.raises(BadInput, match=message):
         read_index(data, data.folds())
+
+
+def test_one_record_that_is_elsewhere_is_enough(edit_manifest: Callable[..., Path]) -> None:
+    folder = edit_manifest()
+    data = read_shard_directory(folder)
+    good = pd.read_parquet(folder / "index.parquet")
+    (folder / "index.parquet").unlink()
+    last = good["offset"].idxmax()
+    for column, change in (("offset", 1), ("bytes", 1), ("offset", -(10**6))):
+        frame = good.copy()
+        frame.loc[last, column] += change
+        frame.to_parquet(folder / "index.parquet")
+        with pytest.raises(BadInput, match="has records beyond"):
+            read_index(data, data.folds())
+
+
+def test_a_shard_without_examples_is_not_in_the_index(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    split = data.split("fold1")
+    empty = Shard(split.shards[0].path.with_name("empty"), 0, 0, "")
+    found = read_index(data, (replace(split, shards=(empty, *split.shards)),))
+    assert found.file.tolist() == [1] * 10 + [2] * 10
+    missing = replace(empty, examples=1)
+    with pytest.raises(BadInput, match="has 0 of the 1 examples of empty"):
+        read_index(data, (replace(split, shards=(missing,)),))
 
 
 def test_a_file_that_is_no_index_is_refused(edit_manifest: Callable[..., Path]) -> None:

@@ -35,3 +35,28 @@ def test_smoothing_pulls_labels_to_a_half() -> None:
     logit = math.log(9)
     expected = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert float(smooth(np.array([[1]]), np.array([[logit]]))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_for_each_example() -> None:
+    loss = WeightedBinaryCrossentropy((1, 3))
+    found = np.asarray(
+        loss.call(np.array([[1, 0], [0, 0]]), np.array([[0.0, 0.0], [math.log(3), 0.0]]))
+    )
+    # log 2 for each logit of 0, log 4 for a probability of 3/4 that should be 0.
+    expected = [math.log(2), (math.log(4) + 3 * math.log(2)) / 4]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_logits_of_half_precision_are_reckoned_with_in_float32() -> None:
+    logits = np.array([[8.0]], np.float16)
+    found = float(WeightedBinaryCrossentropy((1,))(np.array([[1]]), logits))
+    assert found == pytest.approx(math.log1p(math.exp(-8)), rel=1e-5)
+
+
+def test_it_is_saved_with_a_model() -> None:
+    loss = WeightedBinaryCrossentropy((1, 2), label_smoothing=0.1)
+    assert loss.name == "weighted_log_loss"
+    again = WeightedBinaryCrossentropy.from_config(loss.get_config())
+    assert (again.weights, again.label_smoothing) == ([1, 2], 0.1)
+    assert WeightedBinaryCrossentropy((1,)).label_smoothing == 0
+    assert WeightedBinaryCrossentropy((1,), name="mine").name == "mine"

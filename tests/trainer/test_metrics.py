@@ -7,6 +7,7 @@ from sklearn.metrics import log_loss
 from trainer.evaluation.metrics import (
     label_figures,
     label_log_losses,
+    mean_defined,
     prevalence_baseline,
     probabilities,
     sensitivity_at,
@@ -22,6 +23,9 @@ def test_log_loss_by_hand() -> None:
 def test_a_certain_mistake_costs_what_kaggle_says() -> None:
     losses = label_log_losses(np.array([[1], [0]]), np.array([[0.0], [0.0]]))
     assert losses == pytest.approx([-math.log(1e-15) / 2], rel=1e-6)
+    losses = label_log_losses(np.array([[0], [1]]), np.array([[1.0], [1.0]]))
+    # 1 - 1e-15 has three digits left in float64.
+    assert losses == pytest.approx([-math.log(1e-15) / 2], rel=1e-3)
 
 
 def test_a_label_with_no_positives_has_a_loss_but_no_auc() -> None:
@@ -29,6 +33,31 @@ def test_a_label_with_no_positives_has_a_loss_but_no_auc() -> None:
     assert figures["roc_auc"] is None
     assert figures["average_precision"] is None
     assert figures["log_loss"] == pytest.approx(log_loss([0, 0, 0], [0.1, 0.2, 0.3], labels=[0, 1]))
+
+
+def test_figures_of_a_label_need_both_kinds_of_examples() -> None:
+    defined = {
+        "roc_auc",
+        "average_precision",
+        "sensitivity_at_specificity_0.90",
+        "sensitivity_at_specificity_0.95",
+    }
+    predicted = np.array([0.1, 0.2, 0.3])
+    for labels in ([0, 0, 0], [1, 1, 1]):
+        figures = label_figures(np.array(labels), predicted)
+        assert {name for name, value in figures.items() if value is None} == defined
+    for labels in ([0, 0, 1], [1, 1, 0]):
+        figures = label_figures(np.array(labels), predicted)
+        assert None not in figures.values()
+        assert set(figures) == {"positives", "log_loss", *defined}
+
+
+def test_sensitivities_are_at_the_specificities_that_they_name() -> None:
+    # Of 20 negatives, one is above the second positive, and one more above the third.
+    labels = np.array([1, 0, 1, 0, 1, *[0] * 18])
+    figures = label_figures(labels, np.linspace(0.9, 0.1, len(labels)))
+    assert figures["sensitivity_at_specificity_0.95"] == pytest.approx(2 / 3)
+    assert figures["sensitivity_at_specificity_0.90"] == 1
 
 
 def test_auc_by_hand() -> None:
@@ -46,7 +75,17 @@ def test_a_split_is_weighted_and_means_leave_out_what_is_undefined() -> None:
     expected = (math.log(2) + 2 * -math.log(0.75)) / 3
     assert figures["weighted_log_loss"] == pytest.approx(expected)
     assert figures["mean_roc_auc"] == pytest.approx(0.5)
+    assert figures["mean_average_precision"] == pytest.approx(0.5)
     assert figures["examples"] == 2
+    assert list(figures["labels"]) == ["a", "any"]
+    assert [each["positives"] for each in figures["labels"].values()] == [1, 0]
+
+
+def test_means_of_nothing_are_none() -> None:
+    figures = split_figures(np.zeros((2, 1), int), np.full((2, 1), 0.5), ("a",), (1,))
+    assert figures["mean_roc_auc"] is None
+    assert figures["mean_average_precision"] is None
+    assert mean_defined([1.0, None, 4.0]) == 2.5
 
 
 def test_probabilities_are_of_float64() -> None:

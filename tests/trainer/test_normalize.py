@@ -1,3 +1,7 @@
+import inspect
+import sys
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -8,30 +12,50 @@ from trainer.networks.normalize import NORMALIZATIONS, Normalize
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("mode", "family"),
-    [("caffe", "resnet50"), ("tf", "resnet_v2"), ("caffe", "vgg16"), ("torch", "densenet")],
-)
-def test_equals_what_keras_does_before_the_network(mode: str, family: str) -> None:
-    expected = getattr(keras.applications, family).preprocess_input(IMAGES.copy())
-    np.testing.assert_allclose(np.asarray(Normalize(mode)(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+MAKERS = {
+    name: getattr(keras.applications, each.maker) for name, each in BACKBONES.items() if each.maker
+}
 
 
-@pytest.mark.parametrize("name", ["efficientnetv2b0", "efficientnetv2s", "convnexttiny"])
-def test_equals_what_keras_does_within_the_network(name: str) -> None:
-    backbone = BACKBONES[name]
-    make = getattr(keras.applications, backbone.maker)
-    model = make(include_top=False, weights=None, input_shape=(32, 32, 3))
+@pytest.mark.parametrize("name", MAKERS)
+def test_keras_can_be_told_to_leave_its_normalization_out(name: str) -> None:
+    within = "include_preprocessing" in inspect.signature(MAKERS[name]).parameters
+    assert BACKBONES[name].preprocesses == within
+
+
+@pytest.mark.parametrize("name", [each for each in MAKERS if not BACKBONES[each].preprocesses])
+def test_equals_what_keras_does_before_the_network(name: str) -> None:
+    expected = sys.modules[MAKERS[name].__module__].preprocess_input(IMAGES.copy())
+    normalized = np.asarray(Normalize(BACKBONES[name].normalization)(IMAGES))
+    np.testing.assert_allclose(normalized, expected, rtol=1e-4, atol=1e-4)
+
+
+def make_shallow(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A small network of that family: what comes before its blocks is all that matters."""
+    module: Any = sys.modules[MAKERS[name].__module__]
+    for each, blocks in getattr(module, "DEFAULT_BLOCKS_ARGS", {}).items():
+        monkeypatch.setitem(module.DEFAULT_BLOCKS_ARGS, each, [blocks[0] | {"num_repeat": 1}])
+    for config in getattr(module, "MODEL_CONFIGS", {}).values():
+        monkeypatch.setitem(config, "depths", [1, 1, 1, 1])
+        monkeypatch.setitem(config, "projection_dims", [4, 4, 4, 4])
+    return MAKERS[name](include_top=False, weights=None, input_shape=(32, 32, 3))
+
+
+@pytest.mark.parametrize("name", [each for each in MAKERS if BACKBONES[each].preprocesses])
+def test_equals_what_keras_does_within_the_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_shallow(name, monkeypatch)
     kinds = (keras.layers.Rescaling, keras.layers.Normalization)
     first = [each for each in model.layers if isinstance(each, kinds)]
-    if name == "convnexttiny":
+    if name.startswith("convnext"):
         first = model.layers[1].layers if hasattr(model.layers[1], "layers") else first
         first = [each for each in first if isinstance(each, kinds)]
     expected = IMAGES
     for layer in first:
         expected = layer(expected)
     assert first
-    normalized = np.asarray(Normalize(backbone.normalization)(IMAGES))
+    normalized = np.asarray(Normalize(BACKBONES[name].normalization)(IMAGES))
     np.testing.assert_allclose(normalized, np.asarray(expected), rtol=1e-4, atol=1e-4)
 
 
@@ -40,3 +64,29 @@ def test_other_numbers_of_channels_get_the_mean_constants() -> None:
     assert not np.asarray(Normalize("tf")(image)).any()
     expected = 127.5 - np.mean(NORMALIZATIONS["caffe"].mean)
     np.testing.assert_allclose(np.asarray(Normalize("caffe")(image)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", NORMALIZATIONS)
+def test_a_saved_layer_is_the_same(mode: str) -> None:
+    layer = Normalize.from_config(Normalize(mode, name="normalize").get_config())
+    assert (layer.mode, layer.name) == (mode, "normalize")
+    assert layer.compute_output_shape((None, 4, 5, 3)) == (None, 4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "order"),
+    [
+        ("caffe", 3, [2, 1, 0]),
+        ("caffe", 4, [0, 1, 2, 3]),
+        ("caffe", 1, [0]),
+        ("torch", 3, [0, 1, 2]),
+    ],
+)
+def test_blue_comes_first_where_a_network_wants_it(
+    mode: str, channels: int, order: list[int]
+) -> None:
+    assert Normalize(mode).constants(channels)[2].tolist() == order
+    # A channel is brighter than the one before; the constants differ by less.
+    image = np.float32([[[range(0, 50 * channels, 50)]]])
+    found = np.asarray(Normalize(mode)(image))[0, 0, 0]
+    assert np.argsort(found).tolist() == order

@@ -1,11 +1,19 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from trainer.data.shards import read_shard_directory
-from trainer.errors import BadInput
-from trainer.evaluation.predictions import Predictions, predict_batch, predict_split, to_frame
+from trainer.errors import BadInput, Diverged
+from trainer.evaluation.predictions import (
+    Predictions,
+    check_finite,
+    predict_batch,
+    predict_split,
+    to_frame,
+    write_parquet,
+)
 
 
 class Brightness:
@@ -24,7 +32,7 @@ def test_every_slice_is_predicted_with_its_own_ids(shards: Path, batch_size: int
     heard: list[int] = []
     found = predict_split(Brightness(), split, data.image, 3, batch_size, heard.append)
     assert found.logits.shape == (21, 3)
-    assert heard[-1] == 21
+    assert heard == [*range(batch_size, 21, batch_size), 21]
     frame = to_frame(found, data.labels).set_index("image_id")
     assert sorted(frame.index) == [f"ID_0_{i:04d}" for i in range(21)]
     assert frame.loc["ID_0_0005", "patient_id"] == "P0_001"
@@ -53,3 +61,45 @@ def test_more_examples_than_the_manifest_says(shards: Path) -> None:
     split = replace(data.split("fold0"), examples=20)
     with pytest.raises(BadInput, match="split fold0: 21 examples where the manifest has 20"):
         predict_split(Brightness(), split, data.image, 3, 8)
+
+
+def test_a_slice_without_numbers_is_counted_once() -> None:
+    logits = np.zeros((4, 3), np.float32)
+    check_finite(logits, "fold0")
+    logits[1] = np.nan
+    logits[2, 1] = np.inf
+    with pytest.raises(Diverged) as raised:
+        check_finite(logits, "fold0")
+    assert str(raised.value) == (
+        "the model gives 2 of 4 slices of fold0 a logit that is no finite number; try a lower"
+        " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
+    )
+
+
+def test_a_row_an_example(tmp_path: Path) -> None:
+    texts = {"image_id": np.array(["i", "j"]), "patient_id": np.array(["p", "p"])}
+    logits = np.log(np.float32([[1, 3], [1 / 3, 9]]))
+    labels, places = np.array([[0, 1], [-1, -1]]), np.float32([2.5, 5])
+    found = Predictions("test", logits, labels, texts, places)
+    write_parquet(tmp_path / "p.parquet", found, ("a", "any"))
+    frame = pd.read_parquet(tmp_path / "p.parquet")
+    assert frame.columns.tolist() == [
+        "image_id", "patient_id", "split", "position_z",
+        "probability_a", "probability_any", "label_a", "label_any",
+    ]  # fmt: skip
+    expected = [["i", "p", "test", 2.5, 0.5, 0.75, 0, 1], ["j", "p", "test", 5, 0.25, 0.9, -1, -1]]
+    for row, values in zip(frame.itertuples(index=False), expected, strict=True):
+        assert list(row[:4]) == values[:4]
+        assert list(row[4:]) == pytest.approx(values[4:])
+
+
+def test_mirror_images_are_looked_at_where_that_is_asked_for(shards: Path) -> None:
+    data = read_shard_directory(shards)
+    plain, mirrored = (
+        predict_split(Brightness(), data.split("fold0"), data.image, 3, 8, flip=flip).logits
+        for flip in (False, True)
+    )
+    assert not np.allclose(plain[:, 0], plain[:, 1])
+    np.testing.assert_allclose(mirrored[:, 0], mirrored[:, 1])
+    default = predict_split(Brightness(), data.split("fold0"), data.image, 3, 8).logits
+    np.testing.assert_array_equal(default, plain)

@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainer.data.priors import RAREST, log_odds, logit_shift
+from trainer.data.priors import log_odds, logit_shift
 
 
 def test_log_odds_by_hand() -> None:
     np.testing.assert_allclose(log_odds((0.5, 0.25, 0.9)), np.log([1, 1 / 3, 9]))
-    extreme = np.log(RAREST / (1 - RAREST))
-    np.testing.assert_allclose(log_odds((0.0, 1.0)), [extreme, -extreme])
+    # One of ten thousand at least, and one at least that is not.
+    np.testing.assert_allclose(log_odds((0.0, 1.0)), np.log([1 / 9999, 9999]))
+
+
+def test_the_shift_by_hand() -> None:
+    # From odds of 1 to 1 back to 1 to 3, and from 1 to 4 to 9 to 1.
+    assert logit_shift((0.25, 0.9), (0.5, 0.2)) == pytest.approx(np.log([1 / 3, 36]))
 
 
 def test_no_shift_between_equal_shares() -> None:

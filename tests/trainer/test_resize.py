@@ -18,3 +18,20 @@ def test_equals_tensorflows_antialiased_resize(before: tuple[int, int], after: i
     resized = np.asarray(Resize(after)(images))
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized, expected, atol=1e-3)
+
+
+def test_enlarging_by_hand() -> None:
+    # Centres at -0.25, 0.25, 0.75 and 1.25, triangles of reach 1; the outer ones see one pixel.
+    expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    np.testing.assert_allclose(resize_matrix(2, 4), expected, atol=1e-7)
+
+
+def test_an_image_of_that_size_stays() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 5, 5, 2), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(Resize(5)(image)), image)
+
+
+def test_a_saved_layer_is_the_same() -> None:
+    layer = Resize.from_config(Resize(7, name="resize").get_config())
+    assert (layer.size, layer.name) == (7, "resize")
+    assert layer.compute_output_shape((None, 20, 31, 3)) == (None, 7, 7, 3)

@@ -40,11 +40,11 @@ def test_frames_are_checked(name: str, tmp_path: Path) -> None:
     content, message = BROKEN_FRAMES[name]
     path = tmp_path / "shard"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         check_frames(bytes(path))
     records = read_records(path)
     assert next(records) == b"one"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         next(records)
 
 
@@ -52,5 +52,21 @@ def test_frames_are_checked(name: str, tmp_path: Path) -> None:
 def test_the_data_are_checked(place: int, tmp_path: Path) -> None:
     path = tmp_path / "shard"
     path.write_bytes(flip(GOOD, place))
-    with pytest.raises(ValueError, match="the record's checksum is wrong"):
+    with pytest.raises(ValueError, match=r"^the record's checksum is wrong$"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("missing", [1, 4, 6])
+def test_a_file_that_shrinks_while_it_is_read(missing: int, tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(GOOD + GOOD)
+    records = read_records(path)
+    assert next(records) == b"one"
+    path.write_bytes((GOOD + GOOD)[:-missing])
+    with pytest.raises(ValueError, match=r"^the record is cut short$"):
+        next(records)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^the file cannot be read \(No such file"):
+        check_frames(bytes(tmp_path / "shard"))

@@ -1,0 +1,85 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.report.curves import log_epoch, log_picture, plot_history, save_figure
+from trainer.report.figures import new_figure
+
+
+def make_row(epoch: int, loss: float, **changes: Any) -> dict[str, Any]:
+    figures = {"val_mean_roc_auc": 0.75, "val_roc_auc": {"a": 0.5, "b": 1.0}}
+    return {"epoch": epoch, "loss": loss, "val_loss": loss * 2} | figures | changes
+
+
+HISTORY = [
+    make_row(1, 0.5),
+    make_row(2, 0.25, val_mean_roc_auc=None, val_roc_auc={"a": None, "b": None}),
+    make_row(3, 0.125, val_mean_roc_auc=0.5, val_roc_auc={"a": 0.5, "b": None}),
+]
+
+
+def test_losses_and_aucs_by_epoch() -> None:
+    loss, auc = plot_history(HISTORY, ("a", "b")).axes
+    lines = {
+        line.get_label(): np.asarray(line.get_ydata(), float).tolist()
+        for axes in (loss, auc)
+        for line in axes.lines
+    }
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert lines == {
+        "training": [0.5, 0.25, 0.125],
+        "validation": [1, 0.5, 0.25],
+        "a": [0.5, nan, 0.5],
+        "b": [1, nan, nan],
+        "mean": [0.75, nan, 0.5],
+    }
+    for axes in (loss, auc):
+        assert all(list(line.get_xdata()) == [1, 2, 3] for line in axes.lines)
+        assert axes.get_xlabel() == "epoch"
+        assert axes.get_legend() is not None
+        assert axes.get_ylim()[0] == 0
+        assert all(tick == int(tick) for tick in axes.get_xticks())
+    assert (loss.get_title(), loss.get_ylabel()) == ("Weighted log loss", "nats")
+    assert auc.get_title() == "ROC AUC, validation"
+    # A perfect curve is not hidden by the frame.
+    assert 1 < auc.get_ylim()[1] < 1.1
+
+
+def test_a_picture_of_the_size_that_a_page_expects(tmp_path: Path) -> None:
+    save_figure(plot_history(HISTORY, ("a", "b")), tmp_path / "history.png")
+    pixels = tf.io.decode_png((tmp_path / "history.png").read_bytes())
+    assert pixels.shape[:2] == (450, 1200)
+
+
+def events(folder: Path) -> list[tuple[int, str, Any]]:
+    """Step, name and tensor of what was logged."""
+    (path,) = folder.glob("events.*")
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    logged = (tf.compat.v1.Event.FromString(each) for each in records)
+    return [
+        (event.step, value.tag, tf.make_ndarray(value.tensor))
+        for event in logged
+        for value in event.summary.value
+    ]
+
+
+def test_an_epoch_in_tensorboard(tmp_path: Path) -> None:
+    log_epoch(tmp_path, HISTORY[2])
+    assert [(step, name, float(value)) for step, name, value in events(tmp_path)] == [
+        (3, "loss", 0.125),
+        (3, "val_loss", 0.25),
+        (3, "val_mean_roc_auc", 0.5),
+        (3, "val_roc_auc/a", 0.5),
+    ]
+
+
+def test_a_picture_in_tensorboard(tmp_path: Path) -> None:
+    figure = new_figure(1, 0.5)
+    figure.patch.set_facecolor((1, 0, 0, 0.5))
+    log_picture(tmp_path, "curves", figure, 7)
+    ((step, name, (width, height, png)),) = events(tmp_path)
+    assert (step, name, width, height) == (7, "curves", b"80", b"40")
+    assert tf.io.decode_png(png)[0, 0].numpy().tolist() == [255, 0, 0, 128]

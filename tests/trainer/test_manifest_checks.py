@@ -1,0 +1,102 @@
+"""Manifests whose values do not fit each other: what is refused, and by which words exactly."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from trainer.data.manifest_checks import check_consistency
+from trainer.errors import BadInput
+
+MANIFEST: dict[str, Any] = {
+    "labels": ["a", "b"],
+    "splits": {
+        "fold0": {
+            "examples": 5,
+            "label_counts": {"a": 4, "b": 0},
+            "shards": [
+                {"file": "x", "examples": 3, "label_counts": {"a": 3, "b": 0}},
+                {"file": "y", "examples": 2, "label_counts": {"a": 1, "b": 0}},
+            ],
+        },
+        "fold1": {"examples": 0, "label_counts": {}, "shards": []},
+    },
+}
+
+
+def fold0_with(**changes: Any) -> dict[str, Any]:
+    """A manifest whose first split has other values; x__key is of its shard x."""
+    manifest = copy.deepcopy(MANIFEST)
+    fold0 = manifest["splits"]["fold0"]
+    for name, value in changes.items():
+        shard, _, key = name.rpartition("__")
+        holder = {"": fold0, "x": fold0["shards"][0], "y": fold0["shards"][1]}[shard]
+        holder[key] = value
+    return manifest
+
+
+# As many positives as examples; labels that are not counted; none counted by some shard.
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"label_counts": {"a": 4}},
+    {"x__label_counts": {"a": 3}, "y__label_counts": {"a": 1}},
+    {"label_counts": {}},
+    {"label_counts": None},
+    {"x__label_counts": {}},
+    {"y__label_counts": None, "label_counts": {"a": 5}},
+]
+
+
+@pytest.mark.parametrize("changes", GOOD)
+def test_what_fits(changes: dict[str, Any]) -> None:
+    check_consistency(fold0_with(**changes), "m")
+
+
+SHARD_X = "m: splits.fold0.shards[0]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": 6}, "m: splits.fold0.examples: 6: must be 5, as its shards have"),
+        ({"x__examples": 4}, "m: splits.fold0.examples: 5: must be 6, as its shards have"),
+        (
+            {"label_counts": {"c": 0}},
+            "m: splits.fold0.label_counts.c: must be one of the labels",
+        ),
+        (
+            {"x__label_counts": {"a": 4}},
+            f"{SHARD_X}.label_counts.a: 4: must be at most 3, the examples",
+        ),
+        (
+            {"label_counts": {"a": 6}},
+            "m: splits.fold0.label_counts.a: 6: must be at most 5, the examples",
+        ),
+        (
+            {"label_counts": {"a": 3, "b": 0}},
+            "m: splits.fold0.label_counts.a: 3: must be 4, as its shards have",
+        ),
+        # A label that one side alone counts.
+        (
+            {"label_counts": {"b": 0}},
+            "m: splits.fold0.label_counts.a: 0: must be 4, as its shards have",
+        ),
+        (
+            {"label_counts": {"a": 4, "b": 1}, "x__label_counts": {"a": 3}},
+            "m: splits.fold0.label_counts.b: 1: must be 0, as its shards have",
+        ),
+        ({"x__file": "y"}, 'm: splits.fold0.shards[1].file: "y": must be a name of its own'),
+        (
+            {"x__file": "manifest.json"},
+            f'{SHARD_X}.file: "manifest.json": must be a name of its own',
+        ),
+        (
+            {"x__file": "index.parquet"},
+            f'{SHARD_X}.file: "index.parquet": must be a name of its own',
+        ),
+    ],
+)
+def test_what_does_not(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as raised:
+        check_consistency(fold0_with(**changes), "m")
+    assert str(raised.value) == message
