@@ -16,6 +16,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+FULL = "full: one more case of what others show, for `make test-all` (--full)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --full."""
+    parser.addoption("--full", action="store_true", help="every case, kill and mutation there is")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marker of cases that run with --full alone."""
+    config.addinivalue_line("markers", FULL)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the cases of --full away without it."""
+    if config.getoption("full"):
+        return
+    config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("full")])
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether slow proofs run in their full number."""
+    return bool(pytestconfig.getoption("full"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data named by ICH_REAL_DATA."""
