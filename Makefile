@@ -60,7 +60,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
 # A mistyped variable would otherwise be ignored without a word.
 VARIABLES := PYTHON ICH_REAL_DATA ARGS INPUT LABELS OUTPUT WORKERS RUNNER PROJECT REGION TEMP IMAGE \
   JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE \
-  BACKEND SUBMISSION EXPORT
+  BACKEND SUBMISSION EXPORT MODULE
 GIVEN     := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 MISTYPED  := $(firstword $(filter-out $(VARIABLES),$(GIVEN)))
 ifneq ($(MISTYPED),)
@@ -71,7 +71,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
-        test test-engines mutants lint clean
+        test test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
@@ -130,6 +130,14 @@ demo: ## The whole line on the sample: preprocess, train, evaluate, predict
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
 	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.dev ## Run all tests in their full number, those on Beam's runners too (an hour)
+	@$(RUN_PY) -m pytest --full --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(RUN_PY) -m pytest --full tests/engines $(ARGS)
+
+coverage: $(VENV)/.dev ## Run the tests and print what lines and branches of both packages they reach
+	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal \
+	  --cov --cov-report=term:skip-covered $(ARGS)
 
 test-engines: $(VENV)/.dev ## Run the tests on Beam's runners, as far as they can be had here
 	@$(RUN_PY) -m pytest tests/engines $(ARGS)

@@ -2,9 +2,11 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import Phase, settings
 
 # How long an example takes says more of the machine than of the code.
@@ -22,6 +24,60 @@ settings.register_profile(
 # What a shell runs in the background ignores it, and so do the processes that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+FULL = "full: one more case of what others show, for `make test-all` (--full)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --full."""
+    parser.addoption("--full", action="store_true", help="every case, kill and mutation there is")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marker of cases that run with --full alone."""
+    config.addinivalue_line("markers", FULL)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the cases of --full away without it.
+
+    What takes longest is begun first, lest one process is left alone with it in the end.
+    """
+    items.sort(key=lambda item: item.path.name != "test_other_processes.py")
+    if config.getoption("full"):
+        return
+    config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("full")])
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder by its name, which all processes of pytest-xdist have together.
+
+    made_once(name, make) is where the first of them, by make(folder), has made it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "made_once"
+    shared.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            done = shared / f"{name}.done"
+            if not done.exists():
+                make(shared / name)
+                done.touch()
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether slow proofs run in their full number."""
+    return bool(pytestconfig.getoption("full"))
 
 
 @pytest.fixture(scope="session")

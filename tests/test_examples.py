@@ -1,10 +1,15 @@
-"""Each example, run as its first lines say, on shards that the pipeline has just made."""
+"""Each example, run as its first lines say, on shards that the pipeline has just made.
+
+A script runs in this process, which has what it imports, and with --full in one of its own.
+"""
 
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,25 @@ def run(*argv: Any) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+RunScript = Callable[..., str]
+
+
+@pytest.fixture
+def run_script(
+    full: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> RunScript:
+    """Runs an example by its name; what it prints."""
+
+    def run_here(name: str, *argv: Any) -> str:
+        path = str(ROOT / "examples" / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, argv)])
+        capsys.readouterr()
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return (lambda name, *argv: run(f"examples/{name}", *argv)) if full else run_here
 
 
 def load_example(name: str) -> Any:
@@ -46,15 +70,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_plain_tf_data(shards: Path) -> None:
+def test_plain_tf_data(shards: Path, run_script: RunScript) -> None:
     manifest = json.loads((shards / "windows" / "manifest.json").read_text())
     examples = manifest["splits"]["fold1"]["examples"]
-    told = run("examples/tf_data.py", shards / "windows", "fold1")
+    told = run_script("tf_data.py", shards / "windows", "fold1")
     assert told == f"{examples} images of (64, 64, 3), uint8\n"
 
 
-def test_tensorflow_datasets(shards: Path) -> None:
-    told = run("examples/tfds_splits.py", shards / "windows")
+@pytest.mark.filterwarnings("ignore")  # of a library that is only a witness here
+def test_tensorflow_datasets(shards: Path, run_script: RunScript) -> None:
+    told = run_script("tfds_splits.py", shards / "windows")
     assert "'fold0'" in told
     assert "a slice: (64, 64, 3) labels [" in told
 
@@ -93,8 +118,8 @@ def test_random_access_for_pytorch(shards: Path) -> None:
     assert keys == expected
 
 
-def test_windows_chosen_afterwards(shards: Path) -> None:
-    told = run("examples/window_hounsfield.py", shards / "hu", "fold0")
+def test_windows_chosen_afterwards(shards: Path, run_script: RunScript) -> None:
+    told = run_script("window_hounsfield.py", shards / "hu", "fold0")
     assert "brain (64, 64), uint8" in told
     lowest, highest = re.findall(r"(-?\d+) to (-?\d+) HU", told)[0]
     assert -1024 <= int(lowest) < -950, "air"

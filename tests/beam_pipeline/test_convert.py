@@ -71,7 +71,7 @@ def test_hounsfield_units_above_what_16_bits_hold_are_clipped() -> None:
     encoding = dataclasses.replace(SIGNED, signed=False, slope=2.0)
     stored = np.full((32, 32), 65535, np.uint16)
     stored[0, :2] = [32767, 32768]
-    image = convert_slice(make_slice(stored, encoding), ImageSpec((), 32))
+    image = convert_slice(make_slice(stored, encoding), ImageOptions(windows=(), image_size=32))
     assert image.pixels[0, :3, 0].tolist() == [65534, 65535, 65535]
 
 

@@ -19,7 +19,7 @@ from beam_pipeline.planning.inventory import inspect_part
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.workers import Watch
 
-KILLS = 10
+KILLS, ALL_KILLS = 4, 10
 SLICES = 240
 
 
@@ -85,11 +85,11 @@ def undisturbed(command: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
-    command: list[str], undisturbed: dict[str, str], tmp_path: Path
+    command: list[str], undisturbed: dict[str, str], tmp_path: Path, full: bool
 ) -> None:
     moments = random.Random(0)
     output = tmp_path / "out"
-    for _ in range(KILLS):
+    for _ in range(ALL_KILLS if full else KILLS):
         process = start(command, output)
         time.sleep(moments.uniform(1.5, 3.5))
         process.kill()
@@ -162,12 +162,12 @@ def test_shards_that_were_written_are_not_written_again(parts: list[str], tmp_pa
 
 
 def test_a_run_goes_on_when_its_workers_are_killed(
-    command: list[str], undisturbed: dict[str, str], tmp_path: Path
+    command: list[str], undisturbed: dict[str, str], tmp_path: Path, full: bool
 ) -> None:
     moments = random.Random(1)
     process = start(command, tmp_path / "out")
     killed = 0
-    while process.poll() is None and killed < KILLS:
+    while process.poll() is None and killed < (ALL_KILLS if full else KILLS):
         # They live for a second or two: looked for all the time, killed now and then.
         found = workers(process.pid)
         if found:

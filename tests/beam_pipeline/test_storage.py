@@ -25,7 +25,7 @@ from beam_pipeline.errors import OutputError, PipelineError, StoreError, UsageEr
 from beam_pipeline.storage import FileInfo, Folder, InputFiles, is_local, open_file
 from beam_pipeline.storage.local import LocalStore
 
-A_SECOND = 1.0  # of patience
+A_MOMENT = 0.2  # seconds of patience
 
 
 @pytest.fixture
@@ -462,16 +462,16 @@ def test_a_failure_that_passes_costs_nothing(
 def test_a_failure_that_lasts_is_the_stores(
     tree: Path, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = InputFiles.parse(str(tree), A_SECOND)
+    files = InputFiles.parse(str(tree), A_MOMENT)
     monkeypatch.setattr(os, call, fail(math.inf, errno.ESTALE, getattr(os, call), "a.dcm"))
-    message = f"^{tree}: no answer for 1 s .Stale file handle.; the same command resumes$"
+    message = f"^{tree}: no answer for 0.2 s .Stale file handle.; the same command resumes$"
     with pytest.raises(StoreError, match=message):
         files.read("a.dcm")
     with pytest.raises(StoreError, match=message):
         list(files.read_ahead([("b.dcm", 5), ("a.dcm", 5)]))
     with files.reading() as reading, pytest.raises(StoreError, match=message):
         reading.part("a.dcm", 0, 5, bytes).result()
-    assert f"{tree}: Stale file handle; trying again for up to 1 s" in caplog.text
+    assert f"{tree}: Stale file handle; trying again for up to 0.2 s" in caplog.text
 
 
 @pytest.mark.parametrize("call", ["open", "pread"])
@@ -493,7 +493,7 @@ def test_opening_is_tried_again_too(tree: Path, monkeypatch: pytest.MonkeyPatch)
         assert file.read() == b"a.dcm"
     monkeypatch.setattr(Path, "open", fail(math.inf, errno.ESTALE, Path.open, "a.dcm"))
     with pytest.raises(StoreError, match="Stale file handle"):
-        open_file(str(tree / "a.dcm"), A_SECOND)
+        open_file(str(tree / "a.dcm"), A_MOMENT)
 
 
 def test_listing_is_tried_again_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +502,7 @@ def test_listing_is_tried_again_too(tree: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(InputFiles.parse(str(tree)).list()) == expected
     monkeypatch.setattr(os, "scandir", fail(math.inf, errno.ESTALE, os.scandir, "sub"))
     with pytest.raises(StoreError, match="Stale file handle"):
-        list(InputFiles.parse(str(tree), A_SECOND).list())
+        list(InputFiles.parse(str(tree), A_MOMENT).list())
 
 
 @dataclass
@@ -546,7 +546,7 @@ def test_a_store_that_fails_is_not_an_input_that_is_not_there(
         assert paths(tree / name)
         monkeypatch.setattr(Path, "stat", fail(math.inf, errno.ESTALE, Path.stat, name))
         with pytest.raises(StoreError, match="Stale file handle"):
-            InputFiles.parse(str(tree / name), A_SECOND)
+            InputFiles.parse(str(tree / name), A_MOMENT)
         monkeypatch.undo()
 
 

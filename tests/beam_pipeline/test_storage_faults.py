@@ -2,7 +2,7 @@
 
 The pipeline runs as users run it, on servers of S3 and of Google Cloud Storage behind a proxy that
 fails requests. A part of the table of stages and faults is tested, with each stage and each fault
-in it; ICH_ALL_FAULTS=1 tests the whole table, for a quarter of an hour.
+in it; --full tests the whole table, for a quarter of an hour.
 """
 
 import dataclasses
@@ -45,7 +45,6 @@ from tests.beam_pipeline.object_stores import (
     serve_s3,
 )
 
-ALL_FAULTS = os.environ.get("ICH_ALL_FAULTS") == "1"
 # Seconds. The next byte of an answer is waited for during a quarter of them, and 1 s at least.
 PATIENCE, SHORT_PATIENCE = 4, 1
 LONGEST_RUN = 240  # seconds, after which a run counts as one that never ends
@@ -409,8 +408,12 @@ SOME_LASTING = [
 
 
 def cases(some: list[tuple[str, str]], faults: dict[str, Any]) -> Any:
-    every = list(itertools.product(STAGES, faults))
-    return pytest.mark.parametrize(("stage", "fault"), every if ALL_FAULTS else some)
+    """The whole table, of which some run without --full, too."""
+    every = [
+        pytest.param(*case, marks=[] if case in some else [pytest.mark.full])
+        for case in itertools.product(STAGES, faults)
+    ]
+    return pytest.mark.parametrize(("stage", "fault"), every)
 
 
 def rule_of(stage: str, settings: dict[str, Any]) -> Rule:

@@ -219,7 +219,7 @@ def test_what_is_left_may_fail() -> None:
 def test_waiting_for_storage_is_not_hanging(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     pool = WorkerPool(
-        partial(wait_for_storage, starts=starts, seconds=3.5), 1, patience=0.5, storage_patience=60
+        partial(wait_for_storage, starts=starts, seconds=2), 1, patience=0.5, storage_patience=60
     )
     assert run(pool, ("a", "b")) == {"a": "A", "b": "B"}
     assert starts.stat().st_size == 1

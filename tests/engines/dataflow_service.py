@@ -137,7 +137,7 @@ def serve_dataflow() -> Iterator[DataflowService]:
     with _Server(("127.0.0.1", 0), _Handler) as server:
         service = DataflowService(server.server_port)
         server.service = service  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         try:
             yield service

@@ -176,16 +176,44 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
+def two_blocks(shape: tuple[int, int, int]) -> Any:
+    """The sample's network with two of its five blocks, and fewer channels."""
+    import keras
+    from keras import layers
+
+    from trainer.networks.backbones import residual_block
+
+    inputs = layers.Input(shape)
+    x = layers.Conv2D(16, 3, 2, "same", use_bias=False, name="stem")(inputs)
+    for stage, filters in enumerate((16, 32)):
+        x = residual_block(x, filters, 1 + stage, f"stage{stage}")
+    x = layers.BatchNormalization(momentum=0.9, name="last_norm")(x)
+    return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_blocks_for_five(full: bool) -> Iterator[None]:
+    """The network of most tests, compiled in half the time; processes of their own have the whole.
+
+    With --full all have the whole.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not full:
+            patch.setattr("trainer.networks.backbones.small_resnet", two_blocks)
+        yield
+
+
 @pytest.fixture(scope="session")
-def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(shards: Path, two_blocks_for_five: None, made_once: Callable[..., Path]) -> Path:
     """A finished run that no test changes."""
     from trainer.options import TrainOptions
     from trainer.runs.job import prepare_training
     from trainer.training.train import train
 
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
-    return run
+    def make(run: Path) -> None:
+        train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
+
+    return made_once("finished", make)
 
 
 @pytest.fixture(scope="session")
@@ -208,9 +236,9 @@ def split_rows() -> dict[str, list[Row]]:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory, split_rows: dict[str, list[Row]]) -> Path:
+def shards(made_once: Callable[..., Path], split_rows: dict[str, list[Row]]) -> Path:
     """A shard directory that no test changes."""
-    return write_shards(tmp_path_factory.mktemp("shards") / "ich", split_rows)
+    return made_once("ich", lambda folder: write_shards(folder, split_rows))
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ assert not any(name.startswith("trainer") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+# That TensorFlow loads it is seen below, too, if not where there is no trainer.
+@pytest.mark.parametrize("backend", [pytest.param("tensorflow", marks=pytest.mark.full), "jax"])
 def test_keras_alone_loads_it(
     exported: Path, examples: tuple[Any, Any], tmp_path: Path, backend: str
 ) -> None:

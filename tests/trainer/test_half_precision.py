@@ -10,6 +10,7 @@ import pytest
 
 from trainer.data.shards import ImageSpec
 from trainer.networks.averaging import copies
+from trainer.networks.backbones import small_resnet
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.training.losses import WeightedBinaryCrossentropy
@@ -19,6 +20,12 @@ RANDOM = np.random.default_rng(0)
 SIDE = 64
 IMAGES = RANDOM.integers(0, 255, (8, SIDE, SIDE, 3), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 2, (8, 6)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deeper, the more of a gradient is lost."""
+    monkeypatch.setattr("trainer.networks.backbones.small_resnet", small_resnet)
 
 
 def first_update(policy: str) -> tuple[npt.NDArray[np.float64], Any]:

@@ -25,8 +25,8 @@ from trainer.options import (
 )
 from trainer.runs.job import prepare_crossval, prepare_evaluation, prepare_export, prepare_training
 
-MUTANTS = 2000
-RUNS = 400
+MUTANTS, ALL_MUTANTS = 500, 2000
+RUNS, ALL_RUNS = 100, 400
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 3.5, 1.0, 10**30, -(10**400), 1e300, float("nan"), float("inf"),
     "", "x", "0", "../other/x", "/etc/passwd", "gs://b/x", "a\\b", "a\nb", "\x00", "\ud800",
@@ -127,8 +127,14 @@ def assert_opened_in(opened: Opened, *folders: Path) -> None:
 
 
 def test_a_manifest_with_one_value_wrong(
-    directory: Path, finished: Path, tmp_path: Path, tiny: dict[str, Any], listening: Opened
+    directory: Path,
+    finished: Path,
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    listening: Opened,
+    full: bool,
 ) -> None:
+    mutants = ALL_MUTANTS if full else MUTANTS
     original = json.loads((directory / "manifest.json").read_text())
     chosen, run = random.Random(20191), tmp_path / "run"
     text = str(directory)
@@ -143,13 +149,13 @@ def test_a_manifest_with_one_value_wrong(
     ]
     assert refusals(actions) == []
     refused = 0
-    for number in range(MUTANTS):
+    for number in range(mutants):
         (directory / "manifest.json").write_text(json.dumps(mutate(original, chosen)))
         # To prepare a training is to read the directory, too.
         found = refusals(actions if number % 10 == 0 else actions[1:2])
         assert all(len(line.splitlines()) == 1 and line.isprintable() for line in found), found
         refused += bool(found)
-    assert MUTANTS / 2 < refused < MUTANTS
+    assert mutants / 2 < refused < mutants
     assert_opened_in(listening, directory, finished)
 
 
@@ -159,8 +165,9 @@ def names_a_bucket(description: Any) -> bool:
 
 
 def test_a_run_directory_with_one_value_wrong(
-    finished: Path, shards: Path, tmp_path: Path, listening: Opened
+    finished: Path, shards: Path, tmp_path: Path, listening: Opened, full: bool
 ) -> None:
+    runs = ALL_RUNS if full else RUNS
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     description = json.loads((run / "run.json").read_text())
     temperatures = {"upper": 1.5, "lower": 0.5, "any": 1}
@@ -177,7 +184,7 @@ def test_a_run_directory_with_one_value_wrong(
     ]
     refused = 0
     listening.paths.clear()
-    for number in range(RUNS):
+    for number in range(runs):
         documents = {"run.json": description, "temperatures.json": temperatures}
         name = "run.json" if number % 4 else "temperatures.json"
         documents[name] = mutate(documents[name], chosen)
@@ -186,7 +193,7 @@ def test_a_run_directory_with_one_value_wrong(
         found = refusals(actions[:3] if names_a_bucket(documents["run.json"]) else actions)
         assert all(len(line.splitlines()) == 1 for line in found), found
         refused += len(found)
-    assert refused > RUNS
+    assert refused > runs
     # Where run.json says that the shards are, a shard directory is looked for; no more.
     looked = {path for path in listening.paths if path.endswith("/manifest.json")}
     listening.paths -= looked

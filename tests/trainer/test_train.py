@@ -89,13 +89,13 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
 
 
 def test_balanced_sampling_leaves_natural_probabilities(
-    shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path
+    shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path, full: bool
 ) -> None:
     """What is saved is corrected, and what goes on training is not."""
     rows = {f"fold{i}": make_rows(60, 32, seed=i) for i in range(3)}
     shards = shards_writer(tmp_path / "shards", rows)
     mean = {}
-    for cache in ("none", "ram"):
+    for cache in ("none", "ram") if full else ("none",):
         run = tmp_path / cache
         given = tiny | {"sampling": "balanced", "cache": cache, "epochs": 3, "report": False}
         train(prepare_training(TrainOptions(shards=shards, run=run, **given)))
@@ -107,7 +107,7 @@ def test_balanced_sampling_leaves_natural_probabilities(
         mean[cache] = frame["probability_upper"].mean()
         assert copies([head.bias])[0][0] < -1.5
         assert mean[cache] < 0.2
-    assert mean["none"] == pytest.approx(mean["ram"], rel=0.05)
+    assert list(mean.values()) == pytest.approx([mean["none"]] * len(mean), rel=0.05)
 
 
 def make_rows(count: int, size: int, seed: int) -> list[dict[str, Any]]:
@@ -221,7 +221,7 @@ def test_a_validation_without_numbers_ends_in_one_line(
 def test_two_processes_do_not_train_one_run(
     make_job: JobMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job()
+    job = make_job(epochs=1)
     script = (
         "import sys, time; from pathlib import Path; from trainer.runs.lock import held\n"
         "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
