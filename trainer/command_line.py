@@ -34,8 +34,8 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("export", ExportOptions, "write a run's model for use elsewhere"),
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
 )
-HELP = ("-h", "--help")
-METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
+_HELP = ("-h", "--help")
+_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -52,31 +52,31 @@ def parse_arguments(argv: Sequence[str]) -> Options:
     Raises:
         BadInput: an unknown command, flag, key or value; a flag that is missing.
     """
-    check_command(argv)
-    parsed, unknown = build_parser().parse_known_args(argv)
+    _check_command(argv)
+    parsed, unknown = _build_parser().parse_known_args(argv)
     given = vars(parsed)
     kind = given.pop("kind")
-    refuse_unknown(unknown, kind)
+    _refuse_unknown(unknown, kind)
     config = given.pop("config", None)
-    options: Options = kind(**(read_config(config, kind) if config else {}) | given)
+    options: Options = kind(**(_read_config(config, kind) if config else {}) | given)
     return options
 
 
-def check_command(argv: Sequence[str]) -> None:
+def _check_command(argv: Sequence[str]) -> None:
     """Looks for a command, which comes first.
 
     Raises:
         BadInput: there is none, or an unknown one.
     """
     names = [name for name, _, _ in COMMANDS]
-    if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
+    if not argv or (argv[0].startswith("-") and argv[0] not in _HELP):
         raise BadInput(f"the command is missing: want one of {', '.join(names)}, then its options")
-    if argv[0] not in (*names, *HELP):
+    if argv[0] not in (*names, *_HELP):
         close = did_you_mean(argv[0], names) or f": want one of {', '.join(names)}"
         raise BadInput(f"unknown command {quoted(argv[0])}{close}")
 
 
-def refuse_unknown(arguments: Sequence[str], kind: type[Options]) -> None:
+def _refuse_unknown(arguments: Sequence[str], kind: type[Options]) -> None:
     """Names the first of the arguments that no option takes.
 
     Raises:
@@ -90,7 +90,7 @@ def refuse_unknown(arguments: Sequence[str], kind: type[Options]) -> None:
         raise BadInput(f"unknown argument {quoted(arguments[0])}: options start with --")
 
 
-def build_parser() -> OneLineParser:
+def _build_parser() -> OneLineParser:
     """The parser of all commands."""
     parser = OneLineParser(prog="python -m trainer", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
@@ -101,11 +101,11 @@ def build_parser() -> OneLineParser:
             "--config", type=Path, default=argparse.SUPPRESS, help="TOML file of these options"
         )
         for flag, field in flags(kind).items():
-            add_option(command, flag, field)
+            _add_option(command, flag, field)
     return parser
 
 
-def add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     """Adds the flag of one option; its value stays text, which the options convert."""
     # What is not given stays out of the namespace, so that a file's value can take its place.
     common: dict[str, Any] = {
@@ -115,10 +115,10 @@ def add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> 
     if field.annotation is bool:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
     else:
-        parser.add_argument(f"--{name}", metavar=METAVARS.get(field.annotation, "TEXT"), **common)
+        parser.add_argument(f"--{name}", metavar=_METAVARS.get(field.annotation, "TEXT"), **common)
 
 
-def read_config(path: Path, kind: type[Options]) -> dict[str, Any]:
+def _read_config(path: Path, kind: type[Options]) -> dict[str, Any]:
     """Reads a TOML file whose keys are options.
 
     Raises:

@@ -35,7 +35,7 @@ def run_command(options: Options) -> None:
 
         crossvalidate(jobs)
     elif isinstance(options, TrainOptions):
-        run_training(options)
+        _run_training(options)
     elif isinstance(options, ExportOptions):
         saved = prepare_export(options)
         load_libraries()
@@ -49,10 +49,10 @@ def run_command(options: Options) -> None:
 
         write_report(job, options.mistakes)
     else:
-        run_prediction(options)
+        _run_prediction(options)
 
 
-def run_training(options: TrainOptions) -> None:
+def _run_training(options: TrainOptions) -> None:
     """Trains, unless the run is complete."""
     job = prepare_training(options)
     if job.run.is_complete:
@@ -64,7 +64,7 @@ def run_training(options: TrainOptions) -> None:
     train(job)
 
 
-def run_prediction(options: EvaluateOptions | PredictOptions) -> None:
+def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
     """Evaluates or predicts."""
     job = prepare_evaluation(options)
     load_libraries()

@@ -30,8 +30,8 @@ from pydantic_core import ErrorDetails
 from trainer.errors import BadInput
 from trainer.json_documents import LONGEST_SHOWN, shown
 
-WORDS = {bool: "true or false", str: "text", Path: "a path"}
-FINITE = ConfigDict(allow_inf_nan=False)
+_WORDS = {bool: "true or false", str: "text", Path: "a path"}
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 class Mark(Enum):
@@ -106,7 +106,7 @@ def help_text(field: FieldInfo) -> str:
     """What an option is, which values are allowed, and its default."""
     default = "required" if field.is_required() else f"default: {default_text(field)}"
     allowed = allowed_values(field)
-    facts = default if allowed in WORDS.values() else f"{allowed}; {default}"
+    facts = default if allowed in _WORDS.values() else f"{allowed}; {default}"
     return f"{meaning(field)} ({facts})"
 
 
@@ -124,7 +124,7 @@ def allowed_values(field: FieldInfo) -> str:
         choices = get_args(field.annotation)
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     kind: Any = field.annotation
-    return WORDS.get(kind) or f"a {'whole ' if kind is int else ''}number{_range(field)}"
+    return _WORDS.get(kind) or f"a {'whole ' if kind is int else ''}number{_range(field)}"
 
 
 def check_entry(name: str, field: FieldInfo, value: Any) -> None:
@@ -137,7 +137,7 @@ def check_entry(name: str, field: FieldInfo, value: Any) -> None:
     # Not Python's strict mode: that refuses a text for a path. Dates become what no option takes.
     text = json.dumps(value, default=lambda _: {})
     try:
-        TypeAdapter(kind, config=FINITE).validate_json(text, strict=True)
+        TypeAdapter(kind, config=_FINITE).validate_json(text, strict=True)
     except ValidationError as error:
         given = quoted(value) if isinstance(value, date | time) else shown(value)
         reason = _reason(field, error.errors()[0])

@@ -19,13 +19,13 @@ from referencing import Registry, Resource
 
 from trainer.errors import BadInput
 
-SCHEMAS = Path(__file__).parent / "schemas"
+_SCHEMAS = Path(__file__).parent / "schemas"
 # The manifest of 10^8 slices takes a tenth of it.
 LARGEST = 1 << 26
 LONGEST_SHOWN = 60
 
 
-class Refused(ValueError):
+class _Refused(ValueError):
     """JSON that Python's parser takes and that is none, or has no one meaning."""
 
 
@@ -91,11 +91,11 @@ def parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(
             data,
-            parse_constant=refuse_constant,
+            parse_constant=_refuse_constant,
             parse_float=finite,
-            object_pairs_hook=unique_keys,
+            object_pairs_hook=_unique_keys,
         )
-    except Refused as error:
+    except _Refused as error:
         raise BadInput(f"{name}: {error}") from None
     except RecursionError:
         raise BadInput(f"{name}: nested too deeply") from None
@@ -103,32 +103,32 @@ def parse_json(data: bytes, name: str) -> Any:
         raise BadInput(f"{name}: not JSON ({error})") from None
 
 
-def refuse_constant(text: str) -> NoReturn:
+def _refuse_constant(text: str) -> NoReturn:
     """Refuses NaN and Infinity, which JSON does not have."""
-    raise Refused(f"{text}: must be a finite number")
+    raise _Refused(f"{text}: must be a finite number")
 
 
 def finite(text: str) -> float:
     """A number that did not overflow."""
     value = float(text)
     if not math.isfinite(value):
-        raise Refused(f"{shown(text)}: must be a finite number")
+        raise _Refused(f"{shown(text)}: must be a finite number")
     return value
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; Python would keep the last of two values of a key, others the first."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise Refused(f"the key {shown(twice)} is there twice")
+        raise _Refused(f"the key {shown(twice)} is there twice")
     return found
 
 
 @lru_cache
 def validator(kind: str) -> Draft202012Validator:
     """What checks a document against `schemas/KIND.json`."""
-    contents = {path.name: json.loads(path.read_bytes()) for path in SCHEMAS.glob("*.json")}
+    contents = {path.name: json.loads(path.read_bytes()) for path in _SCHEMAS.glob("*.json")}
     resources = [(name, Resource.from_contents(each)) for name, each in contents.items()]
     registry: Registry[Any] = Registry().with_resources(resources)
     return Draft202012Validator(contents[f"{kind}.json"], registry=registry)

@@ -13,16 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STDERR = 2
+_STDERR = 2
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """Sends file descriptor 2 to a temporary file, and shows it only after an exception."""
     sys.stderr.flush()
-    kept = os.dup(STDERR)
+    kept = os.dup(_STDERR)
     with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), STDERR)
+        os.dup2(file.fileno(), _STDERR)
         try:
             yield
         except BaseException:
@@ -31,7 +31,7 @@ def held_back() -> Iterator[None]:
             raise
         finally:
             sys.stderr.flush()
-            os.dup2(kept, STDERR)
+            os.dup2(kept, _STDERR)
             os.close(kept)
 
 

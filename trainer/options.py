@@ -39,7 +39,7 @@ def label_weights(text: str, labels: tuple[str, ...]) -> tuple[float, ...]:
     Raises:
         BadInput: a pair is malformed, a weight not positive, or a label unknown.
     """
-    given = parse_weights(text)
+    given = _parse_weights(text)
     unknown = sorted(set(given) - set(labels) - {"any"})
     if unknown:
         raise BadInput(
@@ -48,7 +48,7 @@ def label_weights(text: str, labels: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(given.get(label, 1.0) for label in labels)
 
 
-def parse_weights(text: str) -> dict[str, float]:
+def _parse_weights(text: str) -> dict[str, float]:
     """Parses `name=weight,...`, of whatever labels.
 
     Raises:
@@ -94,7 +94,7 @@ def parse_window(text: str) -> ChosenWindow:
     return window
 
 
-def refuse_unless(parse: Callable[[str], object]) -> AfterValidator:
+def _refuse_unless(parse: Callable[[str], object]) -> AfterValidator:
     """Lets a text be checked by the function that will parse it."""
 
     def check(text: str) -> str:
@@ -130,28 +130,28 @@ class ShardAccess(Declared):
     """seconds after which a request to a bucket that fails is given up"""
 
 
-class Backend(Declared):
+class _Backend(Declared):
     """What computes."""
 
     backend: Literal["tensorflow", "jax"] = "tensorflow"
     """what Keras computes with"""
 
 
-class Batches(Backend):
+class Batches(_Backend):
     """What computes how much at once."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """images a step"""
 
 
-class NewShards(Declared):
+class _NewShards(Declared):
     """Shards that have to be named."""
 
     shards: Annotated[PathOrUrl, Mark.MAY_CHANGE]
     """shard directory, as beam_pipeline writes it: a path or URL (s3://, gs://, az://)"""
 
 
-class ShardsOfRun(Declared):
+class _ShardsOfRun(Declared):
     """Shards that a run knows."""
 
     shards: Annotated[PathOrUrl, DefaultText("the one the run was trained on")] = ""
@@ -167,7 +167,7 @@ class SavedModel(Declared):
     """divide the logits by the temperatures kept in the run"""
 
 
-class TrainOptions(NewShards, Batches, ShardAccess):
+class TrainOptions(_NewShards, Batches, ShardAccess):
     """Everything that a training run depends on."""
 
     run: Annotated[LocalPath, Mark.MAY_CHANGE]
@@ -187,7 +187,7 @@ class TrainOptions(NewShards, Batches, ShardAccess):
     """strength of augmentation; 0 turns it off"""
     windows: Annotated[
         str,
-        refuse_unless(parse_windows),
+        _refuse_unless(parse_windows),
         DefaultText(",".join(each.name for each in DEFAULT_WINDOWS)),
     ] = ""
     """for shards in Hounsfield units: name:center:width,..."""
@@ -216,7 +216,7 @@ class TrainOptions(NewShards, Batches, ShardAccess):
     """momentum of averaged weights, 0.999 for instance; 0 turns it off"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """label smoothing"""
-    label_weights: Annotated[str, refuse_unless(parse_weights)] = "any=2"
+    label_weights: Annotated[str, _refuse_unless(_parse_weights)] = "any=2"
     """weights of labels in the loss, name=weight,...; others 1"""
     sampling: Literal["natural", "balanced"] = "natural"
     """examples of an epoch, as they are or label-balanced"""
@@ -262,14 +262,14 @@ class CrossvalOptions(TrainOptions):
     fold: Annotated[int, Mark.DERIVED] = 0
 
 
-class PredictionOptions(SavedModel, Batches, ShardAccess):
+class _PredictionOptions(SavedModel, Batches, ShardAccess):
     """How a trained model answers."""
 
     tta: bool = False
     """predict the mean over each image and its mirror image"""
 
 
-class EvaluateOptions(ShardsOfRun, PredictionOptions):
+class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     """What `evaluate` reads and measures."""
 
     split: Annotated[str, DefaultText("the fold that training left out")] = ""
@@ -284,7 +284,7 @@ class EvaluateOptions(ShardsOfRun, PredictionOptions):
         return self
 
 
-class PredictOptions(NewShards, PredictionOptions):
+class PredictOptions(_NewShards, _PredictionOptions):
     """What `predict` reads and where it writes the submission."""
 
     output: LocalPath
@@ -298,13 +298,13 @@ class ExportOptions(SavedModel):
 
     output: LocalPath
     """folder to write to; made, or empty"""
-    formats: Annotated[str, refuse_unless(parse_formats)] = ",".join(FORMATS)
+    formats: Annotated[str, _refuse_unless(parse_formats)] = ",".join(FORMATS)
     """formats, separated by commas"""
     backend: Literal["tensorflow"] = "tensorflow"
     """what Keras computes with"""
 
 
-class ReportOptions(ShardsOfRun, Backend, ShardAccess):
+class ReportOptions(_ShardsOfRun, _Backend, ShardAccess):
     """Which run is shown, and how many of its mistakes."""
 
     run: LocalPath

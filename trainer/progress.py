@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-SPARSE_SECONDS = 30.0
+_SPARSE_SECONDS = 30.0
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Display:
         """`done` parts of the phase are done; `detail` is made only where it is shown."""
         if self.live is not None:
             self.live.update(self.task, completed=done, detail=detail())
-        elif time.monotonic() - self.last_line >= SPARSE_SECONDS:
+        elif time.monotonic() - self.last_line >= _SPARSE_SECONDS:
             self.last_line = time.monotonic()
             parts = (f"{self.title}: {done} of {self.total}", self.time_left(done), detail())
             self.say(", ".join(filter(None, parts)))
@@ -85,12 +85,12 @@ def span(ends: list[float] | None) -> str:
 
 def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
     """The figures of a split, and in plain words what they mean."""
-    display.console.print(figures_table(figures, title))
+    display.console.print(_figures_table(figures, title))
     for line in explain_figures(figures):
         display.say(line)
 
 
-def figures_table(figures: dict[str, Any], title: str) -> Table:
+def _figures_table(figures: dict[str, Any], title: str) -> Table:
     """The figures of a split, one row per label; 80 columns hold labels of 16 letters."""
     table = Table(title=title, title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")

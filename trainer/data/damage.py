@@ -23,7 +23,7 @@ from trainer.errors import BadInput
 
 # What a pipeline raises whose records are damaged, or too few. TensorFlow quotes a record that it
 # cannot parse, which Python takes for text.
-FAILURES = (
+_FAILURES = (
     UnicodeDecodeError,
     tf.errors.DataLossError,
     tf.errors.FailedPreconditionError,
@@ -32,7 +32,7 @@ FAILURES = (
     # A TensorFlow exception that a function of ours has raised.
     tf.errors.UnknownError,
 )
-LONGEST_REASON = 200
+_LONGEST_REASON = 200
 # Records that are looked at together, until some of them cannot be read.
 AT_ONCE = 16
 
@@ -51,7 +51,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
     """
     try:
         yield
-    except FAILURES as error:
+    except _FAILURES as error:
         found = find_damage(splits, image, labels)
         lost = re.search(r"DataLossError: (.*)", f"{type(error).__name__}: {error}")
         if found is None and lost:
@@ -65,7 +65,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
 def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str | None:
     """The first record that is damaged, and how; several shards are read at once."""
     tasks = [
-        partial(find_in_shard, shard, Evaluation(image, labels, AT_ONCE, lowest_label(split)).read)
+        partial(_find_in_shard, shard, Evaluation(image, labels, AT_ONCE, lowest_label(split)).read)
         for split in splits
         for shard in split.shards
     ]
@@ -76,7 +76,7 @@ def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str
         threads.shutdown(cancel_futures=True)
 
 
-def find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
+def _find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
     """What is wrong with the first record that `read` cannot read; None if all are well."""
     found = 0
     try:
@@ -87,13 +87,13 @@ def find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | 
     except OSError as error:
         return f"{shard.path.name}: cannot be read ({error.strerror})"
     except (ValueError, tf.errors.OpError):
-        return find_among(shard, read)
+        return _find_among(shard, read)
     if found != shard.examples:
         return f"{shard.path.name}: {found} records where the manifest has {shard.examples}"
     return None
 
 
-def find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
+def _find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
     """As `find_in_shard`, one record after the other."""
     number = 0
     try:
@@ -112,4 +112,4 @@ def reason(error: Exception) -> str:
         return "it is no tf.train.Example"
     said = error.message if isinstance(error, tf.errors.OpError) else str(error)
     line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(said)).strip().split("\n")[0]
-    return line[:LONGEST_REASON].strip().encode("ascii", "backslashreplace").decode()
+    return line[:_LONGEST_REASON].strip().encode("ascii", "backslashreplace").decode()

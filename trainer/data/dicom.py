@@ -17,8 +17,8 @@ from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
 from trainer.errors import BadInput
 
 # What is not chosen by a value.
-HOUNSFIELD = "hu"
-CHOICES = tuple(name for name in PREPROCESSING if name != HOUNSFIELD)
+_HOUNSFIELD = "hu"
+_CHOICES = tuple(name for name in PREPROCESSING if name != _HOUNSFIELD)
 
 
 def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
@@ -34,9 +34,9 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     missing = [name for name in PREPROCESSING if name not in options]
     if missing:
         raise BadInput(f"how the run's images were made is not known: no {', '.join(missing)}")
-    flags = [f"--{name}={options[name]}" for name in CHOICES]
-    if options[HOUNSFIELD]:
-        return [*flags, f"--{HOUNSFIELD}"]
+    flags = [f"--{name}={options[name]}" for name in _CHOICES]
+    if options[_HOUNSFIELD]:
+        return [*flags, f"--{_HOUNSFIELD}"]
     named = [
         each["name"]
         if each["center"] is None

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IN_USE = ".in_use"
-FILLING = ".filling"
-ASK_AGAIN = 0.2  # seconds
+_FILLING = ".filling"
+_ASK_AGAIN = 0.2  # seconds
 
 
 class Lock:
@@ -104,11 +104,11 @@ def fill_folder(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     lock = None
     while lock is None:
         with suppress(BlockingIOError):
-            lock = Lock(folder / FILLING, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = Lock(folder / _FILLING, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
             wait()
             wait = nothing
-            time.sleep(ASK_AGAIN)
+            time.sleep(_ASK_AGAIN)
     try:
         if lock.is_held:
             remove_partial(folder)

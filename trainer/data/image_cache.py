@@ -33,8 +33,8 @@ from trainer.files import remove_unfinished, write_whole
 
 GIGABYTE = 1e9
 # What a cache may take of the memory that is free when it is made.
-SHARE = 0.8
-DECODED_AT_ONCE = 8
+_SHARE = 0.8
+_DECODED_AT_ONCE = 8
 
 Pixels = npt.NDArray[Any]
 
@@ -73,7 +73,7 @@ def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
     Raises:
         BadInput: it needs more than its share.
     """
-    if needed > SHARE * free:
+    if needed > _SHARE * free:
         raise BadInput(
             f"--cache {cache}: needs {needed / GIGABYTE:.1f} GB of {free / GIGABYTE:.1f} GB"
             f" that are free; use --cache {instead} or a smaller --image_size"
@@ -96,14 +96,14 @@ def fill_cache(
         BadInput: a shard is damaged, or there is too little memory or disk space.
     """
     if folder is not None:
-        return map_splits(splits, image, size, folder, on_image)
+        return _map_splits(splits, image, size, folder, on_image)
     needed = cache_bytes(splits, image, size)
     check_memory("ram", needed, psutil.virtual_memory().available, "disk")
-    return read_splits(splits, image, size, on_image)
+    return _read_splits(splits, image, size, on_image)
 
 
 @dataclass(frozen=True)
-class Offset:
+class _Offset:
     """Passes a number on, `before` added."""
 
     hear: Callable[[int], None]
@@ -114,7 +114,7 @@ class Offset:
         self.hear(self.before + done)
 
 
-def read_splits(
+def _read_splits(
     splits: tuple[Split, ...], image: ImageSpec, size: int, on_image: Callable[[int], None]
 ) -> ImageCache:
     """All images in one array in memory, which a device can take as it is."""
@@ -122,12 +122,12 @@ def read_splits(
     labels, done = [], 0
     for split in splits:
         mine = images[done : done + split.examples]
-        labels.append(decode_into(mine, split, image, size, Offset(on_image, done)))
+        labels.append(_decode_into(mine, split, image, size, _Offset(on_image, done)))
         done += split.examples
     return ImageCache((images,), np.concatenate(labels))
 
 
-def map_splits(
+def _map_splits(
     splits: tuple[Split, ...],
     image: ImageSpec,
     size: int,
@@ -137,12 +137,12 @@ def map_splits(
     """The images of each split in a file of its own."""
     parts, done = [], 0
     for split in splits:
-        parts.append(map_split(split, image, size, folder, Offset(on_image, done)))
+        parts.append(_map_split(split, image, size, folder, _Offset(on_image, done)))
         done += split.examples
     return ImageCache(tuple(each for each, _ in parts), np.concatenate([each for _, each in parts]))
 
 
-def map_split(
+def _map_split(
     split: Split, image: ImageSpec, size: int, folder: Path, on_image: Callable[[int], None]
 ) -> tuple[Pixels, npt.NDArray[np.float32]]:
     """Images and labels of a split, in two files named after its content and the size."""
@@ -152,13 +152,13 @@ def map_split(
     remove_unfinished(folder)
     if not labels.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        check_disk(folder, cache_bytes((split,), image, size))
+        _check_disk(folder, cache_bytes((split,), image, size))
         found: list[npt.NDArray[np.float32]] = []
 
         def write(unfinished: Path) -> None:
             shape = (split.examples, size, size, image.channels)
             images = np.lib.format.open_memmap(unfinished, "w+", np.dtype(image.dtype), shape)
-            found.append(decode_into(images, split, image, size, on_image))
+            found.append(_decode_into(images, split, image, size, on_image))
             images.flush()
 
         write_whole(pixels, write)
@@ -166,7 +166,7 @@ def map_split(
     return np.load(pixels, mmap_mode="r"), np.load(labels)
 
 
-def check_disk(folder: Path, needed: int) -> None:
+def _check_disk(folder: Path, needed: int) -> None:
     """Compares the space that a split takes with what is free.
 
     Raises:
@@ -180,7 +180,7 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def decode_into(
+def _decode_into(
     images: Pixels, split: Split, image: ImageSpec, size: int, on_image: Callable[[int], None]
 ) -> npt.NDArray[np.float32]:
     """Decodes a split into `images`, in parallel; its labels [n, L].
@@ -191,9 +191,9 @@ def decode_into(
     files = [str(shard.path) for shard in split.shards if shard.examples]
     wanted = len(split.label_counts)
     labels = np.zeros((split.examples, wanted), np.float32)
-    reader = Training(image, wanted, DECODED_AT_ONCE)
+    reader = Training(image, wanted, _DECODED_AT_ONCE)
     read = as_written(lambda records: resized(*reader.read(records), size))
-    batches = read_records(files).batch(DECODED_AT_ONCE).map(read, CORES).prefetch(CORES)
+    batches = read_records(files).batch(_DECODED_AT_ONCE).map(read, CORES).prefetch(CORES)
     done = 0
     with damage_reported((split,), image, wanted):
         for pixels, classes in with_options(batches).as_numpy_iterator():

@@ -33,11 +33,11 @@ from trainer.data.tfrecord import check_frames
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PREFETCHED = 4
 # Of batches that wait for the device, unless one alone is larger.
-PREFETCHED_BYTES = 1 << 30
-READ_BUFFER = 4 << 20
-SHARDS_AT_ONCE = 16
+_PREFETCHED_BYTES = 1 << 30
+_READ_BUFFER = 4 << 20
+_SHARDS_AT_ONCE = 16
 # TensorFlow takes an array over without a copy if it begins at a multiple of this.
-ALIGNMENT = 64
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def decoded(batches: Any, reader: Training | Evaluation) -> Any:
     """Makes arrays of batches of serialized examples, in parallel."""
     image, batch_size = reader.image, reader.batch_size
     size = batch_size * image.height * image.width * image.channels
-    held = PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize)
+    held = _PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize)
     # A batch is spread over all cores; the next is begun before its last image is done.
     arrays = batches.map(as_written(reader.read), 1 + -(-CORES // batch_size))
     return with_options(arrays.prefetch(max(1, min(PREFETCHED, held))))
@@ -127,21 +127,21 @@ def decoded(batches: Any, reader: Training | Evaluation) -> Any:
 
 def read_records(files: list[str]) -> Any:
     """Serialized examples, a few from each of several shards in turn."""
-    return in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
+    return _in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
 
 
 def read_shard(file: Any) -> Any:
     """Serialized examples of one shard."""
     checked = tf.numpy_function(check_frames, [file], tf.string, stateful=False)
-    return tf.data.TFRecordDataset(checked, buffer_size=READ_BUFFER)
+    return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
 
 
-def in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
+def _in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
     """What `read` makes of each of a number of shards, some of them side by side."""
     return shards.interleave(
         as_written(read),
-        cycle_length=min(SHARDS_AT_ONCE, number),
-        num_parallel_calls=min(SHARDS_AT_ONCE, CORES, number),
+        cycle_length=min(_SHARDS_AT_ONCE, number),
+        num_parallel_calls=min(_SHARDS_AT_ONCE, CORES, number),
         deterministic=True,
     )
 
@@ -202,8 +202,8 @@ def end_pipelines() -> None:
 def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     """An array, not filled, that becomes a tensor without being copied."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
@@ -228,7 +228,7 @@ class Training:
             LABEL: tf.io.FixedLenFeature((self.labels,), tf.int64),
         }
         parsed = tf.io.parse_example(records, features)
-        labels = checked_labels(parsed[LABEL], 0)
+        labels = _checked_labels(parsed[LABEL], 0)
         return decode(parsed[IMAGE], self.image, self.batch_size), tf.cast(labels, tf.float32)
 
 
@@ -258,11 +258,11 @@ class Evaluation:
         }
         parsed = tf.io.parse_example(records, features)
         texts = tf.stack([parsed[name] for name in TEXTS])
-        checked = tf.numpy_function(checked_texts, [texts], tf.string, stateful=False)
+        checked = tf.numpy_function(_checked_texts, [texts], tf.string, stateful=False)
         return {
             **parsed,
             IMAGE: decode(parsed[IMAGE], self.image, self.batch_size),
-            LABEL: checked_labels(parsed[LABEL], self.lowest),
+            LABEL: _checked_labels(parsed[LABEL], self.lowest),
             **dict(zip(TEXTS, tf.unstack(tf.ensure_shape(checked, texts.shape)), strict=True)),
         }
 
@@ -281,15 +281,15 @@ def lowest_label(split: Split) -> int:
     return 0 if FOLD.fullmatch(split.name) else UNLABELED
 
 
-def checked_labels(labels: Any, lowest: int) -> Any:
+def _checked_labels(labels: Any, lowest: int) -> Any:
     """Passes labels on, int64 [B, L], if all are `lowest` to 1."""
-    function = LabelCheck(lowest)
+    function = _LabelCheck(lowest)
     checked = tf.numpy_function(function, [labels], tf.int64, stateful=False)
     return tf.ensure_shape(checked, labels.shape)
 
 
 @dataclass(frozen=True)
-class LabelCheck:
+class _LabelCheck:
     """Passes labels on that are `lowest` to 1."""
 
     lowest: int
@@ -306,7 +306,7 @@ class LabelCheck:
         return labels
 
 
-def checked_texts(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+def _checked_texts(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
     """Passes texts on.
 
     Raises:

@@ -18,22 +18,22 @@ def check_consistency(manifest: dict[str, Any], name: str) -> None:
     """
     known = set(manifest["labels"])
     for split, entry in manifest["splits"].items():
-        check_sum(name, ["splits", split, "examples"], entry["examples"], entry["shards"])
-        check_labels(name, ["splits", split], entry, known)
+        _check_sum(name, ["splits", split, "examples"], entry["examples"], entry["shards"])
+        _check_labels(name, ["splits", split], entry, known)
         for number, shard in enumerate(entry["shards"]):
-            check_labels(name, ["splits", split, "shards", number], shard, known)
-        check_label_sums(name, split, entry)
-    check_names(manifest["splits"], name)
+            _check_labels(name, ["splits", split, "shards", number], shard, known)
+        _check_label_sums(name, split, entry)
+    _check_names(manifest["splits"], name)
 
 
-def check_sum(name: str, path: list[str | int], stated: int, shards: list[dict[str, Any]]) -> None:
+def _check_sum(name: str, path: list[str | int], stated: int, shards: list[dict[str, Any]]) -> None:
     """Compares a split's examples with those of its shards."""
     total = sum(each["examples"] for each in shards)
     if stated != total:
         raise BadInput(f"{name}: {key_path(path)}: {stated}: must be {total}, as its shards have")
 
 
-def check_labels(name: str, path: list[str | int], entry: dict[str, Any], known: set[str]) -> None:
+def _check_labels(name: str, path: list[str | int], entry: dict[str, Any], known: set[str]) -> None:
     """Looks at `label_counts`: labels that are known, no more positives than examples."""
     for label, positives in (entry.get("label_counts") or {}).items():
         place = key_path([*path, "label_counts", label])
@@ -45,7 +45,7 @@ def check_labels(name: str, path: list[str | int], entry: dict[str, Any], known:
             )
 
 
-def check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
+def _check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
     """Compares a split's positives with those of its shards, where all of them state any."""
     if not entry.get("label_counts") or not all(s.get("label_counts") for s in entry["shards"]):
         return
@@ -61,7 +61,7 @@ def check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
             )
 
 
-def check_names(splits: dict[str, Any], name: str) -> None:
+def _check_names(splits: dict[str, Any], name: str) -> None:
     """Looks for a file that is a shard twice, or something else already."""
     seen = {*FILES}
     for split, entry in splits.items():

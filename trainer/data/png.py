@@ -19,13 +19,13 @@ from imagecodecs import DeflateError, deflate_decode
 
 from trainer.data.shards import ImageSpec
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Width, height, bits a sample, color type, compression, filter method, interlace.
 HEADER = struct.Struct(">IIBBBBB")
 END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 # Gray, gray + alpha, RGB, RGB + alpha; the palette's are RGB.
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4, 3: 3}
+_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4, 3: 3}
 
 Pixels = npt.NDArray[Any]
 
@@ -45,26 +45,26 @@ def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None
         ValueError: one is damaged, or holds another image.
     """
     row = image.width * image.channels * pixels.itemsize
-    rows, before = np.empty((image.height, 1 + row), np.uint8), plain_beginning(image)
+    rows, before = np.empty((image.height, 1 + row), np.uint8), _plain_beginning(image)
     for png, into in zip(pngs, pixels, strict=True):
-        if is_plain(png, before):
+        if _is_plain(png, before):
             inflate(png, len(before), rows)
             if not rows[:, 0].any():
-                drop_filter_bytes(rows, into)
+                _drop_filter_bytes(rows, into)
                 continue
         into[...] = decode_any(png, image)
 
 
-def plain_beginning(image: ImageSpec) -> bytes:
+def _plain_beginning(image: ImageSpec) -> bytes:
     """All that precedes the IDAT chunk in a plain PNG of `image`."""
     bits = np.dtype(image.dtype).itemsize * 8
     fields = image.width, image.height, bits, COLOR_TYPES[image.channels]
     header = b"IHDR" + HEADER.pack(*fields, 0, 0, 0)
     length, crc = struct.pack(">I", HEADER.size), struct.pack(">I", zlib.crc32(header))
-    return SIGNATURE + length + header + crc
+    return _SIGNATURE + length + header + crc
 
 
-def is_plain(png: bytes, before: bytes) -> bool:
+def _is_plain(png: bytes, before: bytes) -> bool:
     """Whether `before` and a single IDAT chunk are all there is."""
     length = len(png) - len(before) - len(END) - 12
     return (
@@ -90,7 +90,7 @@ def inflate(png: bytes, before: int, rows: npt.NDArray[np.uint8]) -> None:
         raise ValueError("its PNG is damaged")
 
 
-def drop_filter_bytes(rows: npt.NDArray[np.uint8], into: Pixels) -> None:
+def _drop_filter_bytes(rows: npt.NDArray[np.uint8], into: Pixels) -> None:
     """Copies unfiltered rows, [H, 1 + bytes of a row], into an image, [H, W, C]."""
     into.view(np.uint8).reshape(len(rows), -1)[:] = rows[:, 1:]
     if into.dtype == np.uint16 and np.little_endian:
@@ -103,7 +103,7 @@ def decode_any(png: bytes, image: ImageSpec) -> Pixels:
     Raises:
         ValueError: it is damaged, or holds another image.
     """
-    check_header(png, image)
+    _check_header(png, image)
     # TensorFlow cannot be asked for two channels, but gives those of gray with alpha as they are.
     channels = 0 if image.channels == 2 else image.channels
     try:
@@ -116,16 +116,16 @@ def decode_any(png: bytes, image: ImageSpec) -> Pixels:
     return np.asarray(found)
 
 
-def check_header(png: bytes, image: ImageSpec) -> None:
+def _check_header(png: bytes, image: ImageSpec) -> None:
     """Compares what a PNG says of its image with what it is to be, before anything is allocated.
 
     Raises:
         ValueError: it is no PNG, or of another size, depth or color.
     """
-    if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR" or len(png) < 16 + HEADER.size:
+    if not png.startswith(_SIGNATURE) or png[12:16] != b"IHDR" or len(png) < 16 + HEADER.size:
         raise ValueError("its image is no PNG")
     width, height, bits, color, *_ = HEADER.unpack_from(png, 16)
-    channels, dtype = CHANNELS.get(color, 0), "uint16" if bits == 16 else "uint8"
+    channels, dtype = _CHANNELS.get(color, 0), "uint16" if bits == 16 else "uint8"
     if channels == 1 and image.channels == 3:
         channels = 3
     if (height, width, channels, dtype) != (image.height, image.width, image.channels, image.dtype):

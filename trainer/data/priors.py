@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 # A label without positives, or without negatives, shall still be learnable.
-RAREST = 1e-4
+_RAREST = 1e-4
 
 
 def log_odds(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """log(p / (1 - p)) of shares [L], kept away from 0 and 1."""
-    clipped = np.clip(np.asarray(shares, np.float64), RAREST, 1 - RAREST)
+    clipped = np.clip(np.asarray(shares, np.float64), _RAREST, 1 - _RAREST)
     return np.asarray(np.log(clipped / (1 - clipped)))
 
 

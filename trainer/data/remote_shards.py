@@ -34,14 +34,14 @@ from trainer.options import ShardAccess
 from trainer.progress import Display
 
 GB = 10**9
-FILES_AT_ONCE = 8
-PART = 1 << 24  # bytes of a request; a request that fails costs no more than that
-MIB = 1 << 20
-BETWEEN_WARNINGS = 30.0  # seconds
+_FILES_AT_ONCE = 8
+_PART = 1 << 24  # bytes of a request; a request that fails costs no more than that
+_MIB = 1 << 20
+_BETWEEN_WARNINGS = 30.0  # seconds
 
 
 @dataclass
-class Copied:
+class _Copied:
     """How many bytes are copied, on the display."""
 
     display: Display
@@ -50,11 +50,11 @@ class Copied:
     def add(self, count: int) -> None:
         """Counts more, or fewer where something is copied again."""
         self.bytes += count
-        self.display.update(self.bytes // MIB)
+        self.display.update(self.bytes // _MIB)
 
 
 @dataclass
-class Warnings:
+class _Warnings:
     """Lines about requests that fail, now and then one."""
 
     display: Display
@@ -62,7 +62,7 @@ class Warnings:
 
     def __call__(self, text: str) -> None:
         """Shows a line unless one was shown just now."""
-        if monotonic() - self.last >= BETWEEN_WARNINGS:
+        if monotonic() - self.last >= _BETWEEN_WARNINGS:
             self.last = monotonic()
             self.display.say(text)
 
@@ -91,7 +91,7 @@ class RemoteShards:
         """The bucket of the URL."""
         scheme, _, rest = self.url.partition("://")
         url = f"{scheme}://{rest.partition('/')[0]}"
-        return open_bucket(url, self.access.storage_patience, Warnings(self.display))
+        return open_bucket(url, self.access.storage_patience, _Warnings(self.display))
 
     def key(self, name: str) -> str:
         """The key of a file of the directory."""
@@ -167,7 +167,7 @@ class RemoteShards:
             f"{self.url}: copying {decimal(total)} to {folder};"
             f" {decimal(room(self.cache, self.limit))} are free"
         )
-        self.display.begin("copying shards, MiB", -(-total // MIB))
+        self.display.begin("copying shards, MiB", -(-total // _MIB))
         try:
             run_requests(self.copy_together(folder, files))
         finally:
@@ -175,7 +175,7 @@ class RemoteShards:
 
     async def copy_together(self, folder: Path, files: list[CachedFile]) -> None:
         """Copies files, several at a time, the largest first; one that fails ends all."""
-        copied, slots = Copied(self.display), asyncio.Semaphore(FILES_AT_ONCE)
+        copied, slots = _Copied(self.display), asyncio.Semaphore(_FILES_AT_ONCE)
 
         async def copy_in_turn(file: CachedFile) -> None:
             async with slots:
@@ -184,7 +184,7 @@ class RemoteShards:
         ordered = sorted(files, key=lambda each: -each.bytes)
         await asyncio.gather(*map(copy_in_turn, ordered))
 
-    async def copy_file(self, folder: Path, file: CachedFile, copied: Copied) -> None:
+    async def copy_file(self, folder: Path, file: CachedFile, copied: _Copied) -> None:
         """Copies a file; once more if what arrives is not what the manifest says.
 
         Raises:
@@ -209,12 +209,12 @@ class RemoteShards:
             f" {sha256[:12]}..., where the manifest has {file.bytes} with {file.sha256[:12]}..."
         )
 
-    async def write_partial(self, path: Path, file: CachedFile, copied: Copied) -> tuple[str, int]:
+    async def write_partial(self, path: Path, file: CachedFile, copied: _Copied) -> tuple[str, int]:
         """Writes what the store has under a file's name; its SHA-256 and bytes."""
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as written:
             while size < file.bytes:
-                wanted = min(PART, file.bytes - size)
+                wanted = min(_PART, file.bytes - size)
                 data = await self.bucket.read_part(self.key(file.name), size, wanted)
                 if not data:
                     break

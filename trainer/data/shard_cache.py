@@ -66,7 +66,7 @@ def is_there(folder: Path, file: CachedFile) -> bool:
         return False
     if read_record(folder, file) == [found.st_size, found.st_mtime_ns, file.identity]:
         return True
-    if not file.sha256 or hash_file(path) != file.sha256:
+    if not file.sha256 or _hash_file(path) != file.sha256:
         return False
     write_record(folder, file)
     return True
@@ -86,7 +86,7 @@ def write_record(folder: Path, file: CachedFile) -> None:
     write_json(file.record(folder), [found.st_size, found.st_mtime_ns, file.identity])
 
 
-def hash_file(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     """The SHA-256 of a file.
 
     Raises:
@@ -101,7 +101,7 @@ def hash_file(path: Path) -> str:
 
 def link_from_other_version(folder: Path, file: CachedFile) -> bool:
     """Links a file that another version of the directory has, too; whether one does."""
-    for other in other_versions(folder):
+    for other in _other_versions(folder):
         with suppress(OSError, BadInput):  # another process may be removing it
             if is_there(other, file):
                 (folder / file.name).unlink(missing_ok=True)
@@ -111,14 +111,14 @@ def link_from_other_version(folder: Path, file: CachedFile) -> bool:
     return False
 
 
-def other_versions(folder: Path) -> list[Path]:
+def _other_versions(folder: Path) -> list[Path]:
     """The folders of other versions of the same directory."""
     return [each for each in folder.parent.iterdir() if each != folder and each.is_dir()]
 
 
 def remove_other_versions(folder: Path) -> None:
     """Removes copies of what the directory was before, unless they are in use."""
-    for each in other_versions(folder):
+    for each in _other_versions(folder):
         remove_unused(each)
 
 
@@ -132,7 +132,7 @@ def make_room(
     Raises:
         BadInput: there is too little room all the same.
     """
-    others = sorted((each for each in all_copies(cache) if each != folder), key=last_use)
+    others = sorted((each for each in _all_copies(cache) if each != folder), key=last_use)
     for each in others:
         if wanted <= room(cache, limit):
             return
@@ -156,7 +156,7 @@ def room(cache: Path, limit: int | None) -> int:
 def used(cache: Path) -> int:
     """Bytes in the cache; of a file with several names, once."""
     sizes: dict[tuple[int, int], int] = {}
-    for folder in all_copies(cache):
+    for folder in _all_copies(cache):
         with suppress(FileNotFoundError):  # another process removes it
             for each in os.scandir(folder):
                 found = each.stat(follow_symlinks=False)
@@ -164,7 +164,7 @@ def used(cache: Path) -> int:
     return sum(sizes.values())
 
 
-def all_copies(cache: Path) -> Iterator[Path]:
+def _all_copies(cache: Path) -> Iterator[Path]:
     """The folders of all copies; other folders are none of ours."""
     for path in list(cache.glob(f"*/*/{IN_USE}")):
         yield path.parent

@@ -14,7 +14,7 @@ from trainer.options import ShardAccess
 from trainer.progress import Display
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
-ONE_SLASH = re.compile(rf"({'|'.join(REMOTE_SCHEMES)}):/([^/].*)")
+_ONE_SLASH = re.compile(rf"({'|'.join(REMOTE_SCHEMES)}):/([^/].*)")
 
 
 class ShardSource(Protocol):
@@ -47,7 +47,7 @@ class LocalShards:
 
     def open(self) -> ShardDirectory:
         """See ShardSource."""
-        if not is_folder(self.path) and (found := ONE_SLASH.fullmatch(str(self.path))):
+        if not is_folder(self.path) and (found := _ONE_SLASH.fullmatch(str(self.path))):
             raise BadInput(f"{self.path}: no such folder; a URL is {found[1]}://{found[2]}")
         return read_shard_directory(self.path)
 

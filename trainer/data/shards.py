@@ -197,7 +197,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
     """
     name = f"{location}/{MANIFEST}"
     manifest = parse_json(data, name)
-    refuse_other_version(manifest, name)
+    _refuse_other_version(manifest, name)
     check_document(manifest, "manifest", name)
     check_consistency(manifest, name)
     labels = tuple(manifest["labels"])
@@ -209,7 +209,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
         windows=tuple(parse_window(each) for each in manifest["windows"]),
         image=parse_image(manifest["image"]),
         splits=tuple(
-            parse_split(path, name, each, labels) for name, each in manifest["splits"].items()
+            _parse_split(path, name, each, labels) for name, each in manifest["splits"].items()
         ),
         manifest_sha256=hashlib.sha256(data).hexdigest(),
         location=location,
@@ -219,7 +219,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
     )
 
 
-def refuse_other_version(manifest: Any, name: str) -> None:
+def _refuse_other_version(manifest: Any, name: str) -> None:
     """Tells a manifest of another version, which may differ in any other way too.
 
     Raises:
@@ -252,7 +252,7 @@ def parse_window(window: dict[str, Any]) -> Window:
     return Window(window["name"], center, width)
 
 
-def parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:
+def _parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:
     """Makes a Split of its entry in the manifest."""
     shards = tuple(
         Shard(path / each["file"], int(each["examples"]), int(each["bytes"]), each["sha256"])

@@ -38,25 +38,26 @@ if TYPE_CHECKING:  # these are not there at run time
 T = TypeVar("T")
 
 # Seconds.
-SILENCE = 20.0  # without a byte, after which an answer is no longer waited for
-LONGEST_REQUEST = 300.0
-LONGEST_WAIT = 15.0  # between two attempts
-DROPPING = 0.2  # for requests that are under way
+_SILENCE = 20.0  # without a byte, after which an answer is no longer waited for
+_LONGEST_REQUEST = 300.0
+_LONGEST_WAIT = 15.0  # between two attempts
+_DROPPING = 0.2  # for requests that are under way
 
-STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
-CODE = re.compile(r"<Code>(\w+)</Code>")
+_STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 # Time-outs, "too early" and "slow down" pass; other answers of 400 to 499 would be the same again.
 PASSING = frozenset({408, 425, 429})
-MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
-REDIRECT = "redirect"  # to another region or endpoint than the one that is set
-RANGE_NOT_SATISFIABLE = 416
+_MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+_REDIRECT = "redirect"  # to another region or endpoint than the one that is set
+_RANGE_NOT_SATISFIABLE = 416
 
-READABLE = "must name an account that may read it"
-AZURE = f"AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY {READABLE}"
-ADVICE = {
-    "s3": f"AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {READABLE}",
-    "s3a": f"AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {READABLE}",
-    "gs": f"GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, {READABLE}",
+_READABLE = "must name an account that may read it"
+_AZURE = f"AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY {_READABLE}"
+_ADVICE = {
+    "s3": f"AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {_READABLE}",
+    "s3a": f"AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, {_READABLE}",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, "
+    f"{_READABLE}",
     "http": "the server must let everybody read it",
     "https": "the server must let everybody read it",
 }
@@ -71,7 +72,7 @@ def run_requests(requests: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(requests)
     except (KeyboardInterrupt, TrainerError):
-        time.sleep(DROPPING)
+        time.sleep(_DROPPING)
         raise
 
 
@@ -108,7 +109,7 @@ class Bucket:
                 found = await obstore.get_range_async(self.store, key, start=start, length=length)
                 return bytes(found)
             except BaseError as error:
-                if status(error) == RANGE_NOT_SATISFIABLE:
+                if status(error) == _RANGE_NOT_SATISFIABLE:
                     return b""
                 raise
 
@@ -132,7 +133,7 @@ class Bucket:
         """
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.25, max=LONGEST_WAIT),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
             stop=tenacity.stop_after_delay(self.patience),
             before_sleep=self.say_why,
             reraise=True,
@@ -169,7 +170,7 @@ class Bucket:
                 f"{self.url}: access denied ({cause(error)}); {self.advice}"
             ) from None
         except (NotFoundError, FileNotFoundError) as error:
-            if says(error, MISSING_BUCKETS):
+            if says(error, _MISSING_BUCKETS):
                 raise StoreFailed(
                     f"{self.url}: there is no such bucket; --shards must name one that exists"
                 ) from None
@@ -178,19 +179,19 @@ class Bucket:
             raise FileNotFoundError from None
         except (BaseError, OSError) as error:
             refused = 400 <= status(error) < 500 and status(error) not in PASSING
-            if refused or REDIRECT in str(error):
+            if refused or _REDIRECT in str(error):
                 raise StoreFailed(f"{self.url}: {cause(error)}; {self.advice}") from None
             raise Transient(cause(error)) from None
 
     @property
     def advice(self) -> str:
         """What to do where access is denied."""
-        return ADVICE.get(self.url.partition("://")[0], AZURE)
+        return _ADVICE.get(self.url.partition("://")[0], _AZURE)
 
 
 def status(error: BaseException) -> int:
     """The HTTP status of an answer, 0 where there was none."""
-    found = STATUS.search(str(error))
+    found = _STATUS.search(str(error))
     return int(found[1][:3]) if found else 0
 
 
@@ -202,8 +203,8 @@ def says(error: BaseException, signs: tuple[str, ...]) -> bool:
 def cause(error: BaseException) -> str:
     """What happened, in a few words; the library's message is of many lines."""
     text = str(error)
-    if found := STATUS.search(text):
-        code = CODE.search(text)
+    if found := _STATUS.search(text):
+        code = _CODE.search(text)
         return f"{found[1].strip()}, {code[1]}" if code else found[1].strip()
     if "timed out" in text or "TimedOut" in text:
         return "time-out"
@@ -217,8 +218,8 @@ def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucke
     Raises:
         StoreFailed: the settings cannot be used.
     """
-    silence = min(SILENCE, max(patience / 4, 1.0))
-    longest = min(LONGEST_REQUEST, max(patience, 1.0))
+    silence = min(_SILENCE, max(patience / 4, 1.0))
+    longest = min(_LONGEST_REQUEST, max(patience, 1.0))
     client: ClientConfig = {
         "timeout": timedelta(seconds=longest),
         "read_timeout": timedelta(seconds=silence),
@@ -227,26 +228,26 @@ def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucke
     within = timedelta(seconds=min(patience / 2, 60.0))
     retries: RetryConfig = {"max_retries": 10, "retry_timeout": within}
     try:
-        store = make_store(url, client, retries)
+        store = _make_store(url, client, retries)
     except (BaseError, ValueError, OSError) as error:
         raise StoreFailed(f"{url}: cannot be opened ({cause(error)})") from None
     return Bucket(url, store, patience, tell)
 
 
-def make_store(url: str, client: ClientConfig, retries: RetryConfig) -> Any:
+def _make_store(url: str, client: ClientConfig, retries: RetryConfig) -> Any:
     """Makes obstore's store of a bucket's URL."""
     scheme, _, bucket = url.partition("://")
     if scheme in ("s3", "s3a"):
-        return make_s3(bucket, client, retries)
+        return _make_s3(bucket, client, retries)
     if scheme == "gs":
-        return make_gcs(bucket, client, retries)
+        return _make_gcs(bucket, client, retries)
     if scheme in ("http", "https"):
         client["allow_http"] = scheme == "http"
         return HTTPStore.from_url(url, client_options=client, retry_config=retries)
     return from_url(url, client_options=client, retry_config=retries)
 
 
-def make_s3(bucket: str, client: ClientConfig, retries: RetryConfig) -> S3Store:
+def _make_s3(bucket: str, client: ClientConfig, retries: RetryConfig) -> S3Store:
     """Makes a store of S3; obstore reads AWS_* itself, but neither profiles nor some endpoints."""
     config: dict[str, Any] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -254,11 +255,11 @@ def make_s3(bucket: str, client: ClientConfig, retries: RetryConfig) -> S3Store:
         config["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
     if not os.environ.get("AWS_ACCESS_KEY_ID") and not os.environ.get("AWS_SKIP_SIGNATURE"):
-        config |= find_s3_profile()
+        config |= _find_s3_profile()
     return S3Store(bucket, client_options=client, retry_config=retries, **config)
 
 
-def find_s3_profile() -> dict[str, Any]:
+def _find_s3_profile() -> dict[str, Any]:
     """The credentials of a profile, of single sign-on, or of a role, as boto3 finds them."""
     from obstore.auth.boto3 import Boto3CredentialProvider  # loads for half a second
 
@@ -269,7 +270,7 @@ def find_s3_profile() -> dict[str, Any]:
     return {"credential_provider": provider, **provider.config}
 
 
-def make_gcs(bucket: str, client: ClientConfig, retries: RetryConfig) -> GCSStore:
+def _make_gcs(bucket: str, client: ClientConfig, retries: RetryConfig) -> GCSStore:
     """Makes a store of Google Cloud Storage, or of its emulator (STORAGE_EMULATOR_HOST)."""
     config: dict[str, Any] = {}
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trainer.evaluation.metrics import CLIP, Floats, Ints
 
-SAMPLES = 1000
+_SAMPLES = 1000
 LOW, HIGH = 2.5, 97.5
 
 Array = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ def intervals(
     names: tuple[str, ...],
     weights: tuple[float, ...],
     seed: int = 0,
-    samples: int = SAMPLES,
+    samples: int = _SAMPLES,
 ) -> dict[str, Any]:
     """Percentile intervals of the weighted log loss, and of each label's log loss and ROC AUC.
 

@@ -9,10 +9,10 @@ from scipy.optimize import minimize_scalar
 
 from trainer.evaluation.metrics import Floats, Ints, label_log_losses, probabilities
 
-BINS = 15
+_BINS = 15
 
 
-def reliability_curve(labels: Ints, predicted: Floats, bins: int = BINS) -> list[dict[str, Any]]:
+def reliability_curve(labels: Ints, predicted: Floats, bins: int = _BINS) -> list[dict[str, Any]]:
     """Mean probability and share of positives in bins of equal width; empty bins left out.
 
     Labels and probabilities are [N].
@@ -31,7 +31,7 @@ def reliability_curve(labels: Ints, predicted: Floats, bins: int = BINS) -> list
     return curve
 
 
-def expected_calibration_error(labels: Ints, predicted: Floats, bins: int = BINS) -> float:
+def expected_calibration_error(labels: Ints, predicted: Floats, bins: int = _BINS) -> float:
     """Mean distance of probability and share of positives (Guo et al., arXiv:1706.04599)."""
     curve = reliability_curve(labels, predicted, bins)
     gaps = [each["examples"] * abs(each["predicted"] - each["observed"]) for each in curve]

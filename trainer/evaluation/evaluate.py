@@ -48,7 +48,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     figures = describe(job) | measure(predictions, job)
     write_json(run.evaluation(job.name), figures)
     written = run.predictions(job.name)
-    if job.name != validation_of(run) or not run.is_complete:
+    if job.name != _validation_of(run) or not run.is_complete:
         write_parquet(written, predictions, labels)
     if job.trained_on:
         display.say(
@@ -58,7 +58,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     display.say(f"written: {run.evaluation(job.name)}, {written.name}")
 
 
-def validation_of(run: RunDirectory) -> str:
+def _validation_of(run: RunDirectory) -> str:
     """The fold that was left out, whose predictions a complete run has from its training."""
     return fold_split(int(read_description(run)["options"]["fold"]))
 
@@ -110,7 +110,7 @@ def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
         one = labels[:, i], predicted[:, i]
         figures["labels"][name]["calibration_error"] = expected_calibration_error(*one)
         figures["labels"][name]["reliability"] = reliability_curve(*one)
-    studies = by_study(predictions)
+    studies = _by_study(predictions)
     return {
         "split": predictions.split,
         "patients": len(np.unique(patients)),
@@ -121,7 +121,7 @@ def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
     }
 
 
-def by_study(predictions: Predictions) -> tuple[Any, Any]:
+def _by_study(predictions: Predictions) -> tuple[Any, Any]:
     """Labels and probabilities of studies, [S, L]: the highest of their slices."""
     _, study = np.unique(predictions.texts["study_id"], return_inverse=True)
     shape = (study.max() + 1, predictions.labels.shape[1])

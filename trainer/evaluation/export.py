@@ -30,7 +30,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"--output {output}: exists and is not empty")
-    model = probability_model(load_classifier(saved.run.model), saved.temperatures)
+    model = _probability_model(load_classifier(saved.run.model), saved.temperatures)
     output.mkdir(parents=True, exist_ok=True)
     for name in formats:
         write_format(model, name, output / FILES[name])
@@ -41,7 +41,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     )
 
 
-def probability_model(classifier: Any, temperatures: tuple[float, ...]) -> Any:
+def _probability_model(classifier: Any, temperatures: tuple[float, ...]) -> Any:
     """The classifier in Keras's own layers, the temperatures and the sigmoid.
 
     Stored images [B, H, W, C] → probabilities float32 [B, L].

@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.integer[Any]]
 
 # Kaggle replaces a probability p by max(min(p, 1 - 1e-15), 1e-15).
 CLIP = 1e-15
-SPECIFICITIES = (0.9, 0.95)
+_SPECIFICITIES = (0.9, 0.95)
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
@@ -67,7 +67,7 @@ def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | No
             f"sensitivity_at_specificity_{each:.2f}": (
                 sensitivity_at(labels, predicted, each) if both else None
             )
-            for each in SPECIFICITIES
+            for each in _SPECIFICITIES
         },
     }
 

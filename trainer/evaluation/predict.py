@@ -34,12 +34,12 @@ def predict(job: EvaluationJob, output: Path) -> None:
     display.end()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(output.with_suffix(".parquet"), predictions, shards.labels)
-    rows = submission_rows(predictions, shards.labels)
-    write_whole(output, lambda unfinished: write_rows(unfinished, rows))
+    rows = _submission_rows(predictions, shards.labels)
+    write_whole(output, lambda unfinished: _write_rows(unfinished, rows))
     display.say(f"{output}: {len(rows)} rows for {split.examples} slices of {split.name}")
 
 
-def submission_rows(predictions: Predictions, labels: tuple[str, ...]) -> list[tuple[str, str]]:
+def _submission_rows(predictions: Predictions, labels: tuple[str, ...]) -> list[tuple[str, str]]:
     """`<image_id>_<label>` and the probability, the labels of an image together."""
     return [
         (f"{image_id}_{label}", f"{probability:.9g}")
@@ -50,7 +50,7 @@ def submission_rows(predictions: Predictions, labels: tuple[str, ...]) -> list[t
     ]
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
+def _write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
     """Writes the submission."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

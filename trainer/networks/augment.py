@@ -12,11 +12,11 @@ import keras
 from keras import ops
 
 # At strength 1: what still looks like a head in a scanner.
-ROTATION = math.radians(15)
-SCALE = 0.1
+_ROTATION = math.radians(15)
+_SCALE = 0.1
 SHIFT = 0.05
-CONTRAST = 0.1
-BRIGHTNESS = 0.05
+_CONTRAST = 0.1
+_BRIGHTNESS = 0.05
 
 
 def affine_grid(angle: Any, scale: Any, shift: Any, flip: Any, size: int) -> tuple[Any, Any]:
@@ -91,15 +91,15 @@ class Augment(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         batch = ops.shape(images)[0]
         flip = ops.sign(keras.random.uniform((batch,), -1.0, 1.0, "float32", self.generator))
         rows, columns = affine_grid(
-            angle=self.uniform((batch,), ROTATION),
-            scale=ops.exp(self.uniform((batch,), SCALE)),
+            angle=self.uniform((batch,), _ROTATION),
+            scale=ops.exp(self.uniform((batch,), _SCALE)),
             shift=self.uniform((batch, 2), SHIFT),
             flip=ops.where(flip < 0, -1.0, 1.0),
             size=images.shape[1],
         )
         images = sample_bilinear(images, rows, columns)
-        contrast = ops.exp(self.uniform((batch, 1, 1, 1), CONTRAST))
-        brightness = self.uniform((batch, 1, 1, 1), BRIGHTNESS * 255)
+        contrast = ops.exp(self.uniform((batch, 1, 1, 1), _CONTRAST))
+        brightness = self.uniform((batch, 1, 1, 1), _BRIGHTNESS * 255)
         return ops.clip((images - 127.5) * contrast + 127.5 + brightness, 0.0, 255.0)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ from keras import layers
 from trainer.errors import BadInput
 from trainer.networks.catalog import BACKBONES
 
-FloatArray = npt.NDArray[np.float32]
+_FloatArray = npt.NDArray[np.float32]
 
 
 def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
@@ -28,19 +28,19 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     if weights == "none":
         return make_network(name, image_size, channels)
     if weights == "imagenet":
-        source = fetch_imagenet(name, image_size)
+        source = _fetch_imagenet(name, image_size)
     elif weights.endswith(".keras"):
-        source = backbone_of_run(name, weights)
+        source = _backbone_of_run(name, weights)
     else:
         # A file may have been written for these channels, or for three.
         try:
-            return load_file(name, make_network(name, image_size, channels), weights)
+            return _load_file(name, make_network(name, image_size, channels), weights)
         except BadInput:
             if channels == 3:
                 raise
-            source = load_file(name, make_network(name, image_size, 3), weights)
+            source = _load_file(name, make_network(name, image_size, 3), weights)
     network = make_network(name, image_size, channels)
-    copy_weights(name, source, network, weights)
+    _copy_weights(name, source, network, weights)
     return network
 
 
@@ -61,7 +61,7 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     return network
 
 
-def fetch_imagenet(name: str, image_size: int) -> Any:
+def _fetch_imagenet(name: str, image_size: int) -> Any:
     """The network as Keras publishes it, from its cache or the network.
 
     Raises:
@@ -78,7 +78,7 @@ def fetch_imagenet(name: str, image_size: int) -> Any:
         ) from None
 
 
-def backbone_of_run(name: str, path: str) -> Any:
+def _backbone_of_run(name: str, path: str) -> Any:
     """The backbone of a model that a run saved.
 
     Raises:
@@ -88,10 +88,10 @@ def backbone_of_run(name: str, path: str) -> Any:
         classifier = keras.models.load_model(path, compile=False, safe_mode=True)
         return classifier.get_layer("core").get_layer("backbone")
     except (ValueError, KeyError, OSError, AttributeError) as error:
-        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+        raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
 
 
-def load_file(name: str, network: Any, path: str) -> Any:
+def _load_file(name: str, network: Any, path: str) -> Any:
     """Loads a weights file into `network`.
 
     Raises:
@@ -103,16 +103,16 @@ def load_file(name: str, network: Any, path: str) -> Any:
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
     except (ValueError, KeyError, OSError, UserWarning) as error:
-        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+        raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
     return network
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of a message; Keras's have many."""
     return str(error).strip().split("\n")[0][:200]
 
 
-def copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
+def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
     """Copies every weight, the first convolution's adapted to the target's channels.
 
     Raises:
@@ -128,7 +128,7 @@ def copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
     target.set_weights(arrays)
 
 
-def adapt_kernel(weights: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
     """Fits the first convolution, [kh, kw, 3, F], to another number of channels.
 
     Every channel gets the mean over red, green and blue, times 3 / C: an image that is the

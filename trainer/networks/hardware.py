@@ -40,7 +40,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
     if capability is None:
         return int(psutil.virtual_memory().available)
     if keras.backend.backend() == "jax":
-        return free_jax_memory()
+        return _free_jax_memory()
     # TensorFlow takes all that is free with its first tensor: what is used of that counts then.
     has_begun = memory_before_tensorflow.cache_info().currsize > 0
     free = memory_before_tensorflow(visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")))
@@ -49,7 +49,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
     return free - int(tf.config.experimental.get_memory_info("GPU:0")["current"])
 
 
-def free_jax_memory() -> int | None:
+def _free_jax_memory() -> int | None:
     """The least that JAX has left on one of its devices: each holds all images."""
     import jax
 

@@ -63,20 +63,20 @@ def build_classifier(
     """
     find_backbone(options.model, options.image_size)
     with dtype_policy(policy):
-        core, backbone = build_core(options, image, len(prevalence))
+        core, backbone = _build_core(options, image, len(prevalence))
         stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
     core.get_layer("head").bias.assign(log_odds(prevalence))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
 
 
-def build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[Any, Any]:
+def _build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[Any, Any]:
     """Everything after the resizing, and the backbone in it."""
     size = options.image_size
     inputs = layers.Input((size, size, image.channels), dtype="float32")
     x = inputs
     if image.is_hounsfield:
-        x = windows_layer(options, image)(x)
+        x = _windows_layer(options, image)(x)
     x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
     mode = find_backbone(options.model, size).normalization
     channels = int(x.shape[-1])
@@ -109,7 +109,7 @@ def natural_priors(classifier: Classifier, shift: tuple[float, ...]) -> Iterator
         bias.assign(trained)
 
 
-def windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
+def _windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
     """The layer that makes gray levels of Hounsfield units."""
     windows = parse_windows(options.windows)
     return ApplyWindows(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-Constants = npt.NDArray[np.float32]
+_Constants = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Normalize(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         images = (images - mean) / deviation
         return images if (order[:-1] < order[1:]).all() else ops.flip(images, axis=-1)
 
-    def constants(self, channels: int) -> tuple[Constants, Constants, npt.NDArray[np.int64]]:
+    def constants(self, channels: int) -> tuple[_Constants, _Constants, npt.NDArray[np.int64]]:
         """Means and deviations of the channels, [C], and the order that they are put into, [C]."""
         chosen = NORMALIZATIONS[self.mode]
         mean = np.asarray(chosen.mean, np.float32)

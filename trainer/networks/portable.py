@@ -36,9 +36,9 @@ def portable_logits(classifier: Any, image: Any) -> Any:
     """
     x = layers.Rescaling(1.0, dtype="float32", name="as_float")(image)
     resize = classifier.get_layer("resize")
-    x = TRANSLATIONS[type(resize)](resize, x)
+    x = _TRANSLATIONS[type(resize)](resize, x)
     for layer in classifier.get_layer("core").layers[1:]:
-        translate = TRANSLATIONS.get(type(layer))
+        translate = _TRANSLATIONS.get(type(layer))
         x = translate(layer, x) if translate else layer(x)
     return x
 
@@ -91,7 +91,7 @@ def fixed(layer: Any, x: Any, weights: list[Array]) -> Any:
     return y
 
 
-TRANSLATIONS: Mapping[type, Callable[[Any, Any], Any]] = MappingProxyType(
+_TRANSLATIONS: Mapping[type, Callable[[Any, Any], Any]] = MappingProxyType(
     {
         Resize: resized,
         ApplyWindows: windowed,

@@ -88,10 +88,10 @@ def prepare_training(options: TrainOptions) -> Job:
     """
     display = Display()
     source = find_shards(options.shards, options, display)
-    return prepare_job(options, source, source.open(), display)
+    return _prepare_job(options, source, source.open(), display)
 
 
-def prepare_job(
+def _prepare_job(
     options: TrainOptions, source: ShardSource, shards: ShardDirectory, display: Display
 ) -> Job:
     """Checks a training on shards that were opened; copies them where they are far away."""
@@ -242,7 +242,7 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
     changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
     return tuple(
-        prepare_job(TrainOptions(**values | each), source, shards, display) for each in changes
+        _prepare_job(TrainOptions(**values | each), source, shards, display) for each in changes
     )
 
 

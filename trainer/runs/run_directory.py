@@ -83,14 +83,14 @@ class RunDirectory:
         return self.metrics.is_file()
 
 
-def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
+def _describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
     """The content of run.json."""
     packages = ["keras", "tensorflow", "numpy", "scikit-learn"]
     packages += ["jax"] if options.backend == "jax" else []
     return {
         "options": run_identity(options),
         "shards": {
-            "path": locate(shards),
+            "path": _locate(shards),
             "digest": shards.digest(),
             "manifest_sha256": shards.manifest_sha256,
             **describe_data(shards),
@@ -101,7 +101,7 @@ def describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any
     }
 
 
-def locate(shards: ShardDirectory) -> str:
+def _locate(shards: ShardDirectory) -> str:
     """The path or URL by which later commands find the shards, wherever they are started."""
     return shards.location if "://" in shards.location else str(shards.path.absolute())
 
@@ -133,13 +133,13 @@ def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
-        refuse_other_run(run, describe_run(options, shards))
-    elif run.path.exists() and (not run.path.is_dir() or is_used(run.path)):
+        _refuse_other_run(run, _describe_run(options, shards))
+    elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
     return run
 
 
-def is_used(folder: Path) -> bool:
+def _is_used(folder: Path) -> bool:
     """Whether a folder holds more than the lock of a run that did not begin."""
     return any(each.name != LOCK for each in folder.iterdir())
 
@@ -167,10 +167,10 @@ def begin_run(
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
-        write_json(run.description, describe_run(options, shards) | {"logit_shift": shift})
+        write_json(run.description, _describe_run(options, shards) | {"logit_shift": shift})
 
 
-def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
+def _refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
     """Says what differs between the run that is there and the one asked for.
 
     Raises:
@@ -178,7 +178,7 @@ def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
     """
     before = read_description(run)
     differing = [
-        f"--{name} {shown_option(before['options'].get(name))} there, {value} now"
+        f"--{name} {_shown_option(before['options'].get(name))} there, {value} now"
         for name, value in description["options"].items()
         if before["options"].get(name) != value
     ]
@@ -188,7 +188,7 @@ def refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
         raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
 
 
-def shown_option(value: Any) -> str:
+def _shown_option(value: Any) -> str:
     """An option's value as it is given, unless that would not be one short line."""
     text = str(value)
     plain = isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_SHOWN

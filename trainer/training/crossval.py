@@ -56,7 +56,7 @@ def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
     folds = [read_json(job.run.metrics) for job in jobs]
     return {
-        "folds": {each["split"]: brief(each) for each in folds},
+        "folds": {each["split"]: _brief(each) for each in folds},
         "over_folds": {
             name: mean_and_spread([each[name] for each in folds])
             for name in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
@@ -70,7 +70,7 @@ def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def brief(metrics: dict[str, Any]) -> dict[str, Any]:
+def _brief(metrics: dict[str, Any]) -> dict[str, Any]:
     """What the summary says of one fold."""
     kept = ("examples", "best_epoch", "weighted_log_loss", "mean_roc_auc", "mean_average_precision")
     return {name: metrics[name] for name in kept}

@@ -52,7 +52,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True)
-class Stream:
+class _Stream:
     """Decodes in every epoch; holds nothing."""
 
     job: Job
@@ -60,7 +60,7 @@ class Stream:
     def network(self, classifier: Classifier) -> Any:
         """Stored images → logits."""
         inputs, outputs = classifier.model.inputs, classifier.model.outputs
-        return training_model(self.job, classifier, inputs, outputs)
+        return _training_model(self.job, classifier, inputs, outputs)
 
     def batches(self, order: Order) -> Any:
         """Stored images and labels."""
@@ -99,7 +99,7 @@ class Cached:
         """Resized images → logits."""
         size, image = self.job.options.image_size, self.job.shards.image
         inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
-        return training_model(self.job, classifier, inputs, classifier.core(Resize(size)(inputs)))
+        return _training_model(self.job, classifier, inputs, classifier.core(Resize(size)(inputs)))
 
     def batches(self, order: Order) -> Any:
         """Resized images and labels."""
@@ -139,7 +139,7 @@ class OnDevice(Cached):
         """Rows of the cache → logits."""
         inputs = layers.Input((), dtype=row_type())
         resized = Resize(self.job.options.image_size)(self.lookup(inputs))
-        return training_model(self.job, classifier, inputs, classifier.core(resized))
+        return _training_model(self.job, classifier, inputs, classifier.core(resized))
 
     def batches(self, order: Order) -> Any:
         """Rows and labels."""
@@ -150,7 +150,7 @@ class OnDevice(Cached):
         )
 
 
-def training_model(job: Job, classifier: Classifier, inputs: Any, outputs: Any) -> Any:
+def _training_model(job: Job, classifier: Classifier, inputs: Any, outputs: Any) -> Any:
     """The model that `fit` trains, with averages if the options ask for them."""
     options = job.options
     return make_training_model(inputs, outputs, classifier.core, options.ema, options.accumulate)
@@ -216,7 +216,7 @@ def open_feed(job: Job, free_device_memory: int | None) -> Feed:
     """
     options, image = job.options, job.shards.image
     if options.cache == "none":
-        return Stream(job)
+        return _Stream(job)
     needed = cache_bytes(job.training, image, options.image_size)
     room = ""
     if options.cache == "device" and free_device_memory is not None:

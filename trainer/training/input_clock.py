@@ -49,12 +49,12 @@ class InputClock:
 
     def measure(self, batches: Any) -> Any:
         """Passes `batches` on; a zip asks its parts one after the other, in their order."""
-        first, last = (counter_calling(each) for each in (self.start, self.stop))
+        first, last = (_counter_calling(each) for each in (self.start, self.stop))
         timed = tf.data.Dataset.zip((first, batches, last))
         return with_options(timed.map(as_written(lambda _, batch, __: batch)))
 
 
-def counter_calling(function: Callable[[Any], Any]) -> Any:
+def _counter_calling(function: Callable[[Any], Any]) -> Any:
     """0, 1, 2, … ; `function` is called as each is asked for."""
 
     def call(number: Any) -> Any:

@@ -69,7 +69,7 @@ def train(job: Job) -> None:
         begin_run(job.run, options, job.shards, job.logit_shift)
         if job.run.is_complete:
             return
-        announce(job, policy, xla, devices)
+        _announce(job, policy, xla, devices)
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)
         read, image = (*job.training, job.validation), job.shards.image
@@ -77,7 +77,7 @@ def train(job: Job) -> None:
             finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
-def announce(job: Job, policy: str, xla: bool, devices: int) -> None:
+def _announce(job: Job, policy: str, xla: bool, devices: int) -> None:
     """Says what is about to be trained, and on what."""
     options = job.options
     job.display.say(
@@ -148,7 +148,7 @@ def train_epoch(
     }
 
 
-def predict_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any, Any]:
+def _predict_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[Any, Any]:
     """Labels and probabilities of the whole validation fold, [N, L] each."""
     cached = feed.validation_logits(classifier)
     if cached is not None:
@@ -177,7 +177,7 @@ def validate_epoch(
     """Measures the validation fold, keeps the model if it is the best, and takes note."""
     with averaged_weights(model), natural_priors(classifier, job.logit_shift):
         job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
-        labels, predicted = predict_validation(job, feed, classifier)
+        labels, predicted = _predict_validation(job, feed, classifier)
         figures = split_figures(labels, predicted, job.shards.labels, job.weights)
         aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
         row |= {
@@ -188,10 +188,10 @@ def validate_epoch(
         better = progress.end_epoch(row, job.options.freeze_epochs, job.options.patience)
         if better:
             write_whole(job.run.model, classifier.model.save)
-    report_epoch(job, progress, better)
+    _report_epoch(job, progress, better)
 
 
-def report_epoch(job: Job, progress: Progress, better: bool) -> None:
+def _report_epoch(job: Job, progress: Progress, better: bool) -> None:
     """Shows and logs the last epoch of the history."""
     row = progress.history[-1]
     auc = row["val_mean_roc_auc"]
