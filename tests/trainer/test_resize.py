@@ -11,7 +11,10 @@ def test_halving_four_pixels_by_hand() -> None:
     np.testing.assert_allclose(resize_matrix(4, 2), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize(("before", "after"), [((16, 16), 16), ((64, 64), 24), ((20, 31), 48)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((16, 16), 16), ((64, 64), 24), ((20, 31), 48), ((16, 9), 16), ((9, 16), 16)],
+)
 def test_equals_tensorflows_antialiased_resize(before: tuple[int, int], after: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, *before, 3), dtype=np.uint8)
     expected = tf.image.resize(images, (after, after), antialias=True).numpy()

@@ -46,7 +46,9 @@ def test_how_far_windows_move_by_hand(monkeypatch: pytest.MonkeyPatch, sign: int
     brain, bone = 40 + 8 * sign, 600 + 280 * sign
     factor = math.exp(0.1 * sign)
     pixels = np.float32([brain, brain + 20 * factor, bone, bone + 700 * factor]) + 1024
-    levels = np.asarray(layer(jitter=0.1)(pixels.reshape(1, 4, 1, 1), training=True))[0, :, 0]
+    levels = np.asarray(layer(jitter=0.1)(pixels.reshape(1, 4, 1, 1), training=True))
+    assert levels.shape == (1, 4, 1, 2)
+    levels = levels[0, :, 0]
     np.testing.assert_allclose(levels[:2, 0], [127.5, 0.75 * 255], rtol=1e-4)
     np.testing.assert_allclose(levels[2:, 1], [127.5, 0.75 * 255], rtol=1e-4)
 
