@@ -8,7 +8,7 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.data.shards import ImageSpec
-from trainer.report.report import gray_levels, worst_mistakes
+from trainer.report.slices import gray_levels, worst_mistakes
 
 
 def test_the_worst_mistakes_by_hand() -> None:

@@ -39,7 +39,7 @@ def activation_maps(
 def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
     """Why a map [h, w] has nothing to show; None if it has."""
     if not heat.any():
-        return "nothing in this slice speaks for the label, so its Grad-CAM is zero everywhere"
+        return "nothing in this slice speaks for the label"
     if heat.min() == heat.max():
         return f"the network's last feature map ({heat.shape[0]} x {heat.shape[1]}) is uniform"
     return None

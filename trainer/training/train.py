@@ -27,6 +27,7 @@ from trainer.networks.hardware import (
     unused_gpus,
     use_all_devices,
 )
+from trainer.networks.machine import describe_machine
 from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
 from trainer.progress import show_figures
 from trainer.report import curves
@@ -219,6 +220,7 @@ def finish(job: Job, progress: Progress) -> None:
         "epochs": progress.epoch,
         "best_epoch": best["epoch"],
         "stopped_early": progress.stopped,
+        "machine": describe_machine(),
         **figures,
     }
     write_json(job.run.metrics, metrics)
