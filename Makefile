@@ -56,7 +56,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
         test test-engines lint clean
 
 help: ## List the commands
@@ -72,6 +72,7 @@ help: ## List the commands
 	@echo "  predict       RUN SHARDS SUBMISSION BACKEND ARGS"
 	@echo "  crossval      as train, without FOLD"
 	@echo "  report        RUN BACKEND ARGS"
+	@echo "  compare       RUNS COMPARE ARGS"
 	@echo "  export        RUN EXPORT ARGS"
 	@echo "ARGS passes any other option on; ARGS=--help lists them."
 
@@ -102,6 +103,10 @@ crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of 
 
 report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistakes
 	@$(RUN_PY) -m trainer report --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
+
+COMPARE ?= out/compare.html
+compare: $(TRAINER) ## Write a page that sets runs side by side (RUNS="out/a out/b"; COMPARE=page)
+	@$(RUN_PY) -m trainer compare --runs $(RUNS) --output "$(COMPARE)" $(ARGS)
 
 EXPORT ?= $(RUN)/export
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX

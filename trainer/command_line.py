@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from trainer.errors import BadInput
 from trainer.options import (
+    CompareOptions,
     CrossvalOptions,
     EvaluateOptions,
     ExportOptions,
@@ -33,6 +34,7 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("predict", PredictOptions, "write a submission for an unlabeled split"),
     ("export", ExportOptions, "write a run's model for use elsewhere"),
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
+    ("compare", CompareOptions, "write a page that sets finished runs side by side"),
 )
 
 
@@ -95,6 +97,9 @@ def add_option(parser: argparse.ArgumentParser, each: Field[Any], kind: type) ->
     common: dict[str, Any] = {"help": f"{text} ({default})", "default": argparse.SUPPRESS}
     if kind is bool:
         parser.add_argument(f"--{each.name}", action=argparse.BooleanOptionalAction, **common)
+        return
+    if kind == tuple[Path, ...]:
+        parser.add_argument(f"--{each.name}", type=Path, nargs="+", metavar="PATH", **common)
         return
     metavar = "|".join(choices_of(each)) or kind.__name__.upper()
     parser.add_argument(f"--{each.name}", type=kind, metavar=metavar, **common)

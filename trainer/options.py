@@ -254,7 +254,19 @@ class ReportOptions(ShardAccess):
         check(self, "mistakes", self.mistakes >= 0, "0 or more")
 
 
-Options = TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Which runs are set side by side."""
+
+    runs: tuple[Path, ...] = field(
+        metadata=required("run directories of finished trainings, the one to compare with first")
+    )
+    output: Path = field(default=Path("compare.html"), metadata=required("page to write"))
+
+
+Options = (
+    TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions | CompareOptions
+)
 
 
 def check(options: Options | ShardAccess, name: str, good: bool, right: str) -> None:

@@ -56,6 +56,19 @@ def with_interval(value: float | None, ends: Ends, digits: int = 3) -> Markup:
     return Markup("{} <small>{}</small>").format(decimal(value, digits), spread(ends, digits))
 
 
+def signed(value: float | None, ends: Ends, digits: int = 3) -> Markup:
+    """A difference for a cell, its interval smaller beside it."""
+    if value is None:
+        return Markup(UNDEFINED)
+    between = "" if ends is None else f"{ends[0]:+.{digits}f} to {ends[1]:+.{digits}f}"
+    return Markup("{} <small>{}</small>").format(f"{value:+.{digits}f}", between)
+
+
+def code(text: str) -> Markup:
+    """Text in the typeface of code."""
+    return Markup("<code>{}</code>").format(text)
+
+
 def in_words(value: float | None, ends: Ends, digits: int = 3) -> str:
     """A figure for a caption or an alt text, its interval in parentheses."""
     if value is None:

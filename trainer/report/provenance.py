@@ -14,6 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from trainer.options import TrainOptions
+from trainer.report.page import code
 from trainer.runs.run_directory import RunDirectory
 
 Pairs = list[tuple[str, Any]]
@@ -94,11 +95,6 @@ def link_data_card(run: Path, location: str, shards: Path) -> Markup | str:
     return Markup('<a href="{}">report.html of the shard directory</a>').format(
         quote(Path(relative).as_posix())
     )
-
-
-def code(text: str) -> Markup:
-    """Text in the typeface of code."""
-    return Markup("<code>{}</code>").format(text)
 
 
 def option_rows(options: Mapping[str, Any]) -> list[list[Any]]:
