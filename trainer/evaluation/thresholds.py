@@ -59,14 +59,14 @@ def operating_points(
     found = []
     for rule, threshold in choose_thresholds(labels, predicted).items():
         counts = counts_by_patient(labels, predicted >= threshold, patient)
-        drawn = [rates(weight @ counts) for weight in resamples(len(counts), samples, seed)]
+        drawn = [weight @ counts for weight in resamples(len(counts), samples, seed)]
         total = counts.sum(axis=0)
         found.append(
             OperatingPoint(
                 rule,
                 threshold,
                 (int(total[0]), int(total[1]), int(total[2]), int(total[3])),
-                describe_rates(counts, np.reshape(drawn, (-1, len(RATES)))),
+                describe_rates(counts, rates(np.reshape(drawn, (-1, 4)))),
             )
         )
     return found
@@ -104,7 +104,7 @@ def shares(counts: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]
 
 
 def rates(counts: npt.NDArray[Any]) -> Array:
-    """Sensitivity, specificity, PPV and NPV, [4], of counts [4]; NaN where there are none."""
+    """Sensitivity, specificity, PPV and NPV, [..., 4], of counts [..., 4]; NaN of nothing."""
     part, whole = shares(counts)
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 

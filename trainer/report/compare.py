@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from trainer.errors import BadInput
 from trainer.evaluation.bootstrap import SAMPLES
+from trainer.progress import Display
 from trainer.report.compared_runs import ComparedRun, read_runs
 from trainer.report.comparison_tables import (
     FIGURES,
@@ -60,6 +61,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_page(output, "compare.html.jinja", **values)
+    Display().say(f"written: {output}")
 
 
 def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
@@ -70,7 +72,7 @@ def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
             Line(each.title, [row["epoch"] for row in each.history], column(each.history, key))
             for each in runs
         ]
-        svg = draw_by_epoch(lines, title.lower(), key, top=1 if "auc" in key else None)
+        svg = draw_by_epoch(lines, title, key, top=1 if "auc" in key else None)
         last = "; ".join(f"{line.name}: {line.y[-1]:.4f}" for line in lines)
         drawings.append(
             Drawing(

@@ -112,7 +112,7 @@ def difference_table(first: ComparedRun, others: Sequence[ComparedRun], key: str
     for run in others:
         columns += [(f"{run.title} - {first.title}", NUMBER), (f"Verdict on {run.title}", TEXT)]
     name = "Weighted mean" if key == "log_loss" else "Mean"
-    return Table(f"Difference in {FIGURES[key][0]}", columns, rows, [[name, *total]])
+    return Table(f"Difference: {FIGURES[key][0]}", columns, rows, [[name, *total]])
 
 
 def verdict(ends: list[float] | None, lower_is_better: bool) -> str:

@@ -85,8 +85,10 @@ def drawn(
     result: list[Markup] = []
     style: Any = STYLE | {"svg.hashsalt": salt}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        # Fixed margins: to find the best takes Matplotlib longer than to draw, plot by plot.
+        figure = Figure(figsize=(width, height))
         axes = figure.subplots()
+        figure.subplots_adjust(left=0.19, right=0.985, bottom=0.17, top=0.985)
         axes.grid()
         axes.set_axisbelow(True)
         yield axes, result
