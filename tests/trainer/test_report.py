@@ -1,3 +1,4 @@
+import platform
 import re
 import shlex
 import shutil
@@ -164,6 +165,19 @@ def test_the_command_of_a_page_makes_the_run_again(finished: Path) -> None:
     assert isinstance(options, TrainOptions)
     assert run_identity(options) == description["options"]
     assert "--optimizer" not in words
+
+
+def test_the_machine_of_a_run_that_was_trained(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "GiB, Linux" in page
+    assert "not recorded" not in page
+    assert re.search(r"<dt>Trained</dt><dd>\d{4}-\d\d-\d\d \d\d:\d\d UTC</dd>", page)
+    assert platform.node() not in (finished / "machine.json").read_text()
+
+
+def test_a_run_without_a_record_of_its_machine(tmp_path: Path) -> None:
+    write_report(make_run(tmp_path / "run"), 0)
+    assert "<dt>Machine</dt><dd>not recorded</dd>" in (tmp_path / "run/report.html").read_text()
 
 
 def test_the_data_card_is_linked_where_there_is_one(tmp_path: Path) -> None:

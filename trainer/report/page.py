@@ -36,6 +36,11 @@ def decimal(value: float | None, digits: int = 3) -> str:
     return UNDEFINED if value is None else f"{value:.{digits}f}"
 
 
+def plural(count: int, one: str, many: str) -> str:
+    """How many there are of something."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def percent(value: float | None) -> str:
     """A share, or n/a where it is not defined."""
     return UNDEFINED if value is None else f"{100 * value:.1f} %"

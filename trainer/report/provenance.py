@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from trainer.json_documents import read_json
 from trainer.options import TrainOptions
 from trainer.report.page import code
 from trainer.runs.run_directory import RunDirectory
@@ -48,7 +49,7 @@ def describe_origin(
     run: RunDirectory, description: Mapping[str, Any], metrics: Mapping[str, Any], shards: Path
 ) -> Pairs:
     """What a page says of a run's origin; `shards` is the folder that they are read from."""
-    machine = metrics.get("machine") or {}
+    machine = read_json(run.machine) if run.machine.is_file() else {}
     data = description["shards"]
     return [
         ("Run", run.path.name),

@@ -10,7 +10,7 @@ from trainer.progress import explain_figures
 from trainer.report import curves
 from trainer.report.figures import plot_confusion, plot_curves, plot_speed
 from trainer.report.measured import Measured, measure_slices, measure_studies, read_predictions
-from trainer.report.page import decimal, spread, write_page
+from trainer.report.page import decimal, plural, spread, write_page
 from trainer.report.plots import (
     calibration_drawings,
     precision_drawings,
@@ -107,8 +107,9 @@ def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> di
                 spread(studies.intervals["mean_roc_auc"]) or "no interval",
             ),
         ],
-        "summary": f"{metrics['examples']} slices of {metrics['patients']} patients in"
-        f" {len(studies.labels)} studies, which the model was not trained on.",
+        "summary": f"{plural(metrics['examples'], 'slice', 'slices')} of"
+        f" {plural(metrics['patients'], 'patient', 'patients')} in"
+        f" {plural(len(studies.labels), 'study', 'studies')}, which the model was not trained on.",
         "meaning": " ".join(explain_figures(known)),
         "samples": ends["samples"],
     }
@@ -139,7 +140,9 @@ def study_caution(studies: Measured) -> str:
     found = []
     count = len(studies.labels)
     if count < FEW_STUDIES:
-        found.append(f"Only {count} studies: one study more or less moves these figures visibly.")
+        found.append(
+            f"Only {plural(count, 'study', 'studies')}: one more or less moves these figures."
+        )
     positives = studies.labels.sum(axis=0)
     few = [
         f"{name} ({number})"

@@ -48,7 +48,7 @@ def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None
     headings = ["Positives", "Share", "ROC AUC", "Average precision"]
     headings += ["Calibration error"] if errors else []
     return Table(
-        f"ROC AUC and average precision by label, of {len(measured.labels)} {what}",
+        f"ROC AUC and average precision by label ({what}: {len(measured.labels)})",
         [("Label", TEXT), *((heading, NUMBER) for heading in headings)],
         rows,
         [[*mean, *([""] if errors else [])]],

@@ -220,9 +220,10 @@ def finish(job: Job, progress: Progress) -> None:
         "epochs": progress.epoch,
         "best_epoch": best["epoch"],
         "stopped_early": progress.stopped,
-        "machine": describe_machine(),
         **figures,
     }
+    # Not among the figures, which are the same wherever and whenever the same run is made.
+    write_json(job.run.machine, describe_machine())
     write_json(job.run.metrics, metrics)
     checkpoint.clear(job.run.checkpoints)
     shutil.rmtree(job.run.cache, ignore_errors=True)
