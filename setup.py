@@ -10,6 +10,7 @@ TRAINER = [
     "jinja2",
     "jsonschema",
     "keras>=3.12",
+    "markupsafe",
     "matplotlib",
     "pandas",
     "platformdirs",
