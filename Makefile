@@ -60,7 +60,7 @@ TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
 # A mistyped variable would otherwise be ignored without a word.
 VARIABLES := PYTHON ICH_REAL_DATA ARGS INPUT LABELS OUTPUT WORKERS RUNNER PROJECT REGION TEMP IMAGE \
   JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE \
-  BACKEND SUBMISSION EXPORT MODULE
+  BACKEND SUBMISSION EXPORT MODULE RUNS COMPARE
 GIVEN     := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 MISTYPED  := $(firstword $(filter-out $(VARIABLES),$(GIVEN)))
 ifneq ($(MISTYPED),)
@@ -70,7 +70,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
         test test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
@@ -86,6 +86,7 @@ help: ## List the commands
 	@echo "  predict       RUN SHARDS SUBMISSION BACKEND ARGS"
 	@echo "  crossval      as train, without FOLD"
 	@echo "  report        RUN BACKEND ARGS"
+	@echo "  compare       RUNS COMPARE ARGS"
 	@echo "  export        RUN EXPORT ARGS"
 	@echo "ARGS passes any other option on; ARGS=--help lists them."
 
@@ -116,6 +117,10 @@ crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of 
 
 report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistakes
 	@$(RUN_PY) -m trainer report --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
+
+COMPARE ?= out/compare.html
+compare: $(TRAINER) ## Write a page that sets runs side by side (RUNS="out/a out/b"; COMPARE=page)
+	@$(RUN_PY) -m trainer compare --runs $(RUNS) --output "$(COMPARE)" $(ARGS)
 
 EXPORT ?= $(RUN)/export
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX

@@ -10,6 +10,7 @@ TRAINER = [
     "jinja2",
     "jsonschema",
     "keras>=3.12",
+    "markupsafe",
     "matplotlib",
     "pandas",
     "platformdirs",
@@ -73,6 +74,7 @@ setup(
         "dev": [
             *EXPORT,
             "apache-beam[gcp]>=2.77",
+            "axe-playwright-python",  # axe-core and Playwright; the browser is Debian's
             "filelock",
             "hypothesis",
             "jax",

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from trainer.command_line import parse_arguments
 from trainer.commands import run_command
 from trainer.errors import BadInput, TrainerError
+from trainer.options import CompareOptions
 
 # As a shell counts it: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -19,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command; its exit code."""
     try:
         options = parse_arguments(argv)
-        choose_backend(options.backend)
+        if not isinstance(options, CompareOptions):
+            choose_backend(options.backend)
         run_command(options)
     except TrainerError as error:
         print(f"trainer: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from trainer.declarations import check_entry, did_you_mean, flags, help_text, quoted
 from trainer.errors import BadInput
 from trainer.options import (
+    CompareOptions,
     CrossvalOptions,
     EvaluateOptions,
     ExportOptions,
@@ -33,6 +34,7 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("predict", PredictOptions, "write a submission for an unlabeled split"),
     ("export", ExportOptions, "write a run's model for use elsewhere"),
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
+    ("compare", CompareOptions, "write a page that sets finished runs side by side"),
 )
 _HELP = ("-h", "--help")
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", Path: "PATH"}
@@ -114,6 +116,8 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     }
     if field.annotation is bool:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
+    elif field.annotation == tuple[Path, ...]:
+        parser.add_argument(f"--{name}", metavar="PATH", nargs="+", **common)
     else:
         parser.add_argument(f"--{name}", metavar=_METAVARS.get(field.annotation, "TEXT"), **common)
 

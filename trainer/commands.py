@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.native_log import load_libraries
 from trainer.options import (
+    CompareOptions,
     CrossvalOptions,
     EvaluateOptions,
     ExportOptions,
@@ -48,6 +49,10 @@ def run_command(options: Options) -> None:
         from trainer.report.report import write_report
 
         write_report(job, options.mistakes)
+    elif isinstance(options, CompareOptions):
+        from trainer.report.compare import write_comparison
+
+        write_comparison(options.runs, options.output)
     else:
         _run_prediction(options)
 

@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from trainer.errors import BadInput
 from trainer.json_documents import LONGEST_SHOWN, shown
 
-_WORDS = {bool: "true or false", str: "text", Path: "a path"}
+_WORDS = {bool: "true or false", str: "text", Path: "a path", tuple[Path, ...]: "paths"}
 _FINITE = ConfigDict(allow_inf_nan=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -313,7 +314,18 @@ class ReportOptions(_ShardsOfRun, _Backend, ShardAccess):
     """worst mistakes to show"""
 
 
-Options = TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions
+class CompareOptions(Declared):
+    """Which runs are set side by side."""
+
+    runs: tuple[Path, ...]
+    """run directories of finished trainings, the one to compare with first"""
+    output: LocalPath = Path("compare.html")
+    """page to write"""
+
+
+Options = (
+    TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions | CompareOptions
+)
 
 
 def run_identity(options: TrainOptions) -> dict[str, Any]:

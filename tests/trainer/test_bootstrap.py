@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from trainer.evaluation.bootstrap import RankedScores, example_losses, interval, intervals
 
@@ -15,16 +15,20 @@ from trainer.evaluation.bootstrap import RankedScores, example_losses, interval,
         st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=30
     )
 )
-def test_weighted_auc_is_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
+def test_weighted_figures_are_scikit_learns(rows: list[tuple[int, int, int]]) -> None:
     labels, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
     patients = np.arange(len(labels))
-    found = RankedScores(labels, scores / 5, patients).roc_auc(weights.astype(np.int32))
+    ranked = RankedScores(labels, scores / 5, patients)
+    auc, precision = ranked.figures(weights.astype(np.int32))
     used = weights > 0
     if len(np.unique(labels[used])) < 2:
-        assert np.isnan(found)
+        assert np.isnan(auc)
+        assert np.isnan(precision)
     else:
-        expected = roc_auc_score(labels, scores, sample_weight=weights)
-        assert found == pytest.approx(expected)
+        assert auc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights))
+        assert precision == pytest.approx(
+            average_precision_score(labels, scores, sample_weight=weights)
+        )
 
 
 def test_losses_are_scikit_learns() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.data.shards import ImageSpec
-from trainer.evaluation.gradcam import activation_maps
+from trainer.evaluation.gradcam import activation_maps, lack_of_map
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 
@@ -38,3 +38,23 @@ def test_equals_the_gradients_of_the_logit() -> None:
     expected /= expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(maps, expected, atol=1e-4)
     assert maps.max() == 1
+
+
+def test_a_label_that_nothing_speaks_for_has_an_empty_map() -> None:
+    options = TrainOptions(
+        shards=Path("s"), run=Path("r"), model="smallresnet", weights="none", image_size=64
+    )
+    image = ImageSpec(64, 64, 3, "uint8", 0)
+    classifier = build_classifier(options, image, (0.5, 0.5), "float32").model
+    kernel = classifier.get_layer("core").get_layer("head").kernel
+    # Features behind a ReLU are not negative: negative weights speak against a label everywhere.
+    weights = np.abs(np.random.default_rng(0).normal(size=kernel.shape))
+    kernel.assign(weights * [1, -1])
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    for_first, for_second = activation_maps(classifier, images, np.array([0, 1]))
+    assert lack_of_map(for_first) is None
+    assert "speaks for the label" in (lack_of_map(for_second) or "")
+
+
+def test_an_even_map_is_no_map() -> None:
+    assert "1 x 1" in (lack_of_map(np.ones((1, 1), np.float32)) or "")

@@ -1,14 +1,28 @@
+import platform
 import re
+import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from tests.browser import faults_of_page
+from tests.trainer.made_runs import MANY, make_run
 from trainer.__main__ import main
+from trainer.command_line import parse_arguments
 from trainer.data.shards import ImageSpec
-from trainer.report.report import gray_levels, worst_mistakes
+from trainer.options import TrainOptions, run_identity
+from trainer.report import report
+from trainer.report.provenance import link_data_card, training_command
+from trainer.report.report import write_report
+from trainer.report.slices import best_hits, gray_levels, strongest, worst_mistakes
+from trainer.runs.run_directory import RunDirectory, read_description
 
 
 def test_the_worst_mistakes_by_hand() -> None:
@@ -25,17 +39,184 @@ def test_hounsfield_units_are_shown_in_the_brain_window() -> None:
     assert gray_levels(image, spec).tolist() == [[0, 127.5, 255]]
 
 
+def test_hits_take_turns_among_the_labels() -> None:
+    labels = np.array([[1, 1], [1, 0], [0, 1], [0, 0]])
+    predicted = np.array([[0.9, 0.9], [0.8, 0.9], [0.9, 0.7], [0.9, 0.9]])
+    found = best_hits(labels, predicted, 4)
+    # Row 0 is the best of both labels, and is shown once; row 3 has none.
+    assert [(each.row, each.label) for each in found] == [(0, 0), (2, 1), (1, 0)]
+
+
+def test_where_a_map_is_strongest() -> None:
+    heat = np.zeros((3, 3))
+    heat[0, 2] = 1
+    assert strongest(heat) == "at the top right"
+    assert strongest(np.eye(3)[[2, 0, 1]] * [[1], [1], [2]]) == "at the bottom"
+    assert strongest(np.array([[0.0]])) == "in the middle"
+
+
+class Page(HTMLParser):
+    """What a test asks of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.text = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def assert_well_formed(page: Page) -> None:
+    ids = [each["id"] for _, each in page.tags if "id" in each]
+    assert len(set(ids)) == len(ids)
+    assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
+    assert all(each.get("alt") for each in page.all("img"))
+    drawings = [each for each in page.all("div") if each.get("role") == "img"]
+    assert all(re.search(r"\d", each.get("aria-label") or "") for each in drawings)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(page.all(landmark)) == 1
+    targets = [each["href"] for each in page.all("a") if (each["href"] or "").startswith("#")]
+    assert all((each or "")[1:] in ids for each in targets)
+
+
 def test_a_page_that_needs_nothing_else(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     assert main(["report", "--run", str(run), "--mistakes", "2"]) == 0
-    page = (run / "report.html").read_text()
-    HTMLParser().feed(page)
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 6
-    assert all(each.startswith("data:image/png;base64,") for each in sources)
-    assert "Worst mistakes" in page
-    assert "learning_rate" in page
-    assert "P0_00" not in page
+    page = Page(run / "report.html")
+    assert_well_formed(page)
+    pictures = [each["src"] or "" for each in page.all("img")]
+    assert len(pictures) == 4
+    assert all(each.startswith("data:image/jpeg;base64,") for each in pictures)
+    assert not page.all("script")
+    assert "Worst mistakes" in page.text
+    assert "learning_rate" in page.text
+    for identifier in ("P0_00", "S0_00", "ID_0_"):
+        assert identifier not in page.text
+
+
+def test_the_figures_of_a_page_are_scikit_learns(tmp_path: Path) -> None:
+    job = make_run(tmp_path / "run")
+    write_report(job, 0)
+    page = Page(tmp_path / "run" / "report.html")
+    frame = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
+    for name in ("upper", "lower"):
+        auc = roc_auc_score(frame[f"label_{name}"], frame[f"probability_{name}"])
+        assert f"ROC curve of {name}: area {auc:.3f} (" in page.text
+        study = frame.groupby("study_id").max()
+        by_study = roc_auc_score(study[f"label_{name}"], study[f"probability_{name}"])
+        assert f"{by_study:.3f} <small>" in page.text
+    assert "was chosen on fold0" in page.text
+    assert "Only 30 studies" in page.text
+    assert "Worst mistakes" not in page.text
+    for identifier in ("SECRET", "STUDY_", "SERIES_", "ID_0"):
+        assert identifier not in page.text
+
+
+@pytest.fixture(scope="module")
+def many_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with 14 labels."""
+    run = tmp_path_factory.mktemp("many") / "run"
+    write_report(make_run(run, MANY, patients=12), 0)
+    return run / "report.html"
+
+
+def test_many_labels_have_a_plot_each(many_labels: Path) -> None:
+    page = Page(many_labels)
+    assert_well_formed(page)
+    for kind in ("ROC curve", "Precision-recall curve", "Calibration"):
+        assert all(f"{kind} of {name}" in page.text for name in MANY)
+    assert len(page.text) < 1_000_000
+
+
+def test_labels_without_positives_and_a_single_patient(tmp_path: Path) -> None:
+    # All slices are one patient's, who is well.
+    job = make_run(tmp_path / "run", patients=1, slices=40)
+    path = job.run.predictions("fold0")
+    frame = pd.read_parquet(path)
+    frame["label_upper"] = 0
+    frame.to_parquet(path)
+    write_report(job, 0)
+    page = Page(tmp_path / "run" / "report.html")
+    assert_well_formed(page)
+    assert "ROC curve of upper" not in page.text
+    assert "n/a" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_other_shards_have_other_slices(tmp_path: Path) -> None:
+    job = replace(make_run(tmp_path / "run"), same_shards=False)
+    write_report(job, 3)
+    assert "the shards are not those of the run" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_command_of_a_page_makes_the_run_again(finished: Path) -> None:
+    description = read_description(RunDirectory(finished))
+    words = shlex.split(training_command(finished, description))
+    assert words[:3] == ["python", "-m", "trainer"]
+    options = parse_arguments(words[3:])
+    assert isinstance(options, TrainOptions)
+    assert run_identity(options) == description["options"]
+    assert "--optimizer" not in words
+
+
+def test_the_machine_of_a_run_that_was_trained(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "GiB, Linux" in page
+    assert "not recorded" not in page
+    assert re.search(r"<dt>Trained</dt><dd>\d{4}-\d\d-\d\d \d\d:\d\d UTC</dd>", page)
+    assert platform.node() not in (finished / "machine.json").read_text()
+
+
+def test_a_run_without_a_record_of_its_machine(tmp_path: Path) -> None:
+    write_report(make_run(tmp_path / "run"), 0)
+    assert "<dt>Machine</dt><dd>not recorded</dd>" in (tmp_path / "run/report.html").read_text()
+
+
+def test_the_data_card_is_linked_where_there_is_one(tmp_path: Path) -> None:
+    shards, run = tmp_path / "my shards", tmp_path / "runs" / "a"
+    shards.mkdir()
+    assert "none" in link_data_card(run, str(shards), shards)
+    (shards / "report.html").touch()
+    assert 'href="../../my%20shards/report.html"' in link_data_card(run, str(shards), shards)
+    assert "href" not in link_data_card(run, "s3://bucket/shards", shards)
+
+
+def test_text_and_lines_stand_out_in_both_color_schemes() -> None:
+    styles = (Path(report.__file__).parent / "page.html.jinja").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", styles, flags=re.DOTALL)
+    for scheme in (light, dark):
+        colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))
+        for paper in ("paper", "panel"):
+            for text in ("ink", "muted", "link"):
+                assert contrast(colors[text], colors[paper]) >= 4.5
+        assert contrast(colors["caution"], colors["caution-panel"]) >= 4.5
+        for number in range(1, 7):
+            assert contrast(colors[f"series-{number}"], colors["paper"]) >= 3
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of WCAG 2.2."""
+
+    def luminance(color: str) -> float:
+        parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_page_in_a_browser(finished: Path, many_labels: Path) -> None:
+    assert faults_of_page(finished / "report.html") == []
+    assert faults_of_page(many_labels) == []
 
 
 def test_a_run_that_is_not_complete(

@@ -16,6 +16,7 @@ def activation_maps(
 
     Between the last feature map and a logit there is a mean and a linear layer alone, so
     the gradient is that layer's weights, and no backward pass is needed (their section 3).
+    A map shows what speaks for the label, and is zero where nothing does: `lack_of_map`.
 
     Args:
         classifier: stored images → logits.
@@ -29,5 +30,16 @@ def activation_maps(
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
     maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)
+    # Half-precision features can overflow; a map with a hole in it is none.
+    maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)
+
+
+def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
+    """Why a map [h, w] has nothing to show; None if it has."""
+    if not heat.any():
+        return "nothing in this slice speaks for the label"
+    if heat.min() == heat.max():
+        return f"the network's last feature map ({heat.shape[0]} x {heat.shape[1]}) is uniform"
+    return None

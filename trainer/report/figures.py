@@ -94,14 +94,21 @@ def plot_confusion(labels: Ints, predicted: Floats, names: Labels) -> Figure:
     return figure
 
 
-def plot_mistake(gray: npt.NDArray[Any], heat: npt.NDArray[Any], title: str) -> Figure:
-    """An image [H, W] of 0 to 255, and the same with its activation map [h, w] on it."""
-    figure = new_figure(4.4, 2.5)
-    figure.suptitle(title, fontsize=8)
+def plot_slice(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> Figure:
+    """An image [H, W] of 0 to 255, beside it the same with an activation map [h, w], if any."""
+    overlays = [None] if heat is None else [None, heat]
+    figure = Figure(figsize=(2.4 * len(overlays), 2.4))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)
     extent = (0, gray.shape[1], gray.shape[0], 0)
-    for axes, overlaid in zip(figure.subplots(1, 2), (False, True), strict=True):
+    grid = figure.subplots(1, len(overlays), squeeze=False)
+    for axes, overlay in zip(grid[0], overlays, strict=True):
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=extent)
-        if overlaid:
-            axes.imshow(heat, cmap="inferno", alpha=0.5, extent=extent, interpolation="bilinear")
+        if overlay is not None:
+            # What has no part in the answer stays gray.
+            shown = 0.6 * np.sqrt(np.clip(overlay, 0, 1))
+            axes.imshow(
+                overlay, cmap="inferno", alpha=shown, extent=extent, interpolation="bilinear"
+            )
         axes.axis("off")
     return figure

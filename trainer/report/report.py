@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-
-from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import evaluation_batches
-from trainer.data.shards import ImageSpec
-from trainer.evaluation.bootstrap import example_losses
-from trainer.evaluation.gradcam import activation_maps
-from trainer.files import write_whole
+from trainer.evaluation.thresholds import SENSITIVITY
 from trainer.json_documents import read_json
-from trainer.networks.model import load_classifier
-from trainer.progress import number, span
+from trainer.progress import explain_figures
 from trainer.report import curves
-from trainer.report.figures import plot_confusion, plot_curves, plot_mistake, plot_speed
+from trainer.report.figures import plot_confusion, plot_curves, plot_speed
+from trainer.report.measured import Measured, measure_slices, measure_studies, read_predictions
+from trainer.report.page import decimal, plural, spread, write_page
+from trainer.report.plots import (
+    calibration_drawings,
+    precision_drawings,
+    roc_drawings,
+    training_drawings,
+)
+from trainer.report.provenance import describe_origin, option_rows
+from trainer.report.slices import Picture, best_hits, picture_answers, worst_mistakes
+from trainer.report.tables import loss_table, mean_table, ranking_table, threshold_tables
 from trainer.runs.job import EvaluationJob
+from trainer.runs.run_directory import read_description
 
-
-@dataclass(frozen=True)
-class Mistake:
-    """A slice and label whose answer costs most.
-
-    Attributes:
-        row: of the predictions.
-        label: its number.
-        loss: nats.
-    """
-
-    row: int
-    label: int
-    loss: float
+SECTIONS = {
+    "discrimination": "Discrimination",
+    "loss": "Log loss",
+    "calibration": "Calibration",
+    "thresholds": "Thresholds",
+    "studies": "By study",
+    "confusion": "Confusion of labels",
+    "answers": "Mistakes and hits",
+    "training": "Training",
+    "provenance": "Provenance",
+}
+# Below it an interval is wide, and one study moves a figure visibly.
+FEW_STUDIES, FEW_POSITIVES = 100, 20
 
 
 def write_report(job: EvaluationJob, mistakes: int) -> None:
@@ -51,100 +46,133 @@ def write_report(job: EvaluationJob, mistakes: int) -> None:
     """
     run, names = job.run, job.shards.labels
     metrics, history = read_json(run.metrics), read_json(run.path / "history.json")
-    frame = pd.read_parquet(run.predictions(job.split.name))
-    labels = frame[[f"label_{name}" for name in names]].to_numpy()
-    predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
-    pictures = {
+    frame = read_predictions(run.predictions(job.split.name), names)
+    slices = measure_slices(frame, names, job.weights)
+    studies = measure_studies(frame, names, job.weights)
+    log_pictures(job, slices, metrics, history)
+    values = (
+        headline(slices, metrics, studies)
+        | tables_and_plots(job, slices, studies, metrics)
+        | pictures(job, slices, mistakes)
+        | describe(job, metrics)
+    )
+    values["training"] = training_drawings(history, names, metrics["best_epoch"])
+    path = run.path / "report.html"
+    write_page(path, "report.html.jinja", **values)
+    job.display.say(f"written: {path}")
+
+
+def log_pictures(
+    job: EvaluationJob, slices: Measured, metrics: dict[str, Any], history: list[dict[str, Any]]
+) -> None:
+    """TensorBoard's plots."""
+    names = slices.names
+    figures = {
         "Course": curves.plot_history(history, names),
         "Speed": plot_speed(history),
-        "Curves": plot_curves(labels, predicted, names, metrics),
-        "Subtypes": plot_confusion(labels, predicted, names),
+        "Curves": plot_curves(slices.labels, slices.predicted, names, metrics),
+        "Subtypes": plot_confusion(slices.labels, slices.predicted, names),
     }
-    for title, figure in pictures.items():
-        curves.log_picture(run.path / "tensorboard", title, figure, metrics["epochs"])
-    worst = worst_mistakes(labels, predicted, mistakes)
-    shown = [embed(each) for each in mistake_pictures(job, frame, worst)]
-    page = render(job, metrics, {t: embed(f) for t, f in pictures.items()}, shown)
-    write_whole(run.path / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
-    job.display.say(f"written: {run.path}/report.html")
+    for title, figure in figures.items():
+        curves.log_picture(job.run.path / "tensorboard", title, figure, metrics["epochs"])
 
 
-def worst_mistakes(
-    labels: npt.NDArray[Any], predicted: npt.NDArray[Any], wanted: int
-) -> list[Mistake]:
-    """The most expensive answers, one a slice; labels and probabilities are [N, L]."""
-    losses = example_losses(labels, predicted)
-    label = losses.argmax(axis=1)
-    highest = losses[np.arange(len(losses)), label]
-    order = np.argsort(-highest, kind="stable")[:wanted]
-    return [Mistake(int(i), int(label[i]), float(highest[i])) for i in order]
+def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> dict[str, Any]:
+    """What stands at the top of the page."""
+    figures, ends = slices.figures, slices.intervals
+    known = metrics | {"intervals_95": ends}
+    loss, auc = figures["weighted_log_loss"], figures["mean_roc_auc"]
+    precision = figures["mean_average_precision"]
+    between = {
+        key: spread(ends[key]) or "no interval"
+        for key in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+    }
+    alone = decimal(metrics["prevalence_log_loss"])
+    return {
+        "headline": [
+            (
+                "Weighted log loss",
+                decimal(loss),
+                f"{between['weighted_log_loss']}; {alone} by prevalence alone",
+            ),
+            ("Mean ROC AUC", decimal(auc), f"{between['mean_roc_auc']}, by slice"),
+            (
+                "Mean average precision",
+                decimal(precision),
+                f"{between['mean_average_precision']}, by slice",
+            ),
+            (
+                "Mean ROC AUC by study",
+                decimal(studies.figures["mean_roc_auc"]),
+                spread(studies.intervals["mean_roc_auc"]) or "no interval",
+            ),
+        ],
+        "summary": f"{plural(metrics['examples'], 'slice', 'slices')} of"
+        f" {plural(metrics['patients'], 'patient', 'patients')} in"
+        f" {plural(len(studies.labels), 'study', 'studies')}, which the model was not trained on.",
+        "meaning": " ".join(explain_figures(known)),
+        "samples": ends["samples"],
+    }
 
 
-def mistake_pictures(job: EvaluationJob, frame: pd.DataFrame, worst: list[Mistake]) -> list[Figure]:
-    """Each mistake's image, beside it what the model looked at."""
-    if not worst:
-        return []
-    rows = [each.row for each in worst]
-    images = read_images(job, rows)
-    label = np.array([each.label for each in worst])
-    heats = activation_maps(load_classifier(job.run.model), images, label)
-    names, figures = job.shards.labels, []
-    for mistake, image, heat in zip(worst, images, heats, strict=True):
-        name, row = names[mistake.label], frame.iloc[mistake.row]
-        title = (
-            f"{row['image_id']}: {name} is {row[f'label_{name}']},"
-            f" answered {row[f'probability_{name}']:.3f}"
+def tables_and_plots(
+    job: EvaluationJob, slices: Measured, studies: Measured, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The figures by slice and by study."""
+    errors = {name: each["calibration_error"] for name, each in metrics["labels"].items()}
+    return {
+        "ranking": ranking_table(slices, "slices", errors),
+        "loss": loss_table(slices, job.prevalence),
+        "roc": roc_drawings(slices),
+        "precision": precision_drawings(slices),
+        "calibration": calibration_drawings(slices, metrics["labels"]),
+        "thresholds": threshold_tables(slices, "by slice"),
+        "study_ranking": ranking_table(studies, "studies", None),
+        "study_thresholds": threshold_tables(studies, "by study"),
+        "study_caution": study_caution(studies),
+        "means": mean_table(slices.labels, slices.predicted, slices.names),
+        "sensitivity": SENSITIVITY,
+    }
+
+
+def study_caution(studies: Measured) -> str:
+    """What there is too little of for figures by study to say much."""
+    found = []
+    count = len(studies.labels)
+    if count < FEW_STUDIES:
+        found.append(
+            f"Only {plural(count, 'study', 'studies')}: one more or less moves these figures."
         )
-        figures.append(plot_mistake(gray_levels(image, job.shards.image), heat, title))
-    return figures
+    positives = studies.labels.sum(axis=0)
+    few = [
+        f"{name} ({number})"
+        for name, number in zip(studies.names, positives, strict=True)
+        if number < FEW_POSITIVES
+    ]
+    if few:
+        found.append(f"Fewer than {FEW_POSITIVES} positive studies: {', '.join(few)}.")
+    return " ".join(found)
 
 
-def read_images(job: EvaluationJob, rows: list[int]) -> npt.NDArray[Any]:
-    """The images of some rows of the split, in the order of `rows`."""
-    found: dict[int, Any] = {}
-    labels, start = len(job.shards.labels), 0
-    batches = evaluation_batches(job.split, job.shards.image, labels, job.batch_size)
-    with damage_reported((job.split,), job.shards.image, labels):
-        for batch in batches.as_numpy_iterator():
-            for row in rows:
-                if start <= row < start + len(batch["label"]):
-                    found[row] = batch["image"][row - start]
-            start += len(batch["label"])
-            if len(found) == len(set(rows)):
-                break
-    return np.stack([found[row] for row in rows])
+def pictures(job: EvaluationJob, slices: Measured, wanted: int) -> dict[str, Any]:
+    """The worst mistakes and as many hits; other shards than the run's have other slices."""
+    shown: dict[str, list[Picture]] = {"mistakes": [], "hits": []}
+    sections = {key: title for key, title in SECTIONS.items() if wanted or key != "answers"}
+    missing = "" if job.same_shards else "no slices: the shards are not those of the run"
+    if wanted and not missing:
+        bad = worst_mistakes(slices.labels, slices.predicted, wanted)
+        good = best_hits(slices.labels, slices.predicted, wanted)
+        both = picture_answers(job, slices.labels, slices.predicted, [*bad, *good])
+        shown = {"mistakes": both[: len(bad)], "hits": both[len(bad) :]}
+    return {**shown, "pictures_missing": missing, "sections": sections}
 
 
-def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
-    """The first window of an image, or the brain window of Hounsfield units, 0 to 255."""
-    first = image[..., 0]
-    if not spec.is_hounsfield:
-        return first
-    return np.clip((first.astype(np.float32) + spec.hu_offset) / 80 * 255, 0, 255)
-
-
-def embed(figure: Figure) -> str:
-    """A figure as a PNG in base64."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=90, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def render(
-    job: EvaluationJob, metrics: dict[str, Any], pictures: dict[str, str], mistakes: list[str]
-) -> str:
-    """The page, out of report.html.jinja."""
-    description = read_json(job.run.description)
-    figures = next(iter(metrics["labels"].values()))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"number": number, "span": span}
-    return environment.get_template("report.html.jinja").render(
-        title=f"{job.run.path.name}: {metrics['split']}",
-        metrics=metrics,
-        figures=[name for name, value in figures.items() if not isinstance(value, list)],
-        pictures=pictures,
-        mistakes=mistakes,
-        options=description["options"] | description["versions"],
-    )
+def describe(job: EvaluationJob, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the page is of."""
+    description = read_description(job.run)
+    return {
+        "run": job.run.path.name,
+        "split": job.split.name,
+        "provenance": describe_origin(job.run, description, metrics, job.shards.path),
+        "options": option_rows(description["options"]),
+    }

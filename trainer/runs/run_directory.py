@@ -31,6 +31,7 @@ class RunDirectory:
     history.json      one row per epoch
     predictions-FOLD.parquet
                       of the best model, for the fold that was left out
+    machine.json      what it was trained on, and when
     metrics.json      written last: with it the run is complete
     evaluation-NAME.json, predictions-NAME.parquet
                       what `evaluate` found: NAME is the split, and what was done otherwise than
@@ -58,6 +59,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """The figures of the best model on the validation fold."""
         return self.path / "metrics.json"
+
+    @property
+    def machine(self) -> Path:
+        """What the run was trained on, and when."""
+        return self.path / "machine.json"
 
     @property
     def temperatures(self) -> Path:

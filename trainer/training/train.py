@@ -27,6 +27,7 @@ from trainer.networks.hardware import (
     unused_gpus,
     use_all_devices,
 )
+from trainer.networks.machine import describe_machine
 from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
 from trainer.progress import show_figures
 from trainer.report import curves
@@ -222,6 +223,8 @@ def finish(job: Job, progress: Progress) -> None:
         "stopped_early": progress.stopped,
         **figures,
     }
+    # Not among the figures, which are the same wherever and whenever the same run is made.
+    write_json(job.run.machine, describe_machine())
     write_json(job.run.metrics, metrics)
     checkpoint.clear(job.run.checkpoints)
     shutil.rmtree(job.run.cache, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""Run directories with invented predictions: complete, but for the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data.shards import ImageSpec, ShardDirectory, Split, Window
+from trainer.evaluation.evaluate import measure
+from trainer.evaluation.predictions import Predictions, write_parquet
+from trainer.progress import Display
+from trainer.runs.job import EvaluationJob
+from trainer.runs.run_directory import RunDirectory
+
+MANY = tuple(
+    f"{side} {each}"
+    for side in ("left", "right")
+    for each in ("subdural", "epidural", "subarachnoid", "parenchymal", "edema", "fracture", "any")
+)
+
+
+def invent_predictions(
+    names: tuple[str, ...], patients: int, slices: int, seed: int, skill: float
+) -> Predictions:
+    """Labels depend on the patients alone, so that runs of two seeds can be compared."""
+    truth, random = np.random.default_rng(99), np.random.default_rng(seed)
+    count = patients * slices
+    sick = truth.random((patients, len(names))) < 0.3
+    labels = np.repeat(sick, slices, axis=0) & (truth.random((count, len(names))) < 0.5)
+    logits = skill * (labels - 0.5) + random.normal(size=labels.shape) - 1
+    number = np.arange(count)
+    texts = {
+        "image_id": np.array([f"ID_{each:05d}" for each in number]),
+        "patient_id": np.array([f"SECRET_{each // slices}" for each in number]),
+        "study_id": np.array([f"STUDY_{each // slices}" for each in number]),
+        "series_id": np.array([f"SERIES_{each // slices}" for each in number]),
+    }
+    positions = np.zeros(count, np.float32)
+    return Predictions(
+        "fold0", logits.astype(np.float32), labels.astype(np.int64), texts, positions
+    )
+
+
+def make_run(
+    path: Path,
+    names: tuple[str, ...] = ("upper", "lower"),
+    patients: int = 30,
+    slices: int = 6,
+    seed: int = 0,
+    skill: float = 2.0,
+    digest: str = "d" * 64,
+    **options: Any,
+) -> EvaluationJob:
+    """Writes the run, and returns the question that ends its training."""
+    path.mkdir(parents=True)
+    image = ImageSpec(8, 8, 3, "uint8", 0)
+    windows = (Window("brain", 40, 80),) * 3
+    predictions = invent_predictions(names, patients, slices, seed, skill)
+    count = len(predictions.labels)
+    split = Split("fold0", count, patients, tuple(predictions.labels.sum(axis=0)), ())
+    shards = ShardDirectory(path, names, windows, image, (split,), "", str(path / "shards"))
+    prevalence = tuple(float(each) for each in predictions.labels.mean(axis=0))
+    job = EvaluationJob(
+        RunDirectory(path),
+        shards,
+        split,
+        (1.0,) * len(names),
+        prevalence,
+        (1.0,) * len(names),
+        False,
+        8,
+        Display(),
+    )
+    figures = measure(predictions, job)
+    write_parquet(job.run.predictions("fold0"), predictions, names)
+    described = {
+        "options": {"fold": 0, "label_weights": "any=2", "model": "smallresnet", **options},
+        "shards": {
+            "path": shards.location,
+            "digest": digest,
+            "labels": list(names),
+            "windows": [asdict(each) for each in windows],
+            "image": asdict(image),
+            "prevalence": list(prevalence),
+        },
+        "versions": {"keras": "3.12.0"},
+    }
+    documents = {
+        "run.json": described,
+        "history.json": [invent_epoch(epoch, figures) for epoch in range(1, 6)],
+        "metrics.json": {"epochs": 5, "best_epoch": 4, "stopped_early": False, **figures},
+    }
+    for name, content in documents.items():
+        (path / name).write_text(json.dumps(content))
+    return job
+
+
+def invent_epoch(epoch: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """A row of history.json."""
+    aucs = {name: each["roc_auc"] for name, each in figures["labels"].items()}
+    return {
+        "epoch": epoch,
+        "loss": 0.5 / epoch,
+        "learning_rate": 1e-3 / epoch,
+        "images_per_second": 100.0 + epoch,
+        "input_wait": 0.02,
+        "val_loss": figures["weighted_log_loss"] + abs(epoch - 4) / 50,
+        "val_mean_roc_auc": figures["mean_roc_auc"],
+        "val_roc_auc": aucs,
+    }

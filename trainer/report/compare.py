@@ -1,0 +1,134 @@
+"""Runs side by side: their figures, and how sure one can be that they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from trainer.errors import BadInput
+from trainer.evaluation.bootstrap import SAMPLES
+from trainer.progress import Display
+from trainer.report.compared_runs import ComparedRun, read_runs
+from trainer.report.comparison_tables import (
+    FIGURES,
+    difference_table,
+    figure_table,
+    option_table,
+    run_table,
+)
+from trainer.report.drawings import SERIES, Drawing, Line, draw_by_epoch, draw_in_unit_square
+from trainer.report.page import decimal, write_page
+from trainer.report.plots import DIAGONAL, column, has_both, label_line
+
+SECTIONS = {
+    "runs": "Runs",
+    "figures": "Figures",
+    "differences": "Differences",
+    "curves": "Curves",
+    "options": "Options that differ",
+}
+
+
+def write_comparison(paths: Sequence[Path], output: Path) -> None:
+    """Writes a page that sets runs side by side; the first is what the others are compared with.
+
+    Raises:
+        BadInput: a run is not complete or damaged, or the runs have different labels.
+    """
+    if not 2 <= len(paths) <= len(SERIES):
+        raise BadInput(f"--runs: must be 2 to {len(SERIES)} run directories, here: {len(paths)}")
+    runs = read_runs(paths)
+    first, others = runs[0], runs[1:]
+    paired = [each for each in others if each.measured_as(first)]
+    values = {
+        "title": " and ".join(each.title for each in runs)
+        if len(runs) == 2
+        else f"{len(runs)} runs",
+        "first": first.title,
+        "sections": SECTIONS,
+        "runs": run_table(runs),
+        "figures": [figure_table(runs, key) for key in FIGURES],
+        "unpaired": [each.title for each in others if each not in paired],
+        "differences": [difference_table(first, paired, key) for key in FIGURES] if paired else [],
+        "samples": SAMPLES,
+        "course": course_drawings(runs),
+        "roc": roc_drawings(runs),
+        "precision": precision_drawings(runs),
+        "options": option_table(runs),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_page(output, "compare.html.jinja", **values)
+    Display().say(f"written: {output}")
+
+
+def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
+    """Validation loss and mean ROC AUC by epoch."""
+    drawings = []
+    for key, title in (("val_loss", "Validation loss"), ("val_mean_roc_auc", "Mean ROC AUC")):
+        lines = [
+            Line(each.title, [row["epoch"] for row in each.history], column(each.history, key))
+            for each in runs
+        ]
+        svg = draw_by_epoch(lines, title, key, top=1 if "auc" in key else None)
+        last = "; ".join(f"{line.name}: {line.y[-1]:.4f}" for line in lines)
+        drawings.append(
+            Drawing(
+                svg,
+                f"{title} by epoch; after the last epoch, {last}.",
+                label_line(title, "by epoch, on the fold left out"),
+            )
+        )
+    return drawings
+
+
+def roc_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
+    """A label's ROC curves, a line a run."""
+
+    def curve(labels: Any, predicted: Any) -> tuple[Any, Any]:
+        false, true, _ = roc_curve(labels, predicted)
+        return false, true
+
+    axes = ("1 - specificity", "sensitivity")
+    return label_drawings(runs, "ROC curves", "roc_auc", axes, curve, [DIAGONAL])
+
+
+def precision_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
+    """A label's precision-recall curves, a line a run."""
+
+    def curve(labels: Any, predicted: Any) -> tuple[Any, Any]:
+        precision, recall, _ = precision_recall_curve(labels, predicted)
+        return recall, precision
+
+    axes = ("recall (sensitivity)", "precision (PPV)")
+    return label_drawings(runs, "Precision-recall curves", "average_precision", axes, curve, [])
+
+
+def label_drawings(
+    runs: Sequence[ComparedRun],
+    what: str,
+    key: str,
+    axes: tuple[str, str],
+    curve: Any,
+    chance: list[Line],
+) -> list[Drawing]:
+    """A plot a label; labels that any run has one kind of are left out."""
+    drawings = []
+    for i, name in enumerate(runs[0].measured.names):
+        if not all(has_both(run.measured, i) for run in runs):
+            continue
+        lines = [
+            Line(run.title, *curve(run.measured.labels[:, i], run.measured.predicted[:, i]))
+            for run in runs
+        ]
+        svg = draw_in_unit_square(lines, *axes, f"{what} {name}", chance=chance)
+        found = "; ".join(
+            f"{run.title} {decimal(run.measured.figures['labels'][name][key])}" for run in runs
+        )
+        figure = FIGURES[key][0].split(",")[0]
+        drawings.append(
+            Drawing(svg, f"{what} of {name}. {figure}: {found}.", label_line(name, found))
+        )
+    return drawings
