@@ -33,6 +33,7 @@ setup(
     packages=find_packages(include=["beam_pipeline*", "trainer*"]),
     package_data={
         "beam_pipeline": ["py.typed"],
+        "beam_pipeline.card": ["*.jinja"],
         "trainer": ["py.typed", "schemas/*.json"],
         "trainer.report": ["*.jinja"],
     },
@@ -45,6 +46,8 @@ setup(
         # JPEG library of its own, an old one.
         "imagecodecs>=2026.3.6",
         "isal",
+        "jinja2",
+        "matplotlib",
         "numpy",
         "obstore>=0.12",  # S3, Google Cloud Storage and Azure
         "opencv-python-headless>=5",

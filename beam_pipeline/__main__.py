@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from beam_pipeline.card.run import record_start
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
 from beam_pipeline.layout import MANIFEST
@@ -50,6 +51,7 @@ def _preprocess(options: Options, launched: Launch) -> int:
         console.print(f"{options.output} is complete: nothing to do.", soft_wrap=True)
         show_summary(console, manifest, options.output, None)
         return 0
+    record_start(folder, launched.runner.name)
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere
     try:

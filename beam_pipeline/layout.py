@@ -34,10 +34,12 @@ class ShardFile:
 
 
 MANIFEST = "manifest.json"  # written last: a directory that has it is complete
+CARD = "report.html"  # tells when and how fast: no part of what has to be the same again
 
 # Holds what steps leave to others until the directory is finished.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
+STARTS = f"{UNFINISHED}/starts.json"  # of runs
 JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
 
 # Tables in it; see `unfinished`.

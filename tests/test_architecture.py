@@ -21,10 +21,11 @@ ROOMS = {
         {"directory"},
         {"progress"},
         {"planning"},
+        {"card"},
         {"writing"},
         {"transforms", "pipeline"},
         {"running"},
-        {"__main__", "verify"},
+        {"__main__", "verify", "card.__main__"},
     ),
     "trainer": (
         {"errors", "files", "json_documents", "native_log", "options", "progress"},

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
+from beam_pipeline.card.run import find_run
 from beam_pipeline.directory.index import write_index
 from beam_pipeline.directory.rejects import REJECTS, Reject, count_reasons, encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
@@ -142,7 +143,28 @@ def write_description(
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
+    run = find_run(folder)
+    if run is not None:
+        manifest["run"] = asdict(run)
+    _write_card(unfinished, plan, options, manifest, rejects)
     folder.write(MANIFEST, encode_json(manifest))
+
+
+def _write_card(
+    unfinished: Unfinished,
+    plan: Plan,
+    options: Options,
+    manifest: dict[str, Any],
+    rejects: Sequence[Reject],
+) -> None:
+    # Imported late, since it loads matplotlib, which only this step of a run needs.
+    from beam_pipeline.card.card import Card, write_card
+    from beam_pipeline.card.sources import PlannedFiles
+
+    folder = unfinished.folder
+    with folder.open(INDEX) as index:
+        card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
+        write_card(card, folder, options.decode_timeout)
 
 
 def _write_index(
@@ -166,7 +188,7 @@ def _write_index(
 
 
 # What a manifest tells of how the directory came to be, not of what is in it.
-_ORIGIN = frozenset({"created", "software", "options", "digest"})
+_ORIGIN = frozenset({"created", "software", "options", "run", "digest"})
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

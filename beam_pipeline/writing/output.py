@@ -6,7 +6,7 @@ from typing import Any
 
 from beam_pipeline.directory.rejects import REJECTS
 from beam_pipeline.errors import Refusal, UsageError
-from beam_pipeline.layout import DATASET, MANIFEST, UNFINISHED
+from beam_pipeline.layout import CARD, DATASET, MANIFEST, UNFINISHED
 from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import PARTIAL_SUFFIX
@@ -17,7 +17,7 @@ _REFUSAL = f"{UNFINISHED}/refusal.json"
 # Room on a full disk for the word of why a run ended. Random: zeros may take no room.
 _RESERVE = f"{UNFINISHED}/reserve"
 _RESERVE_BYTES = 1 << 16
-_OWN_NAMES = {MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, UNFINISHED}
+_OWN_NAMES = {MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, CARD, UNFINISHED}
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:
