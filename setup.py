@@ -71,6 +71,7 @@ setup(
         "dev": [
             *EXPORT,
             "apache-beam[gcp]>=2.77",
+            "axe-playwright-python",  # axe-core and Playwright; the browser is Debian's
             "hypothesis",
             "jax",
             "mypy",

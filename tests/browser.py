@@ -1,0 +1,100 @@
+"""What headless Chromium finds wrong with a page that is to open from disk and need nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Width and height in pixels: a phone, a laptop.
+SIZES = ((390, 844), (1280, 800))
+SCHEMES = ("light", "dark")
+# Of axe-core's four; the others are minor and moderate.
+IMPACTS = ("serious", "critical")
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright; skips the test where either is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed (apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def faults_of_page(path: Path, screenshots: Path | None = None) -> list[str]:
+    """Looks at a page at each size and in each color scheme; a line a fault, none when all is well.
+
+    Faults are: a console message of an error, a request for anything but the page, sideways
+    scroll, more or fewer than one h1, and what axe-core finds serious or critical.
+
+    Args:
+        path: of the HTML file.
+        screenshots: folder for a picture of each view, if they are wanted.
+    """
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    faults = []
+    with chromium() as browser:
+        for size, scheme in product(SIZES, SCHEMES):
+            view = f"{size[0]} px, {scheme}"
+            viewport = {"width": size[0], "height": size[1]}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            found = watch(page, path)
+            page.goto(path.absolute().as_uri())
+            found += layout_faults(page)
+            if screenshots:
+                name = f"{path.stem}-{size[0]}-{scheme}.png"
+                page.screenshot(path=screenshots / name, full_page=True)
+            found += axe_faults(axe.Axe().run(page).response)
+            page.close()
+            faults += [f"{view}: {each}" for each in found]
+    return faults
+
+
+def watch(page: Any, path: Path) -> list[str]:
+    """A list that grows with each error and each request for something else."""
+    found: list[str] = []
+    page.on("pageerror", lambda error: found.append(f"error: {error}"))
+    page.on(
+        "console",
+        lambda message: (
+            found.append(f"console: {message.text}") if message.type == "error" else None
+        ),
+    )
+
+    def request(asked: Any) -> None:
+        if not asked.url.startswith(("data:", path.absolute().as_uri())):
+            found.append(f"requests {asked.url}")
+
+    page.on("request", request)
+    return found
+
+
+def layout_faults(page: Any) -> list[str]:
+    """Sideways scroll, and a wrong number of h1."""
+    overflow, titles = page.evaluate(OVERFLOW), page.locator("h1").count()
+    found = [f"{overflow} px wider than the window"] if overflow > 0 else []
+    return found + ([f"{titles} h1"] if titles != 1 else [])
+
+
+def axe_faults(response: dict[str, Any]) -> list[str]:
+    """What axe-core found that is serious or critical, and where."""
+    return [
+        f"{each['id']} ({each['impact']}): {each['help']}: {each['nodes'][0]['html'][:120]}"
+        for each in response["violations"]
+        if each["impact"] in IMPACTS
+    ]
