@@ -66,9 +66,7 @@ def write_card(card: Card, folder: Folder, decode_timeout: float) -> None:
     folder.write(CARD, render(content).encode())
 
 
-def _task(
-    card: Card, folder: Folder, choice: Choice, rows: dict[int, dict[str, Any]]
-) -> ViewTask:
+def _task(card: Card, folder: Folder, choice: Choice, rows: dict[int, dict[str, Any]]) -> ViewTask:
     wanted = tuple(rows[number] for number in choice.rows)
     shown = {example.row for example in choice.examples}
     return ViewTask(

@@ -76,9 +76,7 @@ def choose(totals: Totals, labels: Sequence[str], seed: int) -> Choice:
     )
 
 
-def _examples(
-    random: np.random.Generator, totals: Totals, labels: Sequence[str]
-) -> list[Example]:
+def _examples(random: np.random.Generator, totals: Totals, labels: Sequence[str]) -> list[Example]:
     if not totals.labeled:
         rows = _pick(random, np.arange(totals.rows), _UNLABELED)
         return [Example(UNLABELED, row) for row in rows]

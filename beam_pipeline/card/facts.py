@@ -10,7 +10,7 @@ from pydicom.uid import UID
 
 from beam_pipeline.card.command import command_of
 from beam_pipeline.card.content import Content
-from beam_pipeline.card.numbers import count, duration, percent, size, spread
+from beam_pipeline.card.numbers import count, duration, percent, size, spread, with_minus
 from beam_pipeline.card.run import Run
 from beam_pipeline.card.tables import Table
 from beam_pipeline.card.totals import Spread
@@ -69,7 +69,7 @@ def geometry(content: Content) -> Facts:
         ),
         (
             "stored images",
-            f"{image['height']} × {image['width']}, {image['channels']} channels of "
+            f"{image['height']} x {image['width']}, {image['channels']} channels of "
             f"{image['dtype']}; {count(content.manifest['counts']['resized'])} were resized",
         ),
     ]
@@ -86,7 +86,7 @@ def kind_tables(content: Content) -> list[Table]:
         if seen.views.encoding is not None
     )
     tables = [
-        _kinds("Matrix sizes of the files", "rows × columns", "slices", totals.matrices),
+        _kinds("Matrix sizes of the files", "rows x columns", "slices", totals.matrices),
         _kinds("Transfer syntaxes of the files", "transfer syntax", "slices", syntaxes),
         _kinds("Distances of slices", "distance", "series", distances),
         _kinds("Pixel encodings", "encoding", "slices looked at", encodings.most_common()),
@@ -114,7 +114,7 @@ def _describe_encoding(encoding: PixelEncoding) -> str:
         f"{encoding.bits_stored} of {encoding.bits_allocated} bits, {sign}, "
         f"slope {encoding.slope:g}, intercept {encoding.intercept:g}{padding}"
     )
-    return text.replace("-", "−")
+    return with_minus(text)
 
 
 def identical_pixels(content: Content) -> Facts:

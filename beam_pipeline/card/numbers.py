@@ -19,7 +19,12 @@ def deviation(found: float, expected: float) -> str:
     if not expected:
         return ""
     off = 100 * (found / expected - 1)
-    return f"{off:+.0f} %".replace("-", "−") if abs(off) >= 10 else f"{off:+.1f} %".replace("-", "−")
+    return with_minus(f"{off:+.0f} %" if abs(off) >= 10 else f"{off:+.1f} %")
+
+
+def with_minus(text: str) -> str:
+    """A text whose hyphens are signs of numbers, with the proper sign."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def size(number: int) -> str:
@@ -50,7 +55,6 @@ def spread(found: Spread | None, unit: str = "") -> str:
     unit = f" {unit}" if unit else ""
     if found.least == found.greatest:
         return f"{found.median:.4g}{unit}, all the same"
-    return (
-        f"median {found.median:.4g}{unit} (half of them {found.lower:.4g} to {found.upper:.4g}, "
-        f"all {found.least:.4g} to {found.greatest:.4g})"
-    )
+    half = f"half of them {found.lower:.4g} to {found.upper:.4g}, "
+    half = "" if found.lower == found.upper else half
+    return f"median {found.median:.4g}{unit} ({half}all {found.least:.4g} to {found.greatest:.4g})"

@@ -34,6 +34,7 @@ def _sections(content: Content) -> dict[str, Any]:
         "labeled": labeled,
         "headline": facts.headline(content),
         "rejects": tables.reject_table(content) if content.rejects else None,
+        "absent": _absent(content) if labeled else [],
         "examples": pictures.example_groups(content),
         "drawings": pictures.distributions(content),
         "labels": [tables.label_table(content), tables.co_occurrence_table(content)]
@@ -43,6 +44,7 @@ def _sections(content: Content) -> dict[str, Any]:
             tables.split_table(content),
             *([tables.fold_table(content), tables.shard_table(content)] if labeled else []),
         ],
+        "missing": tables.missing_in_splits(content) if labeled else [],
         "geometry": facts.geometry(content),
         "kinds": facts.kind_tables(content),
         "identical": facts.identical_pixels(content),
@@ -51,3 +53,9 @@ def _sections(content: Content) -> dict[str, Any]:
         "options": facts.options(content),
         "command": facts.command(content),
     }
+
+
+def _absent(content: Content) -> list[str]:
+    """The labels that no slice has."""
+    labels = zip(content.manifest["labels"], content.totals.positives, strict=True)
+    return [label for label, rows in labels if not len(rows)]

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 from markupsafe import Markup
 
 from beam_pipeline.card.content import Content, Seen
-from beam_pipeline.card.drawing import Line, draw_distributions
-from beam_pipeline.card.numbers import count
+from beam_pipeline.card.drawing import ALL, Limits, Line, draw_distributions, share_outside
+from beam_pipeline.card.numbers import count, percent, with_minus
 from beam_pipeline.card.views import Histogram, Histograms, Picture
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.directory.index import LABEL_PREFIX
@@ -17,6 +18,8 @@ from beam_pipeline.directory.index import LABEL_PREFIX
 _LINES = 10  # slices that have one each
 _COLORS = 5  # of the page's series that differ enough
 _NAME_LENGTH = 16
+_HOUNSFIELD: Limits = (-1104, 3200)  # HU that are shown
+_MENTIONED = 1e-3  # of the pixels
 
 
 @dataclass(frozen=True)
@@ -118,16 +121,29 @@ def _draw_slices(slices: Measured, kind: str, unit: str) -> Drawing:
         Line(_short(image_id), getattr(found, kind), place >= _COLORS, place % _COLORS + 1)
         for place, (image_id, found) in enumerate(slices)
     ]
-    what = "Stored values" if kind == "stored" else "Hounsfield units"
+    is_stored = kind == "stored"
+    what = f"{'Stored values' if is_stored else 'Hounsfield units'} of {len(lines)} slices"
+    outside = "" if is_stored else _outside(_total(slices, kind))
     return Drawing(
-        Markup(draw_distributions(f"slices-{kind}", lines, unit)),
-        f"{what} of {len(lines)} slices: the share of each slice's pixels by {unit}.",
-        f"{what} of {len(lines)} slices, one line per slice.",
+        Markup(
+            draw_distributions(f"slices-{kind}", lines, unit, ALL if is_stored else _HOUNSFIELD)
+        ),
+        f"{what}: the share of each slice's pixels by {unit}.",
+        f"{what}, one line per slice.{outside}",
     )
 
 
+def _outside(total: Histogram) -> str:
+    """What a drawing of Hounsfield units leaves out, as a sentence."""
+    share = share_outside(total, _HOUNSFIELD)
+    if share < _MENTIONED:
+        return ""
+    low, high = (with_minus(count(edge)) for edge in _HOUNSFIELD)
+    return f" {percent(share)} of the pixels are not between {low} and {high} HU: padding, metal."
+
+
 def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LENGTH else f"…{name[-_NAME_LENGTH + 1:]}"
+    return name if len(name) <= _NAME_LENGTH else f"…{name[-_NAME_LENGTH + 1 :]}"
 
 
 def _total(slices: Measured, kind: str) -> Histogram:
@@ -140,7 +156,7 @@ def _before_and_after(name: str, slices: Measured) -> Markup:
         Line("before repair", _total(slices, "unrepaired"), dashed=True, color=2),
         Line("after repair", _total(slices, "hounsfield")),
     ]
-    return Markup(draw_distributions(name, lines, "HU"))
+    return Markup(draw_distributions(name, lines, "HU", _HOUNSFIELD))
 
 
 def _draw_sum(sample: Measured) -> Drawing:
@@ -148,8 +164,13 @@ def _draw_sum(sample: Measured) -> Drawing:
     return Drawing(
         _before_and_after("sample", sample),
         f"{what}: the share of pixels by HU, before and after the repair of badly encoded files.",
-        f"{what}. Where the lines coincide, no file of the sample was repaired.",
+        f"{what}. {_coincide(sample)}{_outside(_total(sample, 'hounsfield'))}",
     )
+
+
+def _coincide(sample: Measured) -> str:
+    same = all(np.array_equal(found.unrepaired, found.hounsfield) for _, found in sample)
+    return "None of them was repaired: the lines coincide." if same else ""
 
 
 def _draw_repaired(content: Content, repaired: Measured) -> Drawing:

@@ -1,4 +1,4 @@
-"""When a run was started, on what, and how long it took: known only while its output is unfinished."""
+"""When a run was started, on what, and how long it took."""
 
 import json
 from contextlib import suppress

@@ -53,6 +53,7 @@ def reject_table(content: Content) -> Table:
     for reject in sorted(content.rejects, key=lambda reject: reject["source"]):
         firsts.setdefault(reject["reason"], reject)
     by_number = sorted(counts["rejected_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
+    advice = {reason.value: reason.advice for reason in Reason}
     rows = []
     for reason, number in by_number:
         example = firsts.get(reason, {"source": "", "detail": ""})
@@ -63,7 +64,7 @@ def reject_table(content: Content) -> Table:
                 percent(number / counts["files_seen"]),
                 Markup("<code>{}</code>").format(example["source"]),
                 example["detail"],
-                Reason(reason).advice,
+                advice[reason],
             ]
         )
     return Table(
@@ -108,7 +109,9 @@ def co_occurrence_table(content: Content) -> Table:
     rows: list[list[Any]] = []
     for place, label in enumerate(labels):
         own = int(both[place, place])
-        cells = [_pair(int(number), own, other == place) for other, number in enumerate(both[place])]
+        cells = [
+            _pair(int(number), own, other == place) for other, number in enumerate(both[place])
+        ]
         rows.append([label, *cells])
     return Table(
         "Slices that have both labels",
@@ -151,6 +154,17 @@ def fold_table(content: Content) -> Table:
     )
 
 
+def missing_in_splits(content: Content) -> list[tuple[str, list[str]]]:
+    """The labels that some slices have, and the splits where none has them."""
+    splits = content.manifest["splits"]
+    missing = []
+    for label in content.manifest["labels"]:
+        without = [name for name, split in splits.items() if not split["label_counts"][label]]
+        if 0 < len(without) < len(splits):
+            missing.append((label, without))
+    return missing
+
+
 def split_table(content: Content) -> Table:
     """What each split holds."""
     splits = content.manifest["splits"]
@@ -182,9 +196,9 @@ def shard_table(content: Content) -> Table:
     rows = []
     for name, split in content.manifest["splits"].items():
         shards = [shard for shard in split["shards"] if shard["examples"]]
-        sizes = np.array([shard["examples"] for shard in shards])
-        least_most = f"{sizes.min()} to {sizes.max()}" if len(sizes) else "none"
-        rows.append([name, count(len(split["shards"])), least_most, *_worst(split, shards, labels)])
+        sizes = sorted({shard["examples"] for shard in shards})
+        some = " to ".join(map(count, (sizes[:1] + sizes[-1:]) if len(sizes) > 1 else sizes))
+        rows.append([name, count(len(split["shards"])), some, *_worst(split, shards, labels)])
     return Table(
         "Shards against their split",
         _columns(
@@ -197,8 +211,8 @@ def shard_table(content: Content) -> Table:
 
 
 def _worst(split: dict[str, Any], shards: list[Any], labels: list[str]) -> list[str]:
-    if not shards or not labels:
-        return ["", "", ""]
+    if len(shards) < 2:
+        return ["", "the only shard" if shards else "no slices", ""]
     found = np.array([[shard["label_counts"][label] for label in labels] for shard in shards])
     shares = np.array([split["label_counts"][label] for label in labels]) / split["examples"]
     expected = np.array([shard["examples"] for shard in shards])[:, None] * shares

@@ -214,9 +214,11 @@ def _co_occurrence(positive: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _matrices(index: pq.ParquetFile) -> tuple[tuple[str, int], ...]:
-    sizes = index.read(["rows", "columns"]).group_by(["rows", "columns"]).aggregate([([], "count_all")])
+    sizes = (
+        index.read(["rows", "columns"]).group_by(["rows", "columns"]).aggregate([([], "count_all")])
+    )
     return _ranked(
-        (f"{size['rows']} × {size['columns']}", size["count_all"]) for size in sizes.to_pylist()
+        (f"{size['rows']} x {size['columns']}", size["count_all"]) for size in sizes.to_pylist()
     )
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -57,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Histograms:
-    """How a slice's pixels are spread, in BINS bins of BIN from LOWEST; the outermost take the rest.
+    """How a slice's pixels are spread: BINS bins of BIN from LOWEST, the outer ones with the rest.
 
     Attributes:
         stored: stored values.
@@ -189,14 +190,10 @@ def _view(
         watch.waiting()
     if not _is_same(slice_, row):
         return Views(spacing, of_shard, problem="another slice than the shard was made of")
-    repair, encoding = Repair(row["repair"]), slice_.header.encoding
-    return Views(
-        spacing,
-        of_shard,
-        tuple(_source_pictures(slice_, repair)) if pictured else (),
-        _measure(slice_, repair),
-        encoding,
-    )
+    values = _Values(slice_, Repair(row["repair"]))
+    own = slice_.header.window
+    of_source = tuple(values.pictures(own)) if pictured else ()
+    return Views(spacing, of_shard, of_source, values.histograms(), slice_.header.encoding)
 
 
 def _is_same(slice_: Slice, row: Mapping[str, Any]) -> bool:
@@ -209,65 +206,75 @@ def _is_same(slice_: Slice, row: Mapping[str, Any]) -> bool:
     ) and (position is None or header.position_z == position)
 
 
-def _measure(slice_: Slice, repair: Repair) -> Histograms:
-    encoding = slice_.header.encoding
-    counts = _pattern_counts(slice_)
-    hounsfield = _histogram(hounsfield_table(encoding, repair), counts)
-    return Histograms(
-        stored=_histogram(stored_values(encoding), counts),
-        hounsfield=hounsfield,
-        unrepaired=hounsfield
-        if repair is Repair.NONE
-        else _histogram(hounsfield_table(encoding, Repair.NONE), counts),
-    )
+class _Values:
+    """What a slice's pixels stand for; all is computed once for each bit pattern that there is."""
+
+    def __init__(self, slice_: Slice, repair: Repair) -> None:
+        encoding = slice_.header.encoding
+        self._pixels = slice_.pixels
+        self._size = 1 << encoding.bits_allocated
+        counts = np.bincount(slice_.pixels.ravel(), minlength=self._size)
+        self._patterns = np.flatnonzero(counts)
+        self._counts = counts[self._patterns]
+        self._stored = _stored(encoding)[self._patterns]
+        self._hounsfield = _hounsfield(encoding, repair)[self._patterns]
+        self._unrepaired = _hounsfield(encoding, Repair.NONE)[self._patterns]
+
+    def histograms(self) -> Histograms:
+        return Histograms(
+            stored=self._histogram(self._stored),
+            hounsfield=self._histogram(self._hounsfield),
+            unrepaired=self._histogram(self._unrepaired),
+        )
+
+    def _histogram(self, values: NDArray[Any]) -> Histogram:
+        bins = np.clip((np.floor(values) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
+        return np.bincount(bins, self._counts, BINS).astype(np.int64)
+
+    def pictures(self, own: tuple[float, float] | None) -> Iterator[Picture]:
+        low, high = self._shown_range()
+        width = max(high - low, 1)
+        stored = Window("stored", low + width / 2, width)
+        yield _picture("stored values", f"{low:g} to {high:g}", self._levels(self._stored, stored))
+        yield _picture("Hounsfield", _describe(WIDE), self._levels(self._hounsfield, WIDE))
+        if own is not None:
+            window = Window("own", *own)
+            levels = self._levels(self._hounsfield, window, VoiFunction.LINEAR)
+            yield _picture("file's own window", _describe(window), levels)
+
+    def _shown_range(self) -> tuple[int, int]:
+        order = np.argsort(self._stored, kind="stable")
+        total = np.cumsum(self._counts[order])
+        low, high = np.searchsorted(total, [share * total[-1] for share in _SHOWN])
+        return int(self._stored[order][low]), int(self._stored[order][high])
+
+    def _levels(
+        self,
+        values: NDArray[Any],
+        window: Window,
+        function: VoiFunction = VoiFunction.LINEAR_EXACT,
+    ) -> NDArray[np.uint8]:
+        table = np.zeros(self._size, np.uint8)
+        table[self._patterns] = apply_windows(values, [window], function)[:, 0]
+        levels: NDArray[np.uint8] = table[self._pixels]
+        return levels
 
 
-def _pattern_counts(slice_: Slice) -> NDArray[np.int64]:
-    """How many pixels have each bit pattern."""
-    size = 1 << slice_.header.encoding.bits_allocated
-    return np.bincount(slice_.pixels.ravel(), minlength=size)
+_TABLES = 8  # a data set's slices have few encodings
 
 
-def _histogram(values: NDArray[Any], counts: NDArray[np.int64]) -> Histogram:
-    present = np.flatnonzero(counts)
-    bins = np.clip((np.floor(values[present]) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
-    return np.bincount(bins, counts[present], BINS).astype(np.int64)
+@lru_cache(_TABLES)
+def _stored(encoding: PixelEncoding) -> NDArray[np.int64]:
+    return stored_values(encoding)
 
 
-def _source_pictures(slice_: Slice, repair: Repair) -> Iterator[Picture]:
-    header = slice_.header
-    values, counts = stored_values(header.encoding), _pattern_counts(slice_)
-    low, high = _shown_range(values, counts)
-    width = max(high - low, 1)
-    stored = Window("stored", low + width / 2, width)
-    table = hounsfield_table(header.encoding, repair)
-    yield _picture("stored values", f"{low:g} to {high:g}", _levels(slice_, values, stored))
-    yield _picture("Hounsfield", _describe(WIDE), _levels(slice_, table, WIDE))
-    if header.window is not None:
-        own = Window("own", *header.window)
-        levels = _levels(slice_, table, own, VoiFunction.LINEAR)
-        yield _picture("file's own window", _describe(own), levels)
-
-
-def _shown_range(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[int, int]:
-    order = np.argsort(values, kind="stable")
-    total = np.cumsum(counts[order])
-    low, high = np.searchsorted(total, [share * total[-1] for share in _SHOWN])
-    return int(values[order][low]), int(values[order][high])
-
-
-def _levels(
-    slice_: Slice,
-    table: NDArray[Any],
-    window: Window,
-    function: VoiFunction = VoiFunction.LINEAR_EXACT,
-) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = apply_windows(table, [window], function)[:, 0][slice_.pixels]
-    return found
+@lru_cache(_TABLES)
+def _hounsfield(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
+    return hounsfield_table(encoding, repair)
 
 
 def _shard_pictures(png: bytes, windows: tuple[Window, ...]) -> Iterator[Picture]:
-    decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
     if not windows:
         hounsfield = decoded.astype(np.float64) + HU_OFFSET
         for window in (WIDE, _BRAIN):
