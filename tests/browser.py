@@ -1,4 +1,4 @@
-"""What headless Chromium finds wrong with a page that is to open from disk and need nothing else."""
+"""What headless Chromium finds wrong with a page that opens from disk and needs nothing else."""
 
 from __future__ import annotations
 
