@@ -105,7 +105,7 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
     assert [s["label_counts"]["subdural"] for s in manifest["splits"].values()] == [3, 3]
     listed = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     described = {"manifest.json", "index.parquet", "rejects.jsonl"}
-    described |= {"features.json", "dataset_info.json"}
+    described |= {"features.json", "dataset_info.json", "report.html"}
     assert {path.name for path in shards.iterdir()} == described | {s["file"] for s in listed}
     assert all((shards / shard["file"]).stat().st_size == shard["bytes"] for shard in listed)
 
@@ -159,8 +159,9 @@ def test_shards_are_the_same_whoever_does_the_work(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the manifest, which says when it was written."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+    """All files but those that say when they were written."""
+    dated = ("manifest.json", "report.html")
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in dated}
 
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:
