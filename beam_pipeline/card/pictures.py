@@ -80,7 +80,7 @@ def _show(seen: Seen, labels: Sequence[str]) -> Shown:
         source=row["source"],
         repair="" if row["repair"] == Repair.NONE else row["repair"],
         problem=views.problem,
-        pictures=tuple((way, each.note, _data_uri(each)) for way, each in pictures),
+        pictures=tuple((way, with_minus(each.note), _data_uri(each)) for way, each in pictures),
     )
 
 

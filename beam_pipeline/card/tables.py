@@ -13,6 +13,7 @@ from beam_pipeline.card.numbers import count, deviation, percent, size
 from beam_pipeline.errors import Reason
 
 _NUMBER, _TEXT = "number", "text"
+_NAMED_COLUMNS = 8  # more labels have numbers above their columns
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,19 @@ def _bar(share: float) -> Markup:
 def co_occurrence_table(content: Content) -> Table:
     """How many slices have two labels at once."""
     labels, both = content.manifest["labels"], content.totals.co_occurrence
+    numbered = len(labels) > _NAMED_COLUMNS
     rows: list[list[Any]] = []
     for place, label in enumerate(labels):
         own = int(both[place, place])
-        cells = [
-            _pair(int(number), own, other == place) for other, number in enumerate(both[place])
-        ]
-        rows.append([label, *cells])
+        cells = [_pair(int(n), own, other == place) for other, n in enumerate(both[place])]
+        rows.append([f"{place + 1} {label}" if numbered else label, *cells])
+    names = [str(place + 1) for place in range(len(labels))] if numbered else labels
+    note = " Columns have the numbers of the rows." if numbered else ""
     return Table(
         "Slices that have both labels",
-        _columns("of the slices with", *labels),
+        _columns("of the slices with", *names),
         rows,
-        note="The percentage, and the shade, is the share of the row's label.",
+        note=f"The percentage, and the shade, is the share of the row's label.{note}",
     )
 
 

