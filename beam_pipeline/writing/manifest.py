@@ -1,5 +1,6 @@
 """What describes a shard directory: index, rejects, TensorFlow Datasets' metadata, manifest."""
 
+import gc
 import hashlib
 import json
 import os
@@ -157,14 +158,20 @@ def _write_card(
     manifest: dict[str, Any],
     rejects: Sequence[Reject],
 ) -> None:
-    # Imported late, since it loads matplotlib, which only this step of a run needs.
-    from beam_pipeline.card.card import Card, write_card
-    from beam_pipeline.card.sources import PlannedFiles
+    # Else the collector looks through all of Beam again and again while matplotlib loads, which
+    # takes as long as the loading.
+    gc.freeze()
+    try:
+        # Imported late: only this step of a run needs it.
+        from beam_pipeline.card.card import Card, write_card
+        from beam_pipeline.card.sources import PlannedFiles
 
-    folder = unfinished.folder
-    with folder.open(INDEX) as index:
-        card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
-        write_card(card, folder, options.decode_timeout)
+        folder = unfinished.folder
+        with folder.open(INDEX) as index:
+            card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
+            write_card(card, folder, options.decode_timeout)
+    finally:
+        gc.unfreeze()
 
 
 def _write_index(
