@@ -1,5 +1,6 @@
 """The data card of a directory, made when all else of it but the manifest is there."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -8,7 +9,6 @@ import pyarrow.parquet as pq
 
 from beam_pipeline.card.choice import Choice, choose, rows_at
 from beam_pipeline.card.content import Content, Seen
-from beam_pipeline.card.page import render
 from beam_pipeline.card.sources import Sources
 from beam_pipeline.card.totals import add_up
 from beam_pipeline.card.views import Views, ViewTask, view_slices
@@ -54,6 +54,10 @@ def write_card(card: Card, folder: Folder, decode_timeout: float) -> None:
         OutputError: it cannot be written.
         StoreError: the folder's store fails.
     """
+    # Before it is loaded: it would tell the user of its caches.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from beam_pipeline.card.page import render
+
     labels, options = card.manifest["labels"], card.manifest["options"]
     with pq.ParquetFile(card.index) as index:
         totals = add_up(index, labels)
