@@ -70,7 +70,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify card train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-train bench-gpu bench-shards \
         test test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
@@ -80,7 +80,7 @@ help: ## List the commands
 	@echo "  preprocess    INPUT LABELS OUTPUT WORKERS ARGS"
 	@echo "                RUNNER, and of other runners than 'local': PROJECT REGION TEMP IMAGE"
 	@echo "                JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM"
-	@echo "  verify        SHARDS ARGS"
+	@echo "  verify, card  SHARDS ARGS"
 	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND ARGS"
 	@echo "  evaluate      RUN BACKEND ARGS"
 	@echo "  predict       RUN SHARDS SUBMISSION BACKEND ARGS"
@@ -99,6 +99,9 @@ sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
 	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
+
+card: $(PIPELINE) ## Make report.html for a shard directory that has none (ARGS="--input INPUT")
+	@$(RUN_PY) -m beam_pipeline.card --shards "$(SHARDS)" $(ARGS)
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(SAY_CONFIG)

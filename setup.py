@@ -36,6 +36,7 @@ setup(
     package_data={
         "beam_pipeline": ["py.typed"],
         "beam_pipeline.verify": ["*.json"],
+        "beam_pipeline.card": ["*.jinja"],
         "trainer": ["py.typed", "schemas/*.json"],
         "trainer.report": ["*.jinja"],
     },
@@ -49,6 +50,8 @@ setup(
         "imagecodecs>=2026.3.6",
         "isal",
         "jsonschema",
+        "jinja2",
+        "matplotlib",
         "numpy",
         "obstore>=0.12",  # S3, Google Cloud Storage and Azure
         "opencv-python-headless>=5",

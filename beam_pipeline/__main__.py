@@ -8,6 +8,7 @@ from itertools import chain
 
 from rich.console import Console
 
+from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
@@ -56,6 +57,7 @@ def _preprocess(options: Options, launched: Launch) -> int:
         console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
         show_summary(console, manifest, options.files.output, None)
         return 0
+    record_start(folder, launched.runner.name)
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere
     try:

@@ -16,36 +16,113 @@ Every other exception is a bug and stops the run with its traceback.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Self
 
 from beam_pipeline.layout import REJECTS
 
 
 class Reason(StrEnum):
-    """Why a file is not used: a closed list, written to rejects.jsonl."""
+    """Why a file is not used: a closed list, written to rejects.jsonl.
 
-    VANISHED = "vanished"
-    READ_ERROR = "read_error"
-    NOT_DICOM = "not_dicom"
-    UNREADABLE = "unreadable"
-    MISSING_ATTRIBUTE = "missing_attribute"
-    INVALID_ATTRIBUTE = "invalid_attribute"
-    UNSUPPORTED_TRANSFER_SYNTAX = "unsupported_transfer_syntax"
-    TRUNCATED_PIXELS = "truncated_pixels"
-    CORRUPT_PIXELS = "corrupt_pixels"
-    NOT_CT = "not_ct"
-    NO_PIXELS = "no_pixels"
-    SECONDARY_CAPTURE = "secondary_capture"
-    LOCALIZER = "localizer"
-    MULTI_FRAME = "multi_frame"
-    NOT_GRAYSCALE = "not_grayscale"
-    TOO_LARGE = "too_large"
-    CONSTANT_IMAGE = "constant_image"
-    DECODER_CRASHED = "decoder_crashed"
-    DECODER_TIMED_OUT = "decoder_timed_out"
-    DUPLICATE_ID = "duplicate_id"
-    LABEL_MISSING = "label_missing"
-    LABEL_INVALID = "label_invalid"
-    LABEL_CONFLICT = "label_conflict"
+    Attributes:
+        advice: what to do about it, a sentence.
+    """
+
+    advice: str
+
+    def __new__(cls, value: str, advice: str) -> Self:
+        """A reason cannot be added without advice."""
+        reason = str.__new__(cls, value)
+        reason._value_, reason.advice = value, advice
+        return reason
+
+    VANISHED = (
+        "vanished",
+        "It was listed and was gone when it was to be read: see what moves files during a run, "
+        "or fix a broken link.",
+    )
+    READ_ERROR = (
+        "read_error",
+        "The disk or the permissions do not allow it to be read: copy it again, or grant access.",
+    )
+    NOT_DICOM = (
+        "not_dicom",
+        "Not a DICOM file: leave it where it is, or narrow the input down with a pattern.",
+    )
+    UNREADABLE = (
+        "unreadable",
+        "Its header is damaged: export it from the archive again.",
+    )
+    MISSING_ATTRIBUTE = (
+        "missing_attribute",
+        "The header lacks what the detail names: export it again without removing that attribute.",
+    )
+    INVALID_ATTRIBUTE = (
+        "invalid_attribute",
+        "The header contradicts itself or the standard in what the detail names: export it again, "
+        "or correct the attribute.",
+    )
+    UNSUPPORTED_TRANSFER_SYNTAX = (
+        "unsupported_transfer_syntax",
+        "Its compression is not supported: convert it to Explicit VR Little Endian.",
+    )
+    TRUNCATED_PIXELS = (
+        "truncated_pixels",
+        "The file ends before its pixels do: copy it again and compare sizes with the origin.",
+    )
+    CORRUPT_PIXELS = (
+        "corrupt_pixels",
+        "The compressed pixels are damaged, or are another image than the header describes: "
+        "export it again.",
+    )
+    NOT_CT = ("not_ct", "An image of another modality: nothing to do.")
+    NO_PIXELS = ("no_pixels", "A report, a plan or a directory without an image: nothing to do.")
+    SECONDARY_CAPTURE = (
+        "secondary_capture",
+        "A picture of a screen, a report or a 3D view, without Hounsfield units: nothing to do.",
+    )
+    LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.")
+    MULTI_FRAME = (
+        "multi_frame",
+        "Several slices in one file: convert it to single-frame files first.",
+    )
+    NOT_GRAYSCALE = (
+        "not_grayscale",
+        "A color image: nothing to do, unless it was exported with an overlay burned in.",
+    )
+    TOO_LARGE = (
+        "too_large",
+        "Larger than any CT matrix: see whether it is a slice at all.",
+    )
+    CONSTANT_IMAGE = (
+        "constant_image",
+        "All pixels have one value: nothing to learn from; export it again if it should have more.",
+    )
+    DECODER_CRASHED = (
+        "decoder_crashed",
+        "Its pixels end the decoder's process, twice in a row: export it again uncompressed.",
+    )
+    DECODER_TIMED_OUT = (
+        "decoder_timed_out",
+        "Its pixels keep the decoder busy beyond --decode_timeout: raise that on a slow machine, "
+        "or export the file again uncompressed.",
+    )
+    DUPLICATE_ID = (
+        "duplicate_id",
+        "Another file has the same image id and is used: remove one, or choose another --image_id.",
+    )
+    LABEL_MISSING = (
+        "label_missing",
+        "The label file has no row for it: add one, or see that --image_id and --id_column agree.",
+    )
+    LABEL_INVALID = (
+        "label_invalid",
+        "A label of it is not 0 or 1, or a class is missing: correct its rows of the label file.",
+    )
+    LABEL_CONFLICT = (
+        "label_conflict",
+        "Its rows of the label file contradict each other: keep the right ones.",
+    )
 
 
 class Rejected(Exception):

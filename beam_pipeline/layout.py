@@ -21,13 +21,14 @@ REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
 FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO)  # beside the shards
+CARD = "report.html"  # tells when and how fast: no part of what has to be the same again
 
 UNLABELED_SPLIT = "test"
 HOLDOUT_SPLIT = "holdout"
 
 # The manifest's keys: what is in the directory, and how it came to be.
 MANIFEST_CONTENT = ("schema_version", "labels", "windows", "image", "counts", "splits", "files")
-MANIFEST_ORIGIN = ("created", "software", "options", "digest")
+MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 
 
 def fold_split(number: int) -> str:
@@ -157,6 +158,7 @@ def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
 # `UNFINISHED` holds what steps leave to others until then.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
+STARTS = f"{UNFINISHED}/starts.json"  # of runs
 JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
 OPTIONS = f"{UNFINISHED}/options.json"  # that the folder was begun with
 REFUSAL = f"{UNFINISHED}/refusal.json"  # why the run ended

@@ -23,11 +23,12 @@ ROOMS = {
         {"directory"},
         {"progress"},
         {"planning"},
+        {"card"},
         {"writing"},
         {"transforms", "pipeline"},
         {"running"},
         {"command_line"},
-        {"__main__", "verify"},
+        {"__main__", "verify", "card.__main__"},
     ),
     "trainer": (
         {"declarations", "errors", "files", "json_documents", "native_log", "options", "progress"},

@@ -1,5 +1,6 @@
 """What describes a shard directory: the index, and the manifest that vouches for all files."""
 
+import gc
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
+from beam_pipeline.card.run import find_run
 from beam_pipeline.directory.index import write_index
 from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
@@ -148,11 +150,38 @@ def write_description(
         files[name] = _describe_file(data)
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
+    run = find_run(folder)
+    if run is not None:
+        manifest["run"] = asdict(run)
+    _write_card(unfinished, plan, options, manifest, rejects)
     folder.write(MANIFEST, encode_json(manifest))
 
 
 def _describe_file(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_card(
+    unfinished: Unfinished,
+    plan: Plan,
+    options: Options,
+    manifest: dict[str, Any],
+    rejects: Sequence[Reject],
+) -> None:
+    # Else the collector looks through all of Beam again and again while matplotlib loads, which
+    # takes as long as the loading.
+    gc.freeze()
+    try:
+        # Imported late: only this step of a run needs it.
+        from beam_pipeline.card.card import Card, write_card
+        from beam_pipeline.card.sources import PlannedFiles
+
+        folder = unfinished.folder
+        with folder.open(INDEX) as index:
+            card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
+            write_card(card, folder, options.run.decode_timeout)
+    finally:
+        gc.unfreeze()
 
 
 def _write_index(

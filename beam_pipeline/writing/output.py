@@ -6,6 +6,7 @@ from typing import Any
 
 from beam_pipeline.errors import Refusal, UsageError
 from beam_pipeline.layout import (
+    CARD,
     DATASET,
     FILES,
     MANIFEST,
@@ -19,7 +20,7 @@ from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import PARTIAL_SUFFIX
 
 _RESERVE_BYTES = 1 << 16  # random: zeros may take no room
-_OWN_NAMES = {*FILES, UNFINISHED}
+_OWN_NAMES = {*FILES, CARD, UNFINISHED}
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:

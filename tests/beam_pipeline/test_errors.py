@@ -49,6 +49,13 @@ def test_all_kinds_of_errors_are_among_the_examples() -> None:
     assert {type(error) for error in EXAMPLES} == expected
 
 
+def test_each_reason_says_what_to_do() -> None:
+    for reason in Reason:
+        assert reason.advice.endswith("."), reason
+        assert Reason(reason.value) is reason
+    assert len({reason.advice for reason in Reason}) == len(Reason)
+
+
 def test_a_message_is_one_line_with_what_to_do() -> None:
     many, store = str(EXAMPLES[1]), str(EXAMPLES[2])
     assert many == (

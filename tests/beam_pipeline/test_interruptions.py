@@ -55,11 +55,11 @@ def finish(command: list[str], output: Path) -> None:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """Of all files but the manifest, which holds a date."""
+    """Of all files but those that hold a date."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.iterdir())
-        if path.name != "manifest.json"
+        if path.name not in ("manifest.json", "report.html")
     }
 
 

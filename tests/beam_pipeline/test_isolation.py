@@ -66,8 +66,9 @@ def rejects(output: Path) -> dict[str, str]:
 
 
 def digests(output: Path) -> dict[str, str]:
-    names = [path for path in output.iterdir() if path.name != "manifest.json"]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+    dated = ("manifest.json", "report.html")
+    paths = [path for path in output.iterdir() if path.name not in dated]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.fixture(scope="module")

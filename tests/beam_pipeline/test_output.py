@@ -24,6 +24,7 @@ def complete(folder: Folder, options: Options) -> None:
     manifest = {"schema_version": 1, "options": options.recorded()}
     folder.write("manifest.json", json.dumps(manifest).encode())
     folder.write("ich-test.tfrecord-00000-of-00001", b"")
+    folder.write("report.html", b"a card")
 
 
 def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None:

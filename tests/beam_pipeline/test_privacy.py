@@ -105,6 +105,7 @@ def test_nothing_of_a_header_is_found_in_any_output(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if end == "complete" else 3), done.stderr
     assert {path.name for path in (folder / "out" / ".unfinished").glob("*")} >= tables
+    assert (folder / "out" / "report.html").exists() == (end == "complete")
     texts = {"stdout": done.stdout, "stderr": done.stderr} | read_all(folder / "out")
     assert len(texts) > 4
     assert any("ID_good0" in text for text in texts.values())  # so an id would be found

@@ -1,0 +1,72 @@
+"""`python -m beam_pipeline.card`: makes the data card of a shard directory that has none."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from beam_pipeline.card.card import Card, write_card
+from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
+from beam_pipeline.declarations import Declared, OptionalText, parse_flags
+from beam_pipeline.errors import PipelineError, StoreError, UsageError
+from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
+from beam_pipeline.options import ImageId, RunOptions
+from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.writing.output import find_manifest
+
+
+class CardOptions(Declared):
+    """Make report.html, the data card, for a shard directory that has none."""
+
+    shards: str
+    """shard directory; local or a URL"""
+    input: OptionalText = None
+    """where the run's input is now, to show files beside shards; by default where it was"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the card, and return the exit code: 0 done, 2 no such directory or input, 5 storage."""
+    try:
+        given = parse_flags(CardOptions, argv, "python -m beam_pipeline.card")
+        _make(Folder(given.shards), given.input)
+    except PipelineError as error:
+        print(f"card: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("card: interrupted", file=sys.stderr)
+        return 130
+    print(f"written: {given.shards.rstrip('/')}/{CARD}")
+    return 0
+
+
+def _make(folder: Folder, source: str | None) -> None:
+    manifest = find_manifest(folder)
+    if manifest is None:
+        raise UsageError(f"{folder.url} is no finished shard directory")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
+    try:
+        rejects = [json.loads(line) for line in folder.read(REJECTS).splitlines()]
+        index = folder.open(INDEX)
+    except (OSError, ValueError):
+        raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None
+    with index:
+        card = Card(manifest, rejects, index, _sources(manifest, source))
+        write_card(card, folder, RunOptions().decode_timeout)
+
+
+def _sources(manifest: dict[str, Any], source: str | None) -> Sources:
+    """The input that is given; else that of the run, if it is still there."""
+    options = manifest["options"]
+    try:
+        files = InputFiles.parse(source or options["input"])
+    except (UsageError, StoreError):
+        if source:
+            raise
+        return NoFiles()
+    numbered = options["image_id"] == ImageId.ORDINAL
+    return ListedFiles(files, numbered, manifest["counts"]["files_seen"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""A card as one HTML page that needs no other file."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from beam_pipeline.card import facts, pictures, tables
+from beam_pipeline.card.content import Content
+from beam_pipeline.card.numbers import count
+
+_TEMPLATE = "card.html.jinja"
+
+
+def render(content: Content) -> str:
+    """The page, out of its template."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = count
+    page: str = environment.get_template(_TEMPLATE).render(_sections(content))
+    return page
+
+
+def _sections(content: Content) -> dict[str, Any]:
+    manifest, totals = content.manifest, content.totals
+    labeled = totals.labeled > 0
+    return {
+        "manifest": manifest,
+        "labeled": labeled,
+        "headline": facts.headline(content),
+        "rejects": tables.reject_table(content) if content.rejects else None,
+        "absent": _absent(content) if labeled else [],
+        "examples": pictures.example_groups(content),
+        "drawings": pictures.distributions(content),
+        "labels": [tables.label_table(content), tables.co_occurrence_table(content)]
+        if labeled
+        else [],
+        "splits": [
+            tables.split_table(content),
+            *([tables.fold_table(content), tables.shard_table(content)] if labeled else []),
+        ],
+        "missing": tables.missing_in_splits(content) if labeled else [],
+        "geometry": facts.geometry(content),
+        "kinds": facts.kind_tables(content),
+        "identical": facts.identical_pixels(content),
+        "throughput": facts.throughput(content),
+        "origin": facts.origin(content),
+        "options": facts.options(content),
+        "command": facts.command(content),
+    }
+
+
+def _absent(content: Content) -> list[str]:
+    """The labels that no slice has."""
+    labels = zip(content.manifest["labels"], content.totals.positives, strict=True)
+    return [label for label, rows in labels if not len(rows)]

@@ -1,0 +1,656 @@
+"""The data card: what it tells of a directory, as its HTML has it."""
+
+import base64
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from beam_pipeline import pipeline
+from beam_pipeline.card import pictures
+from beam_pipeline.card.__main__ import main
+from beam_pipeline.card.card import Card, write_card
+from beam_pipeline.card.choice import MOST_EXAMPLES, SAMPLED, Choice, choose
+from beam_pipeline.card.command import command_of
+from beam_pipeline.card.run import Run, find_run, record_start
+from beam_pipeline.card.sources import NoFiles
+from beam_pipeline.card.totals import Spread, Totals, add_up
+from beam_pipeline.card.views import BIN, LOWEST, Views, ViewTask, view_slices
+from beam_pipeline.command_line import parse_options
+from beam_pipeline.errors import Reason, StoreError, UsageError
+from beam_pipeline.images.windows import Window, parse_window
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.verify.directory import verify_directory
+from beam_pipeline.workers import Watch
+from tests.beam_pipeline.card_page import Page
+from tests.beam_pipeline.conftest import WriteSlice
+from tests.browser import faults_of_page
+
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
+
+ROOT = Path(__file__).parents[2]
+LABELS = [f"finding {number}" for number in range(14)]
+SIDE = 32
+
+
+def ramp(lowest: int, step: float = 30) -> np.ndarray:
+    """Stored values that grow from the left to the right."""
+    row = lowest + step * np.arange(SIDE)
+    return np.broadcast_to(row, (SIDE, SIDE)).round().astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory, write_slice: WriteSlice) -> Path:
+    """`in/` with 40 slices of 20 patients, one of them wrapped; `labels.csv` with 14 classes."""
+    folder = tmp_path_factory.mktemp("card")
+    rows = [",".join(["id", *LABELS])]
+    for number in range(40):
+        image_id = f"name-{number:02d}"
+        values = {
+            "PatientID": f"secret-{number // 2}",
+            "StudyInstanceUID": f"secret-study-{number // 2}",
+            "SeriesInstanceUID": f"secret-series-{number // 2}",
+            "ImagePositionPatient": [0.0, 0.0, 2.5 * (number % 2)],
+            "WindowCenter": "40",
+            "WindowWidth": "100",
+        }
+        path = folder / "in" / f"part {number % 3}" / f"{image_id}.dcm"
+        write_slice(path, ramp(900 + number), **values)
+        has = [int(number % (place + 2) == 0 and place != 13) for place in range(14)]
+        rows.append(",".join([image_id, *map(str, has)]))
+    wrapped = (ramp(-1000, 80).astype(int) % 4096).astype(np.uint16)
+    encoding = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "RescaleIntercept": "0"}
+    write_slice(folder / "in" / "part 0" / "name-00.dcm", wrapped, PatientID="secret-0", **encoding)
+    (folder / "in" / "note.txt").write_text("not DICOM")
+    (folder / "in" / "name-40.dcm").write_bytes(b"")
+    write_slice(folder / "in" / "part 1" / "unlabeled.dcm", ramp(800))
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(slices: Path) -> Path:
+    """Shards of 14 labels in 10 folds."""
+    options = Options.of(
+        str(slices / "in"),
+        str(slices / "labels.csv"),
+        str(slices / "shards"),
+        image_size=SIDE,
+        folds=10,
+        examples_per_shard=2,
+        max_reject_fraction=0.1,
+    )
+    record_start(Folder(options.files.output), "local")
+    pipeline.run_here(options)
+    return slices / "shards"
+
+
+@pytest.fixture(scope="module")
+def page(shards: Path) -> Page:
+    return Page.read(shards / "report.html")
+
+
+@pytest.fixture(scope="module")
+def hounsfield_shards(slices: Path) -> Path:
+    """Shards of Hounsfield units without labels, of files that are shown by number."""
+    options = Options.of(
+        str(slices / "in"),
+        None,
+        str(slices / "hu"),
+        windows=(),
+        image_size=SIDE,
+        image_id=ImageId.ORDINAL,
+        max_reject_fraction=0.1,
+    )
+    pipeline.run_here(options)
+    return slices / "hu"
+
+
+def manifest_of(shards: Path) -> Any:
+    return json.loads((shards / "manifest.json").read_text())
+
+
+def index_of(shards: Path) -> pd.DataFrame:
+    return pd.read_parquet(shards / "index.parquet")
+
+
+def number(text: str) -> int:
+    return int(text.split()[0].replace(",", ""))
+
+
+# What it tells
+
+
+def test_the_first_figures_are_those_of_the_manifest(page: Page) -> None:
+    assert page.title == "Data card: 40 CT slices"
+    facts = {name: page.facts[name] for name in ("files seen", "slices written", "rejected")}
+    assert facts == {"files seen": "43", "slices written": "40", "rejected": "3"}
+    assert (page.facts["repaired"], page.facts["patients"]) == ("1", "20")
+
+
+def test_rejects_have_an_example_and_what_to_do(page: Page) -> None:
+    rows = page.tables["Files that were not used"].rows
+    assert rows["label_missing"][:3] == ["1", "2.3 %", "part 1/unlabeled.dcm"]
+    assert rows["not_dicom"][:3] == ["2", "4.7 %", "name-40.dcm"]
+    assert rows["not_dicom"][-1] == Reason.NOT_DICOM.advice
+
+
+def test_labels_are_counted_as_in_the_index(page: Page, shards: Path) -> None:
+    index = index_of(shards)
+    counted = page.tables["Slices with each label"]
+    for label in LABELS:
+        having = index[index[f"label_{label}"] == 1]
+        slices, _, studies, patients = counted.rows[label]
+        assert number(slices) == len(having)
+        assert number(studies) == having["study_id"].nunique()
+        assert number(patients) == having["patient_id"].nunique()
+    none = (index[[f"label_{label}" for label in LABELS]] == 0).all(axis=1).sum()
+    assert number(counted.rows["no label"][0]) == none
+
+
+def test_labels_that_occur_together_are_counted(page: Page, shards: Path) -> None:
+    index, table = index_of(shards), page.tables["Slices that have both labels"]
+    for label in LABELS:
+        for other in LABELS:
+            both = ((index[f"label_{label}"] == 1) & (index[f"label_{other}"] == 1)).sum()
+            place, row = str(LABELS.index(other) + 1), f"{LABELS.index(label) + 1} {label}"
+            assert number(table.column(place)[row]) == both
+
+
+def test_folds_are_compared_with_all_slices(page: Page, shards: Path) -> None:
+    index, table = index_of(shards), page.tables["Slices with each label, by split"]
+    assert table.columns == ["label", *(f"fold{fold}" for fold in range(10)), "all"]
+    share = (index["label_finding 0"] == 1).mean()
+    for fold, rows in index.groupby("split"):
+        found = int((rows["label_finding 0"] == 1).sum())
+        off = 100 * (found / len(rows) / share - 1)
+        expected = f"{found} {off:+.0f} %" if abs(off) >= 10 else f"{found} {off:+.1f} %"
+        assert table.column(str(fold))["finding 0"] == expected.replace("-", "\N{MINUS SIGN}")
+    splits = page.tables["Splits"]
+    assert splits.column("patients") == {
+        **index.groupby("split")["patient_id"].nunique().astype(str).to_dict(),
+        "all": "20",
+    }
+
+
+def test_the_shard_that_differs_most_from_its_split_is_found(page: Page, shards: Path) -> None:
+    for split, description in manifest_of(shards)["splits"].items():
+        most = 0.0
+        for shard in description["shards"]:
+            for label, all_of_it in description["label_counts"].items():
+                expected = all_of_it * shard["examples"] / description["examples"]
+                most = max(most, abs(shard["label_counts"][label] - expected))
+        found = page.tables["Shards against their split"].rows[split]
+        assert found[0] == str(len(description["shards"]))
+        assert found[2] == (f"{most:.1f}" if len(description["shards"]) > 1 else "")
+
+
+def test_labels_without_a_slice_are_named(page: Page) -> None:
+    assert "No slice has finding 13." in page.text
+    assert "finding 12 in fold" in page.text
+
+
+def test_geometry_and_encodings_are_told(page: Page) -> None:
+    assert page.facts["slices a study"].startswith("median 2")
+    assert page.tables["Matrix sizes of the files"].rows == {"32 x 32": ["40", "100 %"]}
+    assert page.tables["Distances of slices"].rows == {"2.5 mm": ["19", "100 %"]}
+    encodings = page.tables["Pixel encodings"].rows
+    minus = "\N{MINUS SIGN}"
+    assert set(encodings) == {
+        "12 of 16 bits, unsigned, slope 1, intercept 0",
+        f"16 of 16 bits, signed, slope 1, intercept {minus}1024",
+    }
+
+
+def test_the_run_is_told(page: Page, shards: Path) -> None:
+    manifest = manifest_of(shards)
+    assert page.facts["digest"] == manifest["digest"]
+    assert page.facts["runner"] == "local"
+    assert float(page.facts["files a second"]) > 0
+    assert page.facts["pydicom"] == manifest["software"]["pydicom"]
+    command = 'python -m beam_pipeline --input "$INPUT" --labels "$LABELS" --output "$OUTPUT"'
+    assert f"{command} --image_size 32 --folds 10 --examples_per_shard 2" in page.text
+
+
+# What it shows
+
+
+def decode(uri: str) -> np.ndarray:
+    data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
+
+
+def test_every_label_is_shown_in_all_ways(page: Page, shards: Path) -> None:
+    index = index_of(shards).set_index("image_id")
+    assert page.headings[:15] == [*LABELS[:13], "no label", "repair: shift"]
+    shown = {alt.split(",")[0] for alt in page.pictures}
+    for label in LABELS[:13]:
+        assert any(index.loc[image_id, f"label_{label}"] == 1 for image_id in shown), label
+    ways = {", ".join(alt.split(", ")[1:2]) for alt in page.pictures}
+    assert ways == {
+        "file: stored values",
+        "file: Hounsfield",
+        "file: file's own window",
+        "shard: brain",
+        "shard: subdural",
+        "shard: bone",
+    }
+    assert len(page.pictures) == 6 * len(shown) - 1  # the wrapped one has no window of its own
+
+
+def test_pictures_are_those_of_the_windows(page: Page) -> None:
+    found = {alt: uri for alt, uri in page.pictures.items() if not alt.startswith("name-00")}
+    for alt, uri in found.items():
+        hounsfield = ramp(900 + int(alt[5:7])).astype(float) - 1024
+        for way, low, width in (
+            ("file: Hounsfield, L 0 W 2000", -1000, 2000),
+            ("file: file's own window, L 40 W 100", -10, 99),
+            ("shard: brain, L 40 W 80", 0, 80),
+            ("shard: bone, L 600 W 2800", -800, 2800),
+        ):
+            if alt.endswith(way):
+                expected = np.clip((hounsfield - low) / width, 0, 1) * 255
+                assert np.abs(decode(uri) - expected).mean() < 4, alt
+
+
+def test_a_repaired_slice_is_shown_repaired(page: Page) -> None:
+    (picture,) = [
+        uri for alt, uri in page.pictures.items() if alt.startswith("name-00, file: Hounsfield")
+    ]
+    expected = np.clip((ramp(-1000, 80) + 1000.0) / 2000, 0, 1) * 255
+    assert np.abs(decode(picture) - expected).mean() < 4
+
+
+def test_values_are_drawn_before_and_after_the_repair(page: Page) -> None:
+    assert [drawing.partition(":")[0] for drawing in page.drawings] == [
+        "Stored values of 10 slices",
+        "Hounsfield units of 10 slices",
+        f"Hounsfield units of {SAMPLED} slices drawn from the whole set, added up",
+        "Hounsfield units of 1 of the 1 repaired files",
+    ]
+    assert "before repair" in page.text
+    assert "after repair" in page.text
+
+
+def test_a_set_of_hounsfield_units_without_labels(hounsfield_shards: Path) -> None:
+    page = Page.read(hounsfield_shards / "report.html")
+    assert "The set has no labels" in page.text
+    assert "Slices with each label" not in page.tables
+    ways = {", ".join(alt.split(", ")[1:]) for alt in page.pictures}
+    assert {"shard: HU, L 0 W 2000", "shard: brain, L 40 W 80"} < ways
+    assert "file: Hounsfield, L 0 W 2000" in ways  # so files are found whose names are not told
+    assert "name-" not in page.text
+    assert "file_0000" in page.text
+
+
+def test_nothing_is_loaded_and_no_path_is_told(shards: Path, hounsfield_shards: Path) -> None:
+    for folder in (shards, hounsfield_shards):
+        html = (folder / "report.html").read_text()
+        assert Page(html).references == []
+        assert "@import" not in html
+        assert "<script" not in html
+        for secret in (str(folder.parent), "secret-"):
+            assert secret not in html
+
+
+def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
+    assert faults_of_page(shards / "report.html") == []
+
+
+def test_both_packages_have_the_same_page() -> None:
+    ours, theirs = (
+        ROOT / package / "page.html.jinja" for package in ("beam_pipeline/card", "trainer/report")
+    )
+    assert ours.read_text() == theirs.read_text()
+
+
+# All reasons, and inputs that are gone
+
+
+def again(shards: Path, tmp_path: Path, **counts: Any) -> tuple[Path, Any]:
+    """A copy of a directory, and its manifest with other counts."""
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    manifest = manifest_of(copy)
+    manifest["counts"] |= counts
+    return copy, manifest
+
+
+def write(manifest: Any, rejects: Sequence[Any], folder: Path, sources: Any = None) -> Page:
+    with (folder / "index.parquet").open("rb") as index:
+        card = Card(manifest, rejects, index, sources or NoFiles())
+        write_card(card, Folder(str(folder)), 60.0)
+    return Page.read(folder / "report.html")
+
+
+def test_each_reason_has_its_row(shards: Path, tmp_path: Path) -> None:
+    reasons = {reason.value: 2 for reason in Reason}
+    copy, manifest = again(
+        shards, tmp_path, rejected=2 * len(Reason), files_seen=1000, rejected_by_reason=reasons
+    )
+    rejects = [
+        {"source": f"{place}/{reason}.dcm", "image_id": "", "reason": reason, "detail": "<&>"}
+        for place in ("b", "a")
+        for reason in reasons
+    ]
+    rows = write(manifest, rejects, copy).tables["Files that were not used"].rows
+    assert rows == {
+        reason.value: ["2", "0.2 %", f"a/{reason}.dcm", "<&>", reason.advice] for reason in Reason
+    }
+
+
+def test_without_its_input_a_card_shows_the_shards(shards: Path, tmp_path: Path) -> None:
+    copy, manifest = again(shards, tmp_path)
+    page = write(manifest, [], copy)
+    assert {alt.split(", ")[1] for alt in page.pictures} == {
+        "shard: brain",
+        "shard: subdural",
+        "shard: bone",
+    }
+    assert page.drawings == []
+    assert "The file is not shown: not looked at." in page.text
+
+
+def task_of(shards: Path, **changes: Any) -> ViewTask:
+    rows = tuple(index_of(shards).sort_values("image_id").head(3).to_dict("records"))
+    files = tuple(row["source"].encode() for row in rows)
+    windows = (parse_window("brain"), parse_window("subdural"), parse_window("bone"))
+    source = InputFiles(str(shards.parent / "in"))
+    task = ViewTask(str(shards), 60.0, windows, rows, (True,) * 3, files, source)
+    return dataclasses.replace(task, **changes)
+
+
+def problems(views: list[Views]) -> list[str]:
+    assert all(len(view.of_shard) == 3 for view in views)
+    assert all(bool(view.problem) == (not view.of_source) for view in views)
+    return [view.problem for view in views]
+
+
+def test_a_file_that_cannot_be_read_any_more_costs_its_pictures(
+    shards: Path, write_slice: WriteSlice, tmp_path: Path
+) -> None:
+    task = task_of(shards)
+    assert problems(view_slices(task, Watch())) == ["", "", ""]
+    copy = shutil.copytree(shards.parent / "in", tmp_path / "in")
+    (copy / task.rows[0]["source"]).unlink()
+    (copy / task.rows[1]["source"]).write_bytes(b"text")
+    write_slice(copy / task.rows[2]["source"], ramp(0), ImagePositionPatient=[0.0, 0.0, 77.0])
+    gone = dataclasses.replace(task, source=InputFiles(str(copy)))
+    found = problems(view_slices(gone, Watch()))
+    assert found == ["vanished", "not_dicom", "another slice than the shard was made of"]
+    crashed = Watch({1: Reason.DECODER_CRASHED})
+    assert problems(view_slices(task, crashed)) == ["", "decoder_crashed", ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class FailingInput(InputFiles):
+    """An input whose store fails after the first file."""
+
+    def read_ahead(self, files: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
+        yield self.read(files[0][0])
+        raise StoreError(self.root, "access denied")
+
+
+def test_an_input_whose_store_fails_costs_pictures(shards: Path) -> None:
+    task = task_of(shards, source=FailingInput(str(shards.parent / "in")))
+    failed = "the input's store failed"
+    assert problems(view_slices(task, Watch())) == ["", failed, failed]
+
+
+def test_a_shard_that_is_damaged_is_said(shards: Path, tmp_path: Path) -> None:
+    copy, _ = again(shards, tmp_path)
+    task = task_of(copy)
+    shard = copy / task.rows[0]["shard"]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UsageError, match="is missing or damaged: make verify says more"):
+        view_slices(dataclasses.replace(task, source=None), Watch())
+
+
+def test_a_bug_is_not_hidden(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> str:
+        raise ZeroDivisionError
+
+    copy, manifest = again(shards, tmp_path)
+    monkeypatch.setattr(pictures, "_show", broken)
+    with pytest.raises(ZeroDivisionError):
+        write(manifest, [], copy)
+
+
+def test_pixels_are_counted_by_value(shards: Path, tmp_path: Path, write_slice: WriteSlice) -> None:
+    """Padding below, values of one bin, and one far above."""
+    pixels = np.array([[-2000, 0, 15, 16], [1024, 1024, 1024, 32767]], np.int16)
+    write_slice(tmp_path / "a.dcm", pixels, ImagePositionPatient=[0.0, 0.0, 0.0])
+    row = task_of(shards).rows[0] | {"rows": 2, "columns": 4, "position_z": 0.0, "repair": "none"}
+    task = task_of(
+        shards,
+        rows=(row,),
+        pictured=(False,),
+        files=(b"a.dcm",),
+        source=InputFiles(str(tmp_path)),
+    )
+    (view,) = view_slices(task, Watch())
+    assert view.histograms is not None
+
+    def filled(histogram: np.ndarray) -> dict[int, int]:
+        return {LOWEST + BIN * int(i): int(histogram[i]) for i in np.flatnonzero(histogram)}
+
+    assert filled(view.histograms.stored) == {-2000: 1, 0: 2, 16: 1, 1024: 3, 32752: 1}
+    assert filled(view.histograms.hounsfield) == {-3024: 1, -1024: 2, -1008: 1, 0: 3, 31728: 1}
+
+
+# Choices
+
+
+def totals_of(rows: int, positives: list[int], repaired: int = 0) -> Totals:
+    """So many rows, of which the first ones have each label."""
+    ends = [np.arange(number) for number in positives]
+    none = np.arange(max(positives, default=0), rows)
+    return Totals(
+        (), None, None, (), np.zeros((0, 0), np.int64), (), (), (), (), tuple(ends), none,
+        {"shift": np.arange(repaired)} if repaired else {}, rows, rows if positives else 0,
+    )  # fmt: skip
+
+
+def groups_of(choice: Choice) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for example in choice.examples:
+        found.setdefault(example.group, []).append(example.row)
+    return found
+
+
+def test_the_same_slices_are_chosen_again() -> None:
+    totals = totals_of(10_000, [50, 400, 3000], repaired=9)
+    first = choose(totals, ["a", "b", "c"], seed=3)
+    assert first == choose(totals, ["a", "b", "c"], seed=3)
+    assert first != choose(totals, ["a", "b", "c"], seed=4)
+    groups = groups_of(first)
+    assert list(groups) == ["a", "b", "c", "no label", "repair: shift"]
+    assert [len(rows) for rows in groups.values()] == [2, 2, 2, 2, 1]
+    assert all(row < 50 for row in groups["a"])
+    assert all(row >= 3000 for row in groups["no label"])
+    assert len(first.sample) == SAMPLED
+    assert len(first.repaired) == 4
+
+
+def test_no_slice_stands_for_two_labels_unless_it_must() -> None:
+    groups = groups_of(choose(totals_of(6, [2, 4, 6]), ["a", "b", "c"], seed=0))
+    assert groups == {"a": [0, 1], "b": [2, 3], "c": [4, 5]}
+    groups = groups_of(choose(totals_of(2, [1, 1]), ["a", "b"], seed=0))
+    assert groups == {"a": [0], "b": [0], "no label": [1]}
+
+
+@pytest.mark.parametrize("labels", [1, 6, 14, 200])
+def test_few_files_are_read_however_many_labels_there_are(labels: int) -> None:
+    names = [f"label{number}" for number in range(labels)]
+    choice = choose(totals_of(100_000, [5000] * labels, 1000), names, seed=0)
+    assert len(groups_of(choice)) == min(labels + 1, MOST_EXAMPLES) + 1
+    assert len(choice.examples) <= MOST_EXAMPLES + 1
+    assert len(choice.rows) <= 48
+
+
+def test_unlabeled_slices_are_shown_too() -> None:
+    choice = choose(totals_of(3, []), ["a"], seed=0)
+    assert groups_of(choice) == {"slices": [0, 1, 2]}
+    assert choice.sample == (0, 1, 2)
+
+
+def test_totals_of_rows_by_hand() -> None:
+    import pyarrow.parquet as pq
+
+    from beam_pipeline.directory.index import index_table, write_index
+
+    row = {"image_id": "i", "shard": "s", "record": 0, "offset": 0, "bytes": 1, "rows": 8}
+    row |= {"columns": 9, "transfer_syntax": "1.2", "resized": False, "source": "a"}
+    places = [("p0", "t0", "fold1", 0.0), ("p0", "t1", "fold1", 5.0), ("p1", "t2", "fold0", None)]
+    places += [("p0", "t0", "fold1", 2.5), ("p0", "t0", "fold1", 10.0), ("p0", "t0", "fold1", 2.5)]
+    marks = [(1, 0), (1, 1), (0, 0), (0, 1), (-1, -1), (0, 0)]
+    rows: list[dict[str, Any]] = [
+        row
+        | {"patient_id": patient, "study_id": study, "series_id": study, "split": split}
+        | {"position_z": position, "label_a": a, "label_b": b, "repair": "none"}
+        for (patient, study, split, position), (a, b) in zip(places, marks, strict=True)
+    ]
+    rows[3]["repair"] = "shift"
+    file = io.BytesIO()
+    write_index(file, [index_table(rows, ["a", "b"])], ["a", "b"])
+    totals = add_up(pq.ParquetFile(file), ["a", "b"])
+    assert [dataclasses.astuple(split) for split in totals.splits] == [
+        ("fold0", 1, 1, 1, 1),
+        ("fold1", 5, 1, 2, 2),
+    ]
+    assert totals.co_occurrence.tolist() == [[2, 1], [1, 2]]
+    assert [places.tolist() for places in totals.positives] == [[0, 1], [1, 3]]
+    assert totals.negatives.tolist() == [2, 5]
+    assert (totals.patients_with, totals.studies_with) == ((1, 1), (2, 2))
+    assert (totals.rows, totals.labeled) == (6, 5)
+    assert totals.slices_a_study == Spread(1, 1, 1, 2.5, 4)
+    assert totals.common_distances == ((5.0, 1),)  # of 2.5 and 7.5 mm
+    assert totals.matrices == (("8 x 9", 6),)
+    assert {name: places.tolist() for name, places in totals.repaired.items()} == {"shift": [3]}
+
+
+# Around it
+
+
+def test_a_card_is_no_part_of_what_has_to_be_the_same(shards: Path, tmp_path: Path) -> None:
+    assert "report.html" not in manifest_of(shards)["files"]
+    copy, manifest = again(shards, tmp_path)
+    assert verify_directory(str(copy)).findings.ok
+    (copy / "report.html").unlink()
+    assert verify_directory(str(copy)).findings.ok
+    assert manifest["run"]["runner"] == "local"
+
+
+def test_the_command_makes_a_card_of_any_directory(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, _ = again(shards, tmp_path)
+    before = (copy / "report.html").read_bytes()
+    (copy / "report.html").unlink()
+    assert main(["--shards", str(copy)]) == 0
+    assert (copy / "report.html").read_bytes() == before
+    moved = shutil.copytree(shards.parent / "in", tmp_path / "moved")
+    (copy / "report.html").unlink()
+    assert main(["--shards", str(copy), "--input", str(moved)]) == 0
+    assert (copy / "report.html").read_bytes() == before
+    assert capsys.readouterr().out == f"written: {copy}/report.html\n" * 2
+
+
+def test_files_shown_by_number_are_found_in_the_input(
+    hounsfield_shards: Path, tmp_path: Path
+) -> None:
+    copy, _ = again(hounsfield_shards, tmp_path)
+    before = (copy / "report.html").read_bytes()
+    assert main(["--shards", str(copy)]) == 0
+    assert (copy / "report.html").read_bytes() == before
+    moved = shutil.copytree(hounsfield_shards.parent / "in", tmp_path / "moved")
+    (moved / "another.dcm").write_bytes(b"")
+    assert main(["--shards", str(copy), "--input", str(moved)]) == 0
+    assert "not looked at" in Page.read(copy / "report.html").text
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "manifest.json", "index.parquet", "input"])
+def test_what_is_no_shard_directory_is_said_in_a_line(
+    shards: Path, tmp_path: Path, spoil: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--shards", str(tmp_path / "copy")]
+    if spoil != "nothing":
+        copy, _ = again(shards, tmp_path)
+        (copy / spoil).unlink(missing_ok=True)
+    if spoil == "input":
+        argv += ["--input", str(tmp_path / "none")]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("card: error: ")
+    assert error.count("\n") == 1
+
+
+def test_starts_are_counted(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    assert find_run(folder) is None
+    record_start(folder, "local")
+    record_start(folder, "FlinkRunner")
+    run = find_run(folder)
+    assert run is not None
+    assert (run.runner, run.starts) == ("FlinkRunner", 2)
+    assert 0 <= run.seconds < 60
+    assert Run.of({"run": dataclasses.asdict(run)}) == run
+    assert Run.of({}) is None
+    (tmp_path / ".unfinished" / "starts.json").write_bytes(b"[{")  # after a power failure
+    assert find_run(folder) is None
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--windows", "brain,stroke:41:39.5,dicom", "--voi", "linear", "--hu_repair", "off"],
+        ["--hu", "--identifiers", "keep", "--image_id", "sop_instance_uid", "--seed", "7"],
+        ["--labels", "there", "--label_columns", "a b,c", "--id_column", "x", "--holdout", "0.25"],
+        ["--folds_from", "there", "--group_by", "study", "--leak_check", "off", "--folds", "3"],
+    ],
+)
+def test_the_command_of_a_card_gives_the_same_options(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    options, _ = parse_options(["--input", "there", "--output", "out", *argv])
+    command = command_of(options.recorded(), {"rejected": 0, "files_seen": 1})
+    for place in ("$INPUT", "$LABELS", "$FOLDS_FROM"):
+        command = command.replace(f'"{place}"', "there")
+    words = shlex.split(command.replace("$OUTPUT", "out"))
+    again, _ = parse_options(words[words.index("beam_pipeline") + 1 :])
+    assert again.recorded() == options.recorded()
+
+
+def test_as_many_rejects_are_allowed_as_there_were() -> None:
+    recorded = Options.of(input="in", output="out").recorded()
+    assert command_of(recorded, {"rejected": 30, "files_seen": 269}).endswith(
+        "--max_reject_fraction 0.12"
+    )
+
+
+def test_the_key_of_hashes_is_asked_for_and_not_told() -> None:
+    recorded = Options.of(input="in", output="out").recorded() | {"identifiers": "hash"}
+    recorded["identifier_key_check"] = "0123456789"
+    command = command_of(recorded, {"rejected": 0, "files_seen": 1})
+    assert '--identifier_key_file "$KEY_FILE"' in command
+    assert "0123456789" not in command
+
+
+def test_windows_of_the_manifest_are_those_of_the_command() -> None:
+    recorded = Options.of(
+        input="in", output="out", windows=(Window("brain", 41.0, 80.0),)
+    ).recorded()
+    command = command_of(recorded, {"rejected": 0, "files_seen": 1})
+    assert "--windows brain:41.0:80.0" in command
