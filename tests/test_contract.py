@@ -37,7 +37,16 @@ COLUMNS = {column.name: column for column in layout.INDEX_COLUMNS}
 # What the trainer leaves unread: a feature or column is here, or in its contract.
 UNREAD_FEATURES = {"pixel_spacing"}
 UNREAD_COLUMNS = {
-    *("image_id", "split", *layout.ID_COLUMNS, "position_z"),
+    *(
+        "image_id",
+        "split",
+        *layout.ID_COLUMNS,
+        "position_z",
+        "row_spacing",
+        "column_spacing",
+        "image_offset",
+        "image_bytes",
+    ),
     *("rows", "columns", "transfer_syntax", "repair", "resized", "source"),
 }
 
