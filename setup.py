@@ -79,9 +79,13 @@ setup(
             "apache-beam[gcp]>=2.77",
             "axe-playwright-python",  # axe-core and Playwright; the browser is Debian's
             "filelock",
+            "grain",
             "hypothesis",
+            "ipykernel",
             "jax",
             "mypy",
+            "nbclient",
+            "nbformat",
             "onnxruntime",
             "pandas-stubs",
             "pytest",
@@ -92,6 +96,7 @@ setup(
             "tensorflow-datasets",
             "types-jsonschema",
             "types-protobuf",
+            "webdataset",
         ],
     },
 )

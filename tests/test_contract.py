@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipeline import layout
+from beam_pipeline.card.run import record_start
 from beam_pipeline.directory.example import decode_example, read_records
 from beam_pipeline.layout import ShardFile
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.storage import Folder
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output
@@ -37,7 +37,16 @@ COLUMNS = {column.name: column for column in layout.INDEX_COLUMNS}
 # What the trainer leaves unread: a feature or column is here, or in its contract.
 UNREAD_FEATURES = {"pixel_spacing"}
 UNREAD_COLUMNS = {
-    *("image_id", "split", *layout.ID_COLUMNS, "position_z"),
+    *(
+        "image_id",
+        "split",
+        *layout.ID_COLUMNS,
+        "position_z",
+        "row_spacing",
+        "column_spacing",
+        "image_offset",
+        "image_bytes",
+    ),
     *("rows", "columns", "transfer_syntax", "repair", "resized", "source"),
 }
 
@@ -62,7 +71,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         leak_check=LeakCheck.OFF,  # all slices are the same
         max_reject_fraction=0.5,
     )
-    prepare_output(Folder(options.files.output), options)
+    prepare_output(options.files.folder, options)
+    record_start(options.files.folder, "local")
     for number, _ in enumerate(list_parts(options.files)):
         inspect_part(number, Watch(), options=options)
     plan = plan_shards(1, options)
@@ -86,8 +96,8 @@ def table(title: str) -> list[tuple[str, ...]]:
 
 
 def test_a_directory_has_the_files_of_the_layout(written: Path) -> None:
-    shards = {path.name for path in written.iterdir()} - {*layout.FILES}
-    assert {path.name for path in written.iterdir()} >= {*layout.FILES}
+    shards = {path.name for path in written.iterdir()} - {*layout.FILES, layout.CARD}
+    assert {path.name for path in written.iterdir()} >= {*layout.FILES, layout.CARD}
     assert {ShardFile.parse(name).name for name in shards} == shards
     splits = {ShardFile.parse(name).split for name in shards}
     assert splits == {layout.fold_split(0), layout.fold_split(1)}
@@ -128,7 +138,7 @@ def test_the_readme_has_the_files_of_the_layout() -> None:
     names = [name for cells in table("file") for name in re.findall(r"`([^`]+\.[^`]+)`", cells[0])]
     shards = [name for name in names if name.startswith(f"{layout.DATASET}-")]
     assert [ShardFile.parse(name).name for name in shards] == shards != []
-    assert sorted({*names} - {*shards}) == sorted(layout.FILES)
+    assert sorted({*names} - {*shards}) == sorted([*layout.FILES, layout.CARD])
 
 
 def test_the_readme_has_the_features_of_the_layout() -> None:
@@ -149,6 +159,7 @@ def test_the_readme_has_the_columns_of_the_layout() -> None:
 
 def test_the_trainer_knows_the_names_of_the_layout() -> None:
     assert {*contract.FILES} <= {*layout.FILES}
+    assert contract.CARD == layout.CARD
     for name in ("SCHEMA_VERSION", "MANIFEST", "INDEX", "REJECTS", "UNLABELED_SPLIT"):
         assert getattr(contract, name) == getattr(layout, name)
     assert contract.REJECT_COLUMNS == layout.REJECT_COLUMNS
@@ -200,8 +211,9 @@ def stated(package: str, declaration: str) -> Iterator[tuple[str, str]]:
     ("package", "declaration", "more", "other"),
     [
         # `verify` has expectations of its own.
-        ("beam_pipeline", "layout.py", {layout.LABEL_PREFIX}, "verify"),
-        ("trainer", "data/contract.py", set(), ""),  # predictions have columns label_..., too
+        ("beam_pipeline", "layout.py", {layout.LABEL_PREFIX, layout.CARD}, "verify"),
+        # Predictions have columns label_..., and runs a report.html, too.
+        ("trainer", "data/contract.py", set(), ""),
     ],
 )
 def test_no_name_of_a_file_is_stated_twice(

@@ -9,14 +9,17 @@ import re
 import runpy
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,8 +87,9 @@ def test_tensorflow_datasets(shards: Path, run_script: RunScript) -> None:
     assert "a slice: (64, 64, 3) labels [" in told
 
 
-def test_a_volume_of_a_patient(shards: Path) -> None:
+def test_a_volume_of_a_patient(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a volume of (" in run("examples/patient_slices.py", shards / "windows")
+    monkeypatch.syspath_prepend(ROOT / "examples")
     volume = load_example("patient_slices").volume
     index = pd.read_parquet(shards / "windows" / "index.parquet")
     patient = index["patient_id"].iloc[0]
@@ -99,23 +103,101 @@ def test_a_volume_of_a_patient(shards: Path) -> None:
         np.testing.assert_array_equal(image, tf.io.decode_png(png).numpy())
 
 
-def test_random_access_for_pytorch(shards: Path) -> None:
-    """Without torch, which is five gigabytes: it takes anything that has a length and items."""
-    found = load_example("pytorch_dataset").ShardDataset(shards / "windows", ["fold0", "fold1"])
-    manifest = json.loads((shards / "windows" / "manifest.json").read_text())
-    expected = {}
-    for split in ("fold0", "fold1"):
+def examples_of(folder: Path, splits: list[str]) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """Image and labels by the image id, read in sequence by TensorFlow."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    dtype = tf.as_dtype(manifest["image"]["dtype"])
+    found = {}
+    for split in splits:
         for shard in manifest["splits"][split]["shards"]:
-            for record in tf.data.TFRecordDataset(str(shards / "windows" / shard["file"])):
+            for record in tf.data.TFRecordDataset(str(folder / shard["file"])):
                 feature = tf.train.Example.FromString(record.numpy()).features.feature
-                image = tf.io.decode_png(feature["image"].bytes_list.value[0]).numpy()
-                expected[image.tobytes()] = list(feature["label"].int64_list.value)
-    order = np.random.default_rng(0).permutation(len(found))
-    read = [found[row] for row in order]
-    assert all(image.shape == (3, 64, 64) and image.dtype == np.uint8 for image, _ in read)
-    keys = {image.transpose(1, 2, 0).tobytes(): labels.tolist() for image, labels in read}
-    assert len(read) == len(expected)
-    assert keys == expected
+                image = tf.io.decode_png(feature["image"].bytes_list.value[0], dtype=dtype)
+                image_id = feature["image_id"].bytes_list.value[0].decode()
+                found[image_id] = image.numpy(), list(feature["label"].int64_list.value)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["windows", "hu"])
+def test_random_reads_equal_a_sequential_read(shards: Path, kind: str) -> None:
+    folder, splits = shards / kind, ["fold0", "fold1"]
+    example = load_example("shard_images")
+    expected = examples_of(folder, splits)
+    index = pd.read_parquet(folder / "index.parquet").sample(frac=1, random_state=0)
+    images = example.ShardImages(folder, index)
+    assert len(images) == len(expected)
+    for image_id, (image, labels) in zip(index["image_id"], images, strict=True):
+        assert image.dtype == images.dtype
+        np.testing.assert_array_equal(image, expected[image_id][0])
+        assert labels.tolist() == expected[image_id][1]
+    told = run("examples/shard_images.py", folder, *splits)
+    assert told.startswith(f"{len(expected)} images; one in the middle: {images.shape}")
+
+
+def test_a_dataset_for_pytorch(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch, which is five gigabytes: it takes anything that has a length and items."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    dataset = load_example("pytorch_dataset").ShardDataset(images)
+    assert len(dataset) == len(images)
+    image, labels = dataset[1]
+    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((3, 64, 64), np.uint8, True)
+    np.testing.assert_array_equal(image.transpose(1, 2, 0), images[1][0])
+    assert labels.shape == (6,)
+
+
+def test_random_access_needs_neither_tensorflow_nor_beam_nor_protobuf(shards: Path) -> None:
+    code = (
+        "import sys, runpy; sys.argv[1:] = sys.argv[2:]; "
+        "runpy.run_path('examples/shard_images.py', run_name='__main__'); "
+        "heavy = {'tensorflow', 'apache_beam', 'google.protobuf', 'keras', 'trainer'}; "
+        "assert not heavy & {*sys.modules}, heavy & {*sys.modules}"
+    )
+    assert "images; one in the middle" in run("-c", code, "x", shards / "windows", "fold0")
+
+
+def test_batches_for_jax(shards: Path) -> None:
+    told = run("examples/jax_grain.py", shards / "windows", "fold0", "fold1").splitlines()
+    examples = len(examples_of(shards / "windows", ["fold0", "fold1"]))
+    sizes = [int(re.match(r"\((\d+), 64, 64, 3\) float32", line)[1]) for line in told]
+    assert sum(sizes) == examples
+
+
+def test_a_conversion_to_webdataset(shards: Path, tmp_path: Path) -> None:
+    expected = examples_of(shards / "windows", ["fold0"])
+    told = run("examples/webdataset_tars.py", shards / "windows", "fold0", tmp_path)
+    assert told == f"{len(expected)} slices are in {tmp_path}\n"
+    found = {}
+    (path,) = tmp_path.glob("*.tar")
+    with tarfile.open(path) as tar:
+        for member in tar:
+            found[member.name] = tar.extractfile(member).read()
+    for image_id, (image, labels) in expected.items():
+        np.testing.assert_array_equal(tf.io.decode_png(found[f"{image_id}.png"]), image)
+        assert [*json.loads(found[f"{image_id}.json"])["labels"].values()] == labels
+
+
+def test_a_notebook_from_shards_to_a_look_at_a_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = nbformat.read(ROOT / "examples" / "shards_to_model.ipynb", as_version=4)
+    assert len(notebook.cells) == 10
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    for name, value in (("SHARDS", shards / "windows"), ("RUN", tmp_path / "run"), ("EPOCHS", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    NotebookClient(
+        notebook, timeout=200, resources={"metadata": {"path": ROOT / "examples"}}
+    ).execute()
+    kinds = [output.output_type for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert "error" not in kinds
+    images = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(images) == 2, "the slices and a ROC curve"
 
 
 def test_windows_chosen_afterwards(shards: Path, run_script: RunScript) -> None:

@@ -31,6 +31,7 @@ _LISTS = {
 }
 
 FRAME_BYTES = 16  # of a TFRecord, beside its data: length (8), its checksum (4), the data's (4)
+DATA_OFFSET = 12  # of a TFRecord: where its data begin
 
 
 class CorruptRecord(ValueError):

@@ -12,7 +12,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Of ISA-L's four levels: as small as level 3 on windowed CT slices, as fast as level 0.
 _DEFLATE_LEVEL = 2
 # At these levels ISA-L takes one hash of the first bytes from a register that holds an address
@@ -98,7 +98,7 @@ def encode_scanlines(lines: Scanlines) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
-            _SIGNATURE,
+            SIGNATURE,
             _chunk(b"IHDR", header),
             _chunk(b"IDAT", _deflate(lines.rows)),
             _chunk(b"IEND", b""),
@@ -125,7 +125,7 @@ def read_png_header(data: bytes) -> PngHeader:
     Raises:
         ValueError: not a PNG, one of another kind than `encode_png` writes, or one that is damaged.
     """
-    if not data.startswith(_SIGNATURE):
+    if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG")
     chunks = _read_chunks(data)
     if len(chunks) < 3 or chunks[0][0] != b"IHDR" or chunks[-1] != (b"IEND", b""):
@@ -139,7 +139,7 @@ def read_png_header(data: bytes) -> PngHeader:
 
 def _read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     chunks = []
-    at = len(_SIGNATURE)
+    at = len(SIGNATURE)
     while at < len(data):
         length = int.from_bytes(data[at : at + 4])
         kind, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]

@@ -83,10 +83,12 @@ def _check_columns(table: pa.Table, labels: Sequence[str], findings: Findings) -
 
 
 def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
-    # Arrow writes the NaN of an unknown position as null.
-    column = table.schema.get_field_index("position_z")
-    positions = pc.fill_null(table["position_z"], float("nan"))
-    filled = table.set_column(column, "position_z", positions)
+    # Arrow writes the NaN of an unknown position or spacing as null.
+    filled = table
+    for column, field in enumerate(table.schema):
+        if pa.types.is_float64(field.type):
+            numbers = pc.fill_null(table[field.name], float("nan"))
+            filled = filled.set_column(column, field.name, numbers)
     complete = filled.drop_null()
     if len(complete) < len(filled):
         message = f"{len(filled) - len(complete)} rows have empty cells"

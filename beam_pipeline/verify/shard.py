@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from beam_pipeline.directory.example import FRAME_BYTES, CorruptRecord
+from beam_pipeline.directory.example import DATA_OFFSET, FRAME_BYTES, CorruptRecord
 from beam_pipeline.layout import ID_COLUMNS, label_column
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import ShardClaim
@@ -143,6 +143,10 @@ class _ShardChecker:
             "bytes": len(data) + FRAME_BYTES,
             **example.ids,
             "position_z": example.position_z,
+            "row_spacing": example.pixel_spacing[0],
+            "column_spacing": example.pixel_spacing[1],
+            "image_offset": place.offset + DATA_OFFSET + data.index(example.image),
+            "image_bytes": len(example.image),
         }
         image = hashlib.blake2b(example.image, digest_size=8).digest()
         self._contents.append(found | {"image": int.from_bytes(image)})

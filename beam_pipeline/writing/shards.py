@@ -18,10 +18,11 @@ from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import Image, convert_slice
-from beam_pipeline.images.png import encode_scanlines
+from beam_pipeline.images.png import SIGNATURE, encode_scanlines
 from beam_pipeline.layout import (
     SHARDS_A_PART,
     ShardFile,
+    index_columns,
     label_column,
     labels_of,
     plan_table,
@@ -99,12 +100,14 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     plan = unfinished.read_batch(plan_table(part), batch)
     shard = table_metadata(plan)["shards"][batch]
     rows = plan.to_pylist()
-    digest = hashlib.sha256(repr((table_metadata(plan)["options"], rows)).encode()).hexdigest()
+    labels = labels_of(plan.column_names)
+    # With the columns, so that a part of the index that an earlier version wrote is not used.
+    wanted = (table_metadata(plan)["options"], rows, [*index_columns(labels)])
+    digest = hashlib.sha256(repr(wanted).encode()).hexdigest()
     result = _find_result(shard, unfinished, digest)
     if result is not None:
         return Written(shard, result.examples, len(result.rejects))
     files = find_input(options.files.input, options.files.storage_patience)
-    labels = labels_of(plan.column_names)
     writer = _ShardWriter(shard, digest, files, options.image, options.labels.image_id, watch)
     with ExitStack() as stack:
         writer.write(rows, stack.enter_context(unfinished.folder.create(shard, durable=False)))
@@ -195,6 +198,7 @@ class _ShardWriter:
             | {"source": shown["source"], "split": ShardFile.parse(self._shard).split}
             | {"shard": self._shard, "record": len(self._index)}
             | {"offset": self._size, "bytes": len(record)}
+            | {"image_offset": self._size + described["image_offset"]}
         )
         self._checksum.update(record)
         self._size += len(record)
@@ -232,8 +236,10 @@ def _convert(
     """A slice's TFRecord, and what the index says of the slice."""
     slice_ = read_slice(data, decode_header(row["header"]))
     image = convert_slice(slice_, options)
-    record = frame_record(encode_example(_features(row, slice_.header, image)))
-    return record, _index_fields(slice_.header, image)
+    features = _features(row, slice_.header, image)
+    record = frame_record(encode_example(features))
+    png = {"image_offset": record.index(SIGNATURE), "image_bytes": len(features["image"])}
+    return record, _index_fields(slice_.header, image) | png
 
 
 def _why(rejected: Rejected) -> dict[str, str]:
@@ -256,6 +262,8 @@ def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, An
 def _index_fields(header: Header, image: Image) -> dict[str, Any]:
     return {
         "position_z": header.position_z,
+        "row_spacing": image.pixel_spacing[0],
+        "column_spacing": image.pixel_spacing[1],
         "rows": header.rows,
         "columns": header.columns,
         "transfer_syntax": header.transfer_syntax,

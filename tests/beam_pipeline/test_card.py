@@ -81,9 +81,9 @@ def slices(tmp_path_factory: pytest.TempPathFactory, write_slice: WriteSlice) ->
 def shards(slices: Path) -> Path:
     """Shards of 14 labels in 10 folds."""
     options = Options.of(
-        str(slices / "in"),
-        str(slices / "labels.csv"),
-        str(slices / "shards"),
+        input=str(slices / "in"),
+        labels=str(slices / "labels.csv"),
+        output=str(slices / "shards"),
         image_size=SIDE,
         folds=10,
         examples_per_shard=2,
@@ -103,9 +103,8 @@ def page(shards: Path) -> Page:
 def hounsfield_shards(slices: Path) -> Path:
     """Shards of Hounsfield units without labels, of files that are shown by number."""
     options = Options.of(
-        str(slices / "in"),
-        None,
-        str(slices / "hu"),
+        input=str(slices / "in"),
+        output=str(slices / "hu"),
         windows=(),
         image_size=SIDE,
         image_id=ImageId.ORDINAL,
@@ -508,6 +507,7 @@ def test_totals_of_rows_by_hand() -> None:
     from beam_pipeline.directory.index import index_table, write_index
 
     row = {"image_id": "i", "shard": "s", "record": 0, "offset": 0, "bytes": 1, "rows": 8}
+    row |= {"image_offset": 0, "image_bytes": 1, "row_spacing": 0.5, "column_spacing": 0.5}
     row |= {"columns": 9, "transfer_syntax": "1.2", "resized": False, "source": "a"}
     places = [("p0", "t0", "fold1", 0.0), ("p0", "t1", "fold1", 5.0), ("p1", "t2", "fold0", None)]
     places += [("p0", "t0", "fold1", 2.5), ("p0", "t0", "fold1", 10.0), ("p0", "t0", "fold1", 2.5)]

@@ -18,11 +18,15 @@ def row(shard: str, number: int, **other: Any) -> dict[str, Any]:
         "record": number,
         "offset": 10 * number,
         "bytes": 10,
+        "image_offset": 10 * number + 3,
+        "image_bytes": 5,
         "label_any": 1,
         "patient_id": "p",
         "study_id": "s",
         "series_id": "e",
         "position_z": 2.5,
+        "row_spacing": 0.5,
+        "column_spacing": float("nan"),
         "rows": 2,
         "columns": 2,
         "transfer_syntax": "1.2",
@@ -43,17 +47,18 @@ def written(parts: Iterable[pa.Table], labels: tuple[str, ...] = ("any",)) -> by
 
 
 def test_rows_are_kept_in_order_with_the_columns_of_an_index() -> None:
-    given = [row("a", 2, header="secret", source_size=1), row("a", 0, label_any=-1)]
+    known = {"column_spacing": 0.5}
+    given = [row("a", 2, header="secret", **known), row("a", 0, label_any=-1, **known)]
     table = index_table(given, ["any"])
     assert table.schema.equals(index_schema(["any"]))
-    assert table.to_pylist() == [row("a", 2), row("a", 0, label_any=-1)]
+    assert table.to_pylist() == [row("a", 2, **known), row("a", 0, label_any=-1, **known)]
     assert table.schema.field("label_any").type == pa.int8()
 
 
 def test_labels_keep_their_order() -> None:
     names = index_schema(["zebra", "ant"]).names
-    assert names[6:8] == ["label_zebra", "label_ant"]
-    assert (names[5], names[8]) == ("bytes", "patient_id")
+    assert names[8:10] == ["label_zebra", "label_ant"]
+    assert (names[7], names[10]) == ("image_bytes", "patient_id")
 
 
 def test_a_position_that_is_not_known_is_null() -> None:

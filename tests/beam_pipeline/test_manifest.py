@@ -88,7 +88,7 @@ def test_splits_add_up_their_shards() -> None:
 
 
 def test_counts_of_a_manifest() -> None:
-    manifest = build_manifest(PLAN, Options("in", None, "out"), RESULTS, {}, REJECTS)
+    manifest = build_manifest(PLAN, Options.of(input="in", output="out"), RESULTS, {}, REJECTS)
     assert manifest["schema_version"] == 1
     assert manifest["counts"] == {
         "files_seen": 12,
@@ -121,13 +121,13 @@ def test_counts_of_a_manifest() -> None:
 def test_an_image_of_hounsfield_units_has_their_offset(
     windows: tuple[Window, ...], image: dict[str, Any]
 ) -> None:
-    options = Options("in", None, "out", windows=windows, image_size=64)
+    options = Options.of(input="in", output="out", windows=windows, image_size=64)
     manifest = build_manifest(PLAN, options, RESULTS, {}, [])
     assert manifest["image"] == {"height": 64, "width": 64} | image
 
 
 def test_features_have_their_shapes() -> None:
-    described = describe_features(("a", "b", "c"), Options("in", None, "out", image_size=64))
+    described = describe_features(3, {"height": 64, "width": 64, "channels": 3, "dtype": "uint8"})
     features = described["featuresDict"]["features"]
     assert features["image"]["image"] == {
         "shape": {"dimensions": ["64", "64", "3"]},
@@ -154,7 +154,7 @@ def of_type(dtype: str, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_digest_is_that_of_the_content() -> None:
-    manifest = build_manifest(PLAN, Options("in", None, "out"), RESULTS, {}, REJECTS)
+    manifest = build_manifest(PLAN, Options.of(input="in", output="out"), RESULTS, {}, REJECTS)
     digest = manifest_digest(manifest)
     elsewhere = {"created": "later", "software": {}, "options": {}, "digest": "another"}
     assert manifest_digest(dict(reversed([*(manifest | elsewhere).items()]))) == digest
@@ -171,11 +171,15 @@ def row(number: int, split: str, patient: str) -> dict[str, Any]:
         "record": number,
         "offset": 0,
         "bytes": 100,
+        "image_offset": 20,
+        "image_bytes": 60,
         "label_any": 0,
         "patient_id": patient,
         "study_id": "",
         "series_id": "",
         "position_z": 0.0,
+        "row_spacing": 0.5,
+        "column_spacing": 0.5,
         "rows": 2,
         "columns": 2,
         "transfer_syntax": "",
@@ -194,7 +198,9 @@ def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
     ]
     for shard, rows in zip(PLAN.shards, parts, strict=True):
         unfinished.write(written_table(shard), index_table(rows, ["any"]))
-    write_description(unfinished, PLAN, Options("in", None, str(tmp_path)), RESULTS, REJECTS)
+    write_description(
+        unfinished, PLAN, Options.of(input="in", output=str(tmp_path)), RESULTS, REJECTS
+    )
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {name: split["patients"] for name, split in manifest["splits"].items()} == {
         "fold0": 3,

@@ -119,6 +119,10 @@ def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
         assert row["source"].encode() == planned["source"]
         record = data[row["offset"] : row["offset"] + row["bytes"]]
         example = decode_example(record[12:-4])
+        image = data[row["image_offset"] : row["image_offset"] + row["image_bytes"]]
+        assert example["image"] == [image]
+        spacing = np.array([row["row_spacing"], row["column_spacing"]], np.float32)
+        assert np.array_equal(example["pixel_spacing"], spacing, equal_nan=True)
         for column in ("image_id", "patient_id", "study_id", "series_id"):
             assert example[column] == [planned[column].encode()] == [row[column].encode()]
         assert example["label"] == [planned[c] for c in labels] == [row[c] for c in labels]

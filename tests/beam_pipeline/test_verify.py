@@ -151,11 +151,13 @@ def rewrite(directory: Path, edit: Callable[[Records], object]) -> None:
         write_records(directory / file, examples)
         offset = 0
         for number, example in enumerate(examples):
-            size = len(frame_record(encode_features(example)))
+            record = frame_record(encode_features(example))
+            size, png = len(record), example["image"][0]
             row = by_id[example["image_id"][0].decode()]
             ids = {k: example[k][0].decode() for k in ("patient_id", "study_id", "series_id")}
             place = {"shard": file, "split": file[4:9], "record": number, "offset": offset}
-            rows.append(row | ids | place | {"bytes": size})
+            image = {"image_offset": offset + record.index(png), "image_bytes": len(png)}
+            rows.append(row | ids | place | {"bytes": size} | image)
             offset += size
     index = pd.DataFrame(rows)
     with (directory / "index.parquet").open("wb") as file:
@@ -575,6 +577,11 @@ INDEX_EDITS: dict[str, Callable[[pd.DataFrame], pd.DataFrame | None]] = {
     "another series": lambda index: index.assign(series_id="series_000001"),
     "another position": lambda index: index.assign(position_z=index["position_z"] + 1e-3),
     "another offset": lambda index: index.assign(offset=index["offset"] + 1),
+    "another place of the image": lambda index: index.assign(
+        image_offset=index["image_offset"] + 1
+    ),
+    "another size of the image": lambda index: index.assign(image_bytes=index["image_bytes"] - 1),
+    "another spacing": lambda index: index.assign(column_spacing=index["column_spacing"] * 1.01),
     "another size": lambda index: index.assign(bytes=index["bytes"] + 1),
     "another record": lambda index: index.assign(record=index["record"][::-1].to_numpy()),
     "another split": lambda index: index.assign(split="fold0"),

@@ -14,6 +14,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 REJECTS = "rejects.jsonl"
 FILES = (MANIFEST, INDEX, REJECTS)
+CARD = "report.html"  # the data card, which may be absent
 
 # A cross-validation fold, by its number. In other splits, labels may be missing.
 FOLD = re.compile(r"fold(\d+)")

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from trainer.data.contract import CARD
 from trainer.declarations import flags
 from trainer.json_documents import read_json
 from trainer.options import TrainOptions
@@ -91,7 +92,7 @@ def readable_time(text: str | None) -> str:
 
 def link_data_card(run: Path, location: str, shards: Path) -> Markup | str:
     """A relative link from the run to the shard directory's report.html, where there is one."""
-    card = shards / "report.html"
+    card = shards / CARD
     if "://" in location:
         return f"report.html in {location}"
     if not card.is_file():
