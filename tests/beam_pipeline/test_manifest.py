@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from beam_pipeline.directory.index import index_table
+from beam_pipeline.directory.rejects import encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.windows import Window
 from beam_pipeline.layout import written_table
@@ -189,7 +190,12 @@ def row(number: int, split: str, patient: str) -> dict[str, Any]:
     }
 
 
-def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
+def test_all_that_describes_the_shards_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The card shows slices of the shards, which are not there; its tests are its own.
+    monkeypatch.setattr("beam_pipeline.writing.manifest._write_card", lambda *_: None)
+    (tmp_path / "rejects.jsonl").write_bytes(encode_rejects(REJECTS))  # by the step before
     unfinished = Unfinished(Folder(str(tmp_path)))
     parts = [
         [row(0, "fold0", "one"), row(1, "fold0", "one"), row(2, "fold0", "two")],
@@ -214,8 +220,6 @@ def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
         assert expected == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     index = pd.read_parquet(io.BytesIO((tmp_path / "index.parquet").read_bytes()))
     assert index["image_id"].tolist() == [f"image{number}" for number in range(6)]
-    rejects = (tmp_path / "rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line)["source"] for line in rejects] == ["a.dcm", "b.dcm", "c.dcm"]
     data_set = json.loads((tmp_path / "dataset_info.json").read_text())
     lengths = [(split["shardLengths"], split["numBytes"]) for split in data_set["splits"]]
     assert lengths == [(["3", "2"], "500"), (["4"], "400")]
