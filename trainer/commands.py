@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.native_log import load_libraries
 from trainer.options import (
     CompareOptions,
@@ -80,4 +82,5 @@ def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
     else:
         from trainer.evaluation.predict import predict
 
-        predict(job, options.output)
+        sample = Path(options.sample_submission) if options.sample_submission else None
+        predict(job, options.output, sample)

@@ -292,6 +292,9 @@ class PredictOptions(_NewShards, _PredictionOptions):
     """submission to write, a row per image and label: ID,Label"""
     split: str = "test"
     """split to predict"""
+    sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
+    """sample whose rows and order the submission gets; a slice that was rejected gets the
+    prevalence of the training data"""
 
 
 class ExportOptions(SavedModel):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from trainer.evaluation.predictions import Predictions, predict_split, write_parquet
+from trainer.evaluation.predictions import predict_split, write_parquet
+from trainer.evaluation.submission import build_submission, fit_to_sample, read_sample
 from trainer.files import write_whole
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
 from trainer.runs.job import EvaluationJob
 
 
-def predict(job: EvaluationJob, output: Path) -> None:
+def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> None:
     """Writes ID,Label with one row per image and label, and the same as Parquet beside it.
 
+    Args:
+        job: the run and the split.
+        output: to write.
+        sample: submission whose rows and order are wanted.
+
     Raises:
-        BadInput: a shard is damaged.
+        BadInput: a shard is damaged, or the sample is none of these labels.
     """
-    leave_gpu_to_jax()
     shards, split, display = job.shards, job.split, job.display
+    wanted = None if sample is None else read_sample(sample, shards.labels)
+    leave_gpu_to_jax()
     model = load_classifier(job.run.model)
     display.begin(f"predicting {split.name}", split.examples)
     predictions = predict_split(
@@ -34,25 +40,18 @@ def predict(job: EvaluationJob, output: Path) -> None:
     display.end()
     output.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(output.with_suffix(".parquet"), predictions, shards.labels)
-    rows = _submission_rows(predictions, shards.labels)
-    write_whole(output, lambda unfinished: _write_rows(unfinished, rows))
+    image_ids = predictions.texts["image_id"]
+    submission = build_submission(image_ids, predictions.probabilities, shards.labels)
+    if wanted is not None:
+        prevalence = dict(zip(shards.labels, job.prevalence, strict=True))
+        submission = fit_to_sample(submission, wanted, prevalence)
+        if submission.filled:
+            display.say(
+                f"{submission.filled} slices of {sample} are not in the shards (rejects.jsonl says"
+                " why): they get the prevalence of the training data"
+            )
+        if submission.left_out:
+            display.say(f"{submission.left_out} slices of the shards are not in {sample}: left out")
+    rows = submission.rows
+    write_whole(output, lambda path: rows.to_csv(path, index=False, float_format="%.9g"))
     display.say(f"{output}: {len(rows)} rows for {split.examples} slices of {split.name}")
-
-
-def _submission_rows(predictions: Predictions, labels: tuple[str, ...]) -> list[tuple[str, str]]:
-    """`<image_id>_<label>` and the probability, the labels of an image together."""
-    return [
-        (f"{image_id}_{label}", f"{probability:.9g}")
-        for image_id, row in zip(
-            predictions.texts["image_id"], predictions.probabilities, strict=True
-        )
-        for label, probability in zip(labels, row, strict=True)
-    ]
-
-
-def _write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
-    """Writes the submission."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("ID", "Label"))
-        writer.writerows(rows)
