@@ -104,6 +104,25 @@ def test_a_submission_has_a_row_an_image_and_label(run: Path, shards: Path, tmp_
         assert float(row["Label"]) == pytest.approx(frame.loc[image_id, f"probability_{label}"])
 
 
+def test_a_sample_submission_gives_the_rows(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, output = tmp_path / "sample.csv", tmp_path / "submission.csv"
+    wanted = ["ID_rejected_any", *(f"ID_9_{i:04d}_any" for i in reversed(range(6)))]
+    sample.write_text("ID,Label\n" + "".join(f"{each},0.5\n" for each in wanted))
+    argv = ["predict", "--run", str(run), "--shards", str(shards), "--output", str(output)]
+    assert main([*argv, "--sample_submission", str(sample)]) == 0
+    told = capsys.readouterr().out
+    assert "1 slices of" in told
+    assert "they get the prevalence of the training data" in told
+    assert f"1 slices of the shards are not in {sample}" in told.replace("\n", " ")
+    rows = pd.read_csv(output)
+    assert rows["ID"].tolist() == wanted
+    prevalence = json.loads((run / "run.json").read_text())["shards"]["prevalence"]
+    assert rows["Label"][0] == pytest.approx(prevalence[-1])
+    assert main([*argv, "--sample_submission", str(run / "run.json")]) == 2
+
+
 def test_figures_by_study_and_interval(run: Path) -> None:
     found = json.loads((run / "metrics.json").read_text())
     frame = pd.read_parquet(run / "predictions-fold0.parquet")
