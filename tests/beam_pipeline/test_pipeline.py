@@ -114,13 +114,15 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
 def test_the_index_has_a_row_an_example(shards: Path) -> None:
     index = pd.read_parquet(shards / "index.parquet")
     assert len(index) == 30
-    assert index.columns.tolist()[:7] == [
+    assert index.columns.tolist()[:9] == [
         "image_id",
         "split",
         "shard",
         "record",
         "offset",
         "bytes",
+        "image_offset",
+        "image_bytes",
         "label_epidural",
     ]
     assert (index.groupby("patient_id")["split"].nunique() == 1).all()

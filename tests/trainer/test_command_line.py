@@ -113,7 +113,7 @@ def test_help_of_a_command_has_all_its_options(
             if Mark.DERIVED in field.metadata:
                 continue
             default = "required" if field.is_required() else f"default: {default_text(field)}"
-            any_text = field.annotation in (str, bool, Path)
+            any_text = field.annotation in (str, bool, Path, tuple[Path, ...])
             facts = default if any_text else f"{allowed_values(field)}; {default}"
             assert f" {meaning(field)} ({facts})" in text
             assert f" --{name}" in text.partition("options:")[2]
