@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds `sample`, `shards` (labeled), `unlabeled` (the sample's slices to predict)."""
     folder = tmp_path_factory.mktemp("line")
     sample, shards = folder / "sample", folder / "shards"
-    patients = ("--patients", 6, "--test_patients", 2, "--slices", 24)
+    patients = ("--patients", 6, "--test_patients", 2, "--slices", 12)
     succeed("examples.sample", "--output", sample, *patients)
     common = ("--image_size", 64, "--max_reject_fraction", 0.1)
     labeled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
@@ -142,7 +142,7 @@ def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
     manifest = manifest_of(folder / "unlabeled")
     rows = pd.read_csv(submission)
     assert rows.columns.tolist() == ["ID", "Label"]
-    assert len(rows) == 6 * manifest["splits"]["test"]["examples"] == 6 * 48
+    assert len(rows) == 6 * manifest["splits"]["test"]["examples"] == 6 * 24
     assert rows["ID"].is_unique
     assert rows["Label"].between(0, 1).all()
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 import trainer
+from beam_pipeline.__main__ import main as preprocess
+from examples.sample import write_sample
 from trainer.data.dicom import pipeline_flags
 from trainer.errors import BadInput
 from trainer.evaluation.metrics import probabilities
@@ -82,13 +84,16 @@ def test_other_images_are_refused(finished: Path) -> None:
             run.predict(images)
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")  # Beam's own
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")  # RSNA's UIDs
 def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     """The pipeline's images, whichever way they come."""
     sample, shards, run = tmp_path / "sample", tmp_path / "shards", tmp_path / "run"
-    run_module("examples.sample", output=sample, patients=4, slices=4)
+    write_sample(sample, patients=4, slices=4)
     options = {"image_size": 64, "folds": 2, "windows": "brain,stroke:32:8", "voi": "linear"}
     given = {"input": sample / "slices", "labels": sample / "labels.csv", "output": shards}
-    run_module("beam_pipeline", **given, **options, max_reject_fraction=0.5)
+    given |= options | {"max_reject_fraction": 0.5}
+    assert preprocess([f"--{name}={value}" for name, value in given.items()]) == 0
     metrics = trainer.train_run(
         shards=str(shards),
         run=run,
@@ -113,12 +118,6 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     assert "not_dicom" in set(rejects["reason"])
     with pytest.raises(BadInput, match=r"^input .*nowhere does not exist"):
         trained.predict_dicom(tmp_path / "nowhere")
-
-
-def run_module(module: str, **options: Any) -> None:
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    argv = [sys.executable, "-m", module, *flags]
-    subprocess.run(argv, check=True, cwd=ROOT, capture_output=True)
 
 
 def options_of(run: Path) -> dict[str, Any]:

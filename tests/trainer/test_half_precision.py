@@ -10,22 +10,16 @@ import pytest
 
 from trainer.data.shards import ImageSpec
 from trainer.networks.averaging import copies
-from trainer.networks.backbones import small_resnet
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.training.losses import WeightedBinaryCrossentropy
 from trainer.training.optimizers import build_optimizer
 
+JAX = keras.backend.backend() == "jax"  # which else compiles each operation by itself
 RANDOM = np.random.default_rng(0)
 SIDE = 64
 IMAGES = RANDOM.integers(0, 255, (8, SIDE, SIDE, 3), dtype=np.uint8)
 LABELS = RANDOM.integers(0, 2, (8, 6)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deeper, the more of a gradient is lost."""
-    monkeypatch.setattr("trainer.networks.backbones.small_resnet", small_resnet)
 
 
 def first_update(policy: str) -> tuple[npt.NDArray[np.float64], Any]:
@@ -57,7 +51,7 @@ def first_update(policy: str) -> tuple[npt.NDArray[np.float64], Any]:
     core_policy = model.get_layer("core").dtype_policy.name
     optimizer = build_optimizer(options, model.trainable_variables, 10, 10, core_policy)
     model.compile(
-        optimizer=optimizer, loss=WeightedBinaryCrossentropy((1, 1, 1, 1, 1, 2)), jit_compile=False
+        optimizer=optimizer, loss=WeightedBinaryCrossentropy((1, 1, 1, 1, 1, 2)), jit_compile=JAX
     )
     backbone = model.get_layer("core").get_layer("backbone")
     before = flat(backbone)
