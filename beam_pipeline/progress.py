@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, PipelineError
-from beam_pipeline.layout import UNLABELED_SPLIT
+from beam_pipeline.layout import CARD, UNLABELED_SPLIT
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -219,6 +219,7 @@ def show_summary(
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"What is in them: {output}/{CARD}", highlight=False, soft_wrap=True)
     command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
     console.print(f"Next: make {command} SHARDS={output}", highlight=False, soft_wrap=True)
 
