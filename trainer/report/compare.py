@@ -85,7 +85,7 @@ def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
 
 
 def roc_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
-    """A label's ROC curves, a line a run."""
+    """A label's ROC curves, one line per run."""
 
     def curve(labels: Any, predicted: Any) -> tuple[Any, Any]:
         false, true, _ = roc_curve(labels, predicted)
@@ -96,7 +96,7 @@ def roc_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
 
 
 def precision_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
-    """A label's precision-recall curves, a line a run."""
+    """A label's precision-recall curves, one line per run."""
 
     def curve(labels: Any, predicted: Any) -> tuple[Any, Any]:
         precision, recall, _ = precision_recall_curve(labels, predicted)
