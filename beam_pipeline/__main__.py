@@ -19,7 +19,7 @@ from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import LabelFile
 from beam_pipeline.progress import Display, Watcher, show_summary
-from beam_pipeline.running.runners import Launch
+from beam_pipeline.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.sources import show_source
 from beam_pipeline.workers import start_server

@@ -11,7 +11,7 @@ from beam_pipeline.declarations import Declared, Mark, OneLineParser, add_flags,
 from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
 from beam_pipeline.options import Identifiers, Options
-from beam_pipeline.running.runners import (
+from beam_pipeline.runners import (
     LOCAL,
     RUNNERS,
     Launch,

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Self
 
-from beam_pipeline.layout import REJECTS
-
 
 class Reason(StrEnum):
     """Why a file is not used: a closed list, written to rejects.jsonl.
@@ -168,17 +166,20 @@ class TooManyRejects(PipelineError):
 
     exit_code = 3
 
-    def __init__(self, files_seen: int, by_reason: Mapping[str, int], allowed: float) -> None:
-        super().__init__(files_seen, by_reason, allowed)
+    def __init__(
+        self, files_seen: int, by_reason: Mapping[str, int], allowed: float, listed_in: str
+    ) -> None:
+        super().__init__(files_seen, by_reason, allowed, listed_in)
         self.files_seen = files_seen
         self.by_reason = by_reason
         self.allowed = allowed
+        self.listed_in = listed_in
 
     def __str__(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.by_reason.items()))
         return (
             f"{sum(self.by_reason.values())} of {self.files_seen} files were rejected ({counts}), "
-            f"more than the allowed fraction {self.allowed:g}; see {REJECTS}, or raise "
+            f"more than the allowed fraction {self.allowed:g}; see {self.listed_in}, or raise "
             "--max_reject_fraction"
         )
 

@@ -13,13 +13,12 @@ ROOT = Path(__file__).parents[1]
 # with them. `verify` is a program of its own.
 ROOMS = {
     "beam_pipeline": (
-        {"layout"},
-        {"errors"},
+        {"layout", "errors"},
         {"declarations"},
         {"storage"},
         {"keys", "dicom", "images.windows"},
         {"options"},
-        {"images", "workers", "running.runners"},
+        {"images", "workers", "runners", "command_line"},
         {"directory"},
         {"progress"},
         {"planning"},
@@ -27,7 +26,6 @@ ROOMS = {
         {"writing"},
         {"transforms", "pipeline"},
         {"running"},
-        {"command_line"},
         {"__main__", "verify", "card.__main__"},
     ),
     "trainer": (

@@ -28,7 +28,7 @@ def write_rejects(folder: Folder, files_seen: int, rejects: list[Reject], allowe
     """
     folder.write(REJECTS, encode_rejects(rejects))
     if len(rejects) > allowed * files_seen:
-        raise TooManyRejects(files_seen, count_reasons(rejects), allowed)
+        raise TooManyRejects(files_seen, count_reasons(rejects), allowed, REJECTS)
     if len(rejects) == files_seen:
         raise UsageError(f"none of {files_seen} files can be used; see {REJECTS}")
 

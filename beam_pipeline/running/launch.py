@@ -22,6 +22,7 @@ from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
 from beam_pipeline.layout import JOB
 from beam_pipeline.options import Options
 from beam_pipeline.progress import Watcher
+from beam_pipeline.runners import DATAFLOW, Launch
 from beam_pipeline.running.jobs import (
     Handle,
     Job,
@@ -30,7 +31,6 @@ from beam_pipeline.running.jobs import (
     flink_cluster,
     running_job,
 )
-from beam_pipeline.running.runners import DATAFLOW, Launch
 from beam_pipeline.storage import Folder, is_local
 
 _CANCEL_SECONDS = 60.0

@@ -19,7 +19,7 @@ from beam_pipeline.errors import (
 
 EXAMPLES = [
     UsageError("--folds 1: want 2 to 100"),
-    TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05),
+    TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05, "rejects.jsonl"),
     StoreError("s3://bucket", "access denied"),
     OutputError("cannot write x in out: No space left on device"),
     RunnerError("FlinkRunner failed: no slots"),

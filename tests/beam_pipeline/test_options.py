@@ -12,7 +12,7 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Files, Identifiers, Options
-from beam_pipeline.running.runners import LOCAL, RUNNERS, Launch
+from beam_pipeline.runners import LOCAL, RUNNERS, Launch
 from tests.options_table import PAGE, page
 
 PATHS = ["--input", "in", "--output", "out"]
