@@ -1,5 +1,6 @@
 """What `make` answers before it starts anything."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,9 +11,18 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 
 
+# `make test` itself tells its children so.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+
+
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ["make", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -33,7 +43,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_mistyped_variable_ends_at_once_with_one_line(arguments: list[str], words: str) -> None:
-    done = make(*arguments)
+    done = make("--dry-run", *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
@@ -41,12 +51,10 @@ def test_a_mistyped_variable_ends_at_once_with_one_line(arguments: list[str], wo
 
 
 def test_every_variable_in_the_help_can_be_given() -> None:
-    shown = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    shown = make("help").stdout
     variables = shown.partition("Variables:")[2]
     words = {word.strip(",") for word in variables.split()}
     names = {word for word in words if word.isupper()} - {"BACKEND"}
     assert {"INPUT", "SHARDS", "EPOCHS", "PRISM"} <= names
-    done = make("help", *(f"{name}=1" for name in sorted(names)))
+    done = make("--dry-run", "help", *(f"{name}=1" for name in sorted(names)))
     assert done.returncode == 0, done.stderr

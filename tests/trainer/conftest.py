@@ -74,7 +74,7 @@ def serialize(row: Row) -> bytes:
         **{name: text(row[name]) for name in ("image_id", "patient_id", "study_id", "series_id")},
     }
     example = tf.train.Example(features=tf.train.Features(feature=feature))
-    data: bytes = example.SerializeToString()
+    data: bytes = example.SerializeToString(deterministic=True)
     return data
 
 
