@@ -43,7 +43,7 @@ def read_frames(
 
     Args:
         file: to read from its beginning.
-        rows: of the index, by record: after a frame without a known end, reading goes on where the
+        rows: of the index, by record: after a frame without a known end, reading resumes where the
             index says that the next one begins, if that is still ahead.
     """
     record = 0

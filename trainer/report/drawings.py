@@ -102,7 +102,7 @@ def to_svg(figure: Figure) -> Markup:
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Matplotlib numbers its groups anew in each figure, and ids must be unique on a page.
+    # Matplotlib restarts its numbering with each figure, and ids must be unique on a page.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)

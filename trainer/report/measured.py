@@ -55,7 +55,7 @@ class Measured:
 
 
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
-    """Reads a run's predictions, a row a slice in the order of the shards.
+    """Reads a run's predictions, one row per slice in the order of the shards.
 
     Raises:
         BadInput: the file is not there, damaged, or without a column.
