@@ -82,7 +82,7 @@ def _raise_refusal(folder: Folder) -> None:
 
 
 def _run_here(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
-    start_server()
+    start_server(options.files.input)
     # Imported late: a wrong option is answered without the seconds that Beam takes to load.
     from beam_pipeline import pipeline
 

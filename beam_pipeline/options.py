@@ -51,7 +51,7 @@ class Files(Declared, title="files"):
     """What is read and where it is written."""
 
     input: Annotated[str, Mark.LOCATION]
-    """folder, file or pattern of DICOM files; local or a URL"""
+    """folder, pattern, file or local ZIP archive of DICOM files; a path or a URL"""
     labels: Annotated[OptionalText, Mark.LOCATION] = None
     """label file: CSV, compressed or not, or Parquet; without one all slices are a `test` split"""
     output: Annotated[str, Mark.LOCATION, Mark.UNRECORDED]

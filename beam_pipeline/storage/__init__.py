@@ -1,8 +1,8 @@
 """Files, wherever they are: a path of this machine, or a URL of an object store.
 
-`protocol` says what a store can do; `local` and `remote` are the two kinds, and `stores` finds the
-one of a path or URL. Above them, `inputs` reads the files of the input, and `folder` writes those
-of the output.
+`protocol` says what a store can do; `local` and `remote` are the two kinds, `archive` reads ZIP
+archives, and `stores` finds the one of a path or URL. Above them, `inputs` reads the files of the
+input, and `folder` writes those of the output.
 
 Failures are of two kinds, and every function says which it raises: an OSError is the fault of one
 file, a StoreError that of the store. What may pass (a time-out, a 5xx, a connection that breaks) is
@@ -12,6 +12,14 @@ tried again until patience is at an end, and is a StoreError then.
 from beam_pipeline.storage.folder import Folder
 from beam_pipeline.storage.inputs import InputFiles, find_input
 from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.stores import is_local, open_file
+from beam_pipeline.storage.stores import is_local, load_archive, open_file
 
-__all__ = ["FileInfo", "Folder", "InputFiles", "find_input", "is_local", "open_file"]
+__all__ = [
+    "FileInfo",
+    "Folder",
+    "InputFiles",
+    "find_input",
+    "is_local",
+    "load_archive",
+    "open_file",
+]

@@ -12,9 +12,9 @@ from itertools import islice
 from typing import TypeVar
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.storage.protocol import FileInfo, Store
+from beam_pipeline.storage.protocol import FileInfo, ReadableStore
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
-from beam_pipeline.storage.stores import find_store
+from beam_pipeline.storage.stores import find_input_store
 
 _WILDCARDS = frozenset("*?[")
 _AHEAD_BYTES = 1 << 26  # of files that were read and wait to be converted
@@ -26,7 +26,7 @@ S = TypeVar("S")
 class Reading:
     """Reads files, several at a time where the store is far away."""
 
-    def __init__(self, store: Store, root: str, threads: ThreadPoolExecutor | None) -> None:
+    def __init__(self, store: ReadableStore, root: str, threads: ThreadPoolExecutor | None) -> None:
         self._store = store
         self._root = root
         self._threads = threads
@@ -92,7 +92,7 @@ class InputFiles:
 
     @classmethod
     def parse(cls, text: str, patience: float = DEFAULT_PATIENCE) -> "InputFiles":
-        """A folder, a file, or a pattern with `*`, `?` or `[...]`.
+        """A folder or ZIP archive, a file, or a pattern with `*`, `?` or `[...]`.
 
         What exists under exactly this name is meant, even if the name looks like a pattern.
 
@@ -100,7 +100,7 @@ class InputFiles:
             UsageError: it does not exist.
             StoreError: its store fails.
         """
-        store, path = find_store(text, patience)
+        store, path = find_input_store(text, patience)
         if store.is_folder(path):
             return cls(text, patience=patience)
         if store.info(path) is not None:
@@ -112,14 +112,14 @@ class InputFiles:
         if wild:
             root, pattern = "/".join(parts[: wild[0]]), "/".join(parts[wild[0] :])
             root = root or ("/" if text.startswith("/") else ".")
-            store, path = find_store(root, patience)
+            store, path = find_input_store(root, patience)
             if store.is_folder(path):
                 return cls(root, pattern=pattern, patience=patience)
         raise UsageError(f"input {text} does not exist")
 
     @property
-    def _place(self) -> tuple[Store, str]:
-        return find_store(self.root, self.patience)
+    def _place(self) -> tuple[ReadableStore, str]:
+        return find_input_store(self.root, self.patience)
 
     def list(self) -> Iterator[FileInfo]:
         """The files, with paths relative to the root, in the order of their bytes.

@@ -21,8 +21,8 @@ class FileInfo:
     version: str
 
 
-class Store(Protocol):
-    """A place that keeps files under paths with slashes.
+class ReadableStore(Protocol):
+    """A place that keeps files under paths with slashes, to read.
 
     An OSError is a fault of the file that was asked for, and a StoreError one of the store.
 
@@ -51,16 +51,20 @@ class Store(Protocol):
         """Whether there is a folder; in an object store, whether there are files below the path."""
         ...
 
-    def names(self, folder: str) -> set[str]:
-        """The files and folders in a folder; none if it is not there."""
-        ...
-
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """A file's bytes, or part of them; fewer than asked for where the file ends."""
         ...
 
     def open(self, path: str) -> BinaryIO:
         """A file to read from its beginning to its end."""
+        ...
+
+
+class Store(ReadableStore, Protocol):
+    """A store to read and write."""
+
+    def names(self, folder: str) -> set[str]:
+        """The files and folders in a folder; none if it is not there."""
         ...
 
     def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:

@@ -1,12 +1,13 @@
 """The store of a path or URL."""
 
 import io
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.storage.protocol import Store
+from beam_pipeline.errors import PipelineError, UsageError
+from beam_pipeline.storage.protocol import ReadableStore, Store
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
 
@@ -31,8 +32,7 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
     if is_local(url):
         from beam_pipeline.storage.local import LocalStore
 
-        path = url.removeprefix("file://") or "."
-        return LocalStore(patience), str(Path(path).absolute())
+        return LocalStore(patience), _absolute(url)
     from beam_pipeline.storage.remote import REMOTE_SCHEMES, find_bucket
 
     scheme, _, rest = url.partition("://")
@@ -43,12 +43,54 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
     return find_bucket(f"{scheme}://{bucket}", patience), path.strip("/")
 
 
+@lru_cache(maxsize=32)
+def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[ReadableStore, str]:
+    """The store to read a path or URL from, and the path in it.
+
+    As `find_store`, but a path that leads through a ZIP archive (`rsna.zip/stage_2_train`) leads
+    into it.
+    """
+    archive = _find_archive(url)
+    if archive is None:
+        return find_store(url, patience)
+    from beam_pipeline.storage.archive import ArchiveStore
+
+    return ArchiveStore(archive[0], patience), archive[1]
+
+
+def _find_archive(url: str) -> tuple[str, str] | None:
+    if not is_local(url) or ".zip" not in url.lower():
+        return None
+    from beam_pipeline.storage.archive import split_archive
+
+    return split_archive(_absolute(url))
+
+
+def _absolute(url: str) -> str:
+    return str(Path(url.removeprefix("file://") or ".").absolute())
+
+
+def load_archive(url: str) -> None:
+    """Read the directory of a ZIP archive that a path leads through, if it does.
+
+    Whatever is forked from this process then need not. What is wrong with the archive is told where
+    its files are read.
+    """
+    if _find_archive(url) is not None:
+        store, path = find_input_store(url)
+        with suppress(PipelineError):
+            store.is_folder(path)
+
+
 def open_file(url: str, patience: float = DEFAULT_PATIENCE) -> BinaryIO:
-    """A file to read; one of another machine is fetched whole.
+    """A file to read, also one in a ZIP archive; one of another machine is fetched whole.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
         StoreError: its store fails.
+        UsageError: what should be a ZIP archive is none.
     """
-    store, path = find_store(url, patience)
+    store, path = find_input_store(url, patience)
+    if not path:  # an archive itself, of one compressed table
+        store, path = find_store(url, patience)
     return store.open(path) if is_local(url) else io.BytesIO(store.read(path))

@@ -24,7 +24,12 @@ _KILL_SECONDS = 10.0
 
 # What workers use, imported once in a process without threads that all of them are forked from: a
 # fork of this process might inherit a lock that a thread (Beam's, gRPC's) holds.
-_PRELOADED = ["beam_pipeline.writing.shards", "beam_pipeline.planning.inventory"]
+_PRELOADED = [
+    "beam_pipeline.writing.shards",
+    "beam_pipeline.planning.inventory",
+    "beam_pipeline.workers.preloaded",
+]
+INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # tells that process of the input
 # glibc gives large blocks back to the kernel as soon as they are free, and gets the next zeroed: a
 # tenth of the time of converting slices, which need the same blocks again and again.
 _KEEP_MEMORY = {
@@ -116,13 +121,22 @@ class Worker:
         self.pipe.close()
 
 
-def start_server() -> None:
-    """Start the process that workers are forked from; it loads what they use while we go on."""
+def start_server(source: str = "") -> None:
+    """Start the process that workers are forked from; it loads what they use while we go on.
+
+    Args:
+        source: the input, if it is known: the directory of an archive is read only once then.
+    """
     for name, value in _KEEP_MEMORY.items():  # read once, when a process starts
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    forkserver.ensure_running()
+    if source:
+        os.environ[INPUT_VARIABLE] = source
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop(INPUT_VARIABLE, None)
 
 
 def start_worker(function: Callable[[Any, Watch], Any]) -> Worker:

@@ -1,0 +1,8 @@
+"""Imported by the process that workers are forked from, for what all of them are to have ready."""
+
+import os
+
+from beam_pipeline.storage import load_archive
+from beam_pipeline.workers.process import INPUT_VARIABLE
+
+load_archive(os.environ.get(INPUT_VARIABLE, ""))
