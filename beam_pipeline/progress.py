@@ -6,6 +6,7 @@ shows the lines, a terminal the display that is made of the counts.
 
 import json
 import logging
+import shlex
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,11 +15,11 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, PipelineError
 from beam_pipeline.layout import CARD, UNLABELED_SPLIT
+from beam_pipeline.split_tables import print_by_split
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -198,7 +199,7 @@ def show_summary(
         seconds: that the run took, or None if the directory was complete before.
     """
     counts = manifest["counts"]
-    console.print(_split_table(manifest))
+    _print_splits(console, manifest)
     for reason, count in counts["rejected_by_reason"].items():
         console.print(f"rejected {count:>6}  {reason}", highlight=False)
     for repair, count in counts["repaired"].items():
@@ -221,16 +222,21 @@ def show_summary(
     )
     console.print(f"What is in them: {output}/{CARD}", highlight=False, soft_wrap=True)
     command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
-    console.print(f"Next: make {command} SHARDS={output}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Next: make {command} SHARDS={shlex.quote(output)}", highlight=False, soft_wrap=True
+    )
 
 
-def _split_table(manifest: dict[str, Any]) -> Table:
-    """A column a split: labels may be many and long, splits are few and short."""
+def _print_splits(console: Console, manifest: dict[str, Any]) -> None:
     splits = manifest["splits"]
-    table = Table("", *(Column(name, justify="right") for name in splits))
-    table.add_row("patients", *(str(split["patients"]) for split in splits.values()))
-    table.add_row("shards", *(str(len(split["shards"])) for split in splits.values()))
-    table.add_row("slices", *(str(split["examples"]) for split in splits.values()))
-    for label in manifest["labels"] if UNLABELED_SPLIT not in splits else ():
-        table.add_row(label, *(str(split["label_counts"][label]) for split in splits.values()))
-    return table
+    labels = manifest["labels"] if UNLABELED_SPLIT not in splits else ()
+    rows = [
+        ("patients", [str(split["patients"]) for split in splits.values()]),
+        ("shards", [str(len(split["shards"])) for split in splits.values()]),
+        ("slices", [str(split["examples"]) for split in splits.values()]),
+        *(
+            (label, [str(split["label_counts"][label]) for split in splits.values()])
+            for label in labels
+        ),
+    ]
+    print_by_split(console, [*splits], rows)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _SPARSE_SECONDS = 30.0
 
@@ -95,11 +96,11 @@ def _figures_table(figures: dict[str, Any], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:
-        table.add_column(name, justify="left" if name == "label" else "right")
+        table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")
     ranges = figures["intervals_95"]
     for label, each in figures["labels"].items():
         table.add_row(
-            label,
+            Text(label),
             str(each["positives"]),
             number(each["log_loss"]),
             number(each["roc_auc"]),

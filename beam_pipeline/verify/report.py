@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
+from beam_pipeline.split_tables import print_by_split
 from beam_pipeline.verify.findings import Check, Finding, Findings
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary
 
@@ -23,15 +24,16 @@ def show_splits(
     console: Console, splits: Sequence[SplitSummary], identical: IdenticalImages
 ) -> None:
     """Print a table with a column a split; each label's count, and its share against all's."""
-    table = Table("", *(Column(split.name, justify="right") for split in splits))
-    table.add_row("patients", *(f"{split.patients:,}" for split in splits))
-    table.add_row("shards", *(f"{split.shards:,}" for split in splits))
-    table.add_row("slices", *(f"{split.slices:,}" for split in splits))
-    table.add_row("MB", *(f"{split.bytes / 1e6:,.1f}" for split in splits))
-    for label in splits[0].label_counts if splits else ():
-        table.add_row(label, *(_share(label, split, splits) for split in splits))
-    table.add_row("shards differ by", *(str(split.spread) for split in splits))
-    console.print(table)
+    labels = splits[0].label_counts if splits else ()
+    rows = [
+        ("patients", [f"{split.patients:,}" for split in splits]),
+        ("shards", [f"{split.shards:,}" for split in splits]),
+        ("slices", [f"{split.slices:,}" for split in splits]),
+        ("MB", [f"{split.bytes / 1e6:,.1f}" for split in splits]),
+        *((label, [_share(label, split, splits) for split in splits]) for label in labels),
+        ("shards differ by", [str(split.spread) for split in splits]),
+    ]
+    print_by_split(console, [split.name for split in splits], rows)
     if identical.slices:
         console.print(
             f"{identical.slices} slices have the image of another one;"

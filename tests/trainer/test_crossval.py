@@ -86,7 +86,7 @@ def test_a_summarys_table(summary: dict[str, Any]) -> None:
         ["fold1", "1", "0.7500", "-", "-"],
         ["mean", "", "0.5000", "0.5000", "0.1250"],
         ["deviation", "", "0.3536", "-", "-"],
-        ["out of fold", "4", "0.5918", "0.7500", "0.7500"],
+        ["out of fold, pooled", "4", "0.5918", "0.7500", "0.7500"],
     ]
 
 
@@ -97,6 +97,7 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     split_rows: dict[str, list[Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = tiny | {"epochs": 1, "image_size": 16, "cache": "disk"}
     flags = [f"--{name}={value}" for name, value in options.items()]
@@ -128,3 +129,5 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     assert over["mean"] == pytest.approx(np.mean(losses))
     assert over["deviation"] == pytest.approx(np.std(losses, ddof=1))
     assert summary["out_of_fold"]["examples"] == 41
+    assert summary["out_of_fold"]["pooled_over"] == 2
+    assert "pooled over all networks" in " ".join(capsys.readouterr().out.split())

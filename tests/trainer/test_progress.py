@@ -99,6 +99,18 @@ def test_every_label_has_a_row_with_its_interval_within_80_columns() -> None:
     assert "gives 0.354: clearly better than guessing." in lines
 
 
+def test_a_long_name_of_a_label_is_whole_within_80_columns() -> None:
+    name = "[b]pleural_thickening_of_the_left_lung"
+    shown = io.StringIO()
+    figures = copy.deepcopy(FIGURES)
+    figures["labels"] = {name: figures["labels"]["intraparenchymal"]}
+    figures["intervals_95"]["labels"] = {name: {"roc_auc": [0.8, 0.9]}}
+    show_figures(Display(Console(file=shown, width=80)), figures, "out/run: fold0")
+    table = shown.getvalue().partition("Log loss 0.144")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert name in "".join(line.split("│")[1].strip() for line in table if "│" in line)
+
+
 def test_the_figures_are_set_beside_guessing() -> None:
     assert explain_figures(FIGURES) == [
         "Log loss 0.144 (95 % interval 0.101-0.187), where answering every slice with the training"

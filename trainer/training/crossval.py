@@ -21,6 +21,12 @@ from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
 from trainer.training.train import train
 
+_POOLED = (
+    "Out of fold: every slice by the network that was not trained on its fold, pooled over all"
+    " networks. Their scales may differ, so that ROC AUC and average precision of the pool may be"
+    " lower than the means over folds."
+)
+
 
 def crossvalidate(jobs: tuple[Job, ...]) -> None:
     """Trains what is not complete; writes out_of_fold.parquet and crossval.json above the runs.
@@ -46,6 +52,7 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     summary = summarize(jobs, frame)
     write_json(folder / "crossval.json", summary)
     jobs[0].display.console.print(summary_table(summary, str(folder)))
+    jobs[0].display.say(_POOLED)
     jobs[0].display.say(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
 
 
@@ -62,6 +69,7 @@ def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
             for name in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
         },
         "out_of_fold": {
+            "pooled_over": len(folds),
             **split_figures(labels, predicted, names, weights),
             "intervals_95": intervals(
                 labels, predicted, frame["patient_id"].to_numpy(), names, weights
@@ -98,5 +106,7 @@ def summary_table(summary: dict[str, Any], title: str) -> Table:
     table.add_row("mean", "", *(number(over[name]["mean"]) for name in figures))
     table.add_row("deviation", "", *(number(over[name]["deviation"]) for name in figures))
     every = summary["out_of_fold"]
-    table.add_row("out of fold", str(every["examples"]), *(number(every[name]) for name in figures))
+    table.add_row(
+        "out of fold, pooled", str(every["examples"]), *(number(every[name]) for name in figures)
+    )
     return table
