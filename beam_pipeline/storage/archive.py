@@ -171,18 +171,20 @@ class ArchiveStore:
     def _inflate(self, first: int, stored: int, wanted: int) -> bytes:
         """The first bytes of a member, as many as are wanted or as there are."""
         inflater = isal_zlib.decompressobj(wbits=-15)
-        inflated = bytearray()
+        pieces: list[bytes] = []
+        missing = wanted
         at, end = first, first + stored
         # All at once where all is wanted; else in pieces, since a header is in the first of them.
         piece = _PIECE if wanted < stored else stored
         try:
-            while len(inflated) < wanted and at < end and not inflater.eof:
+            while missing > 0 and at < end and not inflater.eof:
                 data = self._disk.read(self._archive, at, min(piece, end - at))
-                inflated += inflater.decompress(data, wanted - len(inflated))
+                pieces.append(inflater.decompress(data, missing))
+                missing -= len(pieces[-1])
                 at += piece
         except _INFLATE_ERROR:
             raise OSError(errno.EIO, "Damaged in the archive") from None
-        return bytes(inflated)
+        return b"".join(pieces)
 
     def open(self, path: str) -> BinaryIO:
         """See ReadableStore; raises as `read` does."""
