@@ -1,6 +1,5 @@
 """The data card of a directory, made when all else of it but the manifest is there."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -54,8 +53,6 @@ def write_card(card: Card, folder: Folder, decode_timeout: float) -> None:
         OutputError: it cannot be written.
         StoreError: the folder's store fails.
     """
-    # Before it is loaded: it would tell the user of its caches.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from beam_pipeline.card.page import render
 
     labels, options = card.manifest["labels"], card.manifest["options"]

@@ -1,6 +1,5 @@
 """What describes a shard directory: the index, and the manifest that vouches for all files."""
 
-import gc
 import hashlib
 import json
 import os
@@ -168,20 +167,14 @@ def _write_card(
     manifest: dict[str, Any],
     rejects: Sequence[Reject],
 ) -> None:
-    # Else the collector looks through all of Beam again and again while matplotlib loads, which
-    # takes as long as the loading.
-    gc.freeze()
-    try:
-        # Imported late: only this step of a run needs it.
-        from beam_pipeline.card.card import Card, write_card
-        from beam_pipeline.card.sources import PlannedFiles
+    # Imported late: only this step of a run needs it.
+    from beam_pipeline.card.card import Card, write_card
+    from beam_pipeline.card.sources import PlannedFiles
 
-        folder = unfinished.folder
-        with folder.open(INDEX) as index:
-            card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
-            write_card(card, folder, options.run.decode_timeout)
-    finally:
-        gc.unfreeze()
+    folder = unfinished.folder
+    with folder.open(INDEX) as index:
+        card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
+        write_card(card, folder, options.run.decode_timeout)
 
 
 def _write_index(

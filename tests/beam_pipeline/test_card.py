@@ -4,10 +4,14 @@ import base64
 import dataclasses
 import io
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -20,10 +24,11 @@ from beam_pipeline.card.__main__ import main
 from beam_pipeline.card.card import Card, write_card
 from beam_pipeline.card.choice import MOST_EXAMPLES, SAMPLED, Choice, choose
 from beam_pipeline.card.command import command_of
+from beam_pipeline.card.drawing import Line, draw_distributions
 from beam_pipeline.card.run import Run, find_run, record_start
 from beam_pipeline.card.sources import NoFiles
 from beam_pipeline.card.totals import Spread, Totals, add_up
-from beam_pipeline.card.views import BIN, LOWEST, Views, ViewTask, view_slices
+from beam_pipeline.card.views import BIN, BINS, LOWEST, Views, ViewTask, view_slices
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.errors import Reason, StoreError, UsageError
 from beam_pipeline.images.windows import Window, parse_window
@@ -301,6 +306,11 @@ def test_nothing_is_loaded_and_no_path_is_told(shards: Path, hounsfield_shards: 
             assert secret not in html
 
 
+def test_no_two_elements_have_the_same_id(shards: Path) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', (shards / "report.html").read_text())
+    assert sorted(ids) == sorted(set(ids))
+
+
 def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
     assert faults_of_page(shards / "report.html") == []
 
@@ -310,6 +320,108 @@ def test_both_packages_have_the_same_page() -> None:
         ROOT / package / "page.html.jinja" for package in ("beam_pipeline/card", "trainer/report")
     )
     assert ours.read_text() == theirs.read_text()
+
+
+# Drawings
+
+
+def histogram(shares: dict[int, int]) -> np.ndarray:
+    """So many pixels of each value."""
+    counted = np.zeros(BINS, np.int64)
+    for value, pixels in shares.items():
+        counted[(value - LOWEST) // BIN] = pixels
+    return counted
+
+
+def draw(*lines: Line, name: str = "one") -> ElementTree.Element:
+    """A drawing, its tags without their namespace."""
+    svg = ElementTree.fromstring(draw_distributions(name, lines, "HU"))
+    for node in svg.iter():
+        node.tag = node.tag.rpartition("}")[2]
+    return svg
+
+
+def numbers(path: ElementTree.Element | None) -> list[float]:
+    assert path is not None
+    return [float(each) for each in re.findall(r"-?[\d.]+", path.get("d", ""))]
+
+
+def lines_of(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
+    """The points of the lines of the first series."""
+    found = map(numbers, svg.findall(".//g[@class='series serie-0 color-0']/path"))
+    return [list(zip(each[::2], each[1::2], strict=True)) for each in found]
+
+
+def test_lines_are_where_the_labels_of_the_axes_say() -> None:
+    svg = draw(Line("", histogram({0: 900, 992: 100})))
+    labels = {
+        guide.findtext("text"): numbers(guide.find("path"))
+        for guide in svg.findall(".//g[@class='guides']")
+    }
+    assert [*labels][:6] == ["100 %", "10 %", "1 %", "0.1 %", "0.01 %", "0.001 %"]
+    (_, most, _), (before, tenth, behind) = lines_of(svg)
+    zero, unit = labels["0"][0], (labels["1000"][0] - labels["0"][0]) / 1000
+    assert [most[0], tenth[0]] == pytest.approx([zero + unit * 8, zero + unit * 1000], abs=1e-3)
+    top, decade = labels["100 %"][1], labels["10 %"][1] - labels["100 %"][1]
+    heights = [top - decade * np.log10(0.9), top + decade]
+    assert [most[1], tenth[1]] == pytest.approx(heights, abs=1e-3)
+    axis = numbers(svg.find(".//path[@class='line']"))[1]
+    assert [before[1], behind[1]] == pytest.approx([axis, axis], abs=1e-3)
+
+
+def test_a_drawing_has_the_colors_of_the_page_and_nothing_for_a_script() -> None:
+    svg = draw(Line("a <&>", histogram({0: 9})), Line("b", histogram({0: 5}), True, 4), name="two")
+    assert {node.tag for node in svg.iter()} == {
+        "svg",
+        "defs",
+        "style",
+        "g",
+        "rect",
+        "path",
+        "text",
+    }
+    assert [node.get("id") for node in svg.iter() if node.get("id")] == ["chart-two"]
+    rules = re.findall(r"([^{}]+){([^{}]*)}", svg.findtext(".//style") or "")
+    assert all(selector.strip().startswith("#chart-two") for selector, _ in rules)
+    assert all("," not in selector for selector, _ in rules)
+    styles = {selector.strip(): rule for selector, rule in rules}
+    colors = [re.findall(r"(?:fill|stroke):([^;]+)", rule) for rule in styles.values()]
+    used = {color for found in colors for color in found}
+    assert used == {"none", "var(--ink)", "var(--rule)", "var(--series-1)", "var(--series-4)"}
+    assert not any({"fill", "stroke", "style"} & set(node.attrib) for node in svg.iter())
+    assert styles["#chart-two .color-0"] == "stroke:var(--series-1)"
+    assert "stroke:var(--series-4);stroke-dasharray" in styles["#chart-two .color-1"]
+    assert [text.text for text in svg.findall(".//g[@class='legends']//text")] == ["a <&>", "b"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 9, 10])
+def test_the_legend_has_room(number: int) -> None:
+    svg = draw(*(Line(f"line {place}", histogram({0: 1})) for place in range(number)))
+    (legends,) = svg.findall(".//g[@class='legends']")
+    top = int(re.findall(r"\d+", legends.get("transform", ""))[1])
+    lowest = max(top + float(text.get("y", "")) for text in legends.iter("text"))
+    assert 3 < float(svg.get("height", "")) - lowest < 10
+
+
+@pytest.mark.parametrize(
+    "shares", [{}, {0: 1}, {LOWEST: 1}, {65520: 1}, {LOWEST: 1, 65520: 1}, {3: 10**6, 5000: 1}]
+)
+def test_any_values_can_be_drawn(shares: dict[int, int]) -> None:
+    drawn = lines_of(draw(Line("", histogram(shares))))
+    assert len(drawn) == sum(each >= 2e-6 * sum(shares.values()) for each in shares.values())
+
+
+def test_no_card_loads_matplotlib(shards: Path, tmp_path: Path) -> None:
+    copy, _ = again(shards, tmp_path)
+    code = (
+        "import sys; from beam_pipeline.card.__main__ import main; "
+        f"assert main(['--shards', {str(copy)!r}]) == 0; print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "False"
+    assert (copy / "report.html").read_text().count("<svg") == 4
 
 
 # All reasons, and inputs that are gone
