@@ -1,5 +1,6 @@
 """The whole line as a user runs it: sample, pipeline, trainer, and a stranger's reader."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
 ROOT = Path(__file__).parent.parent
+IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -90,6 +93,7 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
     index = pd.read_parquet(folder / "shards" / "index.parquet").set_index("image_id")
     builder = tfds.builder_from_directory(folder / "shards")
     assert set(builder.info.splits) == set(manifest["splits"])
+    assert builder.info.supervised_keys == ("image", "label")
     for name, split in manifest["splits"].items():
         assert builder.info.splits[name].num_examples == split["examples"]
         examples = list(tfds.as_numpy(builder.as_dataset(split=name)))
@@ -104,12 +108,33 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
 
 
 def test_training_leaves_metrics_and_a_plot(folder: Path, trained: str) -> None:
-    assert "make evaluate" in trained
+    assert trained.endswith(f"Next: make evaluate RUN={folder}/run\n")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     examples = manifest_of(folder / "shards")["splits"]["fold0"]["examples"]
     assert metrics["examples"] == examples
     assert 0 < metrics["weighted_log_loss"] < 10
     assert (folder / "run" / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")  # those of RSNA
+def test_nothing_of_a_header_is_found_in_a_run(folder: Path, trained: str) -> None:
+    """None of the ids that the pipeline replaced, in any file of a run, its page among them."""
+    words: set[str] = set()
+    for path in (folder / "sample" / "slices").glob("*.dcm"):
+        with contextlib.suppress(pydicom.errors.InvalidDicomError):
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            words |= {str(header[name].value) for name in IDENTIFIERS if name in header}
+    assert len(words) >= 3 * 6
+    contents = {"stdout": trained.encode()}
+    for path in filter(Path.is_file, (folder / "run").rglob("*")):
+        table = path.suffix == ".parquet"
+        content = pd.read_parquet(path).to_csv().encode() if table else path.read_bytes()
+        contents[path.name] = content
+    assert "report.html" in contents
+    assert b"ID_" in contents["predictions-fold0.parquet"]  # so an id would be found
+    for name, content in contents.items():
+        for word in words:
+            assert word.encode() not in content, f"{word} in {name}"
 
 
 def test_a_complete_run_says_so(folder: Path, trained: str) -> None:

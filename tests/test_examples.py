@@ -92,7 +92,8 @@ def test_plain_tf_data(shards: Path, run_script: RunScript) -> None:
 def test_tensorflow_datasets(shards: Path, run_script: RunScript) -> None:
     told = run_script("tfds_splits.py", shards / "windows")
     assert "'fold0'" in told
-    assert "a slice: (64, 64, 3) labels [" in told
+    assert "(64, 64, 3)" in told
+    assert re.search(r"a batch: \(\d, 64, 64, 3\) positives: \{'epidural': \d+, ", told)
 
 
 def test_a_volume_of_a_patient(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from trainer.options import (
     TrainOptions,
     parse_formats,
 )
+from trainer.progress import make_command
 from trainer.runs.job import (
     prepare_crossval,
     prepare_evaluation,
@@ -64,6 +65,7 @@ def _run_training(options: TrainOptions) -> None:
     job = prepare_training(options)
     if job.run.is_complete:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
+        job.display.point_out(f"Next: {make_command('evaluate', RUN=options.run)}")
         return
     load_libraries()
     from trainer.training.train import train

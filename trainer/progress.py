@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +34,10 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, markup=False)
+
+    def point_out(self, text: str) -> None:
+        """A line with a path or a command, which is never broken, so that it can be copied."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """A new phase of `total` parts, of which `done` were done before."""
@@ -77,6 +83,15 @@ class Display:
 def number(value: float | None, digits: int = 4) -> str:
     """A figure, or a dash where it is not defined."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def make_command(target: str, **variables: object) -> str:
+    """A command of the Makefile to go on with, for a shell to take as it is printed."""
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        variables["BACKEND"] = backend
+    words = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
+    return " ".join(["make", target, *words])
 
 
 def span(ends: list[float] | None) -> str:

@@ -30,6 +30,10 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
             }
             for name, split in splits.items()
         ],
+        # What `as_supervised=True` gives.
+        "supervisedKeys": {
+            "tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]},
+        },
     }
 
 

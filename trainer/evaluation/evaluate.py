@@ -20,7 +20,7 @@ from trainer.evaluation.predictions import Predictions, predict_split, write_par
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
-from trainer.progress import show_figures
+from trainer.progress import make_command, show_figures
 from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import RunDirectory, read_description
 
@@ -55,7 +55,8 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
             f"{job.split.name} was trained on: these figures say nothing of unseen patients"
         )
     show_figures(display, figures, f"{run.path}: {job.name}")
-    display.say(f"written: {run.evaluation(job.name)}, {written.name}")
+    display.point_out(f"written: {run.evaluation(job.name)}, {written.name}")
+    display.point_out(f"Next: {make_command('export', RUN=run.path)}")
 
 
 def _validation_of(run: RunDirectory) -> str:

@@ -34,7 +34,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name in formats:
         write_format(model, name, output / FILES[name])
-        saved.display.say(f"written: {output / FILES[name]}")
+        saved.display.point_out(f"written: {output / FILES[name]}")
     saved.display.say(
         f"input `image`: {model.inputs[0].dtype} {list(model.input_shape[1:])};"
         f" output: probabilities of {', '.join(saved.labels)}"

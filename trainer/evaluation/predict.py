@@ -54,4 +54,6 @@ def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> Non
             display.say(f"{submission.left_out} slices of the shards are not in {sample}: left out")
     rows = submission.rows
     write_whole(output, lambda path: rows.to_csv(path, index=False, float_format="%.9g"))
-    display.say(f"{output}: {len(rows)} rows for {split.examples} slices of {split.name}")
+    display.point_out(
+        f"written: {output}, {len(rows)} rows for {split.examples} slices of {split.name}"
+    )

@@ -61,7 +61,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_page(output, "compare.html.jinja", **values)
-    Display().say(f"written: {output}")
+    Display().point_out(f"written: {output}")
 
 
 def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:

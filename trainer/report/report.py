@@ -59,7 +59,7 @@ def write_report(job: EvaluationJob, mistakes: int) -> None:
     values["training"] = training_drawings(history, names, metrics["best_epoch"])
     path = run.path / "report.html"
     write_page(path, "report.html.jinja", **values)
-    job.display.say(f"written: {path}")
+    job.display.point_out(f"written: {path}")
 
 
 def log_pictures(

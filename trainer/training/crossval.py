@@ -16,7 +16,7 @@ from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
 from trainer.json_documents import read_json
-from trainer.progress import number
+from trainer.progress import make_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
 from trainer.training.train import train
@@ -53,7 +53,10 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     write_json(folder / "crossval.json", summary)
     jobs[0].display.console.print(summary_table(summary, str(folder)))
     jobs[0].display.say(_POOLED)
-    jobs[0].display.say(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+    display = jobs[0].display
+    display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+    runs = " ".join(str(job.run.path) for job in jobs)
+    display.point_out(f"Next: {make_command('compare', RUNS=runs)}")
 
 
 def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
