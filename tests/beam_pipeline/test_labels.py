@@ -313,6 +313,8 @@ def test_other_columns_of_a_wide_file_are_left_alone_if_the_classes_are_named(
         # Text and long numbers could be a patient's.
         ("id,name,any\na,Doe,1\nb,Doe,0\n", "column 'name' is not of 0 and 1; name"),
         ("id,number,any\na,1234567,1\nb,1234568,0\n", "column 'number' is not of 0 and 1; name"),
+        ("id,number,any\na,1000,1\nb,-1000,0\n", "column 'number' is not of 0 and 1; name"),
+        ("id,x,any\na,999.9,1\n", "column 'x' is not of 0 and 1, but for instance 999.9; name"),
         (
             "id,fold,any\na,0,1\nb,3,0\nc,4,1\n",
             "column 'fold' is not of 0 and 1, but for instance 3",
