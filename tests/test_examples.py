@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,16 +143,72 @@ def test_random_reads_equal_a_sequential_read(shards: Path, kind: str) -> None:
     assert told.startswith(f"{len(expected)} images; one in the middle: {images.shape}")
 
 
-def test_a_dataset_for_pytorch(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torch, which is five gigabytes: it takes anything that has a length and items."""
+@pytest.mark.parametrize("kind", ["windows", "hu"])
+def test_without_isal_images_are_the_same(
+    shards: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = load_example("shard_images")
+    monkeypatch.setitem(sys.modules, "isal", None)
+    plain = load_example("shard_images")
+    assert (fast.zlib.__name__, plain.zlib) == ("isal.isal_zlib", zlib)
+    found = plain.read_splits(shards / kind, ["fold0"])
+    expected = fast.read_splits(shards / kind, ["fold0"])
+    for (image, _), (other, _) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(image, other)
+
+
+def test_a_mistyped_split_is_an_error_rather_than_no_images(shards: Path) -> None:
+    read_splits = load_example("shard_images").read_splits
+    with pytest.raises(ValueError, match=r"no split \['fold7'\]: there are \['fold0', 'fold1'\]"):
+        read_splits(shards / "windows", ["fold0", "fold7"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"), [("windows", (3, 64, 64), "uint8"), ("hu", (1, 64, 64), "int32")]
+)
+def test_a_dataset_for_pytorch(
+    shards: Path, kind: str, shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, which is five gigabytes: it takes anything that has a length and items.
+
+    It warns of arrays that are not writable, and calculates with no uint16.
+    """
     monkeypatch.syspath_prepend(ROOT / "examples")
-    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    images = load_example("shard_images").read_splits(shards / kind, ["fold0"])
     dataset = load_example("pytorch_dataset").ShardDataset(images)
     assert len(dataset) == len(images)
     image, labels = dataset[1]
-    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((3, 64, 64), np.uint8, True)
+    assert (image.shape, image.dtype, image.flags.c_contiguous) == (shape, dtype, True)
     np.testing.assert_array_equal(image.transpose(1, 2, 0), images[1][0])
-    assert labels.shape == (6,)
+    assert (labels.shape, labels.dtype) == ((6,), np.float32)
+    expected = labels.copy()
+    labels += 1  # as smoothing them in place does
+    image += 1
+    np.testing.assert_array_equal(dataset[1][1], expected)
+
+
+def test_a_dataset_is_read_by_several_processes_at_once(shards: Path) -> None:
+    """Whether they are forked, as DataLoader's are by default, or get it pickled."""
+    code = """if True:
+        import multiprocessing, sys
+        from pathlib import Path
+        import numpy as np
+        sys.path.insert(0, "examples")
+        from pytorch_dataset import ShardDataset
+        from shard_images import read_splits
+
+        dataset = ShardDataset(read_splits(Path(sys.argv[1]), ["fold0", "fold1"]))
+        rows = [*range(len(dataset))] * 4
+        expected = [dataset[row] for row in rows]
+        for method in ("fork", "spawn"):
+            with multiprocessing.get_context(method).Pool(2) as pool:
+                found = pool.map(dataset.__getitem__, rows, chunksize=1)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_equal(one, other)
+            print(method, len(found))
+    """
+    slices = len(pd.read_parquet(shards / "windows" / "index.parquet"))
+    assert run("-c", code, shards / "windows") == f"fork {4 * slices}\nspawn {4 * slices}\n"
 
 
 def test_random_access_needs_neither_tensorflow_nor_beam_nor_protobuf(shards: Path) -> None:
