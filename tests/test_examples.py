@@ -24,6 +24,7 @@ from nbclient import NotebookClient
 
 from beam_pipeline.__main__ import main
 from examples.sample import write_sample
+from tests.benchmarks import random_access
 
 ROOT = Path(__file__).parents[1]
 # Beam's own use of deprecated Python features; RSNA's UIDs, which are no valid UIDs.
@@ -209,6 +210,22 @@ def test_a_dataset_is_read_by_several_processes_at_once(shards: Path) -> None:
     """
     slices = len(pd.read_parquet(shards / "windows" / "index.parquet"))
     assert run("-c", code, shards / "windows") == f"fork {4 * slices}\nspawn {4 * slices}\n"
+
+
+def test_the_benchmark_of_reading_compares_all_ways(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    ways = random_access.make_ways(images, tmp_path / "png")
+    rows = random_access.tabulate(random_access.measure(ways, len(images), reads=2, repeats=1))
+    assert [row[:2] for row in rows] == [(o, w) for o in ("random", "in order") for w in ways]
+    assert [ways["(b) isal"](row).tolist() for row in range(len(images))] == [
+        image.transpose(2, 0, 1).tolist() for image, _ in images
+    ]
+    ways["(b) isal"] = lambda row: ways["(c) zlib"](row) ^ 1
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        random_access.measure(ways, len(images), reads=2, repeats=1)
 
 
 def test_random_access_needs_neither_tensorflow_nor_beam_nor_protobuf(shards: Path) -> None:
