@@ -26,10 +26,10 @@ class ShardDataset:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = self.images[row]
-        if image.dtype == np.uint16:  # PyTorch can neither add nor compare it
-            image = image.astype(np.int32)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), labels
+        # PyTorch can neither add nor compare uint16.
+        dtype = np.int32 if self.images.dtype == np.uint16 else np.uint8
+        image = self.images.view(row).transpose(2, 0, 1)
+        return image.astype(dtype, order="C"), self.images.labels[row].copy()
 
 
 if __name__ == "__main__":

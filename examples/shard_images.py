@@ -43,22 +43,28 @@ class ShardImages:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.view(row).astype(self.dtype), self.labels[row].copy()
+
+    def view(self, row: int) -> np.ndarray:
+        """An image [H, W, C] to be copied: read-only, big-endian, and not contiguous."""
         with self.files[self.shard[row]].open("rb") as file:
             file.seek(self.offset[row])
-            return self.decode(file.read(self.size[row])), self.labels[row].copy()
+            return self.decode(file.read(self.size[row]))
 
     def decode(self, png: bytes) -> np.ndarray:
-        """The pixels of a PNG as the pipeline writes it: one IDAT chunk, no row filtered.
+        """A view of the pixels of a PNG as the pipeline writes it: one IDAT chunk, no row filtered.
 
         Its data lie between 41 bytes (signature, header, length and type) and 16 (checksum, end).
         cv2.imdecode reads it too, more slowly, and gives blue, green, red.
         """
         height, width, channels = self.shape
-        rows = np.frombuffer(zlib.decompress(png[41:-16]), np.uint8).reshape(height, -1)
+        size = height * (1 + width * channels * self.dtype.itemsize)
+        # A buffer that need not grow: the new pages of memory can cost as much as inflating.
+        data = zlib.decompress(memoryview(png)[41:-16], bufsize=size + 64)
+        rows = np.frombuffer(data, np.uint8).reshape(height, -1)
         if rows[:, 0].any():  # the first byte of a row says how it is filtered
             raise ValueError("a PNG of another writer: decode it by a library")
-        pixels = rows[:, 1:].copy().view(self.dtype.newbyteorder(">"))
-        return pixels.astype(self.dtype, copy=False).reshape(height, width, channels)
+        return rows[:, 1:].view(self.dtype.newbyteorder(">")).reshape(height, width, channels)
 
 
 def read_splits(folder: Path, splits: Sequence[str]) -> ShardImages:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import nbformat
 import numpy as np
 import pandas as pd
@@ -137,7 +138,7 @@ def test_random_reads_equal_a_sequential_read(shards: Path, kind: str) -> None:
     images = example.ShardImages(folder, index)
     assert len(images) == len(expected)
     for image_id, (image, labels) in zip(index["image_id"], images, strict=True):
-        assert image.dtype == images.dtype
+        assert (image.dtype, image.flags.writeable) == (images.dtype, True)
         np.testing.assert_array_equal(image, expected[image_id][0])
         assert labels.tolist() == expected[image_id][1]
     told = run("examples/shard_images.py", folder, *splits)
@@ -156,6 +157,14 @@ def test_without_isal_images_are_the_same(
     expected = fast.read_splits(shards / kind, ["fold0"])
     for (image, _), (other, _) in zip(found, expected, strict=True):
         np.testing.assert_array_equal(image, other)
+
+
+def test_a_png_of_another_writer_is_an_error_rather_than_other_pixels(shards: Path) -> None:
+    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    _, png = cv2.imencode(".png", images[0][0], up)
+    with pytest.raises(ValueError, match="another writer"):
+        images.decode(png.tobytes())
 
 
 def test_a_mistyped_split_is_an_error_rather_than_no_images(shards: Path) -> None:
