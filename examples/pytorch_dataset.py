@@ -2,7 +2,7 @@
 
     python examples/pytorch_dataset.py out/shards fold1 fold2
 
-Needs `pip install torch pandas pyarrow`, and neither TensorFlow nor Beam.
+Needs `pip install torch pandas pyarrow`, and neither TensorFlow nor Beam; isal makes it faster.
 """
 
 import sys
@@ -13,7 +13,11 @@ from shard_images import ShardImages, read_splits
 
 
 class ShardDataset:
-    """A map-style dataset: images uint8 [C, H, W] and labels float32 [L]."""
+    """A map-style dataset: images uint8 [C, H, W] and labels float32 [L].
+
+    Channels are in the order of the manifest's windows. Of shards in Hounsfield units, images are
+    int32 [1, H, W]: add the manifest's hu_offset to them.
+    """
 
     def __init__(self, images: ShardImages) -> None:
         self.images = images
@@ -22,8 +26,10 @@ class ShardDataset:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = self.images[row]
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), labels
+        # PyTorch can neither add nor compare uint16.
+        dtype = np.int32 if self.images.dtype == np.uint16 else np.uint8
+        image = self.images.view(row).transpose(2, 0, 1)
+        return image.astype(dtype, order="C"), self.images.labels[row].copy()
 
 
 if __name__ == "__main__":

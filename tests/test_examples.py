@@ -10,10 +10,12 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import nbformat
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from nbclient import NotebookClient
 
 from beam_pipeline.__main__ import main
 from examples.sample import write_sample
+from tests.benchmarks import random_access
 
 ROOT = Path(__file__).parents[1]
 # Beam's own use of deprecated Python features; RSNA's UIDs, which are no valid UIDs.
@@ -136,23 +139,103 @@ def test_random_reads_equal_a_sequential_read(shards: Path, kind: str) -> None:
     images = example.ShardImages(folder, index)
     assert len(images) == len(expected)
     for image_id, (image, labels) in zip(index["image_id"], images, strict=True):
-        assert image.dtype == images.dtype
+        assert (image.dtype, image.flags.writeable) == (images.dtype, True)
         np.testing.assert_array_equal(image, expected[image_id][0])
         assert labels.tolist() == expected[image_id][1]
     told = run("examples/shard_images.py", folder, *splits)
     assert told.startswith(f"{len(expected)} images; one in the middle: {images.shape}")
 
 
-def test_a_dataset_for_pytorch(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torch, which is five gigabytes: it takes anything that has a length and items."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
+@pytest.mark.parametrize("kind", ["windows", "hu"])
+def test_without_isal_images_are_the_same(
+    shards: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = load_example("shard_images")
+    monkeypatch.setitem(sys.modules, "isal", None)
+    plain = load_example("shard_images")
+    assert (fast.zlib.__name__, plain.zlib) == ("isal.isal_zlib", zlib)
+    found = plain.read_splits(shards / kind, ["fold0"])
+    expected = fast.read_splits(shards / kind, ["fold0"])
+    for (image, _), (other, _) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(image, other)
+
+
+def test_a_png_of_another_writer_is_an_error_rather_than_other_pixels(shards: Path) -> None:
     images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    _, png = cv2.imencode(".png", images[0][0], up)
+    with pytest.raises(ValueError, match="another writer"):
+        images.decode(png.tobytes())
+
+
+def test_a_mistyped_split_is_an_error_rather_than_no_images(shards: Path) -> None:
+    read_splits = load_example("shard_images").read_splits
+    with pytest.raises(ValueError, match=r"no split \['fold7'\]: there are \['fold0', 'fold1'\]"):
+        read_splits(shards / "windows", ["fold0", "fold7"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "dtype"), [("windows", (3, 64, 64), "uint8"), ("hu", (1, 64, 64), "int32")]
+)
+def test_a_dataset_for_pytorch(
+    shards: Path, kind: str, shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torch, which is five gigabytes: it takes anything that has a length and items.
+
+    It warns of arrays that are not writable, and calculates with no uint16.
+    """
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    images = load_example("shard_images").read_splits(shards / kind, ["fold0"])
     dataset = load_example("pytorch_dataset").ShardDataset(images)
     assert len(dataset) == len(images)
     image, labels = dataset[1]
-    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((3, 64, 64), np.uint8, True)
+    assert (image.shape, image.dtype, image.flags.c_contiguous) == (shape, dtype, True)
     np.testing.assert_array_equal(image.transpose(1, 2, 0), images[1][0])
-    assert labels.shape == (6,)
+    assert (labels.shape, labels.dtype) == ((6,), np.float32)
+    expected = labels.copy()
+    labels += 1  # as smoothing them in place does
+    image += 1
+    np.testing.assert_array_equal(dataset[1][1], expected)
+
+
+def test_a_dataset_is_read_by_several_processes_at_once(shards: Path) -> None:
+    """Whether they are forked, as DataLoader's are by default, or get it pickled."""
+    code = """if True:
+        import multiprocessing, sys
+        from pathlib import Path
+        import numpy as np
+        sys.path.insert(0, "examples")
+        from pytorch_dataset import ShardDataset
+        from shard_images import read_splits
+
+        dataset = ShardDataset(read_splits(Path(sys.argv[1]), ["fold0", "fold1"]))
+        rows = [*range(len(dataset))] * 4
+        expected = [dataset[row] for row in rows]
+        for method in ("fork", "spawn"):
+            with multiprocessing.get_context(method).Pool(2) as pool:
+                found = pool.map(dataset.__getitem__, rows, chunksize=1)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_equal(one, other)
+            print(method, len(found))
+    """
+    slices = len(pd.read_parquet(shards / "windows" / "index.parquet"))
+    assert run("-c", code, shards / "windows") == f"fork {4 * slices}\nspawn {4 * slices}\n"
+
+
+def test_the_benchmark_of_reading_compares_all_ways(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+    ways = random_access.make_ways(images, tmp_path / "png")
+    rows = random_access.tabulate(random_access.measure(ways, len(images), reads=2, repeats=1))
+    assert [row[:2] for row in rows] == [(o, w) for o in ("random", "in order") for w in ways]
+    assert [ways["(b) isal"](row).tolist() for row in range(len(images))] == [
+        image.transpose(2, 0, 1).tolist() for image, _ in images
+    ]
+    ways["(b) isal"] = lambda row: ways["(c) zlib"](row) ^ 1
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        random_access.measure(ways, len(images), reads=2, repeats=1)
 
 
 def test_random_access_needs_neither_tensorflow_nor_beam_nor_protobuf(shards: Path) -> None:
