@@ -180,7 +180,7 @@ def tiny() -> dict[str, Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def two_blocks_for_five(full: bool) -> Iterator[None]:
-    """The network of most tests, compiled in half the time; processes of their own have the whole.
+    """The network of most tests; what a user starts is tested in test_end_to_end.py.
 
     With --full all have the whole.
     """
@@ -188,6 +188,13 @@ def two_blocks_for_five(full: bool) -> Iterator[None]:
         if not full:
             patch.setattr(small_network.MAKER, small_network.two_blocks)
         yield
+
+
+@pytest.fixture
+def one_convolution(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of tests of what is around it: the loop, its input and its compiler."""
+    if not full:
+        monkeypatch.setattr(small_network.MAKER, small_network.one_convolution)
 
 
 @pytest.fixture(scope="session")
