@@ -31,8 +31,8 @@ def one_convolution(shape: tuple[int, int, int]) -> Any:
     return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
 
 
-def put_in_place(backend: str = "tensorflow") -> None:
-    """Makes `two_blocks` the sample's network for the rest of this process."""
+def put_in_place(maker: str = "two_blocks", backend: str = "tensorflow") -> None:
+    """Makes one of these the sample's network for the rest of this process."""
     from trainer.__main__ import choose_backend
     from trainer.native_log import load_libraries
 
@@ -40,4 +40,4 @@ def put_in_place(backend: str = "tensorflow") -> None:
     load_libraries()
     from trainer.networks import backbones
 
-    backbones.small_resnet = two_blocks
+    backbones.small_resnet = globals()[maker]

@@ -29,10 +29,10 @@ def command(name: str, **options: Any) -> list[str]:
 
 
 def script(full: bool, backend: str, *commands: list[str]) -> str:
-    """What does commands of the trainer, one after the other; the network is that of the tests."""
+    """What does commands of the trainer, one after the other, as with `one_convolution`."""
     lines = [f"assert main({each!r}) == 0" for each in commands]
     if not full:
-        lines.insert(0, f"small_network.put_in_place({backend!r})")
+        lines.insert(0, f"small_network.put_in_place('one_convolution', {backend!r})")
     imports = ("from tests.trainer import small_network", "from trainer.__main__ import main")
     return "\n".join([*imports, *lines])
 
@@ -154,6 +154,7 @@ def newest_step(folder: Path, per_epoch: int) -> int:
 
 
 # In float16 there is all that there is in float32, and the scale of the loss.
+@pytest.mark.usefixtures("one_convolution")
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "float16"])
 def test_killed_at_random_steps_it_ends_as_if_undisturbed(
     shards: Path,
