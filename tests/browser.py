@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -14,8 +14,13 @@ import pytest
 # Width and height in pixels: a phone, a laptop.
 SIZES = ((390, 844), (1280, 800))
 SCHEMES = ("light", "dark")
+View = tuple[tuple[int, int], str]
+VIEWS: tuple[View, ...] = tuple(product(SIZES, SCHEMES))
+# Each size and each scheme once: half the time, for a page that is looked at in two states.
+LIGHT_PHONE, DARK_PHONE = VIEWS[::3], VIEWS[1:3]
 # Of axe-core's four; the others are minor and moderate.
 IMPACTS = ("serious", "critical")
+AXE = {"resultTypes": ["violations"]}  # what is well is not listed
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -34,7 +39,9 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-def faults_of_page(path: Path, screenshots: Path | None = None) -> list[str]:
+def faults_of_page(
+    path: Path, screenshots: Path | None = None, views: Iterable[View] = VIEWS
+) -> list[str]:
     """Looks at a page at each size and in each color scheme; a line a fault, none when all is well.
 
     Faults are: a console message of an error, a request for anything but the page, sideways
@@ -43,13 +50,14 @@ def faults_of_page(path: Path, screenshots: Path | None = None) -> list[str]:
     Args:
         path: of the HTML file.
         screenshots: folder for a picture of each view, if they are wanted.
+        views: sizes and color schemes, all by default.
     """
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
     faults = []
     with chromium() as browser:
-        for size, scheme in product(SIZES, SCHEMES):
+        for size, scheme in views:
             view = f"{size[0]} px, {scheme}"
             viewport = {"width": size[0], "height": size[1]}
             page = browser.new_page(viewport=viewport, color_scheme=scheme)
@@ -59,7 +67,7 @@ def faults_of_page(path: Path, screenshots: Path | None = None) -> list[str]:
             if screenshots:
                 name = f"{path.stem}-{size[0]}-{scheme}.png"
                 page.screenshot(path=screenshots / name, full_page=True)
-            found += axe_faults(axe.Axe().run(page).response)
+            found += axe_faults(axe.Axe().run(page, options=AXE).response)
             page.close()
             faults += [f"{view}: {each}" for each in found]
     return faults

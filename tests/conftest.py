@@ -51,6 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Drops what libraries said when they were imported: it would come after pytest's last line."""
+    capturing = session.config.pluginmanager.getplugin("capturemanager")
+    if capturing is not None:
+        capturing.read_global_capture()
+
+
 @pytest.fixture(scope="session")
 def made_once(
     tmp_path_factory: pytest.TempPathFactory, worker_id: str

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import faults_of_page
+from tests.browser import LIGHT_PHONE, faults_of_page
 
 GOOD = '<!doctype html><html lang="en"><title>t</title><main><h1>A page</h1><p>Text.</p></main>'
 BAD = {
@@ -22,7 +22,7 @@ def test_faults_of_pages(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.html", tmp_path / "bad.html"
     good.write_text(GOOD)
     bad.write_text(GOOD.replace("<p>", f"{''.join(BAD.values())}<p>"))
-    assert faults_of_page(good) == []
+    assert faults_of_page(good, views=LIGHT_PHONE) == []
     found = faults_of_page(bad)
     for each in BAD:
         if not any(each in fault for fault in found):

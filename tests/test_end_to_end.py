@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +16,85 @@ import pandas as pd
 import pydicom
 import pytest
 
+from tests.trainer import small_network
+
 ROOT = Path(__file__).parent.parent
 IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+Command = tuple[object, ...]
+# Between what two commands of one process print.
+NEXT = "\n-- next --\n"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` as the Makefile does, without what this process has set."""
+def python(*arguments: object) -> str:
+    """Run Python as the Makefile does; see that only the program's own words reach the terminal."""
+    # Without what this process has set.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-def succeed(*arguments: object) -> str:
-    """Run, and see that nothing but the program's own words reached the terminal."""
-    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def succeed(full: bool, module: str, *commands: Command) -> list[str]:
+    """What several commands of a module print, one after the other.
+
+    They share a process, which imports what they need once; with --full each has its own.
+    """
+    if full:
+        return [python("-m", module, *each) for each in commands]
+    calls = [f"assert main({[*map(str, each)]}) == 0" for each in commands]
+    script = f"\nprint({NEXT!r})\n".join([f"from {module}.__main__ import main", *calls])
+    return python("-c", script).split(NEXT)[1:]
+
+
+@pytest.fixture(scope="session")
+def folder(made_once: Callable[..., Path], full: bool) -> Path:
     """Holds `sample`, `shards` (labeled), `unlabeled` (the sample's slices to predict)."""
-    folder = tmp_path_factory.mktemp("line")
-    sample, shards = folder / "sample", folder / "shards"
-    patients = ("--patients", 6, "--test_patients", 2, "--slices", 12)
-    succeed("examples.sample", "--output", sample, *patients)
-    common = ("--image_size", 64, "--max_reject_fraction", 0.1)
-    labeled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
-    succeed("beam_pipeline", "--input", sample / "slices", *common, *labeled, "--output", shards)
-    test = ("--input", sample / "test_slices", "--output", folder / "unlabeled")
-    succeed("beam_pipeline", *common, *test)
-    return folder
+
+    def make(folder: Path) -> None:
+        sample = folder / "sample"
+        patients = ("--patients", 6, "--test_patients", 2, "--slices", 12)
+        python("-m", "examples.sample", "--output", sample, *patients)
+        common = ("--image_size", 64, "--max_reject_fraction", 0.1)
+        labeled = ("--labels", sample / "labels.csv", "--folds", 3, "--examples_per_shard", 16)
+        inputs = (
+            ("--input", sample / "slices", *labeled, "--output", folder / "shards"),
+            ("--input", sample / "test_slices", "--output", folder / "unlabeled"),
+        )
+        succeed(full, "beam_pipeline", *((*common, *each) for each in inputs))
+
+    return made_once("line", make)
 
 
-def train(folder: Path) -> str:
-    """Train an epoch by the sample's settings, on smaller images; the run is in `run`."""
+def train_options(folder: Path) -> Command:
+    """An epoch by the sample's settings, on smaller images; the run is in `run`."""
     options = ("--config", "examples/sample.toml", "--image_size", 32, "--epochs", 1)
-    return succeed(
-        "trainer", "train", "--shards", folder / "shards", "--run", folder / "run", *options
-    )
+    return ("train", "--shards", folder / "shards", "--run", folder / "run", *options)
 
 
-@pytest.fixture(scope="module")
-def trained(folder: Path) -> str:
-    """What training printed."""
-    return train(folder)
+@pytest.fixture(scope="session")
+def told(folder: Path, made_once: Callable[..., Path], full: bool) -> dict[str, str]:
+    """What each command of the trainer printed: train, predict and evaluate."""
+    submission = ("--shards", folder / "unlabeled", "--output", folder / "submission.csv")
+    commands: dict[str, Command] = {
+        "train": train_options(folder),
+        "predict": ("predict", "--run", folder / "run", *submission),
+        "evaluate": ("evaluate", "--run", folder / "run"),
+    }
+
+    def make(path: Path) -> None:
+        printed = succeed(full, "trainer", *commands.values())
+        path.write_text(json.dumps(dict(zip(commands, printed, strict=True))))
+
+    found: dict[str, str] = json.loads(made_once("told", make).read_text())
+    return found
 
 
 def manifest_of(shards: Path) -> Any:
@@ -107,8 +137,8 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
             assert example["patient_id"].decode() == row["patient_id"]
 
 
-def test_training_leaves_metrics_and_a_plot(folder: Path, trained: str) -> None:
-    assert trained.endswith(f"Next: make evaluate RUN={folder}/run\n")
+def test_training_leaves_metrics_and_a_plot(folder: Path, told: dict[str, str]) -> None:
+    assert told["train"].rstrip().endswith(f"Next: make evaluate RUN={folder}/run")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     examples = manifest_of(folder / "shards")["splits"]["fold0"]["examples"]
     assert metrics["examples"] == examples
@@ -117,7 +147,7 @@ def test_training_leaves_metrics_and_a_plot(folder: Path, trained: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")  # those of RSNA
-def test_nothing_of_a_header_is_found_in_a_run(folder: Path, trained: str) -> None:
+def test_nothing_of_a_header_is_found_in_a_run(folder: Path, told: dict[str, str]) -> None:
     """None of the ids that the pipeline replaced, in any file of a run, its page among them."""
     words: set[str] = set()
     for path in (folder / "sample" / "slices").glob("*.dcm"):
@@ -125,7 +155,7 @@ def test_nothing_of_a_header_is_found_in_a_run(folder: Path, trained: str) -> No
             header = pydicom.dcmread(path, stop_before_pixels=True)
             words |= {str(header[name].value) for name in IDENTIFIERS if name in header}
     assert len(words) >= 3 * 6
-    contents = {"stdout": trained.encode()}
+    contents = {"stdout": json.dumps(told).encode()}
     for path in filter(Path.is_file, (folder / "run").rglob("*")):
         table = path.suffix == ".parquet"
         content = pd.read_parquet(path).to_csv().encode() if table else path.read_bytes()
@@ -137,8 +167,9 @@ def test_nothing_of_a_header_is_found_in_a_run(folder: Path, trained: str) -> No
             assert word.encode() not in content, f"{word} in {name}"
 
 
-def test_a_complete_run_says_so(folder: Path, trained: str) -> None:
-    assert "complete" in train(folder)
+def test_a_complete_run_says_so(folder: Path, told: dict[str, str]) -> None:
+    assert "complete" not in told["train"]
+    assert "complete" in python("-m", "trainer", *train_options(folder))
 
 
 def train_command(*variables: str) -> str:
@@ -158,37 +189,68 @@ def test_shards_of_the_sample_are_trained_by_its_settings(folder: Path) -> None:
     assert "--config" not in train_command(f"SHARDS={folder / 'none'}", sample)
 
 
-def test_a_saved_run_predicts_a_submission(folder: Path, trained: str) -> None:
-    submission = folder / "submission.csv"
-    succeed(
-        *("trainer", "predict", "--run", folder / "run"),
-        *("--shards", folder / "unlabeled", "--output", submission),
-    )
+def test_a_saved_run_predicts_a_submission(folder: Path, told: dict[str, str]) -> None:
+    assert "submission.csv" in told["predict"]
     manifest = manifest_of(folder / "unlabeled")
-    rows = pd.read_csv(submission)
+    rows = pd.read_csv(folder / "submission.csv")
     assert rows.columns.tolist() == ["ID", "Label"]
     assert len(rows) == 6 * manifest["splits"]["test"]["examples"] == 6 * 24
     assert rows["ID"].is_unique
     assert rows["Label"].between(0, 1).all()
 
 
-def test_a_saved_run_is_evaluated(folder: Path, trained: str) -> None:
-    shown = succeed("trainer", "evaluate", "--run", folder / "run")
-    assert "subdural" in shown
-    assert "where answering every slice with the training prevalence gives" in shown
-    assert "where answering every slice with the training prevalence gives" in trained
+def test_a_saved_run_is_evaluated(told: dict[str, str]) -> None:
+    assert "subdural" in told["evaluate"]
+    for name in ("train", "evaluate"):
+        assert "where answering every slice with the training prevalence gives" in told[name]
 
 
-def test_the_trainers_benchmarks_run_on_any_slices(folder: Path) -> None:
-    shards = ("--shards", folder / "shards")
-    shown = succeed(
-        *("tests.benchmarks.trainer_input", *shards, "--dicom", folder / "sample" / "slices"),
+class Here(Executor):
+    """Does in this process what would start one that imports TensorFlow anew."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Any:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments, **named))
+        return done
+
+
+@pytest.fixture
+def run_benchmark(
+    full: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs a benchmark in this process and with the small network; with --full as it is."""
+
+    def run_here(module: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Here)
+        monkeypatch.setattr(small_network.MAKER, small_network.two_blocks)
+        capsys.readouterr()
+        runpy.run_module(module, run_name="__main__")
+        return capsys.readouterr().out
+
+    return (lambda module, *arguments: python("-m", module, *arguments)) if full else run_here
+
+
+def test_the_trainers_input_is_measured_on_any_slices(
+    folder: Path, run_benchmark: Callable[..., str]
+) -> None:
+    shown = run_benchmark(
+        *("tests.benchmarks.trainer_input", "--shards", folder / "shards"),
+        *("--dicom", folder / "sample" / "slices"),
         *("--image_size", 32, "--repeats", 1, "--copies", 1),
     )
     for way in ("(a) floor", "(b) ours", "(c) tutorial", "(d) dicom", "(e) cached at 32"):
         assert way in shown
-    shown = succeed(
-        *("tests.benchmarks.trainer_step", *shards, "--epochs", 2),
+
+
+def test_the_trainers_step_is_measured_on_any_slices(
+    folder: Path, run_benchmark: Callable[..., str]
+) -> None:
+    shown = run_benchmark(
+        *("tests.benchmarks.trainer_step", "--shards", folder / "shards", "--epochs", 2),
         *("--ways", "cached", "--sizes", 64, "--precisions", "float32"),
     )
     assert "64 float32 (iii) cached" in shown

@@ -71,17 +71,19 @@ def load_example(name: str) -> Any:
     return module
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def shards(made_once: Callable[..., Path]) -> Path:
     """Of windows in `windows`, and of Hounsfield units in `hu`."""
-    folder = tmp_path_factory.mktemp("examples")
-    sample = folder / "sample"
-    write_sample(sample, patients=3, slices=4)
-    given = ["--input", f"{sample}/slices", "--labels", f"{sample}/labels.csv", "--folds", "2"]
-    given += ["--image_size", "64", "--max_reject_fraction", "0.6"]
-    assert main([*given, "--output", f"{folder}/windows"]) == 0
-    assert main([*given, "--output", f"{folder}/hu", "--hu"]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        sample = folder / "sample"
+        write_sample(sample, patients=3, slices=4)
+        given = ["--input", f"{sample}/slices", "--labels", f"{sample}/labels.csv", "--folds", "2"]
+        given += ["--image_size", "64", "--max_reject_fraction", "0.6"]
+        assert main([*given, "--output", f"{folder}/windows"]) == 0
+        assert main([*given, "--output", f"{folder}/hu", "--hu"]) == 0
+
+    return made_once("examples", make)
 
 
 def test_plain_tf_data(shards: Path, run_script: RunScript) -> None:
@@ -270,7 +272,7 @@ def test_a_conversion_to_webdataset(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_notebook_from_shards_to_a_look_at_a_model(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
     notebook = nbformat.read(ROOT / "examples" / "shards_to_model.ipynb", as_version=4)
     assert len(notebook.cells) == 10
@@ -278,6 +280,9 @@ def test_a_notebook_from_shards_to_a_look_at_a_model(
     for name, value in (("SHARDS", shards / "windows"), ("RUN", tmp_path / "run"), ("EPOCHS", 1)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    if not full:
+        small = "from tests.trainer.small_network import put_in_place; put_in_place()"
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(small))
     NotebookClient(
         notebook, timeout=200, resources={"metadata": {"path": ROOT / "examples"}}
     ).execute()

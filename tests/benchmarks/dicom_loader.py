@@ -1,6 +1,7 @@
 """A loader that reads DICOM files in every epoch, as a PyTorch Dataset would; no TensorFlow."""
 
 import os
+import weakref
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,12 +15,13 @@ WINDOWS = ((40, 80), (80, 200), (600, 2800))
 
 
 class DicomLoader:
-    """Resized slices, by a process a core; they start before any epoch."""
+    """Resized slices, by a process a core; they start before any epoch, and end with the loader."""
 
     def __init__(self, paths: list[Path], size: int) -> None:
         self.paths = [str(path) for path in paths]
         self.load = partial(load_slice, size=size)
         self.pool = get_context("spawn").Pool(len(os.sched_getaffinity(0)))
+        weakref.finalize(self, self.pool.terminate)
 
     def epoch(self) -> int:
         """Reads all; how many there were."""

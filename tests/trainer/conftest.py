@@ -21,6 +21,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config
 
+from tests.trainer import small_network
+
 LABELS = ("upper", "lower", "any")
 MANIFEST_WINDOWS = [
     {"name": "brain", "center": 40, "width": 80},
@@ -176,31 +178,23 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
-def two_blocks(shape: tuple[int, int, int]) -> Any:
-    """The sample's network with two of its five blocks, and fewer channels."""
-    import keras
-    from keras import layers
-
-    from trainer.networks.backbones import residual_block
-
-    inputs = layers.Input(shape)
-    x = layers.Conv2D(16, 3, 2, "same", use_bias=False, name="stem")(inputs)
-    for stage, filters in enumerate((16, 32)):
-        x = residual_block(x, filters, 1 + stage, f"stage{stage}")
-    x = layers.BatchNormalization(momentum=0.9, name="last_norm")(x)
-    return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def two_blocks_for_five(full: bool) -> Iterator[None]:
-    """The network of most tests, compiled in half the time; processes of their own have the whole.
+    """The network of most tests; what a user starts is tested in test_end_to_end.py.
 
     With --full all have the whole.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not full:
-            patch.setattr("trainer.networks.backbones.small_resnet", two_blocks)
+            patch.setattr(small_network.MAKER, small_network.two_blocks)
         yield
+
+
+@pytest.fixture
+def one_convolution(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of tests of what is around it: the loop, its input and its compiler."""
+    if not full:
+        monkeypatch.setattr(small_network.MAKER, small_network.one_convolution)
 
 
 @pytest.fixture(scope="session")

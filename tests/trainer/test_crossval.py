@@ -90,6 +90,7 @@ def test_a_summarys_table(summary: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.usefixtures("one_convolution")
 def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     edit_manifest: Callable[..., Path],
     shards: Path,

@@ -48,17 +48,14 @@ assert not any(name.startswith("trainer") for name in sys.modules)
 """
 
 
-# That TensorFlow loads it is seen below, too, if not where there is no trainer.
-@pytest.mark.parametrize("backend", [pytest.param("tensorflow", marks=pytest.mark.full), "jax"])
-def test_keras_alone_loads_it(
-    exported: Path, examples: tuple[Any, Any], tmp_path: Path, backend: str
-) -> None:
-    pytest.importorskip(backend, reason=f"needs {backend}")
+# With JAX, and there by default: test_other_processes.py.
+@pytest.mark.full
+def test_keras_alone_loads_it(exported: Path, examples: tuple[Any, Any], tmp_path: Path) -> None:
     images, expected = examples
     np.save(tmp_path / "images.npy", images)
     paths = [exported / "model.keras", tmp_path / "images.npy", tmp_path / "found.npy"]
     argv = [sys.executable, "-c", ALONE, *map(str, paths)]
-    subprocess.run(argv, check=True, cwd=tmp_path, env=os.environ | {"KERAS_BACKEND": backend})
+    subprocess.run(argv, check=True, cwd=tmp_path, env=os.environ | {"KERAS_BACKEND": "tensorflow"})
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)
 
 

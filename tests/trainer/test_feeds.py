@@ -88,7 +88,7 @@ def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path:
 
 
 @pytest.fixture
-def job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> Job:
+def job(shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None) -> Job:
     given = tiny | {"cache": "device", "image_size": 16, "ema": 0.9, "precision": "bfloat16"}
     return prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
 

@@ -2,13 +2,12 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +15,136 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from trainer.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 FLAGS = ("--deterministic", "--no-report")
-KILLS, ALL_KILLS = 1, 5
+# Within an epoch and between two updates, of two steps each; the others are at random.
+KILLS, ALL_KILLS = (7,), (1, 5, 7, 13, 14)
+LABELS = ("upper", "lower", "any")
 
 
 def command(name: str, **options: Any) -> list[str]:
-    flags = [f"--{key}={value}" for key, value in options.items()]
-    return [sys.executable, "-m", "trainer", name, *flags]
+    return [name, *(f"--{key}={value}" for key, value in options.items())]
 
 
-def run(argv: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def script(full: bool, backend: str, *commands: list[str]) -> str:
+    """What does commands of the trainer, one after the other, as with `one_convolution`."""
+    lines = [f"assert main({each!r}) == 0" for each in commands]
+    if not full:
+        lines.insert(0, f"small_network.put_in_place('one_convolution', {backend!r})")
+    imports = ("from tests.trainer import small_network", "from trainer.__main__ import main")
+    return "\n".join([*imports, *lines])
+
+
+def run(code: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        argv, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | variables
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | variables,
+    )  # fmt: skip
+
+
+# JAX, whose process does one after the other
+
+# Keras without the trainer.
+ALONE = """
+import sys
+import keras
+import numpy as np
+
+exported, images, answers = sys.argv[1:]
+assert keras.backend.backend() == "jax"
+np.save(answers, keras.models.load_model(exported).predict_on_batch(np.load(images)))
+assert not any(name.startswith("trainer") for name in sys.modules)
+"""
+# The tests below know nothing of the devices on which training shared its batches.
+TESTS = """
+import pytest
+
+keras.distribution.set_distribution(None)
+files = [f"tests/trainer/test_{name}.py" for name in ("averaging", "feeds", "half_precision")]
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *FULL, *files]))
+"""
+
+
+@dataclass(frozen=True)
+class WithJax:
+    """What came of the process, in whose folder `finished` and a new run are."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def with_jax(
+    shards: Path,
+    tiny: dict[str, Any],
+    finished: Path,
+    split_rows: dict[str, list[dict[str, Any]]],
+    tmp_path_factory: pytest.TempPathFactory,
+    full: bool,
+) -> WithJax:
+    """Answers of an exported model, an evaluation, a training, and tests that know no backend."""
+    pytest.importorskip("jax", reason="the JAX backend needs jax")
+    folder = tmp_path_factory.mktemp("jax")
+    export = ["--run", str(finished), "--output", str(folder / "export"), "--formats", "keras"]
+    assert main(["export", *export]) == 0
+    np.save(folder / "images.npy", [row["image"] for row in split_rows["fold0"]])
+    (folder / "run").mkdir()
+    for name in ("run.json", "model.keras"):
+        (folder / "run" / name).write_bytes((finished / name).read_bytes())
+    options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
+    commands = (
+        command("evaluate", run=folder / "run", backend="jax"),
+        [*command("train", shards=shards, run=folder / "new", backend="jax", **options), FLAGS[1]],
     )
+    code = ALONE + script(full, "jax", *commands) + f"\nFULL = {['--full'] * full}" + TESTS
+    files = (folder / "export/model.keras", folder / "images.npy", folder / "answers.npy")
+    # Two devices, which share each batch.
+    devices = "--xla_force_host_platform_device_count=2"
+    done = run(code, *files, KERAS_BACKEND="jax", XLA_FLAGS=devices)
+    return WithJax(folder, done)
 
 
-def in_one_process(*commands: list[str]) -> list[str]:
-    """A command that does several, one after the other, and imports what they need once."""
-    calls = "; ".join(f"assert main({each[3:]!r}) == 0" for each in commands)
-    return [sys.executable, "-c", f"from trainer.__main__ import main; {calls}"]
+def probabilities_of(run: Path, ids: list[str]) -> Any:
+    """Those of fold0, [N, 3], in the order of the images' ids."""
+    frame = pd.read_parquet(run / "predictions-fold0.parquet").set_index("image_id")
+    assert len(frame) == len(ids)
+    return frame.loc[ids, [f"probability_{label}" for label in LABELS]].to_numpy()
+
+
+@pytest.fixture
+def expected(finished: Path, split_rows: dict[str, list[dict[str, Any]]]) -> Any:
+    """What TensorFlow answers."""
+    return probabilities_of(finished, [row["image_id"] for row in split_rows["fold0"]])
+
+
+def test_keras_alone_loads_an_exported_model_with_jax(with_jax: WithJax, expected: Any) -> None:
+    assert (with_jax.folder / "answers.npy").exists(), with_jax.done.stderr
+    found = np.load(with_jax.folder / "answers.npy")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_jax_gives_the_same_logits_and_trains(
-    shards: Path, tiny: dict[str, Any], finished: Path, tmp_path: Path
+    with_jax: WithJax, expected: Any, split_rows: dict[str, list[dict[str, Any]]]
 ) -> None:
-    pytest.importorskip("jax", reason="the JAX backend needs jax")
-    before = pd.read_parquet(finished / "predictions-fold0.parquet")
-    (tmp_path / "run").mkdir()
-    for name in ("run.json", "model.keras"):
-        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
-    options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
-    lines = [
-        command("evaluate", run=tmp_path / "run", backend="jax"),
-        [
-            *command("train", shards=shards, run=tmp_path / "jax", backend="jax", **options),
-            "--no-report",
-        ],
-    ]
-    # Two devices, which share each batch.
-    devices = "--xla_force_host_platform_device_count=2"
-    done = run(in_one_process(*lines), XLA_FLAGS=devices)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "jax on 2 devices" in done.stdout
-    after = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
-    assert before["image_id"].tolist() == after["image_id"].tolist()
-    for label in ("upper", "lower", "any"):
-        one, other = (
-            np.log(frame[f"probability_{label}"] / (1 - frame[f"probability_{label}"]))
-            for frame in (before, after)
-        )
-        np.testing.assert_allclose(one, other, atol=1e-4)
-    assert json.loads((tmp_path / "jax" / "metrics.json").read_text())["examples"] == 21
+    assert with_jax.done.stderr == ""
+    assert "jax on 2 devices" in with_jax.done.stdout
+    found = probabilities_of(
+        with_jax.folder / "run", [row["image_id"] for row in split_rows["fold0"]]
+    )
+    one, other = (np.log(each / (1 - each)) for each in (expected, found))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    trained = json.loads((with_jax.folder / "new" / "metrics.json").read_text())
+    assert trained["examples"] == 21
 
 
-def test_what_differs_between_backends_holds_with_jax() -> None:
-    pytest.importorskip("jax", reason="the JAX backend needs jax")
-    files = ("test_averaging.py", "test_feeds.py", "test_half_precision.py")
-    argv = [sys.executable, "-m", "pytest", "-q", *(f"tests/trainer/{each}" for each in files)]
-    done = run(argv, KERAS_BACKEND="jax")
-    assert done.returncode == 0, done.stdout
-    assert "1 skipped" in done.stdout, "what is said of TensorFlow alone"
+def test_what_differs_between_backends_holds_with_jax(with_jax: WithJax) -> None:
+    assert with_jax.done.returncode == 0, with_jax.done.stdout
+    assert "1 skipped" in with_jax.done.stdout, "what is said of TensorFlow alone"
+
+
+# SIGKILL
 
 
 def newest_step(folder: Path, per_epoch: int) -> int:
@@ -86,9 +154,15 @@ def newest_step(folder: Path, per_epoch: int) -> int:
 
 
 # In float16 there is all that there is in float32, and the scale of the loss.
+@pytest.mark.usefixtures("one_convolution")
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "float16"])
 def test_killed_at_random_steps_it_ends_as_if_undisturbed(
-    shards: Path, tiny: dict[str, Any], tmp_path: Path, precision: str, full: bool
+    shards: Path,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    precision: str,
+    full: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = tiny | {"checkpoint_steps": 1, "epochs": 3, "ema": 0.9, "accumulate": 2}
     options |= {"precision": precision, "sampling": "balanced"}
@@ -96,19 +170,26 @@ def test_killed_at_random_steps_it_ends_as_if_undisturbed(
         [*command("train", shards=shards, run=tmp_path / name, **options), *FLAGS]
         for name in ("broken", "whole")
     )
-    # TensorFlow says of some processors that float16 is slow on them.
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    start = partial(subprocess.Popen, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | quiet)
-    for step in sorted(random.Random(0).sample(range(1, 15), ALL_KILLS if full else KILLS)):
-        process = start(broken)
+    for step in ALL_KILLS if full else KILLS:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script(full, "tensorflow", broken)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            # TensorFlow says of some processors that float16 is slow on them.
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
         while newest_step(tmp_path / "broken" / "checkpoints", 5) < step:
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = run(in_one_process(broken, whole), **quiet)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "resumes after" in done.stdout
+    # This process resumes what the other began.
+    assert main(broken) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "resumes after" in told.out
+    assert main(whole) == 0
+    assert "resumes" not in capsys.readouterr().out
     for name in ("history.json", "metrics.json"):
         one, other = (read(tmp_path / folder / name) for folder in ("broken", "whole"))
         assert one == other

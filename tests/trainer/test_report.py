@@ -2,6 +2,7 @@ import platform
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tests.browser import faults_of_page
+from tests.browser import DARK_PHONE, LIGHT_PHONE, VIEWS, faults_of_page
 from tests.trainer.made_runs import MANY, make_run
 from trainer.__main__ import main
 from trainer.command_line import parse_arguments
@@ -120,12 +121,11 @@ def test_the_figures_of_a_page_are_scikit_learns(tmp_path: Path) -> None:
         assert identifier not in page.text
 
 
-@pytest.fixture(scope="module")
-def many_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def many_labels(made_once: Callable[..., Path]) -> Path:
     """The page of a run with 14 labels."""
-    run = tmp_path_factory.mktemp("many") / "run"
-    write_report(make_run(run, MANY, patients=12), 0)
-    return run / "report.html"
+    made = made_once("many", lambda run: write_report(make_run(run, MANY, patients=12), 0))
+    return made / "report.html"
 
 
 def test_many_labels_have_a_plot_each(many_labels: Path) -> None:
@@ -214,9 +214,10 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_the_page_in_a_browser(finished: Path, many_labels: Path) -> None:
-    assert faults_of_page(finished / "report.html") == []
-    assert faults_of_page(many_labels) == []
+def test_the_page_in_a_browser(finished: Path, many_labels: Path, full: bool) -> None:
+    views = (VIEWS, VIEWS) if full else (LIGHT_PHONE, DARK_PHONE)
+    for page, seen in zip((finished / "report.html", many_labels), views, strict=True):
+        assert faults_of_page(page, views=seen) == []
 
 
 def test_a_run_that_is_not_complete(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from tests.browser import faults_of_page
+from tests.browser import LIGHT_PHONE, VIEWS, faults_of_page
 from tests.trainer.made_runs import make_run
 from trainer.__main__ import main
 from trainer.report.comparison_tables import verdict
@@ -118,7 +118,8 @@ def test_what_cannot_be_compared_is_one_line(
     assert "--runs is missing" in capsys.readouterr().err
 
 
-def test_the_page_in_a_browser(pair: tuple[Path, Path]) -> None:
+def test_the_page_in_a_browser(pair: tuple[Path, Path], full: bool) -> None:
     make_run(pair[0].parent / "third", digest="e" * 64)
     compare(*pair, pair[0].parent / "third")
-    assert faults_of_page(pair[0].parent / "compare.html") == []
+    views = VIEWS if full else LIGHT_PHONE
+    assert faults_of_page(pair[0].parent / "compare.html", views=views) == []

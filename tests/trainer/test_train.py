@@ -30,7 +30,7 @@ JobMaker = Callable[..., Job]
 
 
 @pytest.fixture
-def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> JobMaker:
+def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None) -> JobMaker:
     """Makes a job of the tiny options with some changed, in a run directory of that name."""
 
     def make(name: str = "run", **changes: Any) -> Job:
@@ -88,6 +88,7 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in shown.err
 
 
+@pytest.mark.usefixtures("one_convolution")
 def test_balanced_sampling_leaves_natural_probabilities(
     shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path, full: bool
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
         assert not np.array_equal(copies([variable])[0], before), variable.path
 
 
+@pytest.mark.usefixtures("one_convolution")
 def test_an_infinite_loss_stops_with_a_report(
     shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
