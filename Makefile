@@ -70,7 +70,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify card train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify card train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
@@ -173,6 +173,9 @@ bench-engines: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
 
 bench-costs: $(VENV)/.dev
 	@$(RUN_PY) -m tests.benchmarks.costs $(ARGS)
+
+bench-archives: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
+	@$(RUN_PY) -m tests.benchmarks.archives --input "$(BENCH_INPUT)" $(ARGS)
 
 bench-reading: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
 	@$(RUN_PY) -m tests.benchmarks.random_access --input "$(BENCH_INPUT)" $(ARGS)
