@@ -31,6 +31,8 @@ _ENCRYPTED = 1  # bit of a member's flags
 # A member's header, which its bytes follow; 4.3.7 of PKWARE's APPNOTE.TXT.
 _HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\3\4"
+# What can be read: bytes of a file to those in the archive, at most.
+_RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _PIECE = 1 << 15  # compressed bytes that are read at a time, where the first of a file are wanted
 _ODD = frozenset({"", ".", ".."})  # parts of a path that lead nowhere
 _LISTED = 1 << 12  # names that are taken out of the directory at a time
@@ -95,10 +97,13 @@ class ArchiveStore:
         self._disk = LocalStore(patience)
 
     def _directory(self) -> _Directory:
+        return _read_directory(self._archive, self._info().version)
+
+    def _info(self) -> FileInfo:
         info = self._disk.info(self._archive)
         if info is None:
             raise StoreError(self._archive, "is gone")
-        return _read_directory(self._archive, info.version)
+        return info
 
     def list(self, folder: str) -> Iterator[FileInfo]:
         """See ReadableStore.
@@ -146,15 +151,19 @@ class ArchiveStore:
             raise FileNotFoundError(errno.ENOENT, "No such file in the archive")
         if member["flags"] & _ENCRYPTED:
             raise OSError(errno.EACCES, "Encrypted in the archive")
-        size = int(member["size"])
+        if member["method"] not in _RATIOS:
+            raise OSError(errno.ENOTSUP, "Compressed in the archive in a way that is not supported")
+        size, stored = int(member["size"]), int(member["stored"])
+        # What a damaged directory says need not fit into the memory.
+        most = stored * _RATIOS[int(member["method"])]
+        if int(member["start"]) + stored > self._info().size or size > most:
+            raise OSError(errno.EIO, "Damaged in the archive")
         end = size if length is None else min(start + length, size)
         first = self._first_byte(int(member["start"]))
         if member["method"] == zipfile.ZIP_STORED:
             data = self._disk.read(self._archive, first + start, max(end - start, 0))
-        elif member["method"] == zipfile.ZIP_DEFLATED:
-            data = self._inflate(first, int(member["stored"]), end)[start:]
         else:
-            raise OSError(errno.ENOTSUP, "Compressed in the archive in a way that is not supported")
+            data = self._inflate(first, stored, end)[start:]
         whole = start == 0 and end == size
         if len(data) < end - start or (whole and isal_zlib.crc32(data) != member["crc"]):
             raise OSError(errno.EIO, "Damaged in the archive")
@@ -234,12 +243,15 @@ def _read_directory(archive: str, version: str) -> _Directory:
 def _parse_directory(archive: str) -> tuple[list[bytes], NDArray[Any]]:
     """The names in an archive's own order, and what is said of each: [files] of _MEMBER."""
     with _no_collection(), zipfile.ZipFile(archive) as file:
-        infos = [info for info in file.infolist() if not info.is_dir()]
+        infos = [info for info in file.infolist() if not info.filename.endswith("/")]
         members = np.empty(len(infos), _MEMBER)
         for field, attribute in _ATTRIBUTES.items():
             values = map(attrgetter(attribute), infos)
             members[field] = np.fromiter(values, np.int64, len(infos))
-        return [_name(info) for info in infos], members
+        names = [_name(info) for info in infos]
+    if b"" in names:
+        raise zipfile.BadZipFile("a file has no name")
+    return names, members
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -216,6 +217,14 @@ def test_what_is_no_archive_is_refused_with_the_reason(tmp_path: Path, tree: Pat
         assert str(refused.value).endswith("); was it copied whole?")
 
 
+@pytest.mark.parametrize("name", [b"\0xxx", b"../.", b"./.."])
+def test_a_file_without_a_name_is_refused(tmp_path: Path, name: bytes) -> None:
+    archive = zipped(tmp_path / "a.zip", {"a.dcm": b"a", "xxxx": b"b"})
+    archive.write_bytes(archive.read_bytes().replace(b"xxxx", name))
+    with pytest.raises(UsageError, match=r"\(a file has no name\)"):
+        InputFiles.parse(str(archive))
+
+
 def flip(archive: Path, member: str, at: int, value: bytes) -> None:
     """Overwrite bytes behind the beginning of a member's header."""
     with zipfile.ZipFile(archive) as file:
@@ -292,6 +301,30 @@ def test_random_damage_is_refused_or_found_or_harmless(tmp_path: Path, full: boo
                 assert data_read in contents.values()
         outcomes["harmless" if harmless else "found"] += 1
     assert all(outcomes.values()), outcomes
+
+
+@METHODS
+@pytest.mark.parametrize("field", [20, 24])  # bytes in the archive, bytes of the file
+@pytest.mark.parametrize("size", [1 << 20, 0xFFFFFFFE])
+def test_sizes_that_cannot_be_are_damage_and_take_no_memory(
+    tmp_path: Path, method: int, field: int, size: int
+) -> None:
+    archive = zipped(tmp_path / "a.zip", {"good": b"g", "bad": b"b"}, method)
+    set_field(archive, "bad", field, size & 0xFFFF)
+    set_field(archive, "bad", field + 2, size >> 16)
+    files = InputFiles.parse(str(archive))
+    assert files.read("good") == b"g"
+    tracemalloc.start()
+    with pytest.raises(OSError, match="Damaged in the archive"):
+        files.read("bad")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_another_method_is_told_from_damage(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"a": ZEROS}, zipfile.ZIP_BZIP2)
+    with pytest.raises(OSError, match="in a way that is not supported"):
+        InputFiles.parse(str(archive)).read("a")
 
 
 def test_an_archive_that_vanishes_ends_the_run_and_rejects_nothing(tree: Path) -> None:
