@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from beam_pipeline.card.choice import Choice, choose, rows_at
 from beam_pipeline.card.content import Content, Seen
+from beam_pipeline.card.page import render
 from beam_pipeline.card.sources import Sources
 from beam_pipeline.card.totals import add_up
 from beam_pipeline.card.views import Views, ViewTask, view_slices
@@ -53,8 +54,6 @@ def write_card(card: Card, folder: Folder, decode_timeout: float) -> None:
         OutputError: it cannot be written.
         StoreError: the folder's store fails.
     """
-    from beam_pipeline.card.page import render
-
     labels, options = card.manifest["labels"], card.manifest["options"]
     with pq.ParquetFile(card.index) as index:
         totals = add_up(index, labels)

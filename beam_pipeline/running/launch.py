@@ -186,7 +186,7 @@ def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
         return "interrupted; the same command resumes"
     if not launched.cancel_on_interrupt:
         return (
-            f"interrupted, but job {job.id} goes on, {job.link}; the same command watches it again"
+            f"interrupted; job {job.id} is still running, {job.link}; the same command watches it"
         )
     try:
         ask_for(job, launched).cancel()

@@ -146,7 +146,8 @@ class ArchiveStore:
                 than by Deflate.
             StoreError: the archive cannot be read.
         """
-        member = self._directory().find(encode_source(path))
+        archive = self._info()
+        member = _read_directory(self._archive, archive.version).find(encode_source(path))
         if member is None:
             raise FileNotFoundError(errno.ENOENT, "No such file in the archive")
         if member["flags"] & _ENCRYPTED:
@@ -156,7 +157,7 @@ class ArchiveStore:
         size, stored = int(member["size"]), int(member["stored"])
         # What a damaged directory says need not fit into the memory.
         most = stored * _RATIOS[int(member["method"])]
-        if int(member["start"]) + stored > self._info().size or size > most:
+        if int(member["start"]) + stored > archive.size or size > most:
             raise OSError(errno.EIO, "Damaged in the archive")
         end = size if length is None else min(start + length, size)
         first = self._first_byte(int(member["start"]))

@@ -301,7 +301,7 @@ def test_a_job_goes_on_after_an_interrupt_and_is_found_again(cloud: Cloud) -> No
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.returncode == 130
-    assert f"interrupted, but job {job.id} goes on, https://console" in done.stderr
+    assert f"interrupted; job {job.id} is still running, https://console" in done.stderr
     assert job.state == "JOB_STATE_RUNNING"
 
     asked, jobs = job.asked, len(cloud.dataflow.jobs)

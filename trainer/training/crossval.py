@@ -51,9 +51,9 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
     summary = summarize(jobs, frame)
     write_json(folder / "crossval.json", summary)
-    jobs[0].display.console.print(summary_table(summary, str(folder)))
-    jobs[0].display.say(_POOLED)
     display = jobs[0].display
+    display.console.print(summary_table(summary, str(folder)))
+    display.say(_POOLED)
     display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
     runs = " ".join(str(job.run.path) for job in jobs)
     display.point_out(f"Next: {make_command('compare', RUNS=runs)}")
