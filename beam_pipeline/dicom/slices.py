@@ -49,6 +49,7 @@ _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _MAX_RESCALE = 1e6  # no slope or intercept of Hounsfield units comes near
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
+# All that is read of a header: what is not among them counts as absent.
 _KEYWORDS = (
     "SOPClassUID",
     "SOPInstanceUID",
