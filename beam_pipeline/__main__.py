@@ -12,12 +12,12 @@ from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
-from beam_pipeline.layout import MANIFEST
+from beam_pipeline.layout import LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
 from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.label_match import check_labels_fit
-from beam_pipeline.planning.labels import LabelFile
+from beam_pipeline.planning.labels import LabelFile, Labels
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles
@@ -50,18 +50,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _preprocess(options: Options, launched: Launch) -> int:
     folder = options.files.folder
-    _check_input(options)
+    labels = _check_input(options)
     console = Console()
     manifest = prepare_output(folder, options)
     if manifest is not None:
         console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
         show_summary(console, manifest, options.files.output, None)
         return 0
+    if labels:
+        labels.keep(Unfinished(folder))
+        del labels
     record_start(folder, launched.runner.name)
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere
     try:
         if not run(options, launched, folder, console):
+            Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
             return 0
     except RunnerError:
         _raise_refusal(folder)
@@ -104,21 +108,22 @@ def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: 
         return launch(options, launched, Watcher(Unfinished(folder), display), console)
 
 
-def _check_input(options: Options) -> None:
-    """Raise at once for what would end the run after the headers were read."""
+def _check_input(options: Options) -> Labels | None:
+    """Read the labels, and raise for what would end the run after the headers were read."""
     files = options.files
     found = InputFiles.parse(files.input, files.storage_patience).list()
     first = next(found, None)
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
     label_file = LabelFile.of(files, options.labels)
-    if label_file:
-        label_file.check()
-        if options.labels.image_id is ImageId.FILE_NAME:  # others are in the headers, or hidden
-            names = (name_of(show_source(info.path)) for info in chain([first], found))
-            check_labels_fit(label_file, names)
+    labels = label_file.read() if label_file else None
+    # Other ids are in the headers, or hidden.
+    if label_file and labels and options.labels.image_id is ImageId.FILE_NAME:
+        names = (name_of(show_source(info.path)) for info in chain([first], found))
+        check_labels_fit(labels, label_file.path, names)
     if options.splits.folds_from:
         read_assignment(options.splits.folds_from, files.storage_patience)
+    return labels
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ RESERVE = f"{UNFINISHED}/reserve"  # room on a full disk for the word of why
 
 # Tables in it; see `unfinished`.
 REJECTS_TABLE = "rejects"
+LABELS_TABLE = "labels"
 # Shards in one table of the plan. A task reads all of it for the sake of one: 1 % of what the
 # shard's files have, and an eighth of the requests that planning needs.
 SHARDS_A_PART = 8

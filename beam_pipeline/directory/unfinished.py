@@ -3,6 +3,7 @@
 A table is written whole, once, under a name that says what it is of; writing it again writes the
 same. So a step may be done again, by whichever worker, and what an earlier run left is used:
 
+labels          the label file's values, by image id
 listing/00000   some of the input's files, with size and version
 inventory/00000 what their headers say: one row per file, in the same order
 plan/00000      the slices of some shard files, in the order to write them
@@ -145,6 +146,10 @@ class Unfinished:
             return self.read(name)
         except (FileNotFoundError, pa.ArrowException):
             return None
+
+    def remove(self, name: str) -> None:
+        """Remove a table, if it is there."""
+        self.folder.remove(_path(name))
 
     def read_all(
         self, names: Sequence[str], columns: Sequence[str] | None = None

@@ -8,18 +8,19 @@ import pyarrow as pa
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.planning.image_keys import image_keys
-from beam_pipeline.planning.labels import LabelFile
+from beam_pipeline.planning.labels import Labels
 
 _NAMES_AT_A_TIME = 10_000
 
 
-def check_labels_fit(labels: LabelFile, image_ids: Iterable[str]) -> None:
+def check_labels_fit(labels: Labels, path: str, image_ids: Iterable[str]) -> None:
     """Raise if not one label is of a file.
 
     Most often the first names tell that there is one; all are compared before there is none.
 
     Args:
         labels: of images.
+        path: of the label file.
         image_ids: of the files, as their names give them.
 
     Raises:
@@ -27,16 +28,15 @@ def check_labels_fit(labels: LabelFile, image_ids: Iterable[str]) -> None:
     """
     names = iter(image_ids)
     seen: list[pa.Array] = []
-    for ids in labels.image_ids():
+    for ids in labels.image_ids.chunks:
         keys = image_keys(ids)
         known = _among(seen, keys) or _among(_listed(names, seen), keys)
         if known:
             return
-    label = next((ids[0].as_py() for ids in labels.image_ids() if len(ids)), None)
-    if label is not None and seen:
+    if len(labels.image_ids) and seen:
         raise UsageError(
-            f"no image of label file {labels.path} is among the files: its ids are like "
-            f"{label!r}, those of the files like {seen[0][0].as_py()!r}"
+            f"no image of label file {path} is among the files: its ids are like "
+            f"{labels.image_ids[0].as_py()!r}, those of the files like {seen[0][0].as_py()!r}"
         )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Reason, UsageError
+from beam_pipeline.layout import LABELS_TABLE
 from beam_pipeline.options import Files, LabelOptions
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.storage import open_file
@@ -50,15 +51,37 @@ class Labels:
 
     Attributes:
         names: of the classes, in the order of the columns.
-        image_keys: uint64 [images], in ascending order: `image_keys` of the image ids.
+        image_ids: string [images], as the file has them; no two are the same.
         values: int8 [images, classes], 0 or 1 where there is no problem.
         problems: int8 [images], the place of the problem in PROBLEMS, -1 for none.
     """
 
     names: tuple[str, ...]
-    image_keys: NDArray[np.uint64]
+    image_ids: pa.ChunkedArray
     values: NDArray[np.int8]
     problems: NDArray[np.int8]
+
+    def keep(self, unfinished: Unfinished) -> None:
+        """Write the labels for the step that plans the shards, on whichever machine.
+
+        Raises:
+            OutputError: they cannot be written.
+            StoreError: the output's store fails.
+        """
+        values = pa.FixedSizeListArray.from_arrays(pa.array(self.values.ravel()), len(self.names))
+        columns = {"image_id": self.image_ids, "values": values, "problem": self.problems}
+        unfinished.write(LABELS_TABLE, pa.table(columns), {"names": self.names})
+
+    @classmethod
+    def find(cls, unfinished: Unfinished) -> "Labels | None":
+        """Return the labels that `keep` wrote, or None if there are none."""
+        table = unfinished.find(LABELS_TABLE)
+        if table is None:
+            return None
+        names = tuple(table_metadata(table)["names"])
+        values = table["values"].combine_chunks().flatten().to_numpy()
+        problems = table["problem"].to_numpy()
+        return cls(names, table["image_id"], values.reshape(-1, len(names)), problems)
 
 
 @dataclass(frozen=True)
@@ -90,18 +113,6 @@ class LabelFile:
             return None
         return cls(files.labels, labels.id_column, labels.label_columns, files.storage_patience)
 
-    def check(self) -> None:
-        """Raise at once if the file is missing, has other columns, or other values in them.
-
-        Raises:
-            UsageError: with what was found.
-        """
-        columns = self._columns()
-        values = ["Label"] if self._is_long(columns) else [*self._wide_columns(columns)[1]]
-        for rows in islice(self._batches(values), 1):
-            for name in values:
-                self._check_values(name, rows[name])
-
     def _check_values(self, column: str, texts: pa.Array) -> None:
         wrong = _values(texts) < 0
         if wrong.sum() * 2 > len(wrong):
@@ -111,21 +122,6 @@ class LabelFile:
                 "--label_columns"
             )
 
-    def image_ids(self) -> Iterator[pa.Array]:
-        """The image ids as text, a part of the rows at a time; repeated as the rows are.
-
-        Raises:
-            UsageError: the file cannot be read, or has other columns.
-        """
-        columns = self._columns()
-        if self._is_long(columns):
-            for rows in self._batches(["ID"]):
-                yield pc.list_element(self._split_ids(rows["ID"]), 0)
-        else:
-            id_column, _ = self._wide_columns(columns)
-            for rows in self._batches([id_column]):
-                yield rows[id_column]
-
     def read(self) -> Labels:
         """The labels, whatever the order of the rows.
 
@@ -133,14 +129,15 @@ class LabelFile:
         than 0 and 1, or without a value for each class is unusable.
 
         Raises:
-            UsageError: the file cannot be read, or has other columns or no rows.
+            UsageError: the file is missing or cannot be read, or has other columns, other values
+                in them, or no rows; the message says what was found.
         """
         columns = self._columns()
         if self._is_long(columns):
             labels = self._read_long()
         else:
             labels = self._read_wide(*self._wide_columns(columns))
-        if not len(labels.image_keys):
+        if not len(labels.image_ids):
             raise UsageError(f"label file {self.path} has no rows")
         return labels
 
@@ -187,6 +184,13 @@ class LabelFile:
                 texts = {c: pc.fill_null(pc.cast(batch[c], pa.string()), "") for c in columns}
                 yield pa.RecordBatch.from_pydict(texts)
 
+    def _checked(self, columns: Sequence[str], values: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The batches of some columns, if the first one's values are those of labels."""
+        for number, rows in enumerate(self._batches(columns)):
+            for name in () if number else values:
+                self._check_values(name, rows[name])
+            yield rows
+
     @contextmanager
     def _open(self) -> Iterator[Any]:
         try:
@@ -200,7 +204,7 @@ class LabelFile:
     def _read_long(self) -> Labels:
         names: dict[str, int] = {}
         values = []
-        for rows in self._batches(_LONG_COLUMNS):
+        for rows in self._checked(_LONG_COLUMNS, ["Label"]):
             parts = self._split_ids(rows["ID"])
             images = pc.list_element(parts, 0).dictionary_encode()
             classes = _places(pc.list_element(parts, 1), names)
@@ -218,7 +222,7 @@ class LabelFile:
 
     def _read_wide(self, id_column: str, names: tuple[str, ...]) -> Labels:
         values = []
-        for rows in self._batches([id_column, *names]):
+        for rows in self._checked([id_column, *names], names):
             images = rows[id_column].dictionary_encode()
             every = np.stack([_values(rows[name]) for name in names], axis=1)
             values.append(_Values(images, np.arange(len(names), dtype=np.int16), every))
@@ -229,7 +233,8 @@ class _Values:
     """Values of a label file that were read together.
 
     Attributes:
-        keys: uint64, the different images.
+        ids: string, the different images.
+        keys: uint64, `image_keys` of them.
         images: int32 [n], of each row, as a place in `keys`.
         columns: int16, the class of each row [n], or of each of a row's values [classes].
         values: int8 [n] or [n, classes], 0, 1 or -1.
@@ -238,6 +243,7 @@ class _Values:
     def __init__(
         self, images: pa.DictionaryArray, columns: NDArray[np.int16], values: NDArray[np.int8]
     ) -> None:
+        self.ids = images.dictionary
         self.keys = image_keys(images.dictionary)
         self.images = images.indices.to_numpy()
         self.columns = columns
@@ -287,11 +293,16 @@ def _labels(names: tuple[str, ...], parts: Sequence[_Values], columns: NDArray[n
     """
     every = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
     rows, found = pd.factorize(every)
+    is_new = np.zeros(len(every), np.bool_)  # numbers grow as images appear
+    is_new[np.searchsorted(np.maximum.accumulate(rows), np.arange(len(found)))] = True
+    ids = []
     lowest = np.full((len(found), len(names)), 2, np.int8)
     highest = np.full_like(lowest, -2)
     first = 0
     for part in parts:
-        row = rows[first : first + len(part.keys)][part.images]
+        some = slice(first, first + len(part.keys))
+        ids.append(part.ids.filter(pa.array(is_new[some])))
+        row = rows[some][part.images]
         place = (row[:, None] if part.values.ndim == 2 else row), columns[part.columns]
         np.minimum.at(lowest, place, part.values)
         np.maximum.at(highest, place, part.values)
@@ -300,5 +311,4 @@ def _labels(names: tuple[str, ...], parts: Sequence[_Values], columns: NDArray[n
     problems[(lowest < 0).any(axis=1)] = _BAD_VALUE
     problems[(lowest > highest).any(axis=1)] = _MISSING_CLASS
     problems[(lowest < highest).any(axis=1)] = _CONFLICT
-    order = np.argsort(found)
-    return Labels(names, found[order], lowest[order], problems[order])
+    return Labels(names, pa.chunked_array(ids, pa.string()), lowest, problems)

@@ -15,6 +15,7 @@ from beam_pipeline.options import LeakCheck, SplitOptions
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import join_groups
 from beam_pipeline.planning.folds import assign_shards
+from beam_pipeline.planning.image_keys import image_keys as keys_of_images
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 
 UNLABELED = -1
@@ -78,14 +79,17 @@ def judge(keys: Keys, labels: Labels | None) -> Judgement:
     if labels is None:
         values = np.full((len(used), len(RSNA_LABELS)), UNLABELED, np.int8)
         return Judgement(verdicts, np.sort(used), RSNA_LABELS, values, 0)
-    place, labeled = _find(labels.image_keys, image_keys)
+    label_keys = keys_of_images(labels.image_ids)
+    order = np.argsort(label_keys)
+    place, labeled = _find(label_keys[order], image_keys)
+    place = order[place]
     problem = labels.problems[place]
     verdicts[used[~labeled]] = _NO_LABEL
     verdicts[used[labeled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labeled]
     kept = np.flatnonzero(labeled & (problem < 0))
     kept = kept[np.argsort(used[kept])]
-    with_file = _find(image_keys, labels.image_keys)[1]
-    with_file |= np.isin(labels.image_keys, keys.image_keys[~keys.usable])
+    with_file = _find(image_keys, label_keys)[1]
+    with_file |= np.isin(label_keys, keys.image_keys[~keys.usable])
     return Judgement(
         verdicts, used[kept], labels.names, labels.values[place[kept]], int((~with_file).sum())
     )

@@ -26,7 +26,7 @@ from beam_pipeline.planning.duplicates import (
     find_candidates,
 )
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.labels import LabelFile
+from beam_pipeline.planning.labels import LabelFile, Labels
 from beam_pipeline.planning.plan import (
     BY_HEADER,
     USED,
@@ -93,7 +93,8 @@ def plan_shards(parts: int, options: Options) -> Plan:
     """
     unfinished = Unfinished(options.files.folder)
     label_file = LabelFile.of(options.files, options.labels)
-    labels = label_file.read() if label_file else None
+    # What the start of the run kept may be gone where a template's job runs again.
+    labels = Labels.find(unfinished) or label_file.read() if label_file else None
     keys, inventory = read_keys(unfinished, parts, options.files.input)
     if not len(keys.usable):
         raise UsageError(f"input {options.files.input} holds no files")

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, UsageError
-from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, LabelFile, Labels
+from beam_pipeline.storage import Folder
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> str:
@@ -32,11 +33,10 @@ def read_labels(path: str) -> Labels:
 
 def found(labels: Labels, image_id: str) -> list[int] | tuple[Reason, str] | None:
     """An image's labels, or why they cannot be used; None where there are none."""
-    (key,) = image_keys(pa.array([image_id], pa.string()))
-    places = np.flatnonzero(labels.image_keys == key)
-    if not len(places):
+    ids = labels.image_ids.to_pylist()
+    if image_id not in ids:
         return None
-    (place,) = places
+    (place,) = (number for number, each in enumerate(ids) if each == image_id)
     problem = labels.problems[place]
     return labels.values[place].tolist() if problem < 0 else PROBLEMS[problem]
 
@@ -53,8 +53,8 @@ def test_a_slice_has_its_labels_in_the_usual_order(tmp_path: Path) -> None:
     assert found(labels, "ID_b") == [0, 0, 0, 0, 1, 1]
     assert found(labels, "ID_a") == [0] * 6
     assert found(labels, "ID_c") is None
-    assert (labels.image_keys.dtype, labels.values.dtype) == (np.uint64, np.int8)
-    assert labels.image_keys.tolist() == sorted(labels.image_keys.tolist())
+    assert labels.image_ids.to_pylist() == ["ID_b", "ID_a"]
+    assert (labels.values.dtype, labels.problems.dtype) == (np.int8, np.int8)
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
@@ -64,7 +64,8 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     for labels in (forward, backward):
         assert found(labels, "ID_a") == [1, 0, 0, 0, 0, 0]
         assert found(labels, "ID_b") == [0, 0, 0, 0, 0, 1]
-    np.testing.assert_equal(vars(forward), vars(backward))
+    assert forward.image_ids.to_pylist() == ["ID_a", "ID_b"]
+    assert backward.image_ids.to_pylist() == ["ID_b", "ID_a"]
 
 
 def test_repeated_rows_that_agree_count_once(tmp_path: Path) -> None:
@@ -96,7 +97,10 @@ def test_a_file_that_is_parsed_in_parts_is_read_as_a_whole(
     whole = read_labels(path)
     monkeypatch.setattr("beam_pipeline.planning.labels._BLOCK_BYTES", 128)
     parts = read_labels(path)
-    np.testing.assert_equal(vars(parts), vars(whole))
+    assert parts.image_ids.num_chunks > whole.image_ids.num_chunks == 1
+    assert parts.image_ids.to_pylist() == whole.image_ids.to_pylist()
+    np.testing.assert_equal(parts.values, whole.values)
+    np.testing.assert_equal(parts.problems, whole.problems)
     assert parts.names == ("x", "y")
     assert found(parts, "ID_3") == [0, 1]
     assert [found(parts, f"ID_{number}") for number in (7, 17, 39)] == [[1, 0], [1, 0], [0, 0]]
@@ -139,6 +143,7 @@ NUMBERS = {"0": 0, "1": 1, "1.0": 1, "true": 1, "2": -1, "": -1}
 def test_labels_are_those_of_a_loop_over_rows(lines: list[tuple[str, str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = "".join(f"{image}_{name},{value}\n" for image, name, value in lines)
+        text += "".join(f"other_{name},0\n" for _, name, _ in lines)  # so that most are values
         labels = read_labels(write(Path(folder), "ID,Label\n" + text))
     names = [*dict.fromkeys(name for _, name, _ in lines)]
     assert labels.names == tuple(names)
@@ -179,11 +184,10 @@ def test_a_compressed_file_is_read_by_its_name(tmp_path: Path, suffix: str) -> N
     text = "ID,Label\n" + rows("ID_a", any=1) + rows("ID_b")
     path = tmp_path / f"labels.csv.{suffix}"
     path.write_bytes(COMPRESS[suffix.lower()](text.encode()))
-    LabelFile(str(path)).check()
     labels = read_labels(str(path))
     assert found(labels, "ID_a") == [0, 0, 0, 0, 0, 1]
     assert found(labels, "ID_b") == [0] * 6
-    assert len(labels.image_keys) == 2
+    assert len(labels.image_ids) == 2
 
 
 # What no checksum protects, as in a Zstandard file of Arrow, may be overwritten unseen.
@@ -215,10 +219,10 @@ def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.zip"
     path.write_bytes(zipped(b"ID,Label\na_x,0\n", "one.csv", "other.csv"))
     with pytest.raises(UsageError, match="the archive holds 2 files, not one"):
-        LabelFile(str(path)).check()
+        LabelFile(str(path)).read()
     path.write_bytes(zipped(b""))
     with pytest.raises(UsageError, match="the archive holds 0 files, not one"):
-        LabelFile(str(path)).check()
+        LabelFile(str(path)).read()
 
 
 def test_an_archive_that_needs_a_password_is_refused(tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, text: str, message: str
 
 def test_a_missing_file_is_refused_before_it_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        LabelFile(str(tmp_path / "absent.csv")).check()
+        LabelFile(str(tmp_path / "absent.csv")).read()
 
 
 WIDE = "image_id,site,epidural,other\na,x,0,1\nb,y,1,0\nb,y,1,0\nc,z,2,0\nd,z,,0\n"
@@ -288,7 +292,7 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not \\['absent'\\]"):
-        LabelFile(write(tmp_path, WIDE), label_columns=("absent",)).check()
+        LabelFile(write(tmp_path, WIDE), label_columns=("absent",)).read()
 
 
 WITH_OTHERS = (
@@ -300,7 +304,6 @@ def test_other_columns_of_a_wide_file_are_left_alone_if_the_classes_are_named(
     tmp_path: Path,
 ) -> None:
     file = LabelFile(write(tmp_path, WITH_OTHERS), label_columns=("any", "epidural"))
-    file.check()
     labels = file.read()
     assert labels.names == ("any", "epidural")
     assert [found(labels, f"ID_{name}") for name in "abc"] == [[1, 0], [0, 0], [1, 1]]
@@ -326,12 +329,18 @@ def test_a_column_that_is_not_of_labels_is_named_at_once(
     tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        LabelFile(write(tmp_path, text)).check()
+        LabelFile(write(tmp_path, text)).read()
 
 
-@pytest.mark.parametrize(
-    "text", [WITH_OTHERS, "ID,Label\n" + rows("ID_a") + rows("ID_b") + rows("ID_c")]
-)
-def test_the_image_ids_of_both_forms(tmp_path: Path, text: str) -> None:
-    ids = LabelFile(write(tmp_path, text), label_columns=()).image_ids()
-    assert {each for part in ids for each in part.to_pylist()} == {"ID_a", "ID_b", "ID_c"}
+def test_labels_are_kept_for_a_later_step(tmp_path: Path) -> None:
+    unfinished = Unfinished(Folder(str(tmp_path / "out")))
+    assert Labels.find(unfinished) is None
+    text = "image,x,y\na,1,0\nb,0,1\nb,0,0\nc,0,\nd,1,1\n"
+    labels = read_labels(write(tmp_path, text))
+    labels.keep(unfinished)
+    kept = Labels.find(unfinished)
+    assert kept is not None
+    assert kept.names == ("x", "y")
+    assert [found(kept, name) for name in "abcd"] == [found(labels, name) for name in "abcd"]
+    unfinished.remove("labels")
+    assert Labels.find(unfinished) is None

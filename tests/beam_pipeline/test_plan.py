@@ -69,11 +69,10 @@ def labels_by_id(
 ) -> Labels:
     """Labels by image id, and the places in PROBLEMS of those that cannot be used."""
     problems = problems or {}
-    keys = image_keys(pa.array([*values, *problems], pa.string()))
-    order = np.argsort(keys)
+    ids = pa.chunked_array([pa.array([*values, *problems], pa.string())])
     filled = np.array([*values.values(), *([0] * len(names) for _ in problems)], np.int8)
     problem = np.array([-1] * len(values) + [*problems.values()], np.int8)
-    return Labels(tuple(names), keys[order], filled[order], problem[order])
+    return Labels(tuple(names), ids, filled, problem)
 
 
 def reasons_of(judgement: Judgement) -> list[Any]:
