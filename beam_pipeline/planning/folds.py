@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.planning.fold_search import search_folds
+
 _MAX_STEPS = 5000
 _CANDIDATES = 256  # groups of each fold that a swap is searched among
 
@@ -21,7 +23,8 @@ def assign_folds(
 
     Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: the
     groups that hold the rarest label are dealt first, each to the fold that lacks that label most;
-    then moves and swaps of groups between folds remove what imbalance is left.
+    then moves and swaps of groups between folds remove what imbalance is left, and where groups are
+    few, a search goes on from there.
 
     Args:
         groups: [n], the group (patient) of each example, 0 to g - 1.
@@ -44,7 +47,7 @@ def assign_folds(
     dealt = _deal(counts, np.asarray(shares), start, rng)
     balance = _Balance(counts, np.asarray(shares), dealt, movable=start < 0)
     _refine(balance, rng)
-    return balance.fold_of
+    return search_folds(counts, balance.shares, balance.fold_of, balance.movable, rng)
 
 
 def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:

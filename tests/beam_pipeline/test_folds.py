@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_pipeline.planning.folds import _Balance, _deal, assign_folds, assign_shards
@@ -156,6 +156,7 @@ def test_swaps_of_all_pairs_of_folds_are_tried(seed: int) -> None:
         assert imbalance(sizes, shares, swapped) >= least - 1e-9
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_every_group_has_a_fold_and_no_fold_is_empty(data: st.DataObject) -> None:
     count = data.draw(st.integers(4, 30))
