@@ -24,6 +24,7 @@ from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.sources import show_source
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.output import find_manifest, prepare_output, read_refusal
+from beam_pipeline.writing.places import check_output_is_not_read, check_places
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,7 +112,10 @@ def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: 
 def _check_input(options: Options) -> Labels | None:
     """Read the labels, and raise for what would end the run after the headers were read."""
     files = options.files
-    found = InputFiles.parse(files.input, files.storage_patience).list()
+    check_places(options)
+    input_files = InputFiles.parse(files.input, files.storage_patience)
+    check_output_is_not_read(input_files, files.output)
+    found = input_files.list()
     first = next(found, None)
     if first is None:
         raise UsageError(f"input {files.input} holds no files")

@@ -4,6 +4,7 @@ Every file, split, feature and column is named here, and only here; `tests/test_
 the trainer's reading of it and the README's tables against this module.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,13 @@ def fold_split(number: int) -> str:
     return f"fold{number}"
 
 
+_SHARD_NAME = re.compile(
+    rf"{DATASET}-(fold(?:0|[1-9]\d?)|{HOLDOUT_SPLIT}|{UNLABELED_SPLIT})"
+    rf"\.{FILE_FORMAT}-(\d{{5,9}})-of-(\d{{5,9}})",
+    re.ASCII,
+)
+
+
 @dataclass(frozen=True)
 class ShardFile:
     """A shard's place in its split.
@@ -57,10 +65,17 @@ class ShardFile:
 
     @classmethod
     def parse(cls, name: str) -> "ShardFile":
-        """The shard with a file name that `name` made."""
-        split, _, numbers = name.removeprefix(f"{DATASET}-").partition(f".{FILE_FORMAT}-")
-        number, _, of = numbers.partition("-of-")
-        return cls(split, int(number), int(of))
+        """Return the shard of a file name.
+
+        Raises:
+            ValueError: `name` makes no such file name.
+        """
+        found = _SHARD_NAME.fullmatch(name)
+        if found:
+            shard = cls(found[1], int(found[2]), int(found[3]))
+            if shard.number < shard.of and shard.name == name:
+                return shard
+        raise ValueError(f"not the name of a shard: {name}")
 
 
 class Feature(NamedTuple):

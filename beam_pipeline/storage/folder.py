@@ -41,10 +41,14 @@ class Folder:
 
     def names(self) -> set[str]:
         """The files and folders in it; none if it is not there."""
+        return {entry.partition("/")[0] for entry in self.entries()}
+
+    def entries(self) -> set[str]:
+        """Return the same names, marked as `Store.entries` says."""
         store, root = self._place
         if root and store.info(root) is not None:
             raise UsageError(f"output {self.url} is a file, not a folder")
-        return store.names(root)
+        return store.entries(root)
 
     def exists(self, name: str) -> bool:
         """Whether a file is there, and so whole."""

@@ -137,10 +137,11 @@ class InputFiles:
         found = store.list(root)
         if not self.pattern:
             return found
-        from wcmatch import glob  # patterns are rare, and it takes a while to load
+        return (info for info in found if self.matches(info.path))
 
-        wanted = re.compile(glob.translate(self.pattern, flags=glob.GLOBSTAR)[0][0])
-        return (info for info in found if wanted.match(info.path))
+    def matches(self, source: str) -> bool:
+        """Whether a path relative to the root is one that the pattern means."""
+        return bool(_compiled(self.pattern).match(source))
 
     def read(self, source: str) -> bytes:
         """All of a source's bytes.
@@ -203,6 +204,13 @@ class InputFiles:
             return self.read(source)
         except OSError as error:
             return error
+
+
+@lru_cache(maxsize=8)
+def _compiled(pattern: str) -> "re.Pattern[str]":
+    from wcmatch import glob  # patterns are rare, and it takes a while to load
+
+    return re.compile(glob.translate(pattern, flags=glob.GLOBSTAR)[0][0])
 
 
 @lru_cache(maxsize=8)  # a process does many tasks of one run

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -18,7 +19,8 @@ from beam_pipeline.storage.retries import Patience, Transient
 T = TypeVar("T")
 
 # What a killed process leaves behind; never a whole file.
-PARTIAL_SUFFIX = ".partial"
+_PARTIAL = ".{name}.{unique}.partial"
+_PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial", re.DOTALL)
 _REMOVALS = 10  # of a folder in which another process may be writing
 
 # The machine or the network behind a mount fails, not the file.
@@ -116,12 +118,12 @@ class LocalStore:
                 return None
             raise StoreError(_show(path), error.strerror or type(error).__name__) from None
 
-    def names(self, folder: str) -> set[str]:
+    def entries(self, folder: str) -> set[str]:
         """See Store."""
         if not self.is_folder(folder):
             return set()
         try:
-            return self._request(folder, lambda: {e.name for e in Path(folder).iterdir()})
+            return self._request(folder, lambda: set(map(_entry, Path(folder).iterdir())))
         except OSError as error:
             raise StoreError(_show(folder), f"cannot be listed: {error.strerror}") from None
 
@@ -152,8 +154,8 @@ class LocalStore:
 
     def remove_partial(self, folder: str) -> None:
         """See Store."""
-        for name in self.names(folder):
-            if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
+        for name in self.entries(folder):
+            if partial_target(name) is not None:
                 _remove_abandoned(Path(folder, name))
 
     def remove(self, path: str) -> None:
@@ -191,11 +193,24 @@ class LocalStore:
         return Patience(_show(str(Path(path).parent)), self._patience).request(attempt)
 
 
+def partial_target(name: str) -> str | None:
+    """Return the name of the file that a partial file would have become; None for other names."""
+    found = _PARTIAL_NAME.fullmatch(name)
+    return found[1] if found else None
+
+
+def _entry(path: Path) -> str:
+    """Return a file's name as `LocalStore.entries` does."""
+    if os.path.isfile(path):  # noqa: PTH113 - Path's raises for what may not be looked at
+        return path.name
+    return f"{path.name}/{'' if path.is_dir() and not path.is_symlink() else '@'}"
+
+
 def _make_partial(target: Path) -> tuple[Path, int]:
     """A new file beside a target, and a descriptor that locks it: whoever writes it is alive."""
     while True:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"
+        partial = target.parent / _PARTIAL.format(name=target.name, unique=uuid.uuid4().hex)
         try:
             lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileNotFoundError:  # another run has removed the folder meanwhile

@@ -63,8 +63,12 @@ class ReadableStore(Protocol):
 class Store(ReadableStore, Protocol):
     """A store to read and write."""
 
-    def names(self, folder: str) -> set[str]:
-        """The files and folders in a folder; none if it is not there."""
+    def entries(self, folder: str) -> set[str]:
+        """Return what is in a folder; nothing if there is no folder.
+
+        `/` follows a folder's name, and `/@` that of what is neither file nor folder: a link to a
+        folder or to nothing, a pipe.
+        """
         ...
 
     def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:

@@ -111,11 +111,11 @@ class ObjectStore:
         """See Store."""
         return bool(self._request(_Pages(self._reading, path).next)) or not path
 
-    def names(self, folder: str) -> set[str]:
+    def entries(self, folder: str) -> set[str]:
         """See Store."""
         found = self._request(lambda: obstore.list_with_delimiter(self._reading, folder or None))
-        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
-        return {path.rpartition("/")[2] for path in paths}
+        folders = {f"{path.rpartition('/')[2]}/" for path in found["common_prefixes"]}
+        return folders | {item["path"].rpartition("/")[2] for item in found["objects"]}
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """See Store."""

@@ -2,25 +2,26 @@
 
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 from beam_pipeline.errors import Refusal, UsageError
 from beam_pipeline.layout import (
     CARD,
-    DATASET,
     FILES,
     MANIFEST,
     OPTIONS,
     REFUSAL,
     RESERVE,
     UNFINISHED,
+    ShardFile,
 )
 from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
-from beam_pipeline.storage.local import PARTIAL_SUFFIX
+from beam_pipeline.storage.local import partial_target
 
 _RESERVE_BYTES = 1 << 16  # random: zeros may take no room
-_OWN_NAMES = {*FILES, CARD, UNFINISHED}
+_OWN_FILES = {*FILES, CARD}
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -33,8 +34,15 @@ def find_manifest(folder: Folder) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(folder.read(MANIFEST))
+    except ValueError:
+        manifest = None
+    return _check_ours(folder, manifest)
+
+
+def _check_ours(folder: Folder, manifest: Any) -> dict[str, Any]:
+    try:
         manifest["schema_version"], manifest["options"]
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest") from None
     return dict(manifest)
 
@@ -48,13 +56,18 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
     Raises:
         UsageError: the folder holds something else, or the work of other options.
     """
-    names = folder.names()
-    foreign = sorted(name for name in names if not _is_own(name))
+    entries = folder.entries()
+    foreign = sorted(entry for entry in entries if not _is_own(entry))
     if foreign:
         raise UsageError(
-            f"output {folder.url} holds something else ({foreign[0]}); choose another folder"
+            f"output {folder.url} holds something else ({foreign[0].removesuffix('@')}); choose "
+            "another folder"
         )
+    names = {entry.rstrip("/") for entry in entries}
     if options.run.overwrite:
+        if MANIFEST in names:
+            with suppress(ValueError):  # a damaged manifest may be ours
+                _check_ours(folder, json.loads(folder.read(MANIFEST)))
         for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
             folder.remove(name)
         names = set()
@@ -74,12 +87,14 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
     return None
 
 
-def _is_own(name: str) -> bool:
-    return (
-        name in _OWN_NAMES
-        or name.startswith(f"{DATASET}-")
-        or (name.startswith(".") and name.endswith(PARTIAL_SUFFIX))
-    )
+def _is_own(entry: str) -> bool:
+    """Whether the pipeline makes what has this name: `UNFINISHED`, or a file of the contract."""
+    if entry == f"{UNFINISHED}/":
+        return True
+    name = partial_target(entry) or entry
+    with suppress(ValueError):
+        return name in _OWN_FILES or bool(ShardFile.parse(name))
+    return False
 
 
 def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> None:

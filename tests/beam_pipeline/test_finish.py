@@ -12,7 +12,7 @@ def test_a_directory_that_another_run_completed_keeps_nothing_of_this_one(tmp_pa
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / ".unfinished").mkdir()
     (tmp_path / ".unfinished" / "plan.json").write_text("{}")
-    abandoned, alive = (tmp_path / f".ich-test.{name}.partial" for name in ("dead", "alive"))
+    abandoned, alive = (tmp_path / f".ich-test.{name * 8}.partial" for name in ("dead", "a11e"))
     abandoned.write_bytes(b"half")
     with alive.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

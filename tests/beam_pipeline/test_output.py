@@ -1,9 +1,11 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from beam_pipeline.errors import UsageError
+from beam_pipeline.layout import CARD, FILES, ShardFile
 from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
 from beam_pipeline.writing.output import (
@@ -13,6 +15,8 @@ from beam_pipeline.writing.output import (
     read_refusal,
     write_refusal,
 )
+
+PARTIAL = f".manifest.json.{'0123abcd' * 4}.partial"  # of a process that was killed
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None
     folder = Folder(options.files.output)
     assert prepare_output(folder, options) is None
     folder.write("ich-test.tfrecord-00000-of-00001", b"")
-    Path(options.files.output, ".ich-x.0123.partial").write_bytes(b"half")
+    Path(options.files.output, PARTIAL).write_bytes(b"half")
     assert prepare_output(folder, options.changed(workers=5)) is None
     assert folder.names() == {".unfinished", "ich-test.tfrecord-00000-of-00001"}
 
@@ -127,6 +131,78 @@ def test_a_folder_of_something_else_is_left_alone(options: Options, overwrite: b
     assert folder.read("thesis.tex") == b"precious"
 
 
+# Each with a file to find again; a folder stands for all that holds one.
+FOREIGN = [
+    "ich-annotations/readers.csv",
+    "ich-raw/ID_0.dcm",
+    "ich-notes.txt",
+    "ich-fold0.tfrecord-00000-of-00001/notes.txt",
+    "ich-fold0.tfrecord-00000-of-00001.bak",
+    "ich-fold0.tfrecord-00001-of-00001",
+    "ich-fold0.tfrecord-0-of-1",
+    "ich-fold007.tfrecord-00000-of-00001",
+    "ich-validation.tfrecord-00000-of-00001",
+    "ich-test.tfrecord-00000-of-00001-old",
+    "manifest.json/precious",
+    ".unfinished.bak/options.json",
+    ".notes.partial",
+    f".notes.txt.{'0123abcd' * 4}.partial",
+    "Manifest.json",
+]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_nothing_is_own_but_files_that_the_contract_names(
+    options: Options, name: str, overwrite: bool
+) -> None:
+    folder = Folder(options.files.output)
+    complete(folder, options)
+    if Path(folder.url, name).parts[-2] == "manifest.json":
+        folder.remove("manifest.json")
+    folder.write(name, b"precious")
+    first = re.escape(Path(name).parts[0])
+    with pytest.raises(UsageError, match=rf"holds something else \({first}/?\); choose another"):
+        prepare_output(folder, options.changed(overwrite=overwrite))
+    assert folder.read(name) == b"precious"
+    assert folder.exists("ich-test.tfrecord-00000-of-00001")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name", [".unfinished", "ich-test.tfrecord-00000-of-00002", "index.parquet"]
+)
+def test_a_link_to_a_folder_is_not_own(
+    options: Options, name: str, overwrite: bool, tmp_path: Path
+) -> None:
+    folder = Folder(options.files.output)
+    Folder(str(tmp_path / "elsewhere")).write("thesis.tex", b"precious")
+    Path(folder.url).mkdir()
+    Path(folder.url, name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=rf"holds something else \({re.escape(name)}/?\)"):
+        prepare_output(folder, options.changed(overwrite=overwrite))
+    assert (tmp_path / "elsewhere" / "thesis.tex").read_bytes() == b"precious"
+    assert Path(folder.url, name).is_symlink()
+
+
+def test_all_that_a_run_may_leave_is_own(options: Options) -> None:
+    folder = Folder(options.files.output)
+    splits = ("fold0", "fold10", "fold99", "holdout", "test")
+    for name in (*(ShardFile(split, 3, 123_456).name for split in splits), *FILES, CARD, PARTIAL):
+        folder.write(name, b"{")  # a manifest that is damaged, too
+    folder.write(".unfinished/inventory/00000.arrow", b"rows")
+    assert prepare_output(folder, options.changed(overwrite=True)) is None
+    assert folder.names() == {".unfinished"}
+
+
+def test_the_manifest_of_another_program_is_not_overwritten(options: Options) -> None:
+    folder = Folder(options.files.output)
+    folder.write("manifest.json", b'{"name": "an extension of a browser"}')
+    with pytest.raises(UsageError, match="is not a shard directory's manifest"):
+        prepare_output(folder, options.changed(overwrite=True))
+    assert folder.names() == {"manifest.json"}
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}'])
 def test_another_manifest_is_refused(options: Options, text: str) -> None:
     folder = Folder(options.files.output)
@@ -149,7 +225,7 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
 def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options) -> None:
     folder = Folder(options.files.output)
     prepare_output(folder, options)
-    Path(options.files.output, ".ich-x.0123.partial").write_bytes(b"half")
+    Path(options.files.output, PARTIAL).write_bytes(b"half")
     before = size_of(options.files.output)
     write_refusal(folder, 5, "disk full")
     assert size_of(options.files.output) < before - 50_000

@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from beam_pipeline.errors import OutputError, PipelineError, StoreError, UsageError
 from beam_pipeline.storage import FileInfo, Folder, InputFiles, is_local, open_file
 from beam_pipeline.storage.local import LocalStore
+from beam_pipeline.storage.remote import ObjectStore
 
 A_MOMENT = 0.2  # seconds of patience
 
@@ -571,6 +573,16 @@ def test_what_is_written_can_be_read_and_removed(tmp_path: Path, durable: bool) 
         assert folder.names() == set()
 
 
+def test_entries_of_a_bucket_tell_folders_from_files() -> None:
+    bucket = MemoryStore()
+    for key in ("out/a", "out/a/b", "out/c/d/e", "out2/f"):
+        bucket.put(key, b"")
+    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    assert store.entries("out") == {"a", "a/", "c/"}
+    assert store.entries("") == {"out/", "out2/"}
+    assert store.entries("nowhere") == set()
+
+
 def test_what_is_not_there_cannot_be_read(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     for read in (folder.read, folder.open, folder.sha256):
@@ -680,10 +692,21 @@ def test_files_made_durable_must_be_there(tmp_path: Path) -> None:
 def test_only_what_killed_processes_left_behind_is_removed(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.remove_partial()
-    for name in ("shard", ".shard.0123.partial", "a.partial", ".hidden", "sub/.x.partial"):
+    for name in ("shard", f".shard.{'01ef' * 8}.partial", ".another's.partial", ".hidden", "sub/x"):
         folder.write(name, b"")
     folder.remove_partial()
-    assert folder.names() == {"shard", "a.partial", ".hidden", "sub"}
+    assert folder.names() == {"shard", ".another's.partial", ".hidden", "sub"}
+
+
+def test_entries_tell_folders_and_links_from_files(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    for name in ("file", "@", "sub/file"):
+        folder.write(name, b"")
+    os.mkfifo(tmp_path / "out" / "pipe")
+    for name, target in {"link": "file", "away": "sub", "lost": "nowhere"}.items():
+        (tmp_path / "out" / name).symlink_to(target)
+    assert folder.entries() == {"file", "@", "sub/", "link", "away/@", "lost/@", "pipe/@"}
+    assert folder.names() == {"file", "@", "sub", "link", "away", "lost", "pipe"}
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -1,0 +1,132 @@
+"""Where a run reads and writes: none of its inputs may lie in its output, nor the reverse."""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+from beam_pipeline.declarations import Mark
+from beam_pipeline.errors import UsageError
+from beam_pipeline.layout import (
+    CARD,
+    FILES,
+    HOLDOUT_SPLIT,
+    UNLABELED_SPLIT,
+    ShardFile,
+    fold_split,
+)
+from beam_pipeline.options import Options
+from beam_pipeline.storage import InputFiles, is_local
+
+# URLs of one store that begin differently.
+_SAME_SCHEMES = {"s3a": "s3", **dict.fromkeys(("azure", "abfs", "abfss", "adl"), "az")}
+_SPLITS = (*map(fold_split, range(100)), HOLDOUT_SPLIT, UNLABELED_SPLIT)
+# What a listing of an unfinished output may find.
+_WRITTEN = (*FILES, CARD, *(ShardFile(split, 0, 1).name for split in _SPLITS))
+
+
+def check_places(options: Options) -> None:
+    """Check that nothing that the run reads lies in its output.
+
+    Raises:
+        UsageError: something does.
+    """
+    output = options.files.output
+    for name, path in _read_paths(options):
+        if _is_within(path, output):
+            raise UsageError(
+                f"--{name} {path} lies in the output {output}, which holds nothing but what the "
+                f"pipeline writes; move it, or choose another --output"
+            )
+
+
+def check_output_is_not_read(files: InputFiles, output: str) -> None:
+    """Check that the output does not lie where the input is searched.
+
+    A run that was interrupted would find its own shards among the files of its input.
+
+    Args:
+        files: the input.
+        output: its path or URL.
+
+    Raises:
+        UsageError: it lies there.
+    """
+    if files.name or not _is_within(output, files.root):
+        return
+    if files.pattern and not any(map(files.matches, _files_to_be(output, files.root))):
+        return
+    where = f"{files.root}/{files.pattern}" if files.pattern else files.root
+    raise UsageError(
+        f"output {output} lies in the input {where}, where it would be read as input; choose a "
+        "folder outside of it, or a pattern that leaves the output out"
+    )
+
+
+def _read_paths(options: Options) -> Iterator[tuple[str, str]]:
+    """Return name and path of each option that names something to read."""
+    for part, kind in Options.parts().items():
+        for name, field in kind.model_fields.items():
+            path = getattr(getattr(options, part), name)
+            if Mark.LOCATION in field.metadata and name != "output" and path is not None:
+                yield name, path
+
+
+def _files_to_be(output: str, root: str) -> Iterator[str]:
+    """Yield paths of the output's files, relative to a folder that the output lies in."""
+    for below in _relative(output, root):
+        yield from (posixpath.join(below, name) for name in _WRITTEN)
+
+
+def _relative(inner: str, outer: str) -> set[str]:
+    """Return the paths that lead from a folder to one that lies in it."""
+    if not is_local(outer):
+        return {posixpath.relpath(_key(inner), _key(outer))}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in _spellings(inner)
+        for folder in _spellings(outer)
+        if path.is_relative_to(folder)
+    }
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    """Whether a path or URL is another one or leads into it."""
+    if is_local(inner) != is_local(outer):
+        return False
+    if not is_local(outer):
+        return f"{_key(inner)}/".startswith(f"{_key(outer)}/")
+    inside = [parent for path in _spellings(inner) for parent in (path, *path.parents)]
+    if any(folder in inside for folder in _spellings(outer)):
+        return True
+    # The same folder by another name: another case, or another mount.
+    folder = _identity(Path(_plain(outer)))
+    return folder is not None and folder in map(_identity, inside)
+
+
+def _spellings(path: str) -> tuple[Path, ...]:
+    """Return a local path as it is given, and without symbolic links."""
+    absolute = os.path.abspath(_plain(path))  # noqa: PTH100 - Path's keeps ..
+    return Path(absolute), Path(os.path.realpath(_plain(path)))
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix("file://") or "."
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _key(url: str) -> str:
+    """Return a URL as one text for all ways of writing it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    scheme = _SAME_SCHEMES.get(scheme, scheme)
+    if scheme == "az":
+        bucket = bucket.partition("@")[0]  # the account follows, or is set elsewhere
+    return f"{scheme}://{bucket}{posixpath.normpath(f'/{path}')}".rstrip("/")
