@@ -20,6 +20,7 @@ from beam_pipeline.dicom.slices import Slice, read_slice
 from beam_pipeline.directory.example import decode_example, read_record
 from beam_pipeline.errors import Rejected, StoreError, UsageError
 from beam_pipeline.images.convert import HU_OFFSET
+from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.sources import decode_source
@@ -36,7 +37,6 @@ _SIDE = 256  # pixels: the most that a picture has
 _QUALITY = 88  # of JPEG
 _SHOWN = (0.005, 0.995)  # of stored values: the quantiles shown as black and white
 _TYPICAL_BYTES = 1 << 19  # of a source: bounds how many are read ahead
-_RGB_ORDER = {1: [0], 2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}  # of OpenCV's channels
 
 Histogram = NDArray[np.int64]
 
@@ -274,16 +274,15 @@ def _hounsfield(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
 
 
 def _shard_pictures(png: bytes, windows: tuple[Window, ...]) -> Iterator[Picture]:
-    decoded = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+    pixels = decode_png(png, read_png_header(png))
     if not windows:
-        hounsfield = decoded.astype(np.float64) + HU_OFFSET
+        hounsfield = pixels[..., 0].astype(np.float64) + HU_OFFSET
         for window in (WIDE, _BRAIN):
             name = "HU" if window is WIDE else window.name
             yield _picture(name, _describe(window), apply_windows(hounsfield, [window])[..., 0])
         return
-    channels = decoded.reshape(*decoded.shape[:2], -1)[..., _RGB_ORDER[len(windows)]]
     for place, window in enumerate(windows):
-        yield _picture(window.name, _describe(window), channels[..., place])
+        yield _picture(window.name, _describe(window), pixels[..., place].astype(np.uint8))
 
 
 def _describe(window: Window) -> str:

@@ -6,9 +6,11 @@ ones, in a fraction of the time.
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import cv2
 import numpy as np
+from imagecodecs import DeflateError, deflate_decode
 from isal import isal_zlib
 from numpy.typing import NDArray
 
@@ -22,6 +24,12 @@ _FLUSHED_FIRST = 16
 # PNG color types by the number of channels: gray, gray + alpha, RGB, RGB + alpha.
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _CHANNELS = {color_type: channels for channels, color_type in _COLOUR_TYPES.items()}
+# Bytes before the stream of a PNG with one IDAT chunk (the signature, IHDR, the chunk's length and
+# kind), and behind it (its CRC, IEND).
+_BEFORE, _BEHIND = 41, 16
+_INTERLACE = 28  # place of the interlace method
+# OpenCV decodes to BGR order, and gray with alpha to BGRA.
+_RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,59 @@ def read_png_header(data: bytes) -> PngHeader:
         raise ValueError("a PNG of another kind")
     width, height = struct.unpack(">II", header[:8])
     return PngHeader((height, width, _CHANNELS[header[9]]), f"uint{header[8]}")
+
+
+def decode_png(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
+    """The pixels of a PNG, [height, width, channels], red first.
+
+    A PNG as `encode_png` writes it is inflated, in a fifth of the time that libpng takes.
+
+    Args:
+        data: a PNG.
+        header: what `read_png_header` returned for it, which has checked its chunks.
+
+    Raises:
+        ValueError: the PNG cannot be decoded.
+    """
+    length = len(data) - _BEFORE - _BEHIND
+    alone = data[_BEFORE - 8 : _BEFORE] == struct.pack(">I4s", max(length, 0), b"IDAT")
+    if alone and not data[_INTERLACE]:
+        rows = _inflate(data, header)
+        if not rows[:, 0].any():
+            samples = rows[:, 1:]
+            if header.dtype == "uint16":
+                samples = samples.view(">u2").astype(np.uint16)
+            return cast(NDArray[np.uint8 | np.uint16], samples.reshape(header.shape))
+    return _decode_any(data, header)
+
+
+def _inflate(data: bytes, header: PngHeader) -> NDArray[np.uint8]:
+    """The rows of a PNG with one IDAT chunk: uint8 [height, 1 + bytes of a row]."""
+    height, width, channels = header.shape
+    rows = np.empty((height, 1 + width * channels * np.dtype(header.dtype).itemsize), np.uint8)
+    try:
+        # The library's stub does not allow any buffer as the output; the library does.
+        size = len(deflate_decode(memoryview(data)[_BEFORE:-_BEHIND], out=rows.data.cast("B")))  # type: ignore[arg-type]
+    except DeflateError:
+        size = -1
+    if size != rows.size:
+        raise ValueError("the PNG cannot be decoded")
+    return rows
+
+
+def _decode_any(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
+    """The pixels of a PNG with filtered rows, several IDAT chunks or interlaced rows."""
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        raise ValueError("the PNG cannot be decoded")
+    channels = header.shape[2]
+    pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
+    if pixels.shape != header.shape or pixels.dtype != header.dtype:
+        raise ValueError("the PNG cannot be decoded")
+    return cast(NDArray[np.uint8 | np.uint16], pixels)
 
 
 def _read_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.slices import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
-from beam_pipeline.images.png import read_png_header
+from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.layout import EXAMPLE_FEATURES, ID_COLUMNS
 from beam_pipeline.verify.findings import printable
 
 _TYPES = {"PNG": bytes, "string": bytes, "int64": int, "float32": float}
 _LABEL_VALUES = frozenset((-1, 0, 1))
-# OpenCV decodes to BGR order, and gray with alpha to BGRA.
-_RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 
 
 @dataclass(frozen=True)
@@ -89,19 +86,10 @@ def decode_image(png: bytes, image: dict[str, Any] | None) -> NDArray[np.uint8 |
             raise ValueError(f"the image is {_times(header.shape)}, not {_times(shape)}")
         if header.dtype != image["dtype"]:
             raise ValueError(f"the image is {header.dtype}, not {image['dtype']}")
-    height, width, channels = header.shape
+    height, width, _ = header.shape
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"the image is {_times(header.shape)}: too large")
-    try:
-        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        raise ValueError("the PNG cannot be decoded")
-    pixels = decoded[..., None] if channels == 1 else decoded[..., _RGB_ORDER[channels]]
-    if pixels.shape != header.shape or pixels.dtype != header.dtype:
-        raise ValueError(f"the PNG decodes to {_times(pixels.shape)} {pixels.dtype}")
-    return cast(NDArray[np.uint8 | np.uint16], pixels)
+    return decode_png(png, header)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -32,6 +32,8 @@ CONTENTS = pa.schema(
         "image": pa.uint64(),
     }
 )
+# Bytes that an image is searched by in its record: to search for all of it takes 0.1 ms.
+_FOUND_BY = 64
 Combinations = Counter[tuple[int, ...]]  # how many examples have each combination of labels
 
 
@@ -145,7 +147,7 @@ class _ShardChecker:
             "position_z": example.position_z,
             "row_spacing": example.pixel_spacing[0],
             "column_spacing": example.pixel_spacing[1],
-            "image_offset": place.offset + DATA_OFFSET + data.index(example.image),
+            "image_offset": place.offset + DATA_OFFSET + _find(example.image, data),
             "image_bytes": len(example.image),
         }
         image = hashlib.blake2b(example.image, digest_size=8).digest()
@@ -213,6 +215,14 @@ class _ShardChecker:
             if not 0 <= record < report.records:
                 place = _Place(self.task.claim.file, record, row["offset"], row["image_id"])
                 self.findings.add(Check.RECORDS, "in the index, not in the file", *place)
+
+
+def _find(image: bytes, data: bytes) -> int:
+    """Where an image begins in its record's data."""
+    at = data.find(image[:_FOUND_BY])
+    while not data.startswith(image, at):
+        at = data.find(image[:_FOUND_BY], at + 1)
+    return at
 
 
 def _same_float32(indexed: Any, stored: Any) -> bool:

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as arrays
 from beam_pipeline.images.png import (
     PngHeader,
     Scanlines,
+    decode_png,
     encode_png,
     encode_scanlines,
     read_png_header,
@@ -114,7 +115,11 @@ def images(draw: st.DrawFn) -> np.ndarray:
 def test_round_trip(image: np.ndarray) -> None:
     png = encode_png(image)
     np.testing.assert_array_equal(read_with_opencv(png, image.shape[2]), image)
-    assert read_png_header(png) == PngHeader(image.shape, str(image.dtype))
+    header = read_png_header(png)
+    assert header == PngHeader(image.shape, str(image.dtype))
+    decoded = decode_png(png, header)
+    np.testing.assert_array_equal(decoded, image)
+    assert decoded.dtype == image.dtype
 
 
 def test_a_pixel_by_hand() -> None:
@@ -153,6 +158,52 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_other_dtypes_are_refused(dtype: str) -> None:
     with pytest.raises(ValueError, match=f"cannot write dtype {dtype}"):
         encode_png(np.zeros((5, 7, 1), dtype))
+
+
+def as_png(header: bytes, *streams: bytes) -> bytes:
+    """A PNG of any IHDR content, with an IDAT chunk for each part of its stream."""
+    chunks = [(b"IHDR", header), *((b"IDAT", stream) for stream in streams), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+HEADER = struct.pack(">IIBBBBB", 3, 2, 8, 0, 0, 0, 0)  # 2 x 3 gray pixels of 8 bits
+ROWS = b"\0\1\2\3\0\4\5\6"
+
+
+@pytest.mark.parametrize(
+    "png",
+    [
+        pytest.param(as_png(HEADER, zlib.compress(ROWS)), id="as we write it"),
+        pytest.param(as_png(HEADER, zlib.compress(b"\1\1\1\1\2\3\3\3")), id="filtered rows"),
+        pytest.param(as_png(HEADER, zlib.compress(ROWS)[:5], zlib.compress(ROWS)[5:]), id="2 IDAT"),
+        pytest.param(
+            as_png(HEADER[:-1] + b"\1", zlib.compress(b"\0\1\0\3\0\2\0\4\5\6")), id="interlaced"
+        ),
+    ],
+)
+def test_pngs_of_other_writers_are_decoded(png: bytes) -> None:
+    pixels = decode_png(png, read_png_header(png))
+    np.testing.assert_array_equal(pixels[..., 0], [[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(zlib.compress(ROWS[:-1]), id="a pixel less"),
+        pytest.param(zlib.compress(ROWS + b"\0"), id="a pixel more"),
+        pytest.param(zlib.compress(ROWS)[:-1] + b"\xff", id="another checksum"),
+        pytest.param(zlib.compress(ROWS)[:-4], id="no checksum"),
+        pytest.param(b"nothing deflated", id="no stream"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_a_damaged_stream_in_sound_chunks_is_found(stream: bytes) -> None:
+    png = as_png(HEADER, stream)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_png(png, read_png_header(png))
 
 
 def test_every_flipped_bit_is_found() -> None:
