@@ -1,6 +1,10 @@
-"""Which room may import which, without circles; test_walls.py has the walls between packages."""
+"""Which room may import which, without circles, and that docs/architecture.md says the same.
+
+test_walls.py has the walls between packages.
+"""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -41,6 +45,10 @@ ROOMS = {
         {"api", "__main__"},
     ),
 }
+
+
+SECTIONS = {"beam_pipeline": "The pipeline", "trainer": "The trainer"}
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
@@ -92,3 +100,36 @@ def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
     TopologicalSorter(
         {f"{package}.{name}": names.intersection(imports(path)) for name, path in modules(package)}
     ).prepare()  # raises a CycleError, which names the circle
+
+
+def entries(package: str) -> set[str]:
+    """Modules and folders at the top of a package, as the page writes them."""
+    names = {f"{name.partition('.')[0]}/" for name, _ in modules(package) if "." in name}
+    return names | {f"{name}.py" for name, _ in modules(package) if "." not in name}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_page_lists_all_rooms_from_top_to_bottom(package: str) -> None:
+    section = PAGE.partition(f"## {SECTIONS[package]}\n")[2]
+    block = section.partition("```\n__main__.py")[2].partition("```")[0]
+    listed = ["__main__.py", *(line.split()[0] for line in block.splitlines()[1:])]
+    assert set(listed) == entries(package)
+    assert len(listed) == len(set(listed))
+    floors = [floor(package, name.rstrip("/").removesuffix(".py")) for name in listed]
+    assert floors == sorted(floors, reverse=True)
+
+
+def test_the_page_names_what_stands_elsewhere_than_its_folder() -> None:
+    for package, rooms in ROOMS.items():
+        for name in (name for names in rooms for name in names if "." in name):
+            assert f"`{name.replace('.', '/')}.py`" in PAGE, f"{package}.{name}"
+
+
+def test_the_page_names_what_imports_beam() -> None:
+    (named,) = re.findall(r"Only ([^.]*(?:\.py[^.]*)*) import Apache Beam", PAGE)
+    found = {
+        f"{name.partition('.')[0]}/" if "." in name else f"{name}.py"
+        for name, path in modules("beam_pipeline")
+        if any(imported.split(".")[0] == "apache_beam" for imported in imports(path))
+    }
+    assert set(re.findall(r"`(.*?)`", named)) == found

@@ -36,6 +36,13 @@ from beam_pipeline.storage.folder import digest_file
 from beam_pipeline.writing.shards import ShardResult
 from beam_pipeline.writing.tfds import describe_dataset, describe_features
 
+# What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
+# decoders, resizing, deflate, examples, tables.
+_SOFTWARE = (
+    *("apache-beam", "pydicom", "numpy", "imagecodecs", "opencv-python-headless", "isal"),
+    *("protobuf", "pyarrow"),
+)
+
 
 def describe_splits(results: Sequence[ShardResult], patients: Mapping[str, int]) -> dict[str, Any]:
     """The manifest's `splits`.
@@ -112,9 +119,8 @@ def build_manifest(
 
 
 def _software() -> dict[str, str]:
-    packages = ("apache-beam", "pydicom", "numpy", "isal")
     return {"beam_pipeline": __version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in packages
+        name: metadata.version(name) for name in _SOFTWARE
     }
 
 

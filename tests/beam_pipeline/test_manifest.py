@@ -108,7 +108,8 @@ def test_counts_of_a_manifest() -> None:
     }
     assert list(manifest["counts"]["repaired"]) == ["none", "shift"]
     assert set(manifest["software"]) == {
-        *("beam_pipeline", "python", "apache-beam", "pydicom", "numpy", "isal")
+        *("beam_pipeline", "python", "apache-beam", "pydicom", "numpy", "imagecodecs"),
+        *("opencv-python-headless", "isal", "protobuf", "pyarrow"),
     }
 
 

@@ -32,10 +32,10 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.verify.__main__ import main
-from beam_pipeline.verify.claims import ShardClaim
+from beam_pipeline.verify.claims import Claims, ShardClaim
 from beam_pipeline.verify.directory import verify_directory
-from beam_pipeline.verify.findings import Check, Finding, show_id
-from beam_pipeline.verify.index import IndexRows
+from beam_pipeline.verify.findings import Check, Finding, Findings, show_id
+from beam_pipeline.verify.index import IndexRows, rows_by_shard
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.workers import Later, Watch
@@ -202,6 +202,16 @@ def seal(directory: Path) -> None:
         manifest["files"][name] = {"bytes": len(data), "sha256": checksum}
     manifest["digest"] = manifest_digest(manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_rows_are_taken_from_one_chunk(healthy: Path) -> None:
+    """From many chunks each shard's rows would be looked for in all of them."""
+    part = pq.read_table(healthy / "index.parquet")
+    rows = rows_by_shard(
+        pa.concat_tables([part, part]), Claims(read_json(healthy / "manifest.json")), Findings()
+    )
+    assert sum(map(len, rows.values())) == 2 * len(part)
+    assert {taken.table["image_id"].num_chunks for taken in rows.values()} == {1}
 
 
 def test_a_healthy_directory_has_no_findings(healthy: Path) -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.archives --input FOLDER_OF_DICOM_SLICES
 
-The slices are copied as often as asked for, each copy with another value in the middle of its
+The slices are copied as often as asked for, each copy with other values in the middle of its
 pixels, so that none are identical, and packed by Deflate. In one run, in turns, with two worker
 processes, from the page cache:
 
@@ -15,7 +15,6 @@ write the same shards. CPU is user and system time of all processes, medians of 
 """
 
 import argparse
-import itertools
 import shutil
 import tempfile
 import zipfile
@@ -28,7 +27,7 @@ from rich.console import Console
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.processes import Cost, run_module
 from tests.benchmarks.report import Figures, show, spread
-from tests.benchmarks.ways import copy_usable
+from tests.benchmarks.ways import copy_distinct, copy_usable
 
 FEW = 256  # files of a run that is mostly start
 TIMEOUT = 1800.0
@@ -58,14 +57,9 @@ def main() -> None:
 def pack(slices: list[Path], counts: dict[str, int], scratch: Path) -> None:
     """Make folders and archives of so many files."""
     for name, count in counts.items():
-        (scratch / name).mkdir()
+        copies = copy_distinct(slices, count, scratch / name)
         with zipfile.ZipFile(scratch / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for number, path in zip(range(count), itertools.cycle(slices), strict=False):
-                data = bytearray(path.read_bytes())
-                middle = len(data) // 4 * 2
-                data[middle : middle + 2] = number.to_bytes(2, "little")
-                copy = scratch / name / f"ID_{number:06d}.dcm"
-                copy.write_bytes(data)
+            for copy in sorted(copies.iterdir()):
                 archive.write(copy, copy.name)
 
 

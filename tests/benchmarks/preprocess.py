@@ -3,14 +3,15 @@
     python -m tests.benchmarks.preprocess --input FOLDER_OF_DICOM_SLICES
     python -m tests.benchmarks.preprocess --input FOLDER_OF_DICOM_SLICES --memory
 
-The slices of a folder are linked under new names until there are enough files. They so lie in the
-page cache: what is measured is work, not a disk. In one run, in turns, so that whatever else
-happens on the machine meets all alike:
+The slices of a folder are copied until there are enough files, each with other values in the middle
+of its pixels. They lie in the page cache: what is measured is work, not a disk. In one run, in
+turns, so that whatever else happens on the machine meets all alike:
 
 (a) `notebook_script`: pydicom, float64 windows, cv2.imencode, TFRecordWriter, a process pool;
 (b) `plain_beam`: the same conversion in a Beam pipeline that ends in WriteToTFRecord;
-(c) ours: `python -m beam_pipeline --leak_check off`, unlabeled;
-(d) `bare_floor`: read, look up, deflate, write, and nothing else.
+(c) ours: `python -m beam_pipeline`, with a label file and its defaults;
+(d) `bare_floor`: read, look up, deflate, write, and nothing else;
+(e) ours with `--leak_check off` and without labels, which is as little as (a), (b) and (d) do.
 
 Each runs as a command of its own, all with as many workers, on all files and on an eighth of them.
 CPU seconds are user and system time of the command and of all processes that it started. The
@@ -47,13 +48,14 @@ from tests.benchmarks.report import Figures, markdown, show
 from tests.benchmarks.ways import (
     BEAM,
     FLOOR,
+    LEAST,
     MODULES,
     OURS,
     SCRIPT,
     TITLES,
     Ways,
+    copy_distinct,
     copy_usable,
-    replicate,
 )
 
 PACKAGES = ["numpy", "pydicom", "opencv-python-headless", "isal", "apache-beam", "tensorflow"]
@@ -71,7 +73,7 @@ def main() -> int:
         slices, left_out = copy_usable(options.input, Path(folder, "slices"))
         if not slices:
             raise SystemExit(f"{options.input} holds no uncompressed 512 x 512 CT slices")
-        notes["input"] = f"{len(slices)} slices, linked under new names; {left_out} not usable"
+        notes["input"] = f"{len(slices)} slices, each copy with other values; {left_out} not usable"
         notes["workers"] = str(options.workers)
         try:
             tables = measure(Path(folder), slices, options, notes, console)
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of uncompressed 512 x 512 CT slices")
-    add("--files", type=int, default=10_000, help="to replicate the slices to (default: 10000)")
+    add("--files", type=int, default=10_000, help="to copy the slices to (default: 10000)")
     add("--repeats", type=int, default=3, help="turns, of which medians are shown (default: 3)")
     add("--workers", type=int, default=2, help="processes of each way (default: 2)")
     add("--memory", action="store_true", help="measure the memory of (c) instead")
@@ -108,9 +110,9 @@ def _measure_costs(
     scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes, console: Console
 ) -> list[Figures]:
     part_files = max(1, options.files // 8)
-    part = replicate(slices, part_files, scratch / "part")
-    whole = replicate(slices, options.files, scratch / "whole")
-    ways = Ways(scratch, options.workers, {OURS: ["--leak_check", "off"]})
+    part = copy_distinct(slices, part_files, scratch / "part")
+    whole = copy_distinct(slices, options.files, scratch / "whole")
+    ways = Ways(scratch, options.workers, _options(whole))
     console.print(f"Warming up on {part_files:,} files ...")
     notes["checked"] = _warm_up(ways, part, part_files)
     notes["(b)"] = " ".join(ways.options[BEAM])
@@ -125,10 +127,18 @@ def _measure_costs(
     return [tabulate_costs(turns), tabulate_starts(turns), judge_costs(turns)]
 
 
+def _options(source: Path) -> dict[str, list[str]]:
+    """The options of our own ways; labels of a folder's slices are written beside it."""
+    labels = source.with_suffix(".csv")
+    rows = (f"{path.stem},{int(i % 7 == 0)}\n" for i, path in enumerate(sorted(source.iterdir())))
+    labels.write_text("".join(("image_id,any\n", *rows)))
+    return {OURS: ["--labels", str(labels)], LEAST: ["--leak_check", "off"]}
+
+
 def _warm_up(ways: Ways, part: Path, files: int) -> str:
     """Run and check all."""
     with ways.outputs():
-        for way in (SCRIPT, OURS, FLOOR):
+        for way in (SCRIPT, OURS, FLOOR, LEAST):
             ways.run(way, part)
         _find_beam_mode(ways, part)
         for way in MODULES:
@@ -166,12 +176,12 @@ def _take_turn(ways: Ways, way: str, part: Path, part_files: int, whole: Path, f
 def _measure_memory(
     scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes, console: Console
 ) -> list[Figures]:
-    ways = Ways(scratch, options.workers, {OURS: ["--leak_check", "off"]})
     notes["sampling"] = "sampled every 0.25 s; of all processes shared pages count once (PSS)"
     peaks = {}
     for count in options.memory_files:
         console.print(f"Running (c) on {count:,} files ...")
-        source = replicate(slices, count, scratch / f"{count}")
+        source = copy_distinct(slices, count, scratch / f"{count}")
+        ways = Ways(scratch, options.workers, _options(source))
         with ways.outputs():
             peaks[count] = ways.measure_memory(OURS, source)
             check_count(TITLES[OURS], ways.output(OURS), count)
