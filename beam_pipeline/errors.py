@@ -98,7 +98,8 @@ class Reason(StrEnum):
     )
     DECODER_CRASHED = (
         "decoder_crashed",
-        "Its pixels end the decoder's process, twice in a row: export it again uncompressed.",
+        "Its pixels end the decoder's process twice, or memory runs out at it four times: run with "
+        "fewer --workers, or export it again uncompressed.",
     )
     DECODER_TIMED_OUT = (
         "decoder_timed_out",

@@ -1,6 +1,7 @@
 """What compressed images say of themselves, read before a decoder allocates anything for it."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from beam_pipeline.errors import Reason, Rejected
 
@@ -10,11 +11,18 @@ _MAX_SCANS = 1000
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _J2K_BEGINNING = b"\xff\x4f\xff\x51"  # SOC, SIZ
 _END = b"\xff\xd9"  # EOI of JPEG and JPEG-LS, EOC of JPEG 2000
-_PADDING = 16  # bytes that may follow the end; the standard allows one
+_TILE_PART = b"\xff\x90"  # SOT
+_TILE_PART_HEADER = 14  # bytes of SOT and SOD, the shortest tile-part (ITU-T T.800 A.4.2)
 
 _STANDALONE = {0x01, *range(0xD0, 0xD9)}
+_JPEG_LS_FRAME_START = 0xF7
 # Start of frame, of any JPEG process (ITU-T T.81 table B.1), and of JPEG-LS (T.87).
-_FRAME_STARTS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_FRAME_STARTS = {*range(0xC0, 0xD0), _JPEG_LS_FRAME_START} - {0xC4, 0xC8, 0xCC}
+_END_OF_IMAGE, _START_OF_SCAN, _START_OF_IMAGE = 0xD9, 0xDA, 0xD8
+# The next marker behind entropy-coded data, where 0xFF is followed by 0 (T.81 B.1.1.5) or, in
+# JPEG-LS, by a byte below 0x80 (T.87 A.1). Restart markers are part of that data.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class CodeStream:
         components: samples a pixel.
         precision: bits a sample.
         signed: whether samples are; only JPEG 2000 can tell.
+        size: bytes from the beginning of the image to its end; whatever follows is no part of it.
     """
 
     rows: int
@@ -34,6 +43,7 @@ class CodeStream:
     components: int
     precision: int
     signed: bool = False
+    size: int = field(default=0, compare=False)
 
 
 def describe_jpeg(frame: bytes) -> CodeStream:
@@ -44,15 +54,14 @@ def describe_jpeg(frame: bytes) -> CodeStream:
     """
     if frame[:2] != b"\xff\xd8":
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG image")
-    _check_end(frame)
-    if frame.count(b"\xff\xda") > _MAX_SCANS:
-        raise Rejected(Reason.CORRUPT_PIXELS, f"more than {_MAX_SCANS} scans")
-    segment = _frame_header(frame)
+    header = _frame_header(frame)
+    segment = frame[header + 4 : header + 10]
     return CodeStream(
         rows=int.from_bytes(segment[1:3], "big"),
         columns=int.from_bytes(segment[3:5], "big"),
         components=segment[5],
         precision=segment[0],
+        size=_jpeg_end(frame, header),
     )
 
 
@@ -64,7 +73,7 @@ def describe_j2k(frame: bytes) -> CodeStream:
     """
     if frame[:4] != _J2K_BEGINNING or len(frame) < 45:
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG 2000 code stream")
-    _check_end(frame)
+    size = _j2k_end(frame)
     right, bottom, left, top = (int.from_bytes(frame[i : i + 4], "big") for i in range(8, 24, 4))
     depth, horizontal, vertical = frame[42:45]
     if (horizontal, vertical) != (1, 1):
@@ -75,6 +84,7 @@ def describe_j2k(frame: bytes) -> CodeStream:
         components=int.from_bytes(frame[40:42], "big"),
         precision=(depth & 0x7F) + 1,
         signed=depth >= 0x80,
+        size=size,
     )
 
 
@@ -86,8 +96,8 @@ def bare_j2k(frame: bytes) -> bytes:
     return frame[frame.find(_J2K_BEGINNING) :] if frame.startswith(_JP2_SIGNATURE) else frame
 
 
-def _frame_header(frame: bytes) -> bytes:
-    """The six bytes that describe a JPEG image."""
+def _frame_header(frame: bytes) -> int:
+    """Where the marker of a JPEG image's frame header is."""
     position = 2
     while position + 4 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
@@ -96,15 +106,66 @@ def _frame_header(frame: bytes) -> bytes:
         elif marker in _STANDALONE:
             position += 2
         elif marker in _FRAME_STARTS and position + 10 <= len(frame):
-            return frame[position + 4 : position + 10]
-        elif marker in (0xD9, 0xDA):
+            return position
+        elif marker in (_END_OF_IMAGE, _START_OF_SCAN):
             break
         else:
-            position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+            position += 2 + _length(frame, position)
     raise Rejected(Reason.CORRUPT_PIXELS, "no frame header")
 
 
-def _check_end(frame: bytes) -> None:
-    """Raise if the image was cut: decoders of JPEG fill what is missing with gray."""
-    if _END not in frame[-_PADDING:]:
+def _jpeg_end(frame: bytes, position: int) -> int:
+    """Where a JPEG image ends: decoders fill what is missing with gray.
+
+    Args:
+        frame: the image, and whatever follows it.
+        position: of its frame header.
+
+    Raises:
+        Rejected: it has no end, another image begins in it, or it has too many scans.
+    """
+    is_jpeg_ls = frame[position + 1] == _JPEG_LS_FRAME_START
+    markers = _JPEG_LS_MARKER if is_jpeg_ls else _JPEG_MARKER
+    scans = 0
+    while (found := markers.search(frame, position)) is not None:
+        position = found.start()
+        marker = frame[position + 1]
+        if marker == _END_OF_IMAGE:
+            return position + len(_END)
+        if marker == _START_OF_IMAGE:
+            raise Rejected(Reason.CORRUPT_PIXELS, "another image begins in the code stream")
+        scans += marker == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            raise Rejected(Reason.CORRUPT_PIXELS, f"more than {_MAX_SCANS} scans")
+        position += 2 + (0 if marker in _STANDALONE else _length(frame, position))
+    raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream has no end")
+
+
+def _j2k_end(frame: bytes) -> int:
+    """Where a JPEG 2000 code stream ends (ITU-T T.800 A.4).
+
+    Tile-parts say how long they are. Where they do not, or not what is true, the last marker that
+    may be the end is taken: the decoder finds what is missing before it.
+    """
+    position = known = len(_J2K_BEGINNING) - 2
+    while frame[position : position + 1] == b"\xff":
+        marker = frame[position : position + 2]
+        if marker == _END:
+            return position + len(_END)
+        if marker != _TILE_PART:
+            position += 2 + _length(frame, position)
+            continue
+        known = position
+        size = int.from_bytes(frame[position + 6 : position + 10], "big")
+        if size < _TILE_PART_HEADER:  # 0: up to the end
+            break
+        position += size
+    end = frame.rfind(_END, known)
+    if end < 0:
         raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream has no end")
+    return end + len(_END)
+
+
+def _length(frame: bytes, position: int) -> int:
+    """The length of the marker segment at a position, without its marker."""
+    return int.from_bytes(frame[position + 2 : position + 4], "big")

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from pydicom import Dataset
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -70,6 +71,7 @@ class Parsed:
         body: the file's bytes; if these are deflated, its data set's bytes, inflated.
         size: how many bytes `body` has when the file is read whole.
         pixels: where they are, or None if they do not begin in `body`.
+        is_cut: whether `body` has no pixels and ends within an element.
     """
 
     dataset: Dataset
@@ -79,6 +81,7 @@ class Parsed:
     body: bytes
     size: int
     pixels: PixelElement | None
+    is_cut: bool = False
 
 
 def check_beginning(data: bytes) -> None:
@@ -111,7 +114,7 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
         source = io.BytesIO(data[:MAX_HEADER_BYTES])
         source.seek(132 if data[128:132] == b"DICM" else 0)
         meta = read_dataset(source, False, True, stop_when=_after_meta, specific_tags=_META_TAGS)
-        syntax = _uid(meta, "TransferSyntaxUID")
+        syntax = uid_of(meta, "TransferSyntaxUID")
         if syntax == DeflatedExplicitVRLittleEndian:
             data = inflate(data[source.tell() :], MAX_FILE_BYTES)
             size, source = len(data), io.BytesIO(data[:MAX_HEADER_BYTES])
@@ -125,9 +128,13 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
             specific_tags=tags,
         )
         pixels = stop.element(source.tell(), bool(dataset.original_encoding[0]))
-        media_class = _uid(meta, "MediaStorageSOPClassUID")
+        # pydicom seeks beyond the end of an element that it skips, and keeps others short.
+        is_cut = pixels is None and (
+            source.tell() > size or any(map(_is_short, (*meta.values(), *dataset.values())))
+        )
+        media_class = uid_of(meta, "MediaStorageSOPClassUID")
         big_endian = syntax == ExplicitVRBigEndian
-        return Parsed(dataset, media_class, syntax, big_endian, data, size, pixels)
+        return Parsed(dataset, media_class, syntax, big_endian, data, size, pixels, is_cut)
 
 
 def inflate(data: bytes, limit: int) -> bytes:
@@ -175,7 +182,13 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
     return tag.group != 2
 
 
-def _uid(dataset: Dataset, keyword: str) -> str:
+def _is_short(element: DataElement | RawDataElement) -> bool:
+    """Whether an element has less bytes than it says."""
+    return isinstance(element, RawDataElement) and element.length > len(element.value or b"")
+
+
+def uid_of(dataset: Dataset, keyword: str) -> str:
+    """A UID; empty where it is absent, or no text."""
     value = dataset.get(keyword)
     return str(value) if isinstance(value, str) else ""
 

@@ -5,7 +5,8 @@ the same pixels everywhere; all are called as functions of their own (imagecodec
 of pydicom, which takes the first that it finds and logs the messages of those that fail.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import imagecodecs
 import numpy as np
@@ -54,7 +55,9 @@ _JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
 _JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
 
 _ITEM = b"\xfe\xff\x00\xe0"
-_SEQUENCE_END = b"\xfe\xff\xdd\xe0"
+_DELIMITERS = (_ITEM, b"\xfe\xff\xdd\xe0")
+_RLE_HEADER = 64  # bytes (DICOM PS3.5 G.5)
+_MORE_BITS = b"\x5a" * 64
 
 
 def is_supported(transfer_syntax: str) -> bool:
@@ -132,8 +135,13 @@ def encapsulated_pixels(
     Raises:
         Rejected: the code stream is cut or broken, or is not the image the header describes.
     """
-    frame = _single_frame(body, pixels)
-    return _DECODERS[transfer_syntax](frame, shape, encoding)
+    frame, missing = _single_frame(body, pixels)
+    try:
+        return _DECODERS[transfer_syntax](frame, shape, encoding)
+    except Rejected:
+        if missing:
+            raise Rejected(Reason.TRUNCATED_PIXELS, missing) from None
+        raise
 
 
 def _check_length(found: int, shape: tuple[int, int], allocated: int) -> None:
@@ -142,45 +150,81 @@ def _check_length(found: int, shape: tuple[int, int], allocated: int) -> None:
         raise Rejected(Reason.TRUNCATED_PIXELS, f"{max(found, 0)} of {needed} bytes")
 
 
-def _single_frame(body: bytes, pixels: PixelElement) -> bytes:
-    """The fragments of the only frame, joined; before them is an offset table (PS3.5 A.4)."""
+def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
+    """The fragments of the only frame, joined; before them is an offset table (PS3.5 A.4).
+
+    What is no fragment ends them, as the sequence delimiter does: a decoder finds out whether the
+    image is whole, and ignores whatever follows it.
+
+    Returns:
+        The joined fragments; and how many bytes the last one has, if it should have more.
+    """
     end = len(body) if pixels.length is None else min(len(body), pixels.offset + pixels.length)
-    items, position = [], pixels.offset
+    items: list[bytes] = []
+    missing, position = "", pixels.offset
     while position + 8 <= end:
+        if items and len(items[-1]) % 2 and body[position + 1 : position + 5] in _DELIMITERS:
+            position += 1  # a pad byte that an odd fragment does not count
         tag, length = body[position : position + 4], body[position + 4 : position + 8]
-        size, position = int.from_bytes(length, "little"), position + 8
-        if tag == _SEQUENCE_END:
-            break
         if tag != _ITEM:
-            raise Rejected(Reason.CORRUPT_PIXELS, "not encapsulated")
+            break
+        size, position = int.from_bytes(length, "little"), position + 8
         if size > end - position:
-            raise Rejected(Reason.TRUNCATED_PIXELS, f"{end - position} of {size} bytes")
-        items.append(body[position : position + size])
+            missing = f"{end - position} of {size} bytes"
+        items.append(body[position : min(position + size, end)])
         position += size
+    if not items and position + 8 <= end:
+        raise Rejected(Reason.CORRUPT_PIXELS, "not encapsulated")
     if len(items) < 2:
-        raise Rejected(Reason.TRUNCATED_PIXELS, "no code stream")
-    if len(items[0]) > 4:
-        raise Rejected(Reason.MULTI_FRAME, f"{len(items[0]) // 4} frames in the offset table")
-    return b"".join(items[1:])
+        raise Rejected(Reason.TRUNCATED_PIXELS, missing or "no code stream")
+    _check_offsets(items[0], items[1:])
+    return b"".join(items[1:]), missing
+
+
+def _check_offsets(table: bytes, fragments: Sequence[bytes]) -> None:
+    """Raise if an offset table tells of several frames.
+
+    The header counts the frames, and most tables that contradict it are wrong: they name each
+    fragment, or nothing that is there. At the places of a true one, images begin.
+    """
+    offsets = {*np.frombuffer(table, "<u4", len(table) // 4).tolist()}
+    places = accumulate((8 + len(fragment) for fragment in fragments), initial=0)
+    images = {
+        place: fragment[:2]
+        for place, fragment in zip(places, fragments, strict=False)
+        if place in offsets
+    }
+    if len(images) > 1 and images.keys() == offsets and len({*images.values()}) == 1:
+        raise Rejected(Reason.MULTI_FRAME, f"{len(images)} frames in the offset table")
 
 
 def _decode_jpeg(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
     stream = describe_jpeg(frame)
     _check_stream(stream, shape, encoding)
-    return _place(_decode(imagecodecs.jpeg8_decode, frame, shape), stream, encoding)
+    image, behind = frame[: stream.size], frame[stream.size :]
+    samples = _decode(imagecodecs.jpeg8_decode, image, shape)
+    if len(behind) > 1 or behind.strip(b"\0"):
+        # More than the pad byte that may follow: perhaps the image was cut, and the end is that of
+        # another. libjpeg decodes additional bits only where it needs them.
+        more = image[:-2] + _MORE_BITS + image[-2:]
+        if not np.array_equal(samples, _decode(imagecodecs.jpeg8_decode, more, shape)):
+            raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream ends before the image")
+    return _place(samples, stream, encoding)
 
 
 def _decode_jpegls(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
     stream = describe_jpeg(frame)
     _check_stream(stream, shape, encoding)
-    return _place_signed(_decode(imagecodecs.jpegls_decode, frame, shape), stream, encoding)
+    samples = _decode(imagecodecs.jpegls_decode, frame[: stream.size], shape)
+    return _place_signed(samples, stream, encoding)
 
 
 def _decode_j2k(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
     frame = bare_j2k(frame)
     stream = describe_j2k(frame)
     _check_stream(stream, shape, encoding)
-    return _place_signed(_decode(imagecodecs.jpeg2k_decode, frame, shape), stream, encoding)
+    samples = _decode(imagecodecs.jpeg2k_decode, frame[: stream.size], shape)
+    return _place_signed(samples, stream, encoding)
 
 
 def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
@@ -190,10 +234,46 @@ def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -
         raise Rejected(Reason.CORRUPT_PIXELS, "segments are not the bytes of a pixel")
     dtype = np.dtype(f"<u{segments}")
     buffer = bytearray(shape[0] * shape[1] * segments)
-    with contained(Reason.CORRUPT_PIXELS):
-        decoded = imagecodecs.dicomrle_decode(frame, dtype, out=buffer)
+    try:
+        with contained(Reason.CORRUPT_PIXELS):
+            decoded = imagecodecs.dicomrle_decode(frame, dtype, out=buffer)
+    except Rejected:  # of whatever follows the pixels in a segment, too
+        decoded = _unpack_planes(frame, shape[0] * shape[1], segments)
     _check_length(len(decoded), shape, encoding.bits_allocated)
     return np.frombuffer(decoded, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+def _unpack_planes(frame: bytes, size: int, segments: int) -> bytes:
+    """Byte planes of a size, the most significant first, as bytes of little-endian pixels."""
+    offsets = np.frombuffer(frame[: 4 + 4 * segments].ljust(4 + 4 * segments), "<u4")[1:].tolist()
+    if any(end < start for start, end in pairwise((_RLE_HEADER, *offsets))):
+        raise Rejected(Reason.CORRUPT_PIXELS, "segments in no order")
+    planes = [
+        _unpack_bits(frame[start:end], size)
+        for start, end in pairwise((*offsets, max(len(frame), offsets[-1])))
+    ]
+    if any(len(plane) < size for plane in planes[:-1]):
+        raise Rejected(Reason.CORRUPT_PIXELS, "a segment is too short")
+    pixels = np.empty((len(planes[-1]), segments), np.uint8)
+    for place, plane in enumerate(reversed(planes)):
+        pixels[:, place] = np.frombuffer(plane, np.uint8, len(pixels))
+    return pixels.tobytes()
+
+
+def _unpack_bits(segment: bytes, size: int) -> bytes:
+    """The first bytes of a packed segment (DICOM PS3.5 G.3.2), `size` if it has so many."""
+    unpacked, position = bytearray(), 0
+    while len(unpacked) < size and position < len(segment):
+        control = segment[position]
+        if control < 128:
+            unpacked += segment[position + 1 : position + 2 + control]
+            position += 2 + control
+        elif control > 128:
+            unpacked += segment[position + 1 : position + 2] * (257 - control)
+            position += 2
+        else:
+            position += 1
+    return bytes(unpacked[:size])
 
 
 def _decode_uncompressed(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:

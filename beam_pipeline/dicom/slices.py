@@ -4,7 +4,7 @@ import hashlib
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from pydicom.tag import BaseTag, Tag
@@ -26,6 +26,7 @@ from beam_pipeline.dicom.dataset import (
     PixelElement,
     check_beginning,
     parse,
+    uid_of,
 )
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.pixels import (
@@ -214,8 +215,10 @@ def _check_slice(header: Header, pixels: Patterns) -> Slice:
 def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
     """A file's header, and where its pixels are: checked as far as can be without reading them."""
     with contained(Reason.UNREADABLE):
+        if parsed.pixels is None:
+            _raise_without_pixels(parsed)
         attributes = Attributes(parsed.dataset)
-        element = _check_kind(attributes, parsed)
+        element = _check_kind(attributes, parsed, parsed.pixels)
         rows, columns = _shape(attributes)
         encoding = _encoding(attributes)
         spacing = attributes.numbers("PixelSpacing", 2)
@@ -242,29 +245,25 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
     return header, element
 
 
-def _check_kind(attributes: Attributes, parsed: Parsed) -> PixelElement:
+def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:
     """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
     _check_class(attributes, parsed)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
     if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
         raise Rejected(Reason.MULTI_FRAME)
-    if parsed.pixels is None:
-        cut = parsed.size > MAX_HEADER_BYTES
-        detail = f"none begin in the first {MAX_HEADER_BYTES} bytes" if cut else ""
-        raise Rejected(Reason.NO_PIXELS, detail)
     if attributes.integer("SamplesPerPixel") != 1:
         raise Rejected(Reason.NOT_GRAYSCALE)
     # Both kinds of monochrome hold the same Hounsfield units: which end is white concerns the
     # display alone, after the VOI transformation (DICOM PS3.3 C.7.6.3.1.2).
     if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
         raise Rejected(Reason.NOT_GRAYSCALE)
-    if parsed.pixels.keyword != "PixelData":
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{parsed.pixels.keyword} for PixelData")
+    if pixels.keyword != "PixelData":
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{pixels.keyword} for PixelData")
     # Multi-energy CT also makes maps of electron density, iodine and the like (PS3.3 C.11.1.1.2).
     if attributes.text("RescaleType", required=False) not in ("", "HU", "US"):
         raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
-    return parsed.pixels
+    return pixels
 
 
 def _check_class(attributes: Attributes, parsed: Parsed) -> None:
@@ -273,11 +272,26 @@ def _check_class(attributes: Attributes, parsed: Parsed) -> None:
     if sop_class in _CT_CLASSES:
         return
     if attributes.text("Modality", required=False) != "CT":
-        # Structured reports, RT structures and plans, DICOMDIR: no images at all.
-        raise Rejected(Reason.NOT_CT if parsed.pixels else Reason.NO_PIXELS)
+        raise Rejected(Reason.NOT_CT)
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
         # Pictures of dose reports, of 3D views, of a screen: gray levels, not Hounsfield units.
         raise Rejected(Reason.SECONDARY_CAPTURE)
+
+
+def _raise_without_pixels(parsed: Parsed) -> NoReturn:
+    """Tell an object that has no image from a file that ends before its image, or its class."""
+    classes = (uid_of(parsed.dataset, "SOPClassUID"), parsed.media_class)
+    if any(sop_class in _CT_CLASSES for sop_class in classes):
+        if parsed.size > MAX_HEADER_BYTES:
+            detail = f"no pixels begin in the first {MAX_HEADER_BYTES} bytes"
+            raise Rejected(Reason.TOO_LARGE, detail)
+        raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
+    if any(UID(sop_class).name.endswith("Image Storage") for sop_class in classes):
+        raise Rejected(Reason.NOT_CT)
+    if parsed.is_cut or not any(classes):
+        raise Rejected(Reason.UNREADABLE, "the file ends within its header")
+    # Structured reports, RT structures and plans, DICOMDIR: no images at all.
+    raise Rejected(Reason.NO_PIXELS)
 
 
 def _shape(attributes: Attributes) -> tuple[int, int]:

@@ -25,11 +25,12 @@ def contained(reason: Reason) -> Iterator[None]:
 
     Raises:
         Rejected: with `reason`, for any exception but a Rejected.
+        MemoryError: of the machine's state, not of the bytes: limits were checked before.
     """
     with _ONE_AT_A_TIME, _hushed():
         try:
             yield
-        except Rejected:
+        except (Rejected, MemoryError):
             raise
         except Exception as error:
             raise Rejected(reason, type(error).__name__) from None

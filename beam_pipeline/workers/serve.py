@@ -29,14 +29,14 @@ def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -
             pipe.send(outcome)
 
     def finish(later: Later[Any]) -> None:
-        send(_outcome("finished", later.finish))
+        send(_outcome("finished", later.finish, Watch()))
 
     left: Future[None] | None = None
     with ThreadPoolExecutor(1) as thread, suppress(EOFError, ConnectionResetError):
         while True:
             task, excluded = pipe.recv()
             watch = Watch(excluded, state)
-            kind, content = _outcome("result", partial(function, task, watch))
+            kind, content = _outcome("result", partial(function, task, watch), watch)
             watch.waiting()
             if left is not None:
                 left.result()  # one at a time: each holds what it writes
@@ -47,11 +47,15 @@ def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -
                 send((kind, content))
 
 
-def _outcome(kind: str, action: Callable[[], Any]) -> tuple[str, Any]:
+def _outcome(kind: str, action: Callable[[], Any], watch: Watch) -> tuple[str, Any]:
     try:
         return kind, action()
     except PipelineError as error:
         return "refused", error
+    except MemoryError:
+        watch.working(watch.last)
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does; the parent starts another
+        raise
     except Exception:  # a bug: its traceback goes to where the user can see it
         return "failed", traceback.format_exc()
 

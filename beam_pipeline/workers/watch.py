@@ -17,11 +17,13 @@ class Watch:
     Attributes:
         excluded: places in the task that are not to be touched, and why: earlier processes crashed
             or hung there.
+        last: the place in the task that was last worked on.
     """
 
     def __init__(self, excluded: Mapping[int, Reason] | None = None, state: Any = None) -> None:
         self.excluded = dict(excluded or {})
         self._state = state
+        self.last = NOWHERE
 
     def waiting(self) -> None:
         """The process waits for a store, or does work that cannot crash."""
@@ -29,6 +31,7 @@ class Watch:
 
     def working(self, place: int) -> None:
         """The process begins to work on what may crash or hang it: the task's item at a place."""
+        self.last = place
         self._tell(place)
 
     def _tell(self, place: int) -> None:

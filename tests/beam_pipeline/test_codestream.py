@@ -64,28 +64,62 @@ def test_what_stands_before_the_frame_header_is_passed_over(between: str) -> Non
 
 
 def test_a_frame_header_is_described_if_all_of_it_is_there() -> None:
-    frame = bytes.fromhex("ffd8 ffc3 0008 10 ffd9 0100 01")  # the end is in its rows
-    assert describe_jpeg(frame) == CodeStream(0xFFD9, 0x0100, 1, 16)
+    frame = bytes.fromhex("ffd8 ffc3 0008 10 ffd9 0100 01")  # an end marker is in its rows
+    assert describe_jpeg(frame + END) == CodeStream(0xFFD9, 0x0100, 1, 16)
+    with pytest.raises(Rejected, match="no end"):
+        describe_jpeg(frame)
     with pytest.raises(Rejected, match="no frame header"):
         describe_jpeg(frame[:-1])
 
 
+SOS = bytes.fromhex("ffda 0008 01 0100 01 0000")
+JPEG_DATA = bytes.fromhex("ff00 1234 ffd0 ff00 d9")  # stuffed, with a restart
+JPEG_LS_DATA = bytes.fromhex("ff7f ff00 d9 ff01")
+
+
 def test_a_thousand_scans_are_the_most() -> None:
-    frame = b"\xff\xd8" + SOF3 + b"\xff\xda" * 1000
+    frame = b"\xff\xd8" + SOF3 + SOS * 1000
     assert describe_jpeg(frame + END).rows == 512
+    assert describe_jpeg(frame + END + SOS).rows == 512
     with pytest.raises(Rejected, match="more than 1000 scans"):
-        describe_jpeg(frame + b"\xff\xda" + END)
+        describe_jpeg(frame + SOS + END)
+
+
+COMMENT = bytes.fromhex("fffe 0004 ffd9")
+TILE = bytes.fromhex("ff90 000a 0000 00000014 0001 ff93 ffff 1234 5678")  # of 20 bytes
+LAST_TILE = bytes.fromhex("ff90 000a 0000 00000000 0001 ff93 1234")  # up to the end
+J2K_COMMENT = bytes.fromhex("ff64 0005 ffd9 00")
 
 
 @pytest.mark.parametrize(
-    ("describe", "beginning"), [(describe_jpeg, b"\xff\xd8" + SOF3), (describe_j2k, SIZ)]
+    ("describe", "frame"),
+    [
+        (describe_jpeg, b"\xff\xd8" + SOF3 + SOS + JPEG_DATA + END),
+        (describe_jpeg, b"\xff\xd8" + SOF3 + COMMENT + SOS + JPEG_DATA + SOS + JPEG_DATA + END),
+        (describe_jpeg, b"\xff\xd8" + SOF55 + SOS + JPEG_LS_DATA + END),
+        (describe_j2k, SIZ + TILE + TILE + END),
+        (describe_j2k, SIZ + J2K_COMMENT + TILE + END),
+    ],
 )
-def test_the_end_is_within_the_last_16_bytes(
-    describe: Callable[[bytes], CodeStream], beginning: bytes
+@pytest.mark.parametrize("behind", [b"", b"\0", bytes(15), bytes(5000), END, b"\1\2\xff\xd9\3" * 9])
+def test_an_image_ends_at_its_own_end(
+    describe: Callable[[bytes], CodeStream], frame: bytes, behind: bytes
 ) -> None:
-    assert describe(beginning + END + bytes(14)).rows == 512
+    assert describe(frame + behind).size == len(frame)
     with pytest.raises(Rejected, match="no end"):
-        describe(beginning + END + bytes(15))
+        describe(frame[:-2] + bytes(20))
+
+
+def test_a_tile_part_of_unknown_or_wrong_length_lasts_to_the_last_end() -> None:
+    for tile in (LAST_TILE, TILE.replace(b"\x14", b"\x15"), TILE.replace(b"\x14", b"\x04")):
+        frame = SIZ + tile + END
+        assert describe_j2k(frame + bytes(100)).size == len(frame)
+
+
+def test_another_image_in_the_data_of_a_jpeg_is_none_of_it() -> None:
+    frame = b"\xff\xd8" + SOF3 + SOS + JPEG_DATA
+    with pytest.raises(Rejected, match="another image begins"):
+        describe_jpeg(frame + b"\xff\xd8" + SOF3 + END)
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,10 @@ def test_a_rejection_passes_as_it_is() -> None:
     assert caught.value.reason is Reason.NOT_CT
 
 
-def test_an_interruption_is_no_rejection() -> None:
-    with pytest.raises(KeyboardInterrupt), contained(Reason.CORRUPT_PIXELS):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_is_no_fault_of_the_bytes_is_no_rejection(error: type[BaseException]) -> None:
+    with pytest.raises(error), contained(Reason.CORRUPT_PIXELS):
+        raise error
 
 
 def test_what_other_code_warns_and_logs_is_dropped(caplog: pytest.LogCaptureFixture) -> None:

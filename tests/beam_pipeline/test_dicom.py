@@ -234,7 +234,10 @@ def test_a_header_behind_more_bytes_than_are_read_at_first() -> None:
 
 def test_a_header_without_end_is_not_read_to_its_end() -> None:
     data = make_dicom(RedPaletteColorLookupTableData=bytes(MAX_HEADER_BYTES))
-    assert rejection(data) == (Reason.NO_PIXELS, "none begin in the first 2097152 bytes")
+    assert rejection(data) == (Reason.TOO_LARGE, "no pixels begin in the first 2097152 bytes")
+    report = {"SOPClassUID": uid.EnhancedSRStorage, "Modality": "SR", "PixelData": None}
+    data = make_dicom(**report, RedPaletteColorLookupTableData=bytes(MAX_HEADER_BYTES))
+    assert rejection(data) == (Reason.NO_PIXELS, "")
 
 
 # Reasons
@@ -259,8 +262,11 @@ def test_a_header_without_end_is_not_read_to_its_end() -> None:
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, Reason.NOT_GRAYSCALE),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.NOT_GRAYSCALE),
         ({"Rows": 4097, "Columns": 4097}, Reason.TOO_LARGE),
-        ({"PixelData": None}, Reason.NO_PIXELS),
-        ({"PixelData": None, "Modality": "SR"}, Reason.NO_PIXELS),
+        ({"PixelData": None}, Reason.TRUNCATED_PIXELS),
+        ({"PixelData": None, "SOPClassUID": None}, Reason.TRUNCATED_PIXELS),
+        ({"PixelData": None, "SOPClassUID": uid.MRImageStorage}, Reason.NOT_CT),
+        ({"PixelData": None, "SOPClassUID": uid.EnhancedSRStorage}, Reason.NO_PIXELS),
+        ({"PixelData": None, "SOPClassUID": "1.3.12.2.1107.5.9.1"}, Reason.NO_PIXELS),
     ],
 )
 def test_what_is_no_ct_slice(attributes: dict[str, Any], reason: Reason) -> None:
@@ -409,9 +415,51 @@ def test_pixels_cut_short(syntax: str) -> None:
     assert rejection(data) == (Reason.TRUNCATED_PIXELS, "12 of 24 bytes")
 
 
-def test_a_file_cut_in_its_header_has_no_pixels() -> None:
-    data = make_dicom()
-    assert rejection(data[: data.index(b"\x28\x00\x10\x00US")])[0] is Reason.NO_PIXELS
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.RLELossless,
+    ],
+)
+def test_a_ct_file_cut_anywhere_is_incomplete(syntax: str, meta: bool) -> None:
+    frame = None
+    if syntax == uid.RLELossless:  # two segments, of 6 literal bytes each
+        planes = [bytes([5, *SIGNED_16.astype(">i2").tobytes()[plane::2]]) for plane in (0, 1)]
+        frame = np.array([2, 64, 72, *[0] * 13], "<u4").tobytes() + b"\x80".join([*planes, b""])
+    if not meta and (frame or syntax == uid.DeflatedExplicitVRLittleEndian):
+        pytest.skip("a compressed file says so in its meta header")
+    groups = items(**SHARED, PlanePositionSequence=items(ImagePositionPatient=[0.0, 1.0, 2.0]))
+    whole = make_dicom(
+        syntax=syntax,
+        frame=frame,
+        meta=meta,
+        preamble=meta,
+        SharedFunctionalGroupsSequence=groups,
+        RedPaletteColorLookupTableData=bytes(20),
+    )
+    expected = read_slice(whole).pixels.tobytes()
+    for size in range(132 if meta else 2, len(whole)):
+        header, full = rejections(whole[:size])
+        assert header in (None, full)
+        if full is None:  # only what follows the pixels was cut off
+            assert read_slice(whole[:size]).pixels.tobytes() == expected
+            assert size > len(whole) - 16
+        else:
+            assert full[0] in (Reason.UNREADABLE, Reason.TRUNCATED_PIXELS), size
+            assert "no_pixels" not in full[0]
+
+
+def test_a_report_cut_anywhere_is_no_ct_file() -> None:
+    data = (TEST_FILES / "reportsi.dcm").read_bytes()
+    for size in range(132, len(data), 7):
+        reason, _ = rejection(data[:size])
+        assert reason in (Reason.UNREADABLE, Reason.NO_PIXELS)
+    assert rejection(data)[0] is Reason.NO_PIXELS
 
 
 def test_a_constant_image_is_seen_by_reading_alone() -> None:

@@ -234,6 +234,146 @@ def fragments(parts: list[bytes], end: bytes = b"") -> bytes:
     return b"".join(items) + end
 
 
+# Whole images, and what writers leave around them
+
+
+def packed(pixels: np.ndarray, pad: bytes = b"\0", behind: bytes = b"") -> bytes:
+    """DICOM RLE of 16-bit pixels, in literal runs of up to 128 bytes, with bytes behind each."""
+    segments = []
+    for plane in range(2):
+        data = pixels.astype(">u2").tobytes()[plane::2]
+        runs = [data[i : i + 128] for i in range(0, len(data), 128)]
+        segment = b"".join(bytes([len(run) - 1]) + run for run in runs) + behind
+        segments.append(segment + pad * (len(segment) % 2))
+    words = [2, 64, 64 + len(segments[0]), *[0] * 13]
+    return np.array(words, "<u4").tobytes() + b"".join(segments)
+
+
+def lossy(pixels: np.ndarray) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(pixels >> 4, bitspersample=12, level=95))
+
+
+COMPRESSED = [*LOSSLESS[1:-1], (uid.RLELossless, packed), (uid.JPEGExtended12Bit, lossy)]
+ITEM, DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+
+
+def odd(frame: bytes) -> bytes:
+    """A frame of an odd size: without its pad byte, or with one more."""
+    return frame if len(frame) % 2 else frame + b"\0"
+
+
+def with_pixel_data(syntax: str, value: bytes) -> bytes:
+    """A file that ends with its encapsulated pixels, whatever they are."""
+    data = make_dicom(ramp("uint16"), syntax=syntax, frame=b"\0\0")
+    return data[: data.index(b"\xe0\x7f\x10\x00") + 12] + value
+
+
+@pytest.mark.parametrize(("syntax", "encode"), COMPRESSED)
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda f: fragments([b"", f + bytes(64)], DELIMITER + bytes(4)), id="zeros"),
+        pytest.param(lambda f: fragments([b"", f + b"\x7f\1 junk" * 9], DELIMITER), id="junk"),
+        pytest.param(lambda f: fragments([b"", f]), id="no delimiter"),
+        pytest.param(lambda f: fragments([b"", f], bytes(8)), id="zeroed delimiter"),
+        pytest.param(lambda f: fragments([b"", f], bytes(3)), id="cut delimiter"),
+        pytest.param(lambda f: fragments([b"", f], b"\xfc\xff\xfc\xffOB\0\0"), id="other element"),
+        pytest.param(lambda f: fragments([b"", odd(f)], b"\0" + DELIMITER), id="pad of an odd one"),
+        pytest.param(lambda f: fragments([b"", odd(f)], DELIMITER + bytes(4)), id="odd, no pad"),
+        pytest.param(
+            lambda f: fragments([b"", f[:99]], b"\0") + fragments([f[99:]], DELIMITER + bytes(4)),
+            id="pad in the middle",
+        ),
+        pytest.param(
+            lambda f: fragments([b"", b"", f[:2], b"", f[2:100], f[100:], b""], DELIMITER),
+            id="empty fragments",
+        ),
+        pytest.param(lambda f: fragments([bytes(4), f[:80], f[80:]]), id="table of the frame"),
+        pytest.param(
+            lambda f: fragments([np.array([0, 88], "<u4").tobytes(), f[:80], f[80:]]),
+            id="table of the fragments",
+        ),
+        pytest.param(lambda f: fragments([b"\7\0\0\0\x63\0\0\0", f]), id="table of nothing"),
+        pytest.param(lambda f: fragments([b"abc", f]), id="broken table"),
+        pytest.param(
+            lambda f: fragments([b"", f])[: -len(f) - 4] + (len(f) + 9).to_bytes(4, "little") + f,
+            id="fragment said to be longer",
+        ),
+    ],
+)
+def test_a_whole_image_is_read_whatever_is_around_it(
+    syntax: str, encode: Callable[[np.ndarray], bytes], around: Callable[[bytes], bytes]
+) -> None:
+    frame = encode(ramp("uint16"))
+    expected = read_slice(make_dicom(ramp("uint16"), syntax=syntax, frame=frame)).pixels
+    found = read_slice(with_pixel_data(syntax, around(frame))).pixels
+    assert np.array_equal(found, expected)
+    if encode is not lossy:
+        assert np.array_equal(found, ramp("uint16"))
+
+
+@pytest.mark.parametrize("size", [31, 32, 33])
+@pytest.mark.parametrize("pad", [b"\0", b" ", b"\xff"])
+@pytest.mark.parametrize(
+    "behind", [b"", b"\0\7", b"\xff\7", bytes(9), b"\x80", b"\x7f", b"\xff" * 500]
+)
+def test_rle_segments_are_read_up_to_the_pixels_that_there_are(
+    size: int, pad: bytes, behind: bytes
+) -> None:
+    pixels = ramp("uint16", size)
+    data = make_dicom(pixels, syntax=uid.RLELossless, frame=packed(pixels, pad, behind))
+    assert np.array_equal(read_slice(data).pixels, pixels)
+
+
+def test_rle_of_8_bits_with_more_pixels_than_there_are() -> None:
+    run = bytes([257 - 128, 7])
+    frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + b"\1\1\2" + run * 100
+    source = read_slice(make_dicom(ramp("uint8"), syntax=uid.RLELossless, frame=frame))
+    assert source.pixels.reshape(-1)[:4].tolist() == [1, 2, 7, 7]
+
+
+@pytest.mark.parametrize("cut", [4, 200, 1000])
+@pytest.mark.parametrize("behind", [b"", bytes(1)])
+def test_rle_cut_in_its_last_segment_is_truncated(cut: int, behind: bytes) -> None:
+    frame = packed(ramp("uint16"))[:-cut] + behind
+    data = make_dicom(ramp("uint16"), syntax=uid.RLELossless, frame=frame)
+    assert rejection(data)[0] is Reason.TRUNCATED_PIXELS
+
+
+def test_rle_cut_in_its_first_segment_is_corrupt() -> None:
+    whole = packed(ramp("uint16"))
+    for offsets in ((64, 300), (64, 64), (300, 64)):
+        frame = np.array([2, *offsets], "<u4").tobytes() + whole[12:]
+        data = make_dicom(ramp("uint16"), syntax=uid.RLELossless, frame=frame)
+        assert rejection(data)[0] is Reason.CORRUPT_PIXELS
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize("behind", [1, 2, 1000, 1 << 20])
+def test_native_pixels_with_bytes_behind_them(syntax: str, behind: int) -> None:
+    pixels = ramp("int16")
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+    value = pixels.astype(f"{order}i2").tobytes() + b"\7" * behind
+    data = make_dicom(pixels, syntax=syntax, PixelData=value + bytes(len(value) % 2))
+    assert np.array_equal(stored(read_slice(data)), pixels)
+    whole = make_dicom(pixels, syntax=syntax)
+    assert np.array_equal(stored(read_slice(whole + b"\7" * behind)), pixels)
+
+
+@pytest.mark.parametrize(("syntax", "encode"), COMPRESSED)
+@pytest.mark.parametrize(
+    "behind", [b"", bytes(64), b"\x12\x34" * 50, b"\x12\x34\xff\xd9" + bytes(64)]
+)
+def test_a_cut_image_is_none_whatever_follows_it(
+    syntax: str, encode: Callable[[np.ndarray], bytes], behind: bytes
+) -> None:
+    frame = encode(ramp("uint16"))
+    for part in (0.5, 0.9):
+        value = fragments([b"", frame[: int(len(frame) * part)] + behind], DELIMITER + bytes(4))
+        reason, _ = rejection(with_pixel_data(syntax, value))
+        assert reason in (Reason.TRUNCATED_PIXELS, Reason.CORRUPT_PIXELS)
+
+
 # Code streams that are not what the header says: found before a decoder runs
 
 

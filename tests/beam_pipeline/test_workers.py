@@ -55,6 +55,18 @@ def be_killed(task: Letters, watch: Watch, starts: Path, times: int) -> Outcome:
     return upper(task, watch)
 
 
+def run_out_of_memory(task: Letters, watch: Watch, starts: Path, times: int) -> Outcome:
+    """While working on the first item, whose end is told all the same."""
+    if 0 not in watch.excluded:
+        watch.working(0)
+        try:
+            if note_start(starts) <= times:
+                raise MemoryError
+        finally:
+            watch.waiting()
+    return upper(task, watch)
+
+
 def crash_once(task: Letters, watch: Watch, starts: Path) -> Outcome:
     watch.working(0)
     if note_start(starts) == 1:
@@ -164,6 +176,14 @@ def test_a_process_may_be_killed_from_outside_wherever_it_is(
     tmp_path: Path, times: int, expected: str
 ) -> None:
     pool = WorkerPool(partial(be_killed, starts=tmp_path / "starts", times=times), 1)
+    assert run(pool, ("a", "b")) == {"a": expected, "b": "B"}
+
+
+@pytest.mark.parametrize(("times", "expected"), [(3, "A"), (4, "decoder_crashed")])
+def test_an_item_that_memory_runs_out_at_is_tried_again_in_another_process(
+    tmp_path: Path, times: int, expected: str
+) -> None:
+    pool = WorkerPool(partial(run_out_of_memory, starts=tmp_path / "starts", times=times), 1)
     assert run(pool, ("a", "b")) == {"a": expected, "b": "B"}
 
 
