@@ -16,8 +16,9 @@ from beam_pipeline.layout import LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
 from beam_pipeline.planning.identifiers import name_of
+from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
-from beam_pipeline.planning.labels import LabelFile, Labels
+from beam_pipeline.planning.labels import Labels
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles

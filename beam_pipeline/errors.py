@@ -124,6 +124,14 @@ class Reason(StrEnum):
     )
 
 
+_LONGEST_QUOTE = 40  # characters
+
+
+def quoted(text: str) -> str:
+    """A text of the user's in quotes, for a message: control characters escaped, and cut."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
+
+
 class Rejected(Exception):
     """A file is not usable. `detail` never holds a value from the file's header."""
 

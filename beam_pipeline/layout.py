@@ -5,9 +5,11 @@ the trainer's reading of it and the README's tables against this module.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from beam_pipeline.errors import quoted
 
 SCHEMA_VERSION = 1  # of the manifest; another one where a reader of this one would go wrong
 
@@ -122,6 +124,8 @@ class Column(NamedTuple):
     meaning: str
 
 
+MAX_LABELS = 1000
+MAX_LABEL_LENGTH = 100
 LABEL_PREFIX = "label_"
 LABEL = "LABEL"  # in a column's name, in place of a label
 
@@ -151,6 +155,27 @@ INDEX_COLUMNS = (
 ID_COLUMNS = ("patient_id", "study_id", "series_id")
 
 REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # texts, of a line of rejects
+
+
+def check_label_names(names: Sequence[str]) -> None:
+    """Raise a ValueError, which says what is right, for names that labels cannot have.
+
+    They end up in columns, file formats, plots and on the terminal, and some of these make no
+    difference between upper and lower case.
+    """
+    if len(names) > MAX_LABELS:
+        raise ValueError(f"there are {len(names)} classes; want at most {MAX_LABELS}")
+    seen: dict[str, str] = {}
+    for name in names:
+        if not 0 < len(name) <= MAX_LABEL_LENGTH or not name.isprintable() or name != name.strip():
+            raise ValueError(
+                f"a class is called {quoted(name)}; want 1 to {MAX_LABEL_LENGTH} printable "
+                "characters without a space at either end"
+            )
+        if name.casefold() in seen:
+            other = seen[name.casefold()]
+            raise ValueError(f"two classes are called {other!r} and {name!r}; want different names")
+        seen[name.casefold()] = name
 
 
 def label_column(label: str) -> str:

@@ -3,13 +3,14 @@
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from beam_pipeline.declarations import Declared, DefaultText, Mark, OptionalText
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 from beam_pipeline.keys import KEY_VARIABLE
+from beam_pipeline.layout import check_label_names
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
@@ -53,7 +54,7 @@ class Files(Declared, title="files"):
     input: Annotated[str, Mark.LOCATION]
     """folder, pattern, file or local ZIP archive of DICOM files; a path or a URL"""
     labels: Annotated[OptionalText, Mark.LOCATION] = None
-    """label file: CSV, compressed or not, or Parquet; without one all slices are a `test` split"""
+    """label file: CSV in any dialect, or Parquet; without one all slices are a `test` split"""
     output: Annotated[str, Mark.LOCATION, Mark.UNRECORDED]
     """shard directory to make"""
     storage_patience: Annotated[float, Field(ge=1), Mark.UNRECORDED] = DEFAULT_PATIENCE
@@ -116,6 +117,17 @@ class ImageOptions(Declared, title="images"):
         return "uint8" if self.windows else "uint16"
 
 
+def _parse_names(value: Any) -> Any:
+    return (
+        tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+    )
+
+
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    check_label_names(names)
+    return names
+
+
 class LabelOptions(Declared, title="labels"):
     """How labels find their slices."""
 
@@ -125,9 +137,8 @@ class LabelOptions(Declared, title="labels"):
     """column of the image ids in a wide label file; found by its name if not given"""
     label_columns: Annotated[
         tuple[str, ...],
-        BeforeValidator(
-            lambda text: tuple(filter(None, text.split(","))) if isinstance(text, str) else text
-        ),
+        BeforeValidator(_parse_names),
+        AfterValidator(_check_names),
         DefaultText("the six of RSNA if they are there, else all but the ids"),
     ] = ()
     """columns of the classes in a wide label file, separated by commas; others are left alone"""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
 
 from beam_pipeline import layout
 from beam_pipeline.card.run import record_start
@@ -229,3 +230,35 @@ def test_no_name_of_a_file_is_stated_twice(
         if "\n" not in text and not text.endswith(".")  # a docstring
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["any", "$a$b", 'a "quoted" name', "a,b=c;d", "\u00e4", "\u8840", "x" * 100, "_", "0"],
+)
+def test_the_trainer_takes_whatever_a_label_may_be_called(name: str) -> None:
+    layout.check_label_names([name])
+    schema = json.loads((ROOT / "trainer" / "schemas" / "manifest.json").read_text())
+    assert Draft202012Validator(schema["$defs"]["name"]).is_valid(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "x" * 101, "\x1b[31m", "a\nb", "a\x85b", "\u2028", "\ud800", "\u202eb", " a", "a "],
+    ids=ascii,
+)
+def test_a_label_that_no_terminal_can_show_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="want 1 to 100 printable characters") as caught:
+        layout.check_label_names(["any", name])
+    assert str(caught.value).isprintable()
+
+
+def test_the_trainer_takes_as_many_labels_as_there_may_be() -> None:
+    schema = json.loads((ROOT / "trainer" / "schemas" / "manifest.json").read_text())
+    assert schema["$defs"]["labels"]["maxItems"] == layout.MAX_LABELS
+    names = [f"label {number}" for number in range(layout.MAX_LABELS + 1)]
+    layout.check_label_names(names[1:])
+    with pytest.raises(ValueError, match="there are 1001 classes; want at most 1000"):
+        layout.check_label_names(names)
+    with pytest.raises(ValueError, match="two classes are called 'any' and 'Any'"):
+        layout.check_label_names(["any", "x", "Any"])

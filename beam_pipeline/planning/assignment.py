@@ -56,7 +56,7 @@ def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
     suffix = next((s for s in _TABLES if path.endswith(s)), None)
     table = path if suffix else f"{path.rstrip('/')}/{INDEX}"
     try:
-        with open_file(table, patience) as stored, decompressed(stored, table) as file:
+        with open_file(table, patience) as stored, decompressed(stored) as file:
             if table.endswith(".parquet"):
                 frame = pd.read_parquet(file, columns=_COLUMNS)
             else:  # an id may well be NA

@@ -26,7 +26,8 @@ from beam_pipeline.planning.duplicates import (
     find_candidates,
 )
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.labels import LabelFile, Labels
+from beam_pipeline.planning.label_file import LabelFile
+from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.plan import (
     BY_HEADER,
     USED,

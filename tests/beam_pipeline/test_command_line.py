@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -110,7 +113,13 @@ class BadInput:
         BadInput({"windows": "brain:40"}, "window 'brain:40' is neither name:center:width nor"),
         BadInput({"windows": "a:40:0"}, "window 'a' needs a finite center and a width above 0"),
         BadInput({"windows": "brain,brain"}, "--windows brain,brain: want different names"),
-        BadInput({"label_columns": "any"}, "has the columns 'ID', 'Label'"),
+        BadInput({"label_columns": "any"}, "it has the columns 'ID', 'Label'"),
+        BadInput({"label_columns": "any,any"}, "--label_columns any,any: two classes are called"),
+        BadInput({"label_columns": "any, Any"}, "two classes are called 'any' and 'Any'"),
+        BadInput({"labels": "{tmp}/twice.csv"}, "it has two columns 'any'; remove or rename one"),
+        BadInput({"labels": "{tmp}/sheet.csv"}, "sheet.csv: it is an Excel workbook; save it as"),
+        BadInput({"labels": "{tmp}/ragged.csv"}, "row 2 after the header has 2 values, the header"),
+        BadInput({"labels": "{tmp}"}, "cannot read label file {tmp}: Is a directory"),
         BadInput({"labels": "{tmp}/others.csv"}, "its ids are like 'case_1', those of the files"),
         BadInput({"labels": "{tmp}/ages.csv"}, "'age' is not of 0 and 1, but for instance 54"),
         BadInput({"folds_from": "/absent.csv"}, "/absent.csv"),
@@ -130,6 +139,9 @@ def test_a_mistake_ends_at_once_with_one_line(
     (tmp_path / "others.csv").write_text("image,any\ncase_1,0\ncase_2,1\n")
     (tmp_path / "ages.csv").write_text("image,age,any\nID_1,54,0\nID_2,61,1\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "twice.csv").write_text("image;any;any\nID_1;0;1\n")
+    (tmp_path / "sheet.csv").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500))
+    (tmp_path / "ragged.csv").write_text("image,x,any\nID_1,0,1\nDoe^John,1\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     changes = {k: str(v).replace("{tmp}", str(tmp_path)) for k, v in mistake.changes.items()}
@@ -137,5 +149,31 @@ def test_a_mistake_ends_at_once_with_one_line(
     shown = capsys.readouterr()
     assert shown.err.startswith("beam_pipeline: error: ")
     assert shown.err.count("\n") == 1
-    assert mistake.words.replace("{data}", str(small_data_set)) in shown.err
+    words = mistake.words.replace("{data}", str(small_data_set)).replace("{tmp}", str(tmp_path))
+    assert words in shown.err
     assert "Traceback" not in shown.err + shown.out
+
+
+def test_a_label_file_is_fetched_once(small_data_set: Path, tmp_path: Path) -> None:
+    fetched: list[str] = []
+
+    class Server(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Server, directory=str(small_data_set))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/labels.csv"
+            assert main(arguments(small_data_set, tmp_path / "out", labels=url)) == 0
+        finally:
+            server.shutdown()
+            thread.join()
+    assert fetched == ["/labels.csv"]
+    assert not (tmp_path / "out" / ".unfinished").exists()

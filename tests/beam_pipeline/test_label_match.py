@@ -7,8 +7,9 @@ import pytest
 
 from beam_pipeline.errors import UsageError
 from beam_pipeline.planning import label_match
+from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
-from beam_pipeline.planning.labels import LabelFile, Labels
+from beam_pipeline.planning.labels import Labels
 
 
 @pytest.fixture
