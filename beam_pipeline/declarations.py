@@ -31,6 +31,7 @@ class Mark(StrEnum):
     UNRECORDED = "decides nothing of what is written"
     DERIVED = "follows from others, and has no flag"
     LOCATION = "a path or URL"
+    AFTER_HEADERS = "decides nothing of what is read of headers"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,19 @@ class DefaultText:
     """What help says of a default that is not known before the run."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class EarlierDefault:
+    """What versions did that did not know an option, or had another default for it.
+
+    Attributes:
+        value: of the option, as a JSON value.
+        same: whether today's default gives the same bytes wherever a run with `value` succeeded.
+    """
+
+    value: Any
+    same: bool = False
 
 
 # An unset variable of a Makefile gives an empty text.

@@ -132,6 +132,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
 
 
+def advice_for(reason: str) -> str:
+    """Return what to do about a reason; nothing for one of another version."""
+    return next((known.advice for known in Reason if known.value == reason), "")
+
+
 class Rejected(Exception):
     """A file is not usable. `detail` never holds a value from the file's header."""
 
@@ -176,20 +181,20 @@ class TooManyRejects(PipelineError):
     exit_code = 3
 
     def __init__(
-        self, files_seen: int, by_reason: Mapping[str, int], allowed: float, listed_in: str
+        self, files_seen: int, by_reason: Mapping[str, int], allowed: float, explanation: str
     ) -> None:
-        super().__init__(files_seen, by_reason, allowed, listed_in)
+        super().__init__(files_seen, by_reason, allowed, explanation)
         self.files_seen = files_seen
         self.by_reason = by_reason
         self.allowed = allowed
-        self.listed_in = listed_in
+        self.explanation = explanation
 
     def __str__(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.by_reason.items()))
         return (
             f"{sum(self.by_reason.values())} of {self.files_seen} files were rejected ({counts}), "
-            f"more than the allowed fraction {self.allowed:g}; see {self.listed_in}, or raise "
-            "--max_reject_fraction"
+            f"more than the allowed fraction {self.allowed:g}. {self.explanation}; correct that "
+            "and start again, or raise --max_reject_fraction"
         )
 
 

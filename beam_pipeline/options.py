@@ -1,11 +1,18 @@
 """What a user can choose, in the parts that functions take."""
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from beam_pipeline.declarations import Declared, DefaultText, Mark, OptionalText
+from beam_pipeline.declarations import (
+    Declared,
+    DefaultText,
+    EarlierDefault,
+    Mark,
+    OptionalText,
+)
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
@@ -53,7 +60,7 @@ class Files(Declared, title="files"):
 
     input: Annotated[str, Mark.LOCATION]
     """folder, pattern, file or local ZIP archive of DICOM files; a path or a URL"""
-    labels: Annotated[OptionalText, Mark.LOCATION] = None
+    labels: Annotated[OptionalText, Mark.LOCATION, Mark.AFTER_HEADERS] = None
     """label file: CSV in any dialect, or Parquet; without one all slices are a `test` split"""
     output: Annotated[str, Mark.LOCATION, Mark.UNRECORDED]
     """shard directory to make"""
@@ -80,12 +87,13 @@ class ImageOptions(Declared, title="images"):
             description=f"1 to {_MAX_CHANNELS} channels: {', '.join(PRESETS)}, name:center:width in"
             f" HU, or {FROM_FILE} for each file's own"
         ),
+        Mark.AFTER_HEADERS,
     ] = tuple(Window(name, *PRESETS[name]) for name in ("brain", "subdural", "bone"))
-    hu: bool = False
+    hu: Annotated[bool, Mark.AFTER_HEADERS] = False
     """store Hounsfield units (16 bits) instead of windows"""
-    voi: VoiFunction = VoiFunction.LINEAR_EXACT
+    voi: Annotated[VoiFunction, Mark.AFTER_HEADERS] = VoiFunction.LINEAR_EXACT
     """function of the windows, as DICOM defines them"""
-    image_size: Annotated[int, Field(ge=16, le=4096)] = 512
+    image_size: Annotated[int, Field(ge=16, le=4096), Mark.AFTER_HEADERS] = 512
     """height and width, pixels"""
     hu_repair: RepairPolicy = RepairPolicy.AUTO
     """repair of badly encoded 12-bit files: decided for each file, none, or always one of two"""
@@ -133,13 +141,14 @@ class LabelOptions(Declared, title="labels"):
 
     image_id: ImageId = ImageId.FILE_NAME
     """what identifies a slice; labels are joined by the file name for `ordinal`"""
-    id_column: OptionalText = None
+    id_column: Annotated[OptionalText, Mark.AFTER_HEADERS] = None
     """column of the image ids in a wide label file; found by its name if not given"""
     label_columns: Annotated[
         tuple[str, ...],
         BeforeValidator(_parse_names),
         AfterValidator(_check_names),
         DefaultText("the six of RSNA if they are there, else all but the ids"),
+        Mark.AFTER_HEADERS,
     ] = ()
     """columns of the classes in a wide label file, separated by commas; others are left alone"""
 
@@ -147,19 +156,19 @@ class LabelOptions(Declared, title="labels"):
 class SplitOptions(Declared, title="splits"):
     """Which slices go to which split and shard."""
 
-    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    folds: Annotated[int, Field(ge=2, le=100), Mark.AFTER_HEADERS] = 5
     """folds that patients are dealt to"""
-    holdout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    holdout: Annotated[float, Field(ge=0, le=0.9), Mark.AFTER_HEADERS] = 0.0
     """fraction of the slices, by patients, kept apart from the folds"""
-    folds_from: Annotated[OptionalText, Mark.LOCATION] = None
+    folds_from: Annotated[OptionalText, Mark.LOCATION, Mark.AFTER_HEADERS] = None
     """shard directory or table whose assignment is kept"""
     group_by: GroupBy = GroupBy.PATIENT
     """what must not be in two folds"""
-    leak_check: LeakCheck = LeakCheck.JOIN
+    leak_check: Annotated[LeakCheck, EarlierDefault("off")] = LeakCheck.JOIN
     """patients who share identical pixels: one group, only counted, or not looked for"""
-    examples_per_shard: Annotated[int, Field(ge=1)] = 256
+    examples_per_shard: Annotated[int, Field(ge=1), Mark.AFTER_HEADERS] = 256
     """the most examples in one shard file"""
-    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32), Mark.AFTER_HEADERS] = 0
     """seed of every shuffle"""
 
 
@@ -235,3 +244,47 @@ class Options(Declared):
             for name, value in getattr(self, part).model_dump(mode="json").items()
             if Mark.UNRECORDED not in kind.model_fields[name].metadata
         }
+
+    @classmethod
+    def are_after_headers(cls, names: Iterable[str]) -> bool:
+        """Whether options decide nothing of what is read of headers."""
+        marks = {
+            name: field.metadata
+            for kind in cls.parts().values()
+            for name, field in kind.model_fields.items()
+        }
+        return all(Mark.AFTER_HEADERS in marks.get(name, ()) for name in names)
+
+    def differing(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Return the options that an earlier run recorded with other values, by their names.
+
+        Args:
+            earlier: what `recorded` returned then, perhaps in an earlier version.
+        """
+        now, before, defaults = self.recorded(), fill_in(earlier), _defaults()
+        for name, default in _earlier_defaults().items():
+            if default.same and before[name] == default.value and now[name] == defaults[name]:
+                before[name] = now[name]
+        names = before.keys() | now.keys()
+        return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+def fill_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options that an earlier version recorded, with those that it did not know."""
+    earlier = {name: default.value for name, default in _earlier_defaults().items()}
+    return {**_defaults(), **earlier, **recorded}
+
+
+def _defaults() -> dict[str, Any]:
+    """Return what is recorded of options that are not given."""
+    return Options.of(input="", output="").recorded()
+
+
+def _earlier_defaults() -> dict[str, EarlierDefault]:
+    return {
+        name: mark
+        for kind in Options.parts().values()
+        for name, field in kind.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, EarlierDefault)
+    }

@@ -1,6 +1,5 @@
 """`python -m beam_pipeline.card`: makes the data card of a shard directory that has none."""
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from beam_pipeline.card.card import Card, write_card
 from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
 from beam_pipeline.declarations import Declared, OptionalText, parse_flags
+from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.errors import PipelineError, StoreError, UsageError
 from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
 from beam_pipeline.options import ImageId, RunOptions
@@ -46,7 +46,7 @@ def _make(folder: Folder, source: str | None) -> None:
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
     try:
-        rejects = [json.loads(line) for line in folder.read(REJECTS).splitlines()]
+        rejects = read_rejects(folder)
         index = folder.open(INDEX)
     except (OSError, ValueError):
         raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None

@@ -1,5 +1,6 @@
 """A card as one HTML page that needs no other file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,32 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from beam_pipeline.card import facts, pictures, tables
 from beam_pipeline.card.content import Content
 from beam_pipeline.card.numbers import count
+from beam_pipeline.directory.rejects import Reject, count_reasons
 
-_TEMPLATE = "card.html.jinja"
+_CARD = "card.html.jinja"
+_REFUSED = "refused.html.jinja"
 
 
 def render(content: Content) -> str:
     """The page, out of its template."""
+    return _fill(_CARD, _sections(content))
+
+
+def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
+    """Return the page of a run that ended because too many files were rejected."""
+    by_reason = count_reasons(rejects)
+    counts = {"files_seen": files_seen, "rejected_by_reason": by_reason}
+    return _fill(
+        _REFUSED,
+        {
+            "files_seen": files_seen,
+            "rejected": len(rejects),
+            "rejects": tables.reject_table(counts, rejects),
+        },
+    )
+
+
+def _fill(template: str, values: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -22,7 +43,7 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
     )
     environment.filters["count"] = count
-    page: str = environment.get_template(_TEMPLATE).render(_sections(content))
+    page: str = environment.get_template(template).render(values)
     return page
 
 
@@ -33,7 +54,9 @@ def _sections(content: Content) -> dict[str, Any]:
         "manifest": manifest,
         "labeled": labeled,
         "headline": facts.headline(content),
-        "rejects": tables.reject_table(content) if content.rejects else None,
+        "rejects": tables.reject_table(manifest["counts"], content.rejects)
+        if content.rejects
+        else None,
         "absent": _absent(content) if labeled else [],
         "examples": pictures.example_groups(content),
         "drawings": pictures.distributions(content),

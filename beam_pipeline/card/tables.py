@@ -1,6 +1,7 @@
 """The tables of a card: rejects, labels, folds and shards."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from markupsafe import Markup
 from beam_pipeline.card.choice import NO_LABEL
 from beam_pipeline.card.content import Content
 from beam_pipeline.card.numbers import count, deviation, percent, size
-from beam_pipeline.errors import Reason
+from beam_pipeline.directory.rejects import Reject
+from beam_pipeline.errors import advice_for
 
 _NUMBER, _TEXT = "number", "text"
 _NAMED_COLUMNS = 8  # more labels have numbers above their columns
@@ -47,14 +49,17 @@ def _with_small(value: str, small: str) -> Markup | str:
     return Markup("{} <small>{}</small>").format(value, small) if small else value
 
 
-def reject_table(content: Content) -> Table:
-    """Why files were not used, an example of each reason, and what to do."""
-    counts = content.manifest["counts"]
+def reject_table(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Table:
+    """Why files were not used, an example of each reason, and what to do.
+
+    Args:
+        counts: the manifest's: `files_seen` and `rejected_by_reason`.
+        rejects: one row per file that was not used.
+    """
     firsts: dict[str, Any] = {}
-    for reject in sorted(content.rejects, key=lambda reject: reject["source"]):
+    for reject in sorted(rejects, key=lambda reject: reject["source"]):
         firsts.setdefault(reject["reason"], reject)
     by_number = sorted(counts["rejected_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
-    advice = {reason.value: reason.advice for reason in Reason}
     rows = []
     for reason, number in by_number:
         example = firsts.get(reason, {"source": "", "detail": ""})
@@ -65,7 +70,7 @@ def reject_table(content: Content) -> Table:
                 percent(number / counts["files_seen"]),
                 Markup("<code>{}</code>").format(example["source"]),
                 example["detail"],
-                advice[reason],
+                advice_for(reason),
             ]
         )
     return Table(

@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from beam_pipeline.errors import TooManyRejects, UsageError
+from beam_pipeline.errors import TooManyRejects, UsageError, advice_for
 from beam_pipeline.layout import REJECTS
 from beam_pipeline.storage import Folder
 
@@ -28,9 +28,32 @@ def write_rejects(folder: Folder, files_seen: int, rejects: list[Reject], allowe
     """
     folder.write(REJECTS, encode_rejects(rejects))
     if len(rejects) > allowed * files_seen:
-        raise TooManyRejects(files_seen, count_reasons(rejects), allowed, REJECTS)
+        explanation = _explain(folder, rejects)
+        raise TooManyRejects(files_seen, count_reasons(rejects), allowed, explanation)
     if len(rejects) == files_seen:
-        raise UsageError(f"none of {files_seen} files can be used; see {REJECTS}")
+        raise UsageError(f"none of {files_seen} files can be used. {_explain(folder, rejects)}")
+
+
+def read_rejects(folder: Folder) -> list[Reject]:
+    """Return the rejects that a run has listed.
+
+    Raises:
+        OSError: the list cannot be read.
+        StoreError: the folder's store fails.
+    """
+    return [json.loads(line) for line in folder.read(REJECTS).splitlines()]
+
+
+def _explain(folder: Folder, rejects: Sequence[Reject]) -> str:
+    """Return the commonest reason with an example and advice, and where the others are."""
+    counts = count_reasons(rejects)
+    commonest = max(counts, key=lambda reason: counts[reason])
+    source = min(row["source"] for row in rejects if row["reason"] == commonest)
+    example = source if source.isprintable() else ascii(source)
+    return (
+        f"The commonest reason is {commonest}, as for {example}: {advice_for(commonest)} "
+        f"{folder.url.rstrip('/')}/{REJECTS} lists all"
+    )
 
 
 def encode_rejects(rejects: Iterable[Reject]) -> bytes:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.errors import Rejected, UsageError
 from beam_pipeline.images.convert import convert_slice
-from beam_pipeline.options import ImageId, ImageOptions
+from beam_pipeline.options import ImageId, ImageOptions, fill_in
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.sources import decode_source, encode_source, show_source
@@ -39,7 +39,8 @@ class Conversion:
         """
         files = InputFiles.parse(source)
         try:
-            image = ImageOptions(**{name: options[name] for name in ImageOptions.model_fields})
+            recorded = fill_in(options)
+            image = ImageOptions(**{name: recorded[name] for name in ImageOptions.model_fields})
         except (KeyError, TypeError, UsageError) as error:
             raise ValueError(f"options cannot be read: {type(error).__name__}") from None
         return cls(files, image)

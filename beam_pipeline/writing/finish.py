@@ -2,13 +2,14 @@
 
 from contextlib import suppress
 
-from beam_pipeline.directory.rejects import Reject, write_rejects
+from beam_pipeline.directory.rejects import Reject, read_rejects, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError
-from beam_pipeline.layout import REJECTS_TABLE, written_table
+from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError, TooManyRejects
+from beam_pipeline.layout import CARD, REJECTS_TABLE, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.progress import report_refusal
+from beam_pipeline.storage import Folder
 from beam_pipeline.writing.manifest import write_description
 from beam_pipeline.writing.output import finish_output, write_refusal
 from beam_pipeline.writing.shards import ShardResult
@@ -31,9 +32,25 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
         folder.remove_partial()  # of workers that were ended with this run
         finish_output(folder)  # what this run wrote after the other had removed it all
     except PipelineError as error:
+        error = _with_page(error, folder)
         report_refusal(error)
         with suppress(PipelineError):  # the store that failed may be that of the output
             write_refusal(folder, error.exit_code, str(error))
+
+
+def _with_page(error: PipelineError, folder: Folder) -> PipelineError:
+    """Write a page about too many rejects, and return the error that names it."""
+    if not isinstance(error, TooManyRejects):
+        return error
+    # Imported late: only a refused run needs it.
+    from beam_pipeline.card.page import render_refused
+
+    try:
+        folder.write(CARD, render_refused(error.files_seen, read_rejects(folder)).encode())
+    except Exception:  # of the page, which is only a help: the refusal has to be told
+        return error
+    explanation = f"{error.explanation}, and {CARD} explains each reason"
+    return TooManyRejects(error.files_seen, error.by_reason, error.allowed, explanation)
 
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:

@@ -1,24 +1,31 @@
 """The output folder's state: empty, another's, unfinished, or complete."""
 
 import json
+import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from beam_pipeline import __version__
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal, UsageError
 from beam_pipeline.layout import (
     CARD,
     FILES,
+    JOB,
     MANIFEST,
-    OPTIONS,
     REFUSAL,
     RESERVE,
     UNFINISHED,
     ShardFile,
 )
-from beam_pipeline.options import Options
+from beam_pipeline.options import Options, fill_in
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import partial_target
+from beam_pipeline.writing.begun import Begun
+
+_logger = logging.getLogger(__name__)
 
 _RESERVE_BYTES = 1 << 16  # random: zeros may take no room
 _OWN_FILES = {*FILES, CARD}
@@ -41,9 +48,11 @@ def find_manifest(folder: Folder) -> dict[str, Any] | None:
 
 def _check_ours(folder: Folder, manifest: Any) -> dict[str, Any]:
     try:
-        manifest["schema_version"], manifest["options"]
+        ours = isinstance(manifest["options"], dict) and bool(manifest["schema_version"])
     except (KeyError, TypeError):
-        raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest") from None
+        ours = False
+    if not ours:
+        raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest")
     return dict(manifest)
 
 
@@ -55,21 +64,15 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
 
     Raises:
         UsageError: the folder holds something else, or the work of other options.
+        OutputError: the folder cannot be read or written.
+        StoreError: its store fails.
     """
-    entries = folder.entries()
-    foreign = sorted(entry for entry in entries if not _is_own(entry))
-    if foreign:
-        raise UsageError(
-            f"output {folder.url} holds something else ({foreign[0].removesuffix('@')}); choose "
-            "another folder"
-        )
-    names = {entry.rstrip("/") for entry in entries}
+    names = _own_names(folder)
     if options.run.overwrite:
         if MANIFEST in names:
             with suppress(ValueError):  # a damaged manifest may be ours
                 _check_ours(folder, json.loads(folder.read(MANIFEST)))
-        for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
-            folder.remove(name)
+        _remove_all(folder, names)
         names = set()
     manifest = find_manifest(folder) if MANIFEST in names else None
     if manifest is not None:
@@ -78,42 +81,99 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
             finish_output(folder)
         folder.remove_partial()  # of a run that was stopped after another had completed the folder
         return manifest
-    if folder.exists(OPTIONS):
-        _check_same(folder, json.loads(folder.read(OPTIONS)), options)
+    begun = Begun.read(folder)
+    if begun is not None:
+        _take_up(folder, names, begun, options)
     folder.remove_partial()
-    folder.remove(REFUSAL)
-    folder.write(OPTIONS, json.dumps(options.recorded()).encode())
+    for name in (REFUSAL, CARD):  # a card of a refused run
+        folder.remove(name)
+    Begun.now(options).write(folder)
     folder.write(RESERVE, os.urandom(_RESERVE_BYTES))
     return None
 
 
+def _own_names(folder: Folder) -> set[str]:
+    """Return what is in the folder, all of it the pipeline's own."""
+    entries = folder.entries()
+    foreign = sorted(entry for entry in entries if not _is_own(entry))
+    if foreign:
+        raise UsageError(
+            f"output {folder.url} holds something else ({foreign[0].removesuffix('@')}); choose "
+            "another folder"
+        )
+    return {entry.rstrip("/") for entry in entries}
+
+
 def _is_own(entry: str) -> bool:
     """Whether the pipeline makes what has this name: `UNFINISHED`, or a file of the contract."""
-    if entry == f"{UNFINISHED}/":
-        return True
     name = partial_target(entry) or entry
-    with suppress(ValueError):
-        return name in _OWN_FILES or bool(ShardFile.parse(name))
-    return False
+    return entry == f"{UNFINISHED}/" or name in _OWN_FILES or _is_shard(name)
+
+
+def _is_shard(name: str) -> bool:
+    try:
+        return bool(ShardFile.parse(name))
+    except ValueError:
+        return False
+
+
+def _remove_all(folder: Folder, names: Iterable[str]) -> None:
+    for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
+        folder.remove(name)
+
+
+def _take_up(folder: Folder, names: set[str], begun: Begun, options: Options) -> None:
+    """Keep what an earlier run left if this one would write the same; else remove it.
+
+    Other options are accepted after a refusal, until there is a shard.
+    """
+    refused = folder.exists(REFUSAL)
+    has_shards = any(map(_is_shard, names)) or bool(Unfinished(folder).names("written"))
+    if begun.options is not None and (has_shards or not refused):
+        _check_same(folder, begun.options, options)
+    differing = [] if begun.options is None else options.differing(begun.options)
+    if begun.options is not None and begun.is_by(Begun.now(options)):
+        if not differing:
+            return
+        if Options.are_after_headers(differing):
+            _remove_all_unfinished_but(folder, ("listing", "inventory"))
+            return
+    elif not refused and folder.exists(JOB):
+        raise UsageError(
+            f"output {folder.url} was begun by {_other(begun)}, and a job of it may still run; "
+            "let that version end it, or choose another folder, or --overwrite it"
+        )
+    else:
+        _logger.warning("%s was begun by %s: all of it is done again", folder.url, _other(begun))
+    _remove_all(folder, names)
+
+
+def _other(begun: Begun) -> str:
+    """Return what is to be said of the program that began a directory."""
+    if begun.options is None:
+        return "a run whose record is damaged"
+    if begun.version == __version__:
+        return f"another build of version {__version__}"
+    return f"version {begun.version}" if begun.version else "an earlier version"
+
+
+def _remove_all_unfinished_but(folder: Folder, kept: Iterable[str]) -> None:
+    for name in Folder(f"{folder.url}/{UNFINISHED}", folder.patience).names().difference(kept):
+        folder.remove(f"{UNFINISHED}/{name}")
 
 
 def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> None:
     """Raise unless an earlier run's options give the same bytes as these."""
-    now = options.recorded()
-    differing = sorted(
-        name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name)
+    differing = options.differing(earlier)
+    if not differing:
+        return
+    name, before, now = differing[0], fill_in(earlier), options.recorded()
+    what = f"--{name} {_show(before.get(name))}, now it is {_show(now.get(name))}"
+    if name == "identifier_key_check":
+        what = "another identifier key"
+    raise UsageError(
+        f"output {folder.url} was begun with {what}; choose another folder, or --overwrite it"
     )
-    if differing:
-        name = differing[0]
-        if name == "identifier_key_check":
-            raise UsageError(
-                f"output {folder.url} was begun with another identifier key; choose another "
-                "folder, or --overwrite it"
-            )
-        raise UsageError(
-            f"output {folder.url} was begun with --{name} {_show(earlier.get(name))}, now it is "
-            f"{_show(now.get(name))}; choose another folder, or --overwrite it"
-        )
 
 
 def _show(value: Any) -> str:

@@ -19,7 +19,7 @@ from beam_pipeline.errors import (
 
 EXAMPLES = [
     UsageError("--folds 1: want 2 to 100"),
-    TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05, "rejects.jsonl"),
+    TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05, "Most are x"),
     StoreError("s3://bucket", "access denied"),
     OutputError("cannot write x in out: No space left on device"),
     RunnerError("FlinkRunner failed: no slots"),
@@ -60,7 +60,7 @@ def test_a_message_is_one_line_with_what_to_do() -> None:
     many, store = str(EXAMPLES[1]), str(EXAMPLES[2])
     assert many == (
         "3 of 33 files were rejected (label_missing 2, not_dicom 1), more than the allowed "
-        "fraction 0.05; see rejects.jsonl, or raise --max_reject_fraction"
+        "fraction 0.05. Most are x; correct that and start again, or raise --max_reject_fraction"
     )
     assert store == "s3://bucket: access denied; the same command resumes"
 

@@ -2,9 +2,14 @@ import fcntl
 import json
 from pathlib import Path
 
-from beam_pipeline.errors import AlreadyComplete, StoreError
+import pytest
+
+from beam_pipeline.card import page
+from beam_pipeline.directory.rejects import encode_rejects
+from beam_pipeline.errors import AlreadyComplete, Reason, StoreError, TooManyRejects
 from beam_pipeline.options import Options
 from beam_pipeline.writing.finish import finish_directory
+from tests.beam_pipeline.card_page import Page
 
 
 def test_a_directory_that_another_run_completed_keeps_nothing_of_this_one(tmp_path: Path) -> None:
@@ -26,3 +31,40 @@ def test_a_run_that_failed_leaves_word_of_why(tmp_path: Path) -> None:
     )
     (refusal,) = tmp_path.rglob("*.json")
     assert json.loads(refusal.read_text())["exit_code"] == 5
+
+
+REJECTS = [
+    {"source": "b.dcm", "image_id": "b", "reason": "label_missing", "detail": ""},
+    {"source": "<i>a</i>.dcm", "image_id": "a", "reason": "label_missing", "detail": ""},
+    {"source": "c.dcm", "image_id": "c", "reason": "of another version", "detail": "<b>"},
+]
+
+
+def refuse(folder: Path) -> str:
+    """End a run by too many rejects; what is told of it."""
+    (folder / "rejects.jsonl").write_bytes(encode_rejects(REJECTS))
+    error = TooManyRejects(5, {"label_missing": 2, "of another version": 1}, 0.1, "See there")
+    finish_directory(error, Options.of(input="in", output=str(folder)))
+    told = json.loads((folder / ".unfinished" / "refusal.json").read_text())
+    assert told["exit_code"] == 3
+    return str(told["message"])
+
+
+def test_a_page_explains_why_files_were_rejected(tmp_path: Path) -> None:
+    assert ". See there, and report.html explains each reason; correct" in refuse(tmp_path)
+    shown = Page.read(tmp_path / "report.html")
+    assert shown.title == "Refused: 3 of 5 files were rejected"
+    assert "it has no manifest.json" in shown.text
+    (table,) = shown.tables.values()
+    assert table.rows == {
+        "label_missing": ["2", "40 %", "<i>a</i>.dcm", "", Reason.LABEL_MISSING.advice],
+        "of another version": ["1", "20 %", "c.dcm", "<b>", ""],
+    }
+
+
+def test_a_page_that_cannot_be_made_changes_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "render_refused", None)
+    assert ". See there; correct" in refuse(tmp_path)
+    assert not (tmp_path / "report.html").exists()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipeline.declarations import Mark
 from beam_pipeline.dicom.header_text import decode_header, encode_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
@@ -477,6 +478,35 @@ def test_another_key_of_the_identifiers_makes_all_be_read_again(
     message = b"patient_id\0first"
     expected = hmac.new(b"another key of many bytes", message, "sha256").hexdigest()[:16]
     assert rows_of(hashed)["a.dcm"]["patient_id"] == expected
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "labels": "labels.csv",
+    "windows": "brain",
+    "hu": True,
+    "voi": "linear",
+    "image_size": 64,
+    "id_column": "id",
+    "label_columns": "any",
+    "folds": 2,
+    "holdout": 0.5,
+    "folds_from": "shards",
+    "examples_per_shard": 1,
+    "seed": 1,
+}
+
+
+def test_options_that_are_kept_headers_for_decide_nothing_of_them(three: Options) -> None:
+    kinds = Options.parts().values()
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    marked = {name for name, field in fields.items() if Mark.AFTER_HEADERS in field.metadata}
+    assert marked == OTHER_VALUES.keys()
+    inspect(three)
+    before = Unfinished(three.files.folder).read_bytes("inventory/00000")
+    for name, value in OTHER_VALUES.items():
+        three.files.folder.remove(".unfinished/inventory")
+        inspect(three.changed(**{name: value}))
+        assert Unfinished(three.files.folder).read_bytes("inventory/00000") == before, name
 
 
 def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:

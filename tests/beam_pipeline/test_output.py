@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,57 @@ def test_other_options_do_not_mix_with_what_was_begun(options: Options) -> None:
     with pytest.raises(UsageError, match="begun with --folds 5, now it is 3; choose another"):
         prepare_output(folder, other)
     assert prepare_output(folder, other.changed(overwrite=True)) is None
+
+
+INVENTORY = ".unfinished/inventory/00000.arrow"
+
+
+def begin_and_refuse(options: Options) -> Folder:
+    """A folder that a run has begun, and refused to finish after it read the headers."""
+    folder = Folder(options.files.output)
+    prepare_output(folder, options)
+    for name in (INVENTORY, ".unfinished/plan.json", ".unfinished/job.json", "report.html"):
+        folder.write(name, b"{}")
+    write_refusal(folder, 3, "too many rejects")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "keeps_headers"),
+    [
+        ({"labels": "right.csv", "label_columns": "any"}, True),
+        ({"folds": 3, "seed": 1, "examples_per_shard": 8}, True),
+        ({"hu": True, "image_size": 64}, True),
+        ({"image_id": "sop_instance_uid"}, False),
+        ({"leak_check": "off", "folds": 3}, False),
+        ({"input": "elsewhere"}, False),
+    ],
+)
+def test_the_corrected_command_is_accepted_after_a_refusal(
+    options: Options, changed: dict[str, Any], keeps_headers: bool
+) -> None:
+    folder = begin_and_refuse(options)
+    options = options.changed(**changed)
+    assert prepare_output(folder, options) is None
+    assert folder.exists(INVENTORY) is keeps_headers
+    assert not any(map(folder.exists, (".unfinished/plan.json", ".unfinished/job.json")))
+    assert not folder.exists("report.html")
+    assert read_refusal(folder) is None
+    with pytest.raises(UsageError, match="begun with"):  # as it is begun now
+        prepare_output(folder, options.changed(seed=7))
+
+
+@pytest.mark.parametrize(
+    "name", ["ich-test.tfrecord-00000-of-00001", ".unfinished/written/ich-test.arrow"]
+)
+def test_other_options_are_refused_once_there_is_a_shard(options: Options, name: str) -> None:
+    folder = begin_and_refuse(options)
+    folder.write(name, b"")
+    with pytest.raises(UsageError, match="begun with --folds 5, now it is 3; choose another"):
+        prepare_output(folder, options.changed(folds=3))
+    assert folder.exists(INVENTORY)
+    assert read_refusal(folder) is not None
+    assert prepare_output(folder, options) is None
 
 
 def test_a_complete_folder_is_found_again(options: Options) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects, write_rejects
-from beam_pipeline.errors import TooManyRejects, UsageError
+from beam_pipeline.errors import Reason, TooManyRejects, UsageError
 from beam_pipeline.storage import Folder
 
 
@@ -31,8 +31,10 @@ def test_as_many_rejects_as_allowed_are_accepted_and_no_more(tmp_path: Path) -> 
     with pytest.raises(TooManyRejects) as caught:
         write_rejects(folder, 11, rows, 0.25)
     assert str(caught.value) == (
-        "3 of 11 files were rejected (not_ct 2, vanished 1), more than the allowed fraction 0.25; "
-        "see rejects.jsonl, or raise --max_reject_fraction"
+        "3 of 11 files were rejected (not_ct 2, vanished 1), more than the allowed fraction 0.25. "
+        f"The commonest reason is not_ct, as for a: {Reason.NOT_CT.advice} "
+        f"{tmp_path}/rejects.jsonl lists all; correct that and start again, or raise "
+        "--max_reject_fraction"
     )
     assert caught.value.exit_code == 3
 
@@ -45,8 +47,13 @@ def test_nothing_is_allowed_if_the_fraction_is_nothing(tmp_path: Path) -> None:
 
 
 def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none of 2 files can be used; see rejects\.jsonl"):
-        write_rejects(Folder(str(tmp_path)), 2, [reject("a"), reject("b")], 1.0)
+    rejects = [reject("b\x1b[2J", "label_missing"), reject("c", "label_missing")]
+    with pytest.raises(UsageError) as caught:
+        write_rejects(Folder(f"{tmp_path}/"), 2, rejects, 1.0)
+    assert str(caught.value) == (
+        "none of 2 files can be used. The commonest reason is label_missing, as for 'b\\x1b[2J': "
+        f"{Reason.LABEL_MISSING.advice} {tmp_path}/rejects.jsonl lists all"
+    )
 
 
 @pytest.mark.parametrize("allowed", [0.0, 1.0])
