@@ -1,72 +1,128 @@
-# Every command sets up what it needs in .venv, from the versions in constraints.txt.
+# Every command sets up what it needs in VENV, from the versions in constraints.txt.
+
+# The variables that each command takes. All others are refused: one that is mistyped, or of another
+# command, would change nothing without a word.
+CLUSTER          := RUNNER PROJECT REGION TEMP IMAGE JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM
+takes.preprocess := INPUT LABELS OUTPUT WORKERS $(CLUSTER) SAMPLE ARGS
+takes.sample     := SAMPLE
+takes.verify     := SHARDS ARGS
+takes.card       := SHARDS ARGS
+takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
+takes.crossval   := $(filter-out FOLD,$(takes.train))
+takes.evaluate   := RUN SHARDS BACKEND ARGS
+takes.predict    := RUN SHARDS SUBMISSION BACKEND ARGS
+takes.report     := RUN SHARDS BACKEND ARGS
+takes.compare    := RUNS COMPARE ARGS
+takes.export     := RUN EXPORT ARGS
+takes.demo       := BACKEND SAMPLE
+takes.mutants    := MODULE ARGS
+TESTS            := test test-all test-engines coverage
+BENCHES          := bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs \
+  bench-archives bench-reading bench-train bench-gpu bench-shards
+$(foreach name,$(TESTS),$(eval takes.$(name) := ICH_REAL_DATA ARGS))
+$(foreach name,$(BENCHES),$(eval takes.$(name) := ICH_REAL_DATA SAMPLE PRISM ARGS))
+$(foreach name,help lint clean,$(eval takes.$(name) :=))
+ALL_TAKE         := VENV PYTHON
+
+# Only the command line counts: a RUN, TEMP or MODEL in the environment is meant for something else.
+override GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+COMMANDS := $(or $(MAKECMDGOALS),help)
+unique    = $(if $1,$(firstword $1) $(call unique,$(filter-out $(firstword $1),$1)))
+TAKEN    := $(strip $(call unique,$(foreach name,$(COMMANDS),$(takes.$(name))) $(ALL_TAKE)))
+UNKNOWN  := $(firstword $(filter-out $(TAKEN),$(GIVEN)))
+EMPTY    := $(firstword $(foreach name,$(filter-out ARGS,$(GIVEN)),$(if $(value $(name)),,$(name))))
+quote     = '$(subst ','\'',$1)'
 
 PYTHON ?= python3
-VENV   := .venv
-RUN_PY := $(VENV)/bin/python
-
-# Without INPUT the synthetic sample is made and used.
-SAMPLE  := out/sample
-RUNNER  ?= local
-OUTPUT  ?= out/shards
-SHARDS  ?= out/shards
-RUN     ?= out/run
-BACKEND ?= tensorflow
-
-ifeq ($(origin INPUT),undefined)
-  INPUT  := $(SAMPLE)/slices
-  LABELS := $(SAMPLE)/labels.csv
-  NEEDS_SAMPLE := sample
-else ifneq ($(filter $(SAMPLE)/%,$(INPUT)),)
-  NEEDS_SAMPLE := sample
+export PYTHON
+# make itself says which command there is not.
+ifneq ($(filter undefined,$(foreach name,$(COMMANDS),$(origin takes.$(name)))),)
+else ifneq ($(UNKNOWN),)
+  ifeq ($(MAKECMDGOALS),)
+    $(error $(UNKNOWN)= without a command: 'make' alone lists the commands and their variables)
+  endif
+  MEANT := $(shell $(call quote,$(value PYTHON)) make.py meant $(call quote,$(UNKNOWN)) \
+    $(call quote,$(value $(UNKNOWN))) "$(COMMANDS)" $(TAKEN) 2>/dev/null)
+  $(error $(UNKNOWN)= is no variable of 'make $(COMMANDS)'$(if $(MEANT), (did you mean $(MEANT)?)); \
+it takes $(TAKEN))
+else ifneq ($(EMPTY),)
+  $(error $(EMPTY)= is empty: give it a value, or leave it out)
 endif
 
-# The sample's shards, which their manifest tells from others, can be trained on any machine, offline
-# and within minutes; real ones get the trainer's own defaults. MODEL, EPOCHS and the other variables
-# win over the file, and so do flags in ARGS; a --config in ARGS takes its place.
-SAMPLE_CONFIG = $(if $(shell grep -s '"input": ".*$(SAMPLE)/slices"' "$(SHARDS)/manifest.json"),examples/sample.toml)
-SAY_CONFIG    = $(if $(SAMPLE_CONFIG),echo "$(SHARDS) holds the sample: training by $(SAMPLE_CONFIG).",:)
+# A value is text, whatever signs it has: make does not expand it (`value`), and recipes read it from
+# the environment in quotes ("$$INPUT"), so that no shell parses it.
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+export $(GIVEN)
+MAKEOVERRIDES =
+
+# A variable's value or its default: as a word of a recipe, and as text of make's.
+arg  = $(if $(filter $1,$(GIVEN)),"$$$1",$(default.$1))
+text = $(if $(filter $1,$(GIVEN)),$($1),$(default.$1))
+# --flag=value, if there is one; with the "=", since a value may begin with "-".
+flag = $(if $(filter $2,$(GIVEN))$(default.$2),$1=$(call arg,$2))
+# NAME=value for another make, of those that were given.
+pass = $(foreach name,$1,$(if $(filter $(name),$(GIVEN)),$(name)="$$$(name)"))
+
+default.OUTPUT     := out/shards
+default.SHARDS      = $(call arg,OUTPUT)
+default.RUN        := out/run
+default.RUNNER     := local
+default.BACKEND    := tensorflow
+default.SUBMISSION  = $(call arg,RUN)/submission.csv
+default.EXPORT      = $(call arg,RUN)/export
+default.COMPARE    := out/compare.html
+default.SAMPLE     := out/sample
+default.VENV       := .venv
+# Without INPUT the synthetic sample is made and used.
+ifeq ($(filter INPUT,$(GIVEN)),)
+  default.INPUT     = $(call arg,SAMPLE)/slices
+  default.LABELS    = $(call arg,SAMPLE)/labels.csv
+  NEEDS_SAMPLE     := sample
+else ifneq ($(filter $(call text,SAMPLE)/%,$(INPUT)),)
+  NEEDS_SAMPLE     := sample
+endif
+
+# The only path that make itself has to read, in names of targets.
+override VENV := $(patsubst ~/%,$(HOME)/%,$(call text,VENV))
+SIGNS := $$ \# % : ; , * ? ! = ~ ' " ` & | < > ( ) [ ] { } \ ^
+ifneq ($(words $(VENV))$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(VENV)))),1)
+  $(error VENV=$(VENV): want a path of letters, digits and . _ - + @ /)
+endif
+
+# ARGS and RUNS hold several words, with quotes where a word has spaces. make.py splits them as a shell
+# would; nothing in them is run.
+split  = $(if $(filter $1,$(GIVEN)),-I -S make.py split $1 "$$$1")
+RUN_PY = $(VENV)/bin/python $(call split,ARGS)
 
 # Google's libraries are for Dataflow alone.
-ifneq ($(filter dataflow dataflowrunner,$(shell echo "$(RUNNER)" | tr A-Z a-z)),)
+ifneq ($(filter dataflow dataflowrunner,$(shell printf %s $(call quote,$(call text,RUNNER)) | tr A-Z a-z)),)
   PIPELINE := $(VENV)/.gcp
 else
   PIPELINE := $(VENV)/.pipeline
 endif
-RUNNER_FLAGS = $(if $(PROJECT),--project "$(PROJECT)") $(if $(REGION),--region "$(REGION)") \
-  $(if $(TEMP),--temp_location "$(TEMP)") $(if $(IMAGE),--sdk_container_image "$(IMAGE)") \
-  $(if $(JOB_ENDPOINT),--job_endpoint "$(JOB_ENDPOINT)") \
-  $(if $(FLINK_MASTER),--flink_master "$(FLINK_MASTER)") \
-  $(if $(SPARK_MASTER),--spark_master_url "$(SPARK_MASTER)") \
-  $(if $(PRISM),--prism_location "$(PRISM)")
-
-ifneq ($(filter-out tensorflow jax,$(BACKEND)),)
+ifneq ($(filter-out tensorflow jax,$(call text,BACKEND)),)
   $(error BACKEND=$(BACKEND): want tensorflow or jax)
 endif
-ifeq ($(BACKEND),jax)
-  TRAINER := $(VENV)/.jax
-  BACKEND_FLAGS := --backend jax
-else
-  TRAINER := $(VENV)/.trainer
-endif
+TRAINER := $(if $(filter jax,$(call text,BACKEND)),$(VENV)/.jax,$(VENV)/.trainer)
 
-PREPROCESS_FLAGS = --input "$(INPUT)" $(if $(LABELS),--labels "$(LABELS)") --output "$(OUTPUT)" \
-  --runner "$(RUNNER)" $(RUNNER_FLAGS) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
-TRAIN_FLAGS = --shards "$(SHARDS)" --run "$(RUN)" \
-  $(if $(SAMPLE_CONFIG),--config $(SAMPLE_CONFIG)) $(if $(MODEL),--model $(MODEL)) \
-  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
-  $(if $(BATCH),--batch_size $(BATCH)) $(if $(IMAGE_SIZE),--image_size $(IMAGE_SIZE)) \
-  $(BACKEND_FLAGS) $(ARGS)
+PREPROCESS_FLAGS = $(call flag,--input,INPUT) $(call flag,--labels,LABELS) $(call flag,--output,OUTPUT) \
+  $(call flag,--runner,RUNNER) $(call flag,--project,PROJECT) $(call flag,--region,REGION) \
+  $(call flag,--temp_location,TEMP) $(call flag,--sdk_container_image,IMAGE) \
+  $(call flag,--job_endpoint,JOB_ENDPOINT) $(call flag,--flink_master,FLINK_MASTER) \
+  $(call flag,--spark_master_url,SPARK_MASTER) $(call flag,--prism_location,PRISM) \
+  $(call flag,--workers,WORKERS)
+TRAIN_FLAGS = $(call flag,--shards,SHARDS) $(call flag,--run,RUN) $(call flag,--fold,FOLD) \
+  $(call flag,--model,MODEL) $(call flag,--weights,WEIGHTS) $(call flag,--epochs,EPOCHS) \
+  $(call flag,--batch_size,BATCH) $(call flag,--image_size,IMAGE_SIZE) $(BACKEND_FLAG)
+BACKEND_FLAG = $(if $(filter jax,$(call text,BACKEND)),--backend=jax)
+OTHER_SHARDS = $(if $(filter SHARDS,$(GIVEN)),$(call flag,--shards,SHARDS))
 
-# A mistyped variable would otherwise be ignored without a word.
-VARIABLES := PYTHON ICH_REAL_DATA SAMPLE ARGS INPUT LABELS OUTPUT WORKERS RUNNER PROJECT REGION TEMP IMAGE \
-  JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE \
-  BACKEND SUBMISSION EXPORT MODULE RUNS COMPARE
-GIVEN     := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
-MISTYPED  := $(firstword $(filter-out $(VARIABLES),$(GIVEN)))
-ifneq ($(MISTYPED),)
-  CLOSE := $(shell $(PYTHON) -c "import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))" $(MISTYPED) $(VARIABLES))
-  $(error $(MISTYPED)= is no variable of this Makefile$(if $(CLOSE), (did you mean $(CLOSE)=?)); 'make help' lists them)
-endif
+# The sample's shards, which their manifest tells from others, can be trained on any machine, offline
+# and within minutes; real ones get the trainer's own defaults. MODEL, EPOCHS and the other variables
+# win over the file, and so do flags in ARGS; a --config in ARGS takes its place.
+BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF -e $(call arg,SAMPLE)/slices'"'; \
+  then set -- --config examples/sample.toml; \
+  printf '%s holds the sample: training by %s.\n' $(call arg,SHARDS) "$$2"; fi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -77,118 +133,109 @@ help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@echo "  preprocess    INPUT LABELS OUTPUT WORKERS ARGS"
-	@echo "                RUNNER, and of other runners than 'local': PROJECT REGION TEMP IMAGE"
-	@echo "                JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM"
-	@echo "  verify, card  SHARDS ARGS"
-	@echo "  train         SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND ARGS"
-	@echo "  evaluate      RUN BACKEND ARGS"
-	@echo "  predict       RUN SHARDS SUBMISSION BACKEND ARGS"
-	@echo "  crossval      as train, without FOLD"
-	@echo "  report        RUN BACKEND ARGS"
-	@echo "  compare       RUNS COMPARE ARGS"
-	@echo "  export        RUN EXPORT ARGS"
+	@$(foreach name,preprocess sample verify card train crossval evaluate predict report compare export demo, \
+	  printf '  %-12s  %s\n' $(name) "$(takes.$(name))";) true
+	@echo "  all commands  $(ALL_TAKE)"
+	@echo "They come from the command line alone; of the environment only PYTHON and ICH_REAL_DATA are read."
 	@echo "ARGS passes any other option on; ARGS=--help lists them."
 
 preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (without INPUT: the sample)
 	@$(RUN_PY) -m beam_pipeline $(PREPROCESS_FLAGS)
 
 sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
-	@echo "Using the synthetic sample in $(SAMPLE)."
-	@$(RUN_PY) -m examples.sample --output $(SAMPLE)
+	@printf 'Using the synthetic sample in %s.\n' $(call arg,SAMPLE)
+	@$(VENV)/bin/python -m examples.sample $(call flag,--output,SAMPLE)
 
 verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--source INPUT": pixels too)
-	@$(RUN_PY) -m beam_pipeline.verify --shards "$(SHARDS)" $(ARGS)
+	@$(RUN_PY) -m beam_pipeline.verify $(call flag,--shards,SHARDS)
 
 card: $(PIPELINE) ## Make report.html for a shard directory that has none (ARGS="--input INPUT")
-	@$(RUN_PY) -m beam_pipeline.card --shards "$(SHARDS)" $(ARGS)
+	@$(RUN_PY) -m beam_pipeline.card $(call flag,--shards,SHARDS)
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
-	@$(SAY_CONFIG)
-	@$(RUN_PY) -m trainer train $(if $(FOLD),--fold $(FOLD)) $(TRAIN_FLAGS)
+	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)
 
-evaluate: $(TRAINER) ## Evaluate a run on its validation fold
-	@$(RUN_PY) -m trainer evaluate --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
+evaluate: $(TRAINER) ## Evaluate a run on its validation fold (SHARDS: on that fold of other shards)
+	@$(RUN_PY) -m trainer evaluate $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
-SUBMISSION ?= $(RUN)/submission.csv
 predict: $(TRAINER) ## Write a Kaggle submission for the test split of SHARDS
-	@$(RUN_PY) -m trainer predict --run "$(RUN)" --shards "$(SHARDS)" --output "$(SUBMISSION)" $(BACKEND_FLAGS) $(ARGS)
+	@$(RUN_PY) -m trainer predict $(call flag,--run,RUN) $(call flag,--shards,SHARDS) \
+	  $(call flag,--output,SUBMISSION) $(BACKEND_FLAG)
 
 crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of fold
-	@$(SAY_CONFIG)
-	@$(RUN_PY) -m trainer crossval $(TRAIN_FLAGS)
+	@$(BY_SAMPLE); $(RUN_PY) -m trainer crossval "$$@" $(TRAIN_FLAGS)
 
 report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistakes
-	@$(RUN_PY) -m trainer report --run "$(RUN)" $(BACKEND_FLAGS) $(ARGS)
+	@$(RUN_PY) -m trainer report $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
-COMPARE ?= out/compare.html
 compare: $(TRAINER) ## Write a page that sets runs side by side (RUNS="out/a out/b"; COMPARE=page)
-	@$(RUN_PY) -m trainer compare --runs $(RUNS) --output "$(COMPARE)" $(ARGS)
+	@$(RUN_PY) $(call split,RUNS) -m trainer compare $(call flag,--output,COMPARE)
 
-EXPORT ?= $(RUN)/export
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
-	@$(RUN_PY) -m trainer export --run "$(RUN)" --output "$(EXPORT)" $(ARGS)
+	@$(RUN_PY) -m trainer export $(call flag,--run,RUN) $(call flag,--output,EXPORT)
 
 demo: ## The whole line on the sample: preprocess, train, evaluate, predict
-	@$(MAKE) --no-print-directory preprocess
-	@$(MAKE) --no-print-directory train
-	@$(MAKE) --no-print-directory evaluate
-	@$(MAKE) --no-print-directory preprocess INPUT=$(SAMPLE)/test_slices OUTPUT=out/test-shards
-	@$(MAKE) --no-print-directory predict SHARDS=out/test-shards
+	@$(MAKE) --no-print-directory preprocess $(call pass,VENV SAMPLE)
+	@$(MAKE) --no-print-directory train $(call pass,VENV SAMPLE BACKEND)
+	@$(MAKE) --no-print-directory evaluate $(call pass,VENV BACKEND)
+	@$(MAKE) --no-print-directory preprocess INPUT=$(call arg,SAMPLE)/test_slices OUTPUT=out/test-shards $(call pass,VENV SAMPLE)
+	@$(MAKE) --no-print-directory predict SHARDS=out/test-shards $(call pass,VENV BACKEND)
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
-	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal
 
 test-all: $(VENV)/.dev ## Run all tests in their full number, those on Beam's runners too (an hour)
-	@$(RUN_PY) -m pytest --full --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal $(ARGS)
-	@$(RUN_PY) -m pytest --full tests/engines $(ARGS)
+	@$(RUN_PY) -m pytest --full --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal
+	@$(RUN_PY) -m pytest --full tests/engines
 
 coverage: $(VENV)/.dev ## Run the tests and print what lines and branches of both packages they reach
 	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal \
-	  --cov --cov-report=term:skip-covered $(ARGS)
+	  --cov --cov-report=term:skip-covered
 
 test-engines: $(VENV)/.dev ## Run the tests on Beam's runners, as far as they can be had here
-	@$(RUN_PY) -m pytest tests/engines $(ARGS)
+	@$(RUN_PY) -m pytest tests/engines
 
 mutants: $(VENV)/.mutants ## Change pure modules a token at a time: which changes does no test notice?
-	@$(RUN_PY) -m tests.mutants $(if $(MODULE),--module $(MODULE)) $(ARGS)
+	@$(RUN_PY) -m tests.mutants $(call flag,--module,MODULE)
 
 # Real slices where there are some, the sample's otherwise.
-BENCH_INPUT  = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/slices,$(SAMPLE)/slices)
-BENCH_LABELS = $(if $(ICH_REAL_DATA),$(ICH_REAL_DATA)/rsna/labels.csv,$(SAMPLE)/labels.csv)
-BENCH_SHARDS = out/bench-$(if $(ICH_REAL_DATA),real,sample)-shards
+REAL         := $(value ICH_REAL_DATA)
+BENCH_FOLDER  = $(if $(REAL),"$$ICH_REAL_DATA"/rsna,$(call arg,SAMPLE))
+BENCH_INPUT   = --input=$(BENCH_FOLDER)/slices
+BENCH_SHARDS := out/bench-$(if $(REAL),real,sample)-shards
+BENCH_SAMPLE := $(if $(REAL),,sample)
 bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's input against their peers
 
-bench-preprocess: $(VENV)/.trainer $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m tests.benchmarks.preprocess --input "$(BENCH_INPUT)" $(ARGS)
+bench-preprocess: $(VENV)/.trainer $(BENCH_SAMPLE)
+	@$(RUN_PY) -m tests.benchmarks.preprocess $(BENCH_INPUT)
 
 bench-planning: $(VENV)/.trainer
-	@$(RUN_PY) -m tests.benchmarks.planning $(ARGS)
+	@$(RUN_PY) -m tests.benchmarks.planning
 
-bench-buckets: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m tests.benchmarks.buckets --input "$(BENCH_INPUT)" $(ARGS)
+bench-buckets: $(VENV)/.dev $(BENCH_SAMPLE)
+	@$(RUN_PY) -m tests.benchmarks.buckets $(BENCH_INPUT)
 
-bench-engines: $(VENV)/.dev $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m tests.benchmarks.engines --input "$(BENCH_INPUT)" $(if $(PRISM),--prism "$(PRISM)") $(ARGS)
+bench-engines: $(VENV)/.dev $(BENCH_SAMPLE)
+	@$(RUN_PY) -m tests.benchmarks.engines $(BENCH_INPUT) $(call flag,--prism,PRISM)
 
 bench-costs: $(VENV)/.dev
-	@$(RUN_PY) -m tests.benchmarks.costs $(ARGS)
+	@$(RUN_PY) -m tests.benchmarks.costs
 
-bench-archives: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m tests.benchmarks.archives --input "$(BENCH_INPUT)" $(ARGS)
+bench-archives: $(VENV)/.pipeline $(BENCH_SAMPLE)
+	@$(RUN_PY) -m tests.benchmarks.archives $(BENCH_INPUT)
 
-bench-reading: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m tests.benchmarks.random_access --input "$(BENCH_INPUT)" $(ARGS)
+bench-reading: $(VENV)/.pipeline $(BENCH_SAMPLE)
+	@$(RUN_PY) -m tests.benchmarks.random_access $(BENCH_INPUT)
 
 bench-train: $(VENV)/.trainer bench-shards
-	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom "$(BENCH_INPUT)" $(ARGS)
+	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom=$(BENCH_FOLDER)/slices
 
 bench-gpu: $(VENV)/.trainer $(VENV)/.jax bench-shards ## Measure training steps on this machine's GPU, with each backend there is
-	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
-	@KERAS_BACKEND=jax $(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS) $(ARGS)
+	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS)
+	@KERAS_BACKEND=jax $(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS)
 
-bench-shards: $(VENV)/.pipeline $(if $(ICH_REAL_DATA),,sample)
-	@$(RUN_PY) -m beam_pipeline --input "$(BENCH_INPUT)" --labels "$(BENCH_LABELS)" \
+bench-shards: $(VENV)/.pipeline $(BENCH_SAMPLE)
+	@$(VENV)/bin/python -m beam_pipeline $(BENCH_INPUT) --labels=$(BENCH_FOLDER)/labels.csv \
 	  --output $(BENCH_SHARDS) --examples_per_shard 32 --max_reject_fraction 0.2
 
 lint: $(VENV)/.dev ## Check style and types
@@ -197,8 +244,10 @@ lint: $(VENV)/.dev ## Check style and types
 	@$(VENV)/bin/mypy
 
 clean: ## Remove the virtual environment and what the sample commands made
+	@test ! -e $(VENV) || test -f $(VENV)/pyvenv.cfg || { echo "VENV=$(VENV) is no virtual environment" >&2; exit 2; }
 	rm -rf $(VENV) out
 
+# setup.py's egg-info goes to VENV, too: a clone may be read-only.
 # The trainer's wheel for NVIDIA GPUs brings its CUDA libraries along.
 $(VENV)/.trainer: EXTRAS = [$(if $(shell command -v nvidia-smi 2>/dev/null),cuda,trainer)]
 $(VENV)/.jax: EXTRAS = [trainer,$(if $(shell command -v nvidia-smi 2>/dev/null),jax-cuda,jax)]
@@ -208,6 +257,7 @@ $(VENV)/.dev: EXTRAS = [trainer,dev]
 $(VENV)/.mutants: EXTRAS = [trainer,dev,mutants]
 $(VENV)/.pipeline $(VENV)/.gcp $(VENV)/.onnx $(VENV)/.trainer $(VENV)/.jax $(VENV)/.dev $(VENV)/.mutants: setup.py constraints.txt
 	@echo "Setting up $(VENV) for '$(@F:.%=%)' (once) ..."
-	@test -x $(RUN_PY) || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
+	@test -x $(VENV)/bin/python || "$$PYTHON" -m venv $(VENV)
+	@printf '[egg_info]\negg_base = %s\n' "$$(cd $(VENV) && pwd)" > $(VENV)/setup.cfg
+	@DIST_EXTRA_CONFIG=$(VENV)/setup.cfg $(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(EXTRAS)"
 	@touch $@
