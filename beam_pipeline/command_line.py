@@ -2,15 +2,23 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from beam_pipeline.declarations import Declared, Mark, OneLineParser, add_flags, flags
+from beam_pipeline.declarations import (
+    Declared,
+    Mark,
+    OneLineParser,
+    add_flags,
+    did_you_mean,
+    flags,
+    refuse_empty,
+)
 from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
-from beam_pipeline.options import Identifiers, Options
+from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.runners import (
     LOCAL,
     RUNNERS,
@@ -44,9 +52,34 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, Launch]:
     chosen = {name: values.pop(name) for name, _ in flags(LaunchOptions) if name in values}
     started = LaunchOptions(**chosen)
     runner = choose_runner(started.runner)
+    _check_given(values, beam_argv)
     options = _complete(Options.of(**values), values, runner)
     arguments = complete_arguments(runner, beam_argv, parser._option_string_actions)
     return options, Launch(runner, tuple(arguments), started.cancel_on_interrupt)
+
+
+def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Refuse what the options by themselves do not show.
+
+    Args:
+        given: the options that were given.
+        others: the arguments that are none of the pipeline's options.
+
+    Raises:
+        UsageError: a mistyped option, an empty one, or two that exclude each other.
+    """
+    missing = [f"--{name}" for name, field in flags(Files) if field.is_required()]
+    missing = [option for option in missing if option.removeprefix("--") not in given]
+    for argument in others:
+        meant = did_you_mean(argument, missing) if argument.startswith("-") else ""
+        if meant:  # rather than that it is missing
+            raise UsageError(f"unknown option {argument.partition('=')[0]}{meant}")
+    refuse_empty(Files, given)
+    excluded = [name for name in ("windows", "voi") if name in given]
+    if given.get("hu") and excluded:
+        raise UsageError(
+            f"--hu and --{excluded[0]}: choose one; Hounsfield units are stored without windows"
+        )
 
 
 def _complete(options: Options, given: dict[str, Any], runner: Runner) -> Options:

@@ -6,7 +6,7 @@ its docstring is its help.
 
 import argparse
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, NoReturn, Self, TypeVar, get_args
@@ -124,7 +124,19 @@ def parse_flags(kind: type[D], argv: Sequence[str], program: str) -> D:
     if unknown:
         known = [f"--{name}" for name, _ in flags(kind)]
         raise UsageError(f"unknown option {unknown[0]}{did_you_mean(unknown[0], known)}")
+    refuse_empty(kind, vars(parsed))
     return kind(**vars(parsed))
+
+
+def refuse_empty(kind: type[Declared], given: Mapping[str, Any]) -> None:
+    """Refuse an empty text for an option that is required: as a path it is the current folder.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name, field in flags(kind):
+        if field.is_required() and given.get(name) == "":
+            raise UsageError(f'--{name} "": want a path or URL')
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -192,10 +204,14 @@ def _refusal(kind: type[Declared], error: ValidationError) -> str:
     if first["type"] == "missing" and field is not None:
         return f"--{name} is missing: {field.description}"
     if "error" in first.get("ctx", {}):  # of a validator of ours
-        return f"--{name} {_shown(first['input'])}: {first['ctx']['error']}"
+        return f"--{name} {_quoted(first['input'])}: {first['ctx']['error']}"
     if field is None:
         return f"there is no option {name!r}"
-    return f"--{name} {_shown(first['input'])}: want {allowed_values(field) or first['msg']}"
+    return f"--{name} {_quoted(first['input'])}: want {allowed_values(field) or first['msg']}"
+
+
+def _quoted(value: Any) -> str:
+    return _shown(value) or '""'
 
 
 def _shown(value: Any) -> str:

@@ -59,6 +59,8 @@ def parse_arguments(argv: Sequence[str]) -> Options:
     given = vars(parsed)
     kind = given.pop("kind")
     _refuse_unknown(unknown, kind)
+    if given.get("shards") == "":  # the default's place where there is one: not what was meant
+        raise BadInput('--shards "": want a path or URL')
     config = given.pop("config", None)
     options: Options = kind(**(_read_config(config, kind) if config else {}) | given)
     return options

@@ -54,7 +54,13 @@ def _refuse_nul(path: Any) -> Any:
     return path
 
 
-LocalPath = Annotated[Path, AfterValidator(_refuse_nul)]
+def _refuse_empty(path: Any) -> Any:
+    if path == "":  # which would be the current folder
+        raise ValueError("want a path")
+    return path
+
+
+LocalPath = Annotated[Path, BeforeValidator(_refuse_empty), AfterValidator(_refuse_nul)]
 PathOrUrl = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value),

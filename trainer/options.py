@@ -274,7 +274,7 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     """What `evaluate` reads and measures."""
 
     split: Annotated[str, DefaultText("the fold that training left out")] = ""
-    """split to measure"""
+    """split to measure; all: every labeled one"""
     fit_temperature: bool = False
     """fit a temperature a label on this split, and keep them in the run"""
 

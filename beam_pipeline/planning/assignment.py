@@ -91,10 +91,21 @@ def assign_splits(
         UsageError: there are too few groups, or what is known cannot be kept.
     """
     fixed = None if known is None else _fix(groups, known, splits.names)
-    try:
-        return assign_folds(groups, labels, splits.shares, seed, fixed)[groups]
-    except ValueError as error:
-        raise UsageError(f"--folds {len(splits.names)}: {error}") from None
+    _check_patients(int(groups.max(initial=-1)) + 1, splits)
+    return assign_folds(groups, labels, splits.shares, seed, fixed)[groups]
+
+
+def _check_patients(patients: int, splits: Splits) -> None:
+    """Refuse fewer patients than splits, in terms of the options that were given."""
+    held_out = HOLDOUT_SPLIT in splits.names
+    folds = len(splits.names) - held_out
+    if patients < len(splits.names):
+        most = patients - held_out
+        raise UsageError(
+            f"--folds {folds}{' with --holdout' if held_out else ''}: {patients} patients cannot "
+            f"fill {folds} folds{' and a hold-out' if held_out else ''}"
+            + (f"; want --folds {most} or fewer" if most > 1 else "")
+        )
 
 
 def _fix(

@@ -116,5 +116,14 @@ def test_an_assignment_that_is_damaged_is_refused(tmp_path: Path, damage: str) -
 
 
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(UsageError, match="--folds 21: 20 patients cannot fill 21 folds"):
+    with pytest.raises(UsageError) as raised:
         assign(Splits.of(21, 0.0))
+    assert str(raised.value) == (
+        "--folds 21: 20 patients cannot fill 21 folds; want --folds 20 or fewer"
+    )
+    with pytest.raises(UsageError) as raised:
+        assign(Splits.of(20, 0.1))
+    assert str(raised.value) == (
+        "--folds 20 with --holdout: 20 patients cannot fill 20 folds and a hold-out; "
+        "want --folds 19 or fewer"
+    )

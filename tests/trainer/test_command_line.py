@@ -128,7 +128,10 @@ def test_help_of_a_command_has_all_its_options(
         ("train", "folder of --cache disk (default: the run directory)"),
         ("train", "write report.html at the end (default: true)"),
         ("crossval", "learning rate after the warm-up (one of cosine, constant; default: cosine)"),
-        ("evaluate", "split to measure (default: the fold that training left out)"),
+        (
+            "evaluate",
+            "split to measure; all: every labeled one (default: the fold that training left out)",
+        ),
         ("predict", "submission to write, a row per image and label: ID,Label (required)"),
         ("export", "what Keras computes with (tensorflow; default: tensorflow)"),
         ("report", "worst mistakes to show (a whole number of at least 0; default: 12)"),

@@ -65,6 +65,39 @@ def test_what_training_predicted_is_never_replaced(
     assert len(list(run.glob("predictions-*.parquet"))) == len(variants)
 
 
+def test_other_shards_are_measured_by_their_own_slices(
+    run: Path,
+    shards: Path,
+    split_rows: dict[str, Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    splits = {"fold0": "fold2", "fold1": "fold1", "holdout": "fold0", "test": "test"}
+    other = shards_writer(tmp_path / "other", {k: split_rows[v] for k, v in splits.items()})
+    digest = read_shard_directory(other).digest()[:8]
+    sizes = {k: len(split_rows[v]) for k, v in splits.items()}
+    labeled = sum(sizes.values()) - sizes["test"]
+    evaluate = ["evaluate", "--run", str(run), "--shards", str(other)]
+    assert main(evaluate) == 0
+    found = json.loads((run / f"evaluation-fold0-{digest}.json").read_text())
+    assert (found["examples"], found["options"]["shards"]) == (sizes["fold0"], str(other))
+    line = f"{other}: measuring fold0, {sizes['fold0']} of {labeled} labeled slices; --split all"
+    assert line in capsys.readouterr().out
+    assert main([*evaluate, "--split", "all"]) == 0
+    found = json.loads((run / f"evaluation-all-{digest}.json").read_text())
+    assert (found["split"], found["examples"]) == ("all", labeled)
+    assert not found["trained_on"]
+    assert "measuring" not in capsys.readouterr().out
+    frame = pd.read_parquet(run / f"predictions-all-{digest}.parquet")
+    assert set(frame["image_id"]) == {
+        row["image_id"] for k, v in splits.items() if k != "test" for row in split_rows[v]
+    }
+    assert main(["evaluate", "--run", str(run), "--split", "all"]) == 0
+    assert json.loads((run / "evaluation-all.json").read_text())["trained_on"]
+    assert "all was trained on" in capsys.readouterr().out
+
+
 def test_a_split_that_was_trained_on_is_marked(
     run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

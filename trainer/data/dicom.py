@@ -18,7 +18,8 @@ from trainer.errors import BadInput
 
 # What is not chosen by a value.
 _HOUNSFIELD = "hu"
-_CHOICES = tuple(name for name in PREPROCESSING if name != _HOUNSFIELD)
+_OF_WINDOWS = "voi"
+_CHOICES = tuple(name for name in PREPROCESSING if name not in (_HOUNSFIELD, _OF_WINDOWS))
 
 
 def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
@@ -43,7 +44,7 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
         else f"{each['name']}:{each['center']}:{each['width']}"
         for each in windows
     ]
-    return [*flags, f"--windows={','.join(named)}"]
+    return [*flags, f"--{_OF_WINDOWS}={options[_OF_WINDOWS]}", f"--windows={','.join(named)}"]
 
 
 def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from trainer.data.contract import (
     MANIFEST,
     PREPROCESSING,
     SCHEMA_VERSION,
+    UNLABELED_SPLIT,
     fold_split,
 )
 from trainer.data.manifest_checks import check_consistency
@@ -72,6 +73,10 @@ class Shard:
     sha256: str
 
 
+# What stands for all labeled splits together, where a split is asked for.
+ALL_LABELED = "all"
+
+
 @dataclass(frozen=True)
 class Split:
     """A named part of the data; `label_counts` is in the order of the labels."""
@@ -107,16 +112,22 @@ class ShardDirectory:
     lease: object = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> Split:
-        """The split called `name`.
+        """The split called `name`, or all labeled ones as one.
 
         Raises:
             BadInput: there is none.
         """
+        if name == ALL_LABELED:
+            return _together(self.labeled())
         for each in self.splits:
             if each.name == name:
                 return each
         names = ", ".join(each.name for each in self.splits)
         raise BadInput(f"{self.location}: no split {name!r}; there are {names}")
+
+    def labeled(self) -> tuple[Split, ...]:
+        """The folds and the hold-out, as far as they have examples."""
+        return tuple(s for s in self.splits if s.name != UNLABELED_SPLIT and s.examples)
 
     def folds(self) -> tuple[Split, ...]:
         """The cross-validation folds, by number."""
@@ -158,6 +169,16 @@ class ShardDirectory:
             "splits": {s.name: [each.sha256 for each in s.shards] for s in self.splits},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _together(splits: tuple[Split, ...]) -> Split:
+    return Split(
+        name=ALL_LABELED,
+        examples=count(splits),
+        patients=sum(each.patients for each in splits),  # none is in two
+        label_counts=tuple(map(sum, zip(*(each.label_counts for each in splits), strict=True))),
+        shards=tuple(shard for each in splits for shard in each.shards),
+    )
 
 
 def count(splits: tuple[Split, ...]) -> int:

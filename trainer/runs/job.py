@@ -10,11 +10,7 @@ from trainer.data.index import Index, read_index
 from trainer.data.priors import logit_shift
 from trainer.data.sampling import balanced_prevalence
 from trainer.data.shard_source import ShardSource, find_shards
-from trainer.data.shards import (
-    ShardDirectory,
-    Split,
-    count,
-)
+from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
 from trainer.errors import BadInput
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import (
@@ -162,6 +158,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     check_fit(description, shards)
     validation = fold_split(description["options"]["fold"])
     split = shards.split(options.split or validation)
+    same_shards = shards.digest() == description["shards"]["digest"]
     if not split.examples:
         raise BadInput(f"{shards.location}: split {split.name} has no examples")
     check_model(run)
@@ -169,7 +166,11 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
     weights = label_weights(description["options"]["label_weights"], shards.labels)
     temperatures = choose_temperatures(run, shards.labels, options.temperature)
-    same_shards = shards.digest() == description["shards"]["digest"]
+    if not same_shards and not options.split and split.examples < count(shards.labeled()):
+        display.say(
+            f"{shards.location}: measuring {split.name}, {split.examples} of "
+            f"{count(shards.labeled())} labeled slices; --split {ALL_LABELED} measures all"
+        )
     others = [fold.name for fold in shards.folds() if fold.name != validation]
     source.provide(shards, (split,))
     return EvaluationJob(
@@ -183,7 +184,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         batch_size=options.batch_size,
         display=display,
         same_shards=same_shards,
-        trained_on=same_shards and split.name in others,
+        trained_on=same_shards and split.name in (*others, ALL_LABELED),
     )
 
 
