@@ -10,7 +10,7 @@ from beam_pipeline.declarations import Declared, OptionalText, parse_flags
 from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.errors import PipelineError, StoreError, UsageError
 from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
-from beam_pipeline.options import ImageId, RunOptions
+from beam_pipeline.options import ImageId, RunOptions, fill_in
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.writing.output import find_manifest
 
@@ -43,6 +43,7 @@ def _make(folder: Folder, source: str | None) -> None:
     manifest = find_manifest(folder)
     if manifest is None:
         raise UsageError(f"{folder.url} is no finished shard directory")
+    manifest["options"] = fill_in(manifest["options"])
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
     try:

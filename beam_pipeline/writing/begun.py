@@ -64,6 +64,14 @@ class Begun:
         """Record it in an unfinished directory; raises as `Folder.write` does."""
         folder.write(OPTIONS, json.dumps(asdict(self)).encode())
 
+    def described(self) -> str:
+        """Return what to call the program, which is another than this one."""
+        if self.options is None:
+            return "a run whose record is damaged"
+        if self.version == beam_pipeline.__version__:
+            return f"another build of version {self.version}"
+        return f"version {self.version}" if self.version else "an earlier version"
+
     def is_by(self, other: "Begun") -> bool:
         """Whether the same program begins both."""
         return (self.version, self.code) == (other.version, other.code)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from beam_pipeline import __version__
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal, UsageError
 from beam_pipeline.layout import (
@@ -140,21 +139,14 @@ def _take_up(folder: Folder, names: set[str], begun: Begun, options: Options) ->
             return
     elif not refused and folder.exists(JOB):
         raise UsageError(
-            f"output {folder.url} was begun by {_other(begun)}, and a job of it may still run; "
+            f"output {folder.url} was begun by {begun.described()}, and a job of it may still run; "
             "let that version end it, or choose another folder, or --overwrite it"
         )
     else:
-        _logger.warning("%s was begun by %s: all of it is done again", folder.url, _other(begun))
+        _logger.warning(
+            "%s was begun by %s: all of it is done again", folder.url, begun.described()
+        )
     _remove_all(folder, names)
-
-
-def _other(begun: Begun) -> str:
-    """Return what is to be said of the program that began a directory."""
-    if begun.options is None:
-        return "a run whose record is damaged"
-    if begun.version == __version__:
-        return f"another build of version {__version__}"
-    return f"version {begun.version}" if begun.version else "an earlier version"
 
 
 def _remove_all_unfinished_but(folder: Folder, kept: Iterable[str]) -> None:
