@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
 def _preprocess(options: Options, launched: Launch) -> int:
     folder = options.files.folder
     labels = _check_input(options)
+    if not launched.runner.is_local:
+        launched = _find_job_server(launched)
     console = Console()
     manifest = prepare_output(folder, options)
     if manifest is not None:
@@ -101,6 +103,12 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
     if display.refusal is not None:
         raise display.refusal
     return True
+
+
+def _find_job_server(launched: Launch) -> Launch:
+    from beam_pipeline.running.job_server import find_job_server
+
+    return find_job_server(launched)
 
 
 def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:

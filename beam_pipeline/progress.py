@@ -144,6 +144,7 @@ class Watcher:
         self._display = display
         self._seen: set[str] = set()
         self._counts: Counter[str] = Counter()
+        self._before = unfinished.signs()
 
     @property
     def url(self) -> str:
@@ -159,6 +160,10 @@ class Watcher:
         with suppress(FileNotFoundError, AlreadyComplete):  # it was removed at this moment
             self._look()
         self._display.show(self._counts)
+
+    def sees_workers(self) -> bool:
+        """Whether a worker has written anything since the watcher was made; raises as `look`."""
+        return self._unfinished.signs() != self._before
 
     def _look(self) -> None:
         for name in self._new("listing"):

@@ -1,19 +1,18 @@
 """What the pipeline can run on, and what is wrong with a call, found before anything starts."""
 
 import argparse
-import re
 import shutil
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
+from beam_pipeline.addresses import ADDRESS_OPTIONS, check_address, is_here
 from beam_pipeline.declarations import OneLineParser, did_you_mean
-from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.errors import UsageError
 from beam_pipeline.storage import is_local
 
-_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,9 @@ _RUNNERS = (
     DATAFLOW,
 )
 RUNNERS = {runner.name: runner for runner in _RUNNERS}
+# Those whose job server is a program in Java, by the names in its options.
+ENGINES = {"FlinkRunner": "flink", "SparkRunner": "spark"}
+_MASTERS = {"FlinkRunner": "flink_master", "SparkRunner": "spark_master_url"}
 # Beam's own looks for a program on the network, and works in one process if there is none.
 _ALIASES = {"DirectRunner": LOCAL.name}
 _REFUSED = {
@@ -78,10 +80,6 @@ _REFUSED = {
     "are wrong",
     "InteractiveRunner": "it is for notebooks",
 }
-# Values that stand for "not given".
-_UNSET = {"flink_master": "[auto]", "spark_master_url": "local[4]"}
-# What Beam starts itself, instead of an address.
-_EMBEDDED = re.compile(r"\[auto\]|\[local\]|embed|local(\[.*\])?")
 
 
 def choose_runner(name: str) -> Runner:
@@ -121,31 +119,30 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
     parser = _beam_parser()
     parsed, left = parser.parse_known_args(list(argv))
     _check_reachable(parsed)
-    unknown = [argument.partition("=")[0] for argument in left if argument.startswith("-")]
-    if unknown and parsed.job_endpoint:
-        described = _described_options(parsed.job_endpoint)
-        unknown = [argument for argument in unknown if argument not in described]
-    elif left and not unknown:
-        unknown = left[:1]
-    if unknown:
-        raise _unknown(unknown[0], [*own, *parser._option_string_actions], runner.name)
-    complete = list(argv)
-    if runner.name == "PrismRunner" and not parsed.prism_location:
-        parsed.prism_location = shutil.which("prism")
-        complete += ["--prism_location", parsed.prism_location] if parsed.prism_location else []
+    _check_known(runner, parsed, left, [*own, *parser._option_string_actions])
+    implied = _implied(runner, parsed)
     missing = [
         f"--{name} (for instance {example})"
-        for name, example in runner.required
-        if getattr(parsed, name) in (None, _UNSET.get(name)) and not parsed.job_endpoint
+        for name, example in _required(runner, parsed)
+        if getattr(parsed, name) is None and name not in implied
     ]
     if missing:
         raise UsageError(f"--runner {runner.name} needs {', '.join(missing)}")
-    if runner.name in ("FlinkRunner", "SparkRunner") and not parsed.job_endpoint:
-        _require_java(runner)
-    if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
-        # Each of its threads, 12 by default, would start decoder processes.
-        complete += ["--number_of_worker_harness_threads", "1"]
-    return complete
+    if starts_job_server(runner, parsed):
+        _require_java(runner, parsed.job_server_java_launcher)
+    return [*argv, *(part for name, value in implied.items() for part in (f"--{name}", value))]
+
+
+def starts_job_server(runner: Runner, parsed: Any) -> bool:
+    """Whether a run starts Beam's job server in Java, which gives the job to the cluster.
+
+    Args:
+        runner: to run on.
+        parsed: Beam's options, as attributes.
+    """
+    engine = ENGINES.get(runner.name)
+    uber_jar = engine and getattr(parsed, f"{engine}_submit_uber_jar")
+    return bool(engine) and not parsed.job_endpoint and not uber_jar
 
 
 def place_path(runner: Runner, option: str, path: str | None) -> str | None:
@@ -171,7 +168,54 @@ def _beam_parser() -> argparse.ArgumentParser:
     for options in pipeline_options.PipelineOptions.__subclasses__():
         if options.__module__ == pipeline_options.__name__:
             options._add_argparse_args(parser)
+    # Beam's defaults are values that a user may give.
+    parser.set_defaults(**dict.fromkeys(ADDRESS_OPTIONS))
     return parser
+
+
+def _check_known(
+    runner: Runner, parsed: argparse.Namespace, left: Sequence[str], known: Iterable[str]
+) -> None:
+    unknown = [argument.partition("=")[0] for argument in left if argument.startswith("-")]
+    if unknown and parsed.job_endpoint:
+        described = _described_options(parsed.job_endpoint)
+        unknown = [argument for argument in unknown if argument not in described]
+    elif left and not unknown:
+        unknown = list(left[:1])
+    if unknown:
+        raise _unknown(unknown[0], known, runner.name)
+
+
+def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:
+    """Options that follow from others or can be found."""
+    found = {}
+    prism = shutil.which("prism")
+    if runner.name == "PrismRunner" and not parsed.prism_location and prism:
+        found["prism_location"] = prism
+    if _runs_here(runner, parsed) and not parsed.environment_type:
+        # Workers are threads of this process: containers would need Docker and a package.
+        found["environment_type"] = "LOOPBACK"
+    if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
+        # Each of its threads, 12 by default, would start decoder processes.
+        found["number_of_worker_harness_threads"] = "1"
+    return found
+
+
+def _runs_here(runner: Runner, parsed: argparse.Namespace) -> bool:
+    """Whether the engine itself runs on this machine, and ends with the command."""
+    if runner.name == "PrismRunner":
+        return True
+    option = _MASTERS.get(runner.name)
+    master = getattr(parsed, option) if option else None
+    return bool(option and master and not parsed.job_endpoint and is_here(option, master))
+
+
+def _required(runner: Runner, parsed: argparse.Namespace) -> Iterable[tuple[str, str]]:
+    if parsed.job_endpoint:
+        return ()
+    if runner.name == "SparkRunner" and parsed.spark_submit_uber_jar:
+        return (("spark_rest_url", "http://master:6066"),)
+    return runner.required
 
 
 def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
@@ -180,32 +224,12 @@ def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
 
 
 def _check_reachable(parsed: argparse.Namespace) -> None:
-    if parsed.job_endpoint:
-        _check_connection("job_endpoint", parsed.job_endpoint)
-        return
-    for name in ("flink_master", "spark_master_url"):
-        url = getattr(parsed, name)
-        if url != _UNSET[name]:
-            _check_connection(name, url)
+    for option in ("job_endpoint",) if parsed.job_endpoint else ADDRESS_OPTIONS:
+        value = getattr(parsed, option)
+        if value is not None:
+            check_address(option, value)
     if parsed.prism_location and not Path(parsed.prism_location).is_file():
         raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
-
-
-def _check_connection(option: str, url: str) -> None:
-    if _EMBEDDED.fullmatch(url):
-        return
-    try:
-        parts = urlsplit(url if "://" in url else f"//{url}")
-        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        host = port = None
-    if not host or not port:
-        raise UsageError(f"--{option} {url}: want an address such as host:8099")
-    try:
-        socket.create_connection((host, port), _CONNECT_SECONDS).close()
-    except OSError as error:
-        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise RunnerError(f"--{option} {url} cannot be reached: {why}") from None
 
 
 def _described_options(endpoint: str) -> set[str]:
@@ -217,14 +241,14 @@ def _described_options(endpoint: str) -> set[str]:
         service = beam_job_api_pb2_grpc.JobServiceStub(channel)
         request = beam_job_api_pb2.DescribePipelineOptionsRequest()
         try:
-            answer = service.DescribePipelineOptions(request, timeout=_CONNECT_SECONDS)
+            answer = service.DescribePipelineOptions(request, timeout=_ANSWER_SECONDS)
         except grpc.RpcError:  # Beam's own job service has none
             return set()
         return {f"--{option.name}" for option in answer.options}
 
 
-def _require_java(runner: Runner) -> None:
-    if not shutil.which("java"):
+def _require_java(runner: Runner, launcher: str) -> None:
+    if not shutil.which(launcher):
         raise UsageError(
             f"--runner {runner.name} starts Beam's job server, which needs Java; install it, or "
             "give the address of a job server with --job_endpoint"

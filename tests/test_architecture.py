@@ -22,6 +22,7 @@ ROOMS = {
         {"storage"},
         {"keys", "dicom", "images.windows"},
         {"options"},
+        {"addresses"},
         {"images", "workers", "runners", "command_line"},
         {"directory"},
         {"progress"},

@@ -123,6 +123,16 @@ class Unfinished:
             if name.endswith(".arrow")
         }
 
+    def signs(self) -> dict[str, str]:
+        """What workers have left: the names of tables, the first with a stamp.
+
+        Each run writes the first anew.
+        """
+        kinds = ("listing", "inventory", "written")
+        names = sorted(name for kind in kinds for name in self.names(kind))
+        first = f"listing/{0:05d}"
+        return dict.fromkeys(names, "") | {first: self.folder.stamp(_path(first))}
+
     def read_metadata(self, name: str) -> dict[str, Any]:
         """The JSON values that belong to a table, of which no more than necessary is read.
 

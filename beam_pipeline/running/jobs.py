@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from beam_pipeline.runners import DATAFLOW, Launch
 from beam_pipeline.running.flink import UNKNOWN, FlinkCluster
 
-_ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 _ANSWER_SECONDS = 10.0
 _SILENCE_SECONDS = 60.0  # for which a service may know nothing of a job that was there before
 
@@ -58,33 +58,25 @@ class Handle(Protocol):
 def running_job(job: Job, launched: Launch) -> Handle | None:
     """A job, if it has not ended."""
     handle = ask_for(job, launched)
-    return handle if handle.state() not in (*_ENDED, UNKNOWN) else None
+    return handle if handle.state() not in (*ENDED, UNKNOWN) else None
 
 
-def ask_for(job: Job, launched: Launch) -> "_Asked":
+def ask_for(job: Job, launched: Launch) -> "Asked":
     """A job of which nothing more is known than what the output folder keeps."""
     if job.runner == DATAFLOW.name:
         return _DataflowJob(job.id, launched.arguments)
-    if flink_cluster(launched):
+    if "://" in job.service:
         return _FlinkJob(job.id, job.service)
     return _ServiceJob(job.id, job.service)
 
 
 def flink_cluster(launched: Launch) -> FlinkCluster | None:
-    """The cluster that a job server of Beam's, which ends with this process, gives the job to."""
-    from apache_beam.options.pipeline_options import (
-        FlinkRunnerOptions,
-        PipelineOptions,
-        PortableOptions,
-    )
+    """The Flink cluster that runs the job, if its address is given."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
 
     options = PipelineOptions(list(launched.arguments))
     master = options.view_as(FlinkRunnerOptions).flink_master
-    if (
-        launched.runner.name != "FlinkRunner"
-        or options.view_as(PortableOptions).job_endpoint
-        or master.startswith("[")
-    ):
+    if launched.runner.name not in ("FlinkRunner", "PortableRunner") or master.startswith("["):
         return None
     return FlinkCluster(master if "://" in master else f"http://{master}")
 
@@ -116,9 +108,14 @@ class SubmittedJob:
         self._result.cancel()
 
 
-class _Asked:
-    """A job that is asked for its state now and then."""
+class Asked:
+    """A job that is asked for its state now and then.
 
+    Attributes:
+        runs_job: whether who is asked runs the job, and does not only pass on what is asked.
+    """
+
+    runs_job = True
     _unknown_since: float | None = None
 
     def state(self) -> str:
@@ -130,11 +127,12 @@ class _Asked:
         raise NotImplementedError
 
     def wait(self, seconds: float) -> bool:
+        """See Handle."""
         time.sleep(seconds)
         state = self.state()
         if state == "FAILED" or self._is_lost(state):
             raise RuntimeError(f"the job's state is {state}")
-        return state in _ENDED
+        return state in ENDED
 
     def _is_lost(self, state: str) -> bool:
         now = time.monotonic()
@@ -146,8 +144,10 @@ class _Asked:
         return now - self._unknown_since >= _SILENCE_SECONDS
 
 
-class _ServiceJob(_Asked):
-    """A job of a job service."""
+class _ServiceJob(Asked):
+    """A job of a job service; whether its cluster does what is asked, it may not know."""
+
+    runs_job = False
 
     def __init__(self, job_id: str, endpoint: str) -> None:
         self._id = job_id
@@ -178,7 +178,7 @@ class _ServiceJob(_Asked):
             return getattr(service, method)(request, timeout=_ANSWER_SECONDS)
 
 
-class _FlinkJob(_Asked):
+class _FlinkJob(Asked):
     """A job of a Flink cluster, known by its name: Beam does not tell Flink's id."""
 
     def __init__(self, name: str, url: str) -> None:
@@ -195,7 +195,7 @@ class _FlinkJob(_Asked):
         self._cluster.cancel(self._name)
 
 
-class _DataflowJob(_Asked):
+class _DataflowJob(Asked):
     """A job of Dataflow."""
 
     def __init__(self, job_id: str, arguments: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 import json
 import logging
+import math
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -23,7 +23,11 @@ from beam_pipeline.layout import JOB
 from beam_pipeline.options import Options
 from beam_pipeline.progress import Watcher
 from beam_pipeline.runners import DATAFLOW, Launch
+from beam_pipeline.running.failures import cause, lost_service, lost_worker
+from beam_pipeline.running.flink import FlinkCluster
+from beam_pipeline.running.job_server import tie_servers
 from beam_pipeline.running.jobs import (
+    ENDED,
     Handle,
     Job,
     SubmittedJob,
@@ -34,9 +38,9 @@ from beam_pipeline.running.jobs import (
 from beam_pipeline.storage import Folder, is_local
 
 _CANCEL_SECONDS = 60.0
+_FIRST_SIGN_SECONDS = 60.0  # after which workers should have begun
 _LOOK_SECONDS = 1.0  # between looks at a local folder,
 _REMOTE_LOOK_SECONDS = 10.0  # and at another
-_CAUSE_LENGTH = 300
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
     """
     folder = options.files.folder
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as from Ctrl-C
+    job: Job | None = None
     with _beam_log() as log:
         try:
             job = _find_job(folder, launched)
@@ -61,31 +66,40 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
             if job and handle:
                 _say(console, f"Job {job.id} is still running, {job.link}")
             else:
+                job = None
                 handle, job = _submit(options, launched, folder, console)
             if handle is None:
                 return False
-            _watch(handle, job, launched, watcher)
+            _watch(handle, job, launched, watcher, console)
         except PipelineError:
             raise
         except Exception as error:
             _logger.exception("The pipeline could not be run")
             log.keep = True
             raise RunnerError(
-                f"{launched.runner.name} failed: {_cause(error)}{_remedy(error)};"
+                f"{launched.runner.name} failed: {cause(error)}{_after_failure(error, job)};"
                 f" its log is {log.path}"
             ) from None
     return True
+
+
+def _after_failure(error: Exception, job: Job | None) -> str:
+    """What becomes of the job, and what to do; empty if nothing is known."""
+    if lost_service(error) and job:
+        return (
+            f" (the job service was lost; the cluster may still run job {job.id}); the same command"
+            " resumes"
+        )
+    if lost_service(error) or lost_worker(error):
+        return " (a worker or the job server was lost); the same command resumes"
+    return ""
 
 
 def _submit(
     options: Options, launched: Launch, folder: Folder, console: Console
 ) -> tuple[Handle | None, Job | None]:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import (
-        FlinkRunnerOptions,
-        GoogleCloudOptions,
-        PipelineOptions,
-    )
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
     from beam_pipeline.pipeline import build
 
@@ -95,14 +109,10 @@ def _submit(
     with tempfile.TemporaryDirectory() as staging:
         arguments = [*launched.arguments, *_staged_package(launched, Path(staging))]
         beam_options = PipelineOptions(arguments)
-        cluster = flink_cluster(launched)
+        tie_servers(beam_options, Path(staging))
+        cluster = _ask_cluster(launched, console)
         if cluster:
             beam_options.view_as(GoogleCloudOptions).job_name = f"headct-{uuid.uuid4().hex[:12]}"
-            if not any(a.startswith("--flink_version") for a in launched.arguments):
-                # Beam's job server is made for one version, its newest if nothing is said.
-                beam_options.view_as(FlinkRunnerOptions).flink_version = cluster.version()
-            for advice in cluster.advice():
-                _say(console, advice)
         pipeline = beam.Pipeline(runner=launched.runner.name, options=beam_options)
         build(pipeline, options)
         result = pipeline.run()
@@ -113,7 +123,7 @@ def _submit(
             f"The template is at {template}; a job made of it writes {options.files.output}.",
         )
         return None, None
-    job = _job_of(result, launched, beam_options)
+    job = _job_of(result, launched, cluster, beam_options)
     if job is None:
         _say(console, f"{launched.runner.name} runs the pipeline.")
     else:
@@ -135,8 +145,6 @@ def _staged_package(launched: Launch, folder: Path) -> Sequence[str]:
     portable = options.view_as(PortableOptions)
     has_image = options.view_as(WorkerOptions).sdk_container_image or portable.environment_config
     starts_containers = portable.environment_type in (None, "DOCKER")
-    if launched.runner.name == "PrismRunner" and portable.environment_type is None:
-        starts_containers = False  # its workers are threads of this process
     if has_image or not starts_containers or options.view_as(SetupOptions).setup_file:
         return []
     from beam_pipeline.running.staging import stage_package
@@ -144,7 +152,24 @@ def _staged_package(launched: Launch, folder: Path) -> Sequence[str]:
     return list(stage_package(folder))
 
 
-def _job_of(result: Any, launched: Launch, options: Any) -> Job | None:
+def _ask_cluster(launched: Launch, console: Console) -> FlinkCluster | None:
+    """The Flink cluster, if its address is given and it answers; shows what it should have set."""
+    cluster = flink_cluster(launched)
+    if cluster is None:
+        return None
+    try:
+        advice = cluster.advice()
+    except (OSError, ValueError, LookupError):
+        _logger.warning("%s does not answer as Flink's REST interface does", cluster.url)
+        return None
+    for line in advice:
+        _say(console, line)
+    return cluster
+
+
+def _job_of(
+    result: Any, launched: Launch, cluster: FlinkCluster | None, options: Any
+) -> Job | None:
     """What finds the job again; None if it ends with this process."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PortableOptions
 
@@ -152,7 +177,6 @@ def _job_of(result: Any, launched: Launch, options: Any) -> Job | None:
     if launched.runner is DATAFLOW:
         cloud = options.view_as(GoogleCloudOptions)
         return Job(name, result.job_id(), f"{cloud.project}/{cloud.region}")
-    cluster = flink_cluster(launched)
     if cluster:
         return Job(name, options.view_as(GoogleCloudOptions).job_name, cluster.url)
     endpoint = options.view_as(PortableOptions).job_endpoint
@@ -169,14 +193,39 @@ def _find_job(folder: Folder, launched: Launch) -> Job | None:
     return None
 
 
-def _watch(handle: Handle, job: Job | None, launched: Launch, watcher: Watcher) -> None:
+def _watch(
+    handle: Handle, job: Job | None, launched: Launch, watcher: Watcher, console: Console
+) -> None:
     """Wait for the end of a job."""
     seconds = _LOOK_SECONDS if is_local(watcher.url) else _REMOTE_LOOK_SECONDS
+    # Dataflow starts machines, which takes minutes, and says so itself.
+    expected = math.inf if launched.runner is DATAFLOW else time.monotonic() + _FIRST_SIGN_SECONDS
     try:
         while not handle.wait(seconds):
             watcher.look()
+            if time.monotonic() > expected:
+                expected = math.inf
+                if not watcher.sees_workers():
+                    _say(console, _silence(launched, watcher.url))
     except KeyboardInterrupt:
         raise Interrupted(_after_interrupt(handle, job, launched)) from None
+
+
+def _silence(launched: Launch, output: str) -> str:
+    """Where to look for what keeps workers from starting."""
+    from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+    options = PipelineOptions(list(launched.arguments)).view_as(PortableOptions)
+    where = {
+        "EXTERNAL": f"look at the output of the pool at {options.environment_config}",
+        "PROCESS": "look at the boot program's output, in the logs of the cluster's machines",
+        "LOOPBACK": "see that the cluster's machines reach this one, where the workers are",
+    }.get(options.environment_type or "DOCKER", "look at the containers' logs")
+    return (
+        f"No worker has written to {output} for {_FIRST_SIGN_SECONDS:.0f} s. See that the cluster "
+        f"has free slots and that `python -c 'import beam_pipeline'` works where workers start; "
+        f"{where}."
+    )
 
 
 def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
@@ -188,18 +237,23 @@ def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
         return (
             f"interrupted; job {job.id} is still running, {job.link}; the same command watches it"
         )
+    asked = ask_for(job, launched)
     try:
-        ask_for(job, launched).cancel()
+        asked.cancel()
     except Exception as error:  # whatever a runner's client raises: the job may go on
-        return f"interrupted; job {job.id} could not be canceled ({_cause(error)}), {job.link}"
-    with suppress(Exception):  # Beam's, of a job that was canceled
-        end = time.monotonic() + _CANCEL_SECONDS
-        while time.monotonic() < end:
-            if handle.wait(1.0):
-                break
-        else:
-            return f"interrupted; job {job.id} was told to end, and had not yet, {job.link}"
-    return f"interrupted; job {job.id} was canceled; the same command resumes"
+        return f"interrupted; job {job.id} could not be canceled ({cause(error)}), {job.link}"
+    if not asked.runs_job:
+        return (
+            f"interrupted; the job service was asked to cancel job {job.id}, {job.link}; the "
+            "cluster may go on to the end; the same command resumes"
+        )
+    end = time.monotonic() + _CANCEL_SECONDS
+    while time.monotonic() < end:
+        with suppress(Exception):  # a client's: it is asked again
+            if asked.state() in ENDED:
+                return f"interrupted; job {job.id} was canceled; the same command resumes"
+        time.sleep(_LOOK_SECONDS)
+    return f"interrupted; job {job.id} was told to end, and had not yet, {job.link}"
 
 
 @dataclass
@@ -242,28 +296,6 @@ def _beam_log() -> Iterator[_Log]:
 def _log_thread(arguments: threading.ExceptHookArgs) -> None:
     error = arguments.exc_value or arguments.exc_type
     _logger.error("A thread ended with an error", exc_info=error if error else None)  # type: ignore[arg-type]
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of Beam's message, which is that of a worker's traceback if there is one."""
-    text = str(error)
-    details = getattr(error, "details", None)  # of gRPC's errors
-    if callable(details):
-        text = details() or text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return text if len(text) <= _CAUSE_LENGTH else f"{text[:_CAUSE_LENGTH]}..."
-
-
-def _remedy(error: BaseException) -> str:
-    """What to do where Beam cannot fetch the program that gives jobs to Flink and Spark."""
-    server = re.search(r"(flink|spark)\S*job.server", str(error))
-    return (
-        f"; give the job server that you have with --{server[1]}_job_server_jar, or the address"
-        " of one that runs with --job_endpoint (JOB_ENDPOINT=)"
-        if server
-        else ""
-    )
 
 
 def _say(console: Console, text: str) -> None:

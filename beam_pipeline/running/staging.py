@@ -101,7 +101,13 @@ def build_wheel(folder: Path) -> Path:
             f"this package could not be built for workers in {_BUILD_SECONDS} s"
         ) from None
     if built.returncode:
-        why = built.stderr.strip().splitlines()[-1:] or ["pip gives no reason"]
-        raise RunnerError(f"this package cannot be built for workers: {why[0]}")
+        raise RunnerError(f"this package cannot be built for workers: {_why(built.stderr)}")
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def _why(output: str) -> str:
+    """The first error that pip reports: what it ends with is about pip itself."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return next(iter([*errors, *lines[-1:]]), "pip gives no reason")

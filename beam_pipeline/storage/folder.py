@@ -62,6 +62,11 @@ class Folder:
         info = None if is_local(self.url) else self._place[0].info(self._path(name))
         return info.version if info else ""
 
+    def stamp(self, name: str) -> str:
+        """A text that changes when a file is written again; empty if there is none."""
+        info = self._place[0].info(self._path(name))
+        return info.version if info else ""
+
     def is_unchanged(self, name: str, version: str, sha256: str) -> bool:
         """Whether a file is there and has the content that it had with a version and a SHA-256."""
         if is_local(self.url):

@@ -37,7 +37,7 @@ def service() -> Service:
 
 
 @pytest.fixture
-def job(service: Service) -> Iterator[jobs._Asked]:
+def job(service: Service) -> Iterator[jobs.Asked]:
     server = grpc.server(ThreadPoolExecutor(2))
     beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -47,22 +47,20 @@ def job(service: Service) -> Iterator[jobs._Asked]:
     server.stop(0)
 
 
-def test_a_job_runs_until_its_service_says_that_it_ended(
-    service: Service, job: jobs._Asked
-) -> None:
+def test_a_job_runs_until_its_service_says_that_it_ended(service: Service, job: jobs.Asked) -> None:
     service.states = [State.RUNNING, State.DONE]
     assert not job.wait(0)
     assert job.wait(0)
 
 
-def test_a_job_that_failed_is_an_error(service: Service, job: jobs._Asked) -> None:
+def test_a_job_that_failed_is_an_error(service: Service, job: jobs.Asked) -> None:
     service.states = [State.FAILED]
     with pytest.raises(RuntimeError, match="FAILED"):
         job.wait(0)
 
 
 def test_a_service_that_does_not_answer_for_a_while_costs_nothing(
-    service: Service, job: jobs._Asked
+    service: Service, job: jobs.Asked
 ) -> None:
     service.states = [State.RUNNING, None, None, None, State.RUNNING, None, State.DONE]
     assert [job.wait(0) for _ in range(7)] == [False] * 6 + [True]
@@ -70,7 +68,7 @@ def test_a_service_that_does_not_answer_for_a_while_costs_nothing(
 
 
 def test_a_service_that_knows_nothing_of_a_job_for_long_is_an_error(
-    service: Service, job: jobs._Asked, monkeypatch: pytest.MonkeyPatch
+    service: Service, job: jobs.Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.states = [State.RUNNING, None]
     monkeypatch.setattr(jobs, "_SILENCE_SECONDS", 0.2)

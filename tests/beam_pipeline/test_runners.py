@@ -92,6 +92,27 @@ WRONG = {
         [*FILES, "--runner", "PrismRunner"],
         "--runner PrismRunner needs --prism_location (for instance /usr/local/bin/prism)",
     ),
+    "Spark without its scheme": (
+        [*FILES, "--runner", "spark", "--spark_master_url", "localhost:{open}"],
+        "--spark_master_url localhost:{open}: want spark://host:7077, k8s://https://host:443, "
+        "yarn, local[4] or local-cluster[2,1,1024]",
+    ),
+    "one of two Spark masters without a port": (
+        [*FILES, "--runner", "spark", "--spark_master_url", "spark://localhost:{open},localhost"],
+        "--spark_master_url spark://localhost:{open},localhost: want spark://host:7077",
+    ),
+    "a mistyped number of threads": (
+        [*FILES, "--runner", "spark", "--spark_master_url", "local[many]"],
+        "--spark_master_url local[many]: want spark://host:7077",
+    ),
+    "Spark's threads for Flink": (
+        [*FILES, "--runner", "flink", "--flink_master", "local[2]"],
+        "--flink_master local[2]: want an address such as http://jobmanager:8081, or [local]",
+    ),
+    "an uber jar for nobody": (
+        [*FILES, "--runner", "spark", "--spark_submit_uber_jar"],
+        "--runner SparkRunner needs --spark_rest_url (for instance http://master:6066)",
+    ),
     "a Prism that is not there": (
         [*FILES, "--runner", "PrismRunner", "--prism_location", "/none/prism"],
         "--prism_location /none/prism: there is no such file",
@@ -129,6 +150,11 @@ UNREACHABLE = {
     "Flink by a URL": ["--runner", "FlinkRunner", "--flink_master", "http://localhost:{closed}"],
     "Flink by an address": ["--runner", "FlinkRunner", "--flink_master", "localhost:{closed}"],
     "Spark": ["--runner", "SparkRunner", "--spark_master_url", "spark://localhost:{closed}"],
+    "two Spark masters": [
+        *("--runner", "SparkRunner", "--spark_master_url"),
+        "spark://localhost:{closed},127.0.0.1:{closed}",
+    ],
+    "Kubernetes": ["--runner", "spark", "--spark_master_url", "k8s://https://localhost:{closed}"],
     "an unknown host": [*PORTABLE, "no-such-host.invalid:8099"],
 }
 
@@ -168,7 +194,7 @@ def test_a_wrong_call_ends_at_once_with_one_line(
     argv, message = WRONG[case]
     line = complain(argv, ports, capsys)
     assert line.startswith("2 beam_pipeline: error: ")
-    assert message in line
+    assert message.format(**ports) in line
     assert not Path("out").exists()
 
 
@@ -218,7 +244,46 @@ def test_prism_is_looked_for(tmp_path: Path) -> None:
     prism.write_text("#!/bin/sh\n")
     prism.chmod(0o755)
     _, launch = parse_options([*FILES, "--runner", "prism"])
-    assert launch.arguments == ("--prism_location", str(prism))
+    assert launch.arguments == ("--prism_location", str(prism), "--environment_type", "LOOPBACK")
+
+
+@pytest.fixture
+def java(tmp_path: Path) -> None:
+    """A machine with Java, or what looks like it."""
+    (tmp_path / "java").write_text("#!/bin/sh\n")
+    (tmp_path / "java").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "master",
+    [
+        *("local", "local[4]", "local[*]", "local[4,2]", "local[*,2]", "local-cluster[2,1,1024]"),
+        *("yarn", "spark://localhost:{open}", "spark://localhost:{closed},localhost:{open}"),
+        *("k8s://https://localhost:{open}", "k8s://localhost:{open}"),
+    ],
+)
+def test_every_form_of_spark_masters_is_taken(
+    master: str, ports: dict[str, int], java: None
+) -> None:
+    given = ("--spark_master_url", master.format(**ports))
+    _, launch = parse_options([*FILES, "--runner", "spark", *given])
+    here = ("--environment_type", "LOOPBACK") if master.startswith("local") else ()
+    assert launch.arguments == (*given, *here)
+    _, launch = parse_options([*FILES, "--runner", "spark", *given, "--environment_type=DOCKER"])
+    assert launch.arguments == (*given, "--environment_type=DOCKER")
+
+
+@pytest.mark.parametrize("master", ["[local]", "[auto]"])
+def test_flink_on_this_machine_needs_no_containers(master: str, java: None) -> None:
+    given = ("--flink_master", master)
+    _, launch = parse_options([*FILES, "--runner", "flink", *given])
+    assert launch.arguments == (*given, "--environment_type", "LOOPBACK")
+
+
+def test_an_uber_jar_needs_neither_java_nor_a_master(ports: dict[str, int]) -> None:
+    given = ("--spark_submit_uber_jar", "--spark_rest_url", f"http://localhost:{ports['open']}")
+    _, launch = parse_options([*FILES, "--runner", "spark", *given])
+    assert launch.arguments == given
 
 
 def test_flink_and_spark_need_java(ports: dict[str, int]) -> None:

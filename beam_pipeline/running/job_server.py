@@ -1,0 +1,119 @@
+"""The job servers that a run starts: where their jars come from, and that they end with the run."""
+
+import logging
+import os
+import re
+import shlex
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.runners import ENGINES, Launch
+from beam_pipeline.running import tied
+from beam_pipeline.running.jobs import flink_cluster
+
+_MANIFEST = "META-INF/MANIFEST.MF"
+_DRIVERS = "Main-Class: org.apache.beam.runners."
+
+
+def find_job_server(launched: Launch) -> Launch:
+    """Complete a run's arguments by the jar of the job server that the run starts, if it does.
+
+    Raises:
+        UsageError: the jar that is given cannot be used.
+        RunnerError: none is given, and Beam's own cannot be downloaded; or the Flink cluster, which
+            is asked for its version, does not answer.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+    engine = ENGINES.get(launched.runner.name)
+    arguments = [*launched.arguments, *_flink_version(launched)]
+    options = PipelineOptions(arguments)
+    if engine is None or options.view_as(PortableOptions).job_endpoint:
+        return launched
+    option = f"{engine}_job_server_jar"
+    given = options.get_all_options()[option]
+    if given and not urlsplit(given).scheme:
+        _check_jar(option, engine, Path(given))
+    else:
+        arguments += [f"--{option}", _download(option, engine, options)]
+    return replace(launched, arguments=tuple(arguments))
+
+
+def _flink_version(launched: Launch) -> list[str]:
+    """Beam has a job server for each version, and takes its newest if nothing is said."""
+    cluster = flink_cluster(launched)
+    if cluster is None or any(a.startswith("--flink_version") for a in launched.arguments):
+        return []
+    try:
+        return ["--flink_version", cluster.version()]
+    except (OSError, ValueError, LookupError) as error:
+        raise RunnerError(
+            f"--flink_master {cluster.url} does not answer as Flink's REST interface does: {error}"
+        ) from None
+
+
+def tie_servers(options: Any, folder: Path) -> None:
+    """Change Beam's options so that the servers which Beam starts end with this process.
+
+    Args:
+        options: Beam's PipelineOptions.
+        folder: for a script, which must be there until the pipeline is submitted.
+    """
+    from apache_beam.options.pipeline_options import JobServerOptions, PrismRunnerOptions
+
+    command = [sys.executable, tied.__file__, str(os.getpid())]
+    java = options.view_as(JobServerOptions)
+    # Beam runs `launcher properties -jar ...`.
+    java.job_server_jvm_properties = [
+        *command[1:],
+        java.job_server_java_launcher,
+        *java.job_server_jvm_properties,
+    ]
+    java.job_server_java_launcher = command[0]
+    prism = options.view_as(PrismRunnerOptions)
+    if prism.prism_location and not zipfile.is_zipfile(prism.prism_location):
+        script = folder / "prism"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join([*command, prism.prism_location])} "$@"\n')
+        script.chmod(0o755)
+        prism.prism_location = str(script)
+
+
+def _download(option: str, engine: str, options: Any) -> str:
+    """The path of Beam's own jar, or of one that is given by a URL, in Beam's cache."""
+    from apache_beam.options.pipeline_options import JobServerOptions
+    from apache_beam.runners.portability.flink_runner import FlinkJarJobServer
+    from apache_beam.runners.portability.spark_runner import SparkJarJobServer
+
+    server = {"flink": FlinkJarJobServer, "spark": SparkJarJobServer}[engine](options)
+    logging.disable(logging.WARNING)  # Beam's advice on public repositories
+    try:
+        cache = options.view_as(JobServerOptions).jar_cache_dir
+        return str(server.local_jar(server.path_to_jar(), cache))
+    except (RuntimeError, OSError, ValueError) as error:
+        why = re.split(r"\. (?:Also failed|If no Internet)", str(error))[0]
+        raise RunnerError(
+            f"Beam's job server for {engine.title()} cannot be downloaded: {why}; give the jar "
+            f"that you have with --{option}, or the address of a job server that runs with "
+            "--job_endpoint (JOB_ENDPOINT=)"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _check_jar(option: str, engine: str, jar: Path) -> None:
+    if not jar.is_file():
+        raise UsageError(f"--{option} {jar}: there is no such file")
+    try:
+        with zipfile.ZipFile(jar) as archive:
+            manifest = archive.read(_MANIFEST).decode(errors="replace")
+    except (zipfile.BadZipFile, KeyError):
+        manifest = ""
+    if "Main-Class:" not in manifest:
+        raise UsageError(f"--{option} {jar} is not a program in Java: want Beam's job server")
+    if _DRIVERS in manifest and f"{_DRIVERS}{engine}." not in manifest:
+        raise UsageError(f"--{option} {jar} is the job server of another engine than {engine}")
