@@ -2,18 +2,21 @@
 
 Exception
  ├── Rejected          one file (or its label) is not usable: a row in rejects.jsonl
+ ├── ObjectFault       a store keeps one file back; an OSError, as others that a read raises
  └── PipelineError     the run cannot start or go on: one line for the user
       ├── RunnerError      what runs the pipeline failed       (exit code 1)
       ├── Interrupted      Ctrl-C                              (exit code 130)
       ├── UsageError       bad options, input or output        (exit code 2)
       ├── TooManyRejects   more bad files than allowed         (exit code 3)
       ├── StoreError       a store failed                      (exit code 5)
+      │    └── ObjectRefused   or only one object of it, as others will tell
       ├── OutputError      the output could not be written     (exit code 5)
       └── AlreadyComplete  another run has finished the output (exit code 0)
 
 Every other exception is a bug and stops the run with its traceback.
 """
 
+import errno
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Self
@@ -42,6 +45,16 @@ class Reason(StrEnum):
     READ_ERROR = (
         "read_error",
         "The disk or the permissions do not allow it to be read: copy it again, or grant access.",
+    )
+    OBJECT_UNAVAILABLE = (
+        "object_unavailable",
+        "The store has it and keeps it back, while others can be read: restore it from its "
+        "archive, grant access to it and to its encryption key, or store it again.",
+    )
+    UNUSABLE_KEY = (
+        "unusable_key",
+        "No path leads to an object of this name: rename it without '//', '.', '..', control "
+        "characters, and slashes at its ends.",
     )
     NOT_DICOM = (
         "not_dicom",
@@ -150,7 +163,26 @@ class Rejected(Exception):
         """What a file that cannot be read is rejected with."""
         if isinstance(error, FileNotFoundError):
             return cls(Reason.VANISHED)
+        if isinstance(error, ObjectFault):
+            return cls(error.reason, error.what)
         return cls(Reason.READ_ERROR, error.strerror or type(error).__name__)
+
+
+class ObjectFault(OSError):
+    """A store has an object, and will not hand it out, whatever becomes of others.
+
+    Args:
+        reason: to reject it with.
+        what: keeps it back; never a value from a header.
+    """
+
+    def __init__(self, reason: Reason, what: str) -> None:
+        super().__init__(errno.EACCES, what)
+        self.reason = reason
+        self.what = what
+
+    def __str__(self) -> str:
+        return self.what
 
 
 class PipelineError(Exception):
@@ -198,23 +230,37 @@ class TooManyRejects(PipelineError):
         )
 
 
+RESUMES = "the same command resumes"
+
+
 class StoreError(PipelineError):
-    """A store failed, or refused access: no verdict on any file. The same command resumes.
+    """A store failed, or refused access: no verdict on any file.
 
     Args:
         store: its URL or path.
         what: happened, in a few words; never a value from a header.
+        remedy: what to do.
     """
 
     exit_code = 5
 
-    def __init__(self, store: str, what: str) -> None:
-        super().__init__(store, what)
+    def __init__(self, store: str, what: str, remedy: str = RESUMES) -> None:
+        super().__init__(store, what, remedy)
         self.store = store
         self.what = what
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.store}: {self.what}; the same command resumes"
+        return f"{self.store}: {self.what}; {self.remedy}"
+
+
+class ObjectRefused(StoreError):
+    """A store refused to hand out an object: its fault if others can be read, else the store's."""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the answer was none of the store's protocol, and may come from elsewhere."""
+        return self.remedy != RESUMES
 
 
 class OutputError(PipelineError):

@@ -46,7 +46,13 @@ SCHEMA = pa.schema(
 )
 # Reasons that may be gone when a file is read again, though the file is the same.
 _PASSING = frozenset(
-    {Reason.READ_ERROR, Reason.VANISHED, Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT}
+    {
+        Reason.READ_ERROR,
+        Reason.VANISHED,
+        Reason.OBJECT_UNAVAILABLE,
+        Reason.DECODER_CRASHED,
+        Reason.DECODER_TIMED_OUT,
+    }
 )
 
 

@@ -12,12 +12,15 @@ from itertools import islice
 from typing import TypeVar
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.storage.protocol import FileInfo, ReadableStore
+from beam_pipeline.storage.protocol import FileInfo
+from beam_pipeline.storage.refusals import InputFolder, find_folder
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.storage.stores import find_input_store
 
 _WILDCARDS = frozenset("*?[")
-_AHEAD_BYTES = 1 << 26  # of files that were read and wait to be converted
+AHEAD_BYTES = 1 << 26  # of files that were read: converted now, or waiting for it
+_GROUP_BYTES = 1 << 23  # of files that one reader asks for in a row
+_Contents = deque[bytes | OSError]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -26,9 +29,8 @@ S = TypeVar("S")
 class Reading:
     """Reads files, several at a time where the store is far away."""
 
-    def __init__(self, store: ReadableStore, root: str, threads: ThreadPoolExecutor | None) -> None:
-        self._store = store
-        self._root = root
+    def __init__(self, folder: InputFolder, threads: ThreadPoolExecutor | None) -> None:
+        self._folder = folder
         self._threads = threads
 
     def ahead(
@@ -37,7 +39,7 @@ class Reading:
         """Items in order, each with what was asked for it, while the next ones are asked for."""
         waiting = iter(items)
         asked: deque[tuple[S, Future[T]]] = deque()
-        in_flight = max(2 * self._store.ranged_readers, 1)
+        in_flight = max(2 * self._folder.store.ranged_readers, 1)
         while True:
             for item in islice(waiting, in_flight - len(asked)):
                 asked.append((item, ask(item)))
@@ -52,7 +54,7 @@ class Reading:
             OSError: the file cannot be read.
             StoreError: its store fails.
         """
-        return self._store.read(posixpath.join(self._root, source), start, length)
+        return self._folder.read(source, start, length)
 
     def part(self, source: str, start: int, length: int, use: Callable[[bytes], T]) -> "Future[T]":
         """What a function makes of a part of a file, soon.
@@ -118,8 +120,8 @@ class InputFiles:
         raise UsageError(f"input {text} does not exist")
 
     @property
-    def _place(self) -> tuple[ReadableStore, str]:
-        return find_input_store(self.root, self.patience)
+    def _folder(self) -> InputFolder:
+        return find_folder(self.root, self.patience)
 
     def list(self) -> Iterator[FileInfo]:
         """The files, with paths relative to the root, in the order of their bytes.
@@ -130,11 +132,10 @@ class InputFiles:
         Raises:
             StoreError: a folder cannot be listed, or the store fails.
         """
-        store, root = self._place
         if self.name:
-            info = store.info(posixpath.join(root, self.name))
+            info = self._folder.info(self.name)
             return iter([FileInfo(self.name, info.size, info.version)] if info else [])
-        found = store.list(root)
+        found = self._folder.list()
         if not self.pattern:
             return found
         return (info for info in found if self.matches(info.path))
@@ -150,19 +151,18 @@ class InputFiles:
             OSError: it cannot be read.
             StoreError: the store fails.
         """
-        store, root = self._place
-        return store.read(posixpath.join(root, source))
+        return self._folder.read(source)
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """Reads parts of files while the block runs."""
-        store, root = self._place
-        if not store.ranged_readers:
-            yield Reading(store, root, None)
+        folder = self._folder
+        if not folder.store.ranged_readers:
+            yield Reading(folder, None)
             return
-        threads = ThreadPoolExecutor(store.ranged_readers)
+        threads = ThreadPoolExecutor(folder.store.ranged_readers)
         try:
-            yield Reading(store, root, threads)
+            yield Reading(folder, threads)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -170,6 +170,7 @@ class InputFiles:
         """All of each file's bytes, in order, or why it cannot be read.
 
         The next ones are read while one is worked on, so that slow storage is waited for only once.
+        All that are in memory together have no more than `AHEAD_BYTES`, or are one.
 
         Args:
             files: sources and their sizes, bytes.
@@ -177,27 +178,28 @@ class InputFiles:
         Raises:
             StoreError: the store fails.
         """
-        store, _ = self._place
-        together = store.read_together
-        groups = deque(files[at : at + together] for at in range(0, len(files), together))
+        store = self._folder.store
+        groups = deque(_groups(files, store.read_together))
         threads = ThreadPoolExecutor(store.readers)
-        waiting: deque[tuple[Future[Sequence[bytes | OSError]], int]] = deque()
+        waiting: deque[tuple[Future[_Contents], int]] = deque()
         try:
+            held = 0  # bytes, of the group that is worked on and of those behind it
             while groups or waiting:
-                contents = waiting.popleft()[0].result() if waiting else []
-                # One at least, however large; and no more than can be held.
+                contents, size = _result(waiting.popleft()) if waiting else (deque(), 0)
                 while groups and len(waiting) < store.readers:
-                    if waiting and sum(size for _, size in waiting) > _AHEAD_BYTES:
+                    more = sum(size for _, size in groups[0])
+                    if held and held + more > AHEAD_BYTES:
                         break
-                    group = groups.popleft()
-                    size = sum(size for _, size in group)
-                    waiting.append((threads.submit(self._read_all, group), size))
-                yield from contents
+                    waiting.append((threads.submit(self._read_all, groups.popleft()), more))
+                    held += more
+                while contents:
+                    yield contents.popleft()
+                held -= size
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _read_all(self, files: Sequence[tuple[str, int]]) -> Sequence[bytes | OSError]:
-        return [self._read_or_say(source) for source, _ in files]
+    def _read_all(self, files: Sequence[tuple[str, int]]) -> _Contents:
+        return deque(self._read_or_say(source) for source, _ in files)
 
     def _read_or_say(self, source: str) -> bytes | OSError:
         try:
@@ -211,6 +213,24 @@ def _compiled(pattern: str) -> "re.Pattern[str]":
     from wcmatch import glob  # patterns are rare, and it takes a while to load
 
     return re.compile(glob.translate(pattern, flags=glob.GLOBSTAR)[0][0])
+
+
+def _groups(files: Sequence[tuple[str, int]], together: int) -> Iterator[Sequence[tuple[str, int]]]:
+    """Files that one of the readers asks for in a row."""
+    group: list[tuple[str, int]] = []
+    for source, size in files:
+        if group and (
+            len(group) == together or sum(size for _, size in group) + size > _GROUP_BYTES
+        ):
+            yield group
+            group = []
+        group.append((source, size))
+    if group:
+        yield group
+
+
+def _result(asked: tuple["Future[_Contents]", int]) -> tuple[_Contents, int]:
+    return asked[0].result(), asked[1]
 
 
 @lru_cache(maxsize=8)  # a process does many tasks of one run

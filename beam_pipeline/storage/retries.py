@@ -10,12 +10,26 @@ from beam_pipeline.errors import StoreError
 DEFAULT_PATIENCE = 600.0  # seconds
 _LONGEST_WAIT = 15.0  # seconds between two attempts
 _SECONDS_BETWEEN_WARNINGS = 30.0
+_FOREIGN_SECONDS = 20.0  # a proxy that restarts may take so long; a wrong address stays wrong
 
 T = TypeVar("T")
 
 
 class Transient(Exception):
     """A request failed in a way that may pass; the message says how, in a few words."""
+
+
+class Foreign(Transient):
+    """An answer that is none of the store's protocol: a web page, another service.
+
+    Args:
+        what: the answer is.
+        remedy: what to do if it stays so.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 class Patience:
@@ -49,16 +63,26 @@ class Patience:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Transient),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
-            stop=tenacity.stop_after_delay(self._seconds),
+            stop=self._is_over,
             before_sleep=self._before_sleep,
             reraise=True,
         )
         try:
             return retrying(attempt)
+        except Foreign as failure:
+            raise StoreError(self._store, str(failure), failure.remedy) from None
         except Transient as failure:
             raise StoreError(
                 self._store, f"no answer for {self._seconds:g} s ({failure})"
             ) from None
+
+    def _is_over(self, state: Any) -> bool:
+        return bool(state.seconds_since_start >= self._longest(state.outcome.exception()))
+
+    def _longest(self, failure: BaseException | None) -> float:
+        """Seconds for which requests are repeated that fail so."""
+        foreign = isinstance(failure, Foreign)
+        return min(self._seconds, _FOREIGN_SECONDS) if foreign else self._seconds
 
     def _before_sleep(self, state: Any) -> None:
         if state.outcome is not None:
@@ -69,5 +93,8 @@ class Patience:
         if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
             self._warned_at = now
             logging.getLogger(__name__).warning(
-                "%s: %s; trying again for up to %g s.", self._store, failure, self._seconds
+                "%s: %s; trying again for up to %g s.",
+                self._store,
+                failure,
+                self._longest(failure),
             )

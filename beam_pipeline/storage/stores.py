@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from beam_pipeline.errors import PipelineError, UsageError
+from beam_pipeline.storage.object_keys import is_usable, why_unusable
 from beam_pipeline.storage.protocol import ReadableStore, Store
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
@@ -26,7 +27,7 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         patience: seconds after which a request that fails is given up.
 
     Raises:
-        UsageError: there is no such kind of store.
+        UsageError: there is no such kind of store, or the path cannot be one in it.
         StoreError: its credentials cannot be used.
     """
     if is_local(url):
@@ -40,7 +41,11 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
         raise UsageError(f"{scheme}:// is no store that is known here; these are: {known}")
     bucket, _, path = rest.partition("/")
-    return find_bucket(f"{scheme}://{bucket}", patience), path.strip("/")
+    path = path.strip("/")
+    if path and not is_usable(path):
+        what = why_unusable(path).replace("its key", "it")
+        raise UsageError(f"{url} cannot be read from a store: {what}; want names between slashes")
+    return find_bucket(f"{scheme}://{bucket}", patience), path
 
 
 @lru_cache(maxsize=32)

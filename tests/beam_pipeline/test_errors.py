@@ -6,6 +6,7 @@ from beam_pipeline import errors
 from beam_pipeline.errors import (
     AlreadyComplete,
     Interrupted,
+    ObjectRefused,
     OutputError,
     PipelineError,
     Reason,
@@ -21,6 +22,7 @@ EXAMPLES = [
     UsageError("--folds 1: want 2 to 100"),
     TooManyRejects(33, {"not_dicom": 1, "label_missing": 2}, 0.05, "Most are x"),
     StoreError("s3://bucket", "access denied"),
+    ObjectRefused("s3://bucket", "a web page", "check the endpoint"),
     OutputError("cannot write x in out: No space left on device"),
     RunnerError("FlinkRunner failed: no slots"),
     Interrupted("interrupted; the same command resumes"),
@@ -66,4 +68,4 @@ def test_a_message_is_one_line_with_what_to_do() -> None:
 
 
 def test_an_exit_code_says_whose_turn_it_is() -> None:
-    assert [error.exit_code for error in EXAMPLES] == [2, 3, 5, 5, 1, 130, 3, 0]
+    assert [error.exit_code for error in EXAMPLES] == [2, 3, 5, 5, 5, 1, 130, 3, 0]

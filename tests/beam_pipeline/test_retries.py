@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from beam_pipeline.errors import StoreError
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE, Patience, Transient
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
 
 
 class Clock:
@@ -135,3 +135,12 @@ def test_a_second_of_patience_is_a_second() -> None:
     with pytest.raises(StoreError, match=r"^store: no answer for 1 s"):
         Patience("store", 1.0).request(failing(1e9, Transient("time-out")))
     assert 1 <= time.monotonic() - began < 10
+
+
+def test_an_answer_of_another_service_is_given_up_soon(clock: Clock) -> None:
+    with pytest.raises(StoreError) as given_up:
+        Patience("s3://bucket", DEFAULT_PATIENCE).request(
+            failing(1e9, Foreign("a web page", "check the endpoint"))
+        )
+    assert str(given_up.value) == "s3://bucket: a web page; check the endpoint"
+    assert sum(clock.waits) < 20 + 15

@@ -395,20 +395,24 @@ class AtOnce:
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "ahead"),
+    ("mebibytes", "together", "ahead"),
     [
-        (1, 8),  # as many as there are readers
-        (16, 6),  # 64 MiB are not too many: a fifth is read, and when the first is done a sixth
-        (17, 5),
-        (65, 2),
-        (1000, 2),
+        (1, 1, 8),  # as many as there are readers, and the one that is worked on
+        (1, 8, 20),
+        (2, 8, 20),  # 8 MiB, four files, by each reader
+        (16, 1, 4),  # 64 MiB are not too many
+        (17, 1, 3),
+        (17, 8, 3),
+        (33, 8, 1),
+        (65, 1, 1),
+        (1000, 8, 1),
     ],
 )
 def test_so_many_files_are_read_ahead_as_memory_holds(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, ahead: int
+    tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, together: int, ahead: int
 ) -> None:
     monkeypatch.setattr(LocalStore, "readers", 7)
-    monkeypatch.setattr(LocalStore, "read_together", 1)
+    monkeypatch.setattr(LocalStore, "read_together", together)
     monkeypatch.setattr("beam_pipeline.storage.inputs.ThreadPoolExecutor", AtOnce)
     read, count = LocalStore.read, [0]
 

@@ -15,6 +15,7 @@ import select
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -598,9 +599,41 @@ def test_only_a_file_that_vanishes_is_rejected(
     assert written.rejects == plain.written.rejects | {victim: "vanished"}
 
 
+@pytest.mark.parametrize("stage", ["headers", "shard data"])
+def test_only_an_object_that_is_kept_back_is_rejected(
+    s3: Cloud, plain: Plain, output: str, stage: str
+) -> None:
+    victim = max(plain.contents.keys() - plain.written.rejects.keys())
+    stage_of, _ = STAGES[stage]
+    denied = Rule(lambda asked: stage_of(asked) and asked.path.endswith(victim), Fault.DENIED)
+    with s3.proxy.failing(denied):
+        ended = s3.run(output, source="plain")
+    ended.assert_done()
+    assert s3.directory(output).rejects == plain.written.rejects | {victim: "object_unavailable"}
+
+
+def test_an_object_with_an_odd_key_is_rejected(s3: Cloud, plain: Plain, output: str) -> None:
+    odd = "a//b.dcm"
+    address = f"{s3.proxy.address}/data/plain/{odd}"
+    for method in ("PUT", "DELETE"):
+        request = urllib.request.Request(address, b"slice", method=method)
+        urllib.request.urlopen(request, timeout=10).close()
+        if method == "PUT":
+            ended = s3.run(output, source="plain")
+    ended.assert_done()
+    assert s3.directory(output).rejects == plain.written.rejects | {odd: "unusable_key"}
+
+
 def test_a_bucket_that_is_not_there_is_named(s3: Cloud, output: str) -> None:
     nowhere = dataclasses.replace(s3, server=ObjectServer(None, "s3://no-such-bucket"))
-    nowhere.run(output).assert_store_failed("s3://no-such-bucket")
+    ended = nowhere.run(output)
+    assert (ended.code, ended.told()) == (
+        5,
+        [
+            "beam_pipeline: error: s3://no-such-bucket: there is no such bucket; check its name "
+            "and the endpoint"
+        ],
+    )
 
 
 def test_a_store_that_refuses_connections_is_named(tmp_path: Path) -> None:

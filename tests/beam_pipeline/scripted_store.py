@@ -1,0 +1,145 @@
+"""A server of S3's protocol that answers as a test says, also in ways that emulators do not."""
+
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from xml.sax.saxutils import escape
+
+import pytest
+
+from beam_pipeline.storage.remote import find_bucket
+from beam_pipeline.storage.stores import find_input_store, find_store
+from tests.beam_pipeline.object_stores import S3_BUCKET, S3_CREDENTIALS
+
+LISTING = "the listing"  # in place of a key
+_FIELDS = (
+    "<LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>&quot;e&quot;</ETag><Size>{}</Size>"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is answered with."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def refusal(status: int, code: str, message: str = "") -> Answer:
+    """An answer of S3 that is no success."""
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Answer(status, text.encode())
+
+
+@dataclass
+class ScriptedStore:
+    """The bucket `data`.
+
+    Attributes:
+        objects: by their keys, which may be any text.
+        answers: to requests for some keys, whatever the objects are.
+        page: objects that a listing's answer holds.
+        headers: of each request, in the order of their arrival.
+    """
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    page: int = 1000
+    headers: list[Any] = field(default_factory=list)
+
+    def answer(self, target: str, span: str | None) -> Answer:
+        """The answer to a request for a path with a range."""
+        path, _, query = target.partition("?")
+        asked = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+        key = LISTING if "list-type" in asked else urllib.parse.unquote(path)[len("/data/") :]
+        if key in self.answers:
+            return self.answers[key]
+        if key == LISTING:
+            return self._listing(asked)
+        if key not in self.objects:
+            return refusal(404, "NoSuchKey")
+        body = self.objects[key]
+        if span is None:
+            return Answer(200, body)
+        first, last = map(int, span.removeprefix("bytes=").split("-"))
+        where = f"bytes {first}-{min(last, len(body) - 1)}/{len(body)}"
+        return Answer(206, body[first : last + 1], {"Content-Range": where})
+
+    def _listing(self, asked: dict[str, str]) -> Answer:
+        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter")
+        behind = asked.get("continuation-token") or asked.get("start-after", "")
+        found = [key for key in self.objects if key.startswith(prefix) and key > behind]
+        found.sort(key=str.encode)
+        text = "<ListBucketResult>"
+        show = escape
+        if asked.get("encoding-type") == "url":
+            show = urllib.parse.quote
+            text += "<EncodingType>url</EncodingType>"
+        if len(found) > self.page:
+            text += f"<NextContinuationToken>{escape(found[self.page - 1])}</NextContinuationToken>"
+        text += f"<IsTruncated>{str(len(found) > self.page).lower()}</IsTruncated>"
+        folders = set()
+        for key in found[: self.page]:
+            name, slash, _ = key.removeprefix(prefix).partition(delimiter or "\0")
+            if slash:
+                folders.add(f"{prefix}{name}{slash}")
+            else:
+                size = len(self.objects[key])
+                text += f"<Contents><Key>{show(key)}</Key>{_FIELDS.format(size)}</Contents>"
+        for folder in sorted(folders):
+            text += f"<CommonPrefixes><Prefix>{show(folder)}</Prefix></CommonPrefixes>"
+        return Answer(200, f"{text}</ListBucketResult>".encode())
+
+
+@contextmanager
+def serve(store: ScriptedStore) -> Iterator[None]:
+    """Serves a bucket as `s3://data` to this process while the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # one packet an answer
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            store.headers.append(self.headers)
+            answer = store.answer(self.path, self.headers.get("Range"))
+            self.send_response(answer.status)
+            dated = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT", "ETag": '"e"'}
+            length = {"Content-Length": str(len(answer.body))}
+            for name, value in (dated | length | answer.headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(answer.body)
+
+        do_HEAD = do_GET  # noqa: N815 # http.server's name
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        forget_stores()
+        try:
+            yield
+        finally:
+            forget_stores()
+            server.shutdown()
+            server.server_close()
+
+
+def forget_stores() -> None:
+    """Have this process look at its environment again."""
+    for find in (find_input_store, find_store, find_bucket):
+        find.cache_clear()
+
+
+assert S3_BUCKET == "data"
