@@ -1,6 +1,5 @@
 """A store that refuses a file: whether it refuses all, which is its own fault, or only this one."""
 
-import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -98,10 +97,10 @@ class InputFolder:
         store, folder = find_store(self._root, self._patience)
         folders: list[str] = []
         with suppress(PipelineError):  # one of them may have a name that is no path
-            folders = sorted(store.names(folder))
+            folders = sorted(name for name in store.entries(folder) if name.endswith("/"))
         for name in folders[:: max(1, len(folders) // _ASKED)]:
-            for info in islice(store.list(self._path(name)), 1):
-                yield posixpath.join(self._path(name), info.path)
+            for info in islice(store.list(self._path(name.rstrip("/"))), 1):
+                yield f"{self._path(name)}{info.path}"
 
 
 @lru_cache(maxsize=8)
