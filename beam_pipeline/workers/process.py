@@ -16,6 +16,7 @@ from typing import Any
 
 from beam_pipeline.errors import Reason
 from beam_pipeline.workers.serve import serve
+from beam_pipeline.workers.shared import SharedNumbers, place_sockets
 from beam_pipeline.workers.watch import NOWHERE, Watch
 
 POLL_SECONDS = 1.0
@@ -59,7 +60,7 @@ class Worker:
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
-    state: Any  # shared: the place in the task, and how often it was told
+    state: SharedNumbers  # the place in the task, and how often it was told
     job: Job | None = None
     leaving: Job | None = None  # of which a thread does what is left
     seen: int = -1
@@ -126,6 +127,9 @@ def start_server(source: str = "") -> None:
 
     Args:
         source: the input, if it is known: the directory of an archive is read only once then.
+
+    Raises:
+        UsageError: there is no folder for temporary files.
     """
     for name, value in _KEEP_MEMORY.items():  # read once, when a process starts
         os.environ.setdefault(name, value)
@@ -133,6 +137,7 @@ def start_server(source: str = "") -> None:
     context.set_forkserver_preload(_PRELOADED)
     if source:
         os.environ[INPUT_VARIABLE] = source
+    place_sockets()
     try:
         forkserver.ensure_running()
     finally:
@@ -149,11 +154,13 @@ def start_worker(function: Callable[[Any, Watch], Any]) -> Worker:
     context = multiprocessing.get_context("forkserver")
     for _ in range(DEATHS_ALLOWED):
         ours, theirs = context.Pipe()
-        state = context.RawArray("q", [NOWHERE, 0])
+        state = SharedNumbers()
+        state[0] = NOWHERE
         process = context.Process(target=serve, args=(function, theirs, state), daemon=True)
         with suppress(BrokenPipeError), _neutral_main():  # killed before it read what to do
             process.start()
         theirs.close()
+        state.close()
         if process.pid is not None:
             return Worker(process, ours, state)
         ours.close()
