@@ -5,14 +5,15 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from rich.console import Console
 
 from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Interrupted, PipelineError, RunnerError, UsageError
-from beam_pipeline.layout import LABELS_TABLE, MANIFEST
+from beam_pipeline.errors import Interrupted, PipelineError, UsageError
+from beam_pipeline.layout import CARD, LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
 from beam_pipeline.planning.identifiers import name_of
@@ -24,7 +25,7 @@ from beam_pipeline.runners import Launch
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.sources import show_source
 from beam_pipeline.workers import start_server
-from beam_pipeline.writing.output import find_manifest, prepare_output, read_refusal
+from beam_pipeline.writing.output import find_manifest, prepare_output
 from beam_pipeline.writing.places import check_output_is_not_read, check_places
 
 
@@ -59,7 +60,7 @@ def _preprocess(options: Options, launched: Launch) -> int:
     manifest = prepare_output(folder, options)
     if manifest is not None:
         console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
-        show_summary(console, manifest, options.files.output, None)
+        _show_summary(console, manifest, folder, None)
         return 0
     if labels:
         labels.keep(Unfinished(folder))
@@ -67,26 +68,20 @@ def _preprocess(options: Options, launched: Launch) -> int:
     record_start(folder, launched.runner.name)
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere
-    try:
-        if not run(options, launched, folder, console):
-            Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
-            return 0
-    except RunnerError:
-        _raise_refusal(folder)
-        raise
-    _raise_refusal(folder)
+    if not run(options, launched, folder, console):
+        Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
+        return 0
     finished = find_manifest(folder)
     if finished is None:
         raise PipelineError(f"the run ended without {MANIFEST} in {options.files.output}")
-    show_summary(console, finished, options.files.output, time.monotonic() - began)
+    _show_summary(console, finished, folder, time.monotonic() - began)
     return 0
 
 
-def _raise_refusal(folder: Folder) -> None:
-    """Raise what ended the run, wherever that was."""
-    refusal = read_refusal(folder)
-    if refusal is not None:
-        raise refusal
+def _show_summary(
+    console: Console, manifest: dict[str, Any], folder: Folder, seconds: float | None
+) -> None:
+    show_summary(console, manifest, folder.url, seconds, has_card=folder.exists(CARD))
 
 
 def _run_here(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
@@ -100,8 +95,7 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
         except Exception:  # Beam's, which wraps whatever ended a step
             if display.refusal is None:
                 raise
-    if display.refusal is not None:
-        raise display.refusal
+            raise display.refusal from None
     return True
 
 

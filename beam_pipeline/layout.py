@@ -206,6 +206,7 @@ STARTS = f"{UNFINISHED}/starts.json"  # of runs
 JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
 OPTIONS = f"{UNFINISHED}/options.json"  # that the folder was begun with
 REFUSAL = f"{UNFINISHED}/refusal.json"  # why the run ended
+CARD_ATTEMPTS = f"{UNFINISHED}/card_attempts"  # how often the card was begun
 RESERVE = f"{UNFINISHED}/reserve"  # room on a full disk for the word of why
 
 # Tables in it; see `unfinished`.

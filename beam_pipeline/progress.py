@@ -80,10 +80,13 @@ class Display(logging.Handler):
     ) -> None:
         self._bars.stop()
         LOGGER.removeHandler(self)
+        logging.disable(logging.NOTSET)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add up a step's counts and show them."""
         self.refusal = getattr(record, "refusal", self.refusal)
+        if self.refusal is not None:
+            logging.disable()  # Beam would log a traceback of the step that raises it
         counts: dict[str, int] = getattr(record, "counts", {})
         if "slices_planned" in counts:
             self._writing_since = time.monotonic()
@@ -193,7 +196,12 @@ class Watcher:
 
 
 def show_summary(
-    console: Console, manifest: dict[str, Any], output: str, seconds: float | None
+    console: Console,
+    manifest: dict[str, Any],
+    output: str,
+    seconds: float | None,
+    *,
+    has_card: bool = True,
 ) -> None:
     """Print what a shard directory holds and what to do next.
 
@@ -202,6 +210,7 @@ def show_summary(
         manifest: of the directory.
         output: its path or URL.
         seconds: that the run took, or None if the directory was complete before.
+        has_card: whether there is a data card.
     """
     counts = manifest["counts"]
     _print_splits(console, manifest)
@@ -225,7 +234,10 @@ def show_summary(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"What is in them: {output}/{CARD}", highlight=False, soft_wrap=True)
+    card = f"What is in them: {output}/{CARD}"
+    if not has_card:
+        card = f"Without a data card: make card SHARDS={shlex.quote(output)} makes it"
+    console.print(card, highlight=False, soft_wrap=True)
     command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
     console.print(
         f"Next: make {command} SHARDS={shlex.quote(output)}", highlight=False, soft_wrap=True

@@ -36,6 +36,7 @@ from beam_pipeline.running.jobs import (
     running_job,
 )
 from beam_pipeline.storage import Folder, is_local
+from beam_pipeline.writing.output import read_refusal
 
 _CANCEL_SECONDS = 60.0
 _FIRST_SIGN_SECONDS = 60.0  # after which workers should have begun
@@ -53,6 +54,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
 
     Raises:
         RunnerError: the runner failed.
+        Refusal: a worker ended the run.
         Interrupted: Ctrl-C was pressed; the message says what becomes of the job.
         StoreError: the output's store fails.
     """
@@ -74,6 +76,9 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
         except PipelineError:
             raise
         except Exception as error:
+            refusal = read_refusal(folder)  # a refused run fails its job
+            if refusal is not None:
+                raise refusal from None
             _logger.exception("The pipeline could not be run")
             log.keep = True
             raise RunnerError(

@@ -102,8 +102,16 @@ class Folder:
         store.remove_partial(root)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all in it, if it is there."""
-        self._place[0].remove(self._path(name))
+        """Remove a file or a folder with all in it, if it is there.
+
+        Raises:
+            OutputError: it cannot be removed.
+            StoreError: the store fails.
+        """
+        try:
+            self._place[0].remove(self._path(name))
+        except OSError as error:
+            raise OutputError(f"cannot remove {name} in {self.url}: {error.strerror}") from error
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file, whole or not at all; see `create`.

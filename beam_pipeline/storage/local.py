@@ -161,7 +161,8 @@ class LocalStore:
     def remove(self, path: str) -> None:
         """See Store."""
         if not Path(path).is_dir() or Path(path).is_symlink():
-            Path(path).unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                Path(path).unlink()
             return
         for attempt in range(_REMOVALS):
             try:

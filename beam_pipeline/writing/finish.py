@@ -1,10 +1,21 @@
-"""The end of a run: the directory described and complete, or why it is not."""
+"""The end of a run: the directory described and complete, or why it is not.
+
+A run that is refused fails its job: whoever watches the job's state must not believe in a directory
+that is not there. The reason is in the output before that. A runner that tries the step again does
+the same again.
+"""
 
 from contextlib import suppress
 
 from beam_pipeline.directory.rejects import Reject, read_rejects, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import AlreadyComplete, OutputError, PipelineError, TooManyRejects
+from beam_pipeline.errors import (
+    AlreadyComplete,
+    OutputError,
+    PipelineError,
+    Refusal,
+    TooManyRejects,
+)
 from beam_pipeline.layout import CARD, REJECTS_TABLE, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
@@ -16,11 +27,14 @@ from beam_pipeline.writing.shards import ShardResult
 
 
 def finish_directory(written: int | PipelineError, options: Options) -> None:
-    """Complete the shard directory, or leave word of why it cannot be.
+    """Complete the shard directory, or record why it cannot be and raise that.
 
     Args:
         written: how many shards were, or what made it impossible to write them all.
         options: of the run.
+
+    Raises:
+        Refusal: the directory cannot be completed.
     """
     folder = options.files.folder
     try:
@@ -36,6 +50,7 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
         report_refusal(error)
         with suppress(PipelineError):  # the store that failed may be that of the output
             write_refusal(folder, error.exit_code, str(error))
+        raise Refusal(str(error), error.exit_code) from None
 
 
 def _with_page(error: PipelineError, folder: Folder) -> PipelineError:

@@ -33,6 +33,7 @@ from beam_pipeline.layout import (
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.storage.folder import digest_file
+from beam_pipeline.writing.optional_card import CARD_PATIENCE, card_optional, may_try_card
 from beam_pipeline.writing.shards import ShardResult
 from beam_pipeline.writing.tfds import describe_dataset, describe_features
 
@@ -158,7 +159,9 @@ def write_description(
     run = find_run(folder)
     if run is not None:
         manifest["run"] = asdict(run)
-    _write_card(unfinished, plan, options, manifest, rejects)
+    if may_try_card(folder):
+        with card_optional(folder):
+            _write_card(unfinished, plan, options, manifest, rejects)
     folder.write(MANIFEST, encode_json(manifest))
 
 
@@ -180,7 +183,7 @@ def _write_card(
     folder = unfinished.folder
     with folder.open(INDEX) as index:
         card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
-        write_card(card, folder, options.run.decode_timeout)
+        write_card(card, folder, min(options.run.decode_timeout, CARD_PATIENCE))
 
 
 def _write_index(

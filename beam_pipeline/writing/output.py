@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Refusal, UsageError
+from beam_pipeline.errors import OutputError, Refusal, UsageError
 from beam_pipeline.layout import (
     CARD,
     FILES,
@@ -66,6 +66,13 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
         OutputError: the folder cannot be read or written.
         StoreError: its store fails.
     """
+    try:
+        return _prepare(folder, options)
+    except OSError as error:
+        raise OutputError(f"output {folder.url} cannot be read: {error.strerror}") from None
+
+
+def _prepare(folder: Folder, options: Options) -> dict[str, Any] | None:
     names = _own_names(folder)
     if options.run.overwrite:
         if MANIFEST in names:

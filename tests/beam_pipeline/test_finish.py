@@ -6,7 +6,14 @@ import pytest
 
 from beam_pipeline.card import page
 from beam_pipeline.directory.rejects import encode_rejects
-from beam_pipeline.errors import AlreadyComplete, Reason, StoreError, TooManyRejects
+from beam_pipeline.errors import (
+    AlreadyComplete,
+    OutputError,
+    Reason,
+    Refusal,
+    StoreError,
+    TooManyRejects,
+)
 from beam_pipeline.options import Options
 from beam_pipeline.writing.finish import finish_directory
 from tests.beam_pipeline.card_page import Page
@@ -25,12 +32,21 @@ def test_a_directory_that_another_run_completed_keeps_nothing_of_this_one(tmp_pa
         assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", alive.name}
 
 
-def test_a_run_that_failed_leaves_word_of_why(tmp_path: Path) -> None:
-    finish_directory(
-        StoreError("s3://bucket", "gone"), Options.of(input="in", output=str(tmp_path))
-    )
-    (refusal,) = tmp_path.rglob("*.json")
-    assert json.loads(refusal.read_text())["exit_code"] == 5
+def test_a_run_that_failed_leaves_word_of_why_and_fails_its_job(tmp_path: Path) -> None:
+    options = Options.of(input="in", output=str(tmp_path))
+    for _ in range(2):  # a runner tries again
+        with pytest.raises(Refusal, match="s3://bucket: gone; the same command resumes") as caught:
+            finish_directory(StoreError("s3://bucket", "gone"), options)
+        assert caught.value.exit_code == 5
+        (refusal,) = tmp_path.rglob("*.json")
+        assert json.loads(refusal.read_text()) == {"exit_code": 5, "message": str(caught.value)}
+
+
+def test_an_output_that_cannot_be_written_fails_the_job_too(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    options = Options.of(input="in", output=str(tmp_path / "out"))
+    with pytest.raises(Refusal, match="8 of 9 shards were written"):
+        finish_directory(OutputError("8 of 9 shards were written"), options)
 
 
 REJECTS = [
@@ -44,7 +60,8 @@ def refuse(folder: Path) -> str:
     """End a run by too many rejects; what is told of it."""
     (folder / "rejects.jsonl").write_bytes(encode_rejects(REJECTS))
     error = TooManyRejects(5, {"label_missing": 2, "of another version": 1}, 0.1, "See there")
-    finish_directory(error, Options.of(input="in", output=str(folder)))
+    with pytest.raises(Refusal):
+        finish_directory(error, Options.of(input="in", output=str(folder)))
     told = json.loads((folder / ".unfinished" / "refusal.json").read_text())
     assert told["exit_code"] == 3
     return str(told["message"])

@@ -1,11 +1,13 @@
+import errno
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from beam_pipeline.errors import UsageError
+from beam_pipeline.errors import OutputError, UsageError
 from beam_pipeline.layout import CARD, FILES, ShardFile
 from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
@@ -126,6 +128,39 @@ def test_other_options_are_refused_once_there_is_a_shard(options: Options, name:
     assert folder.exists(INVENTORY)
     assert read_refusal(folder) is not None
     assert prepare_output(folder, options) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".unfinished/options.json"])
+def test_a_folder_that_cannot_be_read_is_said(
+    options: Options, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(options.files.output)
+    prepare_output(folder, options)
+    folder.write(name, b"{}")
+    read = Folder.read
+
+    def refuse(folder: Folder, path: str, length: int | None = None) -> bytes:
+        if path == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(folder, path, length)
+
+    monkeypatch.setattr(Folder, "read", refuse)
+    with pytest.raises(OutputError, match=r"^output .*out cannot be read: Permission denied$"):
+        prepare_output(folder, options)
+
+
+def test_a_folder_that_cannot_be_cleared_is_said(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(options.files.output)
+    prepare_output(folder, options)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(OutputError, match=r"^cannot remove .unfinished in .*: Permission denied$"):
+        prepare_output(folder, options.changed(overwrite=True))
 
 
 def test_a_complete_folder_is_found_again(options: Options) -> None:

@@ -28,7 +28,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_pipeline import pipeline
 from beam_pipeline.command_line import parse_options
+from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.directory.unfinished import encode_table
+from beam_pipeline.errors import Refusal
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
@@ -37,6 +39,7 @@ from beam_pipeline.storage import Folder
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.output import read_refusal
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -188,6 +191,19 @@ def test_the_last_step_may_be_done_again(
         Folder(options.files.output).write(f".unfinished/{name}", tables[name])
     finish_directory(len(files), options)
     assert (contents(tmp_path / "out"), read(tmp_path / "out")) == before
+
+
+@pytest.mark.parametrize("stage", ["planning", "writing"])
+def test_a_refused_run_is_a_failed_job(options: Options, tmp_path: Path, stage: str) -> None:
+    """Planning rejects two files of 33, writing a third."""
+    allowed = {"planning": 1 / 33, "writing": 2 / 33}[stage]
+    options = options.changed(output=str(tmp_path / "out"), max_reject_fraction=allowed)
+    with pytest.raises(Refusal, match=r"[23] of 33 files were rejected"):
+        pipeline.run_here(options)
+    refusal = read_refusal(options.files.folder)
+    assert refusal is not None
+    assert (refusal.exit_code, not read_rejects(options.files.folder)) == (3, False)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 # What Beam is given

@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from beam_pipeline.layout import JOB
+from beam_pipeline.runners import RUNNERS, Launch
+from beam_pipeline.running.jobs import Job, ask_for
 from tests.engines.conftest import ARGUMENTS, BAD, SLICES
 from tests.engines.engines import Engine, digests, finish, kill, wait_for
 
@@ -81,6 +84,9 @@ def test_a_refusal_of_a_worker_arrives_with_its_exit_code(engine: Engine, folder
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"beam_pipeline: error: {SLICES - 2} of {SLICES} files were rejected (")
+    if engine.name == "portable":
+        job = Job(**json.loads((folder / "out" / JOB).read_text()))
+        assert ask_for(job, Launch(RUNNERS[job.runner])).state() == "FAILED"
     assert_nothing_left(engine)
 
 
