@@ -22,6 +22,7 @@ from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
+from beam_pipeline.shown import LineFormatter, Terminal, show_line
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.sources import show_source
 from beam_pipeline.workers import start_server
@@ -35,16 +36,18 @@ def main(argv: Sequence[str]) -> int:
     0 done, 1 the runner failed, 2 bad options, 3 too many rejects, 5 storage failed, 130 Ctrl-C.
     """
     stderr = sys.stderr  # which belongs to Beam's log while a runner works
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
     try:
         return _preprocess(*parse_options(argv))
     except Interrupted as error:
-        print(f"beam_pipeline: {error}", file=stderr)
+        print(f"beam_pipeline: {show_line(error)}", file=stderr)
         return error.exit_code
     except PipelineError as error:
-        print(f"beam_pipeline: error: {error}", file=stderr)
+        print(f"beam_pipeline: error: {show_line(error)}", file=stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("beam_pipeline: interrupted; the same command resumes", file=stderr)
@@ -56,7 +59,7 @@ def _preprocess(options: Options, launched: Launch) -> int:
     labels = _check_input(options)
     if not launched.runner.is_local:
         launched = _find_job_server(launched)
-    console = Console()
+    console = Terminal(markup=False)
     manifest = prepare_output(folder, options)
     if manifest is not None:
         console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)

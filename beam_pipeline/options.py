@@ -18,6 +18,7 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.layout import check_label_names
+from beam_pipeline.shown import hide_secrets
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 
@@ -239,7 +240,7 @@ class Options(Declared):
     def recorded(self) -> dict[str, Any]:
         """The options that decide what is written, as JSON values: the same give the same bytes."""
         return {
-            name: value
+            name: hide_secrets(value) if isinstance(value, str) else value
             for part, kind in self.parts().items()
             for name, value in getattr(self, part).model_dump(mode="json").items()
             if Mark.UNRECORDED not in kind.model_fields[name].metadata

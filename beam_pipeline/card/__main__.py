@@ -11,6 +11,7 @@ from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.errors import PipelineError, StoreError, UsageError
 from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
 from beam_pipeline.options import ImageId, RunOptions, fill_in
+from beam_pipeline.shown import show_line
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.writing.output import find_manifest
 
@@ -30,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
         given = parse_flags(CardOptions, argv, "python -m beam_pipeline.card")
         _make(Folder(given.shards), given.input)
     except PipelineError as error:
-        print(f"card: error: {error}", file=sys.stderr)
+        print(f"card: error: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("card: interrupted", file=sys.stderr)
         return 130
-    print(f"written: {given.shards.rstrip('/')}/{CARD}")
+    print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
     return 0
 
 

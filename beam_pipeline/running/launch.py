@@ -35,6 +35,7 @@ from beam_pipeline.running.jobs import (
     flink_cluster,
     running_job,
 )
+from beam_pipeline.shown import LineFormatter
 from beam_pipeline.storage import Folder, is_local
 from beam_pipeline.writing.output import read_refusal
 
@@ -277,7 +278,7 @@ def _beam_log() -> Iterator[_Log]:
     os.close(descriptor)
     log = _Log(Path(name))
     handler = logging.FileHandler(name)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar, cast
 from beam_pipeline.errors import StoreError
 from beam_pipeline.storage.protocol import FileInfo
 from beam_pipeline.storage.retries import Patience, Transient
+from beam_pipeline.storage.sources import show_source
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ class LocalStore:
         try:
             identity, entries = self._request(folder, look)
         except OSError as error:
-            raise StoreError(_show(folder), f"cannot be listed: {error.strerror}") from None
+            raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
         # Behind a folder's name comes a slash in all paths below it: so these are in order too.
         entries.sort(key=lambda entry: os.fsencode(entry[0] if entry[1] else f"{entry[0]}/"))
         return identity, entries
@@ -116,7 +117,7 @@ class LocalStore:
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
-            raise StoreError(_show(path), error.strerror or type(error).__name__) from None
+            raise StoreError(show_source(path), error.strerror or type(error).__name__) from None
 
     def entries(self, folder: str) -> set[str]:
         """See Store."""
@@ -125,7 +126,7 @@ class LocalStore:
         try:
             return self._request(folder, lambda: set(map(_entry, Path(folder).iterdir())))
         except OSError as error:
-            raise StoreError(_show(folder), f"cannot be listed: {error.strerror}") from None
+            raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """See Store."""
@@ -191,7 +192,7 @@ class LocalStore:
                     raise Transient(error.strerror) from None
                 raise
 
-        return Patience(_show(str(Path(path).parent)), self._patience).request(attempt)
+        return Patience(show_source(str(Path(path).parent)), self._patience).request(attempt)
 
 
 def partial_target(name: str) -> str | None:
@@ -263,7 +264,3 @@ def _read(path: str, start: int, length: int | None) -> bytes:
         return data
     finally:
         os.close(descriptor)
-
-
-def _show(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

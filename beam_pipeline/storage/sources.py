@@ -1,5 +1,7 @@
 """Sources, the paths of the input's files: as tables hold them, and as they are shown."""
 
+from beam_pipeline.shown import escape_controls
+
 
 def encode_source(path: str) -> bytes:
     """A path as tables hold it: names of files need not be UTF-8."""
@@ -12,5 +14,5 @@ def decode_source(stored: bytes) -> str:
 
 
 def show_source(path: str) -> str:
-    """A path as it is written and shown: bytes that are no UTF-8 are escaped."""
-    return encode_source(path).decode("utf-8", "backslashreplace")
+    """A path as it is written and shown: control characters, and what is no UTF-8, are escaped."""
+    return escape_controls(encode_source(path).decode("utf-8", "backslashreplace"))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
-from rich.console import Console
 
 from beam_pipeline.declarations import Declared, DefaultText, OptionalText, parse_flags
 from beam_pipeline.errors import PipelineError
+from beam_pipeline.shown import Terminal, show_line
 from beam_pipeline.verify.directory import Verification, verify_directory
 from beam_pipeline.verify.report import show_checks, show_findings, show_splits
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         given = parse_flags(VerifyOptions, argv, "python -m beam_pipeline.verify")
         result = verify_directory(given.shards, source=given.source, workers=given.workers)
     except PipelineError as error:
-        print(f"verify: error: {error}", file=sys.stderr)
+        print(f"verify: error: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("verify: interrupted", file=sys.stderr)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(result: Verification, shards: str, limit: int, seconds: float) -> None:
-    console = Console()
+    console = Terminal()
     if result.splits:
         show_splits(console, result.splits, result.identical)
     show_checks(console, result.findings)

@@ -20,6 +20,7 @@ from beam_pipeline.layout import (
     ShardFile,
 )
 from beam_pipeline.options import Options, fill_in
+from beam_pipeline.shown import show_line
 from beam_pipeline.storage import Folder
 from beam_pipeline.storage.local import partial_target
 from beam_pipeline.writing.begun import Begun
@@ -183,7 +184,9 @@ def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
     """Leave word of why the run ended without a manifest, wherever it ran."""
     folder.remove_partial()
     folder.remove(RESERVE)
-    folder.write(REFUSAL, json.dumps({"exit_code": exit_code, "message": message}).encode())
+    folder.write(
+        REFUSAL, json.dumps({"exit_code": exit_code, "message": show_line(message)}).encode()
+    )
 
 
 def read_refusal(folder: Folder) -> Refusal | None:
