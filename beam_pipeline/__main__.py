@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,7 +17,6 @@ from beam_pipeline.errors import Interrupted, PipelineError, UsageError
 from beam_pipeline.layout import CARD, LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.assignment import read_assignment
-from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
@@ -24,7 +24,7 @@ from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
 from beam_pipeline.shown import LineFormatter, Terminal, show_line
 from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.storage.sources import show_source
+from beam_pipeline.storage.sources import encode_source
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.output import find_manifest, prepare_output
 from beam_pipeline.writing.places import check_output_is_not_read, check_places
@@ -65,7 +65,9 @@ def _preprocess(options: Options, launched: Launch) -> int:
         console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
         _show_summary(console, manifest, folder, None)
         return 0
-    if labels:
+    if labels is None:
+        console.print("No labels given: every slice goes to the split test.")
+    else:
         labels.keep(Unfinished(folder))
         del labels
     record_start(folder, launched.runner.name)
@@ -127,13 +129,24 @@ def _check_input(options: Options) -> Labels | None:
         raise UsageError(f"input {files.input} holds no files")
     label_file = LabelFile.of(files, options.labels)
     labels = label_file.read() if label_file else None
-    # Other ids are in the headers, or hidden.
-    if label_file and labels and options.labels.image_id is ImageId.FILE_NAME:
-        names = (name_of(show_source(info.path)) for info in chain([first], found))
-        check_labels_fit(labels, label_file.path, names)
+    if labels:
+        check_labels_fit(
+            labels.image_ids,
+            str(files.labels),
+            (encode_source(info.path) for info in chain([first], found)),
+            partial(_read_uids, input_files),
+            hidden=options.labels.image_id is ImageId.ORDINAL,
+        )
     if options.splits.folds_from:
         read_assignment(options.splits.folds_from, files.storage_patience)
     return labels
+
+
+def _read_uids(files: InputFiles, sources: Sequence[bytes]) -> Iterator[str]:
+    # Imported late: labels nearly always fit the files' names.
+    from beam_pipeline.planning.inventory import read_uids
+
+    return read_uids(files, sources)
 
 
 if __name__ == "__main__":

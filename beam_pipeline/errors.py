@@ -121,11 +121,13 @@ class Reason(StrEnum):
     )
     DUPLICATE_ID = (
         "duplicate_id",
-        "Another file has the same image id and is used: remove one, or choose another --image_id.",
+        "Another file has the same image id and is used: remove one of two copies, or take "
+        "--image_id file_name out where files of different slices share a name.",
     )
     LABEL_MISSING = (
         "label_missing",
-        "The label file has no row for it: add one, or see that --image_id and --id_column agree.",
+        "The label file has no row for it: add one, leave such files out by --unlabeled skip, "
+        "allow more of them by --max_reject_fraction, or see that --id_column is right.",
     )
     LABEL_INVALID = (
         "label_invalid",

@@ -5,9 +5,9 @@ the trainer's reading of it and the README's tables against this module.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beam_pipeline.errors import quoted
 
@@ -30,7 +30,10 @@ UNLABELED_SPLIT = "test"
 HOLDOUT_SPLIT = "holdout"
 
 # The manifest's keys: what is in the directory, and how it came to be.
-MANIFEST_CONTENT = ("schema_version", "labels", "windows", "image", "counts", "splits", "files")
+MANIFEST_CONTENT = (
+    *("schema_version", "labels", "windows", "image", "counts", "splits", "files"),
+    *("image_id", "labels_joined_by", "notes"),
+)
 MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 
 
@@ -176,6 +179,14 @@ def check_label_names(names: Sequence[str]) -> None:
             other = seen[name.casefold()]
             raise ValueError(f"two classes are called {other!r} and {name!r}; want different names")
         seen[name.casefold()] = name
+
+
+def count_input(counts: Mapping[str, Any]) -> int:
+    """How many files the input has, by a manifest's counts; `files_seen` is without skipped ones.
+
+    Older manifests count no skipped files.
+    """
+    return int(counts.get("files_seen", 0)) + int(counts.get("unlabeled_skipped", 0))
 
 
 def label_column(label: str) -> str:

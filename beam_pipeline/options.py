@@ -36,6 +36,7 @@ class LeakCheck(StrEnum):
 class ImageId(StrEnum):
     """What identifies a slice."""
 
+    AUTO = "auto"
     FILE_NAME = "file_name"
     SOP_INSTANCE_UID = "sop_instance_uid"
     ORDINAL = "ordinal"
@@ -47,6 +48,13 @@ class Identifiers(StrEnum):
     ORDINAL = "ordinal"
     HASH = "hash"
     KEEP = "keep"
+
+
+class Unlabeled(StrEnum):
+    """What becomes of files that a label file does not name."""
+
+    REJECT = "reject"
+    SKIP = "skip"
 
 
 class GroupBy(StrEnum):
@@ -140,8 +148,9 @@ def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class LabelOptions(Declared, title="labels"):
     """How labels find their slices."""
 
-    image_id: ImageId = ImageId.FILE_NAME
-    """what identifies a slice; labels are joined by the file name for `ordinal`"""
+    image_id: Annotated[ImageId, EarlierDefault("file_name", same=True)] = ImageId.AUTO
+    """what identifies a slice; `auto` is the file name where all names differ, else the SOP
+    Instance UID, by the rule of --identifiers"""
     id_column: Annotated[OptionalText, Mark.AFTER_HEADERS] = None
     """column of the image ids in a wide label file; found by its name if not given"""
     label_columns: Annotated[
@@ -152,6 +161,8 @@ class LabelOptions(Declared, title="labels"):
         Mark.AFTER_HEADERS,
     ] = ()
     """columns of the classes in a wide label file, separated by commas; others are left alone"""
+    unlabeled: Annotated[Unlabeled, Mark.AFTER_HEADERS] = Unlabeled.REJECT
+    """files that the label file does not name: rejected, or left out and only counted"""
 
 
 class SplitOptions(Declared, title="splits"):

@@ -30,6 +30,11 @@ def report(message: str, **counts: int) -> None:
     LOGGER.info(message, extra={"counts": counts})
 
 
+def say(sentence: str) -> None:
+    """Log what was decided by the data: the display prints it."""
+    LOGGER.info(sentence, extra={"sentence": sentence})
+
+
 def report_refusal(error: PipelineError) -> None:
     """Log why the run ends: the display keeps it, should the output not be there to tell it."""
     LOGGER.error(str(error), extra={"refusal": error})
@@ -87,11 +92,17 @@ class Display(logging.Handler):
         self.refusal = getattr(record, "refusal", self.refusal)
         if self.refusal is not None:
             logging.disable()  # Beam would log a traceback of the step that raises it
+        if hasattr(record, "sentence"):
+            self.say(record.sentence)
         counts: dict[str, int] = getattr(record, "counts", {})
         if "slices_planned" in counts:
             self._writing_since = time.monotonic()
         self._counts.update(counts)
         self._show()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bars."""
+        self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
     def show(self, counts: Counter[str]) -> None:
         """Show counts, all of them."""
@@ -176,6 +187,8 @@ class Watcher:
             self._count(name, files_inspected=part["files"], rejected_by_header=part["rejected"])
         if not self._counts["shards_planned"]:
             plan = json.loads(self._unfinished.read_plan())
+            for note in plan["notes"]:
+                self._display.say(note)
             self._count("plan", shards_planned=len(plan["shards"]), slices_planned=plan["slices"])
         for name in self._new("written"):
             shard = self._unfinished.read_metadata(name)
@@ -220,6 +233,8 @@ def show_summary(
         console.print(f"repaired {count:>6}  {repair}", highlight=False)
     if counts["resized"]:
         console.print(f"resized {counts['resized']:>7}", highlight=False)
+    for note in manifest.get("notes", ()) if seconds is None else ():  # a run has printed them
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     identical = counts["identical_pixels"]
     if identical["groups"]:
         console.print(

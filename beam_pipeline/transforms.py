@@ -18,7 +18,7 @@ from beam_pipeline.errors import PipelineError
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import report
+from beam_pipeline.progress import report, say
 from beam_pipeline.workers import WorkerPool, shared_slots
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.shards import Written, write_shard
@@ -109,6 +109,8 @@ def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
     except PipelineError as error:
         yield _ERROR, error
         return
+    for note in plan.notes:
+        say(note)
     report(
         f"planned {len(plan.shards)} shards",
         shards_planned=len(plan.shards),

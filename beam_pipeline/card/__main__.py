@@ -9,7 +9,7 @@ from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
 from beam_pipeline.declarations import Declared, OptionalText, parse_flags
 from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.errors import PipelineError, StoreError, UsageError
-from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
+from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
 from beam_pipeline.options import ImageId, RunOptions, fill_in
 from beam_pipeline.shown import show_line
 from beam_pipeline.storage import Folder, InputFiles
@@ -67,7 +67,7 @@ def _sources(manifest: dict[str, Any], source: str | None) -> Sources:
             raise
         return NoFiles()
     numbered = options["image_id"] == ImageId.ORDINAL
-    return ListedFiles(files, numbered, manifest["counts"]["files_seen"])
+    return ListedFiles(files, numbered, count_input(manifest["counts"]))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What is known of every input file before its pixels are converted: one row per file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +18,7 @@ from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
-from beam_pipeline.options import Files, IdentifierOptions, Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import hash_id, name_of
 from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
@@ -35,6 +37,7 @@ SCHEMA = pa.schema(
     [
         *_LISTING,
         pa.field("image_id", pa.string()),
+        pa.field("sop_instance_uid", pa.string()),
         *(pa.field(name, _TEXTS) for name in ID_COLUMNS),
         pa.field("fingerprint", pa.uint64()),
         pa.field("pixel_offset", pa.int64()),
@@ -115,10 +118,7 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     unfinished = Unfinished(options.files.folder)
     files = find_input(options.files.input, options.files.storage_patience)
     listed = _read_listing(unfinished, number)
-    if options.identifiers.identifiers is Identifiers.ORDINAL:
-        key = input_key(files, _read_listing(unfinished, 0)[:_KEY_CANDIDATES])
-    else:
-        key = _chosen_key(options.identifiers, options.files.storage_patience)
+    key = find_key(options)
     check = key_check(key)
     before = unfinished.find(inventory_table(number))
     known = _known_rows(before, check)
@@ -142,16 +142,34 @@ def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
     return [FileInfo(decode_source(row["source"]), row["size"], row["version"]) for row in rows]
 
 
-def _chosen_key(options: IdentifierOptions, patience: float) -> bytes:
-    """What patient, study and series ids are hashed with; nothing if they are kept."""
-    if options.identifiers is Identifiers.KEEP:
+def find_key(options: Options) -> bytes:
+    """What ids are hashed with in the inventory; empty if they are kept.
+
+    Raises:
+        UsageError: there is no key.
+        StoreError: a store fails.
+    """
+    chosen, patience = options.identifiers, options.files.storage_patience
+    if chosen.identifiers is Identifiers.ORDINAL:
+        listed = _read_listing(Unfinished(options.files.folder), 0)
+        return input_key(find_input(options.files.input, patience), listed[:_KEY_CANDIDATES])
+    if chosen.identifiers is Identifiers.KEEP:
         return b""
-    return read_key(options.identifier_key_file, patience)
+    return read_key(chosen.identifier_key_file, patience)
+
+
+def replace_uid(key: bytes, uid: str, image_id: ImageId) -> str:
+    """What the inventory has of a SOP Instance UID; empty if there is none."""
+    if not uid or not key or image_id is ImageId.SOP_INSTANCE_UID:
+        return uid
+    return hash_id(key, "image_id", uid)
 
 
 def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
     """The rows of an earlier run that still hold, by the file they are of."""
     if table is None or table_metadata(table).get("key_check") != check:
+        return {}
+    if table.column_names != SCHEMA.names:  # of another version
         return {}
     return {
         FileInfo(decode_source(row["source"]), row["size"], row["version"]): row
@@ -163,6 +181,18 @@ def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, 
 def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
     listed = {"source": encode_source(info.path), "size": info.size, "version": info.version}
     return row | listed
+
+
+def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
+    """The SOP Instance UIDs of some files, without those that are no slices.
+
+    Raises:
+        StoreError: the store fails.
+    """
+    for source in sources:
+        with suppress(OSError, Rejected):
+            data = files.read(decode_source(source))
+            yield read_header(BytesIO(data), len(data)).sop_instance_uid
 
 
 class _Inspector:
@@ -207,9 +237,6 @@ class _Inspector:
             return _rejected(row, Rejected.unread(error)), None
         finally:
             self._watch.waiting()
-        if not row["image_id"]:
-            missing = Rejected(Reason.MISSING_ATTRIBUTE, "SOPInstanceUID")
-            return _rejected(row, missing), None
         if not self._with_pixels or row["pixel_offset"] < 0:
             return row, None
         return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
@@ -219,13 +246,12 @@ class _Inspector:
             "patient_id": self._replace("patient_id", header.patient_id),
             "study_id": self._replace("study_id", header.study_id),
             "series_id": self._replace("series_id", header.series_id),
+            "sop_instance_uid": replace_uid(self._key, header.sop_instance_uid, self._image_id),
             "header": encode_header(header),
         }
         if header.pixel_offset is not None:  # a deflated file would have to be read whole
             described["pixel_offset"] = header.pixel_offset
             described["pixel_bytes"] = pixel_bytes(header, info.size)
-        if self._image_id is ImageId.SOP_INSTANCE_UID:
-            described["image_id"] = header.sop_instance_uid
         return described
 
     def _replace(self, column: str, text: str) -> str:
@@ -260,7 +286,7 @@ class _Beginning:
 
 def _empty_row(image_id: str) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": image_id, "fingerprint": 0, "header": ""}
-    row |= dict.fromkeys(ID_COLUMNS, "")
+    row |= dict.fromkeys(("sop_instance_uid", *ID_COLUMNS), "")
     return row | {"pixel_offset": -1, "pixel_bytes": 0, "reason": "", "detail": ""}
 
 

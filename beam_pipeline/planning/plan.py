@@ -11,19 +11,27 @@ from numpy.typing import NDArray
 
 from beam_pipeline.errors import Reason
 from beam_pipeline.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
-from beam_pipeline.options import LeakCheck, SplitOptions
+from beam_pipeline.options import ImageId, LeakCheck, SplitOptions, Unlabeled
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import join_groups
 from beam_pipeline.planning.folds import assign_shards
-from beam_pipeline.planning.image_keys import image_keys as keys_of_images
+from beam_pipeline.planning.identity import NO_UID, Identity
+from beam_pipeline.planning.label_match import NO_LABEL, LabelMatch
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 
 UNLABELED = -1
 
-# What a verdict stands for; below 0 is a file that is used, and one whose header says why not.
-USED, BY_HEADER = -1, -2
-VERDICTS = ((Reason.DUPLICATE_ID, ""), (Reason.LABEL_MISSING, ""), *PROBLEMS)
-_DUPLICATE, _NO_LABEL, _FIRST_PROBLEM = range(3)
+# What a verdict stands for; below 0 is a file that is used, one whose header says why not, and one
+# without a label where these are skipped.
+USED, BY_HEADER, SKIPPED = -1, -2, -3
+VERDICTS = (
+    (Reason.DUPLICATE_ID, ""),
+    (Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"),
+    (Reason.LABEL_MISSING, ""),
+    (Reason.LABEL_MISSING, "its row fits several slices: name paths or SOP Instance UIDs"),
+    *PROBLEMS,
+)
+_DUPLICATE, _NO_UID, _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(5)
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,25 @@ class Keys:
     """What planning needs of the inventory: one row per file, in the order of their sources.
 
     Attributes:
-        image_keys: uint64 [n], `image_keys` of the image ids.
+        names: uint64 [n], `image_keys` of the file names.
+        uids: uint64 [n], of the SOP Instance UIDs; NO_UID where a file has none.
+        identity: which of them tell slices apart.
         ids: int32 [n] for each of ID_COLUMNS: which id, numbered from 0.
         fingerprints: uint64 [n], equal for files whose pixels may be equal; 0 if unknown.
         usable: bool [n], as far as their headers tell.
     """
 
-    image_keys: NDArray[np.uint64]
+    names: NDArray[np.uint64]
+    uids: NDArray[np.uint64]
+    identity: Identity
     ids: Mapping[str, NDArray[np.int32]]
     fingerprints: NDArray[np.uint64]
     usable: NDArray[np.bool_]
+
+    @property
+    def image_keys(self) -> NDArray[np.uint64]:
+        """uint64 [n], equal for files of the same slice."""
+        return self.names if self.identity.by is ImageId.FILE_NAME else self.uids
 
 
 @dataclass(frozen=True)
@@ -62,47 +79,60 @@ class Judgement:
     labels_without_file: int
 
 
-def judge(keys: Keys, labels: Labels | None) -> Judgement:
-    """Decide which files are used: of equal image ids the first, and those with labels.
+def find_slices(keys: Keys) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Find the files that are slices, of equal ones the first.
 
-    Args:
-        keys: of all files.
-        labels: of the data set, or None if it has none.
+    Returns:
+        The verdict of each file as far as labels do not matter, int8 [files]; and the slices, in
+        ascending order, int64.
     """
     verdicts = np.where(keys.usable, USED, BY_HEADER).astype(np.int8)
-    usable = np.flatnonzero(keys.usable)
-    image_keys, first = np.unique(keys.image_keys[usable], return_index=True)
+    if keys.identity.by is ImageId.SOP_INSTANCE_UID:
+        verdicts[keys.usable & (keys.uids == NO_UID)] = _NO_UID
+    usable = np.flatnonzero(verdicts == USED)
+    first = np.unique(keys.image_keys[usable], return_index=True)[1]
     repeated = np.ones(len(usable), np.bool_)
     repeated[first] = False
     verdicts[usable[repeated]] = _DUPLICATE
-    used = usable[first]  # in the order of their keys, as the labels are
-    if labels is None:
-        values = np.full((len(used), len(RSNA_LABELS)), UNLABELED, np.int8)
-        return Judgement(verdicts, np.sort(used), RSNA_LABELS, values, 0)
-    label_keys = keys_of_images(labels.image_ids)
-    order = np.argsort(label_keys)
-    place, labeled = _find(label_keys[order], image_keys)
-    place = order[place]
+    return verdicts, usable[np.sort(first)]
+
+
+def judge(
+    verdicts: NDArray[np.int8],
+    slices: NDArray[np.int64],
+    labels: Labels | None,
+    match: LabelMatch | None,
+    unlabeled: Unlabeled = Unlabeled.REJECT,
+) -> Judgement:
+    """Decide which slices are used: those with labels, or all where there are none.
+
+    Args:
+        verdicts: of all files, and
+        slices: as `find_slices` returns them.
+        labels: of the data set, or None if it has none.
+        match: of labels and files, if there are labels.
+        unlabeled: what becomes of slices without a label.
+    """
+    if labels is None or match is None:
+        values = np.full((len(slices), len(RSNA_LABELS)), UNLABELED, np.int8)
+        return Judgement(verdicts, slices, RSNA_LABELS, values, 0)
+    place = match.places[slices]
     problem = labels.problems[place]
-    verdicts[used[~labeled]] = _NO_LABEL
-    verdicts[used[labeled]] = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)[labeled]
-    kept = np.flatnonzero(labeled & (problem < 0))
-    kept = kept[np.argsort(used[kept])]
-    with_file = _find(image_keys, label_keys)[1]
-    with_file |= np.isin(label_keys, keys.image_keys[~keys.usable])
+    verdict = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)
+    verdict[match.shared[place]] = _SHARED_LABEL
+    missing = SKIPPED if unlabeled is Unlabeled.SKIP else _NO_LABEL
+    verdict[place == NO_LABEL] = missing
+    verdicts = verdicts.copy()
+    verdicts[slices] = verdict
+    kept = verdict == USED
+    with_file = np.unique(match.places[match.places != NO_LABEL])
     return Judgement(
-        verdicts, used[kept], labels.names, labels.values[place[kept]], int((~with_file).sum())
+        verdicts,
+        slices[kept],
+        labels.names,
+        labels.values[place[kept]],
+        len(labels.problems) - len(with_file),
     )
-
-
-def _find(
-    known: NDArray[np.uint64], wanted: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The place of each wanted key among the known ones, and whether it is there; both sorted."""
-    if not len(known):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return place, known[place] == wanted
 
 
 @dataclass(frozen=True)

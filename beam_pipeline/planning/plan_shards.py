@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from beam_pipeline.directory.rejects import Reject, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import REJECT_COLUMNS, REJECTS_TABLE
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.assignment import read_assignment
@@ -26,20 +25,20 @@ from beam_pipeline.planning.duplicates import (
     find_candidates,
 )
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.planning.label_file import LabelFile
-from beam_pipeline.planning.labels import Labels
+from beam_pipeline.planning.identity import Identity
+from beam_pipeline.planning.join_labels import join_labels
 from beam_pipeline.planning.plan import (
     BY_HEADER,
+    SKIPPED,
     USED,
     VERDICTS,
     Judgement,
     Keys,
     deal,
-    judge,
     number_by_appearance,
 )
 from beam_pipeline.planning.plan_tables import write_plan_tables
-from beam_pipeline.planning.read_inventory import Inventory, read_keys
+from beam_pipeline.planning.read_inventory import Inventory
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.sources import decode_source, show_source
 
@@ -52,8 +51,12 @@ class Plan:
 
     Attributes:
         labels: names of the classes.
-        files_seen: how many files the input has.
+        files_seen: how many files the input has, without those that are skipped.
+        skipped: how many files are left out since the label file does not name them.
         labels_without_file: how many labeled image ids have no file.
+        image_id: what tells slices apart, `file_name` or `sop_instance_uid`.
+        labels_joined_by: what the ids of the label file are of a file; None without one.
+        notes: what was decided by the data, in sentences.
         identical: slices with identical pixels among those to write.
         shards: the shards' file names, in order.
         slices: how many there are to write.
@@ -61,7 +64,11 @@ class Plan:
 
     labels: tuple[str, ...]
     files_seen: int
+    skipped: int
     labels_without_file: int
+    image_id: str
+    labels_joined_by: str | None
+    notes: tuple[str, ...]
     identical: IdenticalPixels
     shards: tuple[str, ...]
     slices: int
@@ -75,7 +82,8 @@ class Plan:
         """The plan that was encoded."""
         values = json.loads(data)
         values["identical"] = IdenticalPixels(**values["identical"])
-        values["labels"], values["shards"] = tuple(values["labels"]), tuple(values["shards"])
+        for name in ("labels", "shards", "notes"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 
@@ -93,16 +101,11 @@ def plan_shards(parts: int, options: Options) -> Plan:
         StoreError: a store fails.
     """
     unfinished = Unfinished(options.files.folder)
-    label_file = LabelFile.of(options.files, options.labels)
-    # What the start of the run kept may be gone where a template's job runs again.
-    labels = Labels.find(unfinished) or label_file.read() if label_file else None
-    keys, inventory = read_keys(unfinished, parts, options.files.input)
-    if not len(keys.usable):
-        raise UsageError(f"input {options.files.input} holds no files")
-    judgement = judge(keys, labels)
-    del labels
-    rejects = _rejects(inventory, judgement.verdicts, options.labels.image_id)
-    write_rejects(unfinished.folder, len(keys.usable), rejects, options.run.max_reject_fraction)
+    joined = join_labels(parts, options)
+    keys, inventory, judgement = joined.keys, joined.inventory, joined.judgement
+    files_seen = len(keys.usable) - joined.skipped
+    rejects = _rejects(inventory, judgement.verdicts, keys.identity, options.labels.image_id)
+    write_rejects(unfinished.folder, files_seen, rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
     if options.splits.leak_check is not LeakCheck.OFF:
@@ -114,8 +117,12 @@ def plan_shards(parts: int, options: Options) -> Plan:
     dealt = deal(keys, judgement, identical, options.splits, earlier)
     plan = Plan(
         labels=judgement.names,
-        files_seen=len(keys.usable),
+        files_seen=files_seen,
+        skipped=joined.skipped,
         labels_without_file=judgement.labels_without_file,
+        image_id=keys.identity.by.value,
+        labels_joined_by=joined.labels_joined_by,
+        notes=joined.notes,
         identical=count_identical(
             identical, keys.ids["patient_id"][judgement.used].astype(np.int64), judgement.labels
         ),
@@ -125,8 +132,9 @@ def plan_shards(parts: int, options: Options) -> Plan:
     numbers = {}
     if options.identifiers.identifiers is Identifiers.ORDINAL:
         numbers = number_by_appearance(keys, judgement)
-    del keys
-    write_plan_tables(inventory, judgement, dealt, numbers, options)
+    identity = keys.identity
+    del keys, joined
+    write_plan_tables(inventory, judgement, dealt, numbers, identity, options)
     unfinished.write_plan(plan.encode())
     return plan
 
@@ -148,21 +156,24 @@ def _find_identical(
     return identical
 
 
-def _rejects(inventory: Inventory, verdicts: NDArray[np.int8], image_id: ImageId) -> list[Reject]:
+def _rejects(
+    inventory: Inventory, verdicts: NDArray[np.int8], identity: Identity, image_id: ImageId
+) -> list[Reject]:
     """A row a file that planning leaves out, as `rejects.jsonl` has it."""
     rejects = []
-    for places, table in inventory.read(verdicts != USED, REJECT_COLUMNS):
+    columns = list(dict.fromkeys([*REJECT_COLUMNS, identity.column]))
+    for places, table in inventory.read((verdicts != USED) & (verdicts != SKIPPED), columns):
         for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
             if verdicts[place] != BY_HEADER:
                 reason, detail = VERDICTS[verdicts[place]]
-            shown = _shown(row["source"], row["image_id"], place, image_id)
+            if identity.numbered:
+                row["image_id"] = ""
+            elif row[identity.column]:
+                row["image_id"] = row[identity.column]
+            source = show_source(decode_source(row["source"]))
+            if image_id is ImageId.ORDINAL:  # image ids came from file names, which are not shown
+                source = ordinal("file", place)
+            shown = {"source": source, "image_id": row["image_id"]}
             rejects.append({**shown, "reason": str(reason), "detail": detail})
     return rejects
-
-
-def _shown(source: bytes, name: str, place: int, image_id: ImageId) -> dict[str, str]:
-    """File names are not shown where image ids, which come from them, are not to be."""
-    if image_id is ImageId.ORDINAL:
-        return {"source": ordinal("file", place), "image_id": ""}
-    return {"source": show_source(decode_source(source)), "image_id": name}

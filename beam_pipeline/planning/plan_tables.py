@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from beam_pipeline.directory.unfinished import with_metadata
 from beam_pipeline.layout import ID_COLUMNS, SHARDS_A_PART, ShardFile, label_column, plan_table
-from beam_pipeline.options import ImageId, Options
+from beam_pipeline.options import Options
 from beam_pipeline.planning.identifiers import number_ids, ordinals
+from beam_pipeline.planning.identity import Identity
 from beam_pipeline.planning.plan import Deal, Judgement
 from beam_pipeline.planning.read_inventory import Inventory
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
-_CARRIED = ("source", "size", "image_id", "header")
+_CARRIED = ("source", "size", "header")
 
 
 def write_plan_tables(
@@ -32,6 +33,7 @@ def write_plan_tables(
     judgement: Judgement,
     dealt: Deal,
     numbers: dict[str, NDArray[np.int64]],
+    identity: Identity,
     options: Options,
 ) -> None:
     """Write a table of the slices of each shard, in the order to write them.
@@ -41,6 +43,7 @@ def write_plan_tables(
         judgement: says which file a slice is.
         dealt: the slices of each shard.
         numbers: of each slice's patient, study and series, if these are numbered.
+        identity: what image ids are.
         options: of the run.
 
     Raises:
@@ -54,11 +57,12 @@ def write_plan_tables(
     firsts = range(0, len(dealt.shards), a_pass)
     edges = [*(dealt.starts[first] for first in firsts), len(dealt.slices)]
     carried = [*_CARRIED, *(column for column in ID_COLUMNS if column not in numbers)]
+    carried += [] if identity.numbered else [identity.column]
     files = judgement.used[dealt.slices]
     for first, begin, end, rows in zip(
         firsts, edges, edges[1:], _rows_of_passes(inventory, files, edges, carried), strict=False
     ):
-        table = _arrange(rows, judgement, dealt.slices[begin:end], numbers, options.labels.image_id)
+        table = _arrange(rows, judgement, dealt.slices[begin:end], numbers, identity)
         shards = dealt.shards[first : first + a_pass]
         bounds = [start - begin for start in dealt.starts[first : first + a_pass + 1]]
         inventory.unfinished.write_all(
@@ -134,7 +138,7 @@ def _arrange(
     judgement: Judgement,
     slices: NDArray[np.int64],
     numbers: dict[str, NDArray[np.int64]],
-    image_id: ImageId,
+    identity: Identity,
 ) -> pa.Table:
     """The rows of some slices, in the order given, as the shards' plans have them.
 
@@ -143,7 +147,7 @@ def _arrange(
         judgement: says which file a slice is.
         slices: places in `judgement.used`.
         numbers: of each slice's patient, study and series, if these are numbered.
-        image_id: what identifies a slice.
+        identity: what image ids are.
     """
     files = judgement.used[slices]
     place = np.empty(len(files), np.int64)  # of each slice among the rows
@@ -151,8 +155,10 @@ def _arrange(
     columns = {n: _plain(rows[n]).take(pa.array(place)) for n in rows.column_names}
     for column, number in numbers.items():
         columns[column] = number_ids(column, number[slices])
-    if image_id is ImageId.ORDINAL:
+    if identity.numbered:
         columns["image_id"] = ordinals("image", slices)
+    else:
+        columns["image_id"] = columns.pop(identity.column)
     columns["number"] = pa.array(files)
     for name, values in zip(judgement.names, judgement.labels[slices].T, strict=True):
         columns[label_column(name)] = pa.array(np.ascontiguousarray(values))

@@ -1,6 +1,6 @@
 """The inventory as planning reads it: the columns that decide at once, others a part at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,19 +13,30 @@ from numpy.typing import NDArray
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import ID_COLUMNS, inventory_table
+from beam_pipeline.options import Options
+from beam_pipeline.planning.identity import NO_UID, choose_identity
 from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
 
-_KEY_COLUMNS = ("image_id", *ID_COLUMNS, "fingerprint", "reason")
+_KEY_COLUMNS = ("image_id", "sop_instance_uid", *ID_COLUMNS, "fingerprint", "reason")
 
 
 @dataclass
 class Inventory:
-    """The inventory, read a part at a time, with the place of each part's first row."""
+    """The inventory, read a part at a time, with the place of each part's first row.
+
+    Attributes:
+        unfinished: the tables of the output.
+        names: of its parts.
+        sizes: of the parts, rows.
+        key_check: of the key that ids are hashed with.
+    """
 
     unfinished: Unfinished
     names: Sequence[str]
     sizes: Sequence[int]
+    key_check: str = ""
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,13 +61,16 @@ class Inventory:
             yield np.flatnonzero(mask) + first, rows
 
 
-def read_keys(unfinished: Unfinished, parts: int, source: str) -> tuple[Keys, Inventory]:
+def read_keys(
+    unfinished: Unfinished, parts: int, options: Options, places: FilePlaces | None = None
+) -> tuple[Keys, Inventory]:
     """The columns that decide, and the inventory, to read others of.
 
     Args:
         unfinished: the tables of the output.
         parts: how many the inventory has.
-        source: the input, for messages.
+        options: of the run.
+        places: finds the labels of the files, if there are any.
 
     Raises:
         UsageError: the input changed between two parts.
@@ -64,27 +78,47 @@ def read_keys(unfinished: Unfinished, parts: int, source: str) -> tuple[Keys, In
     """
     names = [inventory_table(number) for number in range(parts)]
     codes = {column: _Codes() for column in ID_COLUMNS}
-    keys_of_images, fingerprints, usable = [], [], []
+    of_names, uids, fingerprints, usable = [], [], [], []
     checks = set()
-    for table in unfinished.read_all(names, _KEY_COLUMNS):
+    columns = [*_KEY_COLUMNS, *(["source"] if places else [])]
+    for table in unfinished.read_all(names, columns):
         checks.add(table_metadata(table)["key_check"])
-        keys_of_images.append(image_keys(table["image_id"]))
+        of_names.append(image_keys(table["image_id"]))
+        uids.append(_uid_keys(table["sop_instance_uid"]))
         fingerprints.append(table["fingerprint"].to_numpy())
         usable.append(pc.equal(pc.cast(table["reason"], pa.string()), "").to_numpy())
         for column, of_column in codes.items():
             of_column.add(table[column])
+        if places:
+            places.add(table["source"].combine_chunks())
+    check_keys_equal(checks, options.files.input)
+    inventory = Inventory(unfinished, names, [*map(len, usable)], next(iter(checks), ""))
+    joined = _join(of_names, np.uint64), _join(uids, np.uint64), _join(usable, np.bool_)
+    keys = Keys(
+        *joined[:2],
+        choose_identity(
+            joined[0][joined[2]],
+            joined[1][joined[2]],
+            options.labels.image_id,
+            options.identifiers.identifiers,
+        ),
+        {column: of_column.join() for column, of_column in codes.items()},
+        _join(fingerprints, np.uint64),
+        joined[2],
+    )
+    return keys, inventory
+
+
+def check_keys_equal(checks: Collection[str], source: str) -> None:
+    """Raise a UsageError if ids were hashed with different keys; `source` is the input."""
     if len(checks) > 1:
         raise UsageError(
             f"input {source} changed while its headers were read; the same command resumes"
         )
-    inventory = Inventory(unfinished, names, [len(part) for part in usable])
-    keys = Keys(
-        _join(keys_of_images, np.uint64),
-        {column: of_column.join() for column, of_column in codes.items()},
-        _join(fingerprints, np.uint64),
-        _join(usable, np.bool_),
-    )
-    return keys, inventory
+
+
+def _uid_keys(uids: pa.ChunkedArray) -> NDArray[np.uint64]:
+    return np.where(pc.equal(uids, "").to_numpy(), np.uint64(NO_UID), image_keys(uids))
 
 
 def _join(parts: list[Any], dtype: Any) -> Any:

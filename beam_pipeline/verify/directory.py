@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import MANIFEST
+from beam_pipeline.layout import MANIFEST, count_input
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims, read_claims
 from beam_pipeline.verify.description import check_metadata, check_rejects
@@ -76,7 +76,7 @@ def _plan(
     if source is not None and index is not None:
         try:
             conversion = Conversion.recorded(source, options)
-            seen = claims.at("counts", "files_seen") or 0
+            seen = count_input(claims.at("counts") or {})
             index = conversion.add_files(index, options, seen)
         except ValueError as error:
             conversion = None

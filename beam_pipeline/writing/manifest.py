@@ -113,8 +113,12 @@ def build_manifest(
             "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
             "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,
+            "unlabeled_skipped": plan.skipped,
             "identical_pixels": asdict(plan.identical),
         },
+        "image_id": plan.image_id,
+        "labels_joined_by": plan.labels_joined_by,
+        "notes": list(plan.notes),
         "splits": describe_splits(results, patients),
     }
 

@@ -20,10 +20,11 @@ from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import name_of
+from beam_pipeline.planning.identifiers import hash_id, name_of
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
+    find_key,
     inspect_part,
     list_parts,
 )
@@ -34,6 +35,7 @@ from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
 WriteSlice = Callable[..., Path]
 IDS = ("patient_id", "study_id", "series_id")
+KEY = b"sixteen bytes or more"
 
 
 class Witness(Watch):
@@ -151,6 +153,7 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(
         "size": len(data),
         "version": str((folder / "ID_32.dcm").stat().st_mtime_ns),
         "image_id": "ID_32",
+        "sop_instance_uid": rows["ID_32.dcm"]["sop_instance_uid"],
         "patient_id": "Secret^Name3",
         "study_id": "secret.study.3",
         "series_id": "secret.series.3",
@@ -174,7 +177,7 @@ def without_listing(row: dict[str, Any]) -> dict[str, Any]:
 def rejected(image_id: str, reason: str, detail: str = "") -> dict[str, Any]:
     return {
         "image_id": image_id,
-        **dict.fromkeys(IDS, ""),
+        **dict.fromkeys(("sop_instance_uid", *IDS), ""),
         "fingerprint": 0,
         "pixel_offset": -1,
         "pixel_bytes": 0,
@@ -254,10 +257,25 @@ def test_a_slice_may_be_identified_by_its_sop_instance_uid(
     write_slice(folder / "a.dcm", SOPInstanceUID="1.2.3")
     write_slice(folder / "b.dcm", SOPInstanceUID=None)
     options = options_for(folder, tmp_path, image_id=ImageId.SOP_INSTANCE_UID)
-    assert inspect(options).rejected == 1
-    rows = rows_of(options)
-    assert (rows["a.dcm"]["image_id"], rows["a.dcm"]["reason"]) == ("1.2.3", "")
-    assert without_listing(rows["b.dcm"]) == rejected("", "missing_attribute", "SOPInstanceUID")
+    assert inspect(options).rejected == 0
+    uids = {name: row["sop_instance_uid"] for name, row in rows_of(options).items()}
+    assert uids == {"a.dcm": "1.2.3", "b.dcm": ""}
+
+
+@pytest.mark.parametrize("identifiers", Identifiers)
+def test_a_sop_instance_uid_is_hashed_as_other_ids_are(
+    write_slice: WriteSlice, folder: Path, tmp_path: Path, identifiers: Identifiers
+) -> None:
+    data = write_slice(folder / "a.dcm", SOPInstanceUID="1.2.3").read_bytes()
+    (tmp_path / "key").write_bytes(KEY)
+    key_file = str(tmp_path / "key")
+    options = options_for(folder, tmp_path, identifiers=identifiers, identifier_key_file=key_file)
+    inspect(options)
+    own_key = hashlib.blake2b(data[: 1 << 18], digest_size=32).digest()
+    key = {Identifiers.ORDINAL: own_key, Identifiers.HASH: KEY, Identifiers.KEEP: b""}[identifiers]
+    expected = hash_id(key, "image_id", "1.2.3") if key else "1.2.3"
+    assert rows_of(options)["a.dcm"]["sop_instance_uid"] == expected
+    assert find_key(options) == key
 
 
 @pytest.mark.parametrize("beyond", [-12, -2, 0, 2, 30_000])
@@ -487,6 +505,7 @@ OTHER_VALUES: dict[str, Any] = {
     "voi": "linear",
     "image_size": 64,
     "id_column": "id",
+    "unlabeled": "skip",
     "label_columns": "any",
     "folds": 2,
     "holdout": 0.5,

@@ -54,7 +54,11 @@ RESULTS = [
 PLAN = Plan(
     labels=("any",),
     files_seen=12,
+    skipped=2,
     labels_without_file=7,
+    image_id="file_name",
+    labels_joined_by="path",
+    notes=("Labels joined by path: 3 of 10 labels, 3 of 14 files.",),
     identical=IdenticalPixels(2, 5, 1, 0),
     shards=tuple(shard.file for shard in RESULTS),
     slices=9,
@@ -99,6 +103,7 @@ def test_counts_of_a_manifest() -> None:
         "repaired": {"none": 1, "shift": 3},
         "resized": 5,
         "labels_without_file": 7,
+        "unlabeled_skipped": 2,
         "identical_pixels": {
             "groups": 2,
             "slices": 5,

@@ -80,6 +80,7 @@ def test_nothing_is_lost(shards: Path) -> None:
         "repaired": {},
         "resized": 0,
         "labels_without_file": 1,
+        "unlabeled_skipped": 0,
         "identical_pixels": {
             "groups": 0,
             "slices": 0,
@@ -184,7 +185,8 @@ def test_the_last_step_may_be_done_again(
     options = options.changed(output=str(shutil.copytree(shards, tmp_path / "out")))
     before = contents(tmp_path / "out"), read(tmp_path / "out")
     files = [shard["file"] for split in before[1]["splits"].values() for shard in split["shards"]]
-    plan = Plan(tuple(before[1]["labels"]), 33, 1, IdenticalPixels(), tuple(files), 30)
+    names = tuple(before[1]["labels"])
+    plan = Plan(names, 33, 0, 1, "file_name", None, (), IdenticalPixels(), tuple(files), 30)
     rejects = pa.Table.from_pylist([], REJECTS_SCHEMA)
     tables = {"plan.json": plan.encode(), "rejects.arrow": encode_table(rejects)}
     for name in left:

@@ -24,10 +24,13 @@ from beam_pipeline.layout import (
     inventory_table,
     plan_table,
 )
-from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options, Unlabeled
+from beam_pipeline.planning import plan
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
+from beam_pipeline.planning.identity import Identity
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
+from beam_pipeline.planning.label_match import NO_LABEL, LabelForm, LabelIndex, match_labels
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 from beam_pipeline.planning.plan import (
     BY_HEADER,
@@ -37,7 +40,7 @@ from beam_pipeline.planning.plan import (
     Judgement,
     Keys,
     deal,
-    judge,
+    find_slices,
     number_by_appearance,
 )
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
@@ -58,6 +61,8 @@ def keys_of(
     ids = dict(zip(ID_COLUMNS, (patient, patient, np.arange(count, dtype=np.int32)), strict=True))
     return Keys(
         image_keys(pa.array(image_ids, pa.string())),
+        np.zeros(count, np.uint64),
+        Identity(ImageId.FILE_NAME, False, 0),
         ids,
         np.zeros(count, np.uint64),
         np.array(usable or [True] * count, np.bool_),
@@ -73,6 +78,17 @@ def labels_by_id(
     filled = np.array([*values.values(), *([0] * len(names) for _ in problems)], np.int8)
     problem = np.array([-1] * len(values) + [*problems.values()], np.int8)
     return Labels(tuple(names), ids, filled, problem)
+
+
+def judge(keys: Keys, labels: Labels | None, unlabeled: Unlabeled = Unlabeled.REJECT) -> Judgement:
+    """Judge files by labels that are joined by file name."""
+    verdicts, slices = find_slices(keys)
+    match = None
+    if labels:
+        places = {LabelForm.NAME: LabelIndex.of(labels.image_ids).find(keys.names)}
+        count = len(labels.image_ids)
+        match = match_labels(places, slices, count, lambda: np.full(len(keys.uids), NO_LABEL))
+    return plan.judge(verdicts, slices, labels, match, unlabeled)
 
 
 def reasons_of(judgement: Judgement) -> list[Any]:
@@ -301,6 +317,7 @@ def row(patient: int, number: int, **other: Any) -> dict[str, Any]:
         "size": 100 + number,
         "version": "v",
         "image_id": f"ID_{patient}{number}",
+        "sop_instance_uid": "",
         "patient_id": f"hash of patient {patient}",
         "study_id": f"hash of study {patient}",
         "series_id": f"hash of series {patient}",
@@ -390,7 +407,11 @@ def test_every_file_is_planned_or_rejected_once(plan_rows: PlanRows) -> None:
     assert planned.plan == Plan(
         labels=RSNA_LABELS,
         files_seen=20,
+        skipped=0,
         labels_without_file=0,
+        image_id="file_name",
+        labels_joined_by="file name without suffix",
+        notes=("Labels joined by file name without suffix: 20 of 20 labels, 20 of 20 files.",),
         identical=IdenticalPixels(),
         shards=tuple(
             ShardFile(split, number, 3).name for split in ("fold0", "fold1") for number in range(3)
