@@ -83,3 +83,20 @@ def test_a_picture_in_tensorboard(tmp_path: Path) -> None:
     ((step, name, (width, height, png)),) = events(tmp_path)
     assert (step, name, width, height) == (7, "curves", b"80", b"40")
     assert tf.io.decode_png(png)[0, 0].numpy().tolist() == [255, 0, 0, 128]
+
+
+def test_a_name_is_no_formula(tmp_path: Path) -> None:
+    name = "$x^$"
+    history = [row | {"val_roc_auc": {name: 0.5}} for row in HISTORY]
+    figure = plot_history(history, (name,))
+    save_figure(figure, tmp_path / "history.png")
+    assert name in [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+
+
+def test_more_names_than_can_be_read_are_left_out() -> None:
+    names = [f"label {number}" for number in range(31)]
+    history = [row | {"val_roc_auc": dict.fromkeys(names, 0.5)} for row in HISTORY]
+    for number, shown in ((30, 31), (31, 1)):
+        _, auc = plot_history(history, tuple(names[:number])).axes
+        assert len(auc.lines) == number + 1
+        assert len(auc.get_legend().get_texts()) == shown

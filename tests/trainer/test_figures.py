@@ -1,7 +1,10 @@
+import io
+
 import numpy as np
 
 from trainer.evaluation.metrics import split_figures
-from trainer.report.figures import confusion, plot_curves
+from trainer.report.drawings import Line, draw_by_epoch
+from trainer.report.figures import confusion, plot_confusion, plot_curves
 
 
 def test_confusion_by_hand() -> None:
@@ -22,3 +25,25 @@ def test_curves_leave_out_what_is_not_defined() -> None:
     assert [line.get_label() for line in recall.lines] == ["a"]
     assert len(roc.lines) == 2
     assert len(reliability.lines) == 3
+
+
+def test_a_name_is_no_formula() -> None:
+    labels, names = np.array([[1, 0], [0, 1]]), ("$x^$", "b")
+    predicted = np.array([[0.8, 0.2], [0.6, 0.4]])
+    metrics = split_figures(labels, predicted, names, (1, 1))
+    for each in metrics["labels"].values():
+        each["reliability"] = [{"examples": 2, "predicted": 0.7, "observed": 0.5}]
+    for figure in (
+        plot_curves(labels, predicted, names, metrics),
+        plot_confusion(labels, predicted, names),
+    ):
+        figure.savefig(io.BytesIO())
+    assert "$x^$" in draw_by_epoch([Line(name, [1], [1]) for name in names], "loss", "salt")
+
+
+def test_a_confusion_of_many_labels_has_no_numbers() -> None:
+    labels, predicted = np.ones((2, 31), np.int64), np.ones((2, 31))
+    for number, texts in ((30, 900), (31, 0)):
+        names = tuple(f"label {each}" for each in range(number))
+        axes = plot_confusion(labels[:, :number], predicted[:, :number], names).axes[0]
+        assert len(axes.texts) == texts

@@ -1,5 +1,6 @@
 """The real loop on small shards; one run is shared by the tests that only look at it."""
 
+import html
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from tests.trainer import conftest
 from trainer.__main__ import main
 from trainer.errors import BadInput, Diverged
 from trainer.evaluation.metrics import split_figures
@@ -275,3 +277,29 @@ def test_a_compiled_step_trains_alike(make_job: JobMaker, tmp_path: Path) -> Non
     on, off = (read(tmp_path / xla / "history.json")[0] for xla in ("on", "off"))
     assert on["loss"] == pytest.approx(off["loss"], rel=1e-4)
     assert on["val_loss"] == pytest.approx(off["val_loss"], rel=1e-3)
+
+
+# Formulas that cannot be set, and what markup, formats and HTML take for theirs.
+ODD_NAMES = ("$x^$", "[/x] {y} %s", '<b>"\u00e4"\'s & \\frac')
+
+
+def test_labels_may_have_any_name_of_the_contract(
+    tmp_path: Path,
+    tiny: dict[str, Any],
+    rows_maker: Callable[..., Any],
+    shards_writer: Callable[..., Path],
+    one_convolution: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(conftest, "LABELS", ODD_NAMES)
+    splits = {f"fold{i}": rows_maker(12, 32, seed=i) for i in range(2)}
+    shards = shards_writer(tmp_path / "ich", splits)
+    options = tiny | {"epochs": 1, "label_weights": "$x^$=2"}
+    train(prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **options)))
+    assert [*read(tmp_path / "run" / "metrics.json")["labels"]] == [*ODD_NAMES]
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert all(name in page for name in ODD_NAMES)
+    shown = capsys.readouterr()
+    assert all(name in shown.out for name in ODD_NAMES[:2])
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0

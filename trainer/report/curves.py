@@ -10,11 +10,12 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from trainer.files import write_whole
-from trainer.report.figures import new_figure
+from trainer.report.figures import MOST_NAMES, new_figure, plain_text
 
 History = list[dict[str, Any]]
 
 
+@plain_text
 def plot_history(history: History, labels: tuple[str, ...]) -> Figure:
     """Loss and ROC AUC by epoch, side by side."""
     figure = new_figure(12, 4.5)
@@ -24,7 +25,8 @@ def plot_history(history: History, labels: tuple[str, ...]) -> Figure:
     loss.plot(epochs, [row["val_loss"] for row in history], "o-", label="validation")
     loss.set(title="Weighted log loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
     for label in labels:
-        auc.plot(epochs, values(history, label), "o-", markersize=3, label=label)
+        shown = label if len(labels) <= MOST_NAMES else None
+        auc.plot(epochs, values(history, label), "o-", markersize=3, label=shown)
     mean = [undefined_as_gap(row["val_mean_roc_auc"]) for row in history]
     auc.plot(epochs, mean, "k--", label="mean")
     auc.set(title="ROC AUC, validation", xlabel="epoch", ylim=(0, 1.02))

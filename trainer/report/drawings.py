@@ -42,6 +42,7 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,  # a name may have dollar signs
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.color": MUTED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +14,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from trainer.evaluation.metrics import Floats, Ints
 
 Labels = tuple[str, ...]
+
+# More names are illegible, and take Matplotlib minutes to lay out.
+MOST_NAMES = 30
+
+# A name may have dollar signs. Texts are told when they are made.
+plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -39,6 +46,7 @@ def plot_speed(history: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+@plain_text
 def plot_curves(labels: Ints, predicted: Floats, names: Labels, metrics: dict[str, Any]) -> Figure:
     """ROC, precision-recall and reliability curves; labels and probabilities are [N, L]."""
     figure = new_figure(15, 5)
@@ -60,7 +68,7 @@ def plot_curves(labels: Ints, predicted: Floats, names: Labels, metrics: dict[st
     for axes in (roc, recall, reliability):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
+        if 0 < len(axes.get_legend_handles_labels()[0]) <= MOST_NAMES:
             axes.legend(fontsize="small")
     return figure
 
@@ -76,17 +84,20 @@ def confusion(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
     return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
 
 
+@plain_text
 def plot_confusion(labels: Ints, predicted: Floats, names: Labels) -> Figure:
-    """`confusion` as a picture."""
+    """`confusion` as a picture; without names and numbers if there are too many."""
     figure = new_figure(6, 5)
     axes = figure.subplots()
     matrix = confusion(labels, predicted)
     picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(picture, label="mean probability")
+    axes.set(xlabel="answered", ylabel="true")
+    if len(names) > MOST_NAMES:
+        return figure
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="answered", ylabel="true")
     for row, column in np.argwhere(~np.isnan(matrix)):
         value = matrix[row, column]
         color = "white" if value > 0.5 else "black"

@@ -101,6 +101,7 @@ def run_epochs(
     )
     if saved:
         job.display.say(f"resumes after epoch {progress.epoch}, step {progress.step}")
+        draw_history(job, progress)
     model, phase = None, None
     while not progress.stopped and progress.epoch < last_epoch(job, progress):
         frozen = progress.thawed is None
@@ -115,6 +116,7 @@ def run_epochs(
         saved = None
         validate_epoch(job, feed, classifier, model, progress, row)
         checkpoint.save(job.run.checkpoints, checkpoint.capture(model, progress))
+        draw_history(job, progress)
     return progress
 
 
@@ -204,9 +206,14 @@ def _report_epoch(job: Job, progress: Progress, better: bool) -> None:
         f"{' (best so far)' if better else ''}"
     )
     write_json(job.run.path / "history.json", progress.history)
-    figure = curves.plot_history(progress.history, job.shards.labels)
-    curves.save_figure(figure, job.run.path / "history.png")
     curves.log_epoch(job.run.path / "tensorboard", row)
+
+
+def draw_history(job: Job, progress: Progress) -> None:
+    """Draw the history so far; after the checkpoint, so that no drawing can cost an epoch."""
+    if progress.history:
+        figure = curves.plot_history(progress.history, job.shards.labels)
+        curves.save_figure(figure, job.run.path / "history.png")
 
 
 def finish(job: Job, progress: Progress) -> None:
