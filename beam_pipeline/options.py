@@ -105,7 +105,7 @@ class ImageOptions(Declared, title="images"):
     image_size: Annotated[int, Field(ge=16, le=4096), Mark.AFTER_HEADERS] = 512
     """height and width, pixels"""
     hu_repair: RepairPolicy = RepairPolicy.AUTO
-    """repair of badly encoded 12-bit files: decided for each file, none, or always one of two"""
+    """repair of badly encoded files: decided for each file, none, or one of two for 12-bit ones"""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,11 +4,16 @@ Everything here is computed once for each possible bit pattern of a pixel (a loo
 most 65,536 entries), so that a slice costs one table look-up a pixel.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from beam_pipeline.errors import Reason, Rejected
 
 PADDING_HU = -1024.0  # the lowest value of the 12-bit range CT scanners use
 
@@ -26,6 +31,21 @@ _NOISE_FRACTION = 0.001
 _PADDING_FRACTION = 0.01
 _CORNER = 8  # a block of an eighth of the sides at a corner lies outside of the inscribed circle
 
+# No scanner produces values beyond these; metal and extended scales reach some 30,000 HU.
+_LOWEST_HU, _HIGHEST_HU = -32768.0, 32767.0
+_BONE_HU = 2000.0  # the densest cortical bone; teeth and metal are brighter, in few pixels
+_AIR_HU = (-1200.0, -800.0)  # with its noise
+_SOFT_TISSUE_HU = (-150.0, 150.0)  # from fat to clotted blood
+_PADDED_HU = -4096.0  # what scanners pad with is not lower
+# Where more of an image is brighter than bone, its values are looked at; real slices of heads
+# have 0.2 % at most. Corners are a sixteenth of the image.
+_BRIGHT_FRACTION = 0.03
+_MOST = 0.5
+_MUCH = 0.25  # of metal: far more than any head has
+_FEW = 0.01
+_TISSUE_FRACTION = 0.0005  # of the last slice of a head, where the skin is cut
+_NEARLY_ALL = 0.95
+
 
 class Repair(StrEnum):
     """What was done to a badly encoded file's values."""
@@ -33,6 +53,9 @@ class Repair(StrEnum):
     NONE = "none"
     SHIFT = "shift"
     SIGN_EXTEND = "sign_extend"
+    SIGNED = "signed"
+    UNSIGNED = "unsigned"
+    LOW_BITS = "low_bits"
 
 
 class RepairPolicy(StrEnum):
@@ -98,15 +121,28 @@ def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.floa
     Returns:
         float64 [2 ** bits_allocated], HU; padding is PADDING_HU.
     """
-    values = stored_values(encoding)
-    if repair is Repair.NONE:
-        hounsfield = values.astype(np.float64) * encoding.slope + encoding.intercept
-    else:
+    values = stored_values(_reading(encoding, repair))
+    if repair in (Repair.SHIFT, Repair.SIGN_EXTEND):
         hounsfield = _unwrap(values, repair).astype(np.float64)
+    else:
+        hounsfield = values.astype(np.float64) * encoding.slope + encoding.intercept
     if encoding.padding is not None:
         lowest, highest = encoding.padding
-        hounsfield[(values >= lowest) & (values <= highest)] = PADDING_HU
+        is_padding = (values >= lowest) & (values <= highest)
+        if repair in (Repair.SIGNED, Repair.UNSIGNED):  # the padding has either sign
+            values = stored_values(encoding)
+            is_padding |= (values >= lowest) & (values <= highest)
+        hounsfield[is_padding] = PADDING_HU
     return hounsfield
+
+
+def _reading(encoding: PixelEncoding, repair: Repair) -> PixelEncoding:
+    """Where the values are, and whether they have a sign, once repaired."""
+    if repair is Repair.LOW_BITS:
+        return replace(encoding, high_bit=encoding.bits_stored - 1)
+    if repair in (Repair.SIGNED, Repair.UNSIGNED):
+        return replace(encoding, signed=repair is Repair.SIGNED)
+    return encoding
 
 
 def _unwrap(values: NDArray[np.int64], repair: Repair) -> NDArray[np.int64]:
@@ -124,27 +160,186 @@ def _unwrap(values: NDArray[np.int64], repair: Repair) -> NDArray[np.int64]:
 def choose_repair(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding, policy: RepairPolicy
 ) -> Repair:
-    """Which repair a file needs.
-
-    `auto` looks at the values of a file whose header allows a wrap. Where no air is at the top of
-    the range, nothing is wrong. Else both repairs read 3096 to 4095 as -1000 to -1 HU, and differ
-    from 2048 to 3095: the published shift keeps these as they are, as bone and metal, sign
-    extension makes them less than -1000 HU. They are that if air is noise around -1000 HU instead
-    of clipped there, or if the corners, where no metal can be, hold such values as padding.
+    """Which repair a file needs, as its values show.
 
     Args:
         pixels: bit patterns, uint8 or uint16 [rows, columns].
         encoding: of the same file.
-        policy: forced repairs too apply only where the header allows a wrap.
+        policy: OFF takes the values as the header says; the two forced repairs apply where the
+            header allows a wrap of 12-bit words.
+
+    Raises:
+        Rejected: the values are none that a scanner produces, and no repair is certain.
     """
-    if not encoding.may_be_wrapped or policy is RepairPolicy.OFF:
+    if policy is RepairPolicy.OFF:
         return Repair.NONE
+    if encoding.high_bit != encoding.bits_stored - 1 and _are_in_low_bits(pixels, encoding):
+        low = _reading(encoding, Repair.LOW_BITS)
+        if choose_repair(pixels, low, policy) is not Repair.NONE:
+            raise Rejected(Reason.INVALID_ATTRIBUTE, "HighBit and PixelRepresentation")
+        return Repair.LOW_BITS
+    if not encoding.may_be_wrapped:
+        return _choose_sign(pixels, encoding)
     if policy is not RepairPolicy.AUTO:
         return Repair(policy.value)
-    values = stored_values(encoding)[pixels]
+    return _choose_unwrapping(stored_values(encoding)[pixels])
+
+
+def _are_in_low_bits(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
+) -> bool:
+    """Whether values are in a word's lowest bits, though High Bit says otherwise.
+
+    High Bit shall be Bits Stored - 1 (DICOM PS3.3 C.7.6.3.1); pydicom and GDCM read the lowest bits
+    whatever it says. It is obeyed where nothing is in the bits below those that it names.
+
+    Raises:
+        Rejected: other bits hold something, too.
+    """
+    below = (1 << (encoding.high_bit + 1 - encoding.bits_stored)) - 1
+    if not int(np.bitwise_or.reduce(pixels, axis=None)) & below:
+        return False
+    above = pixels >> encoding.bits_stored
+    extended = np.zeros((), bool)
+    if encoding.signed:
+        sign = pixels >> (encoding.bits_stored - 1)
+        extended = sign == (1 << (encoding.bits_allocated - encoding.bits_stored + 1)) - 1
+    if not ((above == 0) | extended).all():
+        stored, high_bit = encoding.bits_stored, encoding.high_bit
+        detail = f"BitsStored {stored} and HighBit {high_bit}, but other bits are used"
+        raise Rejected(Reason.INVALID_ATTRIBUTE, detail)
+    return True
+
+
+def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
+    """Which repair 12-bit words need whose header allows a wrap.
+
+    Where no air is at the top of the range, nothing is wrong. Else both repairs read 3096 to 4095
+    as -1000 to -1 HU, and differ from 2048 to 3095: the published shift keeps these as they are, as
+    bone and metal, sign extension makes them less than -1000 HU. They are that if air is noise
+    around -1000 HU instead of clipped there, or if the corners, where no metal can be, hold such
+    values as padding.
+    """
     if np.mean(values >= _LOWEST_WRAPPED) < _WRAPPED_AIR_FRACTION:
         return Repair.NONE
     return Repair.SIGN_EXTEND if _reaches_below_air(values) else Repair.SHIFT
+
+
+def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> Repair:
+    """Whether the values have the other sign than Pixel Representation says.
+
+    They have if the header's reading gives values that no scanner produces, or air as bright as
+    metal, while the other gives those of a CT slice.
+
+    Raises:
+        Rejected: the header's reading is impossible, and the other is none of a CT slice.
+    """
+    if _is_plausible(pixels, encoding):
+        return Repair.NONE
+    other_sign = Repair.UNSIGNED if encoding.signed else Repair.SIGNED
+    as_said, otherwise = _cached_table(encoding, Repair.NONE), _cached_table(encoding, other_sign)
+    counts = np.bincount(pixels.ravel(), minlength=len(as_said))
+    patterns = np.flatnonzero(counts)
+    said = _Distribution(as_said[patterns], counts[patterns])
+    other = _Distribution(otherwise[patterns], counts[patterns])
+    in_corners = np.bincount(_corners(pixels).ravel(), minlength=len(as_said))[patterns]
+    has_white_corners = _Distribution(said.values, in_corners).share_above_bone() > _MOST
+    is_wrong = said.is_impossible() or has_white_corners
+    if _is_certain(said, other, is_wrong=is_wrong):
+        return other_sign
+    if is_wrong or said.share_above_bone() > _MUCH:
+        lowest, highest = said.values.min(), said.values.max()
+        raise Rejected(
+            Reason.INVALID_ATTRIBUTE,
+            f"values of {lowest:.0f} to {highest:.0f} HU, which no scanner produces: see "
+            "PixelRepresentation, RescaleIntercept and RescaleSlope",
+        )
+    return Repair.NONE
+
+
+def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool) -> bool:
+    """Whether the other sign makes a CT slice of the values.
+
+    Args:
+        said: the values as the header says.
+        other: the same pixels' values with the other sign.
+        is_wrong: whether the header's reading is none of a CT slice.
+    """
+    changed = said.values != other.values
+    share = other.share(changed)
+    if not (share >= _FEW or np.count_nonzero(changed) > 1):  # perhaps a mark, burned in
+        return False
+    is_likely = other.share(changed & other.are_in(_PADDED_HU, _BONE_HU)) >= _NEARLY_ALL * share
+    has_tissue = other.share(other.are_in(*_SOFT_TISSUE_HU)) >= _TISSUE_FRACTION
+    is_air = other.share(changed & other.are_in(*_AIR_HU)) >= _MOST * share
+    is_shown = (has_tissue and (is_wrong or is_air)) or (is_air and said.is_impossible())
+    return other.is_ct_slice() and is_likely and is_shown
+
+
+def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> bool:
+    """Whether nearly all values are within what a CT slice has: fast, and sometimes wrongly not."""
+    if encoding.high_bit != encoding.bits_stored - 1 or encoding.slope <= 0:
+        return False
+    words: NDArray[np.integer] = pixels
+    if encoding.signed:
+        unused = encoding.bits_allocated - encoding.bits_stored
+        words = (pixels << unused if unused else pixels).view(f"i{pixels.itemsize}")
+        words = words >> unused if unused else words
+    lowest, highest = (
+        int(value) * encoding.slope + encoding.intercept for value in (words.min(), words.max())
+    )
+    if lowest < _LOWEST_HU or highest > _HIGHEST_HU:
+        return False
+    if highest <= _BONE_HU:
+        return True
+    limit = math.floor((_BONE_HU - encoding.intercept) / encoding.slope)
+    bright = np.count_nonzero(words > limit)
+    return bool(bright < _BRIGHT_FRACTION * pixels.size)
+
+
+@lru_cache(maxsize=4)
+def _cached_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
+    table = hounsfield_table(encoding, repair)
+    table.flags.writeable = False
+    return table
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    """How often each value is in an image.
+
+    Attributes:
+        values: float64 [n], HU.
+        counts: int64 [n], pixels.
+    """
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def share(self, which: NDArray[np.bool_]) -> float:
+        """The fraction of the pixels that some of the values are in."""
+        return float(self.counts[which].sum() / max(self.counts.sum(), 1))
+
+    def share_above_bone(self) -> float:
+        return self.share(self.values > _BONE_HU)
+
+    def is_impossible(self) -> bool:
+        """Whether values are beyond all scanners; a single one below marks what is outside."""
+        below = np.count_nonzero(self.values < _LOWEST_HU)
+        return bool(below > 1 or (self.values > _HIGHEST_HU).any())
+
+    def are_in(self, lowest: float, highest: float) -> NDArray[np.bool_]:
+        """Which of the values are in a range, both ends included."""
+        return (self.values >= lowest) & (self.values <= highest)
+
+    def is_ct_slice(self) -> bool:
+        """Whether a CT slice may have these values: below air is one of padding, if any."""
+        below = np.sort(self.counts[self.values < _AIR_HU[0]])
+        return bool(
+            not self.is_impossible()
+            and self.share_above_bone() < _BRIGHT_FRACTION
+            and below[:-1].sum() < _FEW * self.counts.sum()
+        )
 
 
 def _reaches_below_air(values: NDArray[np.int64]) -> bool:
@@ -158,9 +353,9 @@ def _reaches_below_air(values: NDArray[np.int64]) -> bool:
     return bool(np.mean(padding) >= _PADDING_FRACTION)
 
 
-def _corners(values: NDArray[np.int64]) -> NDArray[np.int64]:
+def _corners(values: NDArray[Any]) -> NDArray[Any]:
     height, width = (-(-side // _CORNER) for side in values.shape)
     rows = np.r_[:height, -height:0]
     columns = np.r_[:width, -width:0]
-    corners: NDArray[np.int64] = values[np.ix_(rows, columns)]
+    corners: NDArray[Any] = values[np.ix_(rows, columns)]
     return corners

@@ -289,7 +289,8 @@ def _raise_without_pixels(parsed: Parsed) -> NoReturn:
     if any(UID(sop_class).name.endswith("Image Storage") for sop_class in classes):
         raise Rejected(Reason.NOT_CT)
     if parsed.is_cut or not any(classes):
-        raise Rejected(Reason.UNREADABLE, "the file ends within its header")
+        detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
+        raise Rejected(Reason.UNREADABLE, detail)
     # Structured reports, RT structures and plans, DICOMDIR: no images at all.
     raise Rejected(Reason.NO_PIXELS)
 

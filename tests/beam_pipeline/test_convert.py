@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair
+from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, RepairPolicy
 from beam_pipeline.dicom.slices import Header, Slice
 from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import convert_slice, letterbox
@@ -39,9 +39,8 @@ def oracle(hounsfield: np.ndarray) -> np.ndarray:
 def test_the_table_gives_what_float64_arithmetic_gives(slope: float) -> None:
     stored = np.arange(-32768, 32768, dtype=np.int16).reshape(256, 256)
     encoding = PixelEncoding(16, 16, 15, signed=True, slope=slope, intercept=-1000.0)
-    image = convert_slice(
-        make_slice(stored, encoding), ImageOptions(windows=WINDOWS, image_size=256)
-    )
+    options = ImageOptions(windows=WINDOWS, image_size=256, hu_repair=RepairPolicy.OFF)
+    image = convert_slice(make_slice(stored, encoding), options)
     difference = image.pixels - oracle(stored.astype(float) * slope - 1000.0)
     assert np.abs(difference).max() <= 0.5
     assert image.repair is Repair.NONE
@@ -71,7 +70,8 @@ def test_hounsfield_units_above_what_16_bits_hold_are_clipped() -> None:
     encoding = dataclasses.replace(SIGNED, signed=False, slope=2.0)
     stored = np.full((32, 32), 65535, np.uint16)
     stored[0, :2] = [32767, 32768]
-    image = convert_slice(make_slice(stored, encoding), ImageOptions(windows=(), image_size=32))
+    options = ImageOptions(windows=(), image_size=32, hu_repair=RepairPolicy.OFF)
+    image = convert_slice(make_slice(stored, encoding), options)
     assert image.pixels[0, :3, 0].tolist() == [65534, 65535, 65535]
 
 

@@ -1,5 +1,6 @@
 """Stored bits to HU, with values worked out by hand, and the choice of a repair."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from beam_pipeline.dicom.hounsfield import (
     stored_values,
 )
 from beam_pipeline.dicom.slices import read_slice
+from beam_pipeline.errors import Reason, Rejected
 
 WRAPPED = PixelEncoding(16, 12, 11, signed=False, slope=1.0, intercept=0.0)
 
@@ -263,10 +265,255 @@ def test_the_policy_decides_over_the_values(policy: RepairPolicy, expected: Repa
     ],
 )
 @pytest.mark.parametrize("policy", RepairPolicy)
-def test_no_policy_touches_a_file_whose_header_allows_no_wrap(
+def test_no_policy_unwraps_a_file_whose_header_allows_no_wrap(
     encoding: PixelEncoding, policy: RepairPolicy
 ) -> None:
-    assert choose_repair(head(3096), encoding, policy) is Repair.NONE
+    pixels = head(3096)
+    pixels[:28], pixels[-28:] = 0, 0  # a tenth of wrapped air is left, in the middle
+    assert choose_repair(pixels, encoding, policy) is Repair.NONE
+
+
+# Values that contradict the header
+
+
+def words(hounsfield: np.ndarray, bits: int = 16) -> np.ndarray:
+    """Integers in two's complement."""
+    return (hounsfield.astype(int) % (1 << bits)).astype(np.uint16)
+
+
+def slice_of(seed: int = 0, *, noise: float = 6, padding: int | None = None) -> np.ndarray:
+    """Hounsfield units of a 64 x 64 head in air, int64; perhaps padded outside of the circle."""
+    y, x = np.mgrid[-31.5:32, -31.5:32]
+    distance = np.hypot(x / 0.8, y)
+    hounsfield = np.select([distance < 26, distance < 30], [35.0, 1200.0], -1000.0)
+    hounsfield += np.random.default_rng(seed).normal(0, noise, hounsfield.shape)
+    hounsfield = np.rint(hounsfield).clip(-1024, 3000).astype(int)
+    if padding is not None:
+        hounsfield[np.hypot(x, y) > 32] = padding
+    return hounsfield
+
+
+def of_bits(
+    bits: int,
+    *,
+    signed: bool = False,
+    intercept: float = 0.0,
+    slope: float = 1.0,
+    high_bit: int | None = None,
+    padding: int | None = None,
+) -> PixelEncoding:
+    high_bit = bits - 1 if high_bit is None else high_bit
+    pads = None if padding is None else (padding, padding)
+    return PixelEncoding(16, bits, high_bit, signed, slope, intercept, pads)
+
+
+PADDED = slice_of(padding=-3024)
+HEAD = slice_of()
+CONTRADICTIONS = [
+    # Pixel Representation 0 of signed words
+    pytest.param(words(HEAD), of_bits(16), Repair.SIGNED, HEAD, id="signed"),
+    pytest.param(words(PADDED), of_bits(16), Repair.SIGNED, PADDED, id="signed, padded"),
+    pytest.param(
+        words(PADDED + 1024), of_bits(16, intercept=-1024), Repair.SIGNED, PADDED, id="padding only"
+    ),
+    pytest.param(
+        words(PADDED),
+        of_bits(16, padding=65536 - 3024),
+        Repair.SIGNED,
+        PADDED.clip(-1024),
+        id="padding that is marked, unsigned",
+    ),
+    pytest.param(
+        words(PADDED, 13),
+        of_bits(13, padding=-3024),
+        Repair.SIGNED,
+        PADDED.clip(-1024),
+        id="padding that is marked, signed",
+    ),
+    pytest.param(
+        words(HEAD * 10), of_bits(16, slope=0.1), Repair.SIGNED, HEAD, id="signed, in tenths"
+    ),
+    *(
+        pytest.param(words(HEAD, bits), of_bits(bits), Repair.SIGNED, HEAD, id=f"{bits} bits")
+        for bits in (13, 14, 15)
+    ),
+    *(
+        pytest.param(
+            words(PADDED + 1024, bits),
+            of_bits(bits, intercept=-1024),
+            Repair.SIGNED,
+            PADDED,
+            id=f"padding only, {bits} bits",
+        )
+        for bits in (13, 14, 15)
+    ),
+    pytest.param(
+        words(slice_of(noise=25) + 1000),
+        of_bits(16, intercept=-1000),
+        Repair.SIGNED,
+        slice_of(noise=25),
+        id="noise of air only",
+    ),
+    # Pixel Representation 1 of unsigned words
+    pytest.param(
+        words(HEAD + 32768),
+        of_bits(16, signed=True, intercept=-32768),
+        Repair.UNSIGNED,
+        HEAD,
+        id="unsigned",
+    ),
+    # High Bit
+    *(
+        pytest.param(
+            words(HEAD + 1024),
+            of_bits(12, intercept=-1024, high_bit=high_bit),
+            Repair.LOW_BITS,
+            HEAD,
+            id=f"High Bit {high_bit}",
+        )
+        for high_bit in (12, 13, 15)
+    ),
+    pytest.param(
+        words(HEAD, 12), of_bits(12, signed=True, high_bit=15), Repair.LOW_BITS, HEAD, id="masked"
+    ),
+    pytest.param(
+        words(HEAD), of_bits(12, signed=True, high_bit=15), Repair.LOW_BITS, HEAD, id="extended"
+    ),
+    pytest.param(
+        words(HEAD + 1024) << 4,
+        of_bits(12, intercept=-1024, high_bit=15),
+        Repair.NONE,
+        HEAD,
+        id="where High Bit says",
+    ),
+    pytest.param(
+        words(HEAD, 12) << 4,
+        of_bits(12, signed=True, high_bit=15),
+        Repair.NONE,
+        HEAD,
+        id="where High Bit says, signed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pixels", "encoding", "repair", "expected"), CONTRADICTIONS)
+def test_values_tell_where_the_header_is_wrong(
+    pixels: np.ndarray, encoding: PixelEncoding, repair: Repair, expected: np.ndarray
+) -> None:
+    assert choose_repair(pixels, encoding, RepairPolicy.AUTO) is repair
+    found = hounsfield_table(encoding, repair)[pixels]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert choose_repair(pixels, encoding, RepairPolicy.OFF) is Repair.NONE
+
+
+def with_block(hounsfield: np.ndarray, share: float, value: int) -> np.ndarray:
+    """A square in the middle of another value."""
+    changed, side = hounsfield.copy(), round(32 * share**0.5)
+    changed[32 - side : 32 + side, 32 - side : 32 + side] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("pixels", "encoding"),
+    [
+        pytest.param(HEAD + 1024, of_bits(16, intercept=-1024), id="unsigned"),
+        pytest.param(words(HEAD), of_bits(16, signed=True), id="signed"),
+        pytest.param(words(HEAD), of_bits(12, signed=True), id="12 bits, extended"),
+        pytest.param(words(HEAD, 12), of_bits(12, signed=True), id="12 bits, masked"),
+        pytest.param(words(PADDED + 1024), of_bits(16, signed=True, intercept=-1024), id="padded"),
+        pytest.param(
+            words(slice_of(padding=-33792) + 1024),
+            of_bits(16, signed=True, intercept=-1024),
+            id="padded with the lowest word",
+        ),
+        *(
+            pytest.param(
+                words(with_block(HEAD, share, 26452) + 1024),
+                of_bits(16, signed=signed, intercept=-1024),
+                id=f"metal in {share:g}, signed {signed}",
+            )
+            for share in (0.002, 0.1, 0.2)
+            for signed in (False, True)
+        ),
+        pytest.param(
+            (HEAD + 8192), of_bits(16, intercept=-8192), id="an extended scale, as of Siemens"
+        ),
+    ],
+)
+def test_no_false_alarm(pixels: np.ndarray, encoding: PixelEncoding) -> None:
+    pixels = pixels.astype(np.uint16)
+    assert choose_repair(pixels, encoding, RepairPolicy.AUTO) is Repair.NONE
+
+
+@pytest.mark.parametrize(
+    ("pixels", "encoding", "detail"),
+    [
+        pytest.param(
+            words(HEAD), of_bits(16, intercept=-1024), "HU, which no scanner", id="both wrong"
+        ),
+        pytest.param(
+            words(slice_of(noise=0)), of_bits(16, intercept=-1024), "HU", id="both, no noise"
+        ),
+        pytest.param(words(HEAD, 12), of_bits(12, intercept=-1024), "HU", id="both, 12 bits"),
+        pytest.param(
+            words(HEAD + 1024), of_bits(16, signed=True, intercept=1024), "HU", id="sign lost"
+        ),
+        pytest.param(
+            words(HEAD + 1024),
+            of_bits(16, signed=True, slope=10, intercept=-1024),
+            "HU",
+            id="slope",
+        ),
+        pytest.param(
+            with_block(HEAD + 1024, 0.005, 65535),
+            of_bits(16, intercept=-1024),
+            "values of -10.. to 64511 HU, which no scanner produces: see PixelRepresentation",
+            id="a mark of one value",
+        ),
+        pytest.param(
+            (HEAD + 1024 << 4) | 5, of_bits(12, intercept=-1024, high_bit=15), "HighBit 15, but"
+        ),
+        pytest.param(
+            HEAD + 1024 | 0x8000, of_bits(12, intercept=-1024, high_bit=15), "HighBit 15, but"
+        ),
+        pytest.param(words(HEAD, 12), of_bits(12, high_bit=15), "HighBit and PixelRepresentation"),
+    ],
+)
+def test_impossible_values_that_nothing_certain_explains_are_rejected(
+    pixels: np.ndarray, encoding: PixelEncoding, detail: str
+) -> None:
+    pixels = pixels.astype(np.uint16)
+    for policy in (RepairPolicy.AUTO, RepairPolicy.SHIFT):
+        if encoding.high_bit == 15 and encoding.may_be_wrapped and policy is RepairPolicy.SHIFT:
+            continue
+        with pytest.raises(Rejected, match=detail) as caught:
+            choose_repair(pixels, encoding, policy)
+        assert caught.value.reason is Reason.INVALID_ATTRIBUTE
+    assert choose_repair(pixels, encoding, RepairPolicy.OFF) is Repair.NONE
+
+
+def test_real_slices_said_to_have_the_other_sign_are_made_whole_or_were_so(real_data: Path) -> None:
+    seen = set()
+    for path in sorted((real_data / "rsna" / "slices").iterdir())[::5]:
+        source = read_slice(path.read_bytes())
+        expected = hounsfield_table(source.header.encoding, Repair.NONE)[source.pixels]
+        in_hounsfield = expected.astype(int)
+        for encoding, pixels in (
+            (
+                replace(source.header.encoding, bits_stored=16, high_bit=15, signed=False),
+                source.pixels,
+            ),
+            (of_bits(16), words(in_hounsfield)),
+            (of_bits(12, signed=True, high_bit=15), words(in_hounsfield.clip(-2048, 2047))),
+            (of_bits(16, signed=True, intercept=-32768), words(in_hounsfield + 32768)),
+            (of_bits(13), words(in_hounsfield.clip(-4096, 4095), 13)),
+        ):
+            repair = choose_repair(pixels, encoding, RepairPolicy.AUTO)
+            found = hounsfield_table(encoding, repair)[pixels]
+            limit = {12: 2047, 13: 4095}.get(encoding.bits_stored, 32767)
+            assert np.array_equal(found, expected.clip(-limit - 1, limit)), path.name
+            seen.add(repair)
+    assert seen == {Repair.NONE, Repair.SIGNED, Repair.UNSIGNED, Repair.LOW_BITS}
 
 
 def test_no_real_file_of_a_usual_intercept_is_repaired(real_data: Path) -> None:
