@@ -26,7 +26,8 @@ from beam_pipeline.shown import LineFormatter, Terminal, show_line
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.sources import encode_source
 from beam_pipeline.workers import start_server
-from beam_pipeline.writing.output import find_manifest, prepare_output
+from beam_pipeline.writing.lock import lock_output
+from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
 from beam_pipeline.writing.places import check_output_is_not_read, check_places
 
 
@@ -60,16 +61,23 @@ def _preprocess(options: Options, launched: Launch) -> int:
     if not launched.runner.is_local:
         launched = _find_job_server(launched)
     console = Terminal(markup=False)
-    manifest = prepare_output(folder, options)
-    if manifest is not None:
-        console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
-        _show_summary(console, manifest, folder, None)
-        return 0
-    if labels is None:
-        console.print("No labels given: every slice goes to the split test.")
-    else:
-        labels.keep(Unfinished(folder))
-        del labels
+    with lock_output(folder.url) as lock:
+        manifest = prepare_output(folder, options, alone=lock.alone)
+        if manifest is not None:
+            console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
+            _show_summary(console, manifest, folder, None)
+            return 0
+        lock.share()
+        check_begun(folder, options)
+        if labels is None:
+            console.print("No labels given: every slice goes to the split test.")
+        else:
+            labels.keep(Unfinished(folder))
+            del labels
+        return _run(options, launched, folder, console)
+
+
+def _run(options: Options, launched: Launch, folder: Folder, console: Console) -> int:
     record_start(folder, launched.runner.name)
     began = time.monotonic()
     run = _run_here if launched.runner.is_local else _run_elsewhere

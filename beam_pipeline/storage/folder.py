@@ -123,6 +123,18 @@ class Folder:
         with self.create(name, durable=durable) as file:
             file.write(data)
 
+    def add(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one, and return whether it was written; see `Store.add`.
+
+        Raises:
+            OutputError: it cannot be written.
+            StoreError: the store fails.
+        """
+        try:
+            return self._place[0].add(self._path(name), data)
+        except OSError as error:
+            raise self._cannot_write(name, error) from error
+
     def make_durable(self, names: Iterable[str]) -> None:
         """Wait until local files would outlast a power failure; most are on the disk by then.
 

@@ -153,6 +153,20 @@ class LocalStore:
                 partial.unlink(missing_ok=True)
             os.close(lock)
 
+    def add(self, path: str, data: bytes) -> bool:
+        """See Store."""
+        partial, lock = _make_partial(Path(path))
+        try:
+            with partial.open("r+b") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return _name(partial, path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            os.close(lock)
+
     def remove_partial(self, folder: str) -> None:
         """See Store."""
         for name in self.entries(folder):
@@ -222,6 +236,19 @@ def _make_partial(target: Path) -> tuple[Path, int]:
         if partial.exists():  # nobody took it for abandoned before it was locked
             return partial, lock
         os.close(lock)
+
+
+def _name(partial: Path, path: str) -> bool:
+    """Give a file its name, unless another has it, and return whether it was given."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if Path(path).exists():
+            return False
+        partial.replace(path)
+    return True
 
 
 def _remove_abandoned(partial: Path) -> None:

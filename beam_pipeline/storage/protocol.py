@@ -80,6 +80,14 @@ class Store(ReadableStore, Protocol):
         """
         ...
 
+    def add(self, path: str, data: bytes) -> bool:
+        """Write a file unless there is one, and return whether it was written.
+
+        Of several that try at once one writes it, where the store can tell; stores that lack links
+        or conditional requests cannot.
+        """
+        ...
+
     def remove_partial(self, folder: str) -> None:
         """Remove what killed processes left of files in a folder, nothing of those that live."""
         ...

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 
 from beam_pipeline.errors import ObjectFault, Reason, StoreError
 from beam_pipeline.storage.answers import RANGE_NOT_SATISFIABLE, cause, failure_of, status
@@ -33,6 +33,7 @@ _WITHIN = 10.0  # seconds that the library repeats a request itself, with the sa
 # Larger files are uploaded in parts, several at a time; of others nothing is left by a kill.
 _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
+_NOT_IMPLEMENTED = 501  # a store without conditional requests
 _SPOOLED = 1 << 22  # bytes that are staged in memory
 
 
@@ -152,6 +153,28 @@ class ObjectStore:
             obstore.put(self._writing, path, file.read(), use_multipart=False)
         else:
             obstore.put(self._writing, path, file, use_multipart=True, chunk_size=_PART)
+
+    def add(self, path: str, data: bytes) -> bool:
+        """See Store."""
+
+        def attempt() -> bool:
+            try:
+                obstore.put(self._writing, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            except (NotSupportedError, NotImplementedError):
+                return unconditionally()
+            except BaseError as error:
+                if status(error) != _NOT_IMPLEMENTED:
+                    raise
+                return unconditionally()
+            return True
+
+        def unconditionally() -> bool:
+            obstore.put(self._writing, path, data)
+            return True
+
+        return self._request(attempt)
 
     def remove_partial(self, folder: str) -> None:
         """See Store. An object is there when it is whole."""

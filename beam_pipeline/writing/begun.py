@@ -64,6 +64,10 @@ class Begun:
         """Record it in an unfinished directory; raises as `Folder.write` does."""
         folder.write(OPTIONS, json.dumps(asdict(self)).encode())
 
+    def add(self, folder: Folder) -> bool:
+        """Record it unless there is a record, and return whether it was; raises as `write`."""
+        return folder.add(OPTIONS, json.dumps(asdict(self)).encode())
+
     def described(self) -> str:
         """Return what to call the program, which is another than this one."""
         if self.options is None:

@@ -56,8 +56,15 @@ def _check_ours(folder: Folder, manifest: Any) -> dict[str, Any]:
     return dict(manifest)
 
 
-def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
+def prepare_output(
+    folder: Folder, options: Options, *, alone: bool = True
+) -> dict[str, Any] | None:
     """Make the folder ready to be written, or find that there is nothing to do.
+
+    Args:
+        folder: of the output.
+        options: of the run.
+        alone: whether no other run writes to the folder now, as far as that can be seen.
 
     Returns:
         The manifest, if an earlier run with the same options completed the folder.
@@ -68,14 +75,18 @@ def prepare_output(folder: Folder, options: Options) -> dict[str, Any] | None:
         StoreError: its store fails.
     """
     try:
-        return _prepare(folder, options)
+        return _prepare(folder, options, alone)
     except OSError as error:
         raise OutputError(f"output {folder.url} cannot be read: {error.strerror}") from None
 
 
-def _prepare(folder: Folder, options: Options) -> dict[str, Any] | None:
+def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | None:
     names = _own_names(folder)
     if options.run.overwrite:
+        if not alone:
+            raise UsageError(
+                f"another run writes to output {folder.url} now; wait for its end to --overwrite it"
+            )
         if MANIFEST in names:
             with suppress(ValueError):  # a damaged manifest may be ours
                 _check_ours(folder, json.loads(folder.read(MANIFEST)))
@@ -88,15 +99,55 @@ def _prepare(folder: Folder, options: Options) -> dict[str, Any] | None:
             finish_output(folder)
         folder.remove_partial()  # of a run that was stopped after another had completed the folder
         return manifest
-    begun = Begun.read(folder)
-    if begun is not None:
-        _take_up(folder, names, begun, options)
+    begun, refused = Begun.read(folder), folder.exists(REFUSAL)
+    if begun is not None and not _is_same(begun, options):
+        if not alone:
+            raise _in_use(folder)
+        _take_up(folder, names, begun, options, refused)
     folder.remove_partial()
-    for name in (REFUSAL, CARD):  # a card of a refused run
-        folder.remove(name)
-    Begun.now(options).write(folder)
+    if refused:
+        folder.remove(CARD)  # which explains the refusal
+        folder.remove(REFUSAL)
+    _begin(folder, options)
     folder.write(RESERVE, os.urandom(_RESERVE_BYTES))
     return None
+
+
+def check_begun(folder: Folder, options: Options) -> None:
+    """Check that the directory is still begun as this run prepared it.
+
+    Raises:
+        UsageError: another run that was started at the same time has begun it otherwise.
+        OutputError: the folder cannot be read.
+        StoreError: its store fails.
+    """
+    begun = Begun.read(folder)
+    if begun is not None and not _is_same(begun, options):
+        raise _in_use(folder)
+
+
+def _begin(folder: Folder, options: Options) -> None:
+    """Record how the directory is begun, or find that another run just did."""
+    now = Begun.now(options)
+    if not now.add(folder):
+        check_begun(folder, options)
+    now.write(folder)
+
+
+def _is_same(begun: Begun, options: Options) -> bool:
+    """Whether this program with these options continues what was begun."""
+    return (
+        begun.options is not None
+        and begun.is_by(Begun.now(options))
+        and not options.differing(begun.options)
+    )
+
+
+def _in_use(folder: Folder) -> UsageError:
+    return UsageError(
+        f"another run writes to output {folder.url} now, with other options or another version; "
+        "choose another folder"
+    )
 
 
 def _own_names(folder: Folder) -> set[str]:
@@ -129,19 +180,18 @@ def _remove_all(folder: Folder, names: Iterable[str]) -> None:
         folder.remove(name)
 
 
-def _take_up(folder: Folder, names: set[str], begun: Begun, options: Options) -> None:
+def _take_up(
+    folder: Folder, names: set[str], begun: Begun, options: Options, refused: bool
+) -> None:
     """Keep what an earlier run left if this one would write the same; else remove it.
 
     Other options are accepted after a refusal, until there is a shard.
     """
-    refused = folder.exists(REFUSAL)
     has_shards = any(map(_is_shard, names)) or bool(Unfinished(folder).names("written"))
     if begun.options is not None and (has_shards or not refused):
         _check_same(folder, begun.options, options)
     differing = [] if begun.options is None else options.differing(begun.options)
     if begun.options is not None and begun.is_by(Begun.now(options)):
-        if not differing:
-            return
         if Options.are_after_headers(differing):
             _remove_all_unfinished_but(folder, ("listing", "inventory"))
             return

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 
 from beam_pipeline.errors import OutputError, PipelineError, StoreError, UsageError
@@ -575,6 +577,46 @@ def test_what_is_written_can_be_read_and_removed(tmp_path: Path, durable: bool) 
         folder.remove("c")
         folder.remove("never was there")
         assert folder.names() == set()
+
+
+def test_a_file_is_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    for name, has_links in {"a": True, "sub/b": False}.items():
+        if not has_links:
+            monkeypatch.setattr(os, "link", fail(math.inf, errno.EPERM, os.link))
+        assert folder.add(name, b"first")
+        assert not folder.add(name, b"second")
+        assert folder.read(name) == b"first"
+    assert folder.names() == {"a", "sub"}
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write a in .*file: "):
+        Folder(str(tmp_path / "file")).add("a", b"")
+
+
+def test_an_object_is_added_once_where_the_store_can_tell() -> None:
+    bucket = MemoryStore()
+    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    assert store.add("out/a", b"first")
+    assert not store.add("out/a", b"second")
+    assert store.read("out/a") == b"first"
+
+
+def test_a_store_without_conditional_requests_writes_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put, errors = obstore.put, iter([NotSupportedError("no"), GenericError("status code: 501 No")])
+
+    def put_without_conditions(*args: Any, mode: str | None = None, **named: Any) -> Any:
+        if mode == "create":
+            raise next(errors)
+        return put(*args, **named)
+
+    monkeypatch.setattr(obstore, "put", put_without_conditions)
+    bucket = MemoryStore()
+    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    assert store.add("a", b"first")
+    assert store.add("a", b"second")
+    assert store.read("a") == b"second"
 
 
 def test_entries_of_a_bucket_tell_folders_from_files() -> None:
