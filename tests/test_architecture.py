@@ -34,7 +34,16 @@ ROOMS = {
         {"__main__", "verify", "card.__main__"},
     ),
     "trainer": (
-        {"declarations", "errors", "files", "json_documents", "native_log", "options", "progress"},
+        {
+            "declarations",
+            "errors",
+            "files",
+            "json_documents",
+            "native_log",
+            "options",
+            "progress",
+            "shown",
+        },
         {"data"},
         {"networks.catalog"},
         {"runs"},

@@ -11,6 +11,7 @@ from trainer.command_line import parse_arguments
 from trainer.commands import run_command
 from trainer.errors import BadInput, TrainerError
 from trainer.options import CompareOptions
+from trainer.shown import show_line
 
 # As a shell counts it: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
             choose_backend(options.backend)
         run_command(options)
     except TrainerError as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        print(f"trainer: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("trainer: interrupted; the same command resumes", file=sys.stderr)

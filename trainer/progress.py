@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from trainer.shown import show_line
+
 _SPARSE_SECONDS = 30.0
 
 
@@ -33,11 +35,11 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(show_line(text), markup=False)
 
     def point_out(self, text: str) -> None:
         """A line with a path or a command, which is never broken, so that it can be copied."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(show_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """A new phase of `total` parts, of which `done` were done before."""

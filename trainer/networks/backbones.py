@@ -12,6 +12,7 @@ from keras import layers
 
 from trainer.errors import BadInput
 from trainer.networks.catalog import BACKBONES
+from trainer.networks.saved_models import load_model
 
 _FloatArray = npt.NDArray[np.float32]
 
@@ -85,9 +86,9 @@ def _backbone_of_run(name: str, path: str) -> Any:
         BadInput: the file is no such model.
     """
     try:
-        classifier = keras.models.load_model(path, compile=False, safe_mode=True)
+        classifier = load_model(path)
         return classifier.get_layer("core").get_layer("backbone")
-    except (ValueError, KeyError, OSError, AttributeError) as error:
+    except (BadInput, ValueError, KeyError, AttributeError) as error:
         raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
 
 
@@ -102,7 +103,7 @@ def _load_file(name: str, network: Any, path: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
-    except (ValueError, KeyError, OSError, UserWarning) as error:
+    except Exception as error:  # whatever Keras and h5py make of the file
         raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
     return network
 

@@ -29,6 +29,7 @@ from trainer.networks.catalog import find_backbone
 from trainer.networks.hardware import dtype_policy
 from trainer.networks.normalize import Normalize
 from trainer.networks.resize import Resize
+from trainer.networks.saved_models import load_model
 from trainer.networks.windows import ApplyWindows
 from trainer.options import TrainOptions, parse_windows
 
@@ -131,6 +132,6 @@ def load_classifier(path: Path) -> Any:
     if not path.is_file():
         raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: no saved model ({str(error).strip().splitlines()[0]})") from None
+        return load_model(path)
+    except BadInput as error:
+        raise BadInput(f"{path}: no saved model ({error})") from None

@@ -18,6 +18,7 @@ from trainer.json_documents import (
 )
 from trainer.options import TrainOptions, run_identity
 from trainer.runs.lock import LOCK
+from trainer.shown import hide_secrets
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,13 @@ def _describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, An
 
 
 def _locate(shards: ShardDirectory) -> str:
-    """The path or URL by which later commands find the shards, wherever they are started."""
-    return shards.location if "://" in shards.location else str(shards.path.absolute())
+    """The path or URL by which later commands find the shards, wherever they are started.
+
+    A password in a URL is not written down: such commands have to be told the shards again.
+    """
+    return (
+        hide_secrets(shards.location) if "://" in shards.location else str(shards.path.absolute())
+    )
 
 
 def describe_data(shards: ShardDirectory) -> dict[str, Any]:
