@@ -9,10 +9,11 @@ import logging
 import shlex
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Self
 
+from pyarrow import ArrowException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -145,6 +146,11 @@ def _slices_done(counts: Counter[str]) -> int:
     return counts["slices_written"] + counts["rejected_while_writing"]
 
 
+def _damaged() -> AbstractContextManager[None]:
+    """Pass over a table that a power failure damaged: the run will write it again."""
+    return suppress(ValueError, LookupError, TypeError, ArrowException)
+
+
 class Watcher:
     """Tells a display what the output folder shows of a run that is elsewhere.
 
@@ -181,24 +187,32 @@ class Watcher:
 
     def _look(self) -> None:
         for name in self._new("listing"):
-            self._count(name, files_listed=self._unfinished.read_metadata(name)["files"])
+            with _damaged():
+                self._count(name, files_listed=self._unfinished.read_metadata(name)["files"])
         for name in self._new("inventory"):
-            part = self._unfinished.read_metadata(name)
-            self._count(name, files_inspected=part["files"], rejected_by_header=part["rejected"])
+            with _damaged():
+                part = self._unfinished.read_metadata(name)
+                files, rejected = part["files"], part["rejected"]
+                self._count(name, files_inspected=files, rejected_by_header=rejected)
         if not self._counts["shards_planned"]:
-            plan = json.loads(self._unfinished.read_plan())
-            for note in plan["notes"]:
-                self._display.say(note)
-            self._count("plan", shards_planned=len(plan["shards"]), slices_planned=plan["slices"])
+            with _damaged():
+                self._look_at_plan()
         for name in self._new("written"):
-            shard = self._unfinished.read_metadata(name)
-            rejected = len(shard["rejects"])
-            self._count(
-                name,
-                shards_written=1,
-                slices_written=shard["examples"],
-                rejected_while_writing=rejected,
-            )
+            with _damaged():
+                shard = self._unfinished.read_metadata(name)
+                self._count(
+                    name,
+                    shards_written=1,
+                    slices_written=shard["examples"],
+                    rejected_while_writing=len(shard["rejects"]),
+                )
+
+    def _look_at_plan(self) -> None:
+        plan = json.loads(self._unfinished.read_plan())
+        shards, slices, notes = len(plan["shards"]), plan["slices"], plan["notes"]
+        self._count("plan", shards_planned=shards, slices_planned=slices)
+        for note in notes:
+            self._display.say(note)
 
     def _new(self, kind: str) -> list[str]:
         return sorted(self._unfinished.names(kind) - self._seen)

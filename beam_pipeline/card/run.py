@@ -59,5 +59,9 @@ def _read_starts(folder: Folder) -> list[dict[str, str]]:
     if not folder.exists(STARTS):
         return []
     with suppress(ValueError, FileNotFoundError):  # a power failure cut it, or another run is done
-        return [*json.loads(folder.read(STARTS))]
+        starts = json.loads(folder.read(STARTS))
+        if isinstance(starts, list):
+            return [
+                each for each in starts if isinstance(each, dict) and {"at", "runner"} <= {*each}
+            ]
     return []

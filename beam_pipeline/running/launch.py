@@ -195,7 +195,8 @@ def _find_job(folder: Folder, launched: Launch) -> Job | None:
         return None
     with suppress(ValueError, TypeError, FileNotFoundError):
         job = Job(**json.loads(folder.read(JOB)))
-        return job if job.runner == launched.runner.name else None
+        if all(isinstance(value, str) for value in asdict(job).values()):
+            return job if job.runner == launched.runner.name else None
     return None
 
 

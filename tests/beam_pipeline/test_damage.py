@@ -1,0 +1,139 @@
+"""An unfinished directory whose files are damaged: each is written again, or said in one line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from beam_pipeline.card.run import find_run, record_start
+from beam_pipeline.directory.unfinished import Unfinished
+from beam_pipeline.layout import JOB, STARTS
+from beam_pipeline.options import Options
+from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.progress import Display, Watcher
+from beam_pipeline.runners import RUNNERS, Launch
+from beam_pipeline.running.launch import _find_job
+from beam_pipeline.storage import Folder
+from beam_pipeline.workers import Later, Watch
+from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.writing.output import prepare_output
+from beam_pipeline.writing.shards import write_shard
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "zeroed": lambda data: bytes(len(data)),
+    "another's": lambda data: b'{"of": "another program"}',
+    "a number": lambda data: b"7",
+    "a list of texts": lambda data: b'["of", "another program"]',
+}
+
+
+@pytest.fixture(scope="module")
+def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    return Options.of(
+        input=str(small_data_set / "slices"),
+        labels=str(small_data_set / "labels.csv"),
+        output=str(tmp_path_factory.mktemp("damage") / "out"),
+        image_size=32,
+        folds=2,
+        examples_per_shard=8,
+        max_reject_fraction=0.1,
+    )
+
+
+def write_shards(options: Options) -> int:
+    """All steps but the last; how many shards were written."""
+    prepare_output(options.files.folder, options)
+    record_start(options.files.folder, "local")
+    for number, _ in enumerate(list_parts(options.files)):
+        inspect_part(number, Watch(), options=options)
+    plan = plan_shards(1, options)
+    for number in range(len(plan.shards)):
+        result = write_shard(number, Watch(), options=options)
+        if isinstance(result, Later):
+            result.finish()
+    return len(plan.shards)
+
+
+def digest_of(options: Options) -> str:
+    manifest: dict[str, Any] = json.loads(options.files.folder.read("manifest.json"))
+    return str(manifest["digest"])
+
+
+@pytest.fixture(scope="module")
+def unfinished(options: Options) -> Path:
+    """A directory that only its last step is missing of."""
+    write_shards(options)
+    folder = Path(options.files.output)
+    (folder / ".unfinished" / "job.json").write_text('{"runner": "x", "id": "1", "service": "y"}')
+    (folder / ".unfinished" / "refusal.json").write_text('{"exit_code": 5, "message": "full"}')
+    (folder / ".unfinished" / "card_attempts").write_text("1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digest(unfinished: Path, options: Options, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = shutil.copytree(unfinished, tmp_path_factory.mktemp("whole") / "out")
+    options = options.changed(output=str(output))
+    finish_directory(write_shards(options), options)
+    return digest_of(options)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_same_command_ends_with_the_same_bytes(
+    options: Options, unfinished: Path, digest: str, damage: str, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(unfinished, tmp_path / "out"))
+    files = [path for path in (output / ".unfinished").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"options.json", "plan.json", "starts.json", "job.json"}
+    for path in files:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    options = options.changed(output=str(output))
+    watcher = Watcher(Unfinished(options.files.folder), Display(Console(file=StringIO())))
+    watcher.look()
+    finish_directory(write_shards(options), options)
+    assert digest_of(options) == digest
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_only_the_record_is_whole(
+    options: Options, unfinished: Path, digest: str, damage: str, tmp_path: Path
+) -> None:
+    """So that what else there is may be used."""
+    output = Path(shutil.copytree(unfinished, tmp_path / "out"))
+    for path in (output / ".unfinished").rglob("*"):
+        if path.is_file() and path.name != "options.json":
+            path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    options = options.changed(output=str(output))
+    Watcher(Unfinished(options.files.folder), Display(Console(file=StringIO()))).look()
+    finish_directory(write_shards(options), options)
+    assert digest_of(options) == digest
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_of_starts_begins_anew(damage: str, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    record_start(folder, "local")
+    folder.write(STARTS, DAMAGE[damage](folder.read(STARTS)))
+    assert find_run(folder) is None
+    record_start(folder, "FlinkRunner")
+    run = find_run(folder)
+    assert run is not None
+    assert (run.runner, run.starts) == ("FlinkRunner", 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"runner": "PortableRunner", "id": 1}'])
+@pytest.mark.parametrize("service", [None, 7])
+def test_a_damaged_job_is_none(text: str, service: Any, tmp_path: Path) -> None:
+    folder, launched = Folder(str(tmp_path)), Launch(RUNNERS["PortableRunner"])
+    wrong = json.dumps({"runner": "PortableRunner", "id": "1", "service": service})
+    for damaged in (text, wrong):
+        folder.write(JOB, damaged.encode())
+        assert _find_job(folder, launched) is None
