@@ -56,6 +56,11 @@ class Reason(StrEnum):
         "No path leads to an object of this name: rename it without '//', '.', '..', control "
         "characters, and slashes at its ends.",
     )
+    CHANGED = (
+        "changed",
+        "It became another slice (patient, study, series, UID, position or size) after its header "
+        "was read: the same command reads it again.",
+    )
     NOT_DICOM = (
         "not_dicom",
         "Not a DICOM file: leave it where it is, or narrow the input down with a pattern.",
@@ -150,6 +155,19 @@ def quoted(text: str) -> str:
 def advice_for(reason: str) -> str:
     """Return what to do about a reason; nothing for one of another version."""
     return next((known.advice for known in Reason if known.value == reason), "")
+
+
+# Reasons that may be gone when the same file is read again: asked again when a run resumes.
+TRANSIENT = frozenset(
+    {
+        Reason.VANISHED,
+        Reason.READ_ERROR,
+        Reason.OBJECT_UNAVAILABLE,
+        Reason.CHANGED,
+        Reason.DECODER_CRASHED,
+        Reason.DECODER_TIMED_OUT,
+    }
+)
 
 
 class Rejected(Exception):

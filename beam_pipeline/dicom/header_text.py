@@ -16,13 +16,14 @@ _CARRIED = (
     "window",
     "pixel_offset",
     "beginning",
+    "identity",
 )
 _ENCODING = tuple(field.name for field in fields(PixelEncoding))
 
 
 def encode_header(header: Header) -> str:
-    """What conversion needs of a header, without ids; empty if it must be read again."""
-    if not header.beginning:
+    """What conversion needs of a header, without ids; empty if it cannot be recognized."""
+    if not header.beginning and not header.identity:
         return ""
     known = [getattr(header, name) for name in _CARRIED]
     encoding = [getattr(header.encoding, name) for name in _ENCODING]

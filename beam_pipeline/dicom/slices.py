@@ -101,6 +101,7 @@ class Header:
         pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
         beginning: checksum of all bytes before the pixels, which with the same bytes need not be
             read again; empty where that is no use.
+        identity: checksum of what says which slice it is: ids, position and size.
     """
 
     sop_instance_uid: str
@@ -116,6 +117,7 @@ class Header:
     window: tuple[float, float] | None = None
     pixel_offset: int | None = None
     beginning: str = ""
+    identity: str = ""
 
     @property
     def is_native(self) -> bool:
@@ -242,7 +244,13 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
         check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
     if header.transfer_syntax in _PLAIN and encoding.bits_allocated == 16:
         header = replace(header, beginning=_checksum(parsed.body[: element.offset]))
-    return header, element
+    return replace(header, identity=_identity(header)), element
+
+
+def _identity(header: Header) -> str:
+    ids = header.sop_instance_uid, header.patient_id, header.study_id, header.series_id
+    geometry = header.position_z, header.pixel_spacing, header.rows, header.columns
+    return _checksum(repr((ids, geometry)).encode())
 
 
 def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:

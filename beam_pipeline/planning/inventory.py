@@ -1,6 +1,6 @@
 """What is known of every input file before its pixels are converted: one row per file."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from beam_pipeline.dicom.fingerprint import fingerprint, fingerprint_range, pixe
 from beam_pipeline.dicom.header_text import encode_header
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import Reason, Rejected
+from beam_pipeline.errors import TRANSIENT, Reason, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
@@ -47,16 +47,6 @@ SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-# Reasons that may be gone when a file is read again, though the file is the same.
-_PASSING = frozenset(
-    {
-        Reason.READ_ERROR,
-        Reason.VANISHED,
-        Reason.OBJECT_UNAVAILABLE,
-        Reason.DECODER_CRASHED,
-        Reason.DECODER_TIMED_OUT,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def list_parts(files: Files) -> Iterator[int]:
         StoreError: the input cannot be listed whole.
         OutputError: a part cannot be written.
     """
-    found = InputFiles.parse(files.input, files.storage_patience).list()
+    found = InputFiles.expect(files.input, files.storage_patience).list()
     unfinished = Unfinished(files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):
@@ -174,7 +164,7 @@ def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, 
     return {
         FileInfo(decode_source(row["source"]), row["size"], row["version"]): row
         for row in table.to_pylist()
-        if row["version"] and row["reason"] not in _PASSING
+        if row["version"] and row["reason"] not in TRANSIENT
     }
 
 
@@ -217,7 +207,8 @@ class _Inspector:
     def _head(self, reading: Reading, info: FileInfo, place: int) -> Future[bytes]:
         if place in self._watch.excluded:
             return Future()
-        return reading.part(info.path, 0, FIRST_BYTES, bytes)
+        # Without a version it could not be looked at when it was listed: a link to nothing.
+        return reading.part(info.path, 0, FIRST_BYTES, bytes, again=bool(info.version))
 
     def _row(
         self, reading: Reading, info: FileInfo, place: int, head: Future[bytes]
@@ -227,7 +218,10 @@ class _Inspector:
         try:
             if place in self._watch.excluded:
                 raise Rejected(self._watch.excluded[place])
-            beginning = _Beginning(head.result(), info, reading)
+            data = head.result()
+            if not info.version:
+                info = self._files.info(info.path) or info
+            beginning = _Beginning(data, info, partial(self._read_more, reading, info.path, place))
             self._watch.working(place)
             header = read_header(cast(BinaryIO, beginning), info.size)
             row |= self._describe(header, info)
@@ -240,6 +234,15 @@ class _Inspector:
         if not self._with_pixels or row["pixel_offset"] < 0:
             return row, None
         return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
+
+    def _read_more(
+        self, reading: Reading, source: str, place: int, start: int, length: int
+    ) -> bytes:
+        """A part of a file whose header is being parsed: time for it is the store's."""
+        self._watch.waiting()
+        data = reading.now(source, start, length)
+        self._watch.working(place)
+        return data
 
     def _describe(self, header: Header, info: FileInfo) -> dict[str, Any]:
         described: dict[str, Any] = {
@@ -269,8 +272,8 @@ class _Inspector:
 class _Beginning:
     """A file's first bytes, which are here, and the others, which are read if they are needed."""
 
-    def __init__(self, data: bytes, info: FileInfo, reading: Reading) -> None:
-        self._data, self._info, self._reading = data, info, reading
+    def __init__(self, data: bytes, info: FileInfo, read_more: Callable[[int, int], bytes]) -> None:
+        self._data, self._info, self._read_more = data, info, read_more
         self._position = 0
 
     def read(self, size: int) -> bytes:
@@ -280,7 +283,7 @@ class _Beginning:
         missing = min(self._position, self._info.size) - max(first, len(self._data))
         if missing > 0 and len(self._data) >= FIRST_BYTES:
             start = max(first, len(self._data))
-            data += self._reading.now(self._info.path, start, missing)
+            data += self._read_more(start, missing)
         return data
 
 

@@ -39,7 +39,7 @@ from beam_pipeline.planning.plan import (
 )
 from beam_pipeline.planning.plan_tables import write_plan_tables
 from beam_pipeline.planning.read_inventory import Inventory
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.storage import InputFiles, find_input
 from beam_pipeline.storage.sources import decode_source, show_source
 
 REJECTS_SCHEMA = pa.schema({column: pa.string() for column in REJECT_COLUMNS})
@@ -109,7 +109,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
     if options.splits.leak_check is not LeakCheck.OFF:
-        files = InputFiles.parse(options.files.input, options.files.storage_patience)
+        files = find_input(options.files.input, options.files.storage_patience)
         identical = _find_identical(inventory, keys, judgement, files)
     earlier = None
     if options.splits.folds_from:

@@ -25,7 +25,7 @@ from beam_pipeline.planning.read_inventory import Inventory
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.
 _SLICES_A_PASS = 1 << 20
-_CARRIED = ("source", "size", "header")
+_CARRIED = ("source", "size", "version", "header")
 
 
 def write_plan_tables(

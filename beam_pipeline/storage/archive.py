@@ -133,6 +133,9 @@ class ArchiveStore:
             return None
         return FileInfo(path, int(member["size"]), _version(int(member["crc"])))
 
+    def check_reachable(self, path: str) -> None:
+        """See ReadableStore. Every request raises StoreError where the archive is gone."""
+
     def is_folder(self, path: str) -> bool:
         """See ReadableStore; raises as `list` does. The archive itself is one."""
         directory, prefix = self._directory(), encode_source(f"{path}/")

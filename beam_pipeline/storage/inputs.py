@@ -14,7 +14,7 @@ from typing import TypeVar
 from beam_pipeline.errors import UsageError
 from beam_pipeline.storage.protocol import FileInfo
 from beam_pipeline.storage.refusals import InputFolder, find_folder
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from beam_pipeline.storage.retries import DEFAULT_PATIENCE, Patience, Transient
 from beam_pipeline.storage.stores import find_input_store
 
 _WILDCARDS = frozenset("*?[")
@@ -51,20 +51,38 @@ class Reading:
         """A part of a file.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the file cannot be read, at a second look either.
             StoreError: its store fails.
         """
-        return self._folder.read(source, start, length)
+        try:
+            return self._folder.read(source, start, length)
+        except OSError:
+            return self._folder.look_again(source, start, length)
 
-    def part(self, source: str, start: int, length: int, use: Callable[[bytes], T]) -> "Future[T]":
+    def part(
+        self,
+        source: str,
+        start: int,
+        length: int,
+        use: Callable[[bytes], T],
+        *,
+        again: bool = True,
+    ) -> "Future[T]":
         """What a function makes of a part of a file, soon.
+
+        Args:
+            source: the file.
+            start: the part's first byte.
+            length: bytes; there are fewer where the file ends.
+            use: makes the result of the part.
+            again: look a second time before saying that the file cannot be read.
 
         Its `result()` raises an OSError if the file cannot be read, a StoreError if its store
         fails.
         """
 
         def read() -> T:
-            return use(self.now(source, start, length))
+            return use((self.now if again else self._folder.read)(source, start, length))
 
         if self._threads is not None:
             return self._threads.submit(read)
@@ -102,6 +120,29 @@ class InputFiles:
             UsageError: it does not exist.
             StoreError: its store fails.
         """
+        found = cls._find(text, patience)
+        if found is None:
+            raise UsageError(f"input {text} does not exist")
+        return found
+
+    @classmethod
+    def expect(cls, text: str, patience: float) -> "InputFiles":
+        """Find, as `parse` does, an input that was there before: wait for it if it is away.
+
+        Raises:
+            StoreError: it stays away, or its store fails.
+        """
+
+        def attempt() -> InputFiles:
+            found = cls._find(text, patience)
+            if found is None:
+                raise Transient("the input is gone")
+            return found
+
+        return Patience(text, patience).request(attempt)
+
+    @classmethod
+    def _find(cls, text: str, patience: float) -> "InputFiles | None":
         store, path = find_input_store(text, patience)
         if store.is_folder(path):
             return cls(text, patience=patience)
@@ -117,7 +158,7 @@ class InputFiles:
             store, path = find_input_store(root, patience)
             if store.is_folder(path):
                 return cls(root, pattern=pattern, patience=patience)
-        raise UsageError(f"input {text} does not exist")
+        return None
 
     @property
     def _folder(self) -> InputFolder:
@@ -133,8 +174,8 @@ class InputFiles:
             StoreError: a folder cannot be listed, or the store fails.
         """
         if self.name:
-            info = self._folder.info(self.name)
-            return iter([FileInfo(self.name, info.size, info.version)] if info else [])
+            info = self._folder.expect_info(self.name)
+            return iter([info] if info else [])
         found = self._folder.list()
         if not self.pattern:
             return found
@@ -152,6 +193,14 @@ class InputFiles:
             StoreError: the store fails.
         """
         return self._folder.read(source)
+
+    def look_again(self, source: str) -> bytes:
+        """Read a source that could not be read; raises as `InputFolder.look_again` does."""
+        return self._folder.look_again(source)
+
+    def info(self, source: str) -> FileInfo | None:
+        """What is known of a source, or None if it is not there."""
+        return self._folder.info(source)
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
@@ -235,5 +284,5 @@ def _result(asked: tuple["Future[_Contents]", int]) -> tuple[_Contents, int]:
 
 @lru_cache(maxsize=8)  # a process does many tasks of one run
 def find_input(text: str, patience: float) -> InputFiles:
-    """What `InputFiles.parse` finds, asked once by each process; raises as it does."""
-    return InputFiles.parse(text, patience)
+    """What `InputFiles.expect` finds, asked once by each process; raises as it does."""
+    return InputFiles.expect(text, patience)

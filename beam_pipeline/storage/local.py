@@ -63,7 +63,7 @@ class LocalStore:
         """See Store. Symbolic links are followed, but not to a folder that leads to them.
 
         Raises:
-            StoreError: a folder cannot be listed: what it holds would be lost without a word.
+            StoreError: a folder cannot be listed, or stays away: its files would be lost silently.
         """
         return self._walk(folder, "", frozenset())
 
@@ -82,9 +82,12 @@ class LocalStore:
         """Which folder it is, and what is in it, in order: the files' infos, None for folders."""
 
         def look() -> tuple[_Identity, _Entries]:
-            with os.scandir(folder) as found:
-                entries = [(e.name, _describe(e)) for e in found if not e.name.startswith(".")]
-            return _identity(Path(folder).stat()), entries
+            try:
+                with os.scandir(folder) as found:
+                    entries = [(e.name, _describe(e)) for e in found if not e.name.startswith(".")]
+                return _identity(Path(folder).stat()), entries
+            except FileNotFoundError:  # it was there: its disk or a folder above is away
+                raise Transient("a folder is gone while it is listed") from None
 
         try:
             identity, entries = self._request(folder, look)
@@ -127,6 +130,16 @@ class LocalStore:
             return self._request(folder, lambda: set(map(_entry, Path(folder).iterdir())))
         except OSError as error:
             raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
+
+    def check_reachable(self, path: str) -> None:
+        """See Store. An empty folder may be a mount point without its disk."""
+        try:
+            with os.scandir(Path(os.path.realpath(path)).parent) as found:
+                is_empty = next(found, None) is None
+        except OSError as error:
+            raise Transient(f"a folder cannot be listed: {error.strerror}") from None
+        if is_empty:
+            raise Transient("a folder is empty")
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """See Store."""
@@ -194,6 +207,8 @@ class LocalStore:
     def _request(self, path: str, action: Callable[[], T]) -> T:
         try:
             return action()  # nearly always: what follows takes as long as reading a header
+        except Transient:
+            pass
         except OSError as error:
             if error.errno not in _TRANSIENT:
                 raise
@@ -268,11 +283,13 @@ def _describe(entry: os.DirEntry[str]) -> FileInfo | None:
         if entry.is_dir():
             return None
         found = entry.stat()
+        return FileInfo("", found.st_size, str(found.st_mtime_ns))
+    except FileNotFoundError:
+        entry.stat(follow_symlinks=False)  # raises if the entry is gone, and not a link's target
     except OSError as error:
         if error.errno in _TRANSIENT:
             raise
-        return FileInfo("", 0, "")  # a link to nothing, or a bad sector: reading it will say so
-    return FileInfo("", found.st_size, str(found.st_mtime_ns))
+    return FileInfo("", 0, "")  # a link to nothing, or a bad sector: reading it will say so
 
 
 def _read(path: str, start: int, length: int | None) -> bytes:

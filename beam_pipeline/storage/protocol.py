@@ -47,6 +47,14 @@ class ReadableStore(Protocol):
         """What is known of a file, or None if there is none at this path."""
         ...
 
+    def check_reachable(self, path: str) -> None:
+        """Raise Transient unless what holds a file is there, whether the file is or not.
+
+        A disk that is unmounted and a folder that is moved take all their files away: no verdict on
+        any of them.
+        """
+        ...
+
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder; in an object store, whether there are files below the path."""
         ...

@@ -1,14 +1,17 @@
-"""A store that refuses a file: whether it refuses all, which is its own fault, or only this one."""
+"""A file that cannot be read: whether that is its own fault, or that of what holds it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain, islice
+from typing import TypeVar
 
 from beam_pipeline.errors import ObjectFault, ObjectRefused, PipelineError, Reason
 from beam_pipeline.storage.protocol import FileInfo, ReadableStore
 from beam_pipeline.storage.retries import Foreign, Patience
 from beam_pipeline.storage.stores import find_input_store, find_store
+
+T = TypeVar("T")
 
 _LISTED = 1000  # a page of a listing
 _ASKED = 16  # files of that page, and folders of which one file is asked for
@@ -48,7 +51,12 @@ class InputFolder:
 
     def info(self, source: str) -> FileInfo | None:
         """See ReadableStore."""
-        return self.store.info(self._path(source))
+        found = self.store.info(self._path(source))
+        return FileInfo(source, found.size, found.version) if found else None
+
+    def expect_info(self, source: str) -> FileInfo | None:
+        """What is known of a file that was there before; see `look_again`."""
+        return self.info(source) or self._look_again(source, lambda: self.info(source))
 
     def read(self, source: str, start: int = 0, length: int | None = None) -> bytes:
         """A file's bytes, or part of them.
@@ -67,6 +75,28 @@ class InputFolder:
         except ObjectRefused as refusal:
             store = refusal.store
         return Patience(store, self._patience).request(lambda: self._judge(path, read))
+
+    def look_again(self, source: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read a file, or part of it, that could not be read at the first look.
+
+        Raises:
+            OSError: it still cannot, and what holds it was there before and after this look.
+            StoreError: what holds it stays away, or the store fails.
+        """
+        return self._look_again(source, lambda: self.read(source, start, length))
+
+    def _look_again(self, source: str, look: Callable[[], T]) -> T:
+        path = self._path(source)
+
+        def attempt() -> T:
+            self.store.check_reachable(path)
+            try:
+                return look()
+            except OSError:
+                self.store.check_reachable(path)
+                raise
+
+        return Patience(self._root, self._patience).request(attempt)
 
     def _judge(self, path: str, read: Callable[[str], bytes]) -> bytes:
         """Read a file that was refused; raise whose fault that is, unless it has passed."""

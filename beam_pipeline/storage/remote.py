@@ -96,6 +96,9 @@ class ObjectStore:
             return None
         return FileInfo(path, found["size"], _version(found))
 
+    def check_reachable(self, path: str) -> None:
+        """See Store. A bucket that is gone is answered in another way than an object."""
+
     def is_folder(self, path: str) -> bool:
         """See Store."""
         return bool(self._request(Pages(self._reading, path, self._url).next)) or not path

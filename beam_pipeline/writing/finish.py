@@ -20,9 +20,10 @@ from beam_pipeline.layout import CARD, REJECTS_TABLE, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.progress import report_refusal
-from beam_pipeline.storage import Folder
+from beam_pipeline.storage import Folder, find_input
 from beam_pipeline.writing.manifest import write_description
 from beam_pipeline.writing.output import finish_output, write_refusal
+from beam_pipeline.writing.second_look import check_rejections
 from beam_pipeline.writing.shards import ShardResult
 
 
@@ -69,7 +70,7 @@ def _with_page(error: PipelineError, folder: Folder) -> PipelineError:
 
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
-    folder = unfinished.folder
+    folder, files = unfinished.folder, options.files
     unfinished.check_needed()  # a runner may do this step again, which was done
     plan = Plan.decode(unfinished.read_plan())
     if written != len(plan.shards):
@@ -78,6 +79,8 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     results = [ShardResult.of(part) for part in parts]
     rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
     rejects += [reject for result in results for reject in result.rejects]
+    if rejects:
+        check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
     write_rejects(folder, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
     folder.make_durable(result.file for result in results)

@@ -16,7 +16,7 @@ from beam_pipeline.directory.example import encode_example, frame_record
 from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import Rejected
+from beam_pipeline.errors import TRANSIENT, Reason, Rejected
 from beam_pipeline.images.convert import Image, convert_slice
 from beam_pipeline.images.png import SIGNATURE, encode_scanlines
 from beam_pipeline.layout import (
@@ -105,7 +105,7 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     wanted = (table_metadata(plan)["options"], rows, [*index_columns(labels)])
     digest = hashlib.sha256(repr(wanted).encode()).hexdigest()
     result = _find_result(shard, unfinished, digest)
-    if result is not None:
+    if result is not None and all(row["version"] for row in rows):
         return Written(shard, result.examples, len(result.rejects))
     files = find_input(options.files.input, options.files.storage_patience)
     writer = _ShardWriter(shard, digest, files, options.image, options.labels.image_id, watch)
@@ -123,12 +123,15 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
 
 
 def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:
-    """The result of an earlier run that planned the same shard and wrote it whole."""
+    """The result of an earlier run that planned the same shard and wrote it whole.
+
+    Not if rejects may pass now: their files are read again.
+    """
     index = unfinished.find(written_table(shard))
     if index is None:
         return None
     result, folder = ShardResult.of(index), unfinished.folder
-    if result.plan != digest:
+    if result.plan != digest or any(row["reason"] in TRANSIENT for row in result.rejects):
         return None
     return result if folder.is_unchanged(shard, result.version, result.sha256) else None
 
@@ -184,7 +187,7 @@ class _ShardWriter:
                 raise Rejected(self._watch.excluded[place])
             data = next(contents)
             if isinstance(data, OSError):
-                raise Rejected.unread(data)
+                data = self._look_again(source)
             self._watch.working(place)
             record, described = _convert(row, data, self._image)
         except Rejected as rejected:
@@ -203,6 +206,12 @@ class _ShardWriter:
         self._checksum.update(record)
         self._size += len(record)
         return record
+
+    def _look_again(self, source: str) -> bytes:
+        try:
+            return self._files.look_again(source)
+        except OSError as error:
+            raise Rejected.unread(error) from None
 
     def _shown(self, row: dict[str, Any], source: str) -> dict[str, str]:
         if self._image_id is ImageId.ORDINAL:
@@ -233,8 +242,15 @@ class _ShardWriter:
 def _convert(
     row: dict[str, Any], data: bytes, options: ImageOptions
 ) -> tuple[bytes, dict[str, Any]]:
-    """A slice's TFRecord, and what the index says of the slice."""
-    slice_ = read_slice(data, decode_header(row["header"]))
+    """A slice's TFRecord, and what the index says of the slice.
+
+    Raises:
+        Rejected: the file is not usable, or not the slice that was planned.
+    """
+    planned = decode_header(row["header"])
+    slice_ = read_slice(data, planned)
+    if planned is not None and slice_.header.identity != planned.identity:
+        raise Rejected(Reason.CHANGED)  # not to be written under the planned patient and label
     image = convert_slice(slice_, options)
     features = _features(row, slice_.header, image)
     record = frame_record(encode_example(features))

@@ -429,6 +429,7 @@ def test_a_slice_takes_along_what_is_needed_to_write_it(plan_rows: PlanRows) -> 
         assert found == {
             "source": row["source"],
             "size": row["size"],
+            "version": row["version"],
             "image_id": row["image_id"],
             "header": row["header"],
             "patient_id": f"patient_{patient:06d}",
