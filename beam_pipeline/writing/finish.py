@@ -79,7 +79,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     results = [ShardResult.of(part) for part in parts]
     rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
     rejects += [reject for result in results for reject in result.rejects]
-    if rejects:
+    if rejects:  # else the input is not needed any more
         check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
     write_rejects(folder, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died

@@ -11,26 +11,27 @@ import pyarrow.compute as pc
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, Rejected, StoreError
-from beam_pipeline.layout import SHARDS_A_PART, inventory_table, plan_table
+from beam_pipeline.layout import REJECTS_TABLE, SHARDS_A_PART, inventory_table, plan_table
 from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.storage import FileInfo, InputFiles
+from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.storage.sources import decode_source
 from beam_pipeline.writing.shards import ShardResult
 
 _UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
-_DECODED_TWICE = frozenset({Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT})
 
 
-class Rejection(NamedTuple):
-    """A file that was rejected.
+class Unread(NamedTuple):
+    """A file that could not be read.
 
     Attributes:
-        file: as it was listed.
-        reason: why.
+        source: its path, relative to the input.
+        was_there: whether it could be looked at when it was listed.
+        reason: why it was rejected.
     """
 
-    file: FileInfo
+    source: str
+    was_there: bool
     reason: str
 
 
@@ -46,70 +47,62 @@ def check_rejections(
         files: the input.
 
     Raises:
-        StoreError: such files are another slice, or a slice, when the same command reads them.
+        StoreError: there are such files, or the input's store fails.
     """
-    rejections = [*_of_shards(unfinished, results), *_of_headers(unfinished, plan.files_seen)]
-    if passing := count_passing(rejections, files):
+    unread = [*_of_headers(unfinished, plan.files_seen), *_of_shards(unfinished, results)]
+    changed = sum(result.changed for result in results)
+    if passing := changed + count_passing(unread, files):
         raise StoreError(files.root, f"{passing} files came back or changed during the run")
 
 
-def count_passing(rejections: Iterable[Rejection], files: InputFiles) -> int:
-    """Count the files that would not be rejected for the same reason now.
+def count_passing(unread: Iterable[Unread], files: InputFiles) -> int:
+    """Count the files that can be read now, or not for another reason.
 
     Raises:
         StoreError: the input's store fails.
     """
     with files.reading() as reading:
-        looks = reading.ahead(rejections, partial(_look, reading))
-        return sum(_passes(rejection, look, files) for rejection, look in looks)
+        looks = reading.ahead(unread, partial(_look, reading))
+        return sum(_passes(file, look) for file, look in looks)
 
 
-def _look(reading: Reading, rejection: Rejection) -> Future[int]:
-    if rejection.reason not in _UNREAD:
-        return Future()
+def _look(reading: Reading, file: Unread) -> Future[int]:
     # A link that led nowhere when it was listed need not lead to a folder that is there.
-    again = bool(rejection.file.version)
-    return reading.part(rejection.file.path, 0, MAX_FILE_BYTES, len, again=again)
+    return reading.part(file.source, 0, MAX_FILE_BYTES, len, again=file.was_there)
 
 
-def _passes(rejection: Rejection, look: Future[int], files: InputFiles) -> bool:
-    if rejection.reason in _UNREAD:
-        try:
-            look.result()
-        except OSError as error:
-            return Rejected.unread(error).reason != rejection.reason
-        return True
-    if rejection.reason == Reason.CHANGED:
-        return True
-    # Caught while it was copied again; a version may be told in another way than when listed.
-    now = files.info(rejection.file.path)
-    return now is not None and now.size != rejection.file.size
+def _passes(file: Unread, look: Future[int]) -> bool:
+    try:
+        look.result()
+    except OSError as error:
+        return Rejected.unread(error).reason != file.reason
+    return True
 
 
-def _of_headers(unfinished: Unfinished, files_seen: int) -> Iterator[Rejection]:
+def _of_headers(unfinished: Unfinished, files_seen: int) -> Iterator[Unread]:
     """Files whose headers could not be read."""
+    if _UNREAD.isdisjoint(unfinished.read(REJECTS_TABLE, ["reason"])["reason"].to_pylist()):
+        return
     number, seen = 0, 0
     while seen < files_seen:
-        table = unfinished.read(inventory_table(number), ("source", "size", "version", "reason"))
+        table = unfinished.read(inventory_table(number), ("source", "version", "reason"))
         reasons = pc.cast(table["reason"], pa.string())
         unread = table.filter(pc.is_in(reasons, pa.array(sorted(_UNREAD))))
-        yield from map(_rejection, unread.to_pylist())
+        yield from (_unread(row, row["reason"]) for row in unread.to_pylist())
         number, seen = number + 1, seen + len(table)
 
 
-def _of_shards(unfinished: Unfinished, results: Sequence[ShardResult]) -> Iterator[Rejection]:
-    """Files that could not be written, though their headers were fine."""
+def _of_shards(unfinished: Unfinished, results: Sequence[ShardResult]) -> Iterator[Unread]:
+    """Files that could not be read any more when they were to be written."""
     for number, result in enumerate(results):
         reasons = {row["image_id"]: row["reason"] for row in result.rejects}
-        if not reasons:
+        if _UNREAD.isdisjoint(reasons.values()):
             continue
         part, batch = divmod(number, SHARDS_A_PART)
         for row in unfinished.read_batch(plan_table(part), batch).to_pylist():
-            reason = reasons.get(row["image_id"])
-            if reason is not None and reason not in _DECODED_TWICE:
-                yield _rejection(row | {"reason": reason})
+            if reasons.get(row["image_id"]) in _UNREAD:
+                yield _unread(row, reasons[row["image_id"]])
 
 
-def _rejection(row: dict[str, Any]) -> Rejection:
-    file = FileInfo(decode_source(row["source"]), row["size"], row["version"])
-    return Rejection(file, row["reason"])
+def _unread(row: dict[str, Any], reason: str) -> Unread:
+    return Unread(decode_source(row["source"]), bool(row["version"]), reason)

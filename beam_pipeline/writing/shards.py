@@ -51,6 +51,7 @@ class ShardResult:
         repaired: how many of them were repaired, by the repair.
         resized: how many of them had another size.
         rejects: one row per file that was not used: source, image_id, reason, detail.
+        changed: how many of them had become other files since they were listed.
     """
 
     split: str
@@ -64,6 +65,7 @@ class ShardResult:
     repaired: dict[str, int]
     resized: int
     rejects: list[Reject]
+    changed: int = 0
 
     @classmethod
     def of(cls, index: pa.Table) -> "ShardResult":
@@ -131,7 +133,8 @@ def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult
     if index is None:
         return None
     result, folder = ShardResult.of(index), unfinished.folder
-    if result.plan != digest or any(row["reason"] in TRANSIENT for row in result.rejects):
+    may_pass = result.changed or any(row["reason"] in TRANSIENT for row in result.rejects)
+    if result.plan != digest or may_pass:
         return None
     return result if folder.is_unchanged(shard, result.version, result.sha256) else None
 
@@ -156,6 +159,7 @@ class _ShardWriter:
         self._watch = watch
         self._index: list[dict[str, Any]] = []
         self._rejects: list[Reject] = []
+        self._changed = 0
         self._checksum = hashlib.sha256()
         self._size = 0
 
@@ -189,7 +193,7 @@ class _ShardWriter:
             if isinstance(data, OSError):
                 data = self._look_again(source)
             self._watch.working(place)
-            record, described = _convert(row, data, self._image)
+            record, described = self._convert(row, data)
         except Rejected as rejected:
             self._rejects.append(shown | _why(rejected))
             return None
@@ -206,6 +210,14 @@ class _ShardWriter:
         self._checksum.update(record)
         self._size += len(record)
         return record
+
+    def _convert(self, row: dict[str, Any], data: bytes) -> tuple[bytes, dict[str, Any]]:
+        try:
+            return _convert(row, data, self._image)
+        except Rejected as rejected:
+            # Also caught while it was copied again: no verdict on what it is now.
+            self._changed += rejected.reason is Reason.CHANGED or len(data) != row["size"]
+            raise
 
     def _look_again(self, source: str) -> bytes:
         try:
@@ -236,6 +248,7 @@ class _ShardWriter:
             repaired=dict(repairs),
             resized=sum(row["resized"] for row in self._index),
             rejects=self._rejects,
+            changed=self._changed,
         )
 
 

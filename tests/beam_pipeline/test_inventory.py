@@ -3,9 +3,10 @@ import hashlib
 import hmac
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from beam_pipeline.planning.inventory import (
     list_parts,
 )
 from beam_pipeline.storage import FileInfo, Folder, InputFiles
+from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
@@ -458,6 +460,74 @@ def test_a_file_that_is_back_is_read(three: Options) -> None:
     away.rename(path)
     assert inspect(three) == Inspected(files=3, rejected=1, reused=2)
     assert rows_of(three)["b.dcm"]["reason"] == ""
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_an_outage_of_the_input_changes_nothing(
+    three: Options, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is renamed away before one of the first reads: key, headers, fingerprints."""
+    three = three.changed(identifiers=Identifiers.ORDINAL)
+    inspect(three)
+    expected = rows_of(three)
+    three = three.changed(output=f"{three.files.output}-again")
+    assert [*list_parts(three.files)] == [3]
+    read, calls = LocalStore.read, []
+    folder = Path(three.files.input)
+
+    def away(store: LocalStore, path: str, *part: Any) -> bytes:
+        calls.extend([path] if path.startswith(f"{folder}/") else [])
+        if calls[call:] == [path]:
+            hidden = folder.rename(f"{folder}.away")
+            threading.Timer(0.1, hidden.rename, (folder,)).start()
+        return read(store, path, *part)
+
+    monkeypatch.setattr(LocalStore, "read", away)
+    assert inspect_part(0, Watch(), options=three) == Inspected(files=3, rejected=1, reused=0)
+    assert rows_of(three) == expected
+    assert len(calls) > call
+
+
+def test_an_outage_that_lasts_leaves_no_verdicts(three: Options) -> None:
+    three = three.changed(storage_patience=1)
+    assert [*list_parts(three.files)] == [3]
+    folder = Path(three.files.input)
+    hidden = folder.rename(f"{folder}.away")
+    with pytest.raises(StoreError, match=f"{folder}: no answer for 1 s .*; the same command res"):
+        inspect_part(0, Watch(), options=three)
+    assert Unfinished(Folder(three.files.output)).find(inventory_table(0)) is None
+    hidden.rename(folder)
+    assert inspect(three) == Inspected(files=3, rejected=1, reused=0)
+
+
+def test_a_link_that_leads_somewhere_after_it_was_listed_has_that_size(
+    folder: Path, tmp_path: Path, write_slice: WriteSlice
+) -> None:
+    (folder / "link.dcm").symlink_to(tmp_path / "disk" / "there.dcm")
+    options = options_for(folder, tmp_path)
+    assert [*list_parts(options.files)] == [1]
+    write_slice(tmp_path / "disk" / "there.dcm")
+    assert inspect_part(0, Watch(), options=options) == Inspected(files=1, rejected=0, reused=0)
+    assert rows_of(options)["link.dcm"]["pixel_bytes"] == 32 * 32 * 2
+
+
+def test_time_to_read_a_long_header_is_not_the_decoders(folder: Path, tmp_path: Path) -> None:
+    """A store that is away meanwhile must not be taken for a decoder that hangs."""
+
+    class Diary(Watch):
+        told: ClassVar[list[str]] = []
+
+        def waiting(self) -> None:
+            self.told.append("waiting")
+
+        def working(self, place: int) -> None:
+            self.told.append("working")
+
+    (folder / "long.dcm").write_bytes(make_dicom(PatientComments="x" * (1 << 16)))
+    options = options_for(folder, tmp_path, leak_check=LeakCheck.OFF)
+    assert [*list_parts(options.files)] == [1]
+    assert not inspect_part(0, Diary(), options=options).rejected
+    assert Diary.told == ["working", "waiting", "working", "waiting"]
 
 
 def test_new_files_are_read_and_the_others_found_at_their_new_places(

@@ -1,6 +1,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,20 +12,25 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.directory.example import decode_example, read_records
 from beam_pipeline.directory.index import index_schema
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import OutputError, Reason, StoreError
+from beam_pipeline.errors import TRANSIENT, OutputError, Reason, StoreError
 from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.storage import Folder
+from beam_pipeline.storage import FileInfo, Folder, InputFiles
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.shards import ShardResult, Written, write_shard
+from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
+# The high bytes of SIGNED_16, then its low ones, as literals (DICOM PS3.5 annex G).
+_HIGH, _LOW = (SIGNED_16.astype(order).tobytes()[::2] for order in (">i2", "<i2"))
+RLE_FRAME = struct.pack("<16I", 2, 64, 71, *[0] * 13) + b"\5" + _HIGH + b"\5" + _LOW
 WriteSlice = Callable[..., Path]
 
 
@@ -55,6 +63,10 @@ def make_plan(options: Options) -> Plan:
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     return plan_shards(parts, options)
+
+
+def listing(options: Options) -> list[FileInfo]:
+    return [*InputFiles.parse(options.files.input).list()]
 
 
 def planned_slices(number: int, options: Options) -> list[dict[str, Any]]:
@@ -291,6 +303,134 @@ def test_a_file_that_vanishes_after_planning_is_rejected(
         "ID_3": ("not_dicom", "empty file"),
     }
     assert index["image_id"].to_pylist() == ["ID_0"]
+
+
+def overwrite(path: Path, data: bytes, *, later: int = 1) -> None:
+    """Replace a file's content; its time of modification is later, ns."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=(before + later, before + later))
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_an_outage_of_the_input_changes_nothing(
+    options: Options,
+    tmp_path: Path,
+    write_slice: WriteSlice,
+    call: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder is renamed away before one of the files is read."""
+    folder = tmp_path / "in"
+    options = four_slices(options, folder, write_slice)
+    make_plan(options)
+    expected = write(0, options)
+    options = options.changed(output=f"{options.files.output}-again")
+    make_plan(options)
+    read, calls = InputFiles.read, []
+
+    def away(files: InputFiles, source: str) -> bytes:
+        calls.append(source)
+        if calls[call:] == [source]:
+            hidden = folder.rename(f"{folder}.away")
+            threading.Timer(0.1, hidden.rename, (folder,)).start()
+        return read(files, source)
+
+    monkeypatch.setattr(InputFiles, "read", away)
+    assert write(0, options)[2] == expected[2]
+    assert len(calls) == 4
+
+
+def test_an_outage_that_lasts_writes_no_shard(
+    options: Options, tmp_path: Path, write_slice: WriteSlice
+) -> None:
+    options = four_slices(options, tmp_path / "in", write_slice).changed(storage_patience=1)
+    plan = make_plan(options)
+    hidden = (tmp_path / "in").rename(tmp_path / "away")
+    with pytest.raises(StoreError, match=f"{tmp_path}/in: no answer for 1 s"):
+        write_shard(0, Watch(), options=options)
+    assert Unfinished(Folder(options.files.output)).find(written_table(plan.shards[0])) is None
+    hidden.rename(tmp_path / "in")
+    assert write(0, options)[0] == Written(plan.shards[0], 4, 0)
+
+
+@pytest.mark.parametrize("reason", sorted(TRANSIENT))
+def test_a_shard_with_a_reject_that_may_pass_is_written_again(
+    options: Options, tmp_path: Path, write_slice: WriteSlice, reason: Reason
+) -> None:
+    options = four_slices(options, tmp_path / "in", write_slice)
+    plan = make_plan(options)
+    for excluded in ({1: reason}, {}, {}):
+        witness = Witness(excluded)
+        assert write(0, options, witness)[0].rejected == len(excluded)
+    assert witness.places == []  # it has no such reject any more
+    assert write(0, options)[0] == Written(plan.shards[0], 4, 0)
+
+
+@pytest.mark.parametrize("before", ["constant", "other pixels"])
+def test_a_file_that_is_copied_again_is_read_again(
+    options: Options, tmp_path: Path, write_slice: WriteSlice, before: str
+) -> None:
+    """With the same size and header."""
+    options = four_slices(options, tmp_path / "in", write_slice)
+    path = tmp_path / "in" / "ID_1.dcm"
+    good = path.read_bytes()
+    pixels = bytes(2048) if before == "constant" else good[-2048:][::-1]
+    overwrite(path, good[:-2048] + pixels)
+    make_plan(options)
+    _, index, _ = write(0, options)
+    assert ("ID_1" in index["image_id"].to_pylist()) == (before != "constant")
+    overwrite(path, good)
+    plan = make_plan(options)
+    second = write(0, options)
+    fresh = options.changed(output=f"{options.files.output}-fresh")
+    assert make_plan(fresh) == plan
+    assert second[2] == write(0, fresh)[2]
+    assert second[0] == Written(plan.shards[0], 4, 0)
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"PatientID": "another"},
+        {"StudyInstanceUID": "another"},
+        {"SeriesInstanceUID": "another"},
+        {"SOPInstanceUID": "another"},
+        {"ImagePositionPatient": [0.0, 0.0, 77.0]},
+        {"PixelSpacing": [0.5, 0.75]},
+    ],
+)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+def test_a_file_that_becomes_another_slice_is_not_written_under_the_planned_one(
+    options: Options, tmp_path: Path, syntax: str, attribute: dict[str, Any]
+) -> None:
+    """Whether its header is remembered or has to be read again."""
+    frame = RLE_FRAME if syntax == RLELossless else None
+    path = tmp_path / "in" / "ID_1.dcm"
+    path.parent.mkdir()
+    options = options.changed(input=str(path.parent), labels=None)
+    path.write_bytes(make_dicom(syntax=syntax, frame=frame))
+    make_plan(options)
+    path.write_bytes(make_dicom(syntax=syntax, frame=frame, **attribute))
+    _, index, result = write(0, options)
+    assert len(index) == 0
+    assert [(row["reason"], row["detail"]) for row in result.rejects] == [("changed", "")]
+    overwrite(path, path.read_bytes())
+    make_plan(options)
+    assert write(0, options)[0].examples == 1
+
+
+def test_a_file_whose_version_is_not_known_is_always_read(
+    options: Options, tmp_path: Path, write_slice: WriteSlice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = four_slices(options, tmp_path / "in", write_slice)
+    infos = [FileInfo(f"ID_{n}.dcm", info.size, "") for n, info in enumerate(listing(options))]
+    monkeypatch.setattr(InputFiles, "list", lambda files: iter(infos))
+    make_plan(options)
+    for _ in range(2):
+        witness = Witness()
+        write(0, options, witness)
+        assert witness.places == [0, 1, 2, 3]
 
 
 def test_a_store_that_fails_is_no_verdict_on_a_slice(

@@ -1,5 +1,6 @@
 """Files of this machine; those of object stores are tested against servers."""
 
+import dataclasses
 import errno
 import hashlib
 import math
@@ -9,6 +10,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -556,6 +559,158 @@ def test_a_store_that_fails_is_not_an_input_that_is_not_there(
         with pytest.raises(StoreError, match="Stale file handle"):
             InputFiles.parse(str(tree / name), A_MOMENT)
         monkeypatch.undo()
+
+
+# Outages: what holds a file is away for a moment, or for good
+
+
+@contextmanager
+def away(path: Path, seconds: float = 0.3) -> Iterator[None]:
+    """Rename a folder or file; it is back after some seconds, while the block runs."""
+    hidden = path.with_name(f"{path.name}.away")
+    path.rename(hidden)
+    back = threading.Timer(seconds, hidden.rename, (path,))
+    back.start()
+    try:
+        yield
+    finally:
+        back.join()
+
+
+@contextmanager
+def unmounted(path: Path, seconds: float = 0.3) -> Iterator[None]:
+    """Show an empty folder in place of one, as a mount point without its disk is."""
+    hidden = path.with_name(f"{path.name}.away")
+    path.rename(hidden)
+    path.mkdir()
+    back = threading.Timer(seconds, hidden.rename, (path,))  # takes the place of an empty folder
+    back.start()
+    try:
+        yield
+    finally:
+        back.join()
+
+
+def first_part(files: InputFiles, source: str) -> bytes:
+    with files.reading() as reading:
+        return reading.part(source, 0, 100, bytes).result()
+
+
+# Of the input `sub` itself, of a folder in it or around it.
+OUTAGES = pytest.mark.parametrize(
+    ("outage", "of"),
+    [(away, "sub"), (away, "sub/deep"), (unmounted, "sub/deep"), (away, "")],
+)
+
+
+@OUTAGES
+def test_an_outage_is_waited_for(tree: Path, outage: Any, of: str) -> None:
+    files = InputFiles.parse(str(tree / "sub"))
+    for read in (first_part, InputFiles.look_again):
+        with outage(tree / of):
+            assert read(files, "deep/d.dcm") == b"sub/deep/d.dcm"
+
+
+@OUTAGES
+def test_an_outage_that_lasts_is_the_stores(tree: Path, outage: Any, of: str) -> None:
+    files = InputFiles.parse(str(tree / "sub"), A_MOMENT)
+    message = f"^{tree}/sub: no answer for 0.2 s .a folder .*; the same command resumes$"
+    for read in (first_part, InputFiles.look_again):
+        with outage(tree / of, 0.7), pytest.raises(StoreError, match=message):
+            read(files, "deep/d.dcm")
+
+
+def test_a_link_into_a_folder_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "a.dcm", b"there")
+    write(tmp_path / "in" / "b.dcm")
+    (tmp_path / "in" / "a.dcm").symlink_to(tmp_path / "disk" / "a.dcm")
+    files = InputFiles.parse(str(tmp_path / "in"))
+    with away(tmp_path / "disk"):
+        assert first_part(files, "a.dcm") == b"there"
+    (tmp_path / "disk" / "a.dcm").unlink()
+    write(tmp_path / "disk" / "other")
+    with pytest.raises(FileNotFoundError):
+        first_part(files, "a.dcm")
+
+
+@pytest.mark.timeout(20)
+def test_a_file_that_is_missing_alone_is_missing_at_once(tree: Path) -> None:
+    files = InputFiles.parse(str(tree))
+    for read in (first_part, InputFiles.look_again):
+        with pytest.raises(FileNotFoundError):
+            read(files, "sub/absent")
+
+
+def test_a_second_look_finds_a_file_that_is_back(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", fail(1, errno.ENOENT, os.open, "a.dcm"))
+    assert first_part(InputFiles.parse(str(tree)), "a.dcm") == b"a.dcm"
+
+
+@pytest.mark.parametrize("of", ["", "sub"])
+def test_a_folder_that_is_away_while_it_is_listed_is_waited_for(tree: Path, of: str) -> None:
+    expected = list(InputFiles.parse(str(tree)).list())
+    listing = InputFiles.parse(str(tree)).list()
+    found = [] if not of else [next(listing)]
+    with away(tree / of):
+        assert found + list(listing) == expected
+
+
+def test_a_folder_that_stays_away_while_it_is_listed_ends_the_run(tree: Path) -> None:
+    listing = InputFiles.parse(str(tree), A_MOMENT).list()
+    next(listing)
+    with (
+        away(tree / "sub", 0.7),
+        pytest.raises(StoreError, match="a folder is gone while it is listed"),
+    ):
+        list(listing)
+
+
+def test_a_file_that_is_away_while_it_is_listed_keeps_its_size(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is renamed between the look at its names and that at its files."""
+    expected = list(InputFiles.parse(str(tree)).list())
+    scandir, looks = os.scandir, []
+
+    @contextmanager
+    def outage(folder: str) -> Iterator[Any]:
+        looks.append(folder)
+        with scandir(folder) as found:
+            entries = list(found)
+        hidden = Path(folder).rename(f"{folder}.away") if len(looks) == 1 else Path(folder)
+        try:
+            yield entries
+        finally:
+            hidden.rename(folder)
+
+    monkeypatch.setattr(os, "scandir", outage)
+    assert list(InputFiles.parse(str(tree)).list()) == expected
+    assert len(looks) == 4  # the first folder twice
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "pattern", "archive"])
+def test_an_input_that_was_there_is_waited_for(tree: Path, kind: str) -> None:
+    text = {
+        "folder": tree,
+        "file": tree / "a.dcm",
+        "pattern": tree / "sub" / "*.dcm",
+        "archive": tree / "a.zip",
+    }[kind]
+    with zipfile.ZipFile(tree / "a.zip", "w") as archive:
+        archive.writestr("a.dcm", b"a.dcm")
+    expected = InputFiles.parse(str(text))
+    listed = list(expected.list())
+    with away(tree / "sub" if kind == "pattern" else Path(text)):
+        found = InputFiles.expect(str(text), 60)
+        assert list(found.list()) == listed
+    assert dataclasses.replace(found, patience=expected.patience) == expected
+    with (
+        away(tree / "sub" if kind == "pattern" else Path(text), 0.7),
+        pytest.raises(StoreError, match="the input is gone"),
+    ):
+        InputFiles.expect(str(text), A_MOMENT)
 
 
 # The folder of the output
