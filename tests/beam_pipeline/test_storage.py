@@ -566,29 +566,26 @@ def test_a_store_that_fails_is_not_an_input_that_is_not_there(
 
 @contextmanager
 def away(path: Path, seconds: float = 0.3) -> Iterator[None]:
-    """Rename a folder or file; it is back after some seconds, while the block runs."""
+    """Rename a folder or file; it is back after some seconds, or at the end of the block."""
     hidden = path.with_name(f"{path.name}.away")
     path.rename(hidden)
-    back = threading.Timer(seconds, hidden.rename, (path,))
+    back = threading.Timer(min(seconds, 60), hidden.rename, (path,))
     back.start()
     try:
         yield
     finally:
+        if seconds == math.inf:
+            back.cancel()
+            hidden.rename(path)
         back.join()
 
 
 @contextmanager
 def unmounted(path: Path, seconds: float = 0.3) -> Iterator[None]:
     """Show an empty folder in place of one, as a mount point without its disk is."""
-    hidden = path.with_name(f"{path.name}.away")
-    path.rename(hidden)
-    path.mkdir()
-    back = threading.Timer(seconds, hidden.rename, (path,))  # takes the place of an empty folder
-    back.start()
-    try:
+    with away(path, seconds):  # which takes the place of an empty folder
+        path.mkdir()
         yield
-    finally:
-        back.join()
 
 
 def first_part(files: InputFiles, source: str) -> bytes:
@@ -616,7 +613,7 @@ def test_an_outage_that_lasts_is_the_stores(tree: Path, outage: Any, of: str) ->
     files = InputFiles.parse(str(tree / "sub"), A_MOMENT)
     message = f"^{tree}/sub: no answer for 0.2 s .a folder .*; the same command resumes$"
     for read in (first_part, InputFiles.look_again):
-        with outage(tree / of, 0.7), pytest.raises(StoreError, match=message):
+        with outage(tree / of, math.inf), pytest.raises(StoreError, match=message):
             read(files, "deep/d.dcm")
 
 
@@ -661,7 +658,7 @@ def test_a_folder_that_stays_away_while_it_is_listed_ends_the_run(tree: Path) ->
     listing = InputFiles.parse(str(tree), A_MOMENT).list()
     next(listing)
     with (
-        away(tree / "sub", 0.7),
+        away(tree / "sub", math.inf),
         pytest.raises(StoreError, match="a folder is gone while it is listed"),
     ):
         list(listing)
@@ -707,7 +704,7 @@ def test_an_input_that_was_there_is_waited_for(tree: Path, kind: str) -> None:
         assert list(found.list()) == listed
     assert dataclasses.replace(found, patience=expected.patience) == expected
     with (
-        away(tree / "sub" if kind == "pattern" else Path(text), 0.7),
+        away(tree / "sub" if kind == "pattern" else Path(text), math.inf),
         pytest.raises(StoreError, match="the input is gone"),
     ):
         InputFiles.expect(str(text), A_MOMENT)
