@@ -136,6 +136,7 @@ class InputFiles:
         def attempt() -> InputFiles:
             found = cls._find(text, patience)
             if found is None:
+                find_input_store.cache_clear()  # it may be an archive, which is not there now
                 raise Transient("the input is gone")
             return found
 

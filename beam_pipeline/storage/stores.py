@@ -48,23 +48,16 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
     return find_bucket(f"{scheme}://{bucket}", patience), path
 
 
+@lru_cache(maxsize=32)
 def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[ReadableStore, str]:
     """The store to read a path or URL from, and the path in it.
 
     As `find_store`, but a path that leads through a ZIP archive (`rsna.zip/stage_2_train`) leads
     into it.
     """
-    try:
-        return _find_archive_store(url, patience)
-    except FileNotFoundError:  # not cached: an archive that is away may come back
-        return find_store(url, patience)
-
-
-@lru_cache(maxsize=32)
-def _find_archive_store(url: str, patience: float) -> tuple[ReadableStore, str]:
     archive = _find_archive(url)
     if archive is None:
-        raise FileNotFoundError
+        return find_store(url, patience)
     from beam_pipeline.storage.archive import ArchiveStore
 
     return ArchiveStore(archive[0], patience), archive[1]
