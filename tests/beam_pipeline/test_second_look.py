@@ -85,7 +85,8 @@ def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     hidden = path.rename(path.with_name(".away"))
     write(options)
     hidden.rename(path)
-    finish_directory(len(plan.shards), options)
+    with pytest.raises(StoreError, match=BACK):
+        finish_directory(len(plan.shards), options)
     refusal = json.loads(Path(options.files.output, REFUSAL).read_text())
     assert refusal["exit_code"] == 5
     assert not Path(options.files.output, "manifest.json").exists()
