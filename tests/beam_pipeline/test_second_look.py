@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Reason, StoreError
+from beam_pipeline.errors import Reason, Refusal, StoreError
 from beam_pipeline.layout import REFUSAL, written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
@@ -85,7 +85,7 @@ def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     hidden = path.rename(path.with_name(".away"))
     write(options)
     hidden.rename(path)
-    with pytest.raises(StoreError, match=BACK):
+    with pytest.raises(Refusal, match=BACK):
         finish_directory(len(plan.shards), options)
     refusal = json.loads(Path(options.files.output, REFUSAL).read_text())
     assert refusal["exit_code"] == 5
