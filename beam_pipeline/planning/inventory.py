@@ -15,7 +15,7 @@ from beam_pipeline.dicom.fingerprint import fingerprint, fingerprint_range, pixe
 from beam_pipeline.dicom.header_text import encode_header
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import TRANSIENT, Reason, Rejected
+from beam_pipeline.errors import TRANSIENT, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
