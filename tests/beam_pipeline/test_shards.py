@@ -375,7 +375,8 @@ def test_a_file_that_is_copied_again_is_read_again(
     options = four_slices(options, tmp_path / "in", write_slice)
     path = tmp_path / "in" / "ID_1.dcm"
     good = path.read_bytes()
-    pixels = bytes(2048) if before == "constant" else good[-2048:][::-1]
+    other = np.frombuffer(good[-2048:], np.int16)[::-1].tobytes()
+    pixels = bytes(2048) if before == "constant" else other
     overwrite(path, good[:-2048] + pixels)
     make_plan(options)
     _, index, _ = write(0, options)
