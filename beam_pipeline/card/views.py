@@ -16,12 +16,17 @@ from beam_pipeline.dicom.hounsfield import (
     hounsfield_table,
     stored_values,
 )
-from beam_pipeline.dicom.slices import Slice, read_slice
+from beam_pipeline.dicom.slices import OTHER_FUNCTION, Header, Slice, read_slice
 from beam_pipeline.directory.example import decode_example, read_record
 from beam_pipeline.errors import Rejected, StoreError, UsageError
-from beam_pipeline.images.convert import HU_OFFSET
+from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header
-from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
+from beam_pipeline.images.windows import (
+    PRESETS,
+    VoiFunction,
+    Window,
+    apply_windows,
+)
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.sources import decode_source
 from beam_pipeline.workers import Watch
@@ -190,9 +195,8 @@ def _view(
         watch.waiting()
     if not _is_same(slice_, row):
         return Views(spacing, of_shard, problem="another slice than the shard was made of")
-    values = _Values(slice_, Repair(row["repair"]))
-    own = slice_.header.window
-    of_source = tuple(values.pictures(own)) if pictured else ()
+    values = Values(slice_, Repair(row["repair"]))
+    of_source = tuple(values.pictures(slice_.header)) if pictured else ()
     return Views(spacing, of_shard, of_source, values.histograms(), slice_.header.encoding)
 
 
@@ -206,7 +210,7 @@ def _is_same(slice_: Slice, row: Mapping[str, Any]) -> bool:
     ) and (position is None or header.position_z == position)
 
 
-class _Values:
+class Values:
     """What a slice's pixels stand for; all is computed once for each bit pattern that there is."""
 
     def __init__(self, slice_: Slice, repair: Repair) -> None:
@@ -221,6 +225,7 @@ class _Values:
         self._unrepaired = _hounsfield(encoding, Repair.NONE)[self._patterns]
 
     def histograms(self) -> Histograms:
+        """How the values are spread."""
         return Histograms(
             stored=self._histogram(self._stored),
             hounsfield=self._histogram(self._hounsfield),
@@ -231,16 +236,20 @@ class _Values:
         bins = np.clip((np.floor(values) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
         return np.bincount(bins, self._counts, BINS).astype(np.int64)
 
-    def pictures(self, own: tuple[float, float] | None) -> Iterator[Picture]:
+    def pictures(self, header: Header) -> Iterator[Picture]:
+        """The slice in all ways of showing its file; `header` tells the file's own window."""
         low, high = self._shown_range()
         width = max(high - low, 1)
         stored = Window("stored", low + width / 2, width)
         yield _picture("stored values", f"{low:g} to {high:g}", self._levels(self._stored, stored))
         yield _picture("Hounsfield", _describe(WIDE), self._levels(self._hounsfield, WIDE))
-        if own is not None:
-            window = Window("own", *own)
-            levels = self._levels(self._hounsfield, window, VoiFunction.LINEAR)
-            yield _picture("file's own window", _describe(window), levels)
+        if header.window is not None and header.voi_function != OTHER_FUNCTION:
+            window = Window("own", *header.window)
+            # LINEAR is DICOM's default (PS3.3 C.11.2.1.2).
+            function = voi_function_of(header, VoiFunction.LINEAR)
+            levels = self._levels(self._hounsfield, window, function)
+            named = f" {function}" if header.voi_function else ""
+            yield _picture("file's own window", _describe(window) + named, levels)
 
     def _shown_range(self) -> tuple[int, int]:
         order = np.argsort(self._stored, kind="stable")

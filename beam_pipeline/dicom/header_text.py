@@ -14,6 +14,7 @@ _CARRIED = (
     "columns",
     "transfer_syntax",
     "window",
+    "voi_function",
     "pixel_offset",
     "beginning",
     "identity",

@@ -49,6 +49,9 @@ _DEFLATED = str(DeflatedExplicitVRLittleEndian)
 _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _MAX_RESCALE = 1e6  # no slope or intercept of Hounsfield units comes near
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+# Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
+VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+OTHER_FUNCTION = "OTHER"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
 # All that is read of a header: what is not among them counts as absent.
 _KEYWORDS = (
@@ -74,6 +77,7 @@ _KEYWORDS = (
     "PixelPaddingRangeLimit",
     "WindowCenter",
     "WindowWidth",
+    "VOILUTFunction",
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
@@ -98,6 +102,8 @@ class Header:
         transfer_syntax: its UID.
         encoding: how a pixel's bits become Hounsfield units.
         window: center and width, HU, the first of several; None if absent.
+        voi_function: of that window, one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if it is
+            none of these.
         pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
         beginning: checksum of all bytes before the pixels, which with the same bytes need not be
             read again; empty where that is no use.
@@ -115,6 +121,7 @@ class Header:
     transfer_syntax: str
     encoding: PixelEncoding
     window: tuple[float, float] | None = None
+    voi_function: str = ""
     pixel_offset: int | None = None
     beginning: str = ""
     identity: str = ""
@@ -236,6 +243,7 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
             transfer_syntax=_transfer_syntax(parsed),
             encoding=encoding,
             window=_window(attributes),
+            voi_function=_voi_function(attributes),
             pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
         )
     if parsed.size > MAX_FILE_BYTES:
@@ -379,3 +387,11 @@ def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int,
 def _window(attributes: Attributes) -> tuple[float, float] | None:
     center, width = attributes.first_number("WindowCenter"), attributes.first_number("WindowWidth")
     return (center, width) if math.isfinite(center) and width > 0 and width < math.inf else None
+
+
+def _voi_function(attributes: Attributes) -> str:
+    try:
+        name = attributes.text("VOILUTFunction", required=False).upper()
+    except Rejected:
+        return OTHER_FUNCTION
+    return name if name in ("", *VOI_FUNCTIONS) else OTHER_FUNCTION

@@ -15,7 +15,7 @@ from beam_pipeline.dicom.hounsfield import (
     choose_repair,
     hounsfield_table,
 )
-from beam_pipeline.dicom.slices import Header, Slice
+from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
 from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.images.png import Scanlines
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
@@ -64,12 +64,12 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
     """Convert a slice.
 
     Raises:
-        Rejected: its own window is asked for, and it has none.
+        Rejected: its own window is asked for and cannot be had, or its values are none of CT.
     """
     encoding, spacing = source.header.encoding, source.header.pixel_spacing
-    size, voi = options.image_size, options.voi
+    size = options.image_size
     repair = choose_repair(source.pixels, encoding, options.hu_repair)
-    windows = _resolve(options.windows, source.header)
+    windows, voi = _resolve(options, source.header)
     stored = np.asarray(cv2.LUT(source.pixels, _table(encoding, repair, windows, voi)))
     if stored.shape == (size, size):
         return Image(_lay_out(stored, len(windows)), spacing, repair, resized=False)
@@ -79,20 +79,37 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
     return Image(fitted, (spacing[0] / scale, spacing[1] / scale), repair, resized=True)
 
 
-def _resolve(windows: tuple[Window, ...], header: Header) -> tuple[Window, ...]:
+def _resolve(
+    options: ImageOptions, header: Header
+) -> tuple[tuple[Window, ...], tuple[VoiFunction, ...]]:
+    """Each channel's window and its function, with what the file brings along filled in."""
+    windows, functions = options.windows, (options.voi,) * len(options.windows)
     if all(window.center is not None for window in windows):
-        return windows
+        return windows, functions
     if header.window is None:
         raise Rejected(Reason.MISSING_ATTRIBUTE, "WindowCenter, WindowWidth")
+    own = voi_function_of(header, options.voi)
     center, width = header.window
     return tuple(
         Window(window.name, center, width) if window.center is None else window
         for window in windows
-    )
+    ), tuple(own if window.center is None else options.voi for window in windows)
+
+
+def voi_function_of(header: Header, default: VoiFunction) -> VoiFunction:
+    """The function of a file's own window: the one it names, else the default.
+
+    Raises:
+        Rejected: it names another than DICOM's.
+    """
+    if header.voi_function == OTHER_FUNCTION:
+        names = ", ".join(VOI_FUNCTIONS)
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"VOILUTFunction is none of {names}")
+    return VoiFunction(header.voi_function.lower()) if header.voi_function else default
 
 
 def render(
-    hounsfield: NDArray[np.float64], windows: tuple[Window, ...], voi: VoiFunction
+    hounsfield: NDArray[np.float64], windows: tuple[Window, ...], voi: tuple[VoiFunction, ...]
 ) -> NDArray[Any]:
     """The samples that Hounsfield units are stored as: [*shape, channels]."""
     if windows:
@@ -126,7 +143,10 @@ def _packed(stored: NDArray[Any]) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)  # a scanner's series share their encoding
 def _table(
-    encoding: PixelEncoding, repair: Repair, windows: tuple[Window, ...], voi: VoiFunction
+    encoding: PixelEncoding,
+    repair: Repair,
+    windows: tuple[Window, ...],
+    voi: tuple[VoiFunction, ...],
 ) -> NDArray[Any]:
     """What every bit pattern is stored as: windows' gray levels packed in int32, or uint16."""
     samples = render(hounsfield_table(encoding, repair), windows, voi)

@@ -1,4 +1,4 @@
-"""Hounsfield units to gray levels, as the DICOM standard defines a linear VOI window."""
+"""Hounsfield units to gray levels, as the DICOM standard defines VOI windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class VoiFunction(StrEnum):
 
     LINEAR_EXACT = "linear_exact"
     LINEAR = "linear"
+    SIGMOID = "sigmoid"
 
 
 @dataclass(frozen=True)
@@ -85,27 +86,45 @@ def parse_window(text: str) -> Window:
 def apply_windows(
     hounsfield: NDArray[np.float64],
     windows: Sequence[Window],
-    function: VoiFunction = VoiFunction.LINEAR_EXACT,
+    functions: VoiFunction | Sequence[VoiFunction] = VoiFunction.LINEAR_EXACT,
 ) -> NDArray[np.uint8]:
     """Gray levels of every window, rounded half up.
 
     Args:
         hounsfield: HU, any shape.
         windows: one per channel, each with a center and a width.
-        function: LINEAR_EXACT (DICOM PS3.3 C.11.2.1.3.2) is black at center - width/2 and below,
-            white at center + width/2 and above. LINEAR (C.11.2.1.2.1), which was made for whole
-            numbers, is black at center - width/2 too, and white at center + width/2 - 1.
+        functions: of all windows, or of each. LINEAR_EXACT (DICOM PS3.3 C.11.2.1.3.2) is black at
+            center - width/2 and below, white at center + width/2 and above. LINEAR (C.11.2.1.2.1),
+            which was made for whole numbers, is black at center - width/2 too, and white at
+            center + width/2 - 1. SIGMOID (C.11.2.1.3.1) has the same slope in its center as
+            LINEAR_EXACT, and reaches neither black nor white.
 
     Returns:
         uint8 [*shape, len(windows)].
     """
-    centers = np.array([window.center for window in windows], np.float64)
-    widths = np.array([window.width for window in windows], np.float64)
-    lowest = centers - widths / 2
+    if isinstance(functions, VoiFunction):
+        functions = [functions] * len(windows)
+    levels = [
+        _exact_levels(hounsfield, window, function)
+        for window, function in zip(windows, functions, strict=True)
+    ]
+    rounded: NDArray[np.uint8] = np.floor(np.stack(levels, axis=-1) + 0.5).astype(np.uint8)
+    return rounded
+
+
+def _exact_levels(
+    hounsfield: NDArray[np.float64], window: Window, function: VoiFunction
+) -> NDArray[np.float64]:
+    """Gray levels from 0.0 to 255.0 of a window with a center and a width."""
+    center, width = np.float64(window.center), np.float64(window.width)
+    if function is VoiFunction.SIGMOID:
+        exponent = np.clip(-4.0 * (hounsfield - center) / width, -500.0, 500.0)  # no overflow
+        sigmoid: NDArray[np.float64] = 255.0 / (1.0 + np.exp(exponent))
+        return sigmoid
+    lowest = center - width / 2
     if function is VoiFunction.LINEAR:
         # A width of 1 or less has no values between black and white.
-        widths = np.maximum(widths - 1, 1e-9)
+        width = np.maximum(width - 1, 1e-9)
     # Multiplied before divided, so that halves of a gray level are exact and round alike.
-    exact = (hounsfield[..., None] - lowest) * 255.0 / widths
-    levels: NDArray[np.uint8] = np.floor(np.clip(exact, 0.0, 255.0) + 0.5).astype(np.uint8)
-    return levels
+    linear: NDArray[np.float64] = np.clip((hounsfield - lowest) * 255.0 / width, 0.0, 255.0)
+    return linear

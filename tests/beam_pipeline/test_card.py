@@ -28,16 +28,20 @@ from beam_pipeline.card.drawing import Line, draw_distributions
 from beam_pipeline.card.run import Run, find_run, record_start
 from beam_pipeline.card.sources import NoFiles
 from beam_pipeline.card.totals import Spread, Totals, add_up
-from beam_pipeline.card.views import BIN, BINS, LOWEST, Views, ViewTask, view_slices
+from beam_pipeline.card.views import BIN, BINS, LOWEST, Values, Views, ViewTask, view_slices
 from beam_pipeline.command_line import parse_options
+from beam_pipeline.dicom.hounsfield import Repair
+from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.errors import Reason, StoreError, UsageError
+from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.images.windows import Window, parse_window
-from beam_pipeline.options import ImageId, Options
+from beam_pipeline.options import ImageId, ImageOptions, Options
 from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.workers import Watch
 from tests.beam_pipeline.card_page import Page
 from tests.beam_pipeline.conftest import WriteSlice
+from tests.beam_pipeline.dicom_files import make_dicom
 from tests.browser import faults_of_page
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -264,6 +268,23 @@ def test_pictures_are_those_of_the_windows(page: Page) -> None:
             if alt.endswith(way):
                 expected = np.clip((hounsfield - low) / width, 0, 1) * 255
                 assert np.abs(decode(uri) - expected).mean() < 4, alt
+
+
+@pytest.mark.parametrize("function", ["", "LINEAR", "LINEAR_EXACT", "SIGMOID", "LOG"])
+def test_a_file_is_shown_in_its_own_window_as_the_pipeline_stores_that(function: str) -> None:
+    attributes = {"WindowCenter": "40", "WindowWidth": "100", "VOILUTFunction": function}
+    source = read_slice(
+        make_dicom(np.arange(900, 1156, dtype=np.int16).reshape(16, 16), **attributes)
+    )
+    pictures = {each.way: each for each in Values(source, Repair.NONE).pictures(source.header)}
+    if function == "LOG":  # not one of DICOM's
+        assert "file's own window" not in pictures
+        return
+    picture = pictures["file's own window"]
+    stored = convert_slice(source, ImageOptions(windows="dicom", voi="linear", image_size=16))
+    shown = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(shown.astype(int) - stored.pixels[..., 0]).max() < 8  # of JPEG
+    assert picture.note == f"L 40 W 100 {function.lower()}".rstrip()
 
 
 def test_a_repaired_slice_is_shown_repaired(page: Page) -> None:

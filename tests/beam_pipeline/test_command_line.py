@@ -103,7 +103,7 @@ class BadInput:
         BadInput({"runner": "flnk"}, "there is no --runner flnk"),
         BadInput({"runner": "dask"}, "--runner DaskRunner is not supported"),
         BadInput({"runner": "dataflow"}, "--input {data}/slices is a local path"),
-        BadInput({"voi": "sigmoid"}, "--voi sigmoid: want one of linear_exact, linear"),
+        BadInput({"voi": "gamma"}, "--voi gamma: want one of linear_exact, linear, sigmoid"),
         BadInput({"image_size": "big"}, "--image_size big: want a whole number from 16 to 4096"),
         BadInput({"image_size": 512.5}, "--image_size 512.5: want a whole number from 16 to 4096"),
         BadInput({"holdout": 95}, "--holdout 95: want a number from 0 to 0.9"),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, RepairPolicy
-from beam_pipeline.dicom.slices import Header, Slice
+from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
 from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import convert_slice, letterbox
-from beam_pipeline.images.windows import VoiFunction, Window
+from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
@@ -92,6 +92,33 @@ def test_the_window_of_the_file_itself() -> None:
     )
     with pytest.raises(Rejected, match="WindowCenter, WindowWidth"):
         convert_slice(make_slice(stored), spec)
+
+
+@pytest.mark.parametrize("voi", VoiFunction)
+@pytest.mark.parametrize("written", ["", *VOI_FUNCTIONS])
+def test_the_window_of_the_file_itself_has_the_function_that_the_file_names(
+    voi: VoiFunction, written: str
+) -> None:
+    stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
+    source = make_slice(stored, window=(40.0, 80.0))
+    source = Slice(dataclasses.replace(source.header, voi_function=written), source.pixels)
+    windows = (WINDOWS[1], Window("dicom", None, None))
+    image = convert_slice(source, ImageOptions(windows=windows, image_size=32, voi=voi))
+    own = VoiFunction(written.lower()) if written else voi
+    expected = [
+        apply_windows(stored - 1024.0, [WINDOWS[1]], voi),
+        apply_windows(stored - 1024.0, [WINDOWS[0]], own),
+    ]
+    np.testing.assert_array_equal(image.pixels, np.concatenate(expected, axis=-1))
+
+
+def test_another_function_is_rejected_where_the_window_of_the_file_itself_is_asked_for() -> None:
+    stored = np.arange(1024, 2048, dtype=np.int16).reshape(32, 32)
+    source = make_slice(stored, window=(40.0, 80.0))
+    source = Slice(dataclasses.replace(source.header, voi_function=OTHER_FUNCTION), source.pixels)
+    convert_slice(source, ImageOptions(windows=WINDOWS, image_size=32))
+    with pytest.raises(Rejected, match="VOILUTFunction is none of LINEAR, LINEAR_EXACT, SIGMOID"):
+        convert_slice(source, ImageOptions(windows=(Window("dicom", None, None),)))
 
 
 def test_the_function_of_the_windows_is_an_option() -> None:

@@ -14,8 +14,15 @@ import pytest
 from pydicom import config, uid
 
 from beam_pipeline.dicom.dataset import MAX_HEADER_BYTES
+from beam_pipeline.dicom.header_text import decode_header, encode_header
 from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
-from beam_pipeline.dicom.slices import MAX_PIXELS, Header, read_header, read_slice
+from beam_pipeline.dicom.slices import (
+    MAX_PIXELS,
+    OTHER_FUNCTION,
+    Header,
+    read_header,
+    read_slice,
+)
 from beam_pipeline.errors import Reason, Rejected
 from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
 
@@ -131,6 +138,30 @@ def test_windows_of_one_value_or_several(center: Any, width: Any, window: Any) -
 def test_garbage_for_a_window_is_no_window() -> None:
     data = make_dicom(WindowCenter="999999", WindowWidth="80")
     assert header_of(data.replace(b"999999", b"garbag")).window is None
+
+
+@pytest.mark.parametrize(
+    ("written", "function"),
+    [
+        (None, ""),
+        ("", ""),
+        ("LINEAR", "LINEAR"),
+        ("LINEAR_EXACT", "LINEAR_EXACT"),
+        ("SIGMOID", "SIGMOID"),
+        ("LOG", OTHER_FUNCTION),
+        (["LINEAR", "SIGMOID"], OTHER_FUNCTION),
+    ],
+)
+def test_the_function_of_the_window(written: Any, function: str) -> None:
+    window = {"WindowCenter": "40", "WindowWidth": "80"}
+    header = header_of(make_dicom(**window, VOILUTFunction=written))
+    assert (header.window, header.voi_function) == ((40.0, 80.0), function)
+    assert decode_header(encode_header(header)).voi_function == function
+    lower = make_dicom(**window, VOILUTFunction="SIGMOID").replace(b"SIGMOID ", b"sigmoid ")
+    assert header_of(lower).voi_function == "SIGMOID"
+    groups = items(FrameVOILUTSequence=items(**window, VOILUTFunction=written))
+    enhanced = make_dicom(SharedFunctionalGroupsSequence=groups, VOILUTFunction=None)
+    assert header_of(enhanced).voi_function == function
 
 
 @pytest.mark.parametrize("frames", ["1", "", "0"])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.pixels import apply_windowing
 
 from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
 
@@ -29,6 +31,40 @@ def test_a_linear_window_of_width_one_is_a_threshold() -> None:
     assert levels[:, 0].tolist() == [0, 0, 255]
 
 
+def test_levels_of_the_sigmoid_function_are_those_of_the_standard() -> None:
+    # PS3.3 C.11.2.1.3.1 with center 40, width 80: 255 / (1 + exp(-4 (x - 40) / 80)).
+    hounsfield = np.array([-1e9, -3000.0, 0.0, 20.0, 40.0, 60.0, 80.0, 1e9])
+    levels = apply_windows(hounsfield, [BRAIN], VoiFunction.SIGMOID)[:, 0]
+    assert levels.tolist() == [0, 0, 30, 69, 128, 186, 225, 255]
+
+
+@pytest.mark.parametrize("function", VoiFunction)
+@pytest.mark.parametrize(
+    ("center", "width"), [(40.0, 80.0), (35.5, 100.0), (600.0, 2800.0), (0, 1.5)]
+)
+def test_levels_are_those_of_pydicom(function: VoiFunction, center: float, width: float) -> None:
+    hounsfield = np.arange(-2048.0, 2048.0)
+    dataset = Dataset()
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsStored, dataset.PixelRepresentation = 12, 1
+    dataset.WindowCenter, dataset.WindowWidth = center, width
+    dataset.VOILUTFunction = function.name
+    with np.errstate(over="ignore"):
+        expected = (apply_windowing(hounsfield, dataset) + 2048) * 255 / 4095
+    levels = apply_windows(hounsfield, [Window("w", center, width)], function)[:, 0]
+    # LINEAR is black just above center - width/2 in pydicom: half a level, if the width is large.
+    assert np.abs(levels - expected).max() <= 0.5 + 1e-9
+
+
+def test_each_window_may_have_a_function_of_its_own() -> None:
+    hounsfield = np.arange(-100.0, 200.0)
+    windows = [BRAIN, Window("own", 50, 100), Window("third", 0, 300)]
+    together = apply_windows(hounsfield, windows, [*VoiFunction])
+    for channel, (window, function) in enumerate(zip(windows, VoiFunction, strict=True)):
+        alone = apply_windows(hounsfield, [window], function)[:, 0]
+        assert np.array_equal(together[:, channel], alone)
+
+
 def test_each_window_is_a_channel_in_the_order_given() -> None:
     windows = [BRAIN, Window("wide", 0, 2000)]
     levels = apply_windows(np.array([[0.0, 1000.0]]), windows)
@@ -39,9 +75,12 @@ def test_each_window_is_a_channel_in_the_order_given() -> None:
     st.lists(st.floats(-5000, 5000), min_size=2, max_size=20),
     st.floats(-1000, 1000),
     st.floats(0.5, 4000),
+    st.sampled_from(VoiFunction),
 )
-def test_more_hounsfield_is_never_darker(values: list[float], center: float, width: float) -> None:
-    levels = apply_windows(np.sort(values), [Window("any", center, width)])[:, 0]
+def test_more_hounsfield_is_never_darker(
+    values: list[float], center: float, width: float, function: VoiFunction
+) -> None:
+    levels = apply_windows(np.sort(values), [Window("any", center, width)], function)[:, 0]
     assert (np.diff(levels.astype(int)) >= 0).all()
 
 
