@@ -16,7 +16,7 @@ from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, UsageError
 from beam_pipeline.layout import CARD, LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.assignment import read_assignment
+from beam_pipeline.planning.earlier import read_earlier
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
@@ -145,8 +145,9 @@ def _check_input(options: Options) -> Labels | None:
             partial(_read_uids, input_files),
             hidden=options.labels.image_id is ImageId.ORDINAL,
         )
-    if options.splits.folds_from:
-        read_assignment(options.splits.folds_from, files.storage_patience)
+    splits = options.splits
+    if splits.folds_from:
+        read_earlier(splits.folds_from, splits.group_by, files.storage_patience).check(options)
     return labels
 
 

@@ -148,9 +148,14 @@ def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class LabelOptions(Declared, title="labels"):
     """How labels find their slices."""
 
-    image_id: Annotated[ImageId, EarlierDefault("file_name", same=True)] = ImageId.AUTO
-    """what identifies a slice; `auto` is the file name where all names differ, else the SOP
-    Instance UID, by the rule of --identifiers"""
+    image_id: Annotated[
+        ImageId,
+        EarlierDefault("file_name", same=True),
+        Field(
+            description="what identifies a slice; auto: the file name where no two slices share "
+            "one, else the SOP Instance UID by the rule of --identifiers"
+        ),
+    ] = ImageId.AUTO
     id_column: Annotated[OptionalText, Mark.AFTER_HEADERS] = None
     """column of the image ids in a wide label file; found by its name if not given"""
     label_columns: Annotated[
@@ -173,7 +178,7 @@ class SplitOptions(Declared, title="splits"):
     holdout: Annotated[float, Field(ge=0, le=0.9), Mark.AFTER_HEADERS] = 0.0
     """fraction of the slices, by patients, kept apart from the folds"""
     folds_from: Annotated[OptionalText, Mark.LOCATION, Mark.AFTER_HEADERS] = None
-    """shard directory or table whose assignment is kept"""
+    """shard directory, or table of split and patient_id or image_id, whose assignment is kept"""
     group_by: GroupBy = GroupBy.PATIENT
     """what must not be in two folds"""
     leak_check: Annotated[LeakCheck, EarlierDefault("off")] = LeakCheck.JOIN

@@ -5,19 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import HOLDOUT_SPLIT, INDEX, fold_split
+from beam_pipeline.layout import HOLDOUT_SPLIT, fold_split
 from beam_pipeline.planning.folds import assign_folds
-from beam_pipeline.planning.image_keys import image_keys
-from beam_pipeline.storage import open_file
-from beam_pipeline.storage.compression import decompressed
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
-
-_TABLES = (".parquet", *(f".csv{s}" for s in ("", ".gz", ".bz2", ".xz", ".zst", ".zip")))
-_COLUMNS = ["image_id", "split"]  # of such a table, and of a shard directory's index
 
 
 @dataclass(frozen=True)
@@ -38,37 +30,6 @@ class Splits:
         names = tuple(map(fold_split, range(folds)))
         shares = ((1 - holdout) / folds,) * folds
         return cls((HOLDOUT_SPLIT, *names), (holdout, *shares)) if holdout else cls(names, shares)
-
-
-def read_assignment(path: str, patience: float = DEFAULT_PATIENCE) -> pd.Series:
-    """An earlier assignment.
-
-    Args:
-        path: a shard directory, or a CSV or Parquet table with the columns image_id and split.
-        patience: seconds after which a request that fails is given up.
-
-    Returns:
-        str, the split of each image, indexed by its key of `image_keys`.
-
-    Raises:
-        UsageError: it cannot be read, or has other columns.
-    """
-    suffix = next((s for s in _TABLES if path.endswith(s)), None)
-    table = path if suffix else f"{path.rstrip('/')}/{INDEX}"
-    try:
-        with open_file(table, patience) as stored, decompressed(stored) as file:
-            if table.endswith(".parquet"):
-                frame = pd.read_parquet(file, columns=_COLUMNS)
-            else:  # an id may well be NA
-                frame = pd.read_csv(file, usecols=_COLUMNS, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UsageError(f"--folds_from {path}: {table} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--folds_from {path}: {error}") from None
-    if frame["image_id"].duplicated().any():
-        raise UsageError(f"--folds_from {path}: an image_id has two rows")
-    keys = image_keys(pa.array(frame["image_id"].astype(str), pa.string()))
-    return pd.Series(frame["split"].where(frame["split"] != "").to_numpy(), index=keys)
 
 
 def assign_splits(

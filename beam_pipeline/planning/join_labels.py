@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import UsageError
-from beam_pipeline.keys import key_check
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.image_keys import image_keys
-from beam_pipeline.planning.inventory import find_key, replace_uid
+from beam_pipeline.planning.inventory import replace_uid
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
@@ -24,7 +23,7 @@ from beam_pipeline.planning.label_match import (
 )
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.plan import SKIPPED, Judgement, Keys, find_slices, judge
-from beam_pipeline.planning.read_inventory import Inventory, check_keys_equal, read_keys
+from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key, read_keys
 
 _AT_A_TIME = 1 << 16  # label ids that are hashed together
 
@@ -135,8 +134,7 @@ def _source(inventory: Inventory, place: int) -> bytes:
 
 def _hashed(ids: pa.ChunkedArray, inventory: Inventory, options: Options) -> NDArray[np.uint64]:
     """The keys of label ids that are SOP Instance UIDs, as the inventory has these."""
-    key = find_key(options)
-    check_keys_equal({key_check(key), inventory.key_check}, options.files.input)
+    key = find_inventory_key(inventory, options)
     parts: list[NDArray[np.uint64]] = []
     for first in range(0, len(ids), _AT_A_TIME):
         texts = ids[first : first + _AT_A_TIME].to_pylist()

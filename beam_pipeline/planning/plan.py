@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,7 +154,7 @@ def deal(
     judgement: Judgement,
     identical: NDArray[np.int64],
     options: SplitOptions,
-    earlier: pd.Series | None = None,
+    known: Sequence[str | None] | None = None,
 ) -> Deal:
     """Deal patients to splits and slices to shards.
 
@@ -165,12 +164,12 @@ def deal(
         identical: [slices], the number of the set of slices with the same pixels that each belongs
             to, or NOT_IDENTICAL.
         options: how slices are dealt to splits and shards.
-        earlier: the split of each image key in an earlier data set, to be kept.
+        known: [slices], the split that each had in an earlier data set, to be kept.
 
     Raises:
         UsageError: they cannot be dealt as asked.
     """
-    splits = _splits(keys, judgement, identical, options, earlier)
+    splits = _splits(keys, judgement, identical, options, known)
     shards: list[ShardFile] = []
     dealt: list[NDArray[np.int64]] = []
     for split, slices in splits:
@@ -188,7 +187,7 @@ def _splits(
     judgement: Judgement,
     identical: NDArray[np.int64],
     options: SplitOptions,
-    earlier: pd.Series | None,
+    known: Sequence[str | None] | None,
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Each split's name, in alphabetical order, and its slices."""
     used = judgement.used
@@ -201,17 +200,11 @@ def _splits(
     if options.leak_check is LeakCheck.JOIN:
         groups = join_groups(groups, identical)
     splits = Splits.of(options.folds, options.holdout)
-    known = None if earlier is None else _known_splits(keys.image_keys[used], earlier)
     places = assign_splits(groups, judgement.labels, splits, options.seed, known)
     for name in sorted(splits.names):
         slices = np.flatnonzero(places == splits.names.index(name))
         if len(slices):
             yield name, slices
-
-
-def _known_splits(image_keys: NDArray[np.uint64], earlier: pd.Series) -> Sequence[Any]:
-    known = earlier.reindex(image_keys).to_numpy(object)
-    return [None if pd.isna(split) else split for split in known]
 
 
 def number_by_appearance(keys: Keys, judgement: Judgement) -> dict[str, NDArray[np.int64]]:

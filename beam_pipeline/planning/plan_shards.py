@@ -6,6 +6,7 @@ of the inventory at a time, on their way to the shards' plans.
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,6 @@ from beam_pipeline.directory.rejects import Reject, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.layout import REJECT_COLUMNS, REJECTS_TABLE
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.assignment import read_assignment
 from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
     IdenticalPixels,
@@ -24,9 +24,10 @@ from beam_pipeline.planning.duplicates import (
     count_identical,
     find_candidates,
 )
+from beam_pipeline.planning.earlier import KnownSplits, read_earlier
 from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.planning.identity import Identity
-from beam_pipeline.planning.join_labels import join_labels
+from beam_pipeline.planning.join_labels import JoinedFiles, join_labels
 from beam_pipeline.planning.plan import (
     BY_HEADER,
     SKIPPED,
@@ -38,7 +39,7 @@ from beam_pipeline.planning.plan import (
     number_by_appearance,
 )
 from beam_pipeline.planning.plan_tables import write_plan_tables
-from beam_pipeline.planning.read_inventory import Inventory
+from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key
 from beam_pipeline.storage import InputFiles, find_input
 from beam_pipeline.storage.sources import decode_source, show_source
 
@@ -111,10 +112,9 @@ def plan_shards(parts: int, options: Options) -> Plan:
     if options.splits.leak_check is not LeakCheck.OFF:
         files = find_input(options.files.input, options.files.storage_patience)
         identical = _find_identical(inventory, keys, judgement, files)
-    earlier = None
-    if options.splits.folds_from:
-        earlier = read_assignment(options.splits.folds_from, options.files.storage_patience)
-    dealt = deal(keys, judgement, identical, options.splits, earlier)
+    known = _find_known(joined, options)
+    splits = known.splits.tolist() if known else None
+    dealt = deal(keys, judgement, identical, options.splits, splits)
     plan = Plan(
         labels=judgement.names,
         files_seen=files_seen,
@@ -122,7 +122,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         labels_without_file=judgement.labels_without_file,
         image_id=keys.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
-        notes=joined.notes,
+        notes=(*joined.notes, *([known.note] if known else [])),
         identical=count_identical(
             identical, keys.ids["patient_id"][judgement.used].astype(np.int64), judgement.labels
         ),
@@ -137,6 +137,16 @@ def plan_shards(parts: int, options: Options) -> Plan:
     write_plan_tables(inventory, judgement, dealt, numbers, identity, options)
     unfinished.write_plan(plan.encode())
     return plan
+
+
+def _find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
+    """What an earlier assignment says, if it is to be kept and there are folds."""
+    used, splits, inventory = joined.judgement.used, options.splits, joined.inventory
+    if not splits.folds_from or not len(used) or options.files.labels is None:
+        return None
+    earlier = read_earlier(splits.folds_from, splits.group_by, options.files.storage_patience)
+    key = partial(find_inventory_key, inventory, options)
+    return earlier.find(joined.keys, used, inventory.groups, key, options)
 
 
 def _find_identical(

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import UsageError
+from beam_pipeline.keys import key_check
 from beam_pipeline.layout import ID_COLUMNS, inventory_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.identity import NO_UID, choose_identity
 from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.inventory import find_key
 from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
 
@@ -31,12 +33,14 @@ class Inventory:
         names: of its parts.
         sizes: of the parts, rows.
         key_check: of the key that ids are hashed with.
+        groups: the text of each patient's or study's number, where an earlier assignment is kept.
     """
 
     unfinished: Unfinished
     names: Sequence[str]
     sizes: Sequence[int]
     key_check: str = ""
+    groups: Sequence[str] = ()
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,8 +95,11 @@ def read_keys(
             of_column.add(table[column])
         if places:
             places.add(table["source"].combine_chunks())
-    check_keys_equal(checks, options.files.input)
-    inventory = Inventory(unfinished, names, [*map(len, usable)], next(iter(checks), ""))
+    _check_keys_equal(checks, options.files.input)
+    sizes, check = [*map(len, usable)], next(iter(checks), "")
+    group_column = f"{options.splits.group_by.value}_id"
+    groups = codes[group_column].texts() if options.splits.folds_from else ()
+    inventory = Inventory(unfinished, names, sizes, check, groups)
     joined = _join(of_names, np.uint64), _join(uids, np.uint64), _join(usable, np.bool_)
     keys = Keys(
         *joined[:2],
@@ -109,7 +116,14 @@ def read_keys(
     return keys, inventory
 
 
-def check_keys_equal(checks: Collection[str], source: str) -> None:
+def find_inventory_key(inventory: Inventory, options: Options) -> bytes:
+    """The key that ids of the inventory were hashed with; raises as `find_key` does."""
+    key = find_key(options)
+    _check_keys_equal({key_check(key), inventory.key_check}, options.files.input)
+    return key
+
+
+def _check_keys_equal(checks: Collection[str], source: str) -> None:
     """Raise a UsageError if ids were hashed with different keys; `source` is the input."""
     if len(checks) > 1:
         raise UsageError(
@@ -140,6 +154,9 @@ class _Codes:
             names = chunk.dictionary.to_pylist()
             places = np.array([known.setdefault(n, len(known)) for n in names], np.int32)
             self._parts.append(places[chunk.indices.to_numpy()])
+
+    def texts(self) -> list[str]:
+        return [*self._known]
 
     def join(self) -> NDArray[np.int32]:
         whole: NDArray[np.int32] = _join(self._parts, np.int32)

@@ -1,15 +1,10 @@
-import gzip
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pytest
 
 from beam_pipeline.errors import UsageError
-from beam_pipeline.planning.assignment import Splits, assign_splits, read_assignment
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.assignment import Splits, assign_splits
 
 GROUPS = np.repeat(np.arange(20), 5)
 LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]
@@ -59,60 +54,6 @@ def test_an_assignment_of_other_splits_is_refused() -> None:
     known = ["fold7", "fold4"] + [None] * (len(GROUPS) - 2)
     with pytest.raises(UsageError, match="has the split 'fold4'; here are fold0, fold1"):
         assign(Splits.of(2, 0.0), known)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"table.csv{s}" for s in ("", ".gz", ".bz2", ".xz", ".zip")),
-        "table.parquet",
-        "index.parquet",
-    ],
-)
-def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name: str) -> None:
-    frame = pd.DataFrame({"image_id": ["a", "b"], "split": ["fold0", "fold1"], "more": [1, 2]})
-    path = tmp_path / name
-    frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
-    given = str(tmp_path) if name == "index.parquet" else str(path)
-    a, b = image_keys(pa.array(["a", "b"])).tolist()
-    assert read_assignment(given).to_dict() == {a: "fold0", b: "fold1"}
-
-
-def test_numbers_and_na_are_image_ids_like_any_other(tmp_path: Path) -> None:
-    numbers = pd.DataFrame({"image_id": [7, 11], "split": ["fold0", "fold1"]})
-    numbers.to_parquet(tmp_path / "numbers.parquet")
-    seven, eleven = image_keys(pa.array(["7", "11"])).tolist()
-    found = read_assignment(str(tmp_path / "numbers.parquet"))
-    assert found.to_dict() == {seven: "fold0", eleven: "fold1"}
-    (tmp_path / "words.csv").write_text("image_id,split\nNA,fold0\nnew,\n")
-    na, new = image_keys(pa.array(["NA", "new"])).tolist()
-    words = read_assignment(str(tmp_path / "words.csv"))
-    assert words[na] == "fold0"
-    assert pd.isna(words[new])
-
-
-def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"index.parquet does not exist"):
-        read_assignment(str(tmp_path))
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match=r"--folds_from .*other\.csv: "):
-        read_assignment(str(tmp_path / "other.csv"))
-    (tmp_path / "twice.csv").write_text("image_id,split\na,fold0\na,fold1\n")
-    with pytest.raises(UsageError, match="an image_id has two rows"):
-        read_assignment(str(tmp_path / "twice.csv"))
-
-
-@pytest.mark.parametrize("damage", ["cut", "overwritten"])
-def test_an_assignment_that_is_damaged_is_refused(tmp_path: Path, damage: str) -> None:
-    text = "image_id,split\n" + "".join(f"{i * i},fold{i % 3}\n" for i in range(1000))
-    data = gzip.compress(text.encode())
-    damaged = {
-        "cut": data[:-1000],
-        "overwritten": data[:60] + bytes(100) + data[160:],
-    }
-    (tmp_path / "folds.csv.gz").write_bytes(damaged[damage])
-    with pytest.raises(UsageError, match=r"--folds_from .*folds\.csv\.gz: "):
-        read_assignment(str(tmp_path / "folds.csv.gz"))
 
 
 def test_too_few_groups_are_refused() -> None:

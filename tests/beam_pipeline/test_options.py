@@ -197,6 +197,7 @@ def test_every_option_is_in_the_help_with_what_is_allowed_and_its_default(
         for name, field in flags(kind):
             assert f"--{name}" in shown
             assert " ".join(help_text(field).split()) in shown
+            assert "\n" not in help_text(field)  # a row of the page
     assert "height and width, pixels (a whole number from 16 to 4096; default: 512)" in shown
     assert "--identifier_key_check" not in shown
 
