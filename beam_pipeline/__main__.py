@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import parse_options
+from beam_pipeline.dicom.other_files import BEGINNING, name_kind
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Interrupted, PipelineError, UsageError
 from beam_pipeline.layout import CARD, LABELS_TABLE, MANIFEST
@@ -135,6 +137,7 @@ def _check_input(options: Options) -> Labels | None:
     first = next(found, None)
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
+    _check_kind(input_files, files.input)
     label_file = LabelFile.of(files, options.labels)
     labels = label_file.read() if label_file else None
     if labels:
@@ -149,6 +152,20 @@ def _check_input(options: Options) -> Labels | None:
     if splits.folds_from:
         read_earlier(splits.folds_from, splits.group_by, files.storage_patience).check(options)
     return labels
+
+
+def _check_kind(files: InputFiles, text: str) -> None:
+    """Refuse a file that stands for many, in a form that is not read in place."""
+    if not files.name:
+        return
+    kind = ""
+    with suppress(OSError), files.reading() as reading:  # else it will be rejected
+        kind = name_kind(reading.now(files.name, 0, BEGINNING))
+    if kind:
+        raise UsageError(
+            f"input {text} is not DICOM ({kind}); want DICOM files in a folder, or in a ZIP "
+            "archive whose name ends in .zip"
+        )
 
 
 def _read_uids(files: InputFiles, sources: Sequence[bytes]) -> Iterator[str]:

@@ -6,6 +6,7 @@ its docstring is its help.
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -56,6 +57,17 @@ class EarlierDefault:
 
 # An unset variable of a Makefile gives an empty text.
 OptionalText = Annotated[str | None, BeforeValidator(lambda text: text or None)]
+
+
+def _expand_home(path: Any) -> Any:
+    """A path with a home directory for `~`, as a shell leaves it behind `=` and within quotes."""
+    return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 # or a URL
+
+
+Location = Annotated[str, BeforeValidator(_expand_home), Mark.LOCATION]
+OptionalLocation = Annotated[
+    str | None, BeforeValidator(lambda text: _expand_home(text) or None), Mark.LOCATION
+]
 
 
 class Declared(BaseModel):

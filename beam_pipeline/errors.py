@@ -63,7 +63,8 @@ class Reason(StrEnum):
     )
     NOT_DICOM = (
         "not_dicom",
-        "Not a DICOM file: leave it where it is, or narrow the input down with a pattern.",
+        "Not a DICOM file: unpack it where it is an archive; others may stay, or narrow the input "
+        "down with a pattern.",
     )
     UNREADABLE = (
         "unreadable",

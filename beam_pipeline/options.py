@@ -10,7 +10,9 @@ from beam_pipeline.declarations import (
     Declared,
     DefaultText,
     EarlierDefault,
+    Location,
     Mark,
+    OptionalLocation,
     OptionalText,
 )
 from beam_pipeline.dicom.hounsfield import RepairPolicy
@@ -67,11 +69,11 @@ class GroupBy(StrEnum):
 class Files(Declared, title="files"):
     """What is read and where it is written."""
 
-    input: Annotated[str, Mark.LOCATION]
+    input: Location
     """folder, pattern, file or local ZIP archive of DICOM files; a path or a URL"""
-    labels: Annotated[OptionalText, Mark.LOCATION, Mark.AFTER_HEADERS] = None
+    labels: Annotated[OptionalLocation, Mark.AFTER_HEADERS] = None
     """label file: CSV in any dialect, or Parquet; without one all slices are a `test` split"""
-    output: Annotated[str, Mark.LOCATION, Mark.UNRECORDED]
+    output: Annotated[Location, Mark.UNRECORDED]
     """shard directory to make"""
     storage_patience: Annotated[float, Field(ge=1), Mark.UNRECORDED] = DEFAULT_PATIENCE
     """seconds after which a store that gives no answer ends the run"""
@@ -177,7 +179,7 @@ class SplitOptions(Declared, title="splits"):
     """folds that patients are dealt to"""
     holdout: Annotated[float, Field(ge=0, le=0.9), Mark.AFTER_HEADERS] = 0.0
     """fraction of the slices, by patients, kept apart from the folds"""
-    folds_from: Annotated[OptionalText, Mark.LOCATION, Mark.AFTER_HEADERS] = None
+    folds_from: Annotated[OptionalLocation, Mark.AFTER_HEADERS] = None
     """shard directory, or table of split and patient_id or image_id, whose assignment is kept"""
     group_by: GroupBy = GroupBy.PATIENT
     """what must not be in two folds"""
@@ -195,8 +197,7 @@ class IdentifierOptions(Declared, title="identifiers"):
     identifiers: Identifiers = Identifiers.ORDINAL
     """what is written for patient, study and series ids"""
     identifier_key_file: Annotated[
-        OptionalText,
-        Mark.LOCATION,
+        OptionalLocation,
         Mark.UNRECORDED,
         Field(description=f"secret of '--identifiers hash'; or set {KEY_VARIABLE}"),
     ] = None

@@ -102,11 +102,15 @@ def _build_parser() -> OneLineParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(kind=kind)
         command.add_argument(
-            "--config", type=Path, default=argparse.SUPPRESS, help="TOML file of these options"
+            "--config", type=_path, default=argparse.SUPPRESS, help="TOML file of these options"
         )
         for flag, field in flags(kind).items():
             _add_option(command, flag, field)
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:

@@ -7,6 +7,7 @@ type says what is allowed, its docstring is its help.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, time
@@ -60,12 +61,24 @@ def _refuse_empty(path: Any) -> Any:
     return path
 
 
-LocalPath = Annotated[Path, BeforeValidator(_refuse_empty), AfterValidator(_refuse_nul)]
-PathOrUrl = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value),
+def expand_home(path: Any) -> Any:
+    """A path with a home directory for `~`, as a shell leaves it behind `=` and within quotes."""
+    text = str(path) if isinstance(path, Path) else path
+    return os.path.expanduser(text) if isinstance(text, str) else text  # noqa: PTH111 # or a URL
+
+
+def _expand_each(paths: Any) -> Any:
+    return [*map(expand_home, paths)] if isinstance(paths, list | tuple) else paths
+
+
+LocalPath = Annotated[
+    Path,
+    BeforeValidator(_refuse_empty),
+    BeforeValidator(expand_home),
     AfterValidator(_refuse_nul),
 ]
+LocalPaths = Annotated[tuple[Path, ...], BeforeValidator(_expand_each)]
+PathOrUrl = Annotated[str, BeforeValidator(expand_home), AfterValidator(_refuse_nul)]
 
 
 class Declared(BaseModel):

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainer.declarations import Declared, DefaultText, LocalPath, Mark, PathOrUrl, flags, quoted
+from trainer.declarations import (
+    Declared,
+    DefaultText,
+    LocalPath,
+    LocalPaths,
+    Mark,
+    PathOrUrl,
+    flags,
+    quoted,
+)
 from trainer.errors import BadInput
 
 FORMATS = ("keras", "saved_model", "onnx")
@@ -171,7 +180,7 @@ class SavedModel(Declared):
 class TrainOptions(_NewShards, Batches, ShardAccess):
     """Everything that a training run depends on."""
 
-    run: Annotated[LocalPath, Mark.MAY_CHANGE]
+    run: Annotated[LocalPath, LocalPaths, Mark.MAY_CHANGE]
     """run directory: made, or resumed where it stopped"""
     fold: Annotated[int, Field(ge=0)] = 0
     """fold to validate on; training is on all other labeled folds"""
@@ -320,7 +329,7 @@ class ReportOptions(_ShardsOfRun, _Backend, ShardAccess):
 class CompareOptions(Declared):
     """Which runs are set side by side."""
 
-    runs: tuple[Path, ...]
+    runs: LocalPaths
     """run directories of finished trainings, the one to compare with first"""
     output: LocalPath = Path("compare.html")
     """page to write"""

@@ -6,7 +6,7 @@ from typing import Any
 
 from beam_pipeline.card.card import Card, write_card
 from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
-from beam_pipeline.declarations import Declared, OptionalText, parse_flags
+from beam_pipeline.declarations import Declared, Location, OptionalLocation, parse_flags
 from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.errors import PipelineError, StoreError, UsageError
 from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
@@ -19,9 +19,9 @@ from beam_pipeline.writing.output import find_manifest
 class CardOptions(Declared):
     """Make report.html, the data card, for a shard directory that has none."""
 
-    shards: str
+    shards: Location
     """shard directory; local or a URL"""
-    input: OptionalText = None
+    input: OptionalLocation = None
     """where the run's input is now, to show files beside shards; by default where it was"""
 
 

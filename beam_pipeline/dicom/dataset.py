@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from beam_pipeline.dicom.other_files import name_kind
 from beam_pipeline.dicom.third_party import contained
 from beam_pipeline.errors import Reason, Rejected
 
@@ -95,7 +96,7 @@ def check_beginning(data: bytes) -> None:
     """
     if data[128:132] == b"DICM" or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         return
-    raise Rejected(Reason.NOT_DICOM, "" if data else "empty file")
+    raise Rejected(Reason.NOT_DICOM, name_kind(data) if data else "empty file")
 
 
 def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:

@@ -8,7 +8,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from beam_pipeline.declarations import Declared, DefaultText, OptionalText, parse_flags
+from beam_pipeline.declarations import (
+    Declared,
+    DefaultText,
+    Location,
+    OptionalLocation,
+    parse_flags,
+)
 from beam_pipeline.errors import PipelineError
 from beam_pipeline.shown import Terminal, show_line
 from beam_pipeline.verify.directory import Verification, verify_directory
@@ -20,9 +26,9 @@ EXIT_WRONG = 4
 class VerifyOptions(Declared):
     """Read a shard directory back and check all of it. Exit code 4 if it is wrong."""
 
-    shards: str
+    shards: Location
     """shard directory; local or a URL"""
-    source: OptionalText = None
+    source: OptionalLocation = None
     """the run's --input: read the DICOM files again and compare pixels"""
     workers: Annotated[int, Field(ge=0), DefaultText("one per core")] = os.cpu_count() or 1
     """processes; 0 to use none but this one"""

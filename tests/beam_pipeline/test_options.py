@@ -219,3 +219,17 @@ def test_options_are_made_of_parts_and_found_by_their_own_names() -> None:
 
 def test_the_page_of_options_is_made_of_them() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.options_table"
+
+
+def test_a_path_may_begin_with_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/joe")
+    paths = {"input": "~/in", "output": "~/out", "labels": "~/l.csv", "folds_from": "~/old"}
+    options = Options.of(**paths, identifier_key_file="~/key")
+    assert options.files.input == "/home/joe/in"
+    assert options.files.output == "/home/joe/out"
+    assert options.files.labels == "/home/joe/l.csv"
+    assert options.splits.folds_from == "/home/joe/old"
+    assert options.identifiers.identifier_key_file == "/home/joe/key"
+    other = Options.of(input="a~/~b", output="s3://bucket/~/out", labels="")
+    assert (other.files.input, other.files.output) == ("a~/~b", "s3://bucket/~/out")
+    assert other.files.labels is None

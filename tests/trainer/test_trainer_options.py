@@ -9,6 +9,7 @@ from trainer.errors import BadInput
 from trainer.options import (
     DEFAULT_WINDOWS,
     ChosenWindow,
+    CompareOptions,
     EvaluateOptions,
     ExportOptions,
     TrainOptions,
@@ -149,3 +150,12 @@ def test_windows_are_names_or_numbers() -> None:
 def test_a_bad_window_is_quoted(text: str) -> None:
     with pytest.raises(BadInput, match=f"--windows '{text}'"):
         parse_windows(text)
+
+
+def test_a_path_may_begin_with_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/joe")
+    options = EvaluateOptions(run=Path("~/run"), shards="~/shards")
+    assert (options.run, options.shards) == (Path("/home/joe/run"), "/home/joe/shards")
+    compared = CompareOptions(runs=(Path("~/a"), Path("b~")), output=Path("~/c.html"))
+    assert compared.runs == (Path("/home/joe/a"), Path("b~"))
+    assert compared.output == Path("/home/joe/c.html")
