@@ -90,7 +90,10 @@ def _read_long(table: TextTable, places: Sequence[int]) -> Labels:
             check_values("Label", texts, values)
         split = pc.split_pattern(ids, "_", max_splits=1, reverse=True)
         if not pc.all(pc.equal(pc.list_value_length(split), 2), min_count=0).as_py():
-            raise ValueError("an ID is not of the form <image id>_<class>")
+            raise ValueError(
+                "an ID is not of the form <image id>_<class>; if each row is an image, name the "
+                "columns of the classes with --label_columns"
+            )
         images = pc.list_element(split, 0).dictionary_encode()
         parts.append(Values(images, _number(pc.list_element(split, 1), names), values))
     check_label_names([*names])

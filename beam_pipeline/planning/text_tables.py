@@ -65,7 +65,7 @@ class TextTable:
     Attributes:
         columns: their names, without spaces around them; some may be empty or repeated.
         read: returns the columns in some places as text, empty where there is no value; some of
-            the rows at a time.
+            the rows at a time, and none without any value.
     """
 
     columns: tuple[str, ...]
@@ -138,7 +138,7 @@ def _open_csv(content: io.BufferedReader, path: str) -> TextTable:
             if block.strip():
                 table = _parse(block, separator, len(names), places, rows)
                 rows += len(table)
-                yield [table[str(place)].combine_chunks() for place in places]
+                yield _without_blank_rows([table[str(place)].combine_chunks() for place in places])
 
     return TextTable(tuple(name.strip() for name in names), read)
 
@@ -220,6 +220,16 @@ def _split_header(block: bytes) -> tuple[str, bytes]:
     while end >= 0 and block.count(b'"', 0, end) % 2:
         end = block.find(b"\n", end + 1)
     return (block[:end].decode(), block[end + 1 :]) if end >= 0 else (block.decode(), b"")
+
+
+def _without_blank_rows(columns: list[pa.StringArray]) -> list[pa.StringArray]:
+    """The rows that have a value; spreadsheets write the rest of a sheet as commas."""
+    blank = pc.equal(columns[0], "")
+    if not pc.any(blank).as_py():
+        return columns
+    for column in columns[1:]:
+        blank = pc.and_(blank, pc.equal(column, ""))
+    return [column.filter(pc.invert(blank)) for column in columns]
 
 
 def _parse(

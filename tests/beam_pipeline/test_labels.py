@@ -348,3 +348,36 @@ def test_labels_are_kept_for_a_later_step(tmp_path: Path) -> None:
     assert [found(kept, name) for name in "abcd"] == [found(labels, name) for name in "abcd"]
     unfinished.remove("labels")
     assert Labels.find(unfinished) is None
+
+
+def test_a_few_values_cannot_ask_for_any_amount_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_pipeline.planning.labels._CELLS", 60)
+    text = "ID,Label\n" + "".join(f"{number}_{number},0\n" for number in range(8))
+    with pytest.raises(UsageError, match="8 images and 8 classes, but only 8 values; want a value"):
+        read_labels(write(tmp_path, text))
+
+
+def test_more_classes_than_there_can_be_are_refused(tmp_path: Path) -> None:
+    text = "ID,Label\n" + "".join(f"ID_{number},0\n" for number in range(40_000))
+    with pytest.raises(UsageError, match="has 40000 classes or more, and there can be 1000"):
+        read_labels(write(tmp_path, text))
+
+
+def test_spaces_and_quotes_around_names_and_values_are_no_part_of_them(tmp_path: Path) -> None:
+    for text in (
+        "image, x, y\na, 1, 0\n b , 0, 1\n",
+        '"image", "x", "y"\n"a", "1", "0"\n"b", "0", "1"\n',
+        "ID, Label\na_x, 1\na_y, 0\nb_x , 0\nb_y , 1\n",
+    ):
+        labels = read_labels(write(tmp_path, text))
+        assert labels.names == ("x", "y")
+        assert (found(labels, "a"), found(labels, "b")) == ([1, 0], [0, 1])
+
+
+def test_a_column_of_values_without_a_name_is_not_left_out(tmp_path: Path) -> None:
+    labels = read_labels(write(tmp_path, ",image,x,\n0,a,1,\n1,b,0,\n"))
+    assert (labels.names, found(labels, "a"), found(labels, "b")) == (("x",), [1], [0])
+    with pytest.raises(UsageError, match="column 4 has values and no name; give it one"):
+        read_labels(write(tmp_path, ",image,x,\n0,a,1,\n1,b,0,1\n"))

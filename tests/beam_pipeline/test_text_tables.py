@@ -4,8 +4,10 @@ import io
 import itertools
 import logging
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,7 +81,8 @@ def test_what_a_writer_of_csv_wrote_is_read(
     writer.writerows([header, *rows])
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_tables, "_BLOCK_BYTES", block)
-        assert content(Path(folder), file.getvalue().encode(encoding)) == [header, *rows]
+        expected = [header, *filter(any, rows)]
+        assert content(Path(folder), file.getvalue().encode(encoding)) == expected
 
 
 def test_a_line_end_in_quotes_ends_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +228,42 @@ def test_a_row_without_an_end_is_refused_before_it_fills_memory(
     monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 1 << 16)
     with pytest.raises(OSError, match="a row of more than 1 MiB"):
         content(tmp_path, gzip.compress(TABLE.encode() + b"x" * (1 << 24)))
+
+
+def test_the_end_of_a_sheet_has_no_rows(tmp_path: Path) -> None:
+    assert content(tmp_path, f"{TABLE},,\n,,\n,,x\n".encode()) == [*ROWS, ["", "", "x"]]
+
+
+class OneThread(io.BytesIO):
+    """A file that only the thread that opened it may read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.thread = threading.get_ident()
+
+    def read(self, *size: int | None) -> bytes:
+        assert threading.get_ident() == self.thread
+        return super().read(*size)
+
+    def readinto(self, buffer: Any) -> int:
+        assert threading.get_ident() == self.thread
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("kind", ["csv", "zst", "parquet"])
+def test_no_thread_of_arrow_reads_a_file_of_python(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It would end the process with an abort if the interpreter ended first."""
+    data = TABLE.encode() + b"c,z,1\n" * 1_000_000
+    if kind == "zst":
+        data = pa.compress(data, "zstd", asbytes=True)
+    if kind == "parquet":
+        data = saved("to_parquet")
+    file = OneThread(data)
+    monkeypatch.setattr(text_tables, "open_file", lambda *_: file)
+    with open_table("table") as table:
+        assert len(next(table.read([0]))[0])
 
 
 def test_zstandard_is_read(tmp_path: Path) -> None:
