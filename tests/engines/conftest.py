@@ -13,6 +13,7 @@ from tests.beam_pipeline.dicom_files import make_dicom
 from tests.engines.engines import Engine, digests, start_engine, wait_for
 
 SLICES = 96
+_TEST_SECONDS = 1800
 BAD = {
     "ID_crash": (bad_decoders.CRASH, "decoder_crashed"),
     "ID_hang": (bad_decoders.HANG, "decoder_timed_out"),
@@ -22,6 +23,13 @@ ARGUMENTS = (
     *("--examples_per_shard", "6", "--folds", "3", "--decode_timeout", "1"),
     *("--max_reject_fraction", "0.2"),
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives tests on engines more time: they wait for several programs on a machine."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(_TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")

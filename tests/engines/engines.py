@@ -19,12 +19,19 @@ from pathlib import Path
 import psutil
 
 from tests.beam_pipeline.object_stores import find_binary
+from tests.engines.jars import job_server
 from tests.engines.portable_service import portable_engine
 
 PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
+# Engines that Beam's job servers run in their own process.
+EMBEDDED = {
+    "flink": ("--runner", "FlinkRunner", "--flink_master", "[local]"),
+    "spark": ("--runner", "SparkRunner", "--spark_master_url", "local[4]"),
+}
 ROOT = Path(__file__).parents[2]
 _MARK = "TEST_ENGINE_MARK"
-_RUN_SECONDS = 180
+# A busy machine takes several times as long as an idle one.
+_RUN_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def start_engine(name: str, folder: Path, environment: Mapping[str, str]) -> Ite
     """A runner while the block lasts; the test is skipped where it cannot be had.
 
     Args:
-        name: `local`, `portable` or `prism`.
+        name: `local`, `portable`, `prism`, or an engine of EMBEDDED.
         folder: an empty one.
         environment: of workers and of the pipeline's command.
     """
@@ -127,12 +134,19 @@ def start_engine(name: str, folder: Path, environment: Mapping[str, str]) -> Ite
             variables,
             None,
         )
+    elif name in EMBEDDED:
+        jar = (
+            "--job_server_jvm_property=-Xmx1g",
+            f"--{name}_job_server_jar",
+            str(job_server(name)),
+        )
+        yield Engine(name, (*EMBEDDED[name], *jar), variables, None)
     else:
         with portable_engine(folder, workers=2, environment=variables) as arguments:
             yield Engine(name, tuple(arguments), variables, "SdkHarness")
 
 
-def wait_for(condition: object, seconds: float = 60.0) -> None:
+def wait_for(condition: object, seconds: float = 240.0) -> None:
     """Wait until a function says so."""
     assert callable(condition)
     end = time.monotonic() + seconds

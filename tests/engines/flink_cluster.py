@@ -4,59 +4,24 @@ What is started, each a process, and where it listens unless `Ports` says otherw
 
 1. the job manager: its REST interface at 127.0.0.1:8081, its RPC at 127.0.0.1:6123;
 2. two task managers of two slots;
-3. a pool of SDK workers for each of them, at 127.0.0.2:50000 and 127.0.0.3:50000. Both are told to
-   use `worker-pool:50000`, a name that means another address to each, as `localhost` would on two
-   machines. They cannot share a pool: their workers would have the same ids there;
+3. a pool of SDK workers for each of them, at 127.0.0.2:50000 and 127.0.0.3:50000;
 4. Beam's job server, at 127.0.0.1:8099, its artifacts at 127.0.0.1:8098.
-
-Flink's jars come from the package `apache-flink-libraries`, which is downloaded once. The job
-server's jar is the one that the environment variable FLINK_JOB_SERVER_JAR names, or Beam's own from
-Maven Central. Linux only: elsewhere 127.0.0.2 is no address of a machine unless it is made one.
 """
 
-import json
-import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tarfile
-import tempfile
-import time
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.beam_pipeline.ports import free_port
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
+from tests.engines.jars import FLINK_SERIES, flink_jars, job_server
 
-FLINK_VERSION = "1.19.3"
-SERIES = FLINK_VERSION.rpartition(".")[0]  # what a job server is made for
 SLOTS = 2  # of each task manager
-POOL_HOSTS = ("127.0.0.2", "127.0.0.3")  # of each task manager's pool
 
-_ROOT = Path(__file__).parents[2]
-_DOWNLOADED = _ROOT / "out" / "test-servers"
-_ANSWER_SECONDS = 20.0
-_DOWNLOAD_SECONDS = 280
-_STARTED_WITHIN = 90.0  # seconds
-
-# What Flink's own scripts add for Java 17.
-_OPENED = (
-    *("java.base/java.lang", "java.base/java.lang.invoke", "java.base/java.lang.reflect"),
-    *("java.base/java.net", "java.base/java.io", "java.base/java.nio", "java.base/java.text"),
-    *("java.base/java.time", "java.base/java.util", "java.base/java.util.concurrent"),
-    *("java.base/java.util.concurrent.atomic", "java.base/java.util.concurrent.locks"),
-    *("java.base/sun.nio.ch", "java.base/sun.net.util"),
-)
-_JAVA = (
-    *("java", "-Xmx512m", "-Dorg.apache.logging.log4j.level=INFO"),
-    *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED),
-)
 _JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 _TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
 
@@ -93,10 +58,6 @@ io.tmp.dirs: {folder}
 """
 
 
-class Unavailable(Exception):
-    """Something that a cluster needs cannot be had; the message says what, and why."""
-
-
 @dataclass(frozen=True)
 class Ports:
     """Where the parts of a cluster listen."""
@@ -114,22 +75,22 @@ class Ports:
 
 
 @dataclass
-class LocalFlink:
+class LocalFlink(LocalCluster):
     """A cluster on this machine.
 
     Attributes:
-        folder: of its logs and settings; the working directory of the workers.
         ports: where its parts listen.
         job_server: the jar of Beam's.
-        environment: of all its processes, beside this process's.
     """
 
-    folder: Path
     ports: Ports
     job_server: Path
-    environment: Mapping[str, str]
-    _processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    _managers: dict[int, str] = field(default_factory=dict)  # ids of those started last
+    _managers: dict[int, str] = field(default_factory=dict, kw_only=True)  # ids, started last
+
+    @property
+    def rest(self) -> str:
+        """The URL of its REST interface."""
+        return f"http://127.0.0.1:{self.ports.rest}"
 
     @property
     def worker_arguments(self) -> list[str]:
@@ -141,8 +102,8 @@ class LocalFlink:
     def submitting_arguments(self) -> list[str]:
         """For a command that starts a job server itself."""
         return [
-            *("--runner", "FlinkRunner", "--flink_master", f"http://127.0.0.1:{self.ports.rest}"),
-            *("--flink_version", SERIES, "--flink_job_server_jar", str(self.job_server)),
+            *("--runner", "FlinkRunner", "--flink_master", self.rest),
+            *("--flink_version", FLINK_SERIES, "--flink_job_server_jar", str(self.job_server)),
             *self.worker_arguments,
         ]
 
@@ -159,130 +120,67 @@ class LocalFlink:
             Unavailable: a package cannot be had.
             TimeoutError: something did not start.
         """
-        self._write_settings()
-        self._start_flink("job-manager", _JOB_MANAGER, "--executionMode", "cluster")
-        for number, host in enumerate(POOL_HOSTS):
-            pool = ("-m", "tests.engines.flink_cluster", "--pool", f"{host}:{self.ports.pool}")
-            self._start(f"pool-{number}", sys.executable, *pool)
-        self.start_task_managers()
         ports = self.ports
-        self._start(
+        (self.folder / "conf").mkdir()
+        settings = {"rest": ports.rest, "rpc": ports.rpc, "slots": SLOTS, "folder": self.folder}
+        (self.folder / "conf" / "flink-conf.yaml").write_text(_SETTINGS.format(**settings))
+        self._start_flink("job-manager", _JOB_MANAGER, "--executionMode", "cluster")
+        self.start_pools(ports.pool)
+        self.start_process(
             "job-server",
-            *(*_JAVA, "-jar", str(self.job_server), f"--flink-master=127.0.0.1:{ports.rest}"),
+            *(*JAVA, "-jar", str(self.job_server), f"--flink-master=127.0.0.1:{ports.rest}"),
             *(f"--job-port={ports.jobs}", f"--artifact-port={ports.artifacts}"),
             *("--expansion-port=0", f"--artifacts-dir={self.folder / 'artifacts'}"),
         )
+        self.restore()
         for host in POOL_HOSTS:
-            self._wait_until_open(host, ports.pool)
-        self._wait_until_open("127.0.0.1", ports.jobs)
+            self.wait_until_open(host, ports.pool)
+        self.wait_until_open("127.0.0.1", ports.jobs)
 
-    def start_task_managers(self) -> None:
+    def restore(self) -> None:
         """Start the task managers that do not run, and wait until all have offered their slots."""
         for number in range(len(POOL_HOSTS)):
             name = f"task-manager-{number}"
-            if name not in self._processes or self._processes[name].poll() is not None:
+            if not self.is_running(name):
                 self._managers[number] = f"{name}-{uuid.uuid4().hex}"
-                hosts = f"-Djdk.net.hosts.file={self.folder / f'hosts-{number}'}"
                 own_id = ("-D", f"taskmanager.resource-id={self._managers[number]}")
-                self._start_flink(name, _TASK_MANAGER, *own_id, java=[hosts])
-        self._wait_for_managers()
+                java = [self.hosts_argument(number)]
+                self._start_flink(name, _TASK_MANAGER, *own_id, java=java)
+        expected = dict.fromkeys(self._managers.values(), SLOTS)
 
-    def kill_task_manager(self, number: int) -> None:
+        def are_there() -> bool:
+            """Whether those that run, and no others, are listed with their slots."""
+            managers = ask(f"{self.rest}/taskmanagers")["taskmanagers"]
+            return {each["id"]: each["slotsNumber"] for each in managers} == expected
+
+        self.wait_until(are_there, "the task managers did not offer their slots")
+
+    def kill_host(self) -> None:
         """Kill a task manager, not its pool."""
-        process = self._processes[f"task-manager-{number}"]
-        process.kill()
-        process.wait()
+        self.kill_process("task-manager-0")
 
-    def stop(self) -> None:
-        """Kill all of it, with the workers."""
-        for process in self._processes.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def _write_settings(self) -> None:
-        (self.folder / "conf").mkdir()
-        settings = {"rest": self.ports.rest, "rpc": self.ports.rpc, "slots": SLOTS}
-        text = _SETTINGS.format(**settings, folder=self.folder)
-        (self.folder / "conf" / "flink-conf.yaml").write_text(text)
-        for number, host in enumerate(POOL_HOSTS):
-            own = f"127.0.0.1 localhost\n127.0.0.1 {socket.gethostname()}\n"
-            (self.folder / f"hosts-{number}").write_text(f"{own}{host} worker-pool\n")
+    def job_states(self) -> dict[str, str]:
+        """The state of each job that the cluster knows, by name."""
+        return {job["name"]: job["state"] for job in ask(f"{self.rest}/jobs/overview")["jobs"]}
 
     def _start_flink(self, name: str, main: str, *arguments: str, java: Sequence[str] = ()) -> None:
         jars = f"{flink_jars()}/*"
         settings = ("--configDir", str(self.folder / "conf"))
-        self._start(name, *_JAVA, *java, "-cp", jars, main, *settings, *arguments)
-
-    def _start(self, name: str, *command: str) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self._variables(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def _variables(self) -> dict[str, str]:
-        path = [self.environment.get("PYTHONPATH", ""), str(_ROOT)]
-        python = Path(sys.executable).parent  # a pool starts plain `python`
-        return {
-            **os.environ,
-            **self.environment,
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "PATH": os.pathsep.join([str(python), os.environ["PATH"]]),
-        }
-
-    def _wait_for_managers(self) -> None:
-        """Wait until those that run, and no others, are listed with their slots."""
-        expected = dict.fromkeys(self._managers.values(), SLOTS)
-        end = time.monotonic() + _STARTED_WITHIN
-        while time.monotonic() < end:
-            with suppress(OSError):
-                managers = self._ask("/taskmanagers")["taskmanagers"]
-                if {each["id"]: each["slotsNumber"] for each in managers} == expected:
-                    return
-            self._check_alive()
-            time.sleep(0.2)
-        raise TimeoutError(f"the task managers did not offer their slots: see {self.folder}")
-
-    def _wait_until_open(self, host: str, port: int) -> None:
-        end = time.monotonic() + _STARTED_WITHIN
-        while time.monotonic() < end:
-            with suppress(OSError):
-                socket.create_connection((host, port), 1).close()
-                return
-            self._check_alive()
-            time.sleep(0.2)
-        raise TimeoutError(f"nothing answers at {host}:{port}: see {self.folder}")
-
-    def _check_alive(self) -> None:
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                log = (self.folder / f"{name}.log").read_text().splitlines()
-                raise RuntimeError("\n".join([f"{name} ended:", *log[-20:]]))
-
-    def _ask(self, path: str) -> Any:
-        url = f"http://127.0.0.1:{self.ports.rest}{path}"
-        with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS) as answer:
-            return json.load(answer)
+        self.start_process(name, *JAVA, *java, "-cp", jars, main, *settings, *arguments)
 
 
 @contextmanager
 def flink_cluster(
-    folder: Path, job_server: Path, environment: Mapping[str, str], ports: Ports
+    folder: Path, environment: Mapping[str, str], ports: Ports
 ) -> Iterator[LocalFlink]:
     """A cluster while the block lasts; raises as `LocalFlink.start` does.
 
     Args:
         folder: an empty one.
-        job_server: the jar of Beam's.
         environment: of its processes, beside this process's.
         ports: where its parts listen.
     """
-    cluster = LocalFlink(folder, ports, job_server, environment)
+    cluster = LocalFlink(folder, environment, ports, job_server("flink"))
     try:
         cluster.start()
         yield cluster
@@ -290,95 +188,9 @@ def flink_cluster(
         cluster.stop()
 
 
-def find_job_server() -> Path:
-    """The jar of Beam's job server for Flink, downloaded if there is none.
-
-    Raises:
-        Unavailable: there is no Java, or no jar.
-        FileNotFoundError: FLINK_JOB_SERVER_JAR names none.
-    """
-    if not shutil.which("java"):
-        raise Unavailable("Java is not installed")
-    given = os.environ.get("FLINK_JOB_SERVER_JAR")
-    if given:
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"FLINK_JOB_SERVER_JAR={given}")
-        return Path(given).absolute()
-    from apache_beam.utils.subprocess_server import JavaJarServer
-
-    url: str = JavaJarServer.path_to_beam_jar(f"runners:flink:{SERIES}:job-server:shadowJar")
-    jar = _DOWNLOADED / url.rpartition("/")[2]
-    if not jar.exists():
-        _download(url, jar)
-    return jar
-
-
-def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        answer = urllib.request.urlopen(url, timeout=_ANSWER_SECONDS)
-        with answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise Unavailable(
-            f"{path.name} is not to be had from Maven Central ({error}), and FLINK_JOB_SERVER_JAR "
-            "names no other"
-        ) from None
-    partial.rename(path)
-
-
-def flink_jars() -> Path:
-    """The folder of Flink's jars, downloaded if it is not there: 230 MB.
-
-    Raises:
-        Unavailable: it cannot be downloaded.
-    """
-    jars = _DOWNLOADED / f"flink-{FLINK_VERSION}"
-    if jars.exists():
-        return jars
-    _DOWNLOADED.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=_DOWNLOADED) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", ":all:", f"apache-flink-libraries=={FLINK_VERSION}"]
-        try:
-            subprocess.run(
-                command, cwd=folder, check=True, capture_output=True, timeout=_DOWNLOAD_SECONDS
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"apache-flink-libraries cannot be downloaded: {error}") from None
-        (archive,) = Path(folder).glob("*.tar.gz")
-        found = Path(folder, "jars")
-        found.mkdir()
-        with tarfile.open(archive) as files:
-            for member in files:
-                name = Path(member.name).name
-                if "/deps/lib/" in member.name and name.startswith(("flink-dist", "log4j-")):
-                    member.name = name
-                    files.extract(member, found, filter="data")
-        found.rename(jars)
-    return jars
-
-
-def serve_pool(address: str) -> None:
-    """Start SDK workers on demand, as Beam's own command does, but at a given address."""
-    import grpc
-    from apache_beam.portability.api import beam_fn_api_pb2_grpc
-    from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
-    from apache_beam.utils import thread_pool_executor
-
-    server = grpc.server(thread_pool_executor.shared_unbounded_instance())
-    server.add_insecure_port(address)
-    pool = BeamFnExternalWorkerPoolServicer(use_process=True)
-    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
-    server.start()
-    server.wait_for_termination()
-
-
 def _run(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with flink_cluster(folder.absolute(), find_job_server(), {}, Ports()) as cluster:
+    with flink_cluster(folder.absolute(), {}, Ports()) as cluster:
         print("python -m beam_pipeline ... " + " ".join(cluster.submitting_arguments))
         print("python -m beam_pipeline ... " + " ".join(cluster.service_arguments), flush=True)
         with suppress(KeyboardInterrupt):
@@ -386,7 +198,4 @@ def _run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--pool"]:
-        serve_pool(sys.argv[2])
-    else:
-        _run(Path(sys.argv[1]))
+    _run(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.beam_pipeline.ports import free_port
 
-_STARTED_WITHIN = 60.0  # seconds
+_STARTED_WITHIN = 240.0  # seconds
 
 
 @contextmanager

@@ -146,8 +146,7 @@ def test_a_launcher_that_is_killed_leaves_a_directory_to_go_on_with(
     wait_for(lambda: has_written(folder, 2))
     run.kill()
     finish(run)
-    for server in prism_servers(engine):  # Beam's runner cannot end it any more
-        kill(server)
+    wait_for(lambda: not prism_servers(engine))
     again = engine.run(folder, *RUN)
     assert again.returncode == 0, again.stderr
     assert_right(folder, reference)
