@@ -1,6 +1,7 @@
 """The pipeline on Flink and Spark with two hosts each, whose parts fail one after the other."""
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +122,22 @@ def test_a_job_goes_on_without_what_was_killed(
     assert done.stderr == ""
     assert_right(folder, reference)
     assert_nothing_left(engine)
+
+
+def test_a_refusal_of_a_worker_fails_the_job_and_arrives_with_its_exit_code(
+    cluster: Cluster, folder: Path
+) -> None:
+    (folder / "labels.csv").unlink()
+    (folder / "labels.csv").write_text("id,bleeds\nID_0,1\nID_1,0\n")
+    done = cluster.engine.run(folder, *RUN)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"beam_pipeline: error: {SLICES - 2} of {SLICES} files were rejected (")
+    flink = cluster.parts
+    if isinstance(flink, LocalFlink):
+        (name,) = re.findall(r"Job (headct-\w+) was submitted", done.stdout)
+        wait_for(lambda: flink.job_states()[name] == "FAILED")
+    assert_nothing_left(cluster.engine)
 
 
 # A job of Spark ends with its job server.
