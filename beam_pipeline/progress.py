@@ -21,6 +21,7 @@ from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, PipelineError
 from beam_pipeline.layout import CARD, UNLABELED_SPLIT
 from beam_pipeline.split_tables import print_by_split
+from beam_pipeline.storage import Folder
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -167,9 +168,9 @@ class Watcher:
         self._before = unfinished.signs()
 
     @property
-    def url(self) -> str:
+    def folder(self) -> Folder:
         """The output."""
-        return self._unfinished.folder.url
+        return self._unfinished.folder
 
     def look(self) -> None:
         """Look at what is new.

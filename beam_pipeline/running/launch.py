@@ -40,6 +40,7 @@ from beam_pipeline.storage import Folder, is_local
 from beam_pipeline.writing.output import read_refusal
 
 _CANCEL_SECONDS = 60.0
+_REFUSED_SECONDS = 30.0  # for which a runner may repeat the step that refuses a run
 _FIRST_SIGN_SECONDS = 60.0  # after which workers should have begun
 _LOOK_SECONDS = 1.0  # between looks at a local folder,
 _REMOTE_LOOK_SECONDS = 10.0  # and at another
@@ -204,16 +205,24 @@ def _watch(
     handle: Handle, job: Job | None, launched: Launch, watcher: Watcher, console: Console
 ) -> None:
     """Wait for the end of a job."""
-    seconds = _LOOK_SECONDS if is_local(watcher.url) else _REMOTE_LOOK_SECONDS
+    seconds = _LOOK_SECONDS if is_local(watcher.folder.url) else _REMOTE_LOOK_SECONDS
     # Dataflow starts machines, which takes minutes, and says so itself.
     expected = math.inf if launched.runner is DATAFLOW else time.monotonic() + _FIRST_SIGN_SECONDS
+    accepted = time.monotonic()  # when the run had not been refused yet
     try:
         while not handle.wait(seconds):
             watcher.look()
             if time.monotonic() > expected:
                 expected = math.inf
                 if not watcher.sees_workers():
-                    _say(console, _silence(launched, watcher.url))
+                    _say(console, _silence(launched, watcher.folder.url))
+            refusal = read_refusal(watcher.folder)
+            if refusal is None:
+                accepted = time.monotonic()
+            elif time.monotonic() - accepted > _REFUSED_SECONDS:
+                with suppress(Exception):  # a client's: the refusal is what ended the run
+                    (ask_for(job, launched) if job else handle).cancel()
+                raise refusal
     except KeyboardInterrupt:
         raise Interrupted(_after_interrupt(handle, job, launched)) from None
 

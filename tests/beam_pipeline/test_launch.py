@@ -8,12 +8,13 @@ import pytest
 from rich.console import Console
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Interrupted
+from beam_pipeline.errors import Interrupted, Refusal
 from beam_pipeline.progress import Display, Watcher
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running import launch
 from beam_pipeline.running.jobs import Asked, Job
 from beam_pipeline.storage import Folder
+from beam_pipeline.writing.output import write_refusal
 
 JOB = Job("FlinkRunner", "headct-1", "localhost:8099")
 POOL = ("--environment_type", "EXTERNAL", "--environment_config", "localhost:50000")
@@ -115,6 +116,19 @@ def test_where_to_look_depends_on_how_workers_start(environment: str) -> None:
         for other in {"DOCKER", "PROCESS", "LOOPBACK", "EXTERNAL"} - {environment}
     }
     assert launch._silence(launched, "out") not in others
+
+
+def test_a_run_that_its_runner_repeats_although_it_was_refused_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Fake(True, "RUNNING")
+    monkeypatch.setattr(launch, "ask_for", lambda job, launched: asked)
+    monkeypatch.setattr(launch, "_REFUSED_SECONDS", 0.05)
+    write_refusal(Folder(str(tmp_path)), 3, "too many rejects")
+    with pytest.raises(Refusal, match="too many rejects") as raised:
+        watch(Waiting(1000), Launch(RUNNERS["FlinkRunner"], POOL), tmp_path)
+    assert raised.value.exit_code == 3
+    assert asked.canceled
 
 
 def test_dataflow_has_its_own_word_for_machines_that_start(tmp_path: Path) -> None:
