@@ -35,7 +35,7 @@ def assert_quiet(done: "subprocess.CompletedProcess[str]", files: int) -> None:
 def assert_nothing_left(engine: Engine) -> None:
     """No process of the pipeline's command is alive, nor a decoder of any worker."""
     parts = ("beam_pipeline --", "forkserver", "prism ")
-    wait_for(lambda: not any(engine.processes(part) for part in parts), 30)
+    wait_for(lambda: not any(engine.processes(part) for part in parts))
 
 
 def prism_servers(engine: Engine) -> list[psutil.Process]:
