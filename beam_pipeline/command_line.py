@@ -68,13 +68,18 @@ def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
     Raises:
         UsageError: a mistyped option, an empty one, or two that exclude each other.
     """
-    missing = [f"--{name}" for name, field in flags(Files) if field.is_required()]
-    missing = [option for option in missing if option.removeprefix("--") not in given]
+    required = [f"--{name}" for name, field in flags(Files) if field.is_required()]
+    missing = [option for option in required if option.removeprefix("--") not in given]
+    if missing and others and not others[0].startswith("-"):
+        raise UsageError(f"unknown argument {others[0]}: options start with --")
     for argument in others:
-        meant = did_you_mean(argument, missing) if argument.startswith("-") else ""
-        if meant:  # rather than that it is missing
+        meant = did_you_mean(argument, missing)
+        if meant and argument.startswith("-"):  # rather than that it is missing
             raise UsageError(f"unknown option {argument.partition('=')[0]}{meant}")
     refuse_empty(Files, given)
+    for name in ("id_column", "label_columns", "holdout"):
+        if given.get(name) and not given.get("labels"):
+            raise UsageError(f"--{name} {given[name]}: want --labels, too; it is of no use without")
     excluded = [name for name in ("windows", "voi") if name in given]
     if given.get("hu") and excluded:
         raise UsageError(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress
@@ -23,9 +24,8 @@ from examples.sample.writer import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the sample that the arguments ask for; return the exit code."""
-    arguments = _parser().parse_args(argv)
     try:
-        summary = _write(arguments)
+        summary = _write(_parser().parse_args(argv))
     except (SampleError, OSError) as error:  # a disk that is full, a folder that is not ours
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,10 +49,16 @@ def _write(arguments: argparse.Namespace) -> SampleSummary:
         )
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SampleError(message.removeprefix("argument "))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog="python -m examples.sample",
         description="Write a synthetic head-CT data set in the form of RSNA 2019.",
+        allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     for name, default, text in (

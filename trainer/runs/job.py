@@ -95,8 +95,9 @@ def _prepare_job(
     find_backbone(options.model, options.image_size)
     check_weights(options.model, options.weights)
     weights = label_weights(options.label_weights, shards.labels)
-    if options.windows and not shards.image.is_hounsfield:
-        raise BadInput("--windows: the shards hold windowed images, not Hounsfield units")
+    for name in ("windows", "window_jitter"):
+        if getattr(options, name) and not shards.image.is_hounsfield:
+            raise BadInput(f"--{name}: the shards hold windowed images, not Hounsfield units")
     if count(training) < options.batch_size:
         raise BadInput(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
