@@ -243,8 +243,10 @@ def read_refusal(folder: Folder) -> Refusal | None:
     """Why a run ended without a manifest, wherever that was."""
     if not folder.exists(REFUSAL):
         return None
-    refusal = json.loads(folder.read(REFUSAL))
-    return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
+    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):  # it is damaged, or gone
+        refusal = json.loads(folder.read(REFUSAL))
+        return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
+    return None
 
 
 def finish_output(folder: Folder) -> None:

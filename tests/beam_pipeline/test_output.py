@@ -309,6 +309,13 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
     assert read_refusal(folder) is None
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"exit_code": "x", "message": ""}'])
+def test_a_damaged_refusal_is_none(options: Options, text: str) -> None:
+    folder = Folder(options.files.output)
+    folder.write(".unfinished/refusal.json", text.encode())
+    assert read_refusal(folder) is None
+
+
 def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options) -> None:
     folder = Folder(options.files.output)
     prepare_output(folder, options)

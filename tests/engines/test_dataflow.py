@@ -149,8 +149,18 @@ class Submission:
 @pytest.fixture(scope="module")
 def submission(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Submission:
     """A run whose job is done, as workers would do it, from what lies in the bucket alone."""
-    semi_persistent = tmp_path_factory.mktemp("worker")
     process, job = cloud.submit("shards", *WORKERS)
+    staged, worked = work(cloud, job, tmp_path_factory.mktemp("worker"))
+    done = finish(process)
+    assert worked.returncode == 0, worked.stderr
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(staged["pipeline.pb"])
+    return Submission(done, job, staged, pipeline)
+
+
+def work(
+    cloud: Cloud, job: DataflowJob, semi_persistent: Path
+) -> tuple[dict[str, bytes], "subprocess.CompletedProcess[str]"]:
+    """Do a job as workers would; what is staged for them, and how they ended."""
     staged = cloud.bucket.get(job.options["staging_location"].removeprefix(f"{cloud.bucket.url}/"))
     for name, content in staged.items():
         path = semi_persistent / "staged" / name
@@ -168,10 +178,21 @@ def submission(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Submis
         job.fail("a worker failed")
     else:
         job.state = "JOB_STATE_DONE"
+    return staged, worked
+
+
+def test_a_refused_run_is_a_failed_job_and_one_line(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.bucket.put({"few.csv": f"id,bleeds\n{FILE_NAME}_0,1\n{FILE_NAME}_2,0\n".encode()})
+    process, job = cloud.submit("refused", "--labels", f"{cloud.bucket.url}/few.csv")
+    for attempt in range(2):  # as Dataflow tries again
+        (tmp_path / str(attempt)).mkdir()
+        _, worked = work(cloud, job, tmp_path / str(attempt))
+        assert worked.returncode, "the job is done"
     done = finish(process)
-    assert worked.returncode == 0, worked.stderr
-    pipeline = beam_runner_api_pb2.Pipeline.FromString(staged["pipeline.pb"])
-    return Submission(done, job, staged, pipeline)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"beam_pipeline: error: {SLICES - 2} of {SLICES} files were rejected (")
+    assert ".unfinished/refusal.json" in cloud.bucket.get("refused")
 
 
 def unpacked(data: bytes) -> bytes:
