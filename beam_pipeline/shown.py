@@ -13,6 +13,7 @@ _SECRET = re.compile(
     r"\b((?:x-amz|x-goog)-\w[\w-]*|sig|signature|\w*token|awsaccesskeyid|password)=[^&\s'\",;]+",
     re.IGNORECASE,
 )
+_PUBLIC = re.compile(r"project=[\w:.-]+")  # a link to a job
 _HIDDEN = "***"
 
 
@@ -37,7 +38,8 @@ def _hide(url: str) -> str:
         place = f"{_HIDDEN}@{host}"
     shown = f"{scheme}://{place}{slash}{path}"
     before, mark, query = shown.partition("?")
-    return f"{before}?{_HIDDEN}" if mark and "=" in query else shown
+    hidden = mark and "=" in query and not _PUBLIC.fullmatch(query)
+    return f"{before}?{_HIDDEN}" if hidden else shown
 
 
 def show_line(text: object) -> str:

@@ -209,6 +209,8 @@ def _watch(
     # Dataflow starts machines, which takes minutes, and says so itself.
     expected = math.inf if launched.runner is DATAFLOW else time.monotonic() + _FIRST_SIGN_SECONDS
     accepted = time.monotonic()  # when the run had not been refused yet
+    # Dataflow tries four times and then fails the job, as whoever watches it should see.
+    patience = math.inf if launched.runner is DATAFLOW else _REFUSED_SECONDS
     try:
         while not handle.wait(seconds):
             watcher.look()
@@ -219,7 +221,7 @@ def _watch(
             refusal = read_refusal(watcher.folder)
             if refusal is None:
                 accepted = time.monotonic()
-            elif time.monotonic() - accepted > _REFUSED_SECONDS:
+            elif time.monotonic() - accepted > patience:
                 with suppress(Exception):  # a client's: the refusal is what ended the run
                     (ask_for(job, launched) if job else handle).cancel()
                 raise refusal

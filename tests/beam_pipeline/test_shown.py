@@ -36,6 +36,8 @@ def test_bytes_that_are_no_text_are_escaped_too() -> None:
         ("abfss://files@account.dfs.core.windows.net/in", None),
         ("/home/joe@example/a=b", None),
         ("https://host/a@b?c", None),
+        ("https://console.cloud.google.com/jobs/europe-west1/job-1?project=my-project", None),
+        ("https://host/in?project=mine&key=secret", "https://host/in?***"),
         ("https://joe:secret@host/in", "https://***@host/in"),
         ("https://secret@host:8080", "https://***@host:8080"),
         ("s3://key:secret@bucket/in", "s3://***@bucket/in"),
