@@ -258,6 +258,13 @@ def show_summary(
             f"{identical['groups_with_conflicting_labels']} with labels that differ",
             highlight=False,
         )
+    if found := counts.get("identifying_paths"):
+        console.print(
+            f"{found} files have their patient's ID, name or accession number in their path, which "
+            f"the index, the rejects and the data card show: --image_id ordinal hides all paths",
+            highlight=False,
+            soft_wrap=True,
+        )
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     console.print(
         f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",

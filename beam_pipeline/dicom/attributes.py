@@ -75,6 +75,12 @@ class Attributes:
             raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
         return text
 
+    def plain_text(self, keyword: str) -> str:
+        """A text read as UTF-8 whatever the character set is; empty where it is absent."""
+        value = next(filter(None, (source.stored(keyword) for source in self._sources)), b"")
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return text.strip(" \0")
+
     def number(self, keyword: str, default: float | None = None) -> float:
         """An attribute's only number, which may be written several times.
 
@@ -140,6 +146,11 @@ class _Source:
         except Exception as error:  # bytes may be anything, and so is what pydicom raises
             detail = f"{keyword}: {type(error).__name__}"
             raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
+
+    def stored(self, keyword: str) -> Any:
+        """The bytes of an attribute's value, or what pydicom has made of them."""
+        element = self._elements.get(_look_up(keyword)[0])
+        return None if element is None else element.value
 
     def items(self, keyword: str) -> Sequence[Dataset]:
         """A sequence's items; none where it is absent."""

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NoReturn
 
 import numpy as np
@@ -60,6 +61,8 @@ _KEYWORDS = (
     "ImageType",
     "Modality",
     "PatientID",
+    "PatientName",
+    "AccessionNumber",
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "ImagePositionPatient",
@@ -105,6 +108,8 @@ class Header:
         voi_function: of that window, one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if it is
             none of these.
         pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
+        identifiers: PatientID, PatientName and its components, AccessionNumber: to look for them in
+            the file's path, and never written.
         beginning: checksum of all bytes before the pixels, which with the same bytes need not be
             read again; empty where that is no use.
         identity: checksum of what says which slice it is: ids, position and size.
@@ -123,6 +128,7 @@ class Header:
     window: tuple[float, float] | None = None
     voi_function: str = ""
     pixel_offset: int | None = None
+    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
     beginning: str = ""
     identity: str = ""
 
@@ -244,6 +250,7 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
             encoding=encoding,
             window=_window(attributes),
             voi_function=_voi_function(attributes),
+            identifiers=_identifiers(attributes),
             pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
         )
     if parsed.size > MAX_FILE_BYTES:
@@ -259,6 +266,12 @@ def _identity(header: Header) -> str:
     ids = header.sop_instance_uid, header.patient_id, header.study_id, header.series_id
     geometry = header.position_z, header.pixel_spacing, header.rows, header.columns
     return _checksum(repr((ids, geometry)).encode())
+
+
+def _identifiers(attributes: Attributes) -> tuple[str, ...]:
+    name = attributes.plain_text("PatientName")
+    texts = attributes.plain_text("PatientID"), attributes.plain_text("AccessionNumber")
+    return tuple(filter(None, (*texts, name, *re.split(r"[\^=\s]+", name))))
 
 
 def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:

@@ -1,12 +1,16 @@
 """Image ids, and what is written instead of the ids in the files' headers."""
 
 import hmac
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+_SHORTEST_IDENTIFIER = 4  # letters and digits
 _HASH_CHARACTERS = 16  # 64 bits: no two of a million ids share one by chance
 
 
@@ -22,6 +26,28 @@ def hash_id(key: bytes, column: str, text: str) -> str:
     """
     message = f"{column}\0{text}".encode("utf-8", "surrogateescape")
     return hmac.new(key, message, "sha256").hexdigest()[:_HASH_CHARACTERS]
+
+
+def holds_identifier(path: str, identifiers: Iterable[str]) -> bool:
+    """Whether a path holds one of a file's own identifiers, whatever the case and the punctuation.
+
+    Identifiers of fewer than four letters and digits are not looked for: they are in many paths.
+    """
+    folded = path.casefold()
+    patterns = map(_pattern, identifiers)
+    return any(pattern is not None and pattern.search(folded) for pattern in patterns)
+
+
+@lru_cache(maxsize=1 << 12)  # the files of a patient share their identifiers
+def _pattern(identifier: str) -> re.Pattern[str] | None:
+    words = re.findall(r"[^\W_]+", identifier.casefold())
+    if sum(map(len, words)) < _SHORTEST_IDENTIFIER:
+        return None
+    # A name may be followed by digits, and a number by letters: IM12345, DOE1990.
+    ends = words[0][0], words[-1][-1]
+    before, behind = (r"\d" if end.isdigit() else r"[^\W\d_]" for end in ends)
+    middle = r"[\W_]*".join(map(re.escape, words))
+    return re.compile(f"(?<!{before}){middle}(?!{behind})")
 
 
 def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:

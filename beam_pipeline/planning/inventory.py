@@ -19,7 +19,7 @@ from beam_pipeline.errors import TRANSIENT, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import hash_id, name_of
+from beam_pipeline.planning.identifiers import hash_id, holds_identifier, name_of
 from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.storage.sources import decode_source, encode_source, show_source
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("pixel_offset", pa.int64()),
         pa.field("pixel_bytes", pa.int64()),
         pa.field("header", pa.string()),
+        pa.field("path_identifies", pa.bool_()),
         pa.field("reason", _TEXTS),
         pa.field("detail", pa.string()),
     ]
@@ -251,6 +252,7 @@ class _Inspector:
             "series_id": self._replace("series_id", header.series_id),
             "sop_instance_uid": replace_uid(self._key, header.sop_instance_uid, self._image_id),
             "header": encode_header(header),
+            "path_identifies": holds_identifier(show_source(info.path), header.identifiers),
         }
         if header.pixel_offset is not None:  # a deflated file would have to be read whole
             described["pixel_offset"] = header.pixel_offset
@@ -290,7 +292,8 @@ class _Beginning:
 def _empty_row(image_id: str) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": image_id, "fingerprint": 0, "header": ""}
     row |= dict.fromkeys(("sop_instance_uid", *ID_COLUMNS), "")
-    return row | {"pixel_offset": -1, "pixel_bytes": 0, "reason": "", "detail": ""}
+    row |= {"pixel_offset": -1, "pixel_bytes": 0, "path_identifies": False}
+    return row | {"reason": "", "detail": ""}
 
 
 def _rejected(row: dict[str, Any], why: Rejected) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Plan:
         files_seen: how many files the input has, without those that are skipped.
         skipped: how many files are left out since the label file does not name them.
         labels_without_file: how many labeled image ids have no file.
+        identifying_paths: how many files have their own patient's identifiers in the paths that are
+            written.
         image_id: what tells slices apart, `file_name` or `sop_instance_uid`.
         labels_joined_by: what the ids of the label file are of a file; None without one.
         notes: what was decided by the data, in sentences.
@@ -67,6 +69,7 @@ class Plan:
     files_seen: int
     skipped: int
     labels_without_file: int
+    identifying_paths: int
     image_id: str
     labels_joined_by: str | None
     notes: tuple[str, ...]
@@ -115,11 +118,13 @@ def plan_shards(parts: int, options: Options) -> Plan:
     known = _find_known(joined, options)
     splits = known.splits.tolist() if known else None
     dealt = deal(keys, judgement, identical, options.splits, splits)
+    hidden = options.labels.image_id is ImageId.ORDINAL
     plan = Plan(
         labels=judgement.names,
         files_seen=files_seen,
         skipped=joined.skipped,
         labels_without_file=judgement.labels_without_file,
+        identifying_paths=0 if hidden else inventory.identifying_paths,
         image_id=keys.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
         notes=(*joined.notes, *([known.note] if known else [])),

@@ -21,7 +21,14 @@ from beam_pipeline.planning.inventory import find_key
 from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
 
-_KEY_COLUMNS = ("image_id", "sop_instance_uid", *ID_COLUMNS, "fingerprint", "reason")
+_KEY_COLUMNS = (
+    "image_id",
+    "sop_instance_uid",
+    *ID_COLUMNS,
+    "fingerprint",
+    "path_identifies",
+    "reason",
+)
 
 
 @dataclass
@@ -34,6 +41,7 @@ class Inventory:
         sizes: of the parts, rows.
         key_check: of the key that ids are hashed with.
         groups: the text of each patient's or study's number, where an earlier assignment is kept.
+        identifying_paths: how many files have their own patient's identifiers in their paths.
     """
 
     unfinished: Unfinished
@@ -41,6 +49,7 @@ class Inventory:
     sizes: Sequence[int]
     key_check: str = ""
     groups: Sequence[str] = ()
+    identifying_paths: int = 0
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,7 +92,7 @@ def read_keys(
     names = [inventory_table(number) for number in range(parts)]
     codes = {column: _Codes() for column in ID_COLUMNS}
     of_names, uids, fingerprints, usable = [], [], [], []
-    checks = set()
+    checks, identifying = set(), 0
     columns = [*_KEY_COLUMNS, *(["source"] if places else [])]
     for table in unfinished.read_all(names, columns):
         checks.add(table_metadata(table)["key_check"])
@@ -91,6 +100,7 @@ def read_keys(
         uids.append(_uid_keys(table["sop_instance_uid"]))
         fingerprints.append(table["fingerprint"].to_numpy())
         usable.append(pc.equal(pc.cast(table["reason"], pa.string()), "").to_numpy())
+        identifying += pc.sum(table["path_identifies"], min_count=0).as_py()
         for column, of_column in codes.items():
             of_column.add(table[column])
         if places:
@@ -99,7 +109,7 @@ def read_keys(
     sizes, check = [*map(len, usable)], next(iter(checks), "")
     group_column = f"{options.splits.group_by.value}_id"
     groups = codes[group_column].texts() if options.splits.folds_from else ()
-    inventory = Inventory(unfinished, names, sizes, check, groups)
+    inventory = Inventory(unfinished, names, sizes, check, groups, identifying)
     joined = _join(of_names, np.uint64), _join(uids, np.uint64), _join(usable, np.bool_)
     keys = Keys(
         *joined[:2],

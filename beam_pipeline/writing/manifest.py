@@ -114,6 +114,7 @@ def build_manifest(
             "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,
             "unlabeled_skipped": plan.skipped,
+            "identifying_paths": plan.identifying_paths,
             "identical_pixels": asdict(plan.identical),
         },
         "image_id": plan.image_id,

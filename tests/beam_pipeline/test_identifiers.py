@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.identifiers import hash_id, number_ids, ordinal, ordinals
+from beam_pipeline.planning.identifiers import (
+    hash_id,
+    holds_identifier,
+    number_ids,
+    ordinal,
+    ordinals,
+)
 
 KEY = b"sixteen bytes or more"
 
@@ -44,3 +50,36 @@ def test_hashes_are_keyed_and_stable() -> None:
 def test_a_text_that_is_no_utf_8_has_a_hash() -> None:
     expected = hmac.new(KEY, b"study_id\0\xff\xc3", hashlib.sha256).hexdigest()[:16]
     assert hash_id(KEY, "study_id", "\udcff\udcc3") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "identifier"),
+    [
+        ("DOE_JOHN/IM0001", "Doe^John"),
+        ("a/doejohn.dcm", "Doe^John"),
+        ("mustermann1964/1.dcm", "Mustermann"),
+        ("mrn47110815/1.dcm", "MRN-4711-0815"),
+        ("CT12345/1.dcm", "12345"),
+        ("12345_2.dcm", "12345"),
+        ("müller/1", "M\u00fcller"),
+    ],
+)
+def test_a_path_that_holds_an_identifier(path: str, identifier: str) -> None:
+    assert holds_identifier(path, ["nothing", identifier])
+
+
+@pytest.mark.parametrize(
+    ("path", "identifier"),
+    [
+        ("112345.dcm", "12345"),  # another number
+        ("123456.dcm", "12345"),
+        ("doering/1.dcm", "Doer"),  # another word
+        ("1/2/3.dcm", "2"),  # too short to tell
+        ("kim/1.dcm", "Kim"),
+        ("a.b/1.dcm", "a+b.*"),  # no pattern
+        ("any/path", "^"),
+        ("any/path", ""),
+    ],
+)
+def test_a_path_that_does_not(path: str, identifier: str) -> None:
+    assert not holds_identifier(path, [identifier])

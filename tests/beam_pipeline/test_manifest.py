@@ -56,6 +56,7 @@ PLAN = Plan(
     files_seen=12,
     skipped=2,
     labels_without_file=7,
+    identifying_paths=2,
     image_id="file_name",
     labels_joined_by="path",
     notes=("Labels joined by path: 3 of 10 labels, 3 of 14 files.",),
@@ -104,6 +105,7 @@ def test_counts_of_a_manifest() -> None:
         "resized": 5,
         "labels_without_file": 7,
         "unlabeled_skipped": 2,
+        "identifying_paths": 2,
         "identical_pixels": {
             "groups": 2,
             "slices": 5,

@@ -81,6 +81,7 @@ def test_nothing_is_lost(shards: Path) -> None:
         "resized": 0,
         "labels_without_file": 1,
         "unlabeled_skipped": 0,
+        "identifying_paths": 0,
         "identical_pixels": {
             "groups": 0,
             "slices": 0,
@@ -186,7 +187,7 @@ def test_the_last_step_may_be_done_again(
     before = contents(tmp_path / "out"), read(tmp_path / "out")
     files = [shard["file"] for split in before[1]["splits"].values() for shard in split["shards"]]
     names = tuple(before[1]["labels"])
-    plan = Plan(names, 33, 0, 1, "file_name", None, (), IdenticalPixels(), tuple(files), 30)
+    plan = Plan(names, 33, 0, 1, 0, "file_name", None, (), IdenticalPixels(), tuple(files), 30)
     rejects = pa.Table.from_pylist([], REJECTS_SCHEMA)
     tables = {"plan.json": plan.encode(), "rejects.arrow": encode_table(rejects)}
     for name in left:

@@ -408,6 +408,7 @@ def test_every_file_is_planned_or_rejected_once(plan_rows: PlanRows) -> None:
         files_seen=20,
         skipped=0,
         labels_without_file=0,
+        identifying_paths=0,
         image_id="file_name",
         labels_joined_by="file name without suffix",
         notes=("Labels joined by file name without suffix: 20 of 20 labels, 20 of 20 files.",),
