@@ -627,7 +627,9 @@ def test_a_header_is_carried_without_its_ids() -> None:
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=0.5, intercept=-1000.0, padding=(0, 9))
     header = Header(
         *("uid", "patient", "study", "series", 12.25, (0.5, 0.25), 512, 256, "1.2.840.10008.1.2"),
-        *(encoding, (40.0, 80.0), 1234, "abcdef"),
+        *(encoding, (40.0, 80.0), "SIGMOID"),
+        pixel_offset=1234,
+        beginning="abcdef",
     )
     text = encode_header(header)
     assert "patient" not in text
