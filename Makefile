@@ -20,7 +20,8 @@ TESTS            := test test-all test-engines coverage
 BENCHES          := bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs \
   bench-archives bench-reading bench-train bench-gpu bench-shards
 $(foreach name,$(TESTS),$(eval takes.$(name) := ICH_REAL_DATA ARGS))
-$(foreach name,$(BENCHES),$(eval takes.$(name) := ICH_REAL_DATA SAMPLE PRISM ARGS))
+$(foreach name,$(BENCHES),$(eval takes.$(name) := ICH_REAL_DATA SAMPLE ARGS))
+takes.bench-engines += PRISM
 $(foreach name,help lint clean,$(eval takes.$(name) :=))
 ALL_TAKE         := VENV PYTHON
 
@@ -74,11 +75,11 @@ default.COMPARE    := out/compare.html
 default.SAMPLE     := out/sample
 default.VENV       := .venv
 # Without INPUT the synthetic sample is made and used.
-ifeq ($(filter INPUT,$(GIVEN)),)
+ifeq ($(filter INPUT,$(GIVEN))$(filter --input --input=%,$(call text,ARGS)),)
   default.INPUT     = $(call arg,SAMPLE)/slices
   default.LABELS    = $(call arg,SAMPLE)/labels.csv
   NEEDS_SAMPLE     := sample
-else ifneq ($(filter $(call text,SAMPLE)/%,$(INPUT)),)
+else ifneq ($(filter $(call text,SAMPLE)/%,$(call text,INPUT)),)
   NEEDS_SAMPLE     := sample
 endif
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,12 @@ if "make.py" in arguments:  # which splits words and starts this Python again
 with open(notes, "a") as file:
     file.write(json.dumps(arguments) + "\\n")
 """
+
+
+CLUSTER = {
+    *("RUNNER", "PROJECT", "REGION", "TEMP", "IMAGE"),
+    *("JOB_ENDPOINT", "FLINK_MASTER", "SPARK_MASTER", "PRISM"),
+}
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -126,6 +133,21 @@ def test_every_variable_in_the_help_can_be_given_to_its_command() -> None:
         names = set(variables.split() + of_all.split()) - {"BACKEND"}
         done = make("--question", name, *(f"{each}=x" for each in sorted(names)))
         assert done.stderr == "", name
+
+
+def test_the_readme_has_the_variables_of_each_command() -> None:
+    rows = make("help").stdout.partition("Variables:\n")[2].splitlines()[:-3]
+    taken = {name: {*variables.split()} for name, variables in (row.split(None, 1) for row in rows)}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = {
+        name: {*re.findall(r"\b[A-Z]{3,}(?:_[A-Z]+)*\b", " ".join(re.findall("`(.*?)`", row)))}
+        for name, row in re.findall(r"^\| `make ([a-z]+)` \| (.*) \|$", readme, re.M)
+    }
+    for name in ("verify", "card", "train", "evaluate", "predict", "report", "compare", "export"):
+        assert taken[name] == shown[name] - {"FOLDER"}, name
+    assert shown["preprocess"] == taken["preprocess"] - CLUSTER | {"RUNNER"}
+    docs = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    assert all(f"{name}=" in docs or f"`{name}`" in docs for name in CLUSTER)
 
 
 def test_commands_that_are_given_together_take_the_variables_of_all(venv: Environment) -> None:
@@ -230,6 +252,9 @@ def test_defaults(venv: Environment) -> None:
         "--labels=out/sample/labels.csv",
         "--output=out/shards",
         "--runner=local",
+    ]
+    assert venv.started("preprocess", "ARGS=--input x") == [
+        ["beam_pipeline", "--output=out/shards", "--runner=local", "--input", "x"]
     ]
     assert venv.started("preprocess", "INPUT=x", "RUNNER=DataFlow") == [
         ["beam_pipeline", "--input=x", "--output=out/shards", "--runner=DataFlow"]
