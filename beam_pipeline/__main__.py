@@ -22,6 +22,7 @@ from beam_pipeline.planning.earlier import read_earlier
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
+from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
 from beam_pipeline.shown import LineFormatter, Terminal, show_line
@@ -30,7 +31,6 @@ from beam_pipeline.storage.sources import encode_source
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
-from beam_pipeline.writing.places import check_output_is_not_read, check_places
 
 
 def main(argv: Sequence[str]) -> int:

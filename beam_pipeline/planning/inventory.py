@@ -20,6 +20,7 @@ from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import hash_id, holds_identifier, name_of
+from beam_pipeline.planning.places import without_output
 from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.storage.sources import decode_source, encode_source, show_source
@@ -72,7 +73,8 @@ def list_parts(files: Files) -> Iterator[int]:
         StoreError: the input cannot be listed whole.
         OutputError: a part cannot be written.
     """
-    found = InputFiles.expect(files.input, files.storage_patience).list()
+    input_files = InputFiles.expect(files.input, files.storage_patience)
+    found = without_output(input_files.list(), input_files, files.output)
     unfinished = Unfinished(files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):

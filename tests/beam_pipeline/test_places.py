@@ -9,8 +9,12 @@ import pytest
 from beam_pipeline.__main__ import main
 from beam_pipeline.errors import UsageError
 from beam_pipeline.options import Options
+from beam_pipeline.planning.places import (
+    check_output_is_not_read,
+    check_places,
+    without_output,
+)
 from beam_pipeline.storage import InputFiles
-from beam_pipeline.writing.places import check_output_is_not_read, check_places
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +146,18 @@ def test_it_is_said_before_anything_is_written(
     assert error.startswith(f"beam_pipeline: error: {message}")
     assert error.count("\n") == 1
     assert sorted(map(str, Path().rglob("*"))) == before
+
+
+@pytest.mark.parametrize("source", ["data", "to_data", "data/**"])
+def test_a_link_to_the_output_leads_to_no_input(source: str) -> None:
+    """Of which nothing is seen at the first start, when there is no shard."""
+    shard = "ich-fold0.tfrecord-00000-of-00001"
+    for name in (shard, "manifest.json", "report.html"):
+        Path("out", name).touch()
+    for name in ("manifest.json", "ich-fold0.dcm"):
+        Path("data", name).touch()  # no more than a name
+    files = InputFiles.parse(str(Path.cwd() / source))  # a store remembers where a path led
+    assert {f"to_out/{shard}", "to_out/report.html"} <= {info.path for info in files.list()}
+    found = [info.path for info in without_output(files.list(), files, "out")]
+    others = ["to_out/labels.csv", "to_out/raw/c.dcm"]  # which no output holds
+    assert found == ["a.dcm", "ich-fold0.dcm", "manifest.json", "sub/b.dcm", *others]

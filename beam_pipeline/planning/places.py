@@ -2,13 +2,14 @@
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from beam_pipeline.declarations import Mark
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import (
     CARD,
+    DATASET,
     FILES,
     HOLDOUT_SPLIT,
     UNLABELED_SPLIT,
@@ -16,13 +17,14 @@ from beam_pipeline.layout import (
     fold_split,
 )
 from beam_pipeline.options import Options
-from beam_pipeline.storage import InputFiles, is_local
+from beam_pipeline.storage import FileInfo, InputFiles, is_local
 
 # URLs of one store that begin differently.
 _SAME_SCHEMES = {"s3a": "s3", **dict.fromkeys(("azure", "abfs", "abfss", "adl"), "az")}
 _SPLITS = (*map(fold_split, range(100)), HOLDOUT_SPLIT, UNLABELED_SPLIT)
 # What a listing of an unfinished output may find.
-_WRITTEN = (*FILES, CARD, *(ShardFile(split, 0, 1).name for split in _SPLITS))
+_DESCRIPTION = frozenset((*FILES, CARD))
+_WRITTEN = (*_DESCRIPTION, *(ShardFile(split, 0, 1).name for split in _SPLITS))
 
 
 def check_places(options: Options) -> None:
@@ -61,6 +63,21 @@ def check_output_is_not_read(files: InputFiles, output: str) -> None:
         f"output {output} lies in the input {where}, where it would be read as input; choose a "
         "folder outside of it, or a pattern that leaves the output out"
     )
+
+
+def without_output(found: Iterable[FileInfo], files: InputFiles, output: str) -> Iterator[FileInfo]:
+    """Yield the files of the input but the output's own, to which a link in the input may lead.
+
+    Args:
+        found: in the input.
+        files: the input.
+        output: its path or URL.
+    """
+    for info in found:
+        name = posixpath.basename(info.path)
+        may_be_own = name in _DESCRIPTION or name.startswith(f"{DATASET}-")
+        if not may_be_own or not _is_within(posixpath.join(files.root, info.path), output):
+            yield info
 
 
 def _read_paths(options: Options) -> Iterator[tuple[str, str]]:
