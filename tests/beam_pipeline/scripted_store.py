@@ -97,8 +97,8 @@ class ScriptedStore:
 
 
 @contextmanager
-def serve(store: ScriptedStore) -> Iterator[None]:
-    """Serves a bucket as `s3://data` to this process while the block lasts."""
+def serve(store: ScriptedStore) -> Iterator[str]:
+    """Serves a bucket as `s3://data` to this process while the block lasts; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -123,13 +123,14 @@ def serve(store: ScriptedStore) -> Iterator[None]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    address = f"http://127.0.0.1:{server.server_port}"
+    environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": address}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         forget_stores()
         try:
-            yield
+            yield address
         finally:
             forget_stores()
             server.shutdown()

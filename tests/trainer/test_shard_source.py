@@ -14,6 +14,8 @@ from trainer.progress import Display
         ("ftp://host/x", "--shards ftp://host/x: no known store; must be a path or start with s3"),
         ("gs://", "--shards gs://: must name a bucket"),
         ("s3://bucket/a/../b", "must name a bucket and a folder in it"),
+        ("s3://bucket/a//b", "must name a bucket and a folder in it"),
+        ("s3://bucket/a\tb", "must name a bucket and a folder in it"),
         ("gs:/bucket/ich", "gs:/bucket/ich: no such folder; a URL is gs://bucket/ich"),
         ("lost", "lost: no such shard directory"),
         ("x" * 5000, "no such shard directory"),

@@ -14,6 +14,7 @@ from trainer.options import ShardAccess
 from trainer.progress import Display
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
+_CONTROL_CHARACTER = re.compile(r"[\0-\x1f\x7f]")
 _ONE_SLASH = re.compile(rf"({'|'.join(REMOTE_SCHEMES)}):/([^/].*)")
 
 
@@ -71,7 +72,8 @@ def find_shards(
     if scheme not in REMOTE_SCHEMES:
         known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
         raise BadInput(f"--shards {text}: no known store; must be a path or start with {known}")
-    if not rest.strip("/") or ".." in rest.split("/"):
+    names = rest.strip("/").split("/")
+    if not {"", ".", ".."}.isdisjoint(names) or _CONTROL_CHARACTER.search(rest):
         raise BadInput(f"--shards {text}: must name a bucket and a folder in it")
     from trainer.data.remote_shards import RemoteShards  # a local run needs nothing of it
 

@@ -41,15 +41,36 @@ T = TypeVar("T")
 _SILENCE = 20.0  # without a byte, after which an answer is no longer waited for
 _LONGEST_REQUEST = 300.0
 _LONGEST_WAIT = 15.0  # between two attempts
+_FOREIGN = 20.0  # for which answers of another service are waited out
+_WITHIN = 10.0  # for which obstore repeats a request, with the same credentials
 _DROPPING = 0.2  # for requests that are under way
 
 _STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"<Code>([\w.]+)</Code>")
 # Time-outs, "too early" and "slow down" pass; other answers of 400 to 499 would be the same again.
 PASSING = frozenset({408, 425, 429})
 _MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
-_REDIRECT = "redirect"  # to another region or endpoint than the one that is set
+_REDIRECT = "Received redirect"  # to another region or endpoint than the one that is set
 _RANGE_NOT_SATISFIABLE = 416
+# Signs of an answer about one object, and of one that no store gives; and what to call them.
+_KEPT_BACK = {
+    "InvalidObjectState": "archived",
+    "BlobArchived": "archived",
+    "BlobBeingRehydrated": "archived",
+    "a form of Server Side Encryption": "encrypted with a key of the customer",
+    "CustomerEncryptionKey": "encrypted with a key of the customer",
+    "BlobUsesCustomerSpecifiedEncryption": "encrypted with a key of the customer",
+    "KMS.": "encrypted with a key that cannot be used",
+}
+_NO_ANSWER = {
+    "NotPartial": "the answer is not the part of a file that was asked for",
+    "MissingContentLength": "the answer does not tell its length",
+    "InvalidCertificate": "the server's TLS certificate is not valid",
+    "InvalidMessage": "the server does not speak TLS",
+    "UnexpectedMessage": "the server does not speak HTTP",
+    "Parse(": "the server does not speak HTTP",
+    "Name or service not known": "the server's name is not known",
+}
 
 _READABLE = "must name an account that may read it"
 _AZURE = f"AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY {_READABLE}"
@@ -78,6 +99,10 @@ def run_requests(requests: Coroutine[Any, Any, T]) -> T:
 
 class Transient(Exception):
     """A request failed in a way that may pass; the message says how, in a few words."""
+
+
+class Foreign(Transient):
+    """The answer is none of a store: a web page, another service. It may pass, and soon."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +159,35 @@ class Bucket:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Transient),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
-            stop=tenacity.stop_after_delay(self.patience),
+            stop=self.is_over,
             before_sleep=self.say_why,
             reraise=True,
         )
         try:
             return await retrying(self.attempt, action)
+        except Foreign as failure:
+            raise StoreFailed(
+                f"{self.url}: {failure}; check the endpoint and what stands between it and this"
+                " machine"
+            ) from None
         except Transient as failure:
             raise StoreFailed(
                 f"{self.url}: no answer for {self.patience:g} s ({failure}); the same command"
                 " resumes"
             ) from None
 
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Whether a request that failed is given up."""
+        return (state.seconds_since_start or 0.0) >= self.longest(_failure(state))
+
+    def longest(self, failure: BaseException | None) -> float:
+        """Seconds for which requests are repeated that fail so."""
+        return min(self.patience, _FOREIGN) if isinstance(failure, Foreign) else self.patience
+
     def say_why(self, state: tenacity.RetryCallState) -> None:
         """Shows what failed."""
-        failure = state.outcome.exception() if state.outcome is not None else None
-        self.tell(f"{self.url}: {failure}; trying again for up to {self.patience:g} s")
+        failure = _failure(state)
+        self.tell(f"{self.url}: {failure}; trying again for up to {self.longest(failure):g} s")
 
     async def attempt(self, action: Callable[[], Awaitable[T]]) -> T:
         """Does a request; what the library raises becomes one of three kinds of error.
@@ -161,11 +199,12 @@ class Bucket:
         """
         try:
             return await action()
-        except InvalidPathError:
+        except (InvalidPathError, ValueError):
             raise StoreFailed(
                 f"{self.url}: the path in it cannot be the key of an object"
             ) from None
         except (PermissionDeniedError, UnauthenticatedError) as error:
+            _refuse_kept_back(self.url, error)
             raise StoreFailed(
                 f"{self.url}: access denied ({cause(error)}); {self.advice}"
             ) from None
@@ -175,9 +214,12 @@ class Bucket:
                     f"{self.url}: there is no such bucket; --shards must name one that exists"
                 ) from None
             if "<html" in str(error).lower():  # of what stands before the store
-                raise Transient(cause(error)) from None
+                raise Foreign(f"a web page instead of an answer ({cause(error)})") from None
             raise FileNotFoundError from None
         except (BaseError, OSError) as error:
+            _refuse_kept_back(self.url, error)
+            if not status(error) and (known := meaning(error, _NO_ANSWER)):
+                raise Foreign(known) from None
             refused = 400 <= status(error) < 500 and status(error) not in PASSING
             if refused or _REDIRECT in str(error):
                 raise StoreFailed(f"{self.url}: {cause(error)}; {self.advice}") from None
@@ -198,6 +240,25 @@ def status(error: BaseException) -> int:
 def says(error: BaseException, signs: tuple[str, ...]) -> bool:
     """Whether a message contains one of some texts."""
     return any(sign in str(error) for sign in signs)
+
+
+def meaning(error: BaseException, signs: dict[str, str]) -> str:
+    """What the first sign in a message means; empty if there is none."""
+    return next((known for sign, known in signs.items() if sign in str(error)), "")
+
+
+def _refuse_kept_back(url: str, error: BaseException) -> None:
+    """Raise StoreFailed if the store has the file, and will not hand it out."""
+    answer = _STATUS.search(str(error))
+    known = meaning(error, _KEPT_BACK)
+    if answer and known:
+        raise StoreFailed(
+            f"{url}: a file of the shards is {known} ({cause(error)}); restore it first"
+        ) from None
+
+
+def _failure(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
 
 
 def cause(error: BaseException) -> str:
@@ -224,8 +285,7 @@ def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucke
         "timeout": timedelta(seconds=longest),
         "read_timeout": timedelta(seconds=silence),
     }
-    # Then with fresh credentials.
-    within = timedelta(seconds=min(patience / 2, 60.0))
+    within = timedelta(seconds=min(patience / 2, _WITHIN))
     retries: RetryConfig = {"max_retries": 10, "retry_timeout": within}
     try:
         store = _make_store(url, client, retries)
@@ -273,6 +333,8 @@ def _find_s3_profile() -> dict[str, Any]:
 def _make_gcs(bucket: str, client: ClientConfig, retries: RetryConfig) -> GCSStore:
     """Makes a store of Google Cloud Storage, or of its emulator (STORAGE_EMULATOR_HOST)."""
     config: dict[str, Any] = {}
+    project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")  # that pays, where requesters do
+    client["default_headers"] = {"x-goog-user-project": project} if project else {}
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator:
         base = emulator if "://" in emulator else f"http://{emulator}"
