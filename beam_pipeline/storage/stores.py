@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from beam_pipeline.errors import PipelineError, UsageError
+from beam_pipeline.errors import ObjectRefused, PipelineError, StoreError, UsageError
 from beam_pipeline.storage.object_keys import is_usable, why_unusable
 from beam_pipeline.storage.protocol import ReadableStore, Store
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
@@ -98,4 +98,7 @@ def open_file(url: str, patience: float = DEFAULT_PATIENCE) -> BinaryIO:
     store, path = find_input_store(url, patience)
     if not path:  # an archive itself, of one compressed table
         store, path = find_store(url, patience)
-    return store.open(path) if is_local(url) else io.BytesIO(store.read(path))
+    try:
+        return store.open(path) if is_local(url) else io.BytesIO(store.read(path))
+    except ObjectRefused as refusal:  # which of several files is worth more than the bucket
+        raise StoreError(url, refusal.what, refusal.remedy) from None

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from beam_pipeline.errors import ObjectFault, Reason, StoreError
+from beam_pipeline.errors import ObjectFault, PipelineError, Reason, StoreError
+from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.storage import InputFiles
 from beam_pipeline.storage.refusals import find_folder
 from tests.beam_pipeline.scripted_store import LISTING, Answer, ScriptedStore, refusal, serve
@@ -100,3 +101,24 @@ def test_an_answer_that_is_none_of_the_protocol_is_not_waited_for_long(
         "s3://data: the answer is no list of objects; check the endpoint and what stands between "
         "it and this machine"
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (ARCHIVED, "cannot read label file s3://data/l.csv: archived (403 Forbidden, Invalid"),
+        (DENIED, "s3://data/l.csv: access denied (403 Forbidden, AccessDenied); the same command"),
+        (
+            Answer(404, PAGE),
+            "s3://data: a web page instead of an answer (404 Not Found); check the",
+        ),
+    ],
+)
+def test_a_label_file_that_is_kept_back_is_one_line(
+    store: ScriptedStore, answer: Answer, message: str
+) -> None:
+    store.answers = {"l.csv": answer}
+    with pytest.raises(PipelineError) as refused:
+        LabelFile("s3://data/l.csv", patience=A_MOMENT).read()
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)

@@ -6,6 +6,7 @@ in it; --full tests the whole table, for a quarter of an hour.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import itertools
 import json
@@ -88,7 +89,7 @@ class Ended:
         assert self.code == 5, self.errors
         assert len(self.told()) == 1, self.errors
         (line,) = self.told()
-        assert line.startswith(f"beam_pipeline: error: {store}: ")
+        assert re.match(rf"beam_pipeline: error: {store}(/labels.csv)?: ", line)
         assert line.endswith("; the same command resumes")
 
 
@@ -622,6 +623,24 @@ def test_an_object_with_an_odd_key_is_rejected(s3: Cloud, plain: Plain, output: 
             ended = s3.run(output, source="plain")
     ended.assert_done()
     assert s3.directory(output).rejects == plain.written.rejects | {odd: "unusable_key"}
+
+
+def test_odd_objects_of_google_cloud_storage_are_rejected(
+    gcs: Cloud, plain: Plain, output: str
+) -> None:
+    gcs.server.put({f"odd/{name}": content for name, content in plain.contents.items()})
+    address = f"{gcs.proxy.address}/upload/storage/v1/b/data-bucket/o?uploadType=multipart"
+    for key, encoding in (("odd/a//b.dcm", ""), ("odd/a\tb.dcm", ""), ("odd/zip.dcm", "gzip")):
+        described = json.dumps({"name": key, "contentEncoding": encoding}).encode()
+        content = gzip.compress(next(iter(plain.contents.values())))
+        head = b"\r\n--x\r\nContent-Type: application/json\r\n\r\n"
+        body = head + described + head + content + b"\r\n--x--"
+        headers = {"Content-Type": "multipart/related; boundary=x"}
+        request = urllib.request.Request(address, body, headers)
+        urllib.request.urlopen(request, timeout=10).close()
+    gcs.run(output, source="odd").assert_done()
+    odd = {"a//b.dcm": "unusable_key", r"a\tb.dcm": "unusable_key", "zip.dcm": "object_unavailable"}
+    assert gcs.directory(output).rejects == plain.written.rejects | odd
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: Cloud, output: str) -> None:
