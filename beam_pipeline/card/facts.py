@@ -33,9 +33,11 @@ def headline(content: Content) -> Tiles:
     shards = [shard for split in splits for shard in split["shards"]]
     patients = sum(split.patients for split in totals.splits)
     studies = sum(split.studies for split in totals.splits)
+    others = counts.get("unlabeled_skipped", 0)  # older versions skipped none
+    skipped = f"; {count(others)} without a label skipped" if others else ""
     repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
     return [
-        ("files seen", count(counts["files_seen"]), "in the input"),
+        ("files seen", count(counts["files_seen"]), f"in the input{skipped}"),
         (
             "slices written",
             count(counts["written"]),

@@ -19,6 +19,7 @@ from beam_pipeline.planning.label_match import (
     LabelMatch,
     match_labels,
     no_match,
+    plain_ids,
     settle_repeated,
 )
 from beam_pipeline.planning.labels import Labels
@@ -137,7 +138,7 @@ def _hashed(ids: pa.ChunkedArray, inventory: Inventory, options: Options) -> NDA
     key = find_inventory_key(inventory, options)
     parts: list[NDArray[np.uint64]] = []
     for first in range(0, len(ids), _AT_A_TIME):
-        texts = ids[first : first + _AT_A_TIME].to_pylist()
+        texts = plain_ids(ids[first : first + _AT_A_TIME]).to_pylist()
         uids = [replace_uid(key, text, options.labels.image_id) for text in texts]
         parts.append(image_keys(pa.array(uids, pa.string())))
     return np.concatenate(parts)

@@ -22,6 +22,8 @@ _PEEKED = 64  # files whose UIDs are looked at where names fit no label
 
 # What a suffix is: `name_of` says the same of one name.
 _SUFFIX = r"(?s)^(.*[^/])\.(?:[^./]*[^./0-9][^./]*)?$"
+# A label may name a converted image, or have a suffix where the file has none.
+_IMAGE_SUFFIX = r"(?is)^(.*[^/])\.(?:dcm|dicom|ima|png|jpe?g)$"
 _FOLDER = r"(?s)^.*/"
 _UID_SHAPE = r"^[0-9]+(?:\.[0-9]+){3,}$"  # of PS3.5, section 9.1
 
@@ -29,10 +31,10 @@ _UID_SHAPE = r"^[0-9]+(?:\.[0-9]+){3,}$"  # of PS3.5, section 9.1
 class LabelForm(StrEnum):
     """What a label's id may be of a file; of forms that fit equally well, the first is taken."""
 
-    NAME = "file name without suffix"
-    FULL_NAME = "file name"
-    PATH = "path without suffix"
-    FULL_PATH = "path"
+    NAME = "file name"
+    FULL_NAME = "file name with its suffix"
+    PATH = "path"
+    FULL_PATH = "path with its suffix"
     UID = "SOP Instance UID"
 
 
@@ -49,8 +51,8 @@ class LabelIndex:
 
     @classmethod
     def of(cls, ids: pa.ChunkedArray) -> "LabelIndex":
-        """The index of the labels' ids as they are; of paths, whichever way they are written."""
-        return cls(image_keys(_plain_paths(ids)))
+        """The index of the labels' ids, whichever way these are written."""
+        return cls(image_keys(plain_ids(ids)))
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
         """The place of each key's label, or NO_LABEL; int32 [n]."""
@@ -60,7 +62,7 @@ class LabelIndex:
         return np.where(self._keys[place] == keys, self._order[place], np.int32(NO_LABEL))
 
     def repeated(self) -> list[NDArray[np.int32]]:
-        """The places of labels whose ids differ only in how a path is written, id by id."""
+        """The places of labels whose ids differ only in how they are written, id by id."""
         keys = np.unique(self._keys[1:][self._keys[1:] == self._keys[:-1]])
         firsts, ends = (np.searchsorted(self._keys, keys, side) for side in ("left", "right"))
         return [self._order[a:b] for a, b in zip(firsts.tolist(), ends.tolist(), strict=True)]
@@ -109,12 +111,13 @@ def _ids_of(paths: pa.Array) -> dict[LabelForm, pa.Array]:
         LabelForm.PATH: path,
         LabelForm.FULL_PATH: texts,
     }
-    return {form: _plain_paths(each) for form, each in ids.items()}
+    return {form: plain_ids(each) for form, each in ids.items()}
 
 
-def _plain_paths(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Paths as both sides write them: with slashes, and without what leads to the input."""
-    return pc.replace_substring_regex(pc.replace_substring(texts, "\\", "/"), r"^(?:\.?/)+", "")
+def plain_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return ids as both sides write them: with slashes, without `./` and an image's suffix."""
+    slashed = pc.replace_substring_regex(pc.replace_substring(texts, "\\", "/"), r"^(?:\.?/)+", "")
+    return pc.replace_substring_regex(slashed, _IMAGE_SUFFIX, r"\1")
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _count_slices(
 
 
 def settle_repeated(labels: Labels, index: LabelIndex) -> Labels:
-    """Return labels where ids that differ only in how a path is written do not contradict."""
+    """Return labels where ids that differ only in how they are written do not contradict."""
     problems = labels.problems.copy()
     for places in index.repeated():
         rows = np.column_stack([labels.values[places], labels.problems[places]])

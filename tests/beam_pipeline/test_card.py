@@ -479,6 +479,15 @@ def test_each_reason_has_its_row(shards: Path, tmp_path: Path) -> None:
     }
 
 
+def test_what_the_data_decided_is_said(shards: Path, tmp_path: Path) -> None:
+    copy, manifest = again(shards, tmp_path, unlabeled_skipped=1234)
+    page = write(manifest | {"notes": ["Labels joined by <path>."]}, [], copy)
+    assert "Labels joined by <path>." in page.text
+    assert "in the input; 1,234 without a label skipped" in page.text
+    del manifest["notes"], manifest["counts"]["unlabeled_skipped"]  # of an earlier version
+    assert "skipped" not in write(manifest, [], copy).text
+
+
 def test_without_its_input_a_card_shows_the_shards(shards: Path, tmp_path: Path) -> None:
     copy, manifest = again(shards, tmp_path)
     page = write(manifest, [], copy)

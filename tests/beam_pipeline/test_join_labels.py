@@ -78,8 +78,7 @@ def plan(options: Options) -> tuple[Plan, pd.DataFrame, list[dict[str, str]]]:
 
 
 FORMS = {
-    "path": lambda path, uid: path,
-    "path without suffix": lambda path, uid: ".\\" + path.removesuffix(".dcm").replace("/", "\\"),
+    "path": lambda path, uid: ".\\" + path.removesuffix(".dcm").replace("/", "\\"),
     "SOP Instance UID": lambda path, uid: uid,
 }
 

@@ -49,12 +49,15 @@ def match(
     ("files", "labels", "form", "places"),
     [
         (FLAT, ["ID_2", "ID_1", "ID_9"], LabelForm.NAME, [1, 0, -1, -1]),
-        (FLAT, ["ID_2.dcm", "ID_1.dcm"], LabelForm.FULL_NAME, [1, 0, -1, -1]),
+        (FLAT, ["ID_2.dcm", "ID_1", "ID_3.png"], LabelForm.NAME, [1, 0, 2, -1]),
         (FLAT, ["./ID_2", "ID_1"], LabelForm.NAME, [1, 0, -1, -1]),
         (FLAT, UIDS[::-1], LabelForm.UID, [3, 2, 1, 0]),
-        (NESTED, ["b/s1/IM0001", "a/s1/IM0001"], LabelForm.PATH, [1, -1, 0, -1]),
+        (FLAT, [f"{uid}.dcm" for uid in UIDS], LabelForm.UID, [0, 1, 2, 3]),
+        ([b"a/x.ct", b"b/x.v2"], ["x.v2", "x.ct"], LabelForm.FULL_NAME, [1, 0]),
+        ([b"a/x.ct", b"a/x.v2"], ["a/x.v2", "a/x.ct"], LabelForm.FULL_PATH, [1, 0]),
+        (NESTED, ["b/s1/IM0001", "a/s1/IM0001.dcm"], LabelForm.PATH, [1, -1, 0, -1]),
         (NESTED, [r"b\s1\IM0001", r".\a\s1\IM0001"], LabelForm.PATH, [1, -1, 0, -1]),
-        (NESTED, ["/b/s1/IM0002.dcm"], LabelForm.FULL_PATH, [-1, -1, -1, 0]),
+        (NESTED, ["/b/s1/IM0002.DCM"], LabelForm.PATH, [-1, -1, -1, 0]),
         (NESTED, ["b/s1/IM0002"], LabelForm.PATH, [-1, -1, -1, 0]),
         (NESTED, ["IM0002", "x"], LabelForm.NAME, [-1, -1, -1, 0]),
         (NESTED, UIDS, LabelForm.UID, [0, 1, 2, 3]),
@@ -70,9 +73,10 @@ def test_labels_are_joined_by_what_their_ids_are(
 
 
 def test_the_form_that_fits_most_labels_is_taken_and_the_others_labels_have_no_file() -> None:
-    found = match(["ID_1.dcm", "ID_2.dcm", "ID_3"], FLAT)
-    assert (found.form, found.places.tolist()) == (LabelForm.FULL_NAME, [0, 1, -1, -1])
-    equal = match(["ID_1.dcm", "ID_3"], FLAT)
+    files = [b"a/ID_1", b"a/ID_2", b"a/ID_3"]
+    found = match(["a/ID_1", "ID_2", "a/ID_3"], files)
+    assert (found.form, found.places.tolist()) == (LabelForm.PATH, [0, -1, 2])
+    equal = match(["a/ID_1", "ID_3"], files)
     assert equal.form is LabelForm.NAME  # the first of two that fit as well
 
 
@@ -89,8 +93,8 @@ def test_paths_are_better_than_a_name_that_several_slices_have() -> None:
 
 
 def test_labels_of_files_that_are_no_slices_are_joined_too() -> None:
-    found = match(["ID_2.dcm"], FLAT, used=[0])
-    assert (found.form, found.places.tolist()) == (LabelForm.FULL_NAME, [-1, 0, -1, -1])
+    found = match(["b/s1/IM0002"], NESTED, used=[0])
+    assert (found.form, found.places.tolist()) == (LabelForm.PATH, [-1, -1, -1, 0])
     assert match(["x"], FLAT).is_empty
     assert not found.is_empty
 
@@ -118,13 +122,18 @@ def test_a_suffix_is_what_name_of_says(parts: list[str]) -> None:
 
 
 def plain(path: str) -> str:
-    return str(label_match._plain_paths(pa.array([path]))[0].as_py())
+    return str(label_match.plain_ids(pa.array([path]))[0].as_py())
 
 
 @pytest.mark.parametrize(
     ("written", "found"),
     [
-        (r"a\b\c.dcm", "a/b/c.dcm"),
+        (r"a\b\c.dcm", "a/b/c"),
+        ("a.b", "a.b"),
+        ("1.2.840.1", "1.2.840.1"),
+        (".dcm", ".dcm"),
+        ("a/.png", "a/.png"),
+        ("a.JPG", "a"),
         ("./a/b", "a/b"),
         (r".\a\b", "a/b"),
         ("/a", "a"),
@@ -137,8 +146,8 @@ def test_a_path_is_the_same_however_it_is_written(written: str, found: str) -> N
     assert plain(written) == found
 
 
-def test_ids_that_differ_only_in_how_a_path_is_written_must_not_contradict() -> None:
-    ids = ["a/1", "b/1", r"a\1", r".\b\1", "c"]
+def test_ids_that_differ_only_in_how_they_are_written_must_not_contradict() -> None:
+    ids = ["a/1", "b/1", r"a\1", "./b/1.dcm", "c"]
     values = np.array([[0], [1], [1], [1], [0]], np.int8)
     labels = Labels(("any",), chunked(ids), values, np.full(5, -1, np.int8))
     settled = settle_repeated(labels, LabelIndex.of(labels.image_ids))

@@ -410,8 +410,8 @@ def test_every_file_is_planned_or_rejected_once(plan_rows: PlanRows) -> None:
         labels_without_file=0,
         identifying_paths=0,
         image_id="file_name",
-        labels_joined_by="file name without suffix",
-        notes=("Labels joined by file name without suffix: 20 of 20 labels, 20 of 20 files.",),
+        labels_joined_by="file name",
+        notes=("Labels joined by file name: 20 of 20 labels, 20 of 20 files.",),
         identical=IdenticalPixels(),
         shards=tuple(
             ShardFile(split, number, 3).name for split in ("fold0", "fold1") for number in range(3)

@@ -52,7 +52,8 @@ def write(number: int, options: Options) -> tuple[int, int]:
 
 def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     unfinished = Unfinished(Folder(options.files.output))
-    display = Shown(Console(file=io.StringIO()), listen=False)
+    printed = io.StringIO()
+    display = Shown(Console(file=printed), listen=False)
     watcher = Watcher(unfinished, display)
     watcher.look()
     assert +display.counts == Counter()
@@ -78,6 +79,7 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     finish_directory(shards, options)
     watcher.look()
     assert +display.counts == found
+    assert printed.getvalue().count(plan.notes[0]) == 1
 
 
 def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
