@@ -30,7 +30,7 @@ PROBLEMS = (
     (Reason.LABEL_CONFLICT, "rows contradict each other"),
 )
 _BAD_VALUE, _MISSING_CLASS, _CONFLICT = range(len(PROBLEMS))
-_CELLS = 1 << 26  # values of all images for which there is memory, whatever a file has
+_CELLS = 1 << 24  # values of all images for which there is memory, whatever a file has
 # Around a text without being part of it: after a space, quotes are not those of CSV.
 AROUND = ' \t"'
 
