@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Drops what libraries said when they were imported: it would come after pytest's last line."""
     capturing = session.config.pluginmanager.getplugin("capturemanager")
-    if capturing is not None:
+    if capturing is not None and capturing.is_globally_capturing():
         capturing.read_global_capture()
 
 

@@ -268,8 +268,10 @@ def _after_interrupt(handle: Handle, job: Job | None, launched: Launch) -> str:
     end = time.monotonic() + _CANCEL_SECONDS
     while time.monotonic() < end:
         with suppress(Exception):  # a client's: it is asked again
-            if asked.state() in ENDED:
-                return f"interrupted; job {job.id} was canceled; the same command resumes"
+            state = asked.state()
+            if state in ENDED:
+                how = "was canceled" if state == "CANCELLED" else f"had ended before ({state})"
+                return f"interrupted; job {job.id} {how}; the same command resumes"
         time.sleep(_LOOK_SECONDS)
     return f"interrupted; job {job.id} was told to end, and had not yet, {job.link}"
 

@@ -85,6 +85,10 @@ def watch(handle: Waiting, launched: Launch, output: Path) -> str:
             "interrupted; job headct-1 was canceled; the same command resumes",
         ),
         (
+            Fake(True, "RUNNING", "DONE"),
+            "interrupted; job headct-1 had ended before (DONE); the same command resumes",
+        ),
+        (
             Fake(True, "UNKNOWN", "RUNNING"),
             "interrupted; job headct-1 was told to end, and had not yet, at localhost:8099",
         ),
