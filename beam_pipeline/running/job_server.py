@@ -17,6 +17,12 @@ from beam_pipeline.running import tied
 from beam_pipeline.running.jobs import flink_cluster
 
 _MANIFEST = "META-INF/MANIFEST.MF"
+# What Spark's own scripts open on Java 17, beside what Beam opens. Without it, Spark cannot pass on
+# the exception of a task, and the job waits for that task for ever.
+_SPARK_OPENED = (
+    *("java.lang", "java.lang.reflect", "java.io", "java.net", "java.util.concurrent"),
+    *("java.util.concurrent.atomic", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
+)
 _DRIVERS = "Main-Class: org.apache.beam.runners."
 
 
@@ -57,10 +63,11 @@ def _flink_version(launched: Launch) -> list[str]:
         ) from None
 
 
-def tie_servers(options: Any, folder: Path) -> None:
-    """Change Beam's options so that the servers which Beam starts end with this process.
+def prepare_servers(launched: Launch, options: Any, folder: Path) -> None:
+    """Change Beam's options so that the servers which Beam starts work, and end with this process.
 
     Args:
+        launched: the run.
         options: Beam's PipelineOptions.
         folder: for a script, which must be there until the pipeline is submitted.
     """
@@ -68,10 +75,13 @@ def tie_servers(options: Any, folder: Path) -> None:
 
     command = [sys.executable, tied.__file__, str(os.getpid())]
     java = options.view_as(JobServerOptions)
+    spark = ENGINES.get(launched.runner.name) == "spark"
+    opened = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _SPARK_OPENED if spark]
     # Beam runs `launcher properties -jar ...`.
     java.job_server_jvm_properties = [
         *command[1:],
         java.job_server_java_launcher,
+        *opened,
         *java.job_server_jvm_properties,
     ]
     java.job_server_java_launcher = command[0]

@@ -25,7 +25,7 @@ from beam_pipeline.progress import Watcher
 from beam_pipeline.runners import DATAFLOW, Launch
 from beam_pipeline.running.failures import cause, lost_service, lost_worker
 from beam_pipeline.running.flink import FlinkCluster
-from beam_pipeline.running.job_server import tie_servers
+from beam_pipeline.running.job_server import prepare_servers
 from beam_pipeline.running.jobs import (
     ENDED,
     Handle,
@@ -116,7 +116,7 @@ def _submit(
     with tempfile.TemporaryDirectory() as staging:
         arguments = [*launched.arguments, *_staged_package(launched, Path(staging))]
         beam_options = PipelineOptions(arguments)
-        tie_servers(beam_options, Path(staging))
+        prepare_servers(launched, beam_options, Path(staging))
         cluster = _ask_cluster(launched, console)
         if cluster:
             beam_options.view_as(GoogleCloudOptions).job_name = f"headct-{uuid.uuid4().hex[:12]}"

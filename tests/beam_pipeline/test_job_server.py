@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import (
 from beam_pipeline.errors import RunnerError, UsageError
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running import tied
-from beam_pipeline.running.job_server import find_job_server, tie_servers
+from beam_pipeline.running.job_server import find_job_server, prepare_servers
 
 DRIVER = "org.apache.beam.runners.{}JobServerDriver"
 
@@ -89,7 +89,9 @@ def test_flink_that_does_not_tell_its_version_is_named() -> None:
         find_job_server(launched)
 
 
-def test_servers_are_started_tied_to_this_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SparkRunner", "FlinkRunner"])
+def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> None:
+    launched = Launch(RUNNERS[name])
     prism = tmp_path / "the prism"
     prism.write_text('#!/bin/sh\necho "$@"\n')
     prism.chmod(0o755)
@@ -101,11 +103,14 @@ def test_servers_are_started_tied_to_this_process(tmp_path: Path) -> None:
     )
     folder = tmp_path / "staging"
     folder.mkdir()
-    tie_servers(options, folder)
+    prepare_servers(launched, options, folder)
     java = options.view_as(JobServerOptions)
     command = [java.job_server_java_launcher, *java.job_server_jvm_properties]
     assert command[:2] == [sys.executable, tied.__file__]
-    assert command[3:] == ["/jdk/java", "-Xmx1g"]
+    assert (command[3], command[-1]) == ("/jdk/java", "-Xmx1g")
+    # Spark's class that looks into exceptions of tasks needs this one.
+    opened = "--add-opens=java.base/sun.security.action=ALL-UNNAMED"
+    assert (opened in command) is (name == "SparkRunner")
     script = options.view_as(PrismRunnerOptions).prism_location
     shown = subprocess.run([script, "--port", "a b"], capture_output=True, text=True, check=True)
     assert shown.stdout == "--port a b\n"

@@ -33,8 +33,10 @@ _OPENED = (
     *("java.base/sun.nio.ch", "java.base/sun.net.util", "java.base/sun.nio.cs"),
     *("java.base/sun.security.action", "java.base/sun.util.calendar"),
 )
-ADD_OPENS = tuple(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED)
-JAVA = ("java", "-Xmx512m", "-Dorg.apache.logging.log4j.level=INFO", *ADD_OPENS)
+JAVA = (
+    *("java", "-Xmx512m", "-Dorg.apache.logging.log4j.level=INFO"),
+    *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED),
+)
 
 _ROOT = Path(__file__).parents[2]
 _STARTED_WITHIN = 240.0  # seconds: JVMs start slowly on a busy machine

@@ -135,15 +135,16 @@ def start_engine(name: str, folder: Path, environment: Mapping[str, str]) -> Ite
             None,
         )
     elif name in EMBEDDED:
-        jar = (
-            "--job_server_jvm_property=-Xmx1g",
-            f"--{name}_job_server_jar",
-            str(job_server(name)),
-        )
-        yield Engine(name, (*EMBEDDED[name], *jar), variables, None)
+        yield Engine(name, embedded_arguments(name), variables, None)
     else:
         with portable_engine(folder, workers=2, environment=variables) as arguments:
             yield Engine(name, tuple(arguments), variables, "SdkHarness")
+
+
+def embedded_arguments(name: str) -> tuple[str, ...]:
+    """The arguments that choose an engine of EMBEDDED; raises as `job_server` does."""
+    jar = (f"--{name}_job_server_jar", str(job_server(name)))
+    return (*EMBEDDED[name], "--job_server_jvm_property=-Xmx1g", *jar)
 
 
 def wait_for(condition: object, seconds: float = 240.0) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.beam_pipeline.ports import free_port
-from tests.engines.cluster import ADD_OPENS, JAVA, POOL_HOSTS, LocalCluster, ask
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
 from tests.engines.jars import job_server, spark_jars
 
 CORES = 2  # of each worker
@@ -27,7 +27,6 @@ _DRIVER = {
     "spark.default.parallelism": "4",  # the number of tasks
     "spark.driver.host": "127.0.0.1",
     "spark.executor.memory": "512m",
-    "spark.executor.extraJavaOptions": " ".join(ADD_OPENS),
 }
 
 
