@@ -250,6 +250,13 @@ def show_summary(
         console.print(f"resized {counts['resized']:>7}", highlight=False)
     for note in manifest.get("notes", ()) if seconds is None else ():  # a run has printed them
         console.print(note, highlight=False, soft_wrap=True, markup=False)
+    unnamed = counts.get("without_patient_id", {})  # absent from directories of before
+    if unnamed.get("slices"):
+        console.print(
+            f"{unnamed['slices']} slices of {unnamed['studies']} studies have no PatientID: each "
+            "study stands for a patient",
+            highlight=False,
+        )
     identical = counts["identical_pixels"]
     if identical["groups"]:
         console.print(

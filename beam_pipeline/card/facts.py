@@ -36,6 +36,8 @@ def headline(content: Content) -> Tiles:
     others = counts.get("unlabeled_skipped", 0)  # older versions skipped none
     skipped = f"; {count(others)} without a label skipped" if others else ""
     repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
+    unnamed = counts.get("without_patient_id", {}).get("studies", 0)
+    stands_for = f"; {count(unnamed)} without PatientID, each for a patient" if unnamed else ""
     return [
         ("files seen", count(counts["files_seen"]), f"in the input{skipped}"),
         (
@@ -50,7 +52,7 @@ def headline(content: Content) -> Tiles:
             count(counts["rejected"]),
             f"{percent(counts['rejected'] / counts['files_seen'])} of the files",
         ),
-        ("patients", count(patients), f"{count(studies)} studies"),
+        ("patients", count(patients), f"{count(studies)} studies{stands_for}"),
         ("shards", count(len(shards)), size(sum(shard["bytes"] for shard in shards))),
     ]
 

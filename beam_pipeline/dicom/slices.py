@@ -54,36 +54,41 @@ _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCT
 VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 OTHER_FUNCTION = "OTHER"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
-# All that is read of a header: what is not among them counts as absent.
+_MAX_ID = 64  # characters of a UI, and of an LO (DICOM PS3.5 table 6.2-1)
+# All that is read of a header: what is not among them counts as absent. Behind each are its type in
+# the CT and Enhanced CT Image IODs and where DICOM PS3.3 defines it. Type 1 has a value, type 2 may
+# be empty, and de-identified files lack it, 3 is optional, C depends on others (PS3.5 7.4). What is
+# marked "+" is required here; other attributes of type 1 may be absent, since a slice can be
+# converted without them.
 _KEYWORDS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "ImageType",
-    "Modality",
-    "PatientID",
-    "PatientName",
-    "AccessionNumber",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "RescaleType",
+    "SOPClassUID",  # 1, C.12.1; may be in the file meta information alone
+    "SOPInstanceUID",  # 1, C.12.1; for image ids only
+    "ImageType",  # 1, C.8.2.1; localizers
+    "Modality",  # 1, C.7.3.1; where the SOP class is none of CT
+    "PatientID",  # 2, C.7.1.1; without it the study stands for the patient
+    "PatientName",  # 2, C.7.1.1; for names in paths only
+    "AccessionNumber",  # 2, C.7.2.1; for numbers in paths only
+    "StudyInstanceUID",  # 1+, C.7.2.1
+    "SeriesInstanceUID",  # 1+, C.7.3.1
+    "ImagePositionPatient",  # 1, C.7.6.2; 1C, C.7.6.16.2.3
+    "SamplesPerPixel",  # 1+, C.7.6.3
+    "PhotometricInterpretation",  # 1+, C.7.6.3
+    "NumberOfFrames",  # 1, C.7.6.6; absent from a CT Image
+    "Rows",  # 1+, C.7.6.3
+    "Columns",  # 1+, C.7.6.3
+    "PixelSpacing",  # 1, C.7.6.2; C.7.6.16.2.1
+    "BitsAllocated",  # 1+, C.7.6.3
+    "BitsStored",  # 1+, C.7.6.3
+    "HighBit",  # 1, C.7.6.3; always BitsStored - 1
+    "PixelRepresentation",  # 1+, C.7.6.3
+    "PixelPaddingValue",  # 1C, C.7.5.1
+    "PixelPaddingRangeLimit",  # 1C, C.7.6.3
+    "WindowCenter",  # 1C, C.11.2; C.7.6.16.2.10
+    "WindowWidth",  # 1C, C.11.2; C.7.6.16.2.10
+    "VOILUTFunction",  # 3, C.11.2; C.7.6.16.2.10
+    "RescaleIntercept",  # 1+, C.8.2.1; C.7.6.16.2.9
+    "RescaleSlope",  # 1+, C.8.2.1; C.7.6.16.2.9
+    "RescaleType",  # 1C, C.8.2.1; 1, C.7.6.16.2.9
     *FUNCTIONAL_GROUPS,
 )
 _TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
@@ -95,7 +100,7 @@ class Header:
 
     Attributes:
         sop_instance_uid: empty where the file has none.
-        patient_id: as written in the file.
+        patient_id: as written in the file; empty where the file has none.
         study_id: Study Instance UID.
         series_id: Series Instance UID.
         position_z: third coordinate of Image Position (Patient), mm; NaN if absent.
@@ -105,14 +110,14 @@ class Header:
         transfer_syntax: its UID.
         encoding: how a pixel's bits become Hounsfield units.
         window: center and width, HU, the first of several; None if absent.
-        voi_function: of that window, one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if it is
-            none of these.
         pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
         identifiers: PatientID, PatientName and its components, AccessionNumber: to look for them in
             the file's path, and never written.
         beginning: checksum of all bytes before the pixels, which with the same bytes need not be
             read again; empty where that is no use.
         identity: checksum of what says which slice it is: ids, position and size.
+        voi_function: of the window, one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if it is
+            none of these.
     """
 
     sop_instance_uid: str
@@ -126,11 +131,11 @@ class Header:
     transfer_syntax: str
     encoding: PixelEncoding
     window: tuple[float, float] | None = None
-    voi_function: str = ""
     pixel_offset: int | None = None
     identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
     beginning: str = ""
     identity: str = ""
+    voi_function: str = ""
 
     @property
     def is_native(self) -> bool:
@@ -238,10 +243,10 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
         encoding = _encoding(attributes)
         spacing = attributes.numbers("PixelSpacing", 2)
         header = Header(
-            sop_instance_uid=attributes.text("SOPInstanceUID", required=False),
-            patient_id=attributes.text("PatientID"),
-            study_id=attributes.text("StudyInstanceUID"),
-            series_id=attributes.text("SeriesInstanceUID"),
+            sop_instance_uid=_identifier(attributes, "SOPInstanceUID", required=False),
+            patient_id=_identifier(attributes, "PatientID", required=False),
+            study_id=_identifier(attributes, "StudyInstanceUID"),
+            series_id=_identifier(attributes, "SeriesInstanceUID"),
             position_z=attributes.numbers("ImagePositionPatient", 3)[2],
             pixel_spacing=(spacing[0], spacing[1]),
             rows=rows,
@@ -272,6 +277,18 @@ def _identifiers(attributes: Attributes) -> tuple[str, ...]:
     name = attributes.plain_text("PatientName")
     texts = attributes.plain_text("PatientID"), attributes.plain_text("AccessionNumber")
     return tuple(filter(None, (*texts, name, *re.split(r"[\^=\s]+", name))))
+
+
+def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) -> str:
+    """An id; empty where there is none but blanks, or values that are empty."""
+    text = attributes.text(keyword, required=required)
+    if len(text) > _MAX_ID:
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} has more than {_MAX_ID} characters")
+    if text.strip("\\ \0\t\r\n"):
+        return text
+    if required:
+        raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+    return ""
 
 
 def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:

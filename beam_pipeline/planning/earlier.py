@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from beam_pipeline.errors import UsageError
 from beam_pipeline.layout import INDEX, MANIFEST
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options, fill_in
-from beam_pipeline.planning.identifiers import hash_id
+from beam_pipeline.planning.identifiers import hash_id, is_study, patient_of_study, study_of
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import replace_uid
 from beam_pipeline.planning.plan import Keys
@@ -197,6 +197,8 @@ class KnownSplits:
 
 
 def _hashed(key: bytes, column: str, text: str) -> str:
+    if key and is_study(text):
+        return patient_of_study(hash_id(key, "study_id", study_of(text)))
     return hash_id(key, column, text) if key else text
 
 

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _SHORTEST_IDENTIFIER = 4  # letters and digits
+# No PatientID begins so: its values are without blanks around them, behind a backslash, too.
+_STUDY = "study \\ "
 _HASH_CHARACTERS = 16  # 64 bits: no two of a million ids share one by chance
 
 
@@ -48,6 +50,25 @@ def _pattern(identifier: str) -> re.Pattern[str] | None:
     before, behind = (r"\d" if end.isdigit() else r"[^\W\d_]" for end in ends)
     middle = r"[\W_]*".join(map(re.escape, words))
     return re.compile(f"(?<!{before}){middle}(?!{behind})")
+
+
+def patient_of_study(study: str) -> str:
+    """The id of the unknown patient of a study: it is no other study's, and no known patient's.
+
+    Args:
+        study: the id that is written for the study.
+    """
+    return f"{_STUDY}{study}"
+
+
+def study_of(patient: str) -> str:
+    """The study that an id of `patient_of_study` is of."""
+    return patient.removeprefix(_STUDY)
+
+
+def is_study(patient: str) -> bool:
+    """Whether a patient's id is that of `patient_of_study`."""
+    return patient.startswith(_STUDY)
 
 
 def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:

@@ -19,7 +19,12 @@ from beam_pipeline.errors import TRANSIENT, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import hash_id, holds_identifier, name_of
+from beam_pipeline.planning.identifiers import (
+    hash_id,
+    holds_identifier,
+    name_of,
+    patient_of_study,
+)
 from beam_pipeline.planning.places import without_output
 from beam_pipeline.storage import FileInfo, InputFiles, find_input
 from beam_pipeline.storage.inputs import Reading
@@ -248,9 +253,11 @@ class _Inspector:
         return data
 
     def _describe(self, header: Header, info: FileInfo) -> dict[str, Any]:
+        study = self._replace("study_id", header.study_id)
+        patient = header.patient_id and self._replace("patient_id", header.patient_id)
         described: dict[str, Any] = {
-            "patient_id": self._replace("patient_id", header.patient_id),
-            "study_id": self._replace("study_id", header.study_id),
+            "patient_id": patient or patient_of_study(study),
+            "study_id": study,
             "series_id": self._replace("series_id", header.series_id),
             "sop_instance_uid": replace_uid(self._key, header.sop_instance_uid, self._image_id),
             "header": encode_header(header),

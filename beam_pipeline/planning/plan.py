@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from beam_pipeline.errors import Reason
 from beam_pipeline.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
-from beam_pipeline.options import ImageId, LeakCheck, SplitOptions, Unlabeled
+from beam_pipeline.options import GroupBy, ImageId, LeakCheck, SplitOptions, Unlabeled
 from beam_pipeline.planning.assignment import Splits, assign_splits
-from beam_pipeline.planning.duplicates import join_groups
+from beam_pipeline.planning.duplicates import NOT_IDENTICAL, join_groups
 from beam_pipeline.planning.folds import assign_shards
 from beam_pipeline.planning.identity import NO_UID, Identity
 from beam_pipeline.planning.label_match import NO_LABEL, LabelMatch
@@ -44,6 +44,7 @@ class Keys:
         ids: int32 [n] for each of ID_COLUMNS: which id, numbered from 0.
         fingerprints: uint64 [n], equal for files whose pixels may be equal; 0 if unknown.
         usable: bool [n], as far as their headers tell.
+        unnamed: bool [n], whether a study stands for the patient, whom the file does not name.
     """
 
     names: NDArray[np.uint64]
@@ -52,6 +53,7 @@ class Keys:
     ids: Mapping[str, NDArray[np.int32]]
     fingerprints: NDArray[np.uint64]
     usable: NDArray[np.bool_]
+    unnamed: NDArray[np.bool_]
 
     @property
     def image_keys(self) -> NDArray[np.uint64]:
@@ -197,6 +199,8 @@ def _splits(
         yield UNLABELED_SPLIT, np.arange(len(used))
         return
     groups = np.asarray(pd.factorize(keys.ids[f"{options.group_by.value}_id"][used])[0], np.int64)
+    if options.group_by is GroupBy.PATIENT:
+        groups = _join_studies(groups, keys, used)
     if options.leak_check is LeakCheck.JOIN:
         groups = join_groups(groups, identical)
     splits = Splits.of(options.folds, options.holdout)
@@ -205,6 +209,33 @@ def _splits(
         slices = np.flatnonzero(places == splits.names.index(name))
         if len(slices):
             yield name, slices
+
+
+def _join_studies(
+    groups: NDArray[np.int64], keys: Keys, used: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Groups of patients, joined by studies of which some files do not name the patient.
+
+    A study is of one patient (DICOM PS3.3 7.3.1.2), whom its other files may name, also those that
+    are not used.
+    """
+    usable = np.flatnonzero(keys.usable)
+    patients, studies = (keys.ids[f"{name}_id"][usable] for name in ("patient", "study"))
+    unnamed = keys.unnamed[usable]
+    if not unnamed.any():
+        return groups
+    shared = np.where(np.isin(studies, studies[unnamed]), studies, NOT_IDENTICAL)
+    joined = np.zeros(len(keys.usable), np.int64)
+    numbered = np.asarray(pd.factorize(patients)[0], np.int64)
+    joined[usable] = join_groups(numbered, shared.astype(np.int64))
+    return np.asarray(pd.factorize(joined[used])[0], np.int64)
+
+
+def count_unnamed(keys: Keys, used: NDArray[np.int64]) -> dict[str, int]:
+    """How many of the slices that are used do not name their patient, and of how many studies."""
+    unnamed = keys.unnamed[used]
+    studies = np.unique(keys.ids["study_id"][used][unnamed])
+    return {"slices": int(unnamed.sum()), "studies": len(studies)}
 
 
 def number_by_appearance(keys: Keys, judgement: Judgement) -> dict[str, NDArray[np.int64]]:

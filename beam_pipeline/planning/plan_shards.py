@@ -5,7 +5,7 @@ of the inventory at a time, on their way to the shards' plans.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
@@ -35,6 +35,7 @@ from beam_pipeline.planning.plan import (
     VERDICTS,
     Judgement,
     Keys,
+    count_unnamed,
     deal,
     number_by_appearance,
 )
@@ -63,6 +64,7 @@ class Plan:
         identical: slices with identical pixels among those to write.
         shards: the shards' file names, in order.
         slices: how many there are to write.
+        without_patient_id: how many of them do not name their patient, and of how many studies.
     """
 
     labels: tuple[str, ...]
@@ -76,6 +78,7 @@ class Plan:
     identical: IdenticalPixels
     shards: tuple[str, ...]
     slices: int
+    without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -128,6 +131,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         image_id=keys.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
         notes=(*joined.notes, *([known.note] if known else [])),
+        without_patient_id=count_unnamed(keys, judgement.used),
         identical=count_identical(
             identical, keys.ids["patient_id"][judgement.used].astype(np.int64), judgement.labels
         ),

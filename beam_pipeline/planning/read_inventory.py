@@ -15,6 +15,7 @@ from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import key_check
 from beam_pipeline.layout import ID_COLUMNS, inventory_table
 from beam_pipeline.options import Options
+from beam_pipeline.planning.identifiers import is_study
 from beam_pipeline.planning.identity import NO_UID, choose_identity
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import find_key
@@ -111,6 +112,8 @@ def read_keys(
     groups = codes[group_column].texts() if options.splits.folds_from else ()
     inventory = Inventory(unfinished, names, sizes, check, groups, identifying)
     joined = _join(of_names, np.uint64), _join(uids, np.uint64), _join(usable, np.bool_)
+    ids = {column: of_column.join() for column, of_column in codes.items()}
+    are_studies = np.array([is_study(text) for text in codes["patient_id"].texts()], np.bool_)
     keys = Keys(
         *joined[:2],
         choose_identity(
@@ -119,9 +122,10 @@ def read_keys(
             options.labels.image_id,
             options.identifiers.identifiers,
         ),
-        {column: of_column.join() for column, of_column in codes.items()},
+        ids,
         _join(fingerprints, np.uint64),
         joined[2],
+        are_studies[ids["patient_id"]],
     )
     return keys, inventory
 

@@ -115,6 +115,7 @@ def build_manifest(
             "labels_without_file": plan.labels_without_file,
             "unlabeled_skipped": plan.skipped,
             "identifying_paths": plan.identifying_paths,
+            "without_patient_id": plan.without_patient_id,
             "identical_pixels": asdict(plan.identical),
         },
         "image_id": plan.image_id,

@@ -348,7 +348,6 @@ def test_an_image_of_another_modality_is_that_whatever_its_frames() -> None:
 @pytest.mark.parametrize(
     "keyword",
     [
-        "PatientID",
         "StudyInstanceUID",
         "SeriesInstanceUID",
         "SamplesPerPixel",
@@ -364,6 +363,47 @@ def test_an_image_of_another_modality_is_that_whatever_its_frames() -> None:
 )
 def test_a_missing_attribute_is_named(keyword: str) -> None:
     assert rejection(make_dicom(**{keyword: None})) == (Reason.MISSING_ATTRIBUTE, keyword)
+    assert rejection(make_dicom(**{keyword: ""})) == (Reason.MISSING_ATTRIBUTE, keyword)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "\0\0", " \0", ["", ""], "\t "])
+def test_a_patient_id_may_be_empty(value: Any) -> None:
+    assert header_of(make_dicom(PatientID=value)).patient_id == ""
+    assert rejection(make_dicom(PatientID=value, StudyInstanceUID=value)) == (
+        Reason.MISSING_ATTRIBUTE,
+        "StudyInstanceUID",
+    )
+
+
+def test_blanks_around_an_id_are_no_part_of_it() -> None:
+    header = header_of(make_dicom(PatientID=" A B\0", StudyInstanceUID="1.2 ", SOPInstanceUID="\0"))
+    assert (header.patient_id, header.study_id, header.sop_instance_uid) == ("A B", "1.2", "")
+
+
+# Of type 2 or less in PS3.3, or not needed to convert a slice.
+OPTIONAL = ("ImageType", "Modality", "HighBit", "NumberOfFrames", "PixelPaddingValue")
+OPTIONAL += ("PixelPaddingRangeLimit", "WindowCenter", "WindowWidth", "VOILUTFunction")
+OPTIONAL += ("RescaleType", "PixelSpacing", "ImagePositionPatient", "SOPInstanceUID", "PatientID")
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+@pytest.mark.parametrize("keyword", OPTIONAL)
+def test_what_is_optional_may_be_absent_or_empty(keyword: str, syntax: str) -> None:
+    absent = header_of(make_dicom(syntax=syntax, **{keyword: None}))
+    empty = header_of(make_dicom(syntax=syntax, **{keyword: ""}))
+    offset, beginning = absent.pixel_offset, absent.beginning
+    assert repr(replace(empty, pixel_offset=offset, beginning=beginning)) == repr(absent)
+
+
+@pytest.mark.parametrize(
+    "keyword", ["SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
+)
+def test_an_id_of_more_than_64_characters_is_invalid(keyword: str) -> None:
+    header_of(make_dicom(**{keyword: "1" * 64}))
+    detail = f"{keyword} has more than 64 characters"
+    for size in (65, 2_000):
+        found = rejection(make_dicom(**{keyword: "1" * size}))
+        assert found == (Reason.INVALID_ATTRIBUTE, detail)
 
 
 @pytest.mark.parametrize(
@@ -595,7 +635,8 @@ def test_nothing_is_warned_or_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     secret = "Secret^Name"
-    read_slice(make_dicom(PatientID=secret * 10, StudyInstanceUID=secret))
+    read_slice(make_dicom(PatientID=secret * 5, StudyInstanceUID=secret))
+    rejections(make_dicom(PatientID=secret * 10))
     for name in ("badVR.dcm", "no_meta.dcm", "rtplan_truncated.dcm", "UN_sequence.dcm"):
         rejections((TEST_FILES / name).read_bytes())
     assert not recwarn.list

@@ -76,6 +76,7 @@ def find(
         {column: codes.astype(np.int32)},
         np.zeros(4, np.uint64),
         np.ones(4, np.bool_),
+        np.zeros(4, np.bool_),
     )
     earlier = read_earlier(path, now.splits.group_by)
     earlier.check(now)

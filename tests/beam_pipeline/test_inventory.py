@@ -21,7 +21,7 @@ from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import hash_id, name_of
+from beam_pipeline.planning.identifiers import hash_id, is_study, name_of, patient_of_study
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
@@ -356,6 +356,28 @@ def test_ids_of_headers_are_hashed_unless_they_are_to_be_kept(
         assert len({rows["ID_00.dcm"][name] for name in IDS}) == 3
 
 
+@pytest.mark.parametrize("identifiers", Identifiers)
+def test_a_study_stands_for_a_patient_without_an_id(
+    write_slice: WriteSlice,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    identifiers: Identifiers,
+) -> None:
+    monkeypatch.setenv("ICH_IDENTIFIER_KEY", "0123456789abcdef")
+    ids = {"a": ("", "1.2"), "b": (None, "1.2"), "c": (" ", "1.3"), "d": ("1.2", "1.2")}
+    ids |= {"e": ("study \\ 1.2", "1.4"), "f": ("study ", "1.5")}
+    for name, (patient, study) in ids.items():
+        write_slice(folder / f"{name}.dcm", PatientID=patient, StudyInstanceUID=study)
+    options = options_for(folder, tmp_path, identifiers=identifiers)
+    inspect(options)
+    rows = rows_of(options)
+    patients = {name: rows[f"{name}.dcm"]["patient_id"] for name in ids}
+    assert patients["a"] == patients["b"] == patient_of_study(rows["a.dcm"]["study_id"])
+    assert len({*patients.values()}) == 5
+    assert [name for name in ids if is_study(patients[name])] == ["a", "b", "c"]
+
+
 def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_other_input(
     write_slice: WriteSlice, folder: Path, tmp_path: Path
 ) -> None:
@@ -627,7 +649,8 @@ def test_a_header_is_carried_without_its_ids() -> None:
     encoding = PixelEncoding(16, 12, 11, signed=False, slope=0.5, intercept=-1000.0, padding=(0, 9))
     header = Header(
         *("uid", "patient", "study", "series", 12.25, (0.5, 0.25), 512, 256, "1.2.840.10008.1.2"),
-        *(encoding, (40.0, 80.0), "SIGMOID"),
+        *(encoding, (40.0, 80.0)),
+        voi_function="SIGMOID",
         pixel_offset=1234,
         beginning="abcdef",
     )

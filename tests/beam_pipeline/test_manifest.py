@@ -60,6 +60,7 @@ PLAN = Plan(
     image_id="file_name",
     labels_joined_by="path",
     notes=("Labels joined by path: 3 of 10 labels, 3 of 14 files.",),
+    without_patient_id={"slices": 3, "studies": 1},
     identical=IdenticalPixels(2, 5, 1, 0),
     shards=tuple(shard.file for shard in RESULTS),
     slices=9,
@@ -106,6 +107,7 @@ def test_counts_of_a_manifest() -> None:
         "labels_without_file": 7,
         "unlabeled_skipped": 2,
         "identifying_paths": 2,
+        "without_patient_id": {"slices": 3, "studies": 1},
         "identical_pixels": {
             "groups": 2,
             "slices": 5,

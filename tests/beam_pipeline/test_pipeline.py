@@ -4,6 +4,7 @@ import base64
 import bz2
 import dataclasses
 import importlib
+import io
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from rich.console import Console
 
 from beam_pipeline import pipeline
 from beam_pipeline.command_line import parse_options
@@ -35,6 +37,7 @@ from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
+from beam_pipeline.progress import show_summary
 from beam_pipeline.storage import Folder
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check
@@ -82,6 +85,7 @@ def test_nothing_is_lost(shards: Path) -> None:
         "labels_without_file": 1,
         "unlabeled_skipped": 0,
         "identifying_paths": 0,
+        "without_patient_id": {"slices": 0, "studies": 0},
         "identical_pixels": {
             "groups": 0,
             "slices": 0,
@@ -416,3 +420,46 @@ def test_files_of_all_kinds_are_written_or_rejected(
     result = verify_directory(str(output), source=options.files.input)
     assert [str(finding) for finding in result.findings.kept] == []
     assert result.findings.checked[Check.SOURCE] == counts["written"]
+
+
+@pytest.mark.parametrize(
+    ("identifiers", "group_by"), [("ordinal", "patient"), ("hash", "patient"), ("keep", "study")]
+)
+def test_studies_stand_for_patients_without_an_id(
+    write_slice: Callable[..., Path],
+    tmp_path: Path,
+    identifiers: str,
+    group_by: str,
+) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef")
+    rows = ["image_id,any"]
+    for study in range(6):
+        for number in range(2):
+            # Studies 0 to 2 name nobody, study 3 in one file alone.
+            name = f"s{study}_{number}"
+            patient = f"P{study}" if study > 3 or (study == 3 and number) else ""
+            write_slice(
+                tmp_path / "in" / f"{name}.dcm", PatientID=patient, StudyInstanceUID=f"1.2.{study}"
+            )
+            rows.append(f"{name},{study % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    given = {"input": str(tmp_path / "in"), "labels": str(tmp_path / "labels.csv")}
+    given |= {"identifiers": identifiers, "group_by": group_by, "output": str(tmp_path / "out")}
+    given |= {"identifier_key_file": str(tmp_path / "key")} if identifiers == "hash" else {}
+    pipeline.run_here(Options.of(**given, image_size=32, folds=2, workers=1))
+    manifest = read(tmp_path / "out")
+    assert manifest["counts"]["without_patient_id"] == {"slices": 7, "studies": 4}
+    assert manifest["counts"]["written"] == 12
+    index = pd.read_parquet(tmp_path / "out" / "index.parquet")
+    study = index["image_id"].str[:2]
+    assert (index.groupby(study)["split"].nunique() == 1).all()
+    assert index.groupby(study)["patient_id"].nunique().tolist() == [1, 1, 1, 2, 1, 1]
+    assert index["patient_id"].nunique() == 7
+    if identifiers != "ordinal":
+        unnamed = index[index["image_id"] == "s0_0"].iloc[0]
+        assert unnamed["patient_id"] == f"study \\ {unnamed['study_id']}"
+    assert verify_directory(str(tmp_path / "out")).findings.ok
+    console = Console(file=io.StringIO(), width=200)
+    show_summary(console, manifest, "out", 1.0)
+    told = "7 slices of 4 studies have no PatientID: each study stands for a patient"
+    assert told in console.file.getvalue()

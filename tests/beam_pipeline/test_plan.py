@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from beam_pipeline.layout import (
     inventory_table,
     plan_table,
 )
-from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options, Unlabeled
+from beam_pipeline.options import (
+    GroupBy,
+    Identifiers,
+    ImageId,
+    LeakCheck,
+    Options,
+    SplitOptions,
+    Unlabeled,
+)
 from beam_pipeline.planning import plan
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
 from beam_pipeline.planning.identity import Identity
@@ -39,6 +48,7 @@ from beam_pipeline.planning.plan import (
     Deal,
     Judgement,
     Keys,
+    count_unnamed,
     deal,
     find_slices,
     number_by_appearance,
@@ -66,6 +76,7 @@ def keys_of(
         ids,
         np.zeros(count, np.uint64),
         np.array(usable or [True] * count, np.bool_),
+        np.zeros(count, np.bool_),
     )
 
 
@@ -98,6 +109,58 @@ def reasons_of(judgement: Judgement) -> list[Any]:
 
 
 DUPLICATE, MISSING = (Reason.DUPLICATE_ID, ""), (Reason.LABEL_MISSING, "")
+
+
+def split_by_ids(
+    patients: Sequence[int],
+    studies: Sequence[int],
+    options: SplitOptions,
+    unlabeled: Sequence[int] = (),
+) -> tuple[dict[int, str], dict[str, int]]:
+    """The split of each slice, one of each patient and study given; and how many are unnamed."""
+    keys = keys_of([str(number) for number in range(len(patients))])
+    ids = {"patient_id": np.array(patients, np.int32), "study_id": np.array(studies, np.int32)}
+    keys = dataclasses.replace(keys, ids={**keys.ids, **ids}, unnamed=np.array(patients) < 0)
+    values = {str(number): [0] for number in range(len(patients)) if number not in unlabeled}
+    judgement = judge(keys, labels_by_id(["any"], values))
+    identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
+    dealt = deal(keys, judgement, identical, options)
+    splits: dict[int, str] = {}
+    for shard, (first, end) in zip(dealt.shards, pairwise(dealt.starts), strict=True):
+        splits |= {judgement.used[place]: shard.split for place in dealt.slices[first:end]}
+    counted = count_unnamed(keys, judgement.used)
+    return splits, counted
+
+
+@pytest.mark.parametrize("leak_check", LeakCheck)
+@pytest.mark.parametrize("seed", range(8))
+def test_files_of_a_study_that_do_not_name_its_patient_are_with_those_that_do(
+    leak_check: LeakCheck, seed: int
+) -> None:
+    # Patients 0 and 1 have studies 0, 1 and 2; some files of studies 0 and 2 name nobody. Study 3
+    # is of one that no file names, study 4 seems to be of two.
+    patients = [0, 0, 1, -3, -5, -3, 1, -9, -9, 4, 5, -11, 6, 7, 8]
+    studies = [0, 1, 2, 0, 2, 0, 2, 3, 3, 4, 4, 4, 5, 6, 7]
+    options = SplitOptions(folds=4, leak_check=leak_check, seed=seed)
+    splits, counted = split_by_ids(patients, studies, options)
+    assert len({splits[place] for place in (0, 1, 3, 5)}) == 1
+    assert len({splits[place] for place in (2, 4, 6)}) == 1
+    assert splits[7] == splits[8]
+    assert len({splits[place] for place in (9, 10, 11)}) == 1
+    assert counted == {"slices": 6, "studies": 4}
+    by_study = SplitOptions(folds=4, leak_check=leak_check, seed=seed, group_by=GroupBy.STUDY)
+    splits, counted = split_by_ids(patients, studies, by_study)
+    assert all(
+        splits[i] == splits[j] for i in range(15) for j in range(15) if studies[i] == studies[j]
+    )
+    assert counted == {"slices": 6, "studies": 4}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_file_that_is_not_used_may_tell_whose_study_it_is(seed: int) -> None:
+    patients, studies = [0, 0, -2, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4, 5]
+    splits, _ = split_by_ids(patients, studies, SplitOptions(folds=4, seed=seed), unlabeled=[1])
+    assert splits[0] == splits[2]
 
 
 def test_of_equal_image_ids_the_first_that_is_usable_is_used() -> None:
