@@ -13,7 +13,10 @@ from beam_pipeline.options import Options
 from beam_pipeline.storage import Folder
 
 # The code that decides what the tables of an unfinished directory and its shards hold.
-_DECIDING = ("dicom", "directory", "images", "planning", "writing", "layout.py", "options.py")
+_DECIDING = (
+    *("dicom", "directory", "images", "planning", "writing/shards.py", "storage/sources.py"),
+    *("keys.py", "layout.py", "options.py", "shown.py"),
+)
 
 
 @dataclass(frozen=True)
