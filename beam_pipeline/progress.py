@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import AlreadyComplete, PipelineError
+from beam_pipeline.errors import TRANSIENT, AlreadyComplete, PipelineError
 from beam_pipeline.layout import CARD, UNLABELED_SPLIT
 from beam_pipeline.split_tables import print_by_split
 from beam_pipeline.storage import Folder
@@ -244,6 +244,13 @@ def show_summary(
     _print_splits(console, manifest)
     for reason, count in counts["rejected_by_reason"].items():
         console.print(f"rejected {count:>6}  {reason}", highlight=False)
+    may_pass = sum(n for reason, n in counts["rejected_by_reason"].items() if reason in TRANSIENT)
+    if may_pass:
+        console.print(
+            f"{may_pass} of these may pass if read again, which --overwrite does",
+            highlight=False,
+            soft_wrap=True,
+        )
     for repair, count in counts["repaired"].items():
         console.print(f"repaired {count:>6}  {repair}", highlight=False)
     if counts["resized"]:

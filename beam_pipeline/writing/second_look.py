@@ -18,7 +18,7 @@ from beam_pipeline.storage.inputs import Reading
 from beam_pipeline.storage.sources import decode_source
 from beam_pipeline.writing.shards import ShardResult
 
-_UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR, Reason.OBJECT_UNAVAILABLE})
+_UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
 
 
 class Unread(NamedTuple):

@@ -184,6 +184,59 @@ def test_a_run_goes_on_when_its_workers_are_killed(
 
 
 @pytest.fixture
+def some(tmp_path: Path, write_slice: Callable[..., Path]) -> list[str]:
+    """A run over slices of its own, so that their folder can be taken away."""
+    for number in range(40):
+        write_slice(tmp_path / "slices" / f"ID_{number}.dcm", PatientID=f"p{number // 4}")
+    return [*command_for(tmp_path / "slices"), "--max_reject_fraction", "1"]
+
+
+MOMENTS = {
+    "listing": ("listing/*.arrow", 1),
+    "headers": ("inventory/*.arrow", 1),
+    "plan": ("plan.json", 1),
+    "first shard": ("written/*.arrow", 1),
+    "later shard": ("written/*.arrow", 8),
+}
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=[] if moment in ("listing", "later shard") else pytest.mark.full)
+        for moment in MOMENTS
+    ],
+)
+def test_an_outage_of_the_input_costs_no_slice(
+    some: list[str], tmp_path: Path, moment: str, lasts: bool
+) -> None:
+    """It is over after half a second, or outlasts patience: then the same command resumes."""
+    finish(some, tmp_path / "undisturbed")
+    if lasts:
+        some += ["--storage_patience", "1"]
+    output, folder = tmp_path / "out", tmp_path / "slices"
+    pattern, count = MOMENTS[moment]
+    process = start(some, output)
+    while len(list(output.glob(f".unfinished/{pattern}"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    folder.rename(tmp_path / "away")
+    if not lasts:
+        time.sleep(0.5)
+        (tmp_path / "away").rename(folder)
+    _, errors = process.communicate(timeout=120)
+    if lasts:
+        (tmp_path / "away").rename(folder)
+        assert process.returncode == 5
+        assert errors.splitlines()[-1].endswith("; the same command resumes")
+        finish(some, output)
+    else:
+        assert process.returncode == 0, errors
+    assert digests(output) == digests(tmp_path / "undisturbed")
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KB."""
     folder = tmp_path / "disk"

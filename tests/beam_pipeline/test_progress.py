@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from beam_pipeline.directory.unfinished import Unfinished
+from beam_pipeline.errors import TRANSIENT
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import Display, Watcher
+from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.storage import Folder
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
@@ -105,3 +106,21 @@ def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> Non
     shutil.rmtree(options.files.output)
     watcher.look()
     assert +display.counts == Counter(files_listed=files)
+
+
+@pytest.mark.parametrize("reason", sorted(TRANSIENT))
+def test_a_summary_tells_of_rejects_that_may_pass(reason: str) -> None:
+    shown = [summary_of({"not_dicom": 3} | more) for more in ({}, {reason: 2})]
+    line = "2 of these may pass if read again, which --overwrite does\n"
+    assert [line in text for text in shown] == [False, True]
+
+
+def summary_of(rejected: dict[str, int]) -> str:
+    counts = {"rejected_by_reason": rejected, "repaired": {}, "resized": 0}
+    counts |= {"identical_pixels": {"groups": 0}, "written": 5, "files_seen": 10}
+    split = {"patients": 1, "shards": [], "examples": 5}
+    manifest = {"counts": counts, "splits": {"test": split}, "labels": []}
+    console = Console(file=io.StringIO())
+    show_summary(console, manifest, "out", None)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
