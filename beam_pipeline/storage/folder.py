@@ -3,6 +3,7 @@
 import hashlib
 import os
 import posixpath
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,4 +174,6 @@ class Folder:
             raise self._cannot_write(name, error) from error
 
     def _cannot_write(self, name: str, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {name} in {self.url}: {error.strerror}")
+        # What goes elsewhere is staged here first.
+        place = "" if is_local(self.url) else f" (in {tempfile.gettempdir()}, TMPDIR)"
+        return OutputError(f"cannot write {name} in {self.url}: {error.strerror}{place}")

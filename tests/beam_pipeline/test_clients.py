@@ -1,9 +1,14 @@
 """Settings that clients of stores take from the environment."""
 
+import errno
+import os
+import tempfile
+
 import obstore
 import pytest
 
-from beam_pipeline.storage import InputFiles
+from beam_pipeline.errors import OutputError
+from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.storage.clients import open_store
 from tests.beam_pipeline.scripted_store import ScriptedStore, serve
 
@@ -29,3 +34,16 @@ def test_who_asks_google_may_pay(monkeypatch: pytest.MonkeyPatch) -> None:
         google = open_store("gs://data", {}, {})
         assert bytes(obstore.get(google, "a").bytes()) == b"slice"
     assert [asked["x-goog-user-project"] for asked in store.headers] == ["my-project"]
+
+
+def test_a_full_folder_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", "/full")
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", fail)
+    with serve(ScriptedStore()), pytest.raises(OutputError) as failed:
+        Folder("s3://data/out", A_MOMENT).write("a", b"1")
+    assert str(failed.value) == (
+        "cannot write a in s3://data/out: No space left on device (in /full, TMPDIR)"
+    )
