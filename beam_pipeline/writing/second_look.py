@@ -49,7 +49,8 @@ def check_rejections(
     Raises:
         StoreError: there are such files, or the input's store fails.
     """
-    unread = [*_of_headers(unfinished, plan.files_seen), *_of_shards(unfinished, results)]
+    files_listed = plan.files_seen + plan.skipped
+    unread = [*_of_headers(unfinished, files_listed), *_of_shards(unfinished, results)]
     changed = sum(result.changed for result in results)
     if passing := changed + count_passing(unread, files):
         raise StoreError(files.root, f"{passing} files came back or changed during the run")
@@ -79,12 +80,12 @@ def _passes(file: Unread, look: Future[int]) -> bool:
     return True
 
 
-def _of_headers(unfinished: Unfinished, files_seen: int) -> Iterator[Unread]:
+def _of_headers(unfinished: Unfinished, files_listed: int) -> Iterator[Unread]:
     """Files whose headers could not be read."""
     if _UNREAD.isdisjoint(unfinished.read(REJECTS_TABLE, ["reason"])["reason"].to_pylist()):
         return
     number, seen = 0, 0
-    while seen < files_seen:
+    while seen < files_listed:
         table = unfinished.read(inventory_table(number), ("source", "version", "reason"))
         reasons = pc.cast(table["reason"], pa.string())
         unread = table.filter(pc.is_in(reasons, pa.array(sorted(_UNREAD))))

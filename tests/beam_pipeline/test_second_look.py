@@ -79,6 +79,30 @@ def test_a_file_that_is_back_is_not_rejected(options: Options, stage: str, back:
         look(options, plan)
 
 
+def test_parts_behind_skipped_files_are_looked_at(
+    options: Options, tmp_path: Path, write_slice: WriteSlice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_pipeline.planning.inventory._SMALLEST_PART", 2)
+    labeled = [f"ID_{number}" for number in range(2, 6)]
+    for name in labeled[2:]:
+        write_slice(tmp_path / "in" / f"{name}.dcm", PatientID=name)
+    (tmp_path / "labels.csv").write_text(
+        "".join(["image_id,any\n", *(f"{n},1\n" for n in labeled)])
+    )
+    options = options.changed(labels=str(tmp_path / "labels.csv"), unlabeled="skip", folds=2)
+    assert [*list_parts(options.files)] == [2, 2, 2]
+    path = Path(options.files.input, "ID_5.dcm")
+    hidden = path.rename(path.with_name(".away"))
+    for part in range(3):
+        inspect_part(part, Watch(), options=options)
+    hidden.rename(path)
+    plan = plan_shards(3, options)
+    assert (plan.files_seen, plan.skipped) == (4, 2)
+    with pytest.raises(StoreError, match=BACK):
+        unfinished = Unfinished(options.files.folder)
+        check_rejections(unfinished, plan, [], find_input(options.files.input, 1.0))
+
+
 def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     path = Path(options.files.input, "ID_2.dcm")
     plan = make_plan(options)
