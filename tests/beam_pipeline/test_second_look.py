@@ -98,9 +98,9 @@ def test_parts_behind_skipped_files_are_looked_at(
     hidden.rename(path)
     plan = plan_shards(3, options)
     assert (plan.files_seen, plan.skipped) == (4, 2)
+    unfinished, files = Unfinished(options.files.folder), find_input(options.files.input, 1.0)
     with pytest.raises(StoreError, match=BACK):
-        unfinished = Unfinished(options.files.folder)
-        check_rejections(unfinished, plan, [], find_input(options.files.input, 1.0))
+        check_rejections(unfinished, plan, [], files)
 
 
 def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
