@@ -106,6 +106,9 @@ def test_a_run_gives_the_bytes_of_a_local_one(
     assert_nothing_left(cluster.engine)
 
 
+@pytest.mark.parametrize(
+    "started", ["flink", pytest.param("spark", marks=pytest.mark.full)], indirect=True
+)
 def test_a_refusal_of_a_worker_fails_the_job_and_arrives_with_its_exit_code(
     cluster: Cluster, folder: Path
 ) -> None:

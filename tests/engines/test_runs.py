@@ -101,7 +101,9 @@ def test_two_runs_at_once_end_in_one_right_directory(
     assert_nothing_left(engine)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
+)
 def test_ctrl_c_tells_the_truth_and_the_same_command_ends_the_work(
     engine: Engine, folder: Path, reference: dict[str, str], sent: signal.Signals
 ) -> None:
