@@ -1,5 +1,9 @@
 # Every command sets up what it needs in VENV, from the versions in constraints.txt.
 
+ifeq ($(wildcard setup.py),)
+  $(error want the folder of this Makefile: make -C $(dir $(lastword $(MAKEFILE_LIST))) $(MAKECMDGOALS))
+endif
+
 # The variables that each command takes. All others are refused: one that is mistyped, or of another
 # command, would change nothing without a word.
 CLUSTER          := RUNNER PROJECT REGION TEMP IMAGE JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM

@@ -124,6 +124,13 @@ def test_a_variable_that_cannot_be_ends_at_once_with_one_line(
     assert done.stdout == ""
 
 
+def test_another_folder_is_answered_with_the_way_to_this_one(tmp_path: Path) -> None:
+    done = make("-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "train", "RUN=x")
+    assert done.returncode == 2
+    assert f"want the folder of this Makefile: make -C {ROOT}/ train" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_every_variable_in_the_help_can_be_given_to_its_command() -> None:
     rows = make("help").stdout.partition("Variables:\n")[2].splitlines()[:-2]
     *commands, (name, of_all) = [row.strip().split("  ", 1) for row in rows]

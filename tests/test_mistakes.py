@@ -64,6 +64,7 @@ MISTAKES = {
     "beam_pipeline --input in --output in/out": "output in/out lies in the input in",
     "beam_pipeline --input in --output .": "--input in lies in the output .",
     "beam_pipeline --input in --output file.txt": "output file.txt is a file, not a folder",
+    "beam_pipeline --input 'in\nto' --output out": "input in\\nto does not exist",
     "beam_pipeline --input bad.zip --output out": "bad.zip cannot be read as a ZIP archive",
     "beam_pipeline --input ftp://x/y --output out": "ftp:// is no store that is known here",
     "beam_pipeline --input 'in/*.dicom' --output out": "input in/*.dicom holds no files",
@@ -71,6 +72,7 @@ MISTAKES = {
     "PREPROCESS --labels in": "label file in: Is a directory",
     "PREPROCESS --labels file.txt": "file.txt: it has the columns 'hello'",
     "PREPROCESS --labels labels.csv --id_column ids": "it has the columns 'id', 'any'",
+    "PREPROCESS --labels labels.csv --label_columns any,any": "two classes are called 'any'",
     "PREPROCESS --labels labels.csv --folds_from in": "in/index.parquet",
     # shard directories
     "beam_pipeline.verify": "--shards is missing: shard directory",
@@ -146,6 +148,7 @@ LATER = {
         "--job_endpoint localhost:1 cannot be reached: Connection refused",
     ),
     "beam_pipeline --input in --output /proc/out": (5, "/proc/out"),
+    "beam_pipeline --input in --output file.txt/out": (5, "file.txt/out: Not a directory"),
 }
 
 
