@@ -40,6 +40,7 @@ _PADDED_HU = -4096.0  # what scanners pad with is not lower
 # Where more of an image is brighter than bone, its values are looked at; real slices of heads
 # have 0.2 % at most. Corners are a sixteenth of the image.
 _BRIGHT_FRACTION = 0.03
+_ROWS_LOOKED_AT = 32  # at first, evenly spread
 _MOST = 0.5
 _MUCH = 0.25  # of metal: far more than any head has
 _FEW = 0.01
@@ -280,21 +281,44 @@ def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixe
     """Whether nearly all values are within what a CT slice has: fast, and sometimes wrongly not."""
     if encoding.high_bit != encoding.bits_stored - 1 or encoding.slope <= 0:
         return False
-    words: NDArray[np.integer] = pixels
-    if encoding.signed:
-        unused = encoding.bits_allocated - encoding.bits_stored
-        words = (pixels << unused if unused else pixels).view(f"i{pixels.itemsize}")
-        words = words >> unused if unused else words
-    lowest, highest = (
-        int(value) * encoding.slope + encoding.intercept for value in (words.min(), words.max())
-    )
-    if lowest < _LOWEST_HU or highest > _HIGHEST_HU:
+    lowest, highest, brightest = _bounds(encoding)
+    if highest is not None and _in_words(pixels, encoding).max() > highest:
         return False
-    if highest <= _BONE_HU:
-        return True
-    limit = math.floor((_BONE_HU - encoding.intercept) / encoding.slope)
-    bright = np.count_nonzero(words > limit)
-    return bool(bright < _BRIGHT_FRACTION * pixels.size)
+    # Too low values would be black anyhow; where a sign is wrong, there are many.
+    some = _in_words(pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)], encoding)
+    if lowest is not None and some.min() < lowest:
+        return False
+    return bool(np.count_nonzero(some > brightest) < _BRIGHT_FRACTION / 2 * some.size)
+
+
+def _in_words(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
+) -> NDArray[np.integer]:
+    """The stored values in the lowest bits of words, without their bits masked if unsigned."""
+    if not encoding.signed:
+        return pixels
+    unused = encoding.bits_allocated - encoding.bits_stored
+    words = (pixels << unused if unused else pixels).view(f"i{pixels.itemsize}")
+    return words >> unused if unused else words
+
+
+@lru_cache(maxsize=16)
+def _bounds(encoding: PixelEncoding) -> tuple[int | None, int | None, int]:
+    """The stored values of the lowest and the highest HU, if there are lower and higher, and bone.
+
+    Args:
+        encoding: with a slope above 0.
+    """
+    bits, sign = encoding.bits_stored, encoding.signed
+    first = -(1 << (bits - 1)) if sign else 0
+    last = first + (1 << bits) - 1
+
+    def stored(hounsfield: float) -> float:
+        return (hounsfield - encoding.intercept) / encoding.slope
+
+    lowest, highest = math.ceil(stored(_LOWEST_HU)), math.floor(stored(_HIGHEST_HU))
+    brightest = min(max(math.floor(stored(_BONE_HU)), first - 1), last)
+    return lowest if lowest > first else None, highest if highest < last else None, brightest
 
 
 @lru_cache(maxsize=4)
