@@ -34,6 +34,7 @@ _WITHIN = 10.0  # seconds that the library repeats a request itself, with the sa
 _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
 _NOT_IMPLEMENTED = 501  # a store without conditional requests
+_NO_RANGES = "Range request not supported"  # as the library says of a web server
 _SPOOLED = 1 << 22  # bytes that are staged in memory
 
 
@@ -121,7 +122,7 @@ class ObjectStore:
             except BaseError as error:
                 if not start and status(error) == RANGE_NOT_SATISFIABLE:
                     return b""  # an object without content has no range at all
-                if "NotPartial" in str(error) and self._url.startswith("http"):
+                if _NO_RANGES in str(error) and self._url.startswith("http"):
                     return whole()[start:][:length]  # a web server need not know of ranges
                 raise
 
@@ -132,6 +133,8 @@ class ObjectStore:
         try:
             return self._request(whole if length is None and not start else part, reading=True)
         except FileNotFoundError:
+            if self._url.startswith("http"):  # a web server lists nothing
+                raise
             markers = self._request(Pages(self._reading, path, self._url).next)
             if any(item["path"].rstrip("/") == path for item in markers):
                 raise ObjectFault(Reason.UNUSABLE_KEY, why_unusable(f"{path}/")) from None

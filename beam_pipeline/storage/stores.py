@@ -41,6 +41,9 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
         raise UsageError(f"{scheme}:// is no store that is known here; these are: {known}")
     bucket, _, path = rest.partition("/")
+    if scheme in ("http", "https") and "=" in path.partition("?")[2]:  # a signature, or a token
+        path, _, query = path.partition("?")
+        bucket = f"{bucket}?{query}"
     path = path.strip("/")
     if path and not is_usable(path):
         what = why_unusable(path).replace("its key", "it")

@@ -3,16 +3,19 @@
 import errno
 import os
 import tempfile
+from pathlib import Path
 
 import obstore
 import pytest
 
+from beam_pipeline.__main__ import main
 from beam_pipeline.errors import OutputError
-from beam_pipeline.storage import Folder, InputFiles
+from beam_pipeline.storage import Folder, InputFiles, open_file
 from beam_pipeline.storage.clients import open_store
-from tests.beam_pipeline.scripted_store import ScriptedStore, serve
+from tests.beam_pipeline.scripted_store import Answer, ScriptedStore, serve
 
 A_MOMENT = 1.0  # second of patience
+ROOT = Path(__file__).parent
 
 
 @pytest.mark.parametrize("key", ["a", "a//b"])  # listed by obstore, and by boto3
@@ -47,3 +50,20 @@ def test_a_full_folder_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPa
     assert str(failed.value) == (
         "cannot write a in s3://data/out: No space left on device (in /full, TMPDIR)"
     )
+
+
+def test_a_web_server_is_given_signatures_and_need_not_know_of_ranges() -> None:
+    store = ScriptedStore({"l.csv": b"labels"}, {"a": Answer(200, b"0123456789")})
+    with serve(store) as address:
+        with open_file(f"{address}/data/l.csv?sig=secret&se=1", A_MOMENT) as file:
+            assert file.read() == b"labels"
+        with InputFiles(f"{address}/data", name="a", patience=A_MOMENT).reading() as reading:
+            assert reading.now("a", 3, 5) == b"34567"
+
+
+def test_a_signature_is_not_in_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(ScriptedStore()) as address:
+        labels = f"{address}/data/l.csv?X-Amz-Signature=secret"
+        assert main([f"--input={ROOT}", f"--labels={labels}", "--output=/no/such"]) == 2
+    assert "secret" not in (said := capsys.readouterr().err)
+    assert f"label file {address}/data/l.csv?*** does not exist" in said
