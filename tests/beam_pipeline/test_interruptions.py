@@ -1,6 +1,7 @@
 """Runs that are killed, or run out of space, and what the next run makes of them."""
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -183,12 +184,14 @@ def test_a_run_goes_on_when_its_workers_are_killed(
     assert digests(tmp_path / "out") == undisturbed
 
 
-@pytest.fixture
-def some(tmp_path: Path, write_slice: Callable[..., Path]) -> list[str]:
-    """A run over slices of its own, so that their folder can be taken away."""
+@pytest.fixture(scope="module")
+def movable(tmp_path_factory: pytest.TempPathFactory, write_slice: Callable[..., Path]) -> Path:
+    """The folder `slices`, which tests take away, and `undisturbed`, which a run made of it."""
+    folder = tmp_path_factory.mktemp("movable")
     for number in range(40):
-        write_slice(tmp_path / "slices" / f"ID_{number}.dcm", PatientID=f"p{number // 4}")
-    return [*command_for(tmp_path / "slices"), "--max_reject_fraction", "1"]
+        write_slice(folder / "slices" / f"ID_{number}.dcm", PatientID=f"p{number // 4}")
+    finish(command_for(folder / "slices"), folder / "undisturbed")
+    return folder
 
 
 MOMENTS = {
@@ -198,42 +201,41 @@ MOMENTS = {
     "first shard": ("written/*.arrow", 1),
     "later shard": ("written/*.arrow", 8),
 }
+SOME_OUTAGES = [("listing", False), ("later shard", True)]
 
 
-@pytest.mark.parametrize("lasts", [False, True])
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "lasts"),
     [
-        pytest.param(moment, marks=[] if moment in ("listing", "later shard") else pytest.mark.full)
-        for moment in MOMENTS
+        pytest.param(*case, marks=[] if case in SOME_OUTAGES else pytest.mark.full)
+        for case in itertools.product(MOMENTS, (False, True))
     ],
 )
 def test_an_outage_of_the_input_costs_no_slice(
-    some: list[str], tmp_path: Path, moment: str, lasts: bool
+    movable: Path, tmp_path: Path, moment: str, lasts: bool
 ) -> None:
     """It is over after half a second, or outlasts patience: then the same command resumes."""
-    finish(some, tmp_path / "undisturbed")
-    if lasts:
-        some += ["--storage_patience", "1"]
-    output, folder = tmp_path / "out", tmp_path / "slices"
+    output, folder, away = tmp_path / "out", movable / "slices", movable / "away"
+    run = [*command_for(folder), "--max_reject_fraction=1"]
+    run += ["--storage_patience=1"] if lasts else []
     pattern, count = MOMENTS[moment]
-    process = start(some, output)
+    process = start(run, output)
     while len(list(output.glob(f".unfinished/{pattern}"))) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    folder.rename(tmp_path / "away")
+    folder.rename(away)
     if not lasts:
         time.sleep(0.5)
-        (tmp_path / "away").rename(folder)
+        away.rename(folder)
     _, errors = process.communicate(timeout=120)
     if lasts:
-        (tmp_path / "away").rename(folder)
+        away.rename(folder)
         assert process.returncode == 5
         assert errors.splitlines()[-1].endswith("; the same command resumes")
-        finish(some, output)
+        finish(run, output)
     else:
         assert process.returncode == 0, errors
-    assert digests(output) == digests(tmp_path / "undisturbed")
+    assert digests(output) == digests(movable / "undisturbed")
 
 
 @pytest.fixture
