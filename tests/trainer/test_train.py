@@ -21,6 +21,7 @@ from trainer.evaluation.metrics import split_figures
 from trainer.networks.averaging import averaged_weights, copies
 from trainer.networks.model import load_classifier
 from trainer.options import TrainOptions
+from trainer.report import curves
 from trainer.runs.job import Job, prepare_training
 from trainer.runs.run_directory import begin_run
 from trainer.training.phases import compile_phase
@@ -303,3 +304,21 @@ def test_labels_may_have_any_name_of_the_contract(
     shown = capsys.readouterr()
     assert all(name in shown.out for name in ODD_NAMES[:2])
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_epoch(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    options = {"checkpoint_seconds": 1e6, "epochs": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "save_figure", fail)
+        with pytest.raises(OSError, match="no space"):
+            train(make_job(**options))
+    train(make_job(**options))
+    assert "resumes after epoch 1, step 0" in capsys.readouterr().out
+    run = make_job(**options).run
+    assert run.is_complete
+    assert (run.path / "history.png").is_file()
