@@ -77,6 +77,7 @@ def _inventory(numbers: range, rng: np.random.Generator) -> pa.Table:
         "size": [526_000] * len(uids),
         "version": [f"{number:019d}" for number in numbers],
         "image_id": uids,
+        "path_identifies": [False] * len(uids),
         "sop_instance_uid": [_hash(f"uid{number}") for number in numbers],
         "fingerprint": rng.integers(1, 1 << 63, len(uids), np.uint64),
         "pixel_offset": [1234] * len(uids),
