@@ -5,6 +5,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -222,9 +224,28 @@ def test_a_mistake_that_is_found_later_is_one_line_too(
     ],
 )
 def test_a_process_says_no_more_than_that(command: str, folder: Path) -> None:
+    check_process(command, folder)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_no_start_in_200_aborts(folder: Path) -> None:
+    """More at once than there are cores: threads of libraries outlive the interpreter by chance."""
+    commands = [command for command in MISTAKES if "--labels" in command]
+    with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as pool:
+        done = [
+            pool.submit(check_process, command, folder)
+            for command, _ in zip(cycle(commands), range(200), strict=False)
+        ]
+        for each in done:
+            each.result()
+
+
+def check_process(command: str, folder: Path) -> None:
     program, *argv = words_of(command)
     done = subprocess.run(
         [sys.executable, "-m", program, *argv],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
