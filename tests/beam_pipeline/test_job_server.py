@@ -139,7 +139,8 @@ def test_a_tied_command_ends_with_a_parent_that_is_killed(way: str) -> None:
     )
     assert parent.stdout is not None
     started = psutil.Process(int(parent.stdout.readline()))
-    wait_until(lambda: any(SLEEPS in line for each in family(started) for line in each.cmdline()))
+    # The command itself, and not the process that is to become it or to start it.
+    wait_until(lambda: any(each.cmdline()[1:] == ["-c", SLEEPS] for each in family(started)))
     tied_processes = family(started)
     assert all(each.is_running() for each in tied_processes)
     parent.send_signal(signal.SIGKILL)

@@ -76,3 +76,27 @@ def test_a_service_that_knows_nothing_of_a_job_for_long_is_an_error(
     assert not job.wait(0), "for it may answer again"
     with pytest.raises(RuntimeError, match="UNKNOWN"):
         job.wait(0.3)
+
+
+def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.Asked) -> None:
+    assert not job.runs_job
+
+
+@pytest.mark.parametrize(
+    ("runner", "arguments", "url"),
+    [
+        ("FlinkRunner", ["--flink_master=http://h:8081"], "http://h:8081"),
+        ("FlinkRunner", ["--flink_master=h:8081", "--job_endpoint=h:8099"], "http://h:8081"),
+        ("PortableRunner", ["--flink_master=h:8081", "--job_endpoint=h:8099"], "http://h:8081"),
+        ("FlinkRunner", ["--job_endpoint=h:8099"], None),
+        ("FlinkRunner", ["--flink_master=[local]"], None),
+        ("SparkRunner", ["--spark_master_url=spark://h:7077"], None),
+    ],
+)
+def test_a_flink_cluster_is_asked_where_its_address_is_given(
+    runner: str, arguments: list[str], url: str | None
+) -> None:
+    cluster = jobs.flink_cluster(Launch(RUNNERS[runner], tuple(arguments)))
+    assert (cluster.url if cluster else None) == url
+    if cluster:
+        assert ask_for(Job(runner, "headct-1", cluster.url), Launch(RUNNERS[runner])).runs_job
