@@ -27,6 +27,8 @@ def cause(error: BaseException) -> str:
         found = _python_cause(text.rpartition(_PYTHON_TRACEBACK)[2])
     else:
         found = _java_cause(text)
+    if found == "unknown error":  # Beam's word for a job that failed without a message
+        found = "it gives no reason: look at the cluster's logs"
     found = found or type(error).__name__
     return found if len(found) <= _LENGTH else f"{found[:_LENGTH]}..."
 

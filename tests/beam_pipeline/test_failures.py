@@ -76,6 +76,7 @@ class Gone(grpc.RpcError):
             "caused by java.util.concurrent.TimeoutException: Heartbeat of TaskManager with id",
         ),
         ("one line", "one line"),
+        (PREFIX + "unknown error", "it gives no reason: look at the cluster's logs"),
         ("", "RuntimeError"),
         (
             "Traceback (most recent call last):\n  File x\n    raise y\nKeyError: 'a'\n",
