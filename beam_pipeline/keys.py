@@ -48,7 +48,8 @@ def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
 
     It is made of the bytes of the first file that can be read. Ids that are to be numbered are
     hashed with it in the meantime, so that what lies in an unfinished directory cannot be compared
-    with a list of all ids that there may be.
+    with a list of all ids that there may be. Where none of them can be read, it is made of what is
+    listed: weaker, but ids are never left as they are.
 
     Args:
         files: the input.
@@ -63,7 +64,7 @@ def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
                 return reading.part(info.path, 0, _INPUT_BYTES, _digest).result()
             except OSError:  # of this file; it will be rejected
                 continue
-    return b""
+    return _digest(repr(listed).encode())
 
 
 def _digest(data: bytes) -> bytes:

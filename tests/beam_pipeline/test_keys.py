@@ -54,7 +54,14 @@ def test_the_key_of_an_input_is_made_of_the_first_file_that_can_be_read(tmp_path
     expected = hashlib.blake2b(b"a" * (1 << 18), digest_size=32).digest()
     assert input_key(files, listed("absent", "folder", "a", "b")) == expected
     assert input_key(files, listed("b", "a")) != expected
-    assert input_key(files, listed("absent")) == b""
+
+
+def test_where_no_file_can_be_read_ids_are_hashed_all_the_same(tmp_path: Path) -> None:
+    files = InputFiles(str(tmp_path))
+    key = input_key(files, listed("absent", "away"))
+    assert len(key) == 32
+    assert key == input_key(files, listed("absent", "away"))
+    assert key != input_key(files, listed("absent"))
 
 
 def test_a_store_that_fails_gives_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
