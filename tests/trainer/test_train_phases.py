@@ -38,6 +38,7 @@ class Loop:
         self.core = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(inputs))
         for name in ("compile_phase", "train_epoch", "validate_epoch"):
             monkeypatch.setattr(train, name, getattr(self, name))
+        monkeypatch.setattr(train, "draw_history", lambda job, progress: None)
 
     def compile_phase(self, job: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
         inputs = keras.layers.Input((1,))
