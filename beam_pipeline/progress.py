@@ -9,6 +9,7 @@ import logging
 import shlex
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -242,57 +243,47 @@ def show_summary(
     """
     counts = manifest["counts"]
     _print_splits(console, manifest)
-    for reason, count in counts["rejected_by_reason"].items():
-        console.print(f"rejected {count:>6}  {reason}", highlight=False)
-    may_pass = sum(n for reason, n in counts["rejected_by_reason"].items() if reason in TRANSIENT)
-    if may_pass:
-        console.print(
-            f"{may_pass} of these may pass if read again, which --overwrite does",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for repair, count in counts["repaired"].items():
-        console.print(f"repaired {count:>6}  {repair}", highlight=False)
+    took = f" in {seconds:.0f} s" if seconds is not None else ""
+    quoted = shlex.quote(output)
+    card = f"Without a data card: make card SHARDS={quoted} makes it"
+    command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
+    for line in (
+        *_describe_counts(counts),
+        *(manifest.get("notes", ()) if seconds is None else ()),  # a run has printed them
+        f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
+        f"What is in them: {output}/{CARD}" if has_card else card,
+        f"Next: make {command} SHARDS={quoted}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
+    """What a manifest counts, in lines; directories of before lack some of it."""
+    rejected = counts["rejected_by_reason"]
+    yield from (f"rejected {count:>6}  {reason}" for reason, count in rejected.items())
+    if may_pass := sum(count for reason, count in rejected.items() if reason in TRANSIENT):
+        yield f"{may_pass} of these may pass if read again, which --overwrite does"
+    yield from (f"repaired {count:>6}  {repair}" for repair, count in counts["repaired"].items())
     if counts["resized"]:
-        console.print(f"resized {counts['resized']:>7}", highlight=False)
-    for note in manifest.get("notes", ()) if seconds is None else ():  # a run has printed them
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
-    unnamed = counts.get("without_patient_id", {})  # absent from directories of before
+        yield f"resized {counts['resized']:>7}"
+    unnamed = counts.get("without_patient_id", {})
     if unnamed.get("slices"):
-        console.print(
+        yield (
             f"{unnamed['slices']} slices of {unnamed['studies']} studies have no PatientID: each "
-            "study stands for a patient",
-            highlight=False,
+            "study stands for a patient"
         )
     identical = counts["identical_pixels"]
     if identical["groups"]:
-        console.print(
+        yield (
             f"identical pixels in {identical['groups']} groups of {identical['slices']} slices: "
             f"{identical['groups_across_patients']} of more than one patient, "
-            f"{identical['groups_with_conflicting_labels']} with labels that differ",
-            highlight=False,
+            f"{identical['groups_with_conflicting_labels']} with labels that differ"
         )
     if found := counts.get("identifying_paths"):
-        console.print(
+        yield (
             f"{found} files have their patient's ID, name or accession number in their path, which "
-            f"the index, the rejects and the data card show: --image_id ordinal hides all paths",
-            highlight=False,
-            soft_wrap=True,
+            "the index, the rejects and the data card show: --image_id ordinal hides all paths"
         )
-    took = f" in {seconds:.0f} s" if seconds is not None else ""
-    console.print(
-        f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    card = f"What is in them: {output}/{CARD}"
-    if not has_card:
-        card = f"Without a data card: make card SHARDS={shlex.quote(output)} makes it"
-    console.print(card, highlight=False, soft_wrap=True)
-    command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
-    console.print(
-        f"Next: make {command} SHARDS={shlex.quote(output)}", highlight=False, soft_wrap=True
-    )
 
 
 def _print_splits(console: Console, manifest: dict[str, Any]) -> None:

@@ -115,12 +115,16 @@ def test_a_summary_tells_of_rejects_that_may_pass(reason: str) -> None:
     assert [line in text for text in shown] == [False, True]
 
 
-def summary_of(rejected: dict[str, int]) -> str:
+def test_a_summary_shows_paths_as_they_are() -> None:
+    assert "5 of 10 files written to out/[red]a[/red]\n" in summary_of({}, "out/[red]a[/red]")
+
+
+def summary_of(rejected: dict[str, int], output: str = "out") -> str:
     counts = {"rejected_by_reason": rejected, "repaired": {}, "resized": 0}
     counts |= {"identical_pixels": {"groups": 0}, "written": 5, "files_seen": 10}
     split = {"patients": 1, "shards": [], "examples": 5}
     manifest = {"counts": counts, "splits": {"test": split}, "labels": []}
     console = Console(file=io.StringIO())
-    show_summary(console, manifest, "out", None)
+    show_summary(console, manifest, output, None)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
