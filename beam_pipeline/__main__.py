@@ -66,7 +66,9 @@ def _preprocess(options: Options, launched: Launch) -> int:
     with lock_output(folder.url) as lock:
         manifest = prepare_output(folder, options, alone=lock.alone)
         if manifest is not None:
-            console.print(f"{options.files.output} is complete: nothing to do.", soft_wrap=True)
+            console.print(
+                f"{options.files.output} is complete: nothing to do.", soft_wrap=True, markup=False
+            )
             _show_summary(console, manifest, folder, None)
             return 0
         lock.share()
