@@ -261,9 +261,9 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
         raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
     if header.transfer_syntax in NATIVE:
         check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
-    if header.transfer_syntax in _PLAIN and encoding.bits_allocated == 16:
-        header = replace(header, beginning=_checksum(parsed.body[: element.offset]))
-    return replace(header, identity=_identity(header)), element
+    is_plain = header.transfer_syntax in _PLAIN and encoding.bits_allocated == 16
+    beginning = _checksum(parsed.body[: element.offset]) if is_plain else ""
+    return replace(header, beginning=beginning, identity=_identity(header)), element
 
 
 def _identity(header: Header) -> str:
