@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -11,12 +12,18 @@ from trainer.networks.model import load_classifier
 GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
 
 
+def make_trained(channels: int) -> Any:
+    """A small network with weights that let a gray image through."""
+    network = make_network("smallresnet", 32, channels)
+    random = np.random.default_rng(channels)
+    network.set_weights([np.abs(random.normal(0.05, 0.02, w.shape)) for w in network.get_weights()])
+    return network
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     """A small network of three channels, and the file of its weights."""
-    network = make_network("smallresnet", 32, 3)
-    random = np.random.default_rng(0)
-    network.set_weights([np.abs(random.normal(0.05, 0.02, w.shape)) for w in network.get_weights()])
+    network = make_trained(3)
     path = str(tmp_path_factory.mktemp("weights") / "small.weights.h5")
     network.save_weights(path)
     return network, path
@@ -26,6 +33,8 @@ def test_a_kernel_for_two_channels_by_hand() -> None:
     kernel = np.float32([[[[1.0], [2.0], [6.0]]]])
     assert adapt_kernel(kernel, (1, 1, 2, 1)).tolist() == [[[[4.5], [4.5]]]]
     assert adapt_kernel(kernel, (1, 1, 3, 1)) is kernel
+    one = np.float32([[[[8.0]]]])
+    assert adapt_kernel(one, (1, 1, 4, 1)).tolist() == [[[[2.0], [2.0], [2.0], [2.0]]]]
 
 
 def test_a_files_weights_are_loaded(trained: tuple[Any, str]) -> None:
@@ -35,15 +44,26 @@ def test_a_files_weights_are_loaded(trained: tuple[Any, str]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4])
-def test_any_number_of_channels_sees_a_gray_image_as_three_did(
-    trained: tuple[Any, str], channels: int
+@pytest.mark.usefixtures("one_convolution")
+@pytest.mark.parametrize("source", range(1, 6))
+@pytest.mark.parametrize("kind", ["weights.h5", "keras"])
+def test_any_number_of_channels_sees_a_gray_image_as_any_other_did(
+    source: int, kind: str, tmp_path: Path
 ) -> None:
-    network, path = trained
-    adapted = build_backbone("smallresnet", 32, channels, path)
-    expected = np.asarray(network(np.repeat(GREY, 3, axis=-1)))
-    features = np.asarray(adapted(np.repeat(GREY, channels, axis=-1)))
-    np.testing.assert_allclose(features, expected, rtol=1e-3)
+    network = make_trained(source)
+    path = str(tmp_path / f"file.{kind}")
+    if kind == "keras":
+        inputs = keras.layers.Input((32, 32, source))
+        core = keras.Model(inputs, network(inputs), name="core")
+        keras.Sequential([keras.layers.Input((32, 32, source)), core]).save(path)
+    else:
+        network.save_weights(path)
+    expected = np.asarray(network(np.repeat(GREY, source, axis=-1)))
+    assert np.ptp(expected) > 0
+    for channels in range(1, 6):
+        adapted = build_backbone("smallresnet", 32, channels, path)
+        features = np.asarray(adapted(np.repeat(GREY, channels, axis=-1)))
+        np.testing.assert_allclose(features, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnetv2b0", "convnexttiny"])

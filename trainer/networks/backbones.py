@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,8 @@ _FloatArray = npt.NDArray[np.float32]
 def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
     """Makes the network: [B, S, S, C] → feature map [B, h, w, D].
 
-    Pretrained weights are for three channels; for any other number the kernel of the first
-    convolution is adapted (`adapt_kernel`).
+    Where the weights are of another number of channels, the kernel of the first convolution is
+    adapted (`adapt_kernel`).
 
     Raises:
         BadInput: the weights cannot be had, or are of another network.
@@ -33,13 +34,7 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     elif weights.endswith(".keras"):
         source = _backbone_of_run(name, weights)
     else:
-        # A file may have been written for these channels, or for three.
-        try:
-            return _load_file(name, make_network(name, image_size, channels), weights)
-        except BadInput:
-            if channels == 3:
-                raise
-            source = _load_file(name, make_network(name, image_size, 3), weights)
+        source = _load_file(name, image_size, channels, weights)
     network = make_network(name, image_size, channels)
     _copy_weights(name, source, network, weights)
     return network
@@ -92,13 +87,17 @@ def _backbone_of_run(name: str, path: str) -> Any:
         raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
 
 
-def _load_file(name: str, network: Any, path: str) -> Any:
-    """Loads a weights file into `network`.
+def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
+    """Loads a weights file into a network of as many channels as it was written for.
 
     Raises:
         BadInput: it is of another network, or no weights file.
     """
+    network = make_network(name, image_size, channels)
     try:
+        source = _source_channels(path, _first_kernel(network))
+        if source != channels:
+            network = make_network(name, image_size, source)
         # Where a layer finds no weights, Keras only warns, and leaves it as it is.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -106,6 +105,28 @@ def _load_file(name: str, network: Any, path: str) -> Any:
     except Exception as error:  # whatever Keras and h5py make of the file
         raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
     return network
+
+
+def _first_kernel(network: Any) -> tuple[int, ...]:
+    """The shape of the first convolution's kernel: [kh, kw, channels, F]."""
+    return next(tuple(each.shape) for each in network.weights if len(each.shape) == 4)
+
+
+def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
+    """The channels of the file's first convolution, which is `kernel` but for their number."""
+    found: set[int] = set()
+
+    def visit(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim == 4:
+            rows, columns, channels, filters = item.shape
+            if (rows, columns, filters) == (kernel[0], kernel[1], kernel[3]):
+                found.add(int(channels))
+
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            file.visititems(visit)
+    # Later layers have as many channels as the first has filters, more than images have windows.
+    return kernel[2] if kernel[2] in found else min(found, default=kernel[2])
 
 
 def _first_line(error: Exception) -> str:
@@ -122,7 +143,7 @@ def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
     arrays = [np.asarray(each) for each in source.get_weights()]
     shapes = [tuple(each.shape) for each in target.weights]
     differing = [i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s]
-    first_kernel = next(i for i, shape in enumerate(shapes) if len(shape) == 4)
+    first_kernel = shapes.index(_first_kernel(target))
     if len(arrays) != len(shapes) or any(each != first_kernel for each in differing):
         raise BadInput(f"--weights {origin}: no weights of {name}")
     arrays[first_kernel] = adapt_kernel(arrays[first_kernel], shapes[first_kernel])
@@ -130,16 +151,16 @@ def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
 
 
 def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
-    """Fits the first convolution, [kh, kw, 3, F], to another number of channels.
+    """Fits the first convolution, [kh, kw, source channels, F], to another number of channels.
 
-    Every channel gets the mean over red, green and blue, times 3 / C: an image that is the
-    same in all channels gives what it gave before. Other weights pass unchanged.
+    Every channel gets the mean over the source's, times source channels / channels: an image that
+    is the same in all channels gives what it gave before. Other weights pass unchanged.
     """
     if weights.shape == tuple(shape):
         return weights
-    channels = shape[2]
+    source, channels = weights.shape[2], shape[2]
     mean = weights.mean(axis=2, keepdims=True)
-    return np.repeat(mean, channels, axis=2) * np.float32(3 / channels)
+    return np.repeat(mean, channels, axis=2) * np.float32(source / channels)
 
 
 def small_resnet(shape: tuple[int, int, int]) -> Any:
