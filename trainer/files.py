@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-# What `write_whole` leaves where its process is killed.
-UNFINISHED = re.compile(r"\..+-(\d+)(\.\w+)?")
+# What `write_whole` leaves where its process is killed: the file's name, machine and process.
+UNFINISHED = re.compile(r"\..+-([0-9a-f]{8})-(\d+)(\.\w+)?")
+# Of versions before, which did not name the machine.
+_OF_UNKNOWN_MACHINE = re.compile(r"\..+-\d+(\.\w+)?")
+# A file of another machine's process that nothing was written to for so long is not in progress.
+_ABANDONED_SECONDS = 24 * 3600
+
+
+@cache
+def this_machine() -> str:
+    """Eight hexadecimal digits for what the number of a process is of: a machine or a container."""
+    namespace = ""
+    with suppress(OSError):  # Linux alone has them
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 # no path
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+def unfinished_path(path: Path) -> Path:
+    """Where this process writes what will be `path`."""
+    return path.with_name(f".{path.stem}-{this_machine()}-{os.getpid()}{path.suffix}")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with another name; the file gets its own when it is complete."""
-    unfinished = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    unfinished = unfinished_path(path)
     try:
         write(unfinished)
         with unfinished.open("rb") as written:
@@ -34,8 +57,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what processes that are no more did not write to its end."""
+    """Removes what processes that are no more did not write to its end.
+
+    Of this machine's processes it is known whether they are: others may share the folder, and
+    their files go when they have long been left alone.
+    """
     for path in folder.glob(".*"):
-        match = UNFINISHED.fullmatch(path.name)
-        if match and not psutil.pid_exists(int(match.group(1))):
+        if _is_abandoned(path):
             path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a file is one that its process will not finish."""
+    named = UNFINISHED.fullmatch(path.name)
+    if named and named[1] == this_machine():
+        return not psutil.pid_exists(int(named[2]))
+    if not (named or _OF_UNKNOWN_MACHINE.fullmatch(path.name)):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+    except FileNotFoundError:
+        return False

@@ -18,6 +18,7 @@ from tests.trainer import conftest
 from trainer.__main__ import main
 from trainer.errors import BadInput, Diverged
 from trainer.evaluation.metrics import split_figures
+from trainer.files import this_machine
 from trainer.networks.averaging import averaged_weights, copies
 from trainer.networks.model import load_classifier
 from trainer.options import TrainOptions
@@ -250,10 +251,10 @@ def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
     begin_run(job.run, job.options, job.shards)
     job.run.cache.mkdir()
     names = [
-        job.run.path / f".model-{ended.pid}.keras",
-        job.run.checkpoints / f".epoch-0001-step-00000000-{ended.pid}.npz",
+        job.run.path / f".model-{this_machine()}-{ended.pid}.keras",
+        job.run.checkpoints / f".epoch-0001-step-00000000-{this_machine()}-{ended.pid}.npz",
     ]
-    alive = job.run.path / f".history-{os.getppid()}.json"
+    alive = job.run.path / f".history-{this_machine()}-{os.getppid()}.json"
     for path in (*names, alive):
         path.write_bytes(b"half")
     train(job)
