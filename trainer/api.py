@@ -15,6 +15,7 @@ import pandas as pd
 from trainer.commands import run_command
 from trainer.data.contract import LABEL, UNLABELED_SPLIT
 from trainer.data.dicom import convert, pipeline_flags
+from trainer.data.index import with_label_counts
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ImageSpec, ShardDirectory
 from trainer.errors import BadInput
@@ -119,7 +120,8 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
 
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
     policy = choose_precision(given.precision, compute_capability())
-    return build_classifier(given, shards.image, shards.prevalence(fold), policy).model
+    prevalence = with_label_counts(shards).prevalence(fold)
+    return build_classifier(given, shards.image, prevalence, policy).model
 
 
 def train_run(**options: Any) -> dict[str, Any]:

@@ -41,16 +41,23 @@ DEFAULT_WINDOWS = (
 )
 
 
-def label_weights(text: str, labels: tuple[str, ...]) -> tuple[float, ...]:
+DEFAULT_WEIGHTS = "any=2"  # means nothing where there is no label `any`
+
+
+def label_weights(text: str, labels: tuple[str, ...], saved: bool = False) -> tuple[float, ...]:
     """Parses `name=weight,...` into a weight a label.
 
-    `any=2` is the default, and means nothing where there is no label `any`.
+    Args:
+        text: to parse.
+        labels: of the shards.
+        saved: whether it is that of a run, where a weight of `any` used to pass without the label.
 
     Raises:
         BadInput: a pair is malformed, a weight not positive, or a label unknown.
     """
     given = _parse_weights(text)
-    unknown = sorted(set(given) - set(labels) - {"any"})
+    optional = {"any"} if saved or text == DEFAULT_WEIGHTS else set()
+    unknown = sorted(set(given) - set(labels) - optional)
     if unknown:
         raise BadInput(
             f"--label_weights {unknown[0]!r}: no such label; there are {', '.join(labels)}"
@@ -206,8 +213,9 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
 
     epochs: Annotated[int, Field(ge=1)] = 10
     """epochs, at most"""
-    patience: Annotated[int, Field(ge=0)] = 3
-    """stop after this many epochs without a better loss; 0 never stops"""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """stop after this many epochs without a better loss; 0 never stops, so that a cosine, which
+    learns most while its rate falls, runs to its end"""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """steps whose gradients make one update"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -226,7 +234,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """momentum of averaged weights, 0.999 for instance; 0 turns it off"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """label smoothing"""
-    label_weights: Annotated[str, _refuse_unless(_parse_weights)] = "any=2"
+    label_weights: Annotated[str, _refuse_unless(_parse_weights)] = DEFAULT_WEIGHTS
     """weights of labels in the loss, name=weight,...; others 1"""
     sampling: Literal["natural", "balanced"] = "natural"
     """examples of an epoch, as they are or label-balanced"""

@@ -108,6 +108,20 @@ def test_a_split_that_was_trained_on_is_marked(
     assert "was trained on" not in capsys.readouterr().out
 
 
+def test_a_label_without_positives_in_training_is_guessed_by_what_the_head_begins_with(
+    run: Path,
+) -> None:
+    description = json.loads((run / "run.json").read_text())
+    description["shards"]["prevalence"] = [0.0, 0.5, 1.0]
+    (run / "run.json").write_text(json.dumps(description))
+    assert main(["evaluate", "--run", str(run)]) == 0
+    found = json.loads((run / "evaluation-fold0.json").read_text())
+    share = [each["positives"] / found["examples"] for each in found["labels"].values()]
+    prior = np.array([1e-4, 0.5, 1 - 1e-4])
+    losses = -(share * np.log(prior) + (1 - np.array(share)) * np.log(1 - prior))
+    assert found["prevalence_log_loss"] == pytest.approx(np.average(losses, weights=[1, 1, 2]))
+
+
 def test_logits_that_are_no_numbers_end_in_one_line(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

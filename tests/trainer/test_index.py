@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from trainer.data.index import read_index
+from trainer.data.index import read_index, with_label_counts
 from trainer.data.random_access import read_record, records_at
 from trainer.data.shards import Shard, read_shard_directory
 from trainer.errors import BadInput
+from trainer.options import TrainOptions
+from trainer.runs.job import prepare_training
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -128,3 +131,26 @@ def test_a_file_that_is_no_index_is_refused(edit_manifest: Callable[..., Path]) 
     (folder / "index.parquet").write_text("no Parquet")
     with pytest.raises(BadInput, match="cannot be read"):
         read_index(data, data.folds())
+
+
+def test_positives_that_the_manifest_does_not_state_come_from_the_index(
+    shards: Path, edit_manifest: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """A number that is missing is not 0, of which the head would begin at a logit of -9."""
+    stated = read_shard_directory(shards)
+    splits = json.loads((shards / "manifest.json").read_text())["splits"]
+    del splits["fold1"]["label_counts"]
+    for entry in (splits["fold2"], *splits["fold2"]["shards"]):
+        del entry["label_counts"]["any"]
+    data = read_shard_directory(edit_manifest(splits=splits))
+    job = prepare_training(TrainOptions(shards=data.path, run=tmp_path / "run", **tiny))
+    assert job.prevalence == stated.prevalence(0)
+    with pytest.raises(BadInput, match="no label_counts of upper"):
+        data.prevalence(0)
+    assert data.split("all").label_counts == (None, None, None)
+    found = with_label_counts(data)
+    assert [found.prevalence(fold) for fold in range(3)] == [stated.prevalence(f) for f in range(3)]
+    (data.path / "index.parquet").unlink()
+    with pytest.raises(BadInput, match=r"index.parquet: cannot be read"):
+        with_label_counts(data)
+    assert with_label_counts(stated) == stated

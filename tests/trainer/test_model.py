@@ -7,7 +7,7 @@ import pytest
 
 from trainer.data.shards import ImageSpec
 from trainer.errors import BadInput
-from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
+from trainer.networks.model import Classifier, build_classifier, load_classifier
 from trainer.options import TrainOptions
 
 PREVALENCE = (0.1, 0.0, 0.5)
@@ -55,15 +55,6 @@ def test_untrained_it_predicts_the_prevalence() -> None:
     for policy in ("float32", "mixed_bfloat16"):
         logits = np.asarray(make(policy).model(IMAGES))
         np.testing.assert_allclose(1 / (1 + np.exp(-logits)), [[0.1, 1e-4, 0.5]] * 2, rtol=1e-5)
-
-
-def test_natural_priors_are_put_in_for_a_while() -> None:
-    classifier = make_trained()
-    before = np.asarray(classifier.model(IMAGES))
-    with natural_priors(classifier, (1.0, 0.0, -2.0)):
-        within = np.asarray(classifier.model(IMAGES))
-    np.testing.assert_allclose(within - before, [[1, 0, -2]] * 2, rtol=1e-5)
-    np.testing.assert_array_equal(np.asarray(classifier.model(IMAGES)), before)
 
 
 def test_resized_images_take_the_same_layers() -> None:

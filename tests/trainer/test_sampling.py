@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.input_pipeline import Order
-from trainer.data.sampling import balanced_prevalence, balanced_weights, epoch_rows
+from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows
 
 LABELS = np.float32([[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]])
 
@@ -42,16 +43,20 @@ def test_balanced_draws_are_balanced() -> None:
     assert abs(labels[rows].mean() - 0.5) < 0.03
 
 
-def test_the_drawn_prevalence_by_hand() -> None:
-    # 4, 2.5, 2.5 and 3 of 12: the rows' weights.
-    expected = [1 / 3, 5 / 12, 3 / 4]
-    np.testing.assert_allclose(balanced_prevalence(LABELS), expected)
+def test_rates_by_hand() -> None:
+    # Each of four groups is a quarter of the draws; one to three of four examples are in it.
+    np.testing.assert_allclose(balanced_rates(LABELS), [1, 1 / 2, 1 / 3, 1])
+    # Without a group of its own, a label has no rate.
+    np.testing.assert_allclose(balanced_rates(np.float32([[0, 1], [0, 1]])), [1, 1, 1])
 
 
-def test_the_drawn_prevalence_is_that_of_draws() -> None:
+def test_rates_are_those_of_draws() -> None:
     random = np.random.default_rng(0)
     labels = (random.random((500, 3)) < (0.3, 0.05, 0.5)).astype(np.float32)
     rows = epoch_rows(labels, 1000, 50, Order(0, 0), balanced=True)
-    np.testing.assert_allclose(
-        labels[rows.ravel()].mean(axis=0), balanced_prevalence(labels), atol=0.01
-    )
+    *positive, negative = balanced_rates(labels)
+    expected = labels @ positive + negative * ~labels.any(axis=1)
+    drawn = np.bincount(rows.ravel(), minlength=500) / 100
+    for combination in np.unique(labels, axis=0):
+        same = (labels == combination).all(axis=1)
+        assert drawn[same].mean() == pytest.approx(expected[same].mean(), rel=0.1)

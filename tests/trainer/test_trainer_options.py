@@ -128,6 +128,10 @@ def test_any_counts_twice_of_seven_by_default() -> None:
 
 def test_the_default_fits_labels_without_any() -> None:
     assert label_weights("any=2", ("tumour", "cyst")) == (1, 1)
+    # What is not the default was meant for a label; earlier versions let it pass.
+    with pytest.raises(BadInput, match="'any': no such label; there are tumour, cyst"):
+        label_weights("any=5", ("tumour", "cyst"))
+    assert label_weights("any=5,cyst=3", ("tumour", "cyst"), saved=True) == (1, 3)
 
 
 @pytest.mark.parametrize(

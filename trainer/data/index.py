@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +69,21 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
         offset=joined[OFFSET].to_numpy(np.int64),
         size=joined[BYTES].to_numpy(np.int64),
     )
+
+
+def with_label_counts(shards: ShardDirectory) -> ShardDirectory:
+    """The same shards; positives that the manifest does not state are counted in the index.
+
+    Raises:
+        BadInput: a number is missing, and index.parquet too, or it is not of these shards.
+    """
+
+    def counted(split: Split) -> Split:
+        if None not in split.label_counts or not split.examples:
+            return split
+        positives = (read_index(shards, (split,)).labels > 0).sum(axis=0)
+        return replace(split, label_counts=tuple(map(int, positives)))
+
+    labeled = shards.labeled()
+    splits = (counted(each) if each in labeled else each for each in shards.splits)
+    return replace(shards, splits=tuple(splits))

@@ -1,10 +1,4 @@
-"""Probabilities as they are in nature, from a network that was trained on other shares of labels.
-
-Sampling that draws a label more often than it occurs moves the logits of that label by the
-difference of the log-odds of the two shares (Saerens et al., Neural Computation 2002, eq. 2.4;
-King and Zeng, Political Analysis 2001, 4.1). A network trained so is saved with the difference
-taken back in the bias of its head.
-"""
+"""Shares of positives as a network begins with them."""
 
 from __future__ import annotations
 
@@ -15,17 +9,12 @@ import numpy.typing as npt
 _RAREST = 1e-4
 
 
+def priors(shares: npt.ArrayLike) -> tuple[float, ...]:
+    """Shares of positives, [L], kept away from 0 and 1: what is answered by prevalence alone."""
+    return tuple(float(each) for each in np.clip(shares, _RAREST, 1 - _RAREST))
+
+
 def log_odds(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """log(p / (1 - p)) of shares [L], kept away from 0 and 1."""
-    clipped = np.clip(np.asarray(shares, np.float64), _RAREST, 1 - _RAREST)
-    return np.asarray(np.log(clipped / (1 - clipped)))
-
-
-def logit_shift(natural: npt.ArrayLike, sampled: npt.ArrayLike) -> tuple[float, ...]:
-    """What is to be added to the logits of a network that was trained on other shares.
-
-    Args:
-        natural: shares of positives as they occur, [L].
-        sampled: as training drew them, [L].
-    """
-    return tuple(float(each) for each in log_odds(natural) - log_odds(sampled))
+    """log(p / (1 - p)) of the priors of shares, [L]."""
+    kept = np.array(priors(shares))
+    return np.asarray(np.log(kept / (1 - kept)))

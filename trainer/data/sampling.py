@@ -33,12 +33,20 @@ def balanced_weights(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]
     Each label's positives are a group, examples without any label are one more; groups are
     drawn equally often, and the members of a group too.
     """
-    groups = np.column_stack([labels > 0, ~(labels > 0).any(axis=1)])
-    groups = groups[:, groups.any(axis=0)]
-    weights = (groups / groups.sum(axis=0)).sum(axis=1)
-    return np.asarray(weights / weights.sum(), np.float64)
+    return np.asarray(_groups(labels) @ balanced_rates(labels) / len(labels), np.float64)
 
 
-def balanced_prevalence(labels: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    """The share of positives of each label in what `balanced` draws of `labels`, [N, L]."""
-    return tuple(float(each) for each in balanced_weights(labels) @ (labels > 0))
+def balanced_rates(labels: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """How many times as often as it occurs each group of examples, [N, L], is drawn: [L + 1].
+
+    An example of several groups is drawn as often as they are together. A group without examples
+    counts as drawn as often as it occurs.
+    """
+    sizes = _groups(labels).sum(axis=0)
+    groups = np.count_nonzero(sizes)
+    return tuple(float(len(labels) / groups / size) if size else 1.0 for size in sizes)
+
+
+def _groups(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The groups that each example is in: those of its labels, or the last one, [N, L + 1]."""
+    return np.column_stack([labels > 0, ~(labels > 0).any(axis=1)])

@@ -79,12 +79,16 @@ ALL_LABELED = "all"
 
 @dataclass(frozen=True)
 class Split:
-    """A named part of the data; `label_counts` is in the order of the labels."""
+    """A named part of the data.
+
+    Attributes:
+        label_counts: positives of each label, [L]; None where the manifest has no number.
+    """
 
     name: str
     examples: int
     patients: int
-    label_counts: tuple[int, ...]
+    label_counts: tuple[int | None, ...]
     shards: tuple[Shard, ...]
 
 
@@ -155,10 +159,18 @@ class ShardDirectory:
         return training, validation
 
     def prevalence(self, fold: int) -> tuple[float, ...]:
-        """The share of positives of each label in what is trained on without `fold`."""
+        """The share of positives of each label in what is trained on without `fold`.
+
+        Raises:
+            BadInput: the positives are not known; `index.with_label_counts` finds them.
+        """
         training, _ = self.training_and_validation(fold)
-        totals = [sum(counts) for counts in zip(*(s.label_counts for s in training), strict=True)]
-        return tuple(total / count(training) for total in totals)
+        shares = []
+        for label, total in zip(self.labels, _add_counts(training), strict=True):
+            if total is None:
+                raise BadInput(f"{self.location}: no label_counts of {label} in {MANIFEST}")
+            shares.append(total / count(training))
+        return tuple(shares)
 
     def digest(self) -> str:
         """A sha256 of what is in the directory, whenever and by whatever it was made."""
@@ -176,9 +188,15 @@ def _together(splits: tuple[Split, ...]) -> Split:
         name=ALL_LABELED,
         examples=count(splits),
         patients=sum(each.patients for each in splits),  # none is in two
-        label_counts=tuple(map(sum, zip(*(each.label_counts for each in splits), strict=True))),
+        label_counts=_add_counts(splits),
         shards=tuple(shard for each in splits for shard in each.shards),
     )
+
+
+def _add_counts(splits: tuple[Split, ...]) -> tuple[int | None, ...]:
+    """Positives of each label in all of `splits`, [L]; None where a split has no number."""
+    each = zip(*(split.label_counts for split in splits), strict=True)
+    return tuple(None if None in counts else sum(filter(None, counts)) for counts in each)
 
 
 def count(splits: tuple[Split, ...]) -> int:
@@ -284,7 +302,7 @@ def _parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str
         name=name,
         examples=int(split["examples"]),
         patients=int(split["patients"]),
-        label_counts=tuple(int(counts.get(label, 0)) for label in labels),
+        label_counts=tuple(counts.get(label) for label in labels),
         shards=shards,
     )
 

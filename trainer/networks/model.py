@@ -9,21 +9,17 @@ train the same layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 
 from trainer.data.priors import log_odds
 from trainer.data.shards import ImageSpec
 from trainer.errors import BadInput
 from trainer.networks.augment import Augment
-from trainer.networks.averaging import copies
 from trainer.networks.backbones import build_backbone
 from trainer.networks.catalog import find_backbone
 from trainer.networks.hardware import dtype_policy
@@ -54,10 +50,9 @@ def build_classifier(
 ) -> Classifier:
     """Makes the network of a run, its weights seeded or pretrained.
 
-    Before its first step it predicts `prevalence`, the share of positives of each label as
-    training draws them (Lin et al., arXiv:1708.02002, 4.1): rare labels else cost most of
-    the first epoch. The head's kernel therefore begins with zeros, for random features times
-    random weights would be added to it.
+    Before its first step it predicts `prevalence`, the share of positives of each label (Lin et
+    al., arXiv:1708.02002, 4.1): rare labels else cost most of the first epoch. The head's kernel
+    therefore begins with zeros, for random features times random weights would be added to it.
 
     Raises:
         BadInput: the backbone, the size, the windows or the weights do not fit.
@@ -93,21 +88,6 @@ def _build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[A
         name="head",
     )(x)
     return keras.Model(inputs, logits, name="core"), backbone
-
-
-@contextmanager
-def natural_priors(classifier: Classifier, shift: tuple[float, ...]) -> Iterator[None]:
-    """Adds `shift`, [L], to the head's bias for a while: see `priors`."""
-    if not any(shift):
-        yield
-        return
-    bias = classifier.core.get_layer("head").bias
-    (trained,) = copies([bias])
-    bias.assign(trained + np.asarray(shift, trained.dtype))
-    try:
-        yield
-    finally:
-        bias.assign(trained)
 
 
 def _windows_layer(options: TrainOptions, image: ImageSpec) -> Any:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.contract import fold_split
-from trainer.data.index import Index, read_index
-from trainer.data.priors import logit_shift
-from trainer.data.sampling import balanced_prevalence
+from trainer.data.index import Index, read_index, with_label_counts
+from trainer.data.priors import priors
+from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
 from trainer.errors import BadInput
@@ -60,14 +60,9 @@ class Job:
         return self.shards.prevalence(self.options.fold)
 
     @property
-    def sampled_prevalence(self) -> tuple[float, ...]:
-        """The same in what training draws."""
-        return self.prevalence if self.index is None else balanced_prevalence(self.index.labels)
-
-    @property
-    def logit_shift(self) -> tuple[float, ...]:
-        """What makes natural logits of those that are trained, [L]; empty where nothing does."""
-        return logit_shift(self.prevalence, self.sampled_prevalence) if self.index else ()
+    def rates(self) -> tuple[float, ...]:
+        """How much more often than it occurs an example is drawn; empty where none is."""
+        return balanced_rates(self.index.labels) if self.index else ()
 
     @property
     def steps(self) -> int:
@@ -106,6 +101,7 @@ def _prepare_job(
     index = None
     if not run.is_complete:
         source.provide(shards, (*training, validation))
+        shards = with_label_counts(shards)
         index = read_index(shards, training) if options.sampling == "balanced" else None
     return Job(options, shards, training, validation, weights, run, display, index)
 
@@ -116,7 +112,7 @@ class EvaluationJob:
 
     Attributes:
         weights: of the labels, as in training.
-        prevalence: of each label where the run was trained.
+        prevalence: of each label where the run was trained, as its head began with it.
         same_shards: whether these are the shards that the run was trained on.
         trained_on: whether the run was trained on this very split.
         temperatures: a number a label that divides its logits.
@@ -165,7 +161,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     check_model(run)
     if isinstance(options, PredictOptions) and options.output.is_dir():
         raise BadInput(f"--output {options.output}: is a folder; must be a file")
-    weights = label_weights(description["options"]["label_weights"], shards.labels)
+    weights = label_weights(description["options"]["label_weights"], shards.labels, saved=True)
     temperatures = choose_temperatures(run, shards.labels, options.temperature)
     if not same_shards and not options.split and split.examples < count(shards.labeled()):
         display.say(
@@ -179,7 +175,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         shards=shards,
         split=split,
         weights=weights,
-        prevalence=tuple(description["shards"]["prevalence"]),
+        prevalence=priors(description["shards"]["prevalence"]),
         temperatures=temperatures,
         flip=options.tta,
         batch_size=options.batch_size,
@@ -255,7 +251,7 @@ def evaluation_of(job: Job) -> EvaluationJob:
         shards=job.shards,
         split=job.validation,
         weights=job.weights,
-        prevalence=job.prevalence,
+        prevalence=priors(job.prevalence),
         temperatures=(1.0,) * len(job.shards.labels),
         flip=False,
         batch_size=job.options.batch_size,

@@ -145,7 +145,7 @@ def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
-        _refuse_other_run(run, _describe_run(options, shards))
+        _refuse_other_run(run, options, shards)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
     return run
@@ -160,7 +160,6 @@ def begin_run(
     run: RunDirectory,
     options: TrainOptions,
     shards: ShardDirectory,
-    logit_shift: tuple[float, ...] = (),
 ) -> None:
     """Says in the directory what the run is, unless it does; removes what was not written whole.
 
@@ -168,7 +167,6 @@ def begin_run(
         run: the directory.
         options: of the run.
         shards: that it is trained on.
-        logit_shift: what is added to the logits that are trained, [L], if anything is.
 
     Raises:
         BadInput: another run began in it meanwhile.
@@ -178,11 +176,10 @@ def begin_run(
     remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        shift = dict(zip(shards.labels, logit_shift, strict=False)) or None
-        write_json(run.description, _describe_run(options, shards) | {"logit_shift": shift})
+        write_json(run.description, _describe_run(options, shards))
 
 
-def _refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
+def _refuse_other_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
     """Says what differs between the run that is there and the one asked for.
 
     Raises:
@@ -191,11 +188,13 @@ def _refuse_other_run(run: RunDirectory, description: dict[str, Any]) -> None:
     before = read_description(run)
     differing = [
         f"--{name} {_shown_option(before['options'].get(name))} there, {value} now"
-        for name, value in description["options"].items()
+        for name, value in run_identity(options).items()
         if before["options"].get(name) != value
     ]
-    if before["shards"]["digest"] != description["shards"]["digest"]:
+    if before["shards"]["digest"] != shards.digest():
         differing.append("other shards")
+    if before.get("logit_shift") and not run.is_complete:
+        differing.append("begun by a version that corrected balanced sampling in another way")
     if differing:
         raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
 

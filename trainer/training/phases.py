@@ -37,7 +37,7 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
     )
     model.compile(
         optimizer=optimizer,
-        loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing),
+        loss=WeightedBinaryCrossentropy(job.weights, options.label_smoothing, job.rates),
         jit_compile=xla,
         steps_per_execution=options.steps_per_execution,
     )

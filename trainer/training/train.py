@@ -28,7 +28,7 @@ from trainer.networks.hardware import (
     use_all_devices,
 )
 from trainer.networks.machine import describe_machine
-from trainer.networks.model import Classifier, build_classifier, load_classifier, natural_priors
+from trainer.networks.model import Classifier, build_classifier, load_classifier
 from trainer.progress import make_command, show_figures
 from trainer.report import curves
 from trainer.report.report import write_report
@@ -64,10 +64,10 @@ def train(job: Job) -> None:
     free = free_device_memory(capability) if options.cache == "device" else None
     xla = choose_xla(options.xla, capability, options.deterministic)
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.sampled_prevalence, policy)
+    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
     # Only now is everything known to be good.
     with held(job.run.path):
-        begin_run(job.run, options, job.shards, job.logit_shift)
+        begin_run(job.run, options, job.shards)
         if job.run.is_complete:
             return
         _announce(job, policy, xla, devices)
@@ -178,7 +178,7 @@ def validate_epoch(
     row: dict[str, Any],
 ) -> None:
     """Measures the validation fold, keeps the model if it is the best, and takes note."""
-    with averaged_weights(model), natural_priors(classifier, job.logit_shift):
+    with averaged_weights(model):
         job.display.begin(f"validating epoch {row['epoch']}", job.validation.examples)
         labels, predicted = _predict_validation(job, feed, classifier)
         figures = split_figures(labels, predicted, job.shards.labels, job.weights)
