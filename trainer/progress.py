@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -137,6 +138,15 @@ def _figures_table(figures: dict[str, Any], title: str) -> Table:
     return table
 
 
+def explain_weights(weights: Mapping[str, float]) -> str:
+    """The weights of labels in a log loss: those of the most labels come last, as `others`."""
+    (usual, _), *rest = Counter(weights.values()).most_common()
+    if not rest:
+        return "all labels alike"
+    named = [f"{label} {weight:g}" for label, weight in weights.items() if weight != usual]
+    return f"{', '.join(named)}, others {usual:g}"
+
+
 def explain_figures(figures: dict[str, Any]) -> list[str]:
     """What the figures of a split mean beside guessing, and why one is missing."""
     loss = number(figures["weighted_log_loss"], 3)
@@ -151,6 +161,8 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
             f"Mean ROC AUC {number(figures['mean_roc_auc'], 3)}, where guessing gives 0.5 and"
             " perfect ranking 1."
         )
+    if "label_weights" in figures:  # earlier versions did not write them
+        lines.append(f"Weights in the log loss: {explain_weights(figures['label_weights'])}.")
     split = figures["split"]
     for label, each in figures["labels"].items():
         if each["roc_auc"] is None:

@@ -74,6 +74,7 @@ def test_a_split_is_weighted_and_means_leave_out_what_is_undefined() -> None:
     figures = split_figures(labels, predicted, ("a", "any"), (1, 2))
     expected = (math.log(2) + 2 * -math.log(0.75)) / 3
     assert figures["weighted_log_loss"] == pytest.approx(expected)
+    assert figures["label_weights"] == {"a": 1, "any": 2}
     assert figures["mean_roc_auc"] == pytest.approx(0.5)
     assert figures["mean_average_precision"] == pytest.approx(0.5)
     assert figures["examples"] == 2

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trainer import progress
-from trainer.progress import Display, explain_figures, show_figures
+from trainer.progress import Display, explain_figures, explain_weights, show_figures
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ FIGURES: dict[str, Any] = {
     "patients": 12,
     "examples": 240,
     "weighted_log_loss": 0.144,
+    "label_weights": {"intraparenchymal": 1.0, "any": 2.0},
     "prevalence_log_loss": 0.354,
     "mean_roc_auc": 0.919,
     "mean_average_precision": 0.61,
@@ -116,6 +117,7 @@ def test_the_figures_are_set_beside_guessing() -> None:
         "Log loss 0.144 (95 % interval 0.101-0.187), where answering every slice with the training"
         " prevalence gives 0.354: clearly better than guessing.",
         "Mean ROC AUC 0.919, where guessing gives 0.5 and perfect ranking 1.",
+        "Weights in the log loss: any 2, others 1.",
     ]
 
 
@@ -138,7 +140,7 @@ def test_a_verdict_is_no_bolder_than_its_interval(
 
 @pytest.mark.parametrize(("positives", "missing"), [(0, "positives"), (240, "negatives")])
 def test_a_label_without_a_figure_says_why(positives: int, missing: str) -> None:
-    assert explain_figures(without("any", positives))[2:] == [
+    assert explain_figures(without("any", positives))[3:] == [
         f"any: no ROC AUC, since there are no {missing} in fold0."
     ]
 
@@ -148,3 +150,8 @@ def test_one_patient_has_no_intervals_and_that_is_said() -> None:
     figures["intervals_95"]["weighted_log_loss"] = None
     assert explain_figures(figures)[0].startswith("Log loss 0.144, where")
     assert explain_figures(figures)[-1] == "There are no intervals, since fold0 holds one patient."
+
+
+def test_weights_in_words() -> None:
+    assert explain_weights({"a": 1, "b": 1}) == "all labels alike"
+    assert explain_weights({"a": 1, "b": 2.5, "c": 1, "d": 3}) == "b 2.5, d 3, others 1"

@@ -46,6 +46,24 @@ def test_only_the_options_that_differ(pair: tuple[Path, Path]) -> None:
     assert "label_weights</th>" not in page
 
 
+def test_losses_of_different_weights_are_not_drawn_together(tmp_path: Path) -> None:
+    names = ("upper", "lower", "any")
+    make_run(tmp_path / "two", names=names)
+    make_run(tmp_path / "too", names=names)
+    make_run(tmp_path / "six", names=names, label_weights="any=6")
+    assert compare(tmp_path / "two", tmp_path / "six", tmp_path / "too") == 0
+    page = (tmp_path / "compare.html").read_text()
+    drawn = re.findall(r"Validation loss, weights: (.*?), by epoch; ([^\"<]*)", page)
+    assert [(weights, re.findall(r"\w+(?=: )", last)) for weights, last in drawn] == [
+        ("any 2, others 1", ["two", "too"]),
+        ("any 6, others 1", ["six"]),
+    ]
+    assert "no scale in common" in page
+    assert "Mean, weights: any 2, others 1" in page
+    assert compare(tmp_path / "two", tmp_path / "too") == 0
+    assert "no scale in common" not in (tmp_path / "compare.html").read_text()
+
+
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_run(tmp_path / name)

@@ -86,6 +86,7 @@ def split_figures(
     return {
         "examples": len(labels),
         "weighted_log_loss": weighted_log_loss(labels, predicted, weights),
+        "label_weights": dict(zip(names, weights, strict=True)),
         "mean_roc_auc": mean_defined([figures["roc_auc"] for figures in each.values()]),
         "mean_average_precision": mean_defined(
             [figures["average_precision"] for figures in each.values()]

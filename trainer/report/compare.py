@@ -10,7 +10,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from trainer.errors import BadInput
 from trainer.evaluation.bootstrap import SAMPLES
-from trainer.progress import Display
+from trainer.progress import Display, explain_weights
 from trainer.report.compared_runs import ComparedRun, read_runs
 from trainer.report.comparison_tables import (
     FIGURES,
@@ -65,23 +65,32 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
 
 
 def course_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:
-    """Validation loss and mean ROC AUC by epoch."""
-    drawings = []
-    for key, title in (("val_loss", "Validation loss"), ("val_mean_roc_auc", "Mean ROC AUC")):
-        lines = [
-            Line(each.title, [row["epoch"] for row in each.history], column(each.history, key))
-            for each in runs
-        ]
-        svg = draw_by_epoch(lines, title, key, top=1 if "auc" in key else None)
-        last = "; ".join(f"{line.name}: {line.y[-1]:.4f}" for line in lines)
-        drawings.append(
-            Drawing(
-                svg,
-                f"{title} by epoch; after the last epoch, {last}.",
-                label_line(title, "by epoch, on the fold left out"),
-            )
-        )
-    return drawings
+    """Validation loss, a drawing for each set of weights, and mean ROC AUC, by epoch."""
+    groups: dict[str, list[ComparedRun]] = {}
+    for each in runs:
+        groups.setdefault(explain_weights(each.own_weights), []).append(each)
+    losses = [
+        course_drawing(group, "val_loss", f"Validation loss, weights: {weights}")
+        for weights, group in groups.items()
+    ]
+    return [*losses, course_drawing(runs, "val_mean_roc_auc", "Mean ROC AUC", top=1)]
+
+
+def course_drawing(
+    runs: Sequence[ComparedRun], key: str, title: str, top: float | None = None
+) -> Drawing:
+    """A figure by epoch, one line per run."""
+    lines = [
+        Line(each.title, [row["epoch"] for row in each.history], column(each.history, key))
+        for each in runs
+    ]
+    svg = draw_by_epoch(lines, title.partition(",")[0], f"{key} {title}", top=top)
+    last = "; ".join(f"{line.name}: {line.y[-1]:.4f}" for line in lines)
+    # A drawing of one line has no legend.
+    whose = f"by epoch, {'on the fold left out' if len(runs) > 1 else runs[0].title}"
+    return Drawing(
+        svg, f"{title}, by epoch; after the last epoch, {last}.", label_line(title, whose)
+    )
 
 
 def roc_drawings(runs: Sequence[ComparedRun]) -> list[Drawing]:

@@ -20,7 +20,11 @@ from trainer.runs.run_directory import RunDirectory, read_description
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run that is complete, and its predictions in the order of the image ids."""
+    """A run that is complete, and its predictions in the order of the image ids.
+
+    Attributes:
+        measured: with the weights of the first run's labels.
+    """
 
     title: str
     path: Path
@@ -29,6 +33,12 @@ class ComparedRun:
     history: list[dict[str, Any]]
     frame: pd.DataFrame
     measured: Measured
+
+    @property
+    def own_weights(self) -> dict[str, float]:
+        """The weights of labels in the losses of its history."""
+        text, names = self.description["options"]["label_weights"], self.measured.names
+        return dict(zip(names, label_weights(text, names, saved=True), strict=True))
 
     @cached_property
     def resampled(self) -> ResampledFigures:
@@ -55,7 +65,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     """
     described = [read_description(RunDirectory(path)) for path in paths]
     names = tuple(described[0]["shards"]["labels"])
-    weights = label_weights(described[0]["options"]["label_weights"], names)
+    weights = label_weights(described[0]["options"]["label_weights"], names, saved=True)
     titles = short_titles(paths)
     runs = []
     for path, title, description in zip(paths, titles, described, strict=True):

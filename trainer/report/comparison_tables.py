@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.evaluation.bootstrap import Array, interval, mean_of_defined
+from trainer.progress import explain_weights
 from trainer.report.compared_runs import ComparedRun
 from trainer.report.page import code, signed, with_interval
 from trainer.report.tables import NUMBER, TEXT, Table
@@ -71,8 +72,15 @@ def figure_table(runs: Sequence[ComparedRun], key: str) -> Table:
     ]
     totals = cells([run.measured.figures[TOTALS[key]] for run in runs], [all_ for _, all_ in drawn])
     columns = [("Label", TEXT), *((each.title, NUMBER) for each in runs)]
-    name = "Weighted mean" if key == "log_loss" else "Mean"
+    name = total_name(runs[0], key)
     return Table(caption, columns, rows, [[name, *totals]])
+
+
+def total_name(first: ComparedRun, key: str) -> str:
+    """What the last row is, and by whose weights."""
+    if key != "log_loss":
+        return "Mean"
+    return f"Mean, weights: {explain_weights(first.measured.figures['label_weights'])}"
 
 
 def difference_table(first: ComparedRun, others: Sequence[ComparedRun], key: str) -> Table:
@@ -111,7 +119,7 @@ def difference_table(first: ComparedRun, others: Sequence[ComparedRun], key: str
     columns = [("Label", TEXT)]
     for run in others:
         columns += [(f"{run.title} - {first.title}", NUMBER), (f"Verdict on {run.title}", TEXT)]
-    name = "Weighted mean" if key == "log_loss" else "Mean"
+    name = total_name(first, key)
     return Table(f"Difference: {FIGURES[key][0]}", columns, rows, [[name, *total]])
 
 

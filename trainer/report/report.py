@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.evaluation.thresholds import SENSITIVITY
 from trainer.json_documents import read_json
-from trainer.progress import explain_figures
+from trainer.progress import explain_figures, explain_weights
 from trainer.report import curves
 from trainer.report.figures import plot_confusion, plot_curves, plot_speed
 from trainer.report.measured import Measured, measure_slices, measure_studies, read_predictions
@@ -80,7 +80,7 @@ def log_pictures(
 def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> dict[str, Any]:
     """What stands at the top of the page."""
     figures, ends = slices.figures, slices.intervals
-    known = metrics | {"intervals_95": ends}
+    known = metrics | {"intervals_95": ends, "label_weights": figures["label_weights"]}
     loss, auc = figures["weighted_log_loss"], figures["mean_roc_auc"]
     precision = figures["mean_average_precision"]
     between = {
@@ -93,7 +93,8 @@ def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> di
             (
                 "Weighted log loss",
                 decimal(loss),
-                f"{between['weighted_log_loss']}; {alone} by prevalence alone",
+                f"{between['weighted_log_loss']}; {alone} by prevalence alone; weights:"
+                f" {explain_weights(figures['label_weights'])}",
             ),
             ("Mean ROC AUC", decimal(auc), f"{between['mean_roc_auc']}, by slice"),
             (

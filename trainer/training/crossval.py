@@ -16,7 +16,7 @@ from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
 from trainer.json_documents import read_json
-from trainer.progress import make_command, number
+from trainer.progress import explain_weights, make_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
 from trainer.training.train import train
@@ -53,6 +53,7 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     write_json(folder / "crossval.json", summary)
     display = jobs[0].display
     display.console.print(summary_table(summary, str(folder)))
+    display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
     display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
     runs = " ".join(str(job.run.path) for job in jobs)
@@ -66,6 +67,7 @@ def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
     folds = [read_json(job.run.metrics) for job in jobs]
     return {
+        "label_weights": dict(zip(names, weights, strict=True)),
         "folds": {each["split"]: _brief(each) for each in folds},
         "over_folds": {
             name: mean_and_spread([each[name] for each in folds])
