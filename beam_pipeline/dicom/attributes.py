@@ -1,6 +1,7 @@
 """Attributes of a data set, as the types they should have."""
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -24,6 +25,10 @@ _MACROS = (
 )
 # Value representations that neither the character set nor other elements have a part in.
 _PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
+# Texts; every character set of DICOM reads ASCII alike, but for escape sequences and what JIS X
+# 0201 has for a backslash and a tilde (DICOM PS3.5 6.1).
+_TEXT = frozenset({"LO", "SH"})
+_DEPENDS_ON_CHARACTER_SET = re.compile(rb"[^\x00-\x7f]|[\x1b\\~]")
 _LONGEST_COMMON = 64  # bytes; bounds what is kept
 
 
@@ -35,11 +40,11 @@ class Attributes:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        top = _Source(dataset)
+        top = Elements(dataset)
         groups = [items for key in FUNCTIONAL_GROUPS if (items := top.items(key))]
-        first = [_Source(items[0]) for items in groups]
+        first = [Elements(items[0]) for items in groups]
         macros = [
-            _Source(macro) for group in first for key in _MACROS for macro in group.items(key)
+            Elements(macro) for group in first for key in _MACROS for macro in group.items(key)
         ]
         self._sources = [*macros, top]
         self.frames = max(map(len, groups), default=1)
@@ -123,7 +128,7 @@ class Attributes:
         return _number(values[0]) if values else math.nan
 
 
-class _Source:
+class Elements:
     """A data set's elements; pydicom's own look-up costs more than all else of reading a header."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -165,8 +170,10 @@ def _look_up(keyword: str) -> tuple[int, str]:
 
 def _is_common(element: RawDataElement, vr: str) -> bool:
     """Whether an element's value depends on its own bytes alone, and many files may have it."""
-    size = len(element.value or b"")
-    return (element.VR or vr) in _PLAIN and vr in _PLAIN and 0 < size <= _LONGEST_COMMON
+    value = element.value
+    if not value or len(value) > _LONGEST_COMMON or (element.VR or vr) != vr:
+        return False
+    return vr in _PLAIN or (vr in _TEXT and not _DEPENDS_ON_CHARACTER_SET.search(value))
 
 
 @lru_cache(maxsize=1 << 12)

@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
+from beam_pipeline.dicom.attributes import Elements
 from beam_pipeline.dicom.other_files import name_kind
 from beam_pipeline.dicom.third_party import contained
 from beam_pipeline.errors import Reason, Rejected
@@ -190,7 +191,7 @@ def _is_short(element: DataElement | RawDataElement) -> bool:
 
 def uid_of(dataset: Dataset, keyword: str) -> str:
     """A UID; empty where it is absent, or no text."""
-    value = dataset.get(keyword)
+    value = Elements(dataset).value(keyword)
     return str(value) if isinstance(value, str) else ""
 
 

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
 import numpy as np
@@ -240,36 +240,36 @@ def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
         element = _check_kind(attributes, parsed, parsed.pixels)
         rows, columns = _shape(attributes)
         encoding = _encoding(attributes)
+        transfer_syntax = _transfer_syntax(parsed)
+        ids = (
+            _identifier(attributes, "SOPInstanceUID", required=False),
+            _identifier(attributes, "PatientID", required=False),
+            _identifier(attributes, "StudyInstanceUID"),
+            _identifier(attributes, "SeriesInstanceUID"),
+        )
         spacing = attributes.numbers("PixelSpacing", 2)
+        position = attributes.numbers("ImagePositionPatient", 3)[2]
+        is_plain = transfer_syntax in _PLAIN and encoding.bits_allocated == 16
         header = Header(
-            sop_instance_uid=_identifier(attributes, "SOPInstanceUID", required=False),
-            patient_id=_identifier(attributes, "PatientID", required=False),
-            study_id=_identifier(attributes, "StudyInstanceUID"),
-            series_id=_identifier(attributes, "SeriesInstanceUID"),
-            position_z=attributes.numbers("ImagePositionPatient", 3)[2],
+            *ids,
+            position_z=position,
             pixel_spacing=(spacing[0], spacing[1]),
             rows=rows,
             columns=columns,
-            transfer_syntax=_transfer_syntax(parsed),
+            transfer_syntax=transfer_syntax,
             encoding=encoding,
             window=_window(attributes),
             voi_function=_voi_function(attributes),
             identifiers=_identifiers(attributes),
             pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
+            beginning=_checksum(parsed.body[: element.offset]) if is_plain else "",
+            identity=_checksum(repr((ids, (position, spacing, rows, columns))).encode()),
         )
     if parsed.size > MAX_FILE_BYTES:
         raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
-    if header.transfer_syntax in NATIVE:
+    if transfer_syntax in NATIVE:
         check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
-    is_plain = header.transfer_syntax in _PLAIN and encoding.bits_allocated == 16
-    beginning = _checksum(parsed.body[: element.offset]) if is_plain else ""
-    return replace(header, beginning=beginning, identity=_identity(header)), element
-
-
-def _identity(header: Header) -> str:
-    ids = header.sop_instance_uid, header.patient_id, header.study_id, header.series_id
-    geometry = header.position_z, header.pixel_spacing, header.rows, header.columns
-    return _checksum(repr((ids, geometry)).encode())
+    return header, element
 
 
 def _identifiers(attributes: Attributes) -> tuple[str, ...]:

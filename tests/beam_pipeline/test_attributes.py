@@ -46,6 +46,24 @@ def test_equal_bytes_are_read_by_the_sign_of_their_own_file(syntax: str) -> None
         assert Attributes(unsigned).value("PixelPaddingValue") == 63536
 
 
+CHARACTER_SETS = [None, "ISO_IR 13", "ISO_IR 100", "ISO_IR 192", "GB18030", "\\ISO 2022 IR 87"]
+WRITTEN_IDS = [b"0017", b"A-1 ", b"A~1 ", b"M\xfcl ", b"\xbc\xdd", b"\x1b$B;3\x1b(B", b"a\\b "]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("character_set", CHARACTER_SETS)
+@pytest.mark.parametrize("written", WRITTEN_IDS)
+def test_an_id_is_read_by_the_character_set_of_its_own_file(
+    character_set: str | None, written: bytes
+) -> None:
+    """Bytes that were met in a file of one character set may be other text in the next."""
+    pixels = np.zeros((4, 4), np.int16)
+    placed = make_dicom(pixels, PatientID="%" * len(written), SpecificCharacterSet=character_set)
+    data = placed.replace(b"%" * len(written), written)
+    expected = read(data).PatientID
+    assert Attributes(read(data)).value("PatientID") == expected
+
+
 def of(**attributes: Any) -> Attributes:
     """Attributes as they are read from a file."""
     return Attributes(read(make_dicom(np.zeros((4, 4), np.int16), **attributes)))
