@@ -17,7 +17,7 @@ takes.evaluate   := RUN SHARDS BACKEND ARGS
 takes.predict    := RUN SHARDS SUBMISSION BACKEND ARGS
 takes.report     := RUN SHARDS BACKEND ARGS
 takes.compare    := RUNS COMPARE ARGS
-takes.export     := RUN EXPORT ARGS
+takes.export     := RUN EXPORT SHARDS ARGS
 takes.demo       := BACKEND SAMPLE
 takes.mutants    := MODULE ARGS
 TESTS            := test test-all test-engines coverage
@@ -177,7 +177,7 @@ compare: $(TRAINER) ## Write a page that sets runs side by side (RUNS="out/a out
 	@$(RUN_PY) $(call split,RUNS) -m trainer compare $(call flag,--output,COMPARE)
 
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
-	@$(RUN_PY) -m trainer export $(call flag,--run,RUN) $(call flag,--output,EXPORT)
+	@$(RUN_PY) -m trainer export $(call flag,--run,RUN) $(call flag,--output,EXPORT) $(OTHER_SHARDS)
 
 demo: ## The whole line on the sample: preprocess, train, evaluate, predict
 	@$(MAKE) --no-print-directory preprocess $(call pass,VENV SAMPLE)

@@ -21,7 +21,7 @@ TRAINER = [
     "scipy",
     "tensorboard",
 ]
-EXPORT = ["onnx", "tf2onnx"]
+EXPORT = ["onnx", "onnxruntime", "tf2onnx"]
 
 setup(
     name="headct-shards",
@@ -86,7 +86,6 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
-            "onnxruntime",
             "pandas-stubs",
             "pytest",
             "pytest-cov",

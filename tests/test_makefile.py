@@ -96,7 +96,7 @@ def venv(tmp_path: Path) -> Environment:
         (["preprocess", "IMAGE_SIZE=256"], '(did you mean ARGS="--image_size 256"?)'),
         (["train", "OUTPUT=out"], "OUTPUT= is no variable of 'make train'; it takes SHARDS"),
         (["crossval", "FOLD=1"], "FOLD= is no variable of 'make crossval'; it takes SHARDS"),
-        (["export", "SHARDS=x"], "SHARDS= is no variable of 'make export'; it takes RUN EXPORT"),
+        (["export", "OUTPUT=x"], "OUTPUT= is no variable of 'make export'"),
         (["train", "evaluate", "OUTPUT=x"], "OUTPUT= is no variable of 'make train evaluate'"),
         # options
         (["preprocess", "FOLDS=5"], '(did you mean ARGS="--folds 5"?)'),
@@ -189,7 +189,7 @@ PASSED_ON = {
     "evaluate": "RUN SHARDS",
     "predict": "RUN SHARDS SUBMISSION",
     "compare": "COMPARE",
-    "export": "RUN EXPORT",
+    "export": "RUN EXPORT SHARDS",
     "card": "SHARDS",
 }
 

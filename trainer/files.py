@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -63,7 +64,9 @@ def remove_unfinished(folder: Path) -> None:
     their files go when they have long been left alone.
     """
     for path in folder.glob(".*"):
-        if _is_abandoned(path):
+        if _is_abandoned(path) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_abandoned(path):
             path.unlink(missing_ok=True)
 
 

@@ -314,8 +314,8 @@ class PredictOptions(_NewShards, _PredictionOptions):
     prevalence of the training data"""
 
 
-class ExportOptions(SavedModel):
-    """Which run's model is written, where and how."""
+class ExportOptions(_ShardsOfRun, SavedModel, ShardAccess):
+    """Which run's model is written, where and how, and what it is tried on."""
 
     output: LocalPath
     """folder to write to; made, or empty"""

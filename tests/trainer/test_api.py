@@ -6,18 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pydicom
 import pytest
 
 import trainer
 from beam_pipeline.__main__ import main as preprocess
 from examples.sample import write_sample
+from trainer.__main__ import main as trainer_main
 from trainer.data.dicom import pipeline_flags
 from trainer.errors import BadInput
 from trainer.evaluation.metrics import probabilities
 
 ROOT = Path(__file__).parents[2]
+NUMPY = ("clip", "exp", "floor", "maximum")  # of the formulas in description.json
 
 
 def test_importing_it_loads_nothing() -> None:
@@ -107,6 +112,10 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     assert metrics["weighted_log_loss"] > 0
     assert trainer.train_run(shards=str(shards), run=run, **options_of(run)) == metrics
     trained = trainer.load_run(run)
+    # One epoch leaves it answering all slices alike.
+    head = trained.network.get_layer("core").get_layer("head")
+    head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
+    trained.network.save(run / "model.keras")
     table, rejects = trained.predict_dicom(sample / "slices")
     known = trained.predict_split(trainer.open_shards(shards), "fold0").set_index("image_id")
     both = table.set_index("image_id").loc[known.index]
@@ -118,6 +127,61 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     assert "not_dicom" in set(rejects["reason"])
     with pytest.raises(BadInput, match=r"^input .*nowhere does not exist"):
         trained.predict_dicom(tmp_path / "nowhere")
+    check_export_by_its_description(run, sample / "slices", table, tmp_path / "export")
+
+
+def check_export_by_its_description(
+    run: Path, slices: Path, table: pd.DataFrame, output: Path
+) -> None:
+    """Answers DICOM files with ONNX Runtime and what description.json says, and nothing else."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="running ONNX needs onnxruntime")
+    argv = ["export", "--run", str(run), "--output", str(output), "--formats", "onnx"]
+    assert trainer_main(argv) == 0
+    described = json.loads((output / "description.json").read_text())
+    session = onnxruntime.InferenceSession(str(output / described["files"]["onnx"]))
+    names = [f"probability_{label}" for label in described["labels"]]
+    compared = 0
+    for _, row in table.iterrows():
+        paths = sorted(slices.rglob(f"{row['image_id']}.dcm"))
+        file = pydicom.dcmread(paths[0])
+        if len(paths) > 1 or file.RescaleIntercept > -100:  # a duplicate, or repaired (hu_repair)
+            continue
+        image = prepare_as_described(file, described)
+        answered = session.run([described["output"]["name"]], {described["input"]["name"]: image})
+        np.testing.assert_allclose(answered[0][0], row[names].astype(float), atol=1e-5)
+        compared += 1
+    assert compared > len(table) / 2
+    assert np.ptp(table[names], axis=0).max() > 1e-3
+
+
+def prepare_as_described(file: pydicom.Dataset, described: dict[str, Any]) -> npt.NDArray[Any]:
+    """One stored image of a DICOM file, [1, H, W, C]."""
+    preparation, functions = described["preparation"], {name: getattr(np, name) for name in NUMPY}
+    hounsfield = file.pixel_array * float(file.RescaleSlope) + float(file.RescaleIntercept)
+    padding, size = np.float64(preparation["padding_hu"]), preparation["size"]
+    if "PixelPaddingValue" in file:
+        hounsfield[file.pixel_array == file.PixelPaddingValue] = padding
+
+    def channels(hu: Any) -> npt.NDArray[Any]:
+        values = [
+            eval(preparation["formula"], functions, each | {"hu": hu})
+            for each in described["channels"]
+        ]
+        return np.stack(values, axis=-1).astype(described["input"]["dtype"])
+
+    pixels = channels(hounsfield)
+    height, width = pixels.shape[:2]
+    scale = size / max(height, width)
+    if pixels.shape[:2] != (size, size):
+        inner = (round(width * scale), round(height * scale))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        scaled = cv2.resize(pixels, inner, interpolation=method).reshape(*inner[::-1], -1)
+        pixels = np.empty((size, size, scaled.shape[-1]), pixels.dtype)
+        pixels[:] = channels(padding)
+        top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
+        pixels[top : top + inner[1], left : left + inner[0]] = scaled
+    assert [None, *pixels.shape] == described["input"]["shape"]
+    return pixels[None]
 
 
 def options_of(run: Path) -> dict[str, Any]:

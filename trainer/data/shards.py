@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,18 @@ class ShardDirectory:
                 return each
         names = ", ".join(each.name for each in self.splits)
         raise BadInput(f"{self.location}: no split {name!r}; there are {names}")
+
+    def first_shard(self) -> Split:
+        """The first shard that has examples, as a split.
+
+        Raises:
+            BadInput: none has.
+        """
+        for split in self.splits:
+            for shard in split.shards:
+                if shard.examples:
+                    return replace(split, shards=(shard,), examples=shard.examples)
+        raise BadInput(f"{self.location}: no split has examples")
 
     def labeled(self) -> tuple[Split, ...]:
         """The folds and the hold-out, as far as they have examples."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import layers
@@ -41,6 +42,27 @@ def portable_logits(classifier: Any, image: Any) -> Any:
         translate = _TRANSLATIONS.get(type(layer))
         x = translate(layer, x) if translate else layer(x)
     return x
+
+
+def in_float32(model: Any) -> tuple[Any, str]:
+    """A copy of a functional model that computes in float32, and what the model computes in."""
+    policies: set[str] = set()
+    copy = type(model).from_config(_float32_config(model.get_config(), policies))
+    copy.set_weights(model.get_weights())
+    half = [each for each in ("bfloat16", "float16") if any(p.endswith(each) for p in policies)]
+    return copy, half[0] if half else "float32"
+
+
+def _float32_config(config: Any, policies: set[str]) -> Any:
+    """A layer's configuration with float32 for each dtype policy, whose names go to `policies`."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            policies.add(config["config"]["name"])
+            return keras.saving.serialize_keras_object(keras.DTypePolicy("float32"))
+        return {key: _float32_config(each, policies) for key, each in config.items()}
+    if isinstance(config, list | tuple):
+        return type(config)(_float32_config(each, policies) for each in config)
+    return config
 
 
 def resized(layer: Resize, x: Any) -> Any:

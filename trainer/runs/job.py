@@ -10,8 +10,8 @@ from trainer.data.index import Index, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
-from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
-from trainer.errors import BadInput
+from trainer.data.shards import ALL_LABELED, ImageSpec, ShardDirectory, Split, count
+from trainer.errors import BadInput, StoreFailed
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import (
     CrossvalOptions,
@@ -24,6 +24,7 @@ from trainer.options import (
     label_weights,
 )
 from trainer.progress import Display
+from trainer.runs.outputs import check_formats, check_new_folder
 from trainer.runs.run_directory import (
     RunDirectory,
     check_run,
@@ -32,6 +33,8 @@ from trainer.runs.run_directory import (
     read_description,
     read_temperatures,
 )
+
+EXAMPLES = 16  # images that an exported model is tried on
 
 
 @dataclass(frozen=True)
@@ -187,25 +190,63 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A saved run that answers without shards."""
+    """A saved run that answers without its shards.
+
+    Attributes:
+        description: the content of run.json.
+        image: that it takes.
+        temperatures: a number a label that divides its logits.
+        split: of shards like the run's, if there are any, to try the model on.
+    """
 
     run: RunDirectory
+    description: dict[str, Any]
     labels: tuple[str, ...]
+    image: ImageSpec
     temperatures: tuple[float, ...]
+    split: Split | None
     display: Display
+
+    @property
+    def examples(self) -> int:
+        """How many images the model is tried on."""
+        return min(EXAMPLES, self.split.examples) if self.split else EXAMPLES
+
+    @property
+    def examples_of(self) -> str:
+        """What they are."""
+        return f"slices of {self.split.name}" if self.split else "images of noise"
 
 
 def prepare_export(options: ExportOptions) -> SavedRun:
-    """Opens a saved run.
+    """Opens a saved run, and a shard of images like those that it was trained on.
 
     Raises:
-        BadInput: it has no model yet, or no temperatures.
+        BadInput: it has no model yet, or no temperatures; a format or the folder cannot be
+            written; shards are named and do not fit.
+        StoreFailed: shards are named whose store fails.
     """
     run = RunDirectory(options.run)
-    labels = tuple(read_description(run)["shards"]["labels"])
+    description = read_description(run)
+    labels = tuple(description["shards"]["labels"])
     check_model(run)
     temperatures = choose_temperatures(run, labels, options.temperature)
-    return SavedRun(run, labels, temperatures, Display())
+    check_formats(options.formats)
+    check_new_folder(options.output)
+    display, split = Display(), None
+    try:
+        source = find_shards(options.shards or description["shards"]["path"], options, display)
+        shards = source.open()
+        check_fit(description, shards)
+        split = shards.first_shard()
+        source.provide(shards, (split,))
+    except (BadInput, StoreFailed) as error:
+        if options.shards:
+            raise
+        display.say(f"no slices to try the model on, noise instead; --shards names some ({error})")
+        split = None
+    image = ImageSpec(**described_data(description)["image"])
+    return SavedRun(run, description, labels, image, temperatures, split, display)
 
 
 def prepare_report(options: ReportOptions) -> EvaluationJob:
