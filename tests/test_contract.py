@@ -28,7 +28,7 @@ from beam_pipeline.writing.output import prepare_output
 from beam_pipeline.writing.shards import write_shard
 from tests.beam_pipeline.dicom_files import make_dicom
 from trainer.data import contract
-from trainer.data.index import read_index
+from trainer.data.index import read_ids, read_index
 from trainer.data.shards import read_shard_directory
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +39,9 @@ COLUMNS = {column.name: column for column in layout.INDEX_COLUMNS}
 UNREAD_FEATURES = {"pixel_spacing"}
 UNREAD_COLUMNS = {
     *(
-        "image_id",
         "split",
-        *layout.ID_COLUMNS,
+        "study_id",
+        "series_id",
         "position_z",
         "row_spacing",
         "column_spacing",
@@ -174,9 +174,10 @@ def test_the_trainer_knows_the_names_of_the_layout() -> None:
 def test_the_trainer_reads_or_leaves_every_feature_and_column_of_the_layout() -> None:
     assert {*contract.FEATURES} | UNREAD_FEATURES == FEATURES.keys()
     labels = contract.label_column(layout.LABEL)
-    assert {*contract.INDEX_COLUMNS, labels} | UNREAD_COLUMNS == COLUMNS.keys()
+    read = {*contract.INDEX_COLUMNS, *contract.ID_COLUMNS, labels}
+    assert read | UNREAD_COLUMNS == COLUMNS.keys()
     assert not {*contract.FEATURES} & UNREAD_FEATURES
-    assert not {*contract.INDEX_COLUMNS, labels} & UNREAD_COLUMNS
+    assert not read & UNREAD_COLUMNS
 
 
 def test_the_trainers_schema_asks_for_no_more_than_a_manifest_has(written: Path) -> None:
@@ -191,6 +192,10 @@ def test_the_trainer_opens_what_the_pipeline_wrote(written: Path) -> None:
     shards = read_shard_directory(written)
     assert [split.name for split in shards.folds()] == ["fold0", "fold1"]
     assert shards.preprocessing.keys() == {*contract.PREPROCESSING}
+    assert (shards.patient_ids, shards.image_ids) == ("ordinal", "file_name")
+    ids = read_ids(shards, shards.folds())
+    assert sorted(ids["image_id"]) == [f"ID_{patient}" for patient in range(4)]
+    assert ids["patient_id"].nunique() == 4
     index = read_index(shards, shards.folds())
     assert sorted(index.labels[:, 0].tolist()) == [0, 0, 1, 1]
     assert [path.stat().st_size for path in index.files] == [

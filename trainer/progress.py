@@ -163,6 +163,7 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
         )
     if "label_weights" in figures:  # earlier versions did not write them
         lines.append(f"Weights in the log loss: {explain_weights(figures['label_weights'])}.")
+    lines += explain_training(figures)
     split = figures["split"]
     for label, each in figures["labels"].items():
         if each["roc_auc"] is None:
@@ -173,8 +174,35 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
+def explain_training(figures: dict[str, Any]) -> list[str]:
+    """What figures say of unseen patients, where it is less than it seems."""
+    split, trained = figures["split"], figures.get("trained_on", False)
+    if trained is None:
+        return [
+            f"Whether the run was trained on patients of {split} is not known: its ids cannot be"
+            " compared with those of the training, or the run does not record them."
+        ]
+    if trained is True:
+        return [f"{split} was trained on: these figures say nothing of unseen patients."]
+    if not trained:
+        return []
+    return [
+        f"{split} was trained on, {trained} of its {figures['patients']} patients: these figures"
+        " are not of unseen patients alone."
+    ]
+
+
 def verdict(figures: dict[str, Any]) -> str:
-    """Whether the log loss is better than that of the prevalence, with its interval or without."""
+    """Whether the log loss is better than that of the prevalence, with its interval or without.
+
+    There is no verdict on patients that a run was trained on, or may have been.
+    """
+    trained = figures.get("trained_on", False)
+    if trained is not False:
+        return (
+            f"no verdict, since the run {'may have been' if trained is None else 'was'} trained"
+            " on these patients"
+        )
     loss, guess = figures["weighted_log_loss"], figures["prevalence_log_loss"]
     ends = figures["intervals_95"]["weighted_log_loss"]
     if loss >= guess:

@@ -147,7 +147,8 @@ def write_index(folder: Path, splits: dict[str, list[Row]], entries: dict[str, A
                 labels = {f"label_{label}": row["label"][i] for i, label in enumerate(LABELS)}
                 size = len(serialize(row)) + FRAME_BYTES
                 place = {"record": record, "offset": offset, "bytes": size}
-                rows.append({"shard": shard["file"], **place, **labels})
+                ids = {each: row[each] for each in ("patient_id", "image_id")}
+                rows.append({"shard": shard["file"], **place, **ids, **labels})
                 offset += size
     # In another order than the shards': nothing shall depend on it.
     pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)

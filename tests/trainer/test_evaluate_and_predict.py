@@ -56,7 +56,7 @@ def test_what_training_predicted_is_never_replaced(
         found = json.loads((run / f"evaluation-{name}.json").read_text())
         assert found["options"]["tta"] == ("--tta" in flags)
         assert (found["options"]["temperatures"] is not None) == ("temperature" in name)
-        assert not found["trained_on"]
+        assert found["trained_on"] is ("--shards" in flags)
         frame = pd.read_parquet(run / f"predictions-{name}.parquet")
         assert len(frame) == found["examples"]
         if flags and len(frame) == len(plain):
@@ -87,7 +87,8 @@ def test_other_shards_are_measured_by_their_own_slices(
     assert main([*evaluate, "--split", "all"]) == 0
     found = json.loads((run / f"evaluation-all-{digest}.json").read_text())
     assert (found["split"], found["examples"]) == ("all", labeled)
-    assert not found["trained_on"]
+    # Those of fold1 and fold2; not the six of fold0.
+    assert (found["trained_on"], found["patients"]) == (10, 16)
     assert "measuring" not in capsys.readouterr().out
     frame = pd.read_parquet(run / f"predictions-all-{digest}.parquet")
     assert set(frame["image_id"]) == {

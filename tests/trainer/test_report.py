@@ -1,3 +1,4 @@
+import json
 import platform
 import re
 import shlex
@@ -155,6 +156,21 @@ def test_other_shards_have_other_slices(tmp_path: Path) -> None:
     job = replace(make_run(tmp_path / "run"), same_shards=False)
     write_report(job, 3)
     assert "the shards are not those of the run" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("trained_on", [False, 3, True, None])
+def test_a_page_says_what_was_trained_on(tmp_path: Path, trained_on: bool | int | None) -> None:
+    job = make_run(tmp_path / "run")
+    metrics = json.loads(job.run.metrics.read_text())
+    job.run.metrics.write_text(json.dumps(metrics | {"trained_on": trained_on}))
+    write_report(job, 0)
+    text = " ".join(Page(tmp_path / "run" / "report.html").text.split())
+    unseen = trained_on is False
+    assert ("which the model was not trained on" in text) == unseen
+    assert ("fold0 was not trained on, but the epoch" in text) == unseen
+    assert ("than guessing" in text) == unseen
+    assert ("no verdict, since the run" in text) == (not unseen)
+    assert ("fold0 was trained on, 3 of its 30 patients" in text) == (trained_on == 3)
 
 
 def test_the_command_of_a_page_makes_the_run_again(finished: Path) -> None:

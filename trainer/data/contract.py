@@ -30,6 +30,12 @@ FEATURES = (IMAGE, LABEL, POSITION, *TEXTS)
 # Of the index: where each record lies, and its labels.
 SHARD, RECORD, OFFSET, BYTES = INDEX_COLUMNS = ("shard", "record", "offset", "bytes")
 
+# Of the index, beside them: whose each example is.
+PATIENT, IMAGE_ID = ID_COLUMNS = ("patient_id", "image_id")
+
+# The kind of ids that mean nothing outside their directory.
+ORDINAL = "ordinal"
+
 REJECT_COLUMNS = ("source", "image_id", "reason", "detail")
 
 # Options of the pipeline that an image depends on, beside the windows, in the manifest.

@@ -9,8 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.data.contract import BYTES, INDEX, INDEX_COLUMNS, OFFSET, RECORD, SHARD, label_column
-from trainer.data.shards import ShardDirectory, Split
+from trainer.data.contract import (
+    BYTES,
+    ID_COLUMNS,
+    INDEX,
+    INDEX_COLUMNS,
+    OFFSET,
+    RECORD,
+    SHARD,
+    label_column,
+)
+from trainer.data.shards import ShardDirectory, Split, count
 from trainer.errors import BadInput
 
 Labels = npt.NDArray[np.float32]
@@ -36,6 +45,36 @@ class Index:
     size: Numbers
 
 
+def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
+    """Whose each example of `splits` is: patient_id and image_id, one row per example.
+
+    Raises:
+        BadInput: index.parquet is missing, damaged, or not of these shards.
+    """
+    path, files = shards.path / INDEX, {shard.path.name for each in splits for shard in each.shards}
+    frame = _read(path, [SHARD, *ID_COLUMNS])
+    ids = frame.loc[frame[SHARD].isin(files), [*ID_COLUMNS]]
+    if len(ids) != count(splits):
+        raise BadInput(f"{path}: has {len(ids)} of {count(splits)} examples")
+    return ids.astype(str)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Reads some columns of index.parquet.
+
+    Raises:
+        BadInput: it is missing, damaged, or without one of them.
+    """
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})")
+
+
 def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     """Reads the examples of `splits`.
 
@@ -44,12 +83,12 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     """
     path = shards.path / INDEX
     names = [label_column(label) for label in shards.labels]
+    frame = _read(path, [*INDEX_COLUMNS, *names])
     try:
-        frame = pd.read_parquet(path, columns=[*INDEX_COLUMNS, *names])
         frame = frame.astype(dict.fromkeys(names, np.float32))
         frame = frame.astype(dict.fromkeys((RECORD, OFFSET, BYTES), np.int64))
-    except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    except (ValueError, TypeError) as error:
+        raise _unreadable(path, error) from None
     groups = dict(list(frame.sort_values(RECORD).groupby(SHARD)))
     wanted = [shard for split in splits for shard in split.shards]
     parts = [groups.get(shard.path.name, frame.iloc[:0]) for shard in wanted]

@@ -16,6 +16,7 @@ from trainer.data.contract import (
     FOLD,
     INDEX,
     MANIFEST,
+    ORDINAL,
     PREPROCESSING,
     SCHEMA_VERSION,
     UNLABELED_SPLIT,
@@ -23,7 +24,7 @@ from trainer.data.contract import (
 )
 from trainer.data.manifest_checks import check_consistency
 from trainer.errors import BadInput
-from trainer.json_documents import check_document, parse_json, read_bytes, shown
+from trainer.json_documents import LONGEST_SHOWN, check_document, parse_json, read_bytes, shown
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class ShardDirectory:
         location: the path or URL that the user gave.
         index: what the manifest says of index.parquet, if it says anything.
         preprocessing: by which options of the pipeline the images were made, as far as it says.
+        patient_ids: of what kind they are; the ids of two directories of one kind can be compared,
+            but for ordinals. Empty where the manifest does not say.
+        image_ids: the same of images.
         lease: of a copy, keeps its files as long as it exists.
     """
 
@@ -113,6 +117,8 @@ class ShardDirectory:
     location: str
     index: File | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    patient_ids: str = ""
+    image_ids: str = ""
     lease: object = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> Split:
@@ -266,8 +272,29 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
         location=location,
         index=File(INDEX, int(index["bytes"]), index["sha256"]) if index else None,
         preprocessing={name: options[name] for name in PREPROCESSING if name in options},
+        patient_ids=_kind_of_ids(options),
+        image_ids=_kind_of_image_ids(options, manifest.get("image_id")),
         lease=lease,
     )
+
+
+def _kind_of_ids(options: dict[str, Any]) -> str:
+    """What the pipeline wrote for ids of a header; hashes of two keys are of two kinds."""
+    kind, key = options.get("identifiers"), options.get("identifier_key_check")
+    if kind == "hash":
+        return f"hash {key}"[:LONGEST_SHOWN] if key else ORDINAL
+    return kind if kind in ("keep", ORDINAL) else ""
+
+
+def _kind_of_image_ids(options: dict[str, Any], identity: Any) -> str:
+    """What the pipeline wrote for ids of images; `identity` is what tells them apart."""
+    kind = options.get("image_id")
+    if kind == "auto" and identity == "sop_instance_uid":
+        of_header = _kind_of_ids(options)
+        return of_header if of_header != "keep" else identity
+    if kind == "auto":
+        return "file_name"
+    return kind if kind in ("file_name", "sop_instance_uid", ORDINAL) else ""
 
 
 def _refuse_other_version(manifest: Any, name: str) -> None:

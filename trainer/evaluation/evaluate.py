@@ -23,6 +23,7 @@ from trainer.networks.model import load_classifier
 from trainer.progress import make_command, show_figures
 from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import RunDirectory, read_description
+from trainer.runs.trained_on import describe_overlap, find_overlap
 
 
 def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
@@ -50,10 +51,6 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     written = run.predictions(job.name)
     if job.name != _validation_of(run) or not run.is_complete:
         write_parquet(written, predictions, labels)
-    if job.trained_on:
-        display.say(
-            f"{job.split.name} was trained on: these figures say nothing of unseen patients"
-        )
     show_figures(display, figures, f"{run.path}: {job.name}")
     display.point_out(f"written: {run.evaluation(job.name)}, {written.name}")
     display.point_out(f"Next: {make_command('export', RUN=run.path)}")
@@ -75,7 +72,6 @@ def describe(job: EvaluationJob) -> dict[str, Any]:
             "tta": job.flip,
             "temperatures": temperatures if "temperature" in job.name else None,
         },
-        "trained_on": job.trained_on,
     }
 
 
@@ -112,9 +108,11 @@ def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
         figures["labels"][name]["calibration_error"] = expected_calibration_error(*one)
         figures["labels"][name]["reliability"] = reliability_curve(*one)
     studies = _by_study(predictions)
+    overlap = find_overlap(job.run, job.shards, predictions.texts)
     return {
         "split": predictions.split,
         "patients": len(np.unique(patients)),
+        **describe_overlap(overlap, job.trained_on),
         **figures,
         "prevalence_log_loss": prevalence_baseline(labels, job.prevalence, weights),
         "intervals_95": intervals(labels, predicted, patients, names, weights),

@@ -10,6 +10,7 @@ from trainer.files import write_whole
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
 from trainer.runs.job import EvaluationJob
+from trainer.runs.trained_on import describe_overlap, find_overlap
 
 
 def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> None:
@@ -38,6 +39,10 @@ def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> Non
         job.flip,
     ).with_temperatures(job.temperatures)
     display.end()
+    overlap = find_overlap(job.run, shards, predictions.texts)
+    if trained := describe_overlap(overlap, job.trained_on)["trained_on"]:
+        part = "all" if trained is True else trained
+        display.say(f"{split.name}: the run was trained on {part} of its patients")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(output.with_suffix(".parquet"), predictions, shards.labels)
     image_ids = predictions.texts["image_id"]

@@ -83,6 +83,8 @@ def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> di
     known = metrics | {"intervals_95": ends, "label_weights": figures["label_weights"]}
     loss, auc = figures["weighted_log_loss"], figures["mean_roc_auc"]
     precision = figures["mean_average_precision"]
+    # Where one patient is in two folds, as in shards of others, some were trained on.
+    unseen = metrics.get("trained_on", False) is False
     between = {
         key: spread(ends[key]) or "no interval"
         for key in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
@@ -110,7 +112,9 @@ def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> di
         ],
         "summary": f"{plural(metrics['examples'], 'slice', 'slices')} of"
         f" {plural(metrics['patients'], 'patient', 'patients')} in"
-        f" {plural(len(studies.labels), 'study', 'studies')}, which the model was not trained on.",
+        f" {plural(len(studies.labels), 'study', 'studies')}"
+        f"{', which the model was not trained on' if unseen else ''}.",
+        "unseen": unseen,
         "meaning": " ".join(explain_figures(known)),
         "samples": ends["samples"],
     }

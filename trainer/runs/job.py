@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from trainer.data.contract import fold_split
-from trainer.data.index import Index, read_index, with_label_counts
+from trainer.data.index import Index, read_ids, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
@@ -44,6 +46,7 @@ class Job:
     Attributes:
         weights: of the labels in the loss.
         index: of the training examples, where training draws among them.
+        ids: of the training examples, until the run has recorded them.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -55,6 +58,7 @@ class Job:
     run: RunDirectory
     display: Display
     index: Index | None = None
+    ids: pd.DataFrame | None = field(default=None, repr=False)
     is_part: bool = False
 
     @property
@@ -101,12 +105,24 @@ def _prepare_job(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     run = check_run(options, shards)
-    index = None
+    index = ids = None
     if not run.is_complete:
         source.provide(shards, (*training, validation))
         shards = with_label_counts(shards)
         index = read_index(shards, training) if options.sampling == "balanced" else None
-    return Job(options, shards, training, validation, weights, run, display, index)
+        ids = None if run.trained_on.is_file() else _read_ids(shards, training, display)
+    return Job(options, shards, training, validation, weights, run, display, index, ids)
+
+
+def _read_ids(
+    shards: ShardDirectory, training: tuple[Split, ...], display: Display
+) -> pd.DataFrame | None:
+    """Reads whom the run is trained on; None where the index does not say."""
+    try:
+        return read_ids(shards, training)
+    except BadInput as error:
+        display.say(f"{error}: evaluations will not know whom the run was trained on")
+        return None
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class EvaluationJob:
         weights: of the labels, as in training.
         prevalence: of each label where the run was trained, as its head began with it.
         same_shards: whether these are the shards that the run was trained on.
-        trained_on: whether the run was trained on this very split.
+        trained_on: whether the run was trained on this very split; None where only ids can tell.
         temperatures: a number a label that divides its logits.
         flip: whether to look at mirror images too.
     """
@@ -132,7 +148,7 @@ class EvaluationJob:
     batch_size: int
     display: Display
     same_shards: bool = True
-    trained_on: bool = False
+    trained_on: bool | None = False
 
     @property
     def name(self) -> str:
@@ -184,7 +200,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         batch_size=options.batch_size,
         display=display,
         same_shards=same_shards,
-        trained_on=same_shards and split.name in (*others, ALL_LABELED),
+        trained_on=split.name in (*others, ALL_LABELED) if same_shards else None,
     )
 
 

@@ -26,6 +26,8 @@ class RunDirectory:
     """The names of a run's files.
 
     run.json          options, data and versions; written first
+    trained_on.parquet
+                      whom it is trained on, as hashes
     .lock             held by the process that trains
     checkpoints/      where to go on from; empty once the run is complete
     model.keras       the best model so far
@@ -72,6 +74,11 @@ class RunDirectory:
         return self.path / "temperatures.json"
 
     @property
+    def trained_on(self) -> Path:
+        """Hashes of the ids of the training examples and their patients."""
+        return self.path / "trained_on.parquet"
+
+    @property
     def cache(self) -> Path:
         """Decoded images of --cache disk, while the run is not complete."""
         return self.path / "cache"
@@ -103,6 +110,8 @@ def _describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, An
             **describe_data(shards),
             "prevalence": list(shards.prevalence(options.fold)),
             "preprocessing": dict(shards.preprocessing),
+            "patient_ids": shards.patient_ids,
+            "image_ids": shards.image_ids,
         },
         "versions": {name: version(name) for name in packages},
     }

@@ -37,6 +37,7 @@ from trainer.runs.checkpoint import Checkpoint, Progress
 from trainer.runs.job import Job, evaluation_of
 from trainer.runs.lock import held
 from trainer.runs.run_directory import begin_run
+from trainer.runs.trained_on import write_trained_on
 from trainer.training.feeds import Feed, open_feed
 from trainer.training.input_clock import InputClock
 from trainer.training.optimizers import learning_rate
@@ -70,6 +71,8 @@ def train(job: Job) -> None:
         begin_run(job.run, options, job.shards)
         if job.run.is_complete:
             return
+        if job.ids is not None:
+            write_trained_on(job.run.trained_on, job.ids, job.shards.digest())
         _announce(job, policy, xla, devices)
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)
