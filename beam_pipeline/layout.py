@@ -105,7 +105,7 @@ EXAMPLE_FEATURES = (
     Feature("patient_id", "string", (), "ordinal, hash or original, by `--identifiers`"),
     Feature("study_id", "string", (), "the same"),
     Feature("series_id", "string", (), "the same"),
-    Feature("label", "int64", ("labels",), "1, 0, or -1 if unlabeled, in the manifest's order"),
+    Feature("label", "int64", ("labels",), "1 or 0, in the manifest's order; none without labels"),
     Feature("position_z", "float32", (), "z of Image Position (Patient), mm; NaN if absent"),
     Feature(
         "pixel_spacing", "float32", (2,), "between rows and columns of the image, mm; NaN if absent"
@@ -141,7 +141,7 @@ INDEX_COLUMNS = (
     Column("bytes", "int32", "size of the record with its frame"),
     Column("image_offset", "int64", "of the PNG in the shard, bytes"),
     Column("image_bytes", "int32", "size of the PNG"),
-    Column(f"{LABEL_PREFIX}{LABEL}", "int8", "1, 0, or -1 if unlabeled; a column for each label"),
+    Column(f"{LABEL_PREFIX}{LABEL}", "int8", "1 or 0; a column for each label, if any"),
     Column("patient_id", "string", "as in the example"),
     Column("study_id", "string", "as in the example"),
     Column("series_id", "string", "as in the example"),

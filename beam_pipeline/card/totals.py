@@ -130,7 +130,7 @@ def add_up(index: pq.ParquetFile, labels: Sequence[str]) -> Totals:
     ids = {name: _Coded.read(index, f"{name}_id") for name in ("patient", "study", "series")}
     distances = _slice_distances(ids["series"].codes, _numbers(index, "position_z"))
     matrix = _label_matrix(index, labels)
-    has_labels = (matrix != _UNKNOWN).all(axis=1)
+    has_labels = (matrix != _UNKNOWN).all(axis=1) & bool(labels)
     positive = (matrix == 1) & has_labels[:, None]
     positives = tuple(np.flatnonzero(column) for column in positive.T)
     return Totals(

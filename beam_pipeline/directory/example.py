@@ -100,6 +100,7 @@ def encode_example(features: Mapping[str, Feature]) -> bytes:
             value = value.encode() if isinstance(value, str) else value
             feature.bytes_list.value.append(value)
         elif all(isinstance(item, int) for item in value):
+            feature.int64_list.SetInParent()  # TensorFlow takes a feature without a list for absent
             feature.int64_list.value.extend(value)
         else:
             feature.float_list.value.extend(value)

@@ -16,9 +16,7 @@ from beam_pipeline.planning.duplicates import NOT_IDENTICAL, join_groups
 from beam_pipeline.planning.folds import assign_shards
 from beam_pipeline.planning.identity import NO_UID, Identity
 from beam_pipeline.planning.label_match import NO_LABEL, LabelMatch
-from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
-
-UNLABELED = -1
+from beam_pipeline.planning.labels import PROBLEMS, Labels
 
 # What a verdict stands for; below 0 is a file that is used, one whose header says why not, and one
 # without a label where these are skipped.
@@ -68,8 +66,8 @@ class Judgement:
     Attributes:
         verdicts: int8 [files], USED, BY_HEADER, or a place in VERDICTS.
         used: int64 [slices], the files that are used, in ascending order.
-        names: of the labels.
-        labels: int8 [slices, labels], UNLABELED where there are none.
+        names: of the labels; none where the data set has no label file.
+        labels: int8 [slices, labels], 0 or 1.
         labels_without_file: how many labeled image ids have no file.
     """
 
@@ -115,8 +113,7 @@ def judge(
         unlabeled: what becomes of slices without a label.
     """
     if labels is None or match is None:
-        values = np.full((len(slices), len(RSNA_LABELS)), UNLABELED, np.int8)
-        return Judgement(verdicts, slices, RSNA_LABELS, values, 0)
+        return Judgement(verdicts, slices, (), np.empty((len(slices), 0), np.int8), 0)
     place = match.places[slices]
     problem = labels.problems[place]
     verdict = np.where(problem < 0, USED, _FIRST_PROBLEM + problem)
@@ -195,7 +192,7 @@ def _splits(
     used = judgement.used
     if not len(used):
         return
-    if (judgement.labels == UNLABELED).any():
+    if not judgement.names:
         yield UNLABELED_SPLIT, np.arange(len(used))
         return
     groups = np.asarray(pd.factorize(keys.ids[f"{options.group_by.value}_id"][used])[0], np.int64)

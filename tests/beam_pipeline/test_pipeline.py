@@ -120,6 +120,25 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
     assert all((shards / shard["file"]).stat().st_size == shard["bytes"] for shard in listed)
 
 
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow Datasets, which is only a witness here
+def test_a_directory_without_labels_claims_none(options: Options, tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path / "unlabeled"
+    pipeline.run_here(options.changed(labels=None, output=str(folder)))
+    manifest = read(folder)
+    assert manifest["labels"] == []
+    assert manifest["splits"]["test"]["label_counts"] == {}
+    assert manifest["counts"]["written"] == 31
+    columns = pd.read_parquet(folder / "index.parquet").columns
+    assert not [name for name in columns if name.startswith("label_")]
+    assert not verify_directory(str(folder)).findings.failed
+    assert "The set has no labels" in (folder / "report.html").read_text()
+    examples = [*tfds.builder_from_directory(folder).as_dataset(split="test")]
+    assert {tuple(each["label"].shape) for each in examples} == {(0,)}
+    assert len(examples) == 31
+
+
 def test_the_index_has_a_row_an_example(shards: Path) -> None:
     index = pd.read_parquet(shards / "index.parquet")
     assert len(index) == 30

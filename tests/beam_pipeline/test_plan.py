@@ -171,11 +171,12 @@ def test_of_equal_image_ids_the_first_that_is_usable_is_used() -> None:
     assert judgement.used.tolist() == [0, 3, 4]
 
 
-def test_without_labels_there_are_those_of_rsna_and_no_values() -> None:
+def test_without_a_label_file_no_labels_are_claimed() -> None:
     judgement = judge(keys_of(["b", "a"]), None)
-    assert judgement.names == RSNA_LABELS
-    assert judgement.labels.tolist() == [[-1] * 6] * 2
+    assert judgement.names == ()
+    assert judgement.labels.shape == (2, 0)
     assert judgement.labels.dtype == np.int8
+    assert judgement.used.tolist() == [0, 1]
     assert judgement.labels_without_file == 0
 
 
@@ -601,7 +602,7 @@ def test_label_problems_are_reasons_and_labels_without_file_are_counted(
 def test_without_labels_there_is_one_split_in_the_plan_too(plan_rows: PlanRows) -> None:
     slices = plan_rows(rows_of()).slices
     assert set(slices["split"]) == {"test"}
-    assert (slices[LABEL_COLUMNS] == -1).all(axis=None)
+    assert not [name for name in slices.columns if name.startswith("label_")]
 
 
 def test_no_files_are_refused(plan_rows: PlanRows, tmp_path: Path) -> None:
