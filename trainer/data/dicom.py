@@ -15,6 +15,7 @@ import pandas as pd
 
 from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
 from trainer.errors import BadInput
+from trainer.json_documents import parse_json
 
 # What is not chosen by a value.
 _HOUNSFIELD = "hu"
@@ -62,5 +63,5 @@ def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise BadInput(lines[-1].removeprefix("beam_pipeline: error: "))
-    rejects = pd.read_json(output / REJECTS, lines=True)
-    return rejects.reindex(columns=[*REJECT_COLUMNS])
+    rejects = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
+    return pd.DataFrame(rejects, columns=[*REJECT_COLUMNS], dtype=str)
