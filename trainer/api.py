@@ -233,9 +233,10 @@ class TrainedModel:
 
         check_fit(self.description, shards)
         found = predict_split(
-            self.network, shards.split(split), shards.image, len(self.labels), batch_size
-        )
-        return to_frame(found.with_temperatures(self.temperatures), self.labels)
+            self.network, shards.split(split), shards.image, len(shards.labels), batch_size
+        ).with_temperatures(self.temperatures)
+        known = shards.labels == self.labels
+        return to_frame(found if known else found.without_labels(), self.labels)
 
     def predict_dicom(
         self, source: str | Path, batch_size: int = 32

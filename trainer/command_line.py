@@ -31,7 +31,7 @@ COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
     ("train", TrainOptions, "train on a shard directory, or resume a run"),
     ("crossval", CrossvalOptions, "train once for each fold, and measure all together"),
     ("evaluate", EvaluateOptions, "measure a run on a labeled split"),
-    ("predict", PredictOptions, "write a submission for an unlabeled split"),
+    ("predict", PredictOptions, "write a submission or a table for an unlabeled split"),
     ("export", ExportOptions, "write a run's model for use elsewhere"),
     ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
     ("compare", CompareOptions, "write a page that sets finished runs side by side"),

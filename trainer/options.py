@@ -306,12 +306,21 @@ class PredictOptions(_NewShards, _PredictionOptions):
     """What `predict` reads and where it writes the submission."""
 
     output: LocalPath
-    """submission to write, a row per image and label: ID,Label"""
+    """file to write: .csv, a submission with a row per image and label (ID,Label); or .parquet, a
+    table with a row per image (its ids, probability_LABEL and label_LABEL)"""
     split: str = "test"
     """split to predict"""
     sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
     """sample whose rows and order the submission gets; a slice that was rejected gets the
     prevalence of the training data"""
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        if self.output.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"--output {quoted(self.output)}: want a name in .csv or .parquet")
+        if self.sample_submission and self.output.suffix != ".csv":
+            raise ValueError("--sample_submission: want a submission, --output NAME.csv")
+        return self
 
 
 class ExportOptions(_ShardsOfRun, SavedModel, ShardAccess):

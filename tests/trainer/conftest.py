@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def serialize(row: Row) -> bytes:
     return data
 
 
-def write_split(folder: Path, name: str, rows: list[Row], shards: int) -> dict[str, Any]:
+def write_split(
+    folder: Path, name: str, rows: list[Row], shards: int, labels: Sequence[str] = LABELS
+) -> dict[str, Any]:
     """Writes a split's shards; its entry in the manifest."""
     entries = []
     for number in range(shards):
@@ -96,19 +98,19 @@ def write_split(folder: Path, name: str, rows: list[Row], shards: int) -> dict[s
                 "examples": len(mine),
                 "bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
-                "label_counts": count_labels(mine),
+                "label_counts": count_labels(mine, labels),
             }
         )
     return {
         "examples": len(rows),
         "patients": len({row["patient_id"] for row in rows}),
-        "label_counts": count_labels(rows),
+        "label_counts": count_labels(rows, labels),
         "shards": entries,
     }
 
 
-def count_labels(rows: list[Row]) -> dict[str, int]:
-    return {name: sum(row["label"][i] == 1 for row in rows) for i, name in enumerate(LABELS)}
+def count_labels(rows: list[Row], labels: Sequence[str] = LABELS) -> dict[str, int]:
+    return {name: sum(row["label"][i] == 1 for row in rows) for i, name in enumerate(labels)}
 
 
 def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> Path:
@@ -116,10 +118,11 @@ def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> 
     folder.mkdir(parents=True, exist_ok=True)
     image = next(rows[0]["image"] for rows in splits.values() if rows)
     height, width, channels = image.shape
+    labels = changes.get("labels", LABELS)
     manifest = {
         "schema_version": 1,
         "created": "2026-01-01T00:00:00Z",
-        "labels": list(LABELS),
+        "labels": list(labels),
         "windows": MANIFEST_WINDOWS[:channels],
         "image": {
             "height": height,
@@ -129,26 +132,30 @@ def write_shards(folder: Path, splits: dict[str, list[Row]], **changes: Any) -> 
             "hu_offset": -1024 if image.dtype == np.uint16 else None,
         },
         "counts": {},
-        "splits": {name: write_split(folder, name, rows, 2) for name, rows in splits.items()},
+        "splits": {
+            name: write_split(folder, name, rows, 2, labels) for name, rows in splits.items()
+        },
         **changes,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    write_index(folder, splits, manifest["splits"])
+    write_index(folder, splits, manifest["splits"], labels)
     return folder
 
 
-def write_index(folder: Path, splits: dict[str, list[Row]], entries: dict[str, Any]) -> None:
+def write_index(
+    folder: Path, splits: dict[str, list[Row]], entries: dict[str, Any], labels: Sequence[str]
+) -> None:
     """Writes what the trainer reads of index.parquet."""
     rows = []
     for name, entry in entries.items():
         for number, shard in enumerate(entry["shards"]):
             offset = 0
             for record, row in enumerate(splits[name][number :: len(entry["shards"])]):
-                labels = {f"label_{label}": row["label"][i] for i, label in enumerate(LABELS)}
+                values = {f"label_{label}": row["label"][i] for i, label in enumerate(labels)}
                 size = len(serialize(row)) + FRAME_BYTES
                 place = {"record": record, "offset": offset, "bytes": size}
                 ids = {each: row[each] for each in ("patient_id", "image_id")}
-                rows.append({"shard": shard["file"], **place, **ids, **labels})
+                rows.append({"shard": shard["file"], **place, **ids, **values})
                 offset += size
     # In another order than the shards': nothing shall depend on it.
     pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)

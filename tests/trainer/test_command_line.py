@@ -132,7 +132,7 @@ def test_help_of_a_command_has_all_its_options(
             "evaluate",
             "split to measure; all: every labeled one (default: the fold that training left out)",
         ),
-        ("predict", "submission to write, a row per image and label: ID,Label (required)"),
+        ("predict", "sample whose rows and order the submission gets; a slice that was rejected"),
         ("export", "what Keras computes with (tensorflow; default: tensorflow)"),
         ("report", "worst mistakes to show (a whole number of at least 0; default: 12)"),
     ],

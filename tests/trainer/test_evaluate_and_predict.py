@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss
 
+import trainer
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
 from trainer.networks.model import load_classifier
@@ -146,7 +147,11 @@ def test_a_submission_has_a_row_an_image_and_label(run: Path, shards: Path, tmp_
     assert {row["ID"] for row in rows} == expected
     assert len(rows) == 21
     assert all(0 <= float(row["Label"]) <= 1 for row in rows)
-    frame = pd.read_parquet(output.with_suffix(".parquet")).set_index("image_id")
+    table = tmp_path / "table.parquet"
+    assert main([*argv[:-1], str(table)]) == 0
+    assert [each.name for each in output.parent.iterdir()] == ["submission.csv"]  # one file
+    frame = pd.read_parquet(table).set_index("image_id")
+    assert len(frame) == 7
     for row in rows:
         image_id, _, label = row["ID"].rpartition("_")
         assert float(row["Label"]) == pytest.approx(frame.loc[image_id, f"probability_{label}"])
@@ -218,7 +223,9 @@ def test_what_cannot_be_answered(
     assert "no split 'test2'; there are fold0" in refusal([*evaluate, "--split", "test2"], capsys)
     assert "has no labels" in refusal([*evaluate, "--split", "test"], capsys)
     assert "no run.json" in refusal(["evaluate", "--run", str(tmp_path)], capsys)
-    predict = ["predict", "--run", str(run), "--shards", str(shards), "--output", str(tmp_path)]
+    (tmp_path / "folder.csv").mkdir()
+    predict = ["predict", "--run", str(run), "--shards", str(shards)]
+    predict += ["--output", str(tmp_path / "folder.csv")]
     assert "is a folder" in refusal(predict, capsys)
     (run / "model.keras").unlink()
     assert "no model yet" in refusal(evaluate, capsys)
@@ -253,3 +260,108 @@ def test_a_labeled_holdout(
     assert main(argv) == 0
     (found,) = run.glob("evaluation-holdout-*.json")
     assert json.loads(found.read_text())["examples"] == 20
+
+
+RSNA = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
+
+
+@pytest.mark.parametrize("claimed", [[], RSNA], ids=["none", "those of earlier versions"])
+def test_unlabeled_shards_take_the_labels_of_the_run(
+    run: Path,
+    rows_maker: Callable[..., Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+    claimed: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        row | {"label": [-1] * len(claimed)} for row in rows_maker(5, 32, seed=9, labeled=False)
+    ]
+    folder = shards_writer(tmp_path / "unlabeled", {"test": rows}, labels=claimed)
+    table = tmp_path / "table.parquet"
+    argv = ["--run", str(run), "--shards", str(folder)]
+    assert main(["predict", *argv, "--output", str(table)]) == 0
+    frame = pd.read_parquet(table)
+    assert set(frame["image_id"]) == {row["image_id"] for row in rows}
+    labels = ["upper", "lower", "any"]
+    assert frame.columns.tolist()[-6:] == [
+        f"{kind}_{label}" for kind in ("probability", "label") for label in labels
+    ]
+    assert (frame[[f"label_{label}" for label in labels]] == -1).all(axis=None)
+    same = trainer.load_run(run).predict_split(trainer.open_shards(folder), "test")
+    pd.testing.assert_frame_equal(same, frame)
+    assert main(["predict", *argv, "--output", str(tmp_path / "s.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "s.csv")) == 5 * 3
+    capsys.readouterr()
+    wanted = "trained on labels" if claimed else "has no labels to measure by"
+    assert wanted in refusal(["evaluate", *argv, "--split", "test"], capsys)
+    assert wanted in refusal(["evaluate", *argv], capsys)
+    train = ["train", "--shards", str(folder), "--run", str(tmp_path / "new")]
+    assert "no labeled folds, so nothing to train on" in refusal(train, capsys)
+
+
+def test_labeled_shards_of_other_labels_windows_or_size_are_refused(
+    run: Path,
+    rows_maker: Callable[..., Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = {name: rows_maker(4, 32, seed=9) for name in ("fold0", "test")}
+    windows = [{"name": "brain", "center": 35, "width": 80}] * 3
+    others = {
+        "labels": shards_writer(tmp_path / "labels", rows, labels=["a", "b", "c"]),
+        "windows": shards_writer(tmp_path / "windows", rows, windows=windows),
+        "image": shards_writer(tmp_path / "size", {"fold0": rows_maker(4, 16, seed=9)}),
+    }
+    for name, folder in others.items():
+        argv = ["--run", str(run), "--shards", str(folder)]
+        for command in (["evaluate"], ["predict", "--output", str(tmp_path / "s.csv")]):
+            error = refusal([*command, *argv], capsys)
+            assert f"{folder}: the run was trained on {name} " in error
+            assert ", here: " in error
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("run/predictions-fold0.parquet", "would be among the files of a run"),
+        ("run/predictions-other.parquet", "would be among the files of a run"),
+        ("link/predictions-fold0.parquet", "would be among the files of a run"),
+        ("shards/index.parquet", "would be among the files of a run or of shards"),
+        ("crossval/out_of_fold.parquet", "would be among the files of a run"),
+        ("file/table.parquet", "cannot be written (File exists)"),
+        ("/proc/table.parquet", "cannot be written ("),
+        ("table.json", "want a name in .csv or .parquet"),
+        ("table", "want a name in .csv or .parquet"),
+        ("table.CSV", "want a name in .csv or .parquet"),
+    ],
+)
+def test_no_file_of_others_is_replaced_and_none_is_predicted_in_vain(
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    name: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also in a folder that refuses everyone, the superuser too."""
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "shards").symlink_to(shards)
+    (tmp_path / "crossval").mkdir()
+    (tmp_path / "crossval" / "crossval.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    before = (run / "predictions-fold0.parquet").read_bytes()
+    monkeypatch.setattr("trainer.evaluation.predict.predict", None)
+    argv = ["predict", "--run", str(run), "--shards", str(shards)]
+    assert message in refusal([*argv, "--output", str(tmp_path / name)], capsys)
+    assert (run / "predictions-fold0.parquet").read_bytes() == before
+
+
+def test_a_table_has_no_rows_of_a_sample(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["predict", "--run", str(run), "--shards", str(shards), "--sample_submission", "s.csv"]
+    error = refusal([*argv, "--output", str(tmp_path / "t.parquet")], capsys)
+    assert "--sample_submission: want a submission, --output NAME.csv" in error

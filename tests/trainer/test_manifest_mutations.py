@@ -140,7 +140,7 @@ def test_a_manifest_with_one_value_wrong(
     text = str(directory)
     train = TrainOptions(shards=text, run=run, **tiny)
     crossval = CrossvalOptions(shards=text, run=run, **tiny)
-    predict = PredictOptions(shards=text, run=finished, output=tmp_path / "s.csv")
+    predict = PredictOptions(shards=text, run=finished, output=tmp_path / "out" / "s.csv")
     actions: list[Callable[[], Any]] = [
         lambda: read_shard_directory(directory),
         lambda: prepare_training(train),
@@ -156,7 +156,7 @@ def test_a_manifest_with_one_value_wrong(
         assert all(len(line.splitlines()) == 1 and line.isprintable() for line in found), found
         refused += bool(found)
     assert mutants / 2 < refused < mutants
-    assert_opened_in(listening, directory, finished)
+    assert_opened_in(listening, directory, finished, predict.output.parent)
 
 
 def names_a_bucket(description: Any) -> bool:

@@ -62,7 +62,7 @@ def test_other_labels_are_other_content(edit_manifest: Callable[..., Path], shar
     [
         ({"schema_version": 2}, "schema_version 2; this trainer reads 1"),
         ({"schema_version": None}, "schema_version null"),
-        ({"labels": None}, "labels: null: must be a list of 1 to 1000 different labels"),
+        ({"labels": None}, "labels: null: must be a list of up to 1000 different labels"),
         ({"splits": {"fold0": {}}}, "splits.fold0.examples: is missing"),
         (
             {"image": {"height": 8, "width": 8, "channels": 5}},

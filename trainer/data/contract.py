@@ -19,7 +19,7 @@ CARD = "report.html"  # the data card, which may be absent
 # A cross-validation fold, by its number. In other splits, labels may be missing.
 FOLD = re.compile(r"fold(\d+)")
 UNLABELED_SPLIT = "test"
-UNLABELED = -1  # the lowest label where they may be missing
+UNLABELED = -1  # in place of a label that is missing
 
 # Of an example: what training needs, and what evaluation needs beside it.
 IMAGE, LABEL = "image", "label"

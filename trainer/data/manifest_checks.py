@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from trainer.data.contract import FILES
+from trainer.data.contract import FILES, UNLABELED_SPLIT
 from trainer.errors import BadInput
 from trainer.json_documents import key_path, shown
 
@@ -23,6 +23,8 @@ def check_consistency(manifest: dict[str, Any], name: str) -> None:
         for number, shard in enumerate(entry["shards"]):
             _check_labels(name, ["splits", split, "shards", number], shard, known)
         _check_label_sums(name, split, entry)
+        if not known and split != UNLABELED_SPLIT and entry["examples"]:
+            raise BadInput(f"{name}: labels: a list of 0: must name the labels of {split}")
     _check_names(manifest["splits"], name)
 
 

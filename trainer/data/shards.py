@@ -151,6 +151,13 @@ class ShardDirectory:
         """The folds and the hold-out, as far as they have examples."""
         return tuple(s for s in self.splits if s.name != UNLABELED_SPLIT and s.examples)
 
+    @property
+    def is_unlabeled(self) -> bool:
+        """Whether no slice has a label; earlier versions name RSNA's labels all the same."""
+        return not self.labels or not (
+            self.labeled() or any(any(each.label_counts) for each in self.splits)
+        )
+
     def folds(self) -> tuple[Split, ...]:
         """The cross-validation folds, by number."""
         found = [(FOLD.fullmatch(each.name), each) for each in self.splits]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.data.contract import IMAGE, LABEL, POSITION, TEXTS
+from trainer.data.contract import IMAGE, LABEL, POSITION, TEXTS, UNLABELED
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
 from trainer.data.shards import ImageSpec, Split
@@ -42,6 +42,10 @@ class Predictions:
         """The same predictions, each label's logits divided by its temperature."""
         divided = self.logits / np.asarray(temperatures)
         return replace(self, logits=divided.astype(np.float32))
+
+    def without_labels(self) -> Predictions:
+        """The same predictions, of slices whose labels are not known."""
+        return replace(self, labels=np.full(self.logits.shape, UNLABELED, np.int64))
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:

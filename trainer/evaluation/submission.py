@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ class Submission:
         rows: columns ID, `<image id>_<label>`, and Label, a probability.
         filled: images that are asked for and were not predicted.
         left_out: images that were predicted and are not asked for.
+        unclear: rows whose ID fits two images and labels: `a_b_c` is label `c` of image `a_b`, or
+            `b_c` of `a`.
     """
 
     rows: pd.DataFrame
     filled: int = 0
     left_out: int = 0
+    unclear: int = 0
 
 
 def build_submission(
@@ -44,50 +48,78 @@ def build_submission(
         labels: L names.
     """
     ids = [f"{image_id}_{label}" for image_id in image_ids for label in labels]
-    return Submission(pd.DataFrame({ID: ids, LABEL: probabilities.ravel()}))
+    rows = pd.DataFrame({ID: ids, LABEL: probabilities.ravel()})
+    return Submission(rows, unclear=int(rows[ID].duplicated(keep=False).sum()))
 
 
-def read_sample(path: Path, labels: Sequence[str]) -> pd.Series[str]:
+def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
     """The ids of a sample submission, in its order.
 
     Raises:
         BadInput: it cannot be read, or asks for something else than these labels of images.
     """
     try:
-        ids = pd.read_csv(path, usecols=[ID], dtype=str)[ID].fillna("")
+        ids = pd.read_csv(path, usecols=[ID], dtype=str, na_filter=False)[ID].tolist()
     except OSError as error:
         raise BadInput(f"--sample_submission {path}: {error.strerror}") from None
     except ValueError as error:
         told = str(error).splitlines()[0]
         raise BadInput(f"--sample_submission {path}: cannot be read ({told})") from None
-    other = ids[~ids.str.rpartition("_")[2].isin(labels)]
-    if len(other):
+    known = {*labels}
+    other = next((each for each in ids if not readings(each, known)), None)
+    if other is not None:
         raise BadInput(
-            f"--sample_submission {path}: {other.iloc[0]!r} is not <image id>_<label>; the labels"
+            f"--sample_submission {path}: {other!r} is not <image id>_<label>; the labels"
             f" are {', '.join(labels)}"
         )
     return ids
 
 
+def readings(row: str, labels: Collection[str]) -> list[tuple[str, str]]:
+    """The images and labels that an ID may stand for, the longest label first.
+
+    >>> readings("a_midline_shift", {"midline_shift", "shift"})
+    [('a', 'midline_shift'), ('a_midline', 'shift')]
+    """
+    places = (place for place, sign in enumerate(row) if sign == "_")
+    parts = ((row[:place], row[place + 1 :]) for place in places)
+    return [(image, label) for image, label in parts if label in labels]
+
+
 def fit_to_sample(
-    submission: Submission, ids: pd.Series[str], prevalence: Mapping[str, float]
+    image_ids: Sequence[str],
+    probabilities: npt.NDArray[np.floating[Any]],
+    ids: Sequence[str],
+    prevalence: Mapping[str, float],
 ) -> Submission:
     """The rows that a sample submission asks for, in its order.
 
     Args:
-        submission: of the images that were predicted.
+        image_ids: N that were predicted.
+        probabilities: [N, L].
         ids: as `read_sample` gives them.
-        prevalence: of each label where the network was trained: what an image gets of which
-            nothing is known, since the pipeline rejected its file.
+        prevalence: of each of the L labels where the network was trained: what an image gets of
+            which nothing is known, since the pipeline rejected its file.
     """
-    predicted = submission.rows.drop_duplicates(ID).set_index(ID)[LABEL]
-    parts = ids.str.rpartition("_")
-    values = ids.map(predicted)
-    missing = values.isna()
-    values = values.where(~missing, parts[2].map(dict(prevalence)))
-    known = predicted.index.to_series().str.rpartition("_")[0]
+    row_of = dict(zip(reversed(image_ids), reversed(range(len(image_ids))), strict=True))
+    column_of = {label: number for number, label in enumerate(prevalence)}
+    read = {each: readings(each, column_of) for each in ids}
+    # An image that is asked for has a row for each label.
+    asked = Counter(image for found in read.values() for image, _ in found)
+    images = {image for image, rows in asked.items() if rows == len(column_of)} | row_of.keys()
+    likely = {each: [pair for pair in found if pair[0] in images] for each, found in read.items()}
+    chosen = {
+        each: min(likely[each] or found, key=lambda pair: pair[0] not in row_of)
+        for each, found in read.items()
+    }
+    values = [
+        probabilities[row_of[image], column_of[label]] if image in row_of else prevalence[label]
+        for image, label in map(chosen.__getitem__, ids)
+    ]
+    named = {image for image, _ in chosen.values()}
     return Submission(
         rows=pd.DataFrame({ID: ids, LABEL: values}),
-        filled=parts[0][missing].nunique(),
-        left_out=len({*known} - {*parts[0]}),
+        filled=len(named - row_of.keys()),
+        left_out=len(row_of.keys() - named),
+        unclear=sum(len(likely[each] or read[each]) > 1 for each in ids),
     )

@@ -22,6 +22,7 @@ from trainer.report.comparison_tables import (
 from trainer.report.drawings import SERIES, Drawing, Line, draw_by_epoch, draw_in_unit_square
 from trainer.report.page import decimal, write_page
 from trainer.report.plots import DIAGONAL, column, has_both, label_line
+from trainer.runs.outputs import check_output
 
 SECTIONS = {
     "runs": "Runs",
@@ -40,6 +41,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     """
     if not 2 <= len(paths) <= len(SERIES):
         raise BadInput(f"--runs: must be 2 to {len(SERIES)} run directories, here: {len(paths)}")
+    check_output(output)
     runs = read_runs(paths)
     first, others = runs[0], runs[1:]
     paired = [each for each in others if each.measured_as(first)]
@@ -59,7 +61,6 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
         "precision": precision_drawings(runs),
         "options": option_table(runs),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_page(output, "compare.html.jinja", **values)
     Display().point_out(f"written: {output}")
 

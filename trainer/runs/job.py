@@ -26,7 +26,7 @@ from trainer.options import (
     label_weights,
 )
 from trainer.progress import Display
-from trainer.runs.outputs import check_formats, check_new_folder
+from trainer.runs.outputs import check_formats, check_new_folder, check_output
 from trainer.runs.run_directory import (
     RunDirectory,
     check_run,
@@ -171,17 +171,20 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     display = Display()
     source = find_shards(options.shards or description["shards"]["path"], options, display)
     shards = source.open()
-    check_fit(description, shards)
+    if isinstance(options, EvaluateOptions) and not shards.labels:
+        raise BadInput(f"{shards.location}: has no labels to measure by; `predict` is for such")
+    check_fit(description, shards, may_lack_labels=isinstance(options, PredictOptions))
+    labels = tuple(description["shards"]["labels"])
     validation = fold_split(description["options"]["fold"])
     split = shards.split(options.split or validation)
     same_shards = shards.digest() == description["shards"]["digest"]
     if not split.examples:
         raise BadInput(f"{shards.location}: split {split.name} has no examples")
     check_model(run)
-    if isinstance(options, PredictOptions) and options.output.is_dir():
-        raise BadInput(f"--output {options.output}: is a folder; must be a file")
-    weights = label_weights(description["options"]["label_weights"], shards.labels, saved=True)
-    temperatures = choose_temperatures(run, shards.labels, options.temperature)
+    if isinstance(options, PredictOptions):
+        check_output(options.output)
+    weights = label_weights(description["options"]["label_weights"], labels, saved=True)
+    temperatures = choose_temperatures(run, labels, options.temperature)
     if not same_shards and not options.split and split.examples < count(shards.labeled()):
         display.say(
             f"{shards.location}: measuring {split.name}, {split.examples} of "
@@ -344,14 +347,17 @@ def choose_temperatures(
         ) from None
 
 
-def check_fit(description: dict[str, Any], shards: ShardDirectory) -> None:
+def check_fit(
+    description: dict[str, Any], shards: ShardDirectory, may_lack_labels: bool = True
+) -> None:
     """Compares what a run was trained on with what it shall answer for.
 
     Raises:
         BadInput: other labels, windows or images.
     """
     trained, here = described_data(description), describe_data(shards)
-    for name in ("labels", "windows", "image"):
+    unlabeled = may_lack_labels and shards.is_unlabeled
+    for name in ("windows", "image") if unlabeled else ("labels", "windows", "image"):
         if trained[name] != here[name]:
             raise BadInput(
                 f"{shards.location}: the run was trained on {name} {trained[name]},"

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from trainer.data.contract import INDEX
 from trainer.errors import BadInput
 from trainer.files import remove_unfinished
 from trainer.options import parse_formats
+
+# By a file that tells what a folder is, what its owner writes into it; see `RunDirectory`.
+_RUN = ("*.json", "model.keras", "history.png", "report.html", "predictions-*.parquet")
+_OWNED = {
+    "run.json": _RUN,
+    "crossval.json": ("crossval.json", "out_of_fold.parquet"),
+    INDEX: ("*",),  # a shard directory
+}
 
 
 def check_formats(text: str) -> None:
@@ -35,3 +46,27 @@ def check_new_folder(output: Path) -> None:
         remove_unfinished(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"--output {output}: exists and is not empty")
+
+
+def check_output(path: Path) -> None:
+    """Makes the folder of a file that a command is to write, and tries to write into it.
+
+    Raises:
+        BadInput: it cannot be written, or the file is one of a run or of a shard directory.
+    """
+    if path.is_dir():
+        raise BadInput(f"--output {path}: is a folder; must be a file")
+    place = path.resolve()
+    for known, names in _OWNED.items():
+        owned = any(fnmatch(place.name, name) for name in names)
+        if owned and (place.parent / known).is_file():
+            raise BadInput(
+                f"--output {path}: would be among the files of a run or of shards, beside {known};"
+                " choose another name or folder"
+            )
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"--output {path}: cannot be written ({error.strerror})") from None
