@@ -154,9 +154,8 @@ class ShardDirectory:
     @property
     def is_unlabeled(self) -> bool:
         """Whether no slice has a label; earlier versions name RSNA's labels all the same."""
-        return not self.labels or not (
-            self.labeled() or any(any(each.label_counts) for each in self.splits)
-        )
+        counts = [number for each in self.splits for number in each.label_counts]
+        return not self.labels or not (self.labeled() or any(number != 0 for number in counts))
 
     def folds(self) -> tuple[Split, ...]:
         """The cross-validation folds, by number."""
