@@ -327,6 +327,7 @@ def test_labeled_shards_of_other_labels_windows_or_size_are_refused(
     [
         ("run/predictions-fold0.parquet", "would be among the files of a run"),
         ("run/predictions-other.parquet", "would be among the files of a run"),
+        ("run/trained_on.parquet", "would be among the files of a run"),
         ("link/predictions-fold0.parquet", "would be among the files of a run"),
         ("shards/index.parquet", "would be among the files of a run or of shards"),
         ("crossval/out_of_fold.parquet", "would be among the files of a run"),

@@ -13,9 +13,11 @@ from trainer.files import remove_unfinished
 from trainer.options import parse_formats
 
 # By a file that tells what a folder is, what its owner writes into it; see `RunDirectory`.
-_RUN = ("*.json", "model.keras", "history.png", "report.html", "predictions-*.parquet")
 _OWNED = {
-    "run.json": _RUN,
+    "run.json": (
+        *("*.json", "model.keras", "history.png", "report.html"),
+        *("predictions-*.parquet", "trained_on.parquet"),
+    ),
     "crossval.json": ("crossval.json", "out_of_fold.parquet"),
     INDEX: ("*",),  # a shard directory
 }
