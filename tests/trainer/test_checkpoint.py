@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from trainer.errors import BadInput
 from trainer.runs.checkpoint import (
     CACHE_NAME,
     Checkpoint,
@@ -23,10 +24,11 @@ from trainer.runs.checkpoint import (
 )
 
 
-def make_model() -> Any:
-    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+def make_model(width: int = 2) -> Any:
+    keras.utils.clear_session()
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(width)])
     model.add(keras.layers.Dropout(0.5, seed=1))
-    optimizer = keras.optimizers.AdamW(use_ema=True)
+    optimizer = keras.optimizers.AdamW(use_ema=True, name="optimizer")
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer, loss="mse")
     return model
@@ -37,11 +39,11 @@ def step(model: Any) -> None:
 
 
 def state(model: Any) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(each)) for each in variables(model)]
+    return [np.array(keras.ops.convert_to_numpy(each)) for each in variables(model).values()]
 
 
 def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
-    return Checkpoint(Progress(epoch, step), (np.arange(3.0), np.array([epoch])))
+    return Checkpoint(Progress(epoch, step), {"a/b": np.arange(3.0), "c": np.array([epoch])})
 
 
 def test_a_model_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -149,37 +151,72 @@ def test_an_epoch_ends_at_step_zero() -> None:
     assert (progress.epoch, progress.step) == (1, 0)
 
 
-def test_arrays_come_back_in_their_order(tmp_path: Path) -> None:
-    arrays = tuple(np.full(i % 3, i) for i in range(120))
+def test_arrays_come_back_by_name(tmp_path: Path) -> None:
+    arrays = {f"group/layer.{i}/é#{i}": np.full(i % 3, i) for i in range(120)}
     save(tmp_path, Checkpoint(Progress(), arrays))
     found = load_newest(tmp_path)
     assert found is not None
-    for one, other in zip(found.arrays, arrays, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert found.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
 
 
 def test_weights_alone_and_metrics_alone() -> None:
     model = make_model()
-    saved = Checkpoint(
-        Progress(), tuple(np.full(each.shape, i + 1) for i, each in enumerate(variables(model)))
-    )
-    count, first = len(weights(model)), len(saved.arrays) - len(model.metrics_variables)
-    assert 0 < count < first < len(saved.arrays)
-    for restored, places in (
-        (restore_weights, range(count)),
-        (restore_metrics, range(first, len(saved.arrays))),
+    numbers = {name: i + 1 for i, name in enumerate(variables(model))}
+    arrays = {k: np.full(v.shape, numbers[k]) for k, v in variables(model).items()}
+    # In whatever order they are stored.
+    saved = Checkpoint(Progress(), dict(sorted(arrays.items(), reverse=True)))
+    assert {name.split("/")[0] for name in numbers} == {"weights", "optimizer", "metrics"}
+    for restored, group in (
+        (restore_weights, "weights/"),
+        (restore_metrics, "metrics/"),
+        (restore, ""),
     ):
-        for each in variables(model):
+        for each in variables(model).values():
             each.assign(np.zeros(each.shape))
         restored(model, saved)
-        found = [int(each.max()) for each in state(model)]
-        assert found == [i + 1 if i in places else 0 for i in range(len(saved.arrays))]
+        found = {k: int(np.max(v)) for k, v in zip(numbers, state(model), strict=True)}
+        assert found == {k: v if k.startswith(group) else 0 for k, v in numbers.items()}
+
+
+def test_variables_of_one_path_are_told_apart() -> None:
+    same = [keras.Variable([value], name="same") for value in (1.0, 2.0)]
+    model: Any = SimpleNamespace(variables=same)
+    assert [*weights(model).values()] == same
+    saved = Checkpoint(Progress(), {"weights/same": np.full(1, 3), "weights/same#2": np.full(1, 4)})
+    restore_weights(model, saved)
+    assert [float(each[0]) for each in same] == [3, 4]
+
+
+@pytest.mark.parametrize("change", ["less", "more", "shape"])
+@pytest.mark.parametrize("restored", [restore, restore_weights])
+def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) -> None:
+    arrays = capture(make_model(), Progress()).arrays
+    name = next(each for each in arrays if each.endswith("kernel") and "weights" in each)
+    match change:
+        case "less":
+            del arrays[name]
+        case "more":
+            arrays["weights/other"] = np.zeros(3)
+            name = "weights/other"
+        case "shape":
+            arrays[name] = arrays[name].T
+    model = make_model()
+    before = state(model)
+    with pytest.raises(BadInput, match="the checkpoint of epoch 4, step 2 is of another") as raised:
+        restored(model, Checkpoint(Progress(4, 2), arrays))
+    shapes = {"less": "not there in it, [3, 2]", "more": "[3] in it, not there", "shape": "[2, 3]"}
+    assert f"{name} is {shapes[change]} in" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    for one, other in zip(before, state(model), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_images_on_the_device_are_no_part_of_a_checkpoint() -> None:
     names = ("kernel", CACHE_NAME, "bias")
-    model = SimpleNamespace(variables=[SimpleNamespace(name=each) for each in names])
-    assert [each.name for each in weights(model)] == ["kernel", "bias"]
+    model = SimpleNamespace(variables=[SimpleNamespace(name=each, path=each) for each in names])
+    assert [each.name for each in weights(model).values()] == ["kernel", "bias"]
 
 
 def test_a_complete_run_has_none(tmp_path: Path) -> None:
@@ -194,18 +231,25 @@ def test_a_checkpoint_with_code_in_it_is_passed_over(tmp_path: Path) -> None:
     save(tmp_path, make_checkpoint(1))
     victim = tmp_path / "epoch-0002-step-00000000.npz"
     stored = dict(np.load(checkpoints(tmp_path)[0]))
-    np.savez(victim, **(stored | {"v00000": np.array([Path("object")])}))
+    np.savez(victim, **(stored | {"a/b": np.array([Path("object")])}))
     found = load_newest(tmp_path)
     assert found is not None
-    assert found.arrays[0].tolist() == [0, 1, 2]
+    assert found.arrays["a/b"].tolist() == [0, 1, 2]
 
 
 def test_a_position_that_is_no_json_is_not_written(tmp_path: Path) -> None:
     progress = Progress(epoch=1, history=[{"val_loss": float("nan")}])
     with pytest.raises(ValueError, match="JSON compliant"):
-        save(tmp_path, Checkpoint(progress, ()))
+        save(tmp_path, Checkpoint(progress, {}))
     assert not checkpoints(tmp_path)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert load_newest(tmp_path) is None
+
+
+def test_where_all_are_damaged_training_does_not_start_over(tmp_path: Path) -> None:
+    save(tmp_path, make_checkpoint(1))
+    checkpoints(tmp_path)[0].write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="no checkpoint can be read"):
+        load_newest(tmp_path)

@@ -43,7 +43,7 @@ class Loop:
     def compile_phase(self, job: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
         inputs = keras.layers.Input((1,))
         model = make_training_model(inputs, self.core(inputs), self.core, 0.5, 1)
-        optimizer = keras.optimizers.SGD(0.0)
+        optimizer = keras.optimizers.SGD(0.0, name="optimizer")
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer, loss="mse")
         model.frozen = frozen
@@ -175,4 +175,4 @@ def test_each_epoch_is_saved(loop: Loop, tmp_path: Path) -> None:
     found = checkpoint.load_newest(tmp_path)
     assert found is not None
     assert found.progress.epoch == 5
-    assert found.arrays[0].item() == 5
+    assert found.arrays[f"weights/{loop.core.weights[0].path}"].item() == 5

@@ -44,8 +44,8 @@ class AveragedModel(keras.Model):  # type: ignore[misc,unused-ignore]
         self.momentum, self.accumulate = momentum, accumulate
         self.averaged = averaged
         self.averages = [
-            keras.Variable(value, dtype=value.dtype, trainable=False, name=f"average_{i}")
-            for i, value in enumerate(copies(averaged))
+            keras.Variable(value, dtype=value.dtype, trainable=False, name=_average_of(each))
+            for each, value in zip(averaged, copies(averaged), strict=True)
         ]
         self.steps_done = keras.Variable(0, dtype="int", trainable=False, name="steps_done")
 
@@ -78,6 +78,11 @@ class AveragedModel(keras.Model):  # type: ignore[misc,unused-ignore]
         """Starts over from the weights as they are."""
         self.steps_done.assign(0)
         assign(self.averages, copies(self.averaged))
+
+
+def _average_of(variable: Any) -> str:
+    """The name of a variable's average: checkpoints go by names."""
+    return f"average_of_{variable.path.replace('/', '_')}"
 
 
 def make_training_model(

@@ -98,6 +98,14 @@ def leave_gpu_to_jax() -> None:
         tf.config.set_visible_devices([], "GPU")
 
 
+def begin_session(seed: int) -> None:
+    """Seeds everything, and lets Keras number from 0 what has no name: checkpoints go by names."""
+    policy = keras.config.dtype_policy()
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(seed)
+
+
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
     """The Keras dtype policy for `asked`, as `options.TrainOptions.precision` has it.
 

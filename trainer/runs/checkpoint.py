@@ -1,6 +1,6 @@
 """Training states on disk: whole or not at all, the newest good one used.
 
-A checkpoint is one uncompressed .npz: arrays in the order of Keras's variable lists, and
+A checkpoint is one uncompressed .npz: an array per variable, named by the variable's path, and
 the position as JSON. Zip keeps a CRC of each array, so a damaged file is known as such.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from trainer.errors import BadInput
 from trainer.files import write_whole
 
 KEPT = 2
@@ -80,23 +82,42 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A position, and the value of every variable there."""
+    """A position, and the value of every variable there by its group and path."""
 
     progress: Progress
-    arrays: tuple[npt.NDArray[Any], ...]
+    arrays: dict[str, npt.NDArray[Any]]
 
 
-def weights(model: Any) -> list[Any]:
-    """A model's weights, statistics and generators, in a fixed order.
+def weights(model: Any) -> dict[str, Any]:
+    """A model's weights, statistics, averages and generators by path.
 
     Not the images that a cache keeps on the device.
     """
-    return [each for each in model.variables if each.name != CACHE_NAME]
+    return _by_path("weights", [each for each in model.variables if each.name != CACHE_NAME])
 
 
-def variables(model: Any) -> list[Any]:
-    """All that a compiled model's training depends on, its weights first."""
-    return [*weights(model), *model.optimizer.variables, *model.metrics_variables]
+def metrics(model: Any) -> dict[str, Any]:
+    """The running means of an epoch by path."""
+    return _by_path("metrics", model.metrics_variables)
+
+
+def variables(model: Any) -> dict[str, Any]:
+    """All that a compiled model's training depends on, by group and path.
+
+    Not by position: that changes with what is trainable.
+    """
+    return weights(model) | _by_path("optimizer", model.optimizer.variables) | metrics(model)
+
+
+def _by_path(group: str, variables: list[Any]) -> dict[str, Any]:
+    """Variables by group and path; those that share a path are numbered."""
+    found: dict[str, Any] = {}
+    times: Counter[str] = Counter()
+    for each in variables:
+        times[each.path] += 1
+        repeated = f"#{times[each.path]}" if times[each.path] > 1 else ""
+        found[f"{group}/{each.path}{repeated}"] = each
+    return found
 
 
 def capture(model: Any, progress: Progress) -> Checkpoint:
@@ -104,28 +125,53 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
     if hasattr(model, "jax_state_sync"):
         # Within an epoch, JAX's state lives outside the model's variables.
         model.jax_state_sync()
-    arrays = tuple(np.array(keras.ops.convert_to_numpy(each)) for each in variables(model))
-    return Checkpoint(progress, arrays)
+    found = variables(model).items()
+    return Checkpoint(progress, {k: np.array(keras.ops.convert_to_numpy(v)) for k, v in found})
 
 
 def restore(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives a model, built and compiled as it was, its state back."""
-    for variable, array in zip(variables(model), checkpoint.arrays, strict=True):
-        variable.assign(array)
+    """Gives a model, built and compiled as it was, its state back.
+
+    Raises:
+        BadInput: the checkpoint is of another model.
+    """
+    _assign(variables(model), checkpoint, "")
 
 
 def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives a model its weights alone, where another optimizer takes over."""
-    found = weights(model)
-    for variable, array in zip(found, checkpoint.arrays[: len(found)], strict=True):
-        variable.assign(array)
+    """Gives a model its weights alone, where another optimizer takes over.
+
+    Raises:
+        BadInput: the checkpoint is of another model.
+    """
+    _assign(weights(model), checkpoint, "weights/")
 
 
 def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives back the running means of an epoch, which Keras resets as it enters one."""
-    found = model.metrics_variables
-    for variable, array in zip(found, checkpoint.arrays[-len(found) :], strict=True):
-        variable.assign(array)
+    """Gives back the running means of an epoch, which Keras resets as it enters one.
+
+    Raises:
+        BadInput: the checkpoint is of another model.
+    """
+    _assign(metrics(model), checkpoint, "metrics/")
+
+
+def _assign(found: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
+    """Gives variables the values of a group, if names and shapes are the same."""
+    stored = {k: v for k, v in checkpoint.arrays.items() if k.startswith(group)}
+    here = {name: tuple(each.shape) for name, each in found.items()}
+    there = {name: each.shape for name, each in stored.items()}
+    differing = sorted(here.items() ^ there.items())
+    if differing:
+        name = differing[0][0]
+        shapes = (list(each[name]) if name in each else "not there" for each in (there, here))
+        raise BadInput(
+            "the checkpoint of epoch {}, step {} is of another network, or of another version of"
+            " the trainer or of Keras: {} is {} in it, {} in this network; train in a new run"
+            " directory".format(checkpoint.progress.epoch, checkpoint.progress.step, name, *shapes)
+        )
+    for name, variable in found.items():
+        variable.assign(stored[name])
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -133,8 +179,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     where = checkpoint.progress
     path = folder / f"epoch-{where.epoch:04d}-step-{where.step:08d}.npz"
     text = json.dumps(asdict(where), allow_nan=False).encode()
-    named: dict[str, Any] = {f"v{i:05d}": array for i, array in enumerate(checkpoint.arrays)}
-    named["progress"] = np.frombuffer(text, np.uint8)
+    named: dict[str, Any] = checkpoint.arrays | {"progress": np.frombuffer(text, np.uint8)}
     write_whole(path, lambda unfinished: np.savez(unfinished, **named))
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
@@ -152,12 +197,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none."""
-    for path in reversed(checkpoints(folder)):
+    """The newest checkpoint that is whole; None where there is none at all.
+
+    Raises:
+        BadInput: all of them are damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
         try:
             return load(path)
-        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile):
+        except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             continue
+    if found:
+        raise BadInput(
+            f"{folder}: no checkpoint can be read ({', '.join(path.name for path in found)});"
+            " remove them to train from the first step"
+        )
     return None
 
 
@@ -165,9 +220,9 @@ def load(path: Path) -> Checkpoint:
     """Reads one checkpoint.
 
     Raises:
-        ValueError, OSError, KeyError, EOFError, BadZipFile: the file is damaged.
+        ValueError, OSError, KeyError, EOFError, TypeError, BadZipFile: the file is damaged.
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         progress = Progress(**json.loads(stored["progress"].tobytes()))
-        names = sorted(name for name in stored.files if name != "progress")
-        return Checkpoint(progress, tuple(stored[name] for name in names))
+        names = (name for name in stored.files if name != "progress")
+        return Checkpoint(progress, {name: stored[name] for name in names})

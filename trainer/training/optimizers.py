@@ -17,7 +17,9 @@ def build_optimizer(
     Under the dtype policy `mixed_float16` the loss is scaled: most gradients would else be too
     small for float16 (Micikevicius et al., arXiv:1710.03740, 3.2).
     """
+    # Names of their own: Keras would number those that it makes, and checkpoints go by names.
     common = {
+        "name": "optimizer",
         "learning_rate": build_schedule(options, steps, per_epoch),
         "weight_decay": options.weight_decay,
         "global_clipnorm": options.clip_norm or None,
@@ -31,7 +33,7 @@ def build_optimizer(
     spared = [each for each in trainable if len(each.shape) < 2]
     optimizer.exclude_from_weight_decay(var_list=spared)
     if policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
     optimizer.build(trainable)
     return optimizer
 

@@ -17,6 +17,7 @@ from trainer.evaluation.predictions import check_finite, predict_split, write_pa
 from trainer.files import write_json, write_whole
 from trainer.networks.averaging import averaged_weights, reset_averages
 from trainer.networks.hardware import (
+    begin_session,
     choose_precision,
     choose_xla,
     compute_capability,
@@ -58,7 +59,7 @@ def train(job: Job) -> None:
     leave_gpu_to_jax()
     if options.deterministic:
         make_deterministic()
-    keras.utils.set_random_seed(options.seed)
+    begin_session(options.seed)
     devices = use_all_devices(options.batch_size)
     capability = compute_capability()
     # Before the first tensor: TensorFlow takes all the memory there is then.
