@@ -62,7 +62,8 @@ TESTS = """
 import pytest
 
 keras.distribution.set_distribution(None)
-files = [f"tests/trainer/test_{name}.py" for name in ("averaging", "feeds", "half_precision")]
+names = ("averaging", "feeds", "half_precision", "resume")
+files = [f"tests/trainer/test_{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *FULL, *files]))
 """
 

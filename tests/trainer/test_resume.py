@@ -20,6 +20,9 @@ from trainer.runs.checkpoint import Checkpoint
 from trainer.runs.job import prepare_training
 from trainer.training.train import train
 
+pytestmark = pytest.mark.filterwarnings(  # Keras's own, with JAX
+    "ignore:__array__ implementation:DeprecationWarning"
+)
 BACKEND = keras.backend.backend()
 
 TRAINING: dict[str, dict[str, Any]] = {
@@ -36,18 +39,25 @@ TRAINING: dict[str, dict[str, Any]] = {
     "deterministic": {"deterministic": True},
 }
 EVALUATION = {"tta": ["--tta"], "temperature": ["--fit_temperature"]}
-PAIRS = [
+NAMES = [*TRAINING, *EVALUATION]
+PAIRS: list[tuple[str, ...]] = [
     pair
-    for pair in combinations([*TRAINING, *EVALUATION], 2)
+    for pair in combinations(NAMES, 2)
     if len({key for name in pair for key in TRAINING.get(name, {name: None})}) == 2
 ]
+if BACKEND == "jax":  # which is the other one of each pair
+    PAIRS = [(name,) for name in NAMES]
 # In `make test`: the documented example, and all that go together at once.
 TOGETHER = [
     ("freeze", "ema"),
     ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "tta"),
     ("freeze", "ema", "accumulate", "bfloat16", "disk", "deterministic", "temperature"),
 ]
-CASES = [*TOGETHER, *(pytest.param(p, marks=pytest.mark.full) for p in PAIRS if p not in TOGETHER)]
+QUICK = TOGETHER[:1] if BACKEND == "jax" else TOGETHER
+CASES = [
+    pytest.param(names, marks=[] if names in QUICK else pytest.mark.full)
+    for names in dict.fromkeys([*TOGETHER, *PAIRS])
+]
 # Epochs and steps behind a run when it is killed, of two epochs of five steps: within the head's
 # phase, at its end, and at the first step of the next, between two updates.
 KILLS = ((0, 3), (1, 0), (1, 1))

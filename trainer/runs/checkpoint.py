@@ -126,7 +126,9 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
         # Within an epoch, JAX's state lives outside the model's variables.
         model.jax_state_sync()
     found = variables(model).items()
-    return Checkpoint(progress, {k: np.array(keras.ops.convert_to_numpy(v)) for k, v in found})
+    return Checkpoint(
+        progress, {k: np.array(keras.ops.convert_to_numpy(v.value)) for k, v in found}
+    )
 
 
 def restore(model: Any, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,9 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
         for layer in classifier.backbone.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False
+    for each in (classifier.model, classifier.core):
+        # JAX's function is for the variables that were trainable when it was made.
+        each.make_predict_function(force=True)
     model = feed.network(classifier)
     settle_statistics(classifier.backbone, options.epochs * job.steps)
     epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
