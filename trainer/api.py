@@ -173,7 +173,7 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     from trainer.networks.model import load_classifier
 
     image = ImageSpec(**described_data(description)["image"])
-    model = load_classifier(directory.model)
+    model = load_classifier(directory.model, description["options"].get("xla", "auto"))
     return TrainedModel(directory, labels, image, temperatures, model, description)
 
 

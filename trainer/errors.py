@@ -1,6 +1,7 @@
 """What can end a command on purpose; everything else is a bug and keeps its traceback.
 
 TrainerError
+├── DeviceFailed exit code 1: a GPU, its driver or its compiler failed
 ├── BadInput     exit code 2: options, shards or a run directory that cannot be used
 ├── Diverged     exit code 3: the loss stopped being a finite number
 └── StoreFailed  exit code 5: an object store failed or refused access, or its copy has no place
@@ -11,6 +12,10 @@ class TrainerError(Exception):
     """Ends the command with one line on stderr and `exit_code`."""
 
     exit_code = 1
+
+
+class DeviceFailed(TrainerError):
+    """What computes failed: not the data, and nothing that was given."""
 
 
 class BadInput(TrainerError):

@@ -175,6 +175,13 @@ class _ShardsOfRun(Declared):
     """shard directory, a path or URL"""
 
 
+class _Answers(Declared):
+    """How a trained network is computed."""
+
+    xla: Literal["run", "auto", "on", "off"] = "run"
+    """compile with XLA; run: as in training"""
+
+
 class SavedModel(Declared):
     """A trained model, and what is made of its logits."""
 
@@ -280,7 +287,7 @@ class CrossvalOptions(TrainOptions):
     fold: Annotated[int, Mark.DERIVED] = 0
 
 
-class _PredictionOptions(SavedModel, Batches, ShardAccess):
+class _PredictionOptions(SavedModel, _Answers, Batches, ShardAccess):
     """How a trained model answers."""
 
     tta: bool = False
@@ -334,7 +341,7 @@ class ExportOptions(_ShardsOfRun, SavedModel, ShardAccess):
     """what Keras computes with"""
 
 
-class ReportOptions(_ShardsOfRun, _Backend, ShardAccess):
+class ReportOptions(_ShardsOfRun, _Answers, _Backend, ShardAccess):
     """Which run is shown, and how many of its mistakes."""
 
     run: LocalPath

@@ -240,6 +240,10 @@ def test_an_index_of_other_shards(edit_manifest: Callable[..., Path]) -> None:
     [
         ("{{function_node f}} {{node g}} label 7\nand more", "label 7"),
         ("label 7 [Op:Check] name: of old", "label 7"),
+        (
+            "Graph execution error:\n\nDetected at\n  File\n\nno label\n\t [[{{node g}}]]",
+            "no label",
+        ),
         ("an id of é", r"an id of \xe9"),
         ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 200),
@@ -251,13 +255,22 @@ def test_what_an_exception_says_in_a_line(said: str, line: str) -> None:
     assert reason(ValueError(said)) == line
 
 
-def test_what_is_no_damage_is_passed_on(shards: Path) -> None:
+def test_what_is_no_damage_is_passed_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = read_shard_directory(shards)
+    said = "Error in user-defined function passed to MapDataset with Iterator::Root: a bug"
+    with pytest.raises(tf.errors.UnknownError), damage_reported(data.splits, data.image, 3):
+        raise tf.errors.UnknownError(None, None, said)
+    searched: list[object] = []
+    monkeypatch.setattr(damage, "find_damage", lambda *arguments: searched.append(arguments))
+    for error in (tf.errors.UnknownError, tf.errors.NotFoundError):
+        with pytest.raises(error), damage_reported(data.splits, data.image, 3):
+            raise error(None, None, "of a device")
     with (
         pytest.raises(tf.errors.InvalidArgumentError),
         damage_reported(data.splits, data.image, 3),
     ):
         tf.reshape(tf.zeros(4), (3,))
+    assert not searched, "no record is read"
     with (
         pytest.raises(BadInput, match=r"index.parquet are damaged \(elsewhere\); `make verify`"),
         damage_reported(data.splits, data.image, 3),

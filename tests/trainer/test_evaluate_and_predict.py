@@ -366,3 +366,54 @@ def test_a_table_has_no_rows_of_a_sample(
     argv = ["predict", "--run", str(run), "--shards", str(shards), "--sample_submission", "s.csv"]
     error = refusal([*argv, "--output", str(tmp_path / "t.parquet")], capsys)
     assert "--sample_submission: want a submission, --output NAME.csv" in error
+
+
+@pytest.mark.parametrize(
+    ("trained", "flags", "expected"),
+    [
+        ("off", [], False),
+        ("auto", [], True),
+        ("auto", ["--xla", "off"], False),
+        ("off", ["--xla", "on"], True),
+    ],
+)
+def test_what_training_compiles_prediction_compiles(
+    run: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: str,
+    flags: list[str],
+    expected: bool,
+) -> None:
+    """As on a GPU, where Keras would compile what nothing is said of."""
+    description = json.loads((run / "run.json").read_text())
+    description["options"]["xla"] = trained
+    (run / "run.json").write_text(json.dumps(description))
+    compiled = []
+
+    def note(model: Any, images: Any, flip: bool) -> Any:
+        compiled.append(model.jit_compile)
+        return np.zeros((len(images), 3), np.float32)
+
+    monkeypatch.setattr("trainer.networks.model.compute_capability", lambda: (9, 0))
+    monkeypatch.setattr("trainer.evaluation.predictions.predict_batch", note)
+    assert main(["evaluate", "--run", str(run), *flags]) == 0
+    output = ["--shards", str(shards), "--output", str(tmp_path / "submission.csv")]
+    assert main(["predict", "--run", str(run), *output, *flags]) == 0
+    assert set(compiled) == {expected}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_after_shards_have_moved_the_option_that_names_them_is_said(
+    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = json.loads((run / "run.json").read_text())
+    description["shards"]["path"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(description))
+    assert main([command, "--run", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"if the shards of {run} have moved, --shards names them" in error
+    assert error.count("\n") == 1
+    assert main([command, "--run", str(run), "--shards", str(tmp_path / "gone")]) == 2
+    assert "have moved" not in capsys.readouterr().err

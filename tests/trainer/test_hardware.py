@@ -5,12 +5,13 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from trainer.errors import BadInput
+from trainer.errors import BadInput, DeviceFailed
 from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
+    device_errors_reported,
     free_device_memory,
-    lack_of_memory_reported,
+    jax_devices,
     memory_before_tensorflow,
     visible_gpu,
 )
@@ -114,10 +115,74 @@ def test_without_a_gpu_it_is_the_machines_memory() -> None:
     ],
 )
 def test_too_little_memory_is_one_line(error: Exception) -> None:
-    with pytest.raises(BadInput, match="too little memory"), lack_of_memory_reported():
+    with pytest.raises(BadInput, match="too little memory"), device_errors_reported():
         raise error
 
 
-def test_any_other_error_is_a_bug() -> None:
-    with pytest.raises(RuntimeError, match="bug"), lack_of_memory_reported():
-        raise RuntimeError("bug")
+class JaxRuntimeError(RuntimeError):
+    """Named as JAX's."""
+
+
+IN_A_GRAPH = """Graph execution error:
+
+Detected at node model/conv defined at (most recent call last):
+  File "train.py", line 22, in <module>
+
+DNN library initialization failed.
+\t [[{{node model/conv}}]] [Op:__inference_multi_step_on_iterator_3594]"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (tf.errors.UnknownError(None, None, IN_A_GRAPH), "DNN library initialization failed."),
+        (
+            tf.errors.NotFoundError(None, None, "libdevice not found [Op:Conv]"),
+            "libdevice not found",
+        ),
+        (
+            tf.errors.InvalidArgumentError(None, None, "unknown device GPU:7"),
+            "unknown device GPU:7",
+        ),
+        (JaxRuntimeError("INTERNAL: ptxas exited\nmore"), "INTERNAL: ptxas exited"),
+    ],
+)
+def test_a_device_that_fails_is_one_line(error: Exception, said: str) -> None:
+    with pytest.raises(DeviceFailed) as raised, device_errors_reported():
+        raise error
+    assert str(raised.value).startswith(f"the device failed ({said}); --xla off")
+    assert raised.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("bug"),
+        tf.errors.InvalidArgumentError(None, None, "a bug: shapes differ"),
+        tf.errors.UnknownError(None, None, "TypeError: a bug [[IteratorGetNext]]"),
+    ],
+)
+def test_any_other_error_is_a_bug(error: Exception) -> None:
+    with pytest.raises(type(error), match="bug"), device_errors_reported():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Unable to initialize 'foo'"), " .Unable to initialize 'foo'."),
+        (AssertionError(), ""),
+    ],
+)
+def test_a_platform_that_jax_does_not_find_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jax = pytest.importorskip("jax")
+
+    def devices() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    with pytest.raises(BadInput, match=f"^--backend jax: .* with JAX_PLATFORMS=foo{said}$"):
+        jax_devices()

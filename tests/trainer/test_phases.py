@@ -48,7 +48,7 @@ def compiled(
     """The model of a phase of a run of 20 steps an epoch: 2 epochs of the head, 3 of all."""
     given = {"epochs": 5, "freeze_epochs": 2, "warmup_epochs": 0.0, "learning_rate": 1.0}
     options = TrainOptions(shards="s", run=Path("r"), **(given | changes))
-    job: Any = SimpleNamespace(options=options, steps=20, weights=(1.0, 3.0))
+    job: Any = SimpleNamespace(options=options, steps=20, weights=(1.0, 3.0), rates=())
     return compile_phase(job, Stored(), classifier or make_classifier(), frozen, xla)
 
 
@@ -109,8 +109,11 @@ def test_how_a_phase_is_compiled() -> None:
     model = compiled(False, label_smoothing=0.1, steps_per_execution=4)
     assert (model.loss.weights, model.loss.label_smoothing) == ([1.0, 3.0], 0.1)
     assert model.steps_per_execution == 4
-    assert not model.jit_compile
-    assert compiled(False, xla=True).jit_compile
+    for xla in (True, False):
+        classifier = make_classifier()
+        assert compiled(False, classifier, xla=xla).jit_compile == xla
+        # Validation predicts with it.
+        assert classifier.model.jit_compile == classifier.core.jit_compile == xla
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])

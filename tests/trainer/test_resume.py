@@ -59,7 +59,7 @@ CASES = [
     for names in dict.fromkeys([*TOGETHER, *PAIRS])
 ]
 # Epochs and steps behind a run when it is killed, of two epochs of five steps: within the head's
-# phase, at its end, and at the first step of the next, between two updates.
+# phase, at its end, and at the first step of an epoch, between two updates.
 KILLS = ((0, 3), (1, 0), (1, 1))
 
 
@@ -84,8 +84,11 @@ def start(
             if (saved.progress.epoch, saved.progress.step) >= until:
                 raise Killed
 
-        given = tiny | {"image_size": 16, "checkpoint_steps": 1, "report": False} | changes
+        # Dropout draws random numbers as augmentation does.
+        small = {"image_size": 16, "augment": 0.0, "checkpoint_steps": 1, "report": False}
+        given = tiny | small | changes
         with monkeypatch.context() as patch:
+            patch.setattr("trainer.training.train.draw_history", lambda *_: None)
             patch.setattr(checkpoint, "save", save_and_stop)
             run = tmp_path / name
             train(prepare_training(TrainOptions(shards=shards, run=run, backend=BACKEND, **given)))
@@ -113,7 +116,7 @@ def test_killed_and_resumed_it_has_the_figures_of_a_run_that_was_not(
 ) -> None:
     changes = {k: v for name in chosen for k, v in TRAINING.get(name, {}).items()}
     whole = start("whole", **changes)
-    for until in KILLS if "freeze" in chosen else KILLS[1:]:
+    for until in KILLS if "freeze" in chosen else KILLS[-1:]:
         with pytest.raises(Killed):
             start("broken", until, **changes)
     broken = start("broken", **changes)

@@ -21,8 +21,8 @@ from trainer.data.shards import ImageSpec, Shard, Split
 from trainer.data.tfrecord import read_records
 from trainer.errors import BadInput
 
-# What a pipeline raises whose records are damaged, or too few. TensorFlow quotes a record that it
-# cannot parse, which Python takes for text.
+# What a pipeline raises whose records are damaged, or too few; some of it a device raises, too.
+# TensorFlow quotes a record that it cannot parse, which Python takes for text.
 _FAILURES = (
     UnicodeDecodeError,
     tf.errors.DataLossError,
@@ -33,6 +33,9 @@ _FAILURES = (
     tf.errors.UnknownError,
 )
 _LONGEST_REASON = 200
+_OF_A_GRAPH = (
+    "Graph execution error:"  # then where in Python's code, and what in the last paragraph
+)
 # Records that are looked at together, until some of them cannot be read.
 AT_ONCE = 16
 
@@ -52,6 +55,8 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
     try:
         yield
     except _FAILURES as error:
+        if not is_of_data(error):
+            raise
         found = find_damage(splits, image, labels)
         lost = re.search(r"DataLossError: (.*)", f"{type(error).__name__}: {error}")
         if found is None and lost:
@@ -60,6 +65,12 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
         if found is None:
             raise
         raise BadInput(found) from None
+
+
+def is_of_data(error: Exception) -> bool:
+    """Whether records can be to blame: TensorFlow says that an error comes from an iterator."""
+    certain = (UnicodeDecodeError, tf.errors.DataLossError)
+    return isinstance(error, certain) or "Iterator" in str(error)
 
 
 def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str | None:
@@ -111,5 +122,7 @@ def reason(error: Exception) -> str:
         # The rest is the record itself, with a patient's ids.
         return "it is no tf.train.Example"
     said = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    if str(said).startswith(_OF_A_GRAPH):
+        said = str(said).strip().split("\n\n")[-1]
     line = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(said)).strip().split("\n")[0]
     return line[:_LONGEST_REASON].strip().encode("ascii", "backslashreplace").decode()

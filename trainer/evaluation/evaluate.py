@@ -38,7 +38,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     """
     leave_gpu_to_jax()
     run, labels, display = job.run, job.shards.labels, job.display
-    predictions = predict_labeled(load_classifier(run.model), job)
+    predictions = predict_labeled(load_classifier(run.model, job.xla), job)
     if fit_temperature:
         found = fit_temperatures(predictions.logits, predictions.labels)
         write_json(run.temperatures, dict(zip(labels, found, strict=True)))

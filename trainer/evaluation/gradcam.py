@@ -27,6 +27,7 @@ def activation_maps(
     resized = np.asarray(classifier.get_layer("resize")(images))
     head = core.get_layer("head")
     network = keras.Model(core.inputs, core.get_layer("pool").input)
+    network.jit_compile = classifier.jit_compile
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
     maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)

@@ -18,6 +18,7 @@ from trainer.data.shards import ImageSpec, Split
 from trainer.errors import BadInput, Diverged
 from trainer.evaluation.metrics import probabilities
 from trainer.files import write_whole
+from trainer.networks.hardware import device_errors_reported
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ def predict_split(
     Raises:
         BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
         Diverged: a logit is not finite.
+        DeviceFailed: a GPU, its driver or its compiler failed.
     """
     columns: dict[str, list[Any]] = {}
     done = 0
     batches = evaluation_batches(split, image, labels, batch_size)
-    with damage_reported((split,), image, labels):
+    with damage_reported((split,), image, labels), device_errors_reported():
         for batch in batches.as_numpy_iterator():
             logits = predict_batch(model, batch.pop(IMAGE), flip)
             rows = len(batch[LABEL])

@@ -7,26 +7,56 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import keras
 import psutil
 import tensorflow as tf
 
-from trainer.errors import BadInput
+from trainer.data.damage import is_of_data, reason
+from trainer.declarations import quoted
+from trainer.errors import BadInput, DeviceFailed
+
+_OF_DEVICES = (
+    tf.errors.AbortedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.UnavailableError,
+    tf.errors.UnimplementedError,
+    tf.errors.UnknownError,
+)
 
 
 def compute_capability() -> tuple[int, int] | None:
     """The lowest CUDA compute capability of the GPUs that Keras uses; None without a GPU."""
     if keras.backend.backend() == "jax":
-        import jax
-
-        gpus = [each for each in jax.devices() if each.platform == "gpu"]
+        gpus = [each for each in jax_devices() if each.platform == "gpu"]
         found = [tuple(int(n) for n in each.compute_capability.split(".")) for each in gpus]
     else:
         devices = tf.config.list_physical_devices("GPU")
         details = [tf.config.experimental.get_device_details(each) for each in devices]
         found = [tuple(each.get("compute_capability", (0, 0))) for each in details]
     return min(((each[0], each[1]) for each in found), default=None)
+
+
+def jax_devices() -> list[Any]:
+    """What JAX computes on.
+
+    Raises:
+        BadInput: it finds none of those that it is told to use.
+    """
+    import jax
+
+    try:
+        return list(jax.devices())
+    except (RuntimeError, AssertionError) as error:  # an absent platform fails an assertion
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise BadInput(
+            f"--backend jax: JAX finds no device with JAX_PLATFORMS={quoted(asked)}"
+            f"{f' ({reason(error)})' if str(error) else ''}"
+        ) from None
 
 
 def free_device_memory(capability: tuple[int, int] | None) -> int | None:
@@ -51,9 +81,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
 
 def _free_jax_memory() -> int | None:
     """The least that JAX has left on one of its devices: each holds all images."""
-    import jax
-
-    found = [each.memory_stats() for each in jax.devices()]
+    found = [each.memory_stats() for each in jax_devices()]
     if not all(each and "bytes_limit" in each for each in found):
         return None
     return min(int(each["bytes_limit"]) - int(each["bytes_in_use"]) for each in found)
@@ -151,17 +179,17 @@ def use_all_devices(batch_size: int) -> int:
     Keras's distribution is JAX's alone: with TensorFlow one GPU is used.
 
     Raises:
-        BadInput: the batch cannot be divided among them.
+        BadInput: the batch cannot be divided among them, or there is none.
     """
     if keras.backend.backend() != "jax":
         return 1
-    devices = keras.distribution.list_devices()
+    devices = jax_devices()
     if len(devices) > 1:
         if batch_size % len(devices):
             raise BadInput(
                 f"--batch_size {batch_size}: must be a multiple of {len(devices)} devices"
             )
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
     return len(devices)
 
 
@@ -173,22 +201,43 @@ def unused_gpus() -> int:
 
 
 @contextmanager
-def lack_of_memory_reported() -> Iterator[None]:
-    """Says in one line that the device's memory, or the machine's, does not suffice.
+def device_errors_reported() -> Iterator[None]:
+    """Says in one line that memory does not suffice, or that a device failed.
 
     Raises:
         BadInput: an allocation failed.
+        DeviceFailed: a GPU, its driver or its compiler failed.
     """
     try:
         yield
-    except (tf.errors.ResourceExhaustedError, MemoryError, RuntimeError) as error:
-        # JAX has no exception of its own for it.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (tf.errors.OpError, MemoryError, RuntimeError) as error:
+        if _is_lack_of_memory(error):
+            raise BadInput(
+                "too little memory for this --batch_size and --image_size; in a new run directory,"
+                " a smaller batch with --accumulate has the same gradients but for batch"
+                " normalization"
+            ) from None
+        if not _is_of_device(error):
             raise
-        raise BadInput(
-            "too little memory for this --batch_size and --image_size; in a new run directory,"
-            " a smaller batch with --accumulate has the same gradients but for batch normalization"
+        raise DeviceFailed(
+            f"the device failed ({reason(error)}); --xla off, --precision float32 or another"
+            " --backend may do without what failed"
         ) from None
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):  # JAX has no exception of its own for it
+        return "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether an error is neither of data nor of what a program computes."""
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+        return True
+    if isinstance(error, tf.errors.InvalidArgumentError) and "device" not in reason(error):
+        return False
+    return isinstance(error, _OF_DEVICES) and not is_of_data(error)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import keras
 import psutil
 import tensorflow as tf
 
+from trainer.networks.hardware import jax_devices
+
 
 def describe_machine() -> dict[str, Any]:
     """Time (UTC), backend, devices, processor cores, memory (GiB) and system."""
@@ -27,9 +29,7 @@ def describe_machine() -> dict[str, Any]:
 def name_devices() -> list[str]:
     """The kinds of the devices that Keras computes with, one name a device."""
     if keras.backend.backend() == "jax":
-        import jax
-
-        return [str(each.device_kind) for each in jax.devices()]
+        return [str(each.device_kind) for each in jax_devices()]
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(each) for each in gpus[:1]]
     return [str(each.get("device_name", "GPU")) for each in details] or ["cpu"]

@@ -22,7 +22,7 @@ from trainer.errors import BadInput
 from trainer.networks.augment import Augment
 from trainer.networks.backbones import build_backbone
 from trainer.networks.catalog import find_backbone
-from trainer.networks.hardware import dtype_policy
+from trainer.networks.hardware import choose_xla, compute_capability, dtype_policy
 from trainer.networks.normalize import Normalize
 from trainer.networks.resize import Resize
 from trainer.networks.saved_models import load_model
@@ -103,15 +103,22 @@ def _windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
     )
 
 
-def load_classifier(path: Path) -> Any:
+def load_classifier(path: Path, xla: str = "auto") -> Any:
     """Loads the model a run saved.
+
+    Args:
+        path: of the model.
+        xla: whether its predictions are compiled, as `options.TrainOptions.xla` has it.
 
     Raises:
         BadInput: there is none, or it cannot be read.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
+    jit_compile = choose_xla(xla, compute_capability(), deterministic=False)
     try:
-        return load_model(path)
+        model = load_model(path)
     except BadInput as error:
         raise BadInput(f"{path}: no saved model ({error})") from None
+    model.jit_compile = jit_compile
+    return model

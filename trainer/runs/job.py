@@ -136,6 +136,7 @@ class EvaluationJob:
         trained_on: whether the run was trained on this very split; None where only ids can tell.
         temperatures: a number a label that divides its logits.
         flip: whether to look at mirror images too.
+        xla: whether to compile with XLA, as `TrainOptions.xla` has it.
     """
 
     run: RunDirectory
@@ -149,6 +150,7 @@ class EvaluationJob:
     display: Display
     same_shards: bool = True
     trained_on: bool | None = False
+    xla: str = "auto"
 
     @property
     def name(self) -> str:
@@ -170,7 +172,14 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     description = read_description(run)
     display = Display()
     source = find_shards(options.shards or description["shards"]["path"], options, display)
-    shards = source.open()
+    try:
+        shards = source.open()
+    except BadInput as error:
+        if options.shards:
+            raise
+        raise BadInput(
+            f"{error}; if the shards of {run.path} have moved, --shards names them"
+        ) from None
     if isinstance(options, EvaluateOptions) and not shards.labels:
         raise BadInput(f"{shards.location}: has no labels to measure by; `predict` is for such")
     check_fit(description, shards, may_lack_labels=isinstance(options, PredictOptions))
@@ -204,6 +213,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         display=display,
         same_shards=same_shards,
         trained_on=split.name in (*others, ALL_LABELED) if same_shards else None,
+        xla=description["options"].get("xla", "auto") if options.xla == "run" else options.xla,
     )
 
 
@@ -279,7 +289,9 @@ def prepare_report(options: ReportOptions) -> EvaluationJob:
     if not run.is_complete:
         raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
     access = {name: getattr(options, name) for name in ShardAccess.model_fields}
-    return prepare_evaluation(EvaluateOptions(run=options.run, shards=options.shards, **access))
+    return prepare_evaluation(
+        EvaluateOptions(run=options.run, shards=options.shards, xla=options.xla, **access)
+    )
 
 
 def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
@@ -316,6 +328,8 @@ def evaluation_of(job: Job) -> EvaluationJob:
         flip=False,
         batch_size=job.options.batch_size,
         display=job.display,
+        # TensorFlow's deterministic operations are not compiled.
+        xla="off" if job.options.deterministic else job.options.xla,
     )
 
 

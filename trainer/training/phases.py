@@ -26,6 +26,7 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False
     for each in (classifier.model, classifier.core):
+        each.jit_compile = xla
         # JAX's function is for the variables that were trainable when it was made.
         each.make_predict_function(force=True)
     model = feed.network(classifier)

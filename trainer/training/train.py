@@ -21,8 +21,8 @@ from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
     compute_capability,
+    device_errors_reported,
     free_device_memory,
-    lack_of_memory_reported,
     leave_gpu_to_jax,
     make_deterministic,
     unused_gpus,
@@ -78,7 +78,7 @@ def train(job: Job) -> None:
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)
         read, image = (*job.training, job.validation), job.shards.image
-        with damage_reported(read, image, len(job.shards.labels)), lack_of_memory_reported():
+        with damage_reported(read, image, len(job.shards.labels)), device_errors_reported():
             finish(job, run_epochs(job, feed, classifier, xla, saved))
 
 
@@ -223,7 +223,7 @@ def draw_history(job: Job, progress: Progress) -> None:
 def finish(job: Job, progress: Progress) -> None:
     """Measures the best model, and completes the run with metrics.json."""
     evaluation = evaluation_of(job)
-    predictions = predict_labeled(load_classifier(job.run.model), evaluation)
+    predictions = predict_labeled(load_classifier(job.run.model, evaluation.xla), evaluation)
     figures = measure(predictions, evaluation)
     name = job.validation.name
     write_parquet(job.run.predictions(name), predictions, job.shards.labels)
