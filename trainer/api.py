@@ -23,7 +23,8 @@ from trainer.json_documents import read_json
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
 from trainer.progress import Display
-from trainer.runs.job import check_model, choose_temperatures
+from trainer.runs.calibration import Calibration, choose_calibration
+from trainer.runs.job import check_model
 from trainer.runs.run_directory import RunDirectory, described_data, read_description
 
 
@@ -159,7 +160,7 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
 
     Args:
         run: its directory.
-        temperature: whether to divide the logits by the temperatures that the run keeps.
+        temperature: whether to calibrate the logits by what the run keeps.
 
     Raises:
         BadInput: there is no such run, or no model yet.
@@ -168,13 +169,13 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     description = read_description(directory)
     labels = tuple(description["shards"]["labels"])
     check_model(directory)
-    temperatures = choose_temperatures(directory, labels, temperature)
+    calibration = choose_calibration(directory, labels, temperature)
     load_libraries()
     from trainer.networks.model import load_classifier
 
     image = ImageSpec(**described_data(description)["image"])
     model = load_classifier(directory.model, description["options"].get("xla", "auto"))
-    return TrainedModel(directory, labels, image, temperatures, model, description)
+    return TrainedModel(directory, labels, image, calibration, model, description)
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,14 @@ class TrainedModel:
         run: its directory.
         labels: L of them.
         image: the stored images that it takes: height, width, channels and dtype.
-        temperatures: that divide the logits, [L].
+        calibration: of the logits.
         network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
     """
 
     run: RunDirectory
     labels: tuple[str, ...]
     image: ImageSpec
-    temperatures: tuple[float, ...]
+    calibration: Calibration
     network: Any
     description: dict[str, Any] = field(repr=False)
 
@@ -218,7 +219,7 @@ class TrainedModel:
             )
         parts = np.split(images, range(batch_size, len(images), batch_size))
         logits = np.concatenate([predict_batch(self.network, part, flip=False) for part in parts])
-        return probabilities(logits / np.asarray(self.temperatures))
+        return probabilities(self.calibration.apply(logits))
 
     def predict_split(
         self, shards: ShardDirectory, split: str, batch_size: int = 32
@@ -234,7 +235,7 @@ class TrainedModel:
         check_fit(self.description, shards)
         found = predict_split(
             self.network, shards.split(split), shards.image, len(shards.labels), batch_size
-        ).with_temperatures(self.temperatures)
+        ).calibrated(self.calibration)
         known = shards.labels == self.labels
         return to_frame(found if known else found.without_labels(), self.labels)
 

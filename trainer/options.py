@@ -188,7 +188,7 @@ class SavedModel(Declared):
     run: LocalPath
     """run directory of a finished or stopped training"""
     temperature: bool = False
-    """divide the logits by the temperatures kept in the run"""
+    """calibrate by the temperatures and biases kept in the run"""
 
 
 class TrainOptions(_NewShards, Batches, ShardAccess):
@@ -300,7 +300,8 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     split: Annotated[str, DefaultText("the fold that training left out")] = ""
     """split to measure; all: every labeled one"""
     fit_temperature: bool = False
-    """fit a temperature a label on this split, and keep them in the run"""
+    """fit a temperature and a bias a label on this split, and keep them in the run; the figures are
+    cross-fitted: each patient's by what other patients fit"""
 
     @model_validator(mode="after")
     def _choose_one(self) -> Self:

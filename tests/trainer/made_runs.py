@@ -13,6 +13,7 @@ from trainer.data.shards import ImageSpec, ShardDirectory, Split, Window
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predictions import Predictions, write_parquet
 from trainer.progress import Display
+from trainer.runs.calibration import Calibration
 from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import RunDirectory
 
@@ -70,7 +71,7 @@ def make_run(
         split,
         (1.0,) * len(names),
         prevalence,
-        (1.0,) * len(names),
+        Calibration.none(len(names)),
         False,
         8,
         Display(),

@@ -1,14 +1,23 @@
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.special import expit
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 
 from trainer.evaluation.calibration import (
+    cross_calibrate,
     expected_calibration_error,
-    fit_temperature,
-    fit_temperatures,
+    explain_fit,
+    fit_calibration,
+    fit_label,
+    parts_of,
     reliability_curve,
 )
-from trainer.evaluation.metrics import probabilities
+
+Array = npt.NDArray[Any]
 
 
 def test_by_hand() -> None:
@@ -32,18 +41,6 @@ def test_the_curve_is_scikit_learns() -> None:
     assert [each["predicted"] for each in curve] == pytest.approx(mean)
 
 
-def test_a_temperature_is_found_again() -> None:
-    random = np.random.default_rng(0)
-    true_logits = random.normal(0, 2, 20000)
-    labels = (random.uniform(0, 1, 20000) < probabilities(true_logits)).astype(int)
-    assert fit_temperature(true_logits * 3, labels) == pytest.approx(3, rel=0.05)
-
-
-def test_one_class_alone_keeps_one() -> None:
-    logits, labels = np.zeros((4, 2)), np.array([[0, 1]] * 4)
-    assert fit_temperatures(logits, labels) == (1.0, 1.0)
-
-
 def test_bins_begin_at_their_lower_ends() -> None:
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0.0, 0.49, 0.5, 0.99])
     curve = reliability_curve(labels, predicted, bins=2)
@@ -54,19 +51,85 @@ def test_bins_begin_at_their_lower_ends() -> None:
     assert len(reliability_curve(np.zeros(30), np.append(edges, edges + 0.06))) == 15
 
 
-def test_temperatures_end_at_a_twentieth_and_at_twenty() -> None:
-    # Right by a little, and wrong by much: no temperature is small or large enough.
-    right, labels = np.array([-0.01, 0.01]), np.array([0, 1])
-    assert fit_temperature(right, labels) == pytest.approx(1 / 20, rel=1e-3)
-    assert fit_temperature(right * -1e4, labels) == pytest.approx(20, rel=1e-3)
+def drawn(logits: Array, seed: int = 0) -> Array:
+    """Labels of these log-odds."""
+    random = np.random.default_rng(seed)
+    return (random.uniform(0, 1, logits.shape) < expit(logits)).astype(int)
 
 
-def test_each_label_has_a_temperature_of_its_own() -> None:
+def test_scale_and_bias_are_found_again() -> None:
+    true = np.random.default_rng(0).normal(-2, 2, (20000, 2))
+    labels = np.column_stack([drawn(true), np.zeros(20000, int)])
+    spoiled = np.column_stack([true * (3, 0.5) + (1, -2), true[:, 0]])
+    found = fit_calibration(spoiled, labels)
+    # true = (spoiled - 1) / 3, and (spoiled + 2) * 2; a label of one kind stays as it is.
+    assert found.temperatures == pytest.approx((3, 0.5, 1), rel=0.05)
+    assert found.biases == pytest.approx((-1 / 3, 4, 0), abs=0.1)
+    assert (found.temperatures[2], found.biases[2]) == (1, 0)
+
+
+def test_it_is_a_logistic_regression_of_labels_that_are_nearly_certain() -> None:
+    logits = np.random.default_rng(1).normal(-1, 2, 60)
+    labels = drawn(logits / 2 + 1)
+    positives, negatives = labels.sum(), 60 - labels.sum()
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    # A label of 0.9 is nine tenths of a positive and a tenth of a negative.
+    expected = LogisticRegression(C=np.inf, tol=1e-8).fit(
+        np.tile(logits, 2)[:, None], np.repeat([1, 0], 60), np.concatenate([target, 1 - target])
+    )
+    temperature, bias = fit_label(logits, labels)
+    assert 1 / temperature == pytest.approx(expected.coef_[0, 0], rel=1e-3)
+    assert bias == pytest.approx(expected.intercept_[0], abs=1e-3)
+
+
+def test_what_is_separated_is_kept_off_0_and_1() -> None:
+    logits, labels = np.array([-9.0, -8.0, -7.0, 7.0, 8.0]), np.array([0, 0, 0, 1, 1])
+    temperature, bias = fit_label(logits, labels)
+    predicted = expit(logits / temperature + bias)
+    # Of two positives and three negatives: 3/4 and 1/5.
+    assert predicted == pytest.approx([0.2, 0.2, 0.2, 0.75, 0.75], abs=0.04)
+
+
+def test_no_ranking_is_turned_round() -> None:
+    logits = np.linspace(-3, 3, 200)
+    labels = drawn(-2 * logits - 1)
+    temperature, bias = fit_label(logits, labels)
+    assert temperature == pytest.approx(20)
+    assert expit(logits / temperature + bias).mean() == pytest.approx(labels.mean(), abs=0.02)
+    same = np.full(200, 3.0)
+    temperature, bias = fit_label(same, labels)
+    assert expit(same / temperature + bias) == pytest.approx(labels.mean(), abs=0.01)
+
+
+def test_no_patient_is_calibrated_by_own_slices() -> None:
     random = np.random.default_rng(0)
-    logits = random.normal(0, 2, (4000, 2))
-    labels = (random.uniform(0, 1, logits.shape) < probabilities(logits)).astype(int)
-    labels = np.column_stack([labels, np.zeros(4000, int)])
-    scaled = np.column_stack([logits * (0.5, 4), logits[:, 0]])
-    found = fit_temperatures(scaled, labels)
-    assert found == pytest.approx((0.5, 4, 1), rel=0.1)
-    assert found[2] == 1
+    patients = np.repeat([f"p{i}" for i in range(12)], 5)
+    logits = random.normal(0, 2, (60, 2))
+    labels = drawn(logits)
+    crossed = cross_calibrate(logits, labels, patients)
+    assert parts_of(patients) == 5
+    for patient in np.unique(patients)[:3]:
+        # Whatever labels a patient has: the calibration of the own slices is the same.
+        other = np.where((patients == patient)[:, None], 1 - labels, labels)
+        again = cross_calibrate(logits, other, patients)
+        assert again[patients == patient] == pytest.approx(crossed[patients == patient])
+        assert again != pytest.approx(crossed)
+    two = np.repeat(["a", "b"], 30)
+    halves = cross_calibrate(logits, labels, two)
+    assert halves[:30] == pytest.approx(
+        fit_calibration(logits[30:], labels[30:]).apply(logits[:30])
+    )
+
+
+def test_labels_of_which_a_fit_says_little() -> None:
+    logits = np.array([[-1.0, -1, 2, 1], [1, 1, 1, -1], [2, 2, -1, -2], [-2, -2, -2, 2]])
+    labels = np.array([[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 0]])
+    names = ("none", "apart", "wrong", "back")
+    found = explain_fit(logits, labels, names, fit_calibration(logits, labels))
+    assert [line.partition(",")[0] for line in found] == [
+        "none: no positives",
+        "apart: perfectly separated",
+        "wrong: its logits rank no better than chance",
+        "back: its logits rank no better than chance",
+    ]
+    assert "no negatives" in explain_fit(logits[:, :1], labels[:, :1] + 1, ("all",), found)[0]

@@ -202,10 +202,53 @@ def test_temperatures_are_kept_and_applied(
     assert "choose one" in refusal([*evaluate, "--temperature", "--fit_temperature"], capsys)
     before = json.loads((run / "metrics.json").read_text())["weighted_log_loss"]
     assert main([*evaluate, "--fit_temperature"]) == 0
-    fitted = json.loads((run / "evaluation-fold0-temperature.json").read_text())
-    assert fitted["weighted_log_loss"] <= before
-    assert main([*evaluate, "--temperature", "--tta"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    crossed = json.loads((run / "evaluation-fold0-temperature.json").read_text())
+    how = crossed["calibration"]
+    assert (how["figures"], how["parts"]) == ("cross-fitted by patient", 5)
+    assert how["log_loss_without"] == pytest.approx(before, rel=1e-5)
+    assert how["log_loss_on_fitted_slices"] < before
+    assert how["log_loss_on_fitted_slices"] < crossed["weighted_log_loss"]
+    losses = (*list(how.values())[2:], crossed["weighted_log_loss"])
+    assert all(f"{each:.4f}" in told for each in losses)
+    assert "The figures here are cross-fitted." in told
     assert set(json.loads((run / "temperatures.json").read_text())) == {"upper", "lower", "any"}
+    # What is kept was fitted on all of these slices, which flatters their figures.
+    assert main([*evaluate, "--temperature"]) == 0
+    assert "were fitted on these slices, which flatters" in capsys.readouterr().out
+    again = json.loads((run / "evaluation-fold0-temperature.json").read_text())
+    assert again["calibration"] == {"figures": "of slices that it was fitted on"}
+    assert again["weighted_log_loss"] == pytest.approx(how["log_loss_on_fitted_slices"], rel=1e-5)
+    for key in ("temperatures", "biases"):
+        assert again["options"][key] == crossed["options"][key]
+        assert again["options"][key].keys() == {"upper", "lower", "any"}
+    frame = pd.read_parquet(run / "predictions-fold0-temperature.parquet")
+    loaded = trainer.load_run(run, temperature=True)
+    found = loaded.predict_split(trainer.open_shards(shards), "fold0")
+    np.testing.assert_allclose(found["probability_any"], frame["probability_any"], rtol=1e-4)
+    assert main([*evaluate, "--temperature", "--split", "fold1"]) == 0
+    other = json.loads((run / "evaluation-fold1-temperature.json").read_text())
+    assert other["calibration"] == {"figures": "of other slices"}
+    # An earlier version's file.
+    (run / "temperatures.json").write_text('{"upper": 2, "lower": 1, "any": 0.5}')
+    assert main([*evaluate, "--temperature", "--tta"]) == 0
+    assert "slices that temperatures.json does not name" in capsys.readouterr().out
+    old = json.loads((run / "evaluation-fold0-tta-temperature.json").read_text())
+    assert old["calibration"] == {"figures": "unknown"}
+    assert old["options"]["biases"] == {"upper": 0, "lower": 0, "any": 0}
+
+
+def test_one_patient_cannot_be_cross_fitted(
+    run: Path,
+    split_rows: dict[str, Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = shards_writer(tmp_path / "one", {"fold0": split_rows["fold0"][:4]})
+    argv = ["evaluate", "--run", str(run), "--shards", str(other), "--fit_temperature"]
+    assert "fold0 has one patient; it takes two or more" in refusal(argv, capsys)
+    assert not (run / "temperatures.json").exists()
 
 
 def refusal(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -256,14 +256,18 @@ def test_temperatures_cool_the_answers(
     finished: Path, examples: tuple[Any, Any], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    (run / "temperatures.json").write_text(json.dumps({"upper": 2.0, "lower": 1.0, "any": 0.5}))
+    kept = {"upper": 2.0, "lower": 1.0, "any": {"temperature": 0.5, "bias": -1.0}}
+    (run / "temperatures.json").write_text(json.dumps(kept))
     argv = ["export", "--run", str(run), "--output", str(tmp_path / "e"), "--formats", "keras"]
     assert main([*argv, "--temperature"]) == 0
     images, expected = examples
     model = keras.models.load_model(tmp_path / "e" / "model.keras")
     described = json.loads((tmp_path / "e" / "description.json").read_text())
-    assert described["calibration"] == {"temperatures": {"upper": 2.0, "lower": 1.0, "any": 0.5}}
-    logits = np.log(expected / (1 - expected)) / [2.0, 1.0, 0.5]
+    assert described["calibration"] == {
+        "temperatures": {"upper": 2.0, "lower": 1.0, "any": 0.5},
+        "biases": {"upper": 0.0, "lower": 0.0, "any": -1.0},
+    }
+    logits = np.log(expected / (1 - expected)) / [2.0, 1.0, 0.5] + [0, 0, -1]
     np.testing.assert_allclose(model.predict_on_batch(images), 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 

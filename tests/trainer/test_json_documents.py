@@ -57,7 +57,10 @@ def test_a_wrong_value_is_named_with_what_is_right() -> None:
     check_document({"any": 1, "lower": 0.5}, "temperatures", "f")
     with pytest.raises(BadInput) as raised:
         check_document({"any": 1, "a b": "hot"}, "temperatures", "f")
-    assert str(raised.value) == 'f: ["a b"]: "hot": must be a number from 0.001 to 1000'
+    assert str(raised.value) == (
+        'f: ["a b"]: "hot": must be a number from 0.001 to 1000, or an'
+        " object with temperature and bias"
+    )
     with pytest.raises(BadInput) as raised:
         check_document([], "temperatures", "f")
     assert str(raised.value) == (

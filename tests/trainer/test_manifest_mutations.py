@@ -170,7 +170,7 @@ def test_a_run_directory_with_one_value_wrong(
     runs = ALL_RUNS if full else RUNS
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     description = json.loads((run / "run.json").read_text())
-    temperatures = {"upper": 1.5, "lower": 0.5, "any": 1}
+    temperatures = {"upper": 1.5, "lower": {"temperature": 0.5, "bias": -1}, "any": 1}
     tiny = {name: description["options"][name] for name in ("model", "weights", "batch_size")}
     train = TrainOptions(shards=str(shards), run=run, **tiny)
     chosen = random.Random(7)

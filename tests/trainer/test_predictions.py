@@ -15,6 +15,7 @@ from trainer.evaluation.predictions import (
     to_frame,
     write_parquet,
 )
+from trainer.runs.calibration import Calibration
 
 
 class Brightness:
@@ -50,9 +51,9 @@ def test_the_mirror_image_is_averaged_in() -> None:
     assert predict_batch(Brightness(), images, flip=True).tolist() == [[50, 50, 50]]
 
 
-def test_temperatures_by_hand() -> None:
+def test_calibration_by_hand() -> None:
     found = Predictions("s", np.float32([[2, 3]]), np.array([[0, 1]]), {}, np.zeros(1, np.float32))
-    assert found.with_temperatures((2.0, 1.0)).logits.tolist() == [[1, 3]]
+    assert found.calibrated(Calibration((2.0, 1.0), (0.5, -1.0))).logits.tolist() == [[1.5, 2]]
 
 
 def test_more_examples_than_the_manifest_says(shards: Path) -> None:

@@ -13,7 +13,6 @@ from trainer.runs.run_directory import (
     begin_run,
     check_run,
     read_description,
-    read_temperatures,
 )
 
 
@@ -125,26 +124,6 @@ def test_an_option_that_differs_is_shown_in_one_line(shards: Path, tmp_path: Pat
     assert '--model "a\\nba\\nb' in str(raised.value)
     assert len(str(raised.value)) < 400
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"any": 2}', "lower: is missing"),
-        ('{"any": 0, "lower": 1}', "any: 0: must be a number from 0.001 to 1000"),
-        ('{"any": "2", "lower": 1}', 'any: "2": must be a number from'),
-        ('{"any": NaN, "lower": 1}', "NaN: must be a finite number"),
-        ("[1, 2]", "all of it: a list of 2: must be an object with a temperature a label"),
-    ],
-)
-def test_temperatures_of_no_use(tmp_path: Path, content: str, message: str) -> None:
-    run = RunDirectory(tmp_path)
-    run.temperatures.write_text('{"lower": 2, "any": 0.5, "more": 3}')
-    assert read_temperatures(run, ("any", "lower")) == (0.5, 2.0)
-    run.temperatures.write_text(content)
-    with pytest.raises(BadInput) as raised:
-        read_temperatures(run, ("any", "lower"))
-    assert str(raised.value).startswith(f"{run.temperatures}: {message}")
 
 
 def test_a_url_is_kept_as_it_is(shards: Path, tmp_path: Path) -> None:

@@ -8,22 +8,35 @@ from typing import Any
 import numpy as np
 
 from trainer.data.contract import fold_split
+from trainer.data.shards import ALL_LABELED
 from trainer.errors import BadInput
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.calibration import (
+    cross_calibrate,
     expected_calibration_error,
-    fit_temperatures,
+    explain_fit,
+    fit_calibration,
+    parts_of,
     reliability_curve,
 )
-from trainer.evaluation.metrics import prevalence_baseline, split_figures
+from trainer.evaluation.metrics import prevalence_baseline, split_figures, weighted_log_loss
 from trainer.evaluation.predictions import Predictions, predict_split, write_parquet
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
 from trainer.progress import make_command, show_figures
+from trainer.runs.calibration import write_calibration
 from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import RunDirectory, read_description
 from trainer.runs.trained_on import describe_overlap, find_overlap
+
+# What figures of calibrated probabilities are, in evaluation-NAME.json.
+CROSS_FITTED, UNKNOWN = "cross-fitted by patient", "unknown"
+SAME_SLICES, OTHER_SLICES = "of slices that it was fitted on", "of other slices"
+_WHERE = {
+    SAME_SLICES: "these slices, which flatters the figures; --fit_temperature cross-fits them",
+    UNKNOWN: "slices that temperatures.json does not name; if on these, the figures flatter",
+}
 
 
 def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
@@ -39,14 +52,14 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     leave_gpu_to_jax()
     run, labels, display = job.run, job.shards.labels, job.display
     predictions = predict_labeled(load_classifier(run.model, job.xla), job)
+    how = None
     if fit_temperature:
-        found = fit_temperatures(predictions.logits, predictions.labels)
-        write_json(run.temperatures, dict(zip(labels, found, strict=True)))
-        shown = ", ".join(f"{label} {each:.2f}" for label, each in zip(labels, found, strict=True))
-        display.say(f"temperatures fitted on {job.split.name}: {shown}")
-        predictions = predictions.with_temperatures(found)
-        job = replace(job, temperatures=found)
-    figures = describe(job) | measure(predictions, job)
+        job, predictions, how = fit_and_cross_fit(job, predictions)
+    elif job.calibration.changes:
+        how = {"figures": fitted_where(job)}
+        if how["figures"] != OTHER_SLICES:
+            display.say(f"temperatures and biases were fitted on {_WHERE[how['figures']]}")
+    figures = describe(job) | {"calibration": how} | measure(predictions, job)
     write_json(run.evaluation(job.name), figures)
     written = run.predictions(job.name)
     if job.name != _validation_of(run) or not run.is_complete:
@@ -61,16 +74,70 @@ def _validation_of(run: RunDirectory) -> str:
     return fold_split(int(read_description(run)["options"]["fold"]))
 
 
+def fit_and_cross_fit(
+    job: EvaluationJob, predictions: Predictions
+) -> tuple[EvaluationJob, Predictions, dict[str, Any]]:
+    """Fits temperatures and biases, keeps them in the run, and says what became of the loss.
+
+    Returns:
+        The job with what was fitted; predictions whose figures are those of slices that it was not
+        fitted on; and what files say of them.
+
+    Raises:
+        BadInput: there is one patient alone.
+    """
+    logits, labels, names = predictions.logits, predictions.labels, job.shards.labels
+    patients, display, where = predictions.texts["patient_id"], job.display, job.split.name
+    if len(np.unique(patients)) < 2:
+        raise BadInput(f"--fit_temperature: {where} has one patient; it takes two or more")
+    found = replace(fit_calibration(logits, labels), split=where, digest=job.shards.digest())
+    calibrated = cross_calibrate(logits, labels, patients).astype(np.float32)
+    crossed = replace(predictions, logits=calibrated)
+    before, fitted, after = (
+        weighted_log_loss(labels, each.probabilities, job.weights)
+        for each in (predictions, predictions.calibrated(found), crossed)
+    )
+    write_calibration(job.run, names, found)
+    pairs = zip(names, found.temperatures, found.biases, strict=True)
+    shown = ", ".join(f"{label} {each:.2f} {bias:+.2f}" for label, each, bias in pairs)
+    display.say(f"temperatures and biases fitted on {where}: {shown}")
+    for line in explain_fit(logits, labels, names, found):
+        display.say(line)
+    parts = parts_of(patients)
+    display.say(
+        f"log loss {before:.4f} without them, {fitted:.4f} on the slices that they were fitted on;"
+        f" {after:.4f} cross-fitted, each of {parts} parts of the patients by the others. The"
+        " figures here are cross-fitted."
+    )
+    how = {
+        "figures": CROSS_FITTED,
+        "parts": parts,
+        "log_loss_without": before,
+        "log_loss_on_fitted_slices": fitted,
+    }
+    return replace(job, calibration=found), crossed, how
+
+
+def fitted_where(job: EvaluationJob) -> str:
+    """Whether what calibrates was fitted on the slices that are measured, as far as is known."""
+    fitted = job.calibration
+    if not fitted.split:
+        return UNKNOWN
+    together = ALL_LABELED in (fitted.split, job.split.name) or fitted.split == job.split.name
+    return SAME_SLICES if fitted.digest == job.shards.digest() and together else OTHER_SLICES
+
+
 def describe(job: EvaluationJob) -> dict[str, Any]:
     """What figures are of."""
-    temperatures = dict(zip(job.shards.labels, job.temperatures, strict=True))
+    nothing = {"temperatures": None, "biases": None}
+    changes = job.calibration.changes
     return {
         "options": {
             "split": job.split.name,
             "shards": job.shards.location,
             "digest": job.shards.digest(),
             "tta": job.flip,
-            "temperatures": temperatures if "temperature" in job.name else None,
+            **(job.calibration.describe(job.shards.labels) if changes else nothing),
         },
     }
 
@@ -90,7 +157,7 @@ def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
         job.batch_size,
         job.display.update,
         job.flip,
-    ).with_temperatures(job.temperatures)
+    ).calibrated(job.calibration)
     job.display.end()
     if (predictions.labels < 0).any():
         raise BadInput(f"split {job.split.name}: has no labels; `predict` is for such")

@@ -39,6 +39,7 @@ from trainer.native_log import held_back
 from trainer.networks.model import load_classifier
 from trainer.networks.portable import in_float32, portable_logits
 from trainer.networks.saved_models import load_model
+from trainer.runs.calibration import Calibration
 from trainer.runs.job import SavedRun
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -63,11 +64,10 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """
     classifier = load_classifier(saved.run.model)
     images = example_images(saved)
-    predicted = probabilities(
-        predict_batch(classifier, images, flip=False) / np.asarray(saved.temperatures)
-    )
+    logits = predict_batch(classifier, images, flip=False)
+    predicted = probabilities(saved.calibration.apply(logits))
     plain, precision = in_float32(classifier)
-    model = _probability_model(plain, saved.temperatures)
+    model = _probability_model(plain, saved.calibration)
     with _new_folder(output) as folder:
         exact = np.asarray(model.predict_on_batch(images))
         _compare("float32", exact, predicted, ROUNDING[precision])
@@ -111,14 +111,17 @@ def example_images(saved: SavedRun) -> npt.NDArray[Any]:
     return np.asarray(batch[IMAGE][: saved.examples])
 
 
-def _probability_model(classifier: Any, temperatures: tuple[float, ...]) -> Any:
-    """The classifier in Keras's own layers, the temperatures and the sigmoid.
+def _probability_model(classifier: Any, calibration: Calibration) -> Any:
+    """The classifier in Keras's own layers, its calibration and the sigmoid.
 
     Stored images [B, H, W, C] → probabilities float32 [B, L].
     """
     image = layers.Input(classifier.input_shape[1:], dtype=classifier.inputs[0].dtype, name=INPUT)
     scale = layers.Rescaling(
-        list(1 / np.asarray(temperatures)), dtype="float32", name="temperature"
+        list(1 / np.array(calibration.temperatures)),
+        list(calibration.biases),
+        dtype="float32",
+        name="temperature",
     )
     sigmoid = layers.Activation("sigmoid", dtype="float32", name=OUTPUT)
     return keras.Model(image, sigmoid(scale(portable_logits(classifier, image))), name="head_ct")

@@ -121,6 +121,4 @@ def _describe_values(saved: SavedRun) -> dict[str, Any]:
 
 def _describe_calibration(saved: SavedRun) -> dict[str, Any] | None:
     """What the model itself applies to its logits, before the sigmoid."""
-    if all(each == 1 for each in saved.temperatures):
-        return None
-    return {"temperatures": dict(zip(saved.labels, saved.temperatures, strict=True))}
+    return saved.calibration.describe(saved.labels) if saved.calibration.changes else None

@@ -44,7 +44,7 @@ def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> Non
         job.batch_size,
         display.update,
         job.flip,
-    ).with_temperatures(job.temperatures)
+    ).calibrated(job.calibration)
     display.end()
     overlap = find_overlap(job.run, shards, predictions.texts)
     if trained := describe_overlap(overlap, job.trained_on)["trained_on"]:

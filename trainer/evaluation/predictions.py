@@ -19,6 +19,7 @@ from trainer.errors import BadInput, Diverged
 from trainer.evaluation.metrics import probabilities
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported
+from trainer.runs.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,9 @@ class Predictions:
     texts: dict[str, npt.NDArray[np.str_]]
     position_z: npt.NDArray[np.float32]
 
-    def with_temperatures(self, temperatures: tuple[float, ...]) -> Predictions:
-        """The same predictions, each label's logits divided by its temperature."""
-        divided = self.logits / np.asarray(temperatures)
-        return replace(self, logits=divided.astype(np.float32))
+    def calibrated(self, calibration: Calibration) -> Predictions:
+        """The same predictions with calibrated logits."""
+        return replace(self, logits=calibration.apply(self.logits).astype(np.float32))
 
     def without_labels(self) -> Predictions:
         """The same predictions, of slices whose labels are not known."""

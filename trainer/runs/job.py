@@ -26,6 +26,7 @@ from trainer.options import (
     label_weights,
 )
 from trainer.progress import Display
+from trainer.runs.calibration import Calibration, choose_calibration
 from trainer.runs.outputs import check_formats, check_new_folder, check_output
 from trainer.runs.run_directory import (
     RunDirectory,
@@ -33,7 +34,6 @@ from trainer.runs.run_directory import (
     describe_data,
     described_data,
     read_description,
-    read_temperatures,
 )
 
 EXAMPLES = 16  # images that an exported model is tried on
@@ -134,7 +134,7 @@ class EvaluationJob:
         prevalence: of each label where the run was trained, as its head began with it.
         same_shards: whether these are the shards that the run was trained on.
         trained_on: whether the run was trained on this very split; None where only ids can tell.
-        temperatures: a number a label that divides its logits.
+        calibration: of its logits.
         flip: whether to look at mirror images too.
         xla: whether to compile with XLA, as `TrainOptions.xla` has it.
     """
@@ -144,7 +144,7 @@ class EvaluationJob:
     split: Split
     weights: tuple[float, ...]
     prevalence: tuple[float, ...]
-    temperatures: tuple[float, ...]
+    calibration: Calibration
     flip: bool
     batch_size: int
     display: Display
@@ -158,7 +158,7 @@ class EvaluationJob:
         parts = [self.split.name]
         parts += [] if self.same_shards else [self.shards.digest()[:8]]
         parts += ["tta"] if self.flip else []
-        parts += ["temperature"] if any(each != 1 for each in self.temperatures) else []
+        parts += ["temperature"] if self.calibration.changes else []
         return "-".join(parts)
 
 
@@ -193,7 +193,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     if isinstance(options, PredictOptions):
         check_output(options.output)
     weights = label_weights(description["options"]["label_weights"], labels, saved=True)
-    temperatures = choose_temperatures(run, labels, options.temperature)
+    calibration = choose_calibration(run, labels, options.temperature)
     if not same_shards and not options.split and split.examples < count(shards.labeled()):
         display.say(
             f"{shards.location}: measuring {split.name}, {split.examples} of "
@@ -207,7 +207,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         split=split,
         weights=weights,
         prevalence=priors(description["shards"]["prevalence"]),
-        temperatures=temperatures,
+        calibration=calibration,
         flip=options.tta,
         batch_size=options.batch_size,
         display=display,
@@ -224,7 +224,7 @@ class SavedRun:
     Attributes:
         description: the content of run.json.
         image: that it takes.
-        temperatures: a number a label that divides its logits.
+        calibration: of its logits.
         split: of shards like the run's, if there are any, to try the model on.
     """
 
@@ -232,7 +232,7 @@ class SavedRun:
     description: dict[str, Any]
     labels: tuple[str, ...]
     image: ImageSpec
-    temperatures: tuple[float, ...]
+    calibration: Calibration
     split: Split | None
     display: Display
 
@@ -259,7 +259,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     description = read_description(run)
     labels = tuple(description["shards"]["labels"])
     check_model(run)
-    temperatures = choose_temperatures(run, labels, options.temperature)
+    calibration = choose_calibration(run, labels, options.temperature)
     check_formats(options.formats)
     check_new_folder(options.output)
     display, split = Display(), None
@@ -275,7 +275,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
         display.say(f"no slices to try the model on, noise instead; --shards names some ({error})")
         split = None
     image = ImageSpec(**described_data(description)["image"])
-    return SavedRun(run, description, labels, image, temperatures, split, display)
+    return SavedRun(run, description, labels, image, calibration, split, display)
 
 
 def prepare_report(options: ReportOptions) -> EvaluationJob:
@@ -324,7 +324,7 @@ def evaluation_of(job: Job) -> EvaluationJob:
         split=job.validation,
         weights=job.weights,
         prevalence=priors(job.prevalence),
-        temperatures=(1.0,) * len(job.shards.labels),
+        calibration=Calibration.none(len(job.shards.labels)),
         flip=False,
         batch_size=job.options.batch_size,
         display=job.display,
@@ -341,24 +341,6 @@ def check_model(run: RunDirectory) -> None:
     """
     if not run.model.is_file():
         raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
-
-
-def choose_temperatures(
-    run: RunDirectory, labels: tuple[str, ...], wanted: bool
-) -> tuple[float, ...]:
-    """The temperatures that the run keeps; 1 each unless they are wanted.
-
-    Raises:
-        BadInput: they are wanted and not there, or not usable.
-    """
-    if not wanted:
-        return (1.0,) * len(labels)
-    try:
-        return read_temperatures(run, labels)
-    except FileNotFoundError:
-        raise BadInput(
-            f"--temperature: {run.path} has none; `evaluate --fit_temperature` finds them"
-        ) from None
 
 
 def check_fit(

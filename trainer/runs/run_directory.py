@@ -12,7 +12,6 @@ from trainer.errors import BadInput
 from trainer.files import remove_unfinished, write_json
 from trainer.json_documents import (
     LONGEST_SHOWN,
-    key_path,
     read_document,
     shown,
 )
@@ -229,17 +228,3 @@ def read_description(run: RunDirectory) -> dict[str, Any]:
     if len(shards["prevalence"]) != len(shards["labels"]):
         raise BadInput(f"{run.description}: shards.prevalence: must be a number a label")
     return description
-
-
-def read_temperatures(run: RunDirectory, labels: tuple[str, ...]) -> tuple[float, ...]:
-    """What temperatures.json has for each label.
-
-    Raises:
-        FileNotFoundError: there is none.
-        BadInput: it is not whole, or has no number for a label.
-    """
-    kept = read_document(run.temperatures, "temperatures")
-    for label in labels:
-        if label not in kept:
-            raise BadInput(f"{run.temperatures}: {key_path([label])}: is missing")
-    return tuple(float(kept[label]) for label in labels)
