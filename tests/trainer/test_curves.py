@@ -85,8 +85,8 @@ def test_a_picture_in_tensorboard(tmp_path: Path) -> None:
     assert tf.io.decode_png(png)[0, 0].numpy().tolist() == [255, 0, 0, 128]
 
 
-def test_a_name_is_no_formula(tmp_path: Path) -> None:
-    name = "$x^$"
+@pytest.mark.parametrize("name", ["$x^$", "_x"])
+def test_a_name_is_no_formula_and_not_left_out(name: str, tmp_path: Path) -> None:
     history = [row | {"val_roc_auc": {name: 0.5}} for row in HISTORY]
     figure = plot_history(history, (name,))
     save_figure(figure, tmp_path / "history.png")

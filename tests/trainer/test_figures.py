@@ -1,9 +1,10 @@
 import io
 
 import numpy as np
+import pytest
 
 from trainer.evaluation.metrics import split_figures
-from trainer.report.drawings import Line, draw_by_epoch
+from trainer.report.drawings import Line, draw_by_epoch, draw_in_unit_square
 from trainer.report.figures import confusion, plot_confusion, plot_curves
 
 
@@ -27,18 +28,23 @@ def test_curves_leave_out_what_is_not_defined() -> None:
     assert len(reliability.lines) == 3
 
 
-def test_a_name_is_no_formula() -> None:
-    labels, names = np.array([[1, 0], [0, 1]]), ("$x^$", "b")
+@pytest.mark.parametrize("name", ["$x^$", "_x"])
+def test_a_name_is_no_formula_and_not_left_out(name: str) -> None:
+    labels, names = np.array([[1, 0], [0, 1]]), (name, "b")
     predicted = np.array([[0.8, 0.2], [0.6, 0.4]])
     metrics = split_figures(labels, predicted, names, (1, 1))
     for each in metrics["labels"].values():
         each["reliability"] = [{"examples": 2, "predicted": 0.7, "observed": 0.5}]
-    for figure in (
-        plot_curves(labels, predicted, names, metrics),
-        plot_confusion(labels, predicted, names),
-    ):
+    curves = plot_curves(labels, predicted, names, metrics)
+    for figure in (curves, plot_confusion(labels, predicted, names)):
         figure.savefig(io.BytesIO())
-    assert "$x^$" in draw_by_epoch([Line(name, [1], [1]) for name in names], "loss", "salt")
+    for axes in curves.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == [*names]
+    lines = [Line(each, [1], [1]) for each in names]
+    assert f">{name}<" in draw_by_epoch(lines, "loss", "salt")
+    assert f">{name}<" in draw_in_unit_square(lines, "x", "y", "salt")
 
 
 def test_a_confusion_of_many_labels_has_no_numbers() -> None:

@@ -25,14 +25,15 @@ def plot_history(history: History, labels: tuple[str, ...]) -> Figure:
     loss.plot(epochs, [row["val_loss"] for row in history], "o-", label="validation")
     loss.set(title="Weighted log loss", xlabel="epoch", ylabel="nats", ylim=(0, None))
     for label in labels:
-        shown = label if len(labels) <= MOST_NAMES else None
-        auc.plot(epochs, values(history, label), "o-", markersize=3, label=shown)
+        auc.plot(epochs, values(history, label), "o-", markersize=3, label=label)
     mean = [undefined_as_gap(row["val_mean_roc_auc"]) for row in history]
     auc.plot(epochs, mean, "k--", label="mean")
     auc.set(title="ROC AUC, validation", xlabel="epoch", ylim=(0, 1.02))
+    loss.legend(handles=[*loss.lines], fontsize="small")
+    named = auc.lines if len(labels) <= MOST_NAMES else auc.lines[-1:]
+    auc.legend(handles=[*named], fontsize="small")
     for axes in (loss, auc):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 

@@ -48,6 +48,7 @@ STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "ytick.labelcolor": INK,
 }
+# Legends are told their lines: of themselves they leave out names that begin with an underscore.
 # Steps along each axis of a unit square that can be told from each other.
 STEPS = 400
 
@@ -140,10 +141,11 @@ def draw_in_unit_square(
     with drawn(salt, height=2.8) as (axes, result):
         for each in chance:
             axes.plot(each.x, each.y, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        named = []
         for line, color, dashes in zip(lines, SERIES, DASHES, strict=False):
             x, y = thin(line.x, line.y)
             style: Any = {"color": color, "linestyle": dashes, "label": line.name}
-            axes.plot(x, y, marker="o" if dots else "", **style)
+            named += axes.plot(x, y, marker="o" if dots else "", **style)
         for at_x, at_y, shape in marks:
             axes.plot([at_x], [at_y], shape, color=INK, markersize=6, fillstyle="none")
         ticks = np.linspace(0, 1, 5)
@@ -151,7 +153,7 @@ def draw_in_unit_square(
         axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
         axes.set_yticks(ticks, [f"{each:g}" for each in ticks])
         if len(lines) > 1:
-            axes.legend(fontsize=8)
+            axes.legend(handles=named, fontsize=8)
     return result[0]
 
 
@@ -169,14 +171,15 @@ def draw_by_epoch(
             axes.plot(each.x, each.y, color=MUTED, linewidth=0.8, alpha=0.6)
         if best is not None:
             axes.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        named = []
         for line, color, dashes in zip(lines, SERIES, DASHES, strict=False):
             style: Any = {"color": color, "linestyle": dashes, "label": line.name}
-            axes.plot(line.x, line.y, marker="o" if len(line.x) <= 30 else "", **style)
+            named += axes.plot(line.x, line.y, marker="o" if len(line.x) <= 30 else "", **style)
         axes.set(xlabel="epoch", ylabel=ylabel)
         axes.set_ylim(bottom=0 if top is None else None, top=top)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1:
-            axes.legend(fontsize=8)
+            axes.legend(handles=named, fontsize=8)
     return result[0]
 
 

@@ -60,6 +60,9 @@ def plot_curves(labels: Ints, predicted: Floats, names: Labels, metrics: dict[st
         bins = metrics["labels"][name]["reliability"]
         points = [(each["predicted"], each["observed"]) for each in bins]
         reliability.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
+    for axes in (roc, recall, reliability):
+        if 0 < len(axes.lines) <= MOST_NAMES:
+            axes.legend(handles=[*axes.lines], fontsize="small")
     for axes in (roc, reliability):
         axes.plot([0, 1], [0, 1], "k:", linewidth=1)
     roc.set(title="ROC", xlabel="1 - specificity", ylabel="sensitivity")
@@ -68,8 +71,6 @@ def plot_curves(labels: Ints, predicted: Floats, names: Labels, metrics: dict[st
     for axes in (roc, recall, reliability):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
-        if 0 < len(axes.get_legend_handles_labels()[0]) <= MOST_NAMES:
-            axes.legend(fontsize="small")
     return figure
 
 
