@@ -1,5 +1,6 @@
 """What a user can choose, in the parts that functions take."""
 
+import csv
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
@@ -137,9 +138,13 @@ class ImageOptions(Declared, title="images"):
 
 
 def _parse_names(value: Any) -> Any:
-    return (
-        tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    try:
+        names = [name.strip() for row in csv.reader([value], skipinitialspace=True) for name in row]
+    except csv.Error:
+        raise ValueError("want names in one line, separated by commas") from None
+    return tuple(filter(None, names))
 
 
 def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,7 +172,7 @@ class LabelOptions(Declared, title="labels"):
         DefaultText("the six of RSNA if they are there, else all but the ids"),
         Mark.AFTER_HEADERS,
     ] = ()
-    """columns of the classes in a wide label file, separated by commas; others are left alone"""
+    """columns of the classes in a wide label file, as in a row of CSV; others are left alone"""
     unlabeled: Annotated[Unlabeled, Mark.AFTER_HEADERS] = Unlabeled.REJECT
     """files that the label file does not name: rejected, or left out and only counted"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,14 +67,18 @@ def label_weights(text: str, labels: tuple[str, ...], saved: bool = False) -> tu
 
 
 def _parse_weights(text: str) -> dict[str, float]:
-    """Parses `name=weight,...`, of whatever labels.
+    """Parses `name=weight,...`, of whatever labels; quotes as in CSV keep a comma in a name.
 
     Raises:
         BadInput: a pair is malformed, or a weight not positive.
     """
     given: dict[str, float] = {}
-    for pair in filter(None, text.split(",")):
-        name, _, value = pair.partition("=")
+    try:
+        pairs = [pair for row in csv.reader([text], skipinitialspace=True) for pair in row]
+    except csv.Error as error:
+        raise BadInput(f"--label_weights {quoted(text)}: want name=weight,... ({error})") from None
+    for pair in filter(None, pairs):
+        name, _, value = pair.rpartition("=")
         try:
             given[name.strip()] = float(value)
         except ValueError:
@@ -242,7 +247,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """label smoothing"""
     label_weights: Annotated[str, _refuse_unless(_parse_weights)] = DEFAULT_WEIGHTS
-    """weights of labels in the loss, name=weight,...; others 1"""
+    """weights of labels in the loss, name=weight,... (with a comma: "a, b=2"); others 1"""
     sampling: Literal["natural", "balanced"] = "natural"
     """examples of an epoch, as they are or label-balanced"""
     freeze_epochs: Annotated[int, Field(ge=0)] = 0

@@ -1,8 +1,10 @@
 """The command that makes a shard directory again, from its manifest's options."""
 
+import csv
+import io
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from beam_pipeline.images.windows import FROM_FILE, PRESETS
@@ -10,7 +12,7 @@ from beam_pipeline.options import Options, RunOptions
 
 # Paths are left to whoever runs it: they may tell of people and machines.
 _PLACES = {"input": "$INPUT", "labels": "$LABELS", "folds_from": "$FOLDS_FROM"}
-_KEY_FILE = "$KEY_FILE"
+_KEY_FILE, _OUTPUT = "$KEY_FILE", "$OUTPUT"
 
 
 def command_of(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
@@ -31,14 +33,15 @@ def command_of(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
 
 def _quote(value: Any) -> str:
     text = str(value)
-    return f'"{text}"' if text.startswith("$") else shlex.quote(text)
+    is_place = text in (*_PLACES.values(), _KEY_FILE, _OUTPUT)
+    return f'"{text}"' if is_place else shlex.quote(text)
 
 
 def _flags(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "input", _PLACES["input"]
     if options["labels"] is not None:
         yield "labels", _PLACES["labels"]
-    yield "output", "$OUTPUT"
+    yield "output", _OUTPUT
     defaults = Options.of(input="", output="").recorded()
     for name, value in options.items():
         if name in ("input", "labels") or value == defaults.get(name):
@@ -51,7 +54,14 @@ def _flags(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif name in _PLACES:
             yield name, _PLACES[name]
         else:
-            yield name, ",".join(value) if isinstance(value, list) else value
+            yield name, _listed(value) if isinstance(value, list) else value
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names separated by commas, in quotes where they have one, as `--label_columns` takes them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def _window(window: Mapping[str, Any]) -> str:

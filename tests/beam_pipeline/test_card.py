@@ -757,6 +757,7 @@ def test_starts_are_counted(tmp_path: Path) -> None:
         ["--windows", "brain,stroke:41:39.5,dicom", "--voi", "linear", "--hu_repair", "off"],
         ["--hu", "--identifiers", "keep", "--image_id", "sop_instance_uid", "--seed", "7"],
         ["--labels", "there", "--label_columns", "a b,c", "--id_column", "x", "--holdout", "0.25"],
+        ["--labels", "there", "--label_columns", '$a b,"c, ""d"""'],
         ["--folds_from", "there", "--group_by", "study", "--leak_check", "off", "--folds", "3"],
     ],
 )

@@ -134,6 +134,14 @@ def test_the_default_fits_labels_without_any() -> None:
     assert label_weights("any=5,cyst=3", ("tumour", "cyst"), saved=True) == (1, 3)
 
 
+def test_weights_of_labels_of_any_names() -> None:
+    names = ("a=b", "mass, effect", 'say "x"', "cost $5 $", "_")
+    text = 'a=b=2, "mass, effect=3",say "x"=4,cost $5 $=5,_=6'
+    assert label_weights(text, names) == (2, 3, 4, 5, 6)
+    with pytest.raises(BadInput, match="want name=weight"):
+        label_weights("a=1\nb=2", names)
+
+
 @pytest.mark.parametrize(
     "text", ["epidural", "epidural=x", "epidural=0", "epidural=nan", "bleed=2"]
 )
