@@ -115,11 +115,11 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     Raises:
         BadInput: an option is out of its range, or the weights cannot be had.
     """
-    load_libraries()
+    given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
+    load_libraries(given.backend)
     from trainer.networks.hardware import choose_precision, compute_capability
     from trainer.networks.model import build_classifier
 
-    given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
     policy = choose_precision(given.precision, compute_capability())
     prevalence = with_label_counts(shards).prevalence(fold)
     return build_classifier(given, shards.image, prevalence, policy).model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.native_log import load_libraries
+from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
     CompareOptions,
     CrossvalOptions,
@@ -32,9 +32,11 @@ def run_command(options: Options) -> None:
     Raises:
         TrainerError: see `trainer.errors`.
     """
+    if not isinstance(options, CompareOptions):
+        check_backend(options.backend)
     if isinstance(options, CrossvalOptions):
         jobs = prepare_crossval(options)
-        load_libraries()
+        load_libraries(options.backend)
         from trainer.training.crossval import crossvalidate
 
         crossvalidate(jobs)
@@ -42,13 +44,13 @@ def run_command(options: Options) -> None:
         _run_training(options)
     elif isinstance(options, ExportOptions):
         saved = prepare_export(options)
-        load_libraries()
+        load_libraries(options.backend)
         from trainer.evaluation.export import export
 
         export(saved, options.output, parse_formats(options.formats))
     elif isinstance(options, ReportOptions):
         job = prepare_report(options)
-        load_libraries()
+        load_libraries(options.backend)
         from trainer.report.report import write_report
 
         write_report(job, options.mistakes)
@@ -67,7 +69,7 @@ def _run_training(options: TrainOptions) -> None:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
         job.display.point_out(f"Next: {make_command('evaluate', RUN=options.run)}")
         return
-    load_libraries()
+    load_libraries(options.backend)
     from trainer.training.train import train
 
     train(job)
@@ -76,7 +78,7 @@ def _run_training(options: TrainOptions) -> None:
 def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
     """Evaluates or predicts."""
     job = prepare_evaluation(options)
-    load_libraries()
+    load_libraries(options.backend)
     if isinstance(options, EvaluateOptions):
         from trainer.evaluation.evaluate import evaluate
 

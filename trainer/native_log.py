@@ -1,4 +1,4 @@
-"""Holds back what C++ libraries write to stderr while they are loaded.
+"""Loads TensorFlow and Keras, and holds back what C++ libraries write to stderr meanwhile.
 
 TensorFlow announces its instruction sets and missing CUDA drivers then, whatever its log
 level says (tensorflow/tensorflow#100442). Nothing is lost where loading fails.
@@ -12,6 +12,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+from trainer.declarations import quoted
+from trainer.errors import BadInput
 
 _STDERR = 2
 
@@ -35,13 +39,57 @@ def held_back() -> Iterator[None]:
             os.close(kept)
 
 
-def load_libraries() -> None:
-    """Imports TensorFlow and Keras and looks for devices, in silence; later on errors are heard."""
+def check_backend(name: str) -> None:
+    """Compares the backend that is asked for with what this process has or will have.
+
+    Raises:
+        BadInput: it is not installed, or Keras computes with another one.
+    """
+    if find_spec(name) is None:
+        raise BadInput(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
+    # TensorFlow imports Keras, which asks for its backend then and never again.
+    keras, wanted = sys.modules.get("keras"), os.environ.get("KERAS_BACKEND") or name
+    if keras is not None and (loaded := keras.backend.backend()) != name:
+        raise BadInput(
+            f"--backend {name}: Keras was loaded with {loaded} in this process; choose {loaded}, or"
+            f" begin a new process with KERAS_BACKEND={name}"
+        )
+    if keras is None and wanted != name:
+        raise BadInput(
+            f"--backend {name}: KERAS_BACKEND={quoted(wanted)} is in the environment; make both the"
+            " same, or unset it"
+        )
+
+
+def load_libraries(backend: str | None = None) -> None:
+    """Imports TensorFlow and Keras and looks for devices, in silence; later on errors are heard.
+
+    Args:
+        backend: what Keras shall compute with; else it goes by KERAS_BACKEND and its own file.
+
+    Raises:
+        BadInput: Keras computes with another one.
+    """
+    if backend is not None:
+        check_backend(backend)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with held_back():
+    with held_back(), _keras_computes_with(backend):
         import tensorflow as tf
 
         tf.config.list_physical_devices()
         # It advises against several models in one process, of which there are good ones here.
         tf.get_logger().setLevel(logging.ERROR)
         import keras  # noqa: F401
+
+
+@contextmanager
+def _keras_computes_with(backend: str | None) -> Iterator[None]:
+    """Tells Keras, if it is imported meanwhile, what to compute with."""
+    before = os.environ.get("KERAS_BACKEND")
+    if backend is not None:
+        os.environ["KERAS_BACKEND"] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("KERAS_BACKEND", None)

@@ -33,11 +33,9 @@ def one_convolution(shape: tuple[int, int, int]) -> Any:
 
 def put_in_place(maker: str = "two_blocks", backend: str = "tensorflow") -> None:
     """Makes one of these the sample's network for the rest of this process."""
-    from trainer.__main__ import choose_backend
     from trainer.native_log import load_libraries
 
-    choose_backend(backend)
-    load_libraries()
+    load_libraries(backend)
     from trainer.networks import backbones
 
     backbones.small_resnet = globals()[maker]

@@ -1,6 +1,5 @@
 """Images on the device; test_other_processes.py runs it with JAX as the backend, too."""
 
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +21,7 @@ from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_ty
 from trainer.training.phases import compile_phase
 
 RANDOM = np.random.default_rng(0)
-JAX = os.environ.get("KERAS_BACKEND") == "jax"
+JAX = keras.backend.backend() == "jax"
 
 
 def make_images(shape: tuple[int, ...], dtype: str) -> Any:

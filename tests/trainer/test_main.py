@@ -68,7 +68,7 @@ def test_a_backend_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("trainer.__main__.find_spec", lambda _: None)
+    monkeypatch.setattr("trainer.native_log.find_spec", lambda _: None)
     argv = ["train", "--run", str(tmp_path / "run"), "--shards", str(shards), "--backend", "jax"]
     assert main(argv) == 2
     error = "trainer: --backend jax: not installed; `make train BACKEND=jax` brings it\n"

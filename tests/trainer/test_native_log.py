@@ -1,8 +1,11 @@
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from trainer.native_log import held_back
+from trainer.errors import BadInput
+from trainer.native_log import check_backend, held_back
 
 
 def test_what_native_code_writes_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
@@ -20,3 +23,43 @@ def test_it_is_shown_where_loading_fails(capfd: pytest.CaptureFixture[str]) -> N
     with pytest.raises(ImportError), held_back():
         load()
     assert capfd.readouterr().err == "the reason\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "loaded", "line"),
+    [
+        ("tensorflow", None, None, None),
+        ("tensorflow", "tensorflow", None, None),
+        ("tensorflow", "", None, None),
+        ("tensorflow", "jax", None, "KERAS_BACKEND=jax is in the environment; make both the same"),
+        ("tensorflow", "jax", "tensorflow", None),  # Keras asks but once
+        (
+            "tensorflow",
+            "tensorflow",
+            "jax",
+            "Keras was loaded with jax in this process; choose jax",
+        ),
+        ("tensorflow", None, "torch", "begin a new process with KERAS_BACKEND=tensorflow"),
+        ("nothing_such", None, None, "not installed; `make train BACKEND=nothing_such` brings it"),
+    ],
+)
+def test_a_backend_that_contradicts_is_one_line(
+    asked: str,
+    environment: str | None,
+    loaded: str | None,
+    line: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("KERAS_BACKEND", environment)
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    if loaded is not None:
+        keras = SimpleNamespace(backend=SimpleNamespace(backend=lambda: loaded))
+        monkeypatch.setitem(sys.modules, "keras", keras)
+    if line is None:
+        check_backend(asked)
+        return
+    with pytest.raises(BadInput, match=f"^--backend {asked}: ") as raised:
+        check_backend(asked)
+    assert line in str(raised.value)

@@ -145,6 +145,41 @@ def test_what_differs_between_backends_holds_with_jax(with_jax: WithJax) -> None
     assert "1 skipped" in with_jax.done.stdout, "what is said of TensorFlow alone"
 
 
+# From Python, where Keras is not loaded yet.
+FROM_PYTHON = """
+import json, os, sys
+from pathlib import Path
+import trainer
+from trainer.errors import BadInput
+
+shards, run, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+trainer.train_run(shards=shards, run=run, backend="jax", **options)
+assert "KERAS_BACKEND" not in os.environ
+import keras
+
+assert keras.backend.backend() == "jax"
+assert json.loads((run / "run.json").read_text())["options"]["backend"] == "jax"
+assert json.loads((run / "machine.json").read_text())["backend"] == "jax"
+training = {"shards": shards, **options}
+for begin, given in ((trainer.train_run, training), (trainer.evaluate_run, {})):
+    try:
+        begin(run=run, backend="tensorflow", **given)
+    except BadInput as error:
+        print(error)
+"""
+
+
+def test_from_python_what_is_recorded_is_what_computed(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("jax", reason="the JAX backend needs jax")
+    options = json.dumps(tiny | {"epochs": 1, "image_size": 16, "report": False})
+    done = run(FROM_PYTHON, shards, tmp_path / "run", options)
+    assert done.returncode == 0, done.stderr
+    line = "--backend tensorflow: Keras was loaded with jax in this process; choose jax, or begin a"
+    assert done.stdout.count(line) == 2
+
+
 # SIGKILL
 
 
