@@ -365,6 +365,25 @@ def test_labeled_shards_of_other_labels_windows_or_size_are_refused(
             assert ", here: " in error
 
 
+def test_images_that_were_made_otherwise_are_said(
+    run: Path,
+    split_rows: dict[str, Any],
+    shards_writer: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    description = json.loads((run / "run.json").read_text())
+    description["shards"]["preprocessing"] = {"voi": "linear", "hu_repair": "auto"}
+    (run / "run.json").write_text(json.dumps(description))
+    for voi, said in (("sigmoid", True), ("linear", False)):
+        made = {"voi": voi, "hu_repair": "auto", "image_id": "file_name"}
+        folder = shards_writer(tmp_path / voi, {"test": split_rows["test"]}, options=made)
+        argv = ["predict", "--run", str(run), "--shards", str(folder)]
+        assert main([*argv, "--output", str(tmp_path / "s.csv")]) == 0
+        line = 'otherwise than the run\'s: --voi "sigmoid", not "linear"\n'
+        assert (line in capsys.readouterr().out.replace("\n ", " ")) == said
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -14,6 +14,7 @@ from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ALL_LABELED, ImageSpec, ShardDirectory, Split, count
 from trainer.errors import BadInput, StoreFailed
+from trainer.json_documents import shown
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import (
     CrossvalOptions,
@@ -199,6 +200,8 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
             f"{shards.location}: measuring {split.name}, {split.examples} of "
             f"{count(shards.labeled())} labeled slices; --split {ALL_LABELED} measures all"
         )
+    if differing := differing_preparation(description, shards):
+        display.say(f"{shards.location}: images were made otherwise than the run's: {differing}")
     others = [fold.name for fold in shards.folds() if fold.name != validation]
     source.provide(shards, (split,))
     return EvaluationJob(
@@ -359,3 +362,13 @@ def check_fit(
                 f"{shards.location}: the run was trained on {name} {trained[name]},"
                 f" here: {here[name]}"
             )
+
+
+def differing_preparation(description: dict[str, Any], shards: ShardDirectory) -> str:
+    """Options of the pipeline that move gray levels and had other values, as far as is known."""
+    before, here = description["shards"].get("preprocessing", {}), shards.preprocessing
+    return ", ".join(
+        f"--{name} {shown(here[name])}, not {shown(before[name])}"
+        for name in ("voi", "hu_repair")
+        if name in before and name in here and before[name] != here[name]
+    )
