@@ -229,6 +229,8 @@ def test_temperatures_are_kept_and_applied(
     assert main([*evaluate, "--temperature", "--split", "fold1"]) == 0
     other = json.loads((run / "evaluation-fold1-temperature.json").read_text())
     assert other["calibration"] == {"figures": "of other slices"}
+    assert main([*evaluate, "--fit_temperature", "--split", "fold1"]) == 0
+    assert "make other patients' too certain" in capsys.readouterr().out
     # An earlier version's file.
     (run / "temperatures.json").write_text('{"upper": 2, "lower": 1, "any": 0.5}')
     assert main([*evaluate, "--temperature", "--tta"]) == 0

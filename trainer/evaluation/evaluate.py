@@ -64,6 +64,10 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     written = run.predictions(job.name)
     if job.name != _validation_of(run) or not run.is_complete:
         write_parquet(written, predictions, labels)
+    if fit_temperature and figures["trained_on"]:
+        display.say(
+            "Fitted on patients that were trained on, they make other patients' too certain."
+        )
     show_figures(display, figures, f"{run.path}: {job.name}")
     display.point_out(f"written: {run.evaluation(job.name)}, {written.name}")
     display.point_out(f"Next: {make_command('export', RUN=run.path)}")

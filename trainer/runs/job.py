@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from trainer.data.contract import fold_split
-from trainer.data.index import Index, read_ids, read_index, with_label_counts
+from trainer.data.index import Index, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
@@ -36,6 +36,7 @@ from trainer.runs.run_directory import (
     described_data,
     read_description,
 )
+from trainer.runs.trained_on import hash_examples
 
 EXAMPLES = 16  # images that an exported model is tried on
 
@@ -47,7 +48,7 @@ class Job:
     Attributes:
         weights: of the labels in the loss.
         index: of the training examples, where training draws among them.
-        ids: of the training examples, until the run has recorded them.
+        trained_on: hashes of the training examples' ids, until the run has recorded them.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -59,7 +60,7 @@ class Job:
     run: RunDirectory
     display: Display
     index: Index | None = None
-    ids: pd.DataFrame | None = field(default=None, repr=False)
+    trained_on: pd.DataFrame | None = field(default=None, repr=False)
     is_part: bool = False
 
     @property
@@ -106,21 +107,22 @@ def _prepare_job(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     run = check_run(options, shards)
-    index = ids = None
+    index = trained_on = None
     if not run.is_complete:
         source.provide(shards, (*training, validation))
         shards = with_label_counts(shards)
         index = read_index(shards, training) if options.sampling == "balanced" else None
-        ids = None if run.trained_on.is_file() else _read_ids(shards, training, display)
-    return Job(options, shards, training, validation, weights, run, display, index, ids)
+        if not run.trained_on.is_file():
+            trained_on = _hash_examples(shards, training, display)
+    return Job(options, shards, training, validation, weights, run, display, index, trained_on)
 
 
-def _read_ids(
+def _hash_examples(
     shards: ShardDirectory, training: tuple[Split, ...], display: Display
 ) -> pd.DataFrame | None:
     """Reads whom the run is trained on; None where the index does not say."""
     try:
-        return read_ids(shards, training)
+        return hash_examples(shards, training)
     except BadInput as error:
         display.say(f"{error}: evaluations will not know whom the run was trained on")
         return None

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from trainer.data.contract import ID_COLUMNS, IMAGE_ID, ORDINAL, PATIENT
-from trainer.data.shards import ShardDirectory
+from trainer.data.index import read_ids
+from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import BadInput
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
@@ -37,9 +38,18 @@ def hash_ids(ids: Iterable[str], column: str, digest: str) -> Hashes:
     return np.frombuffer(b"".join(hashes), np.dtype("<u8")).astype(np.uint64)[numbers]
 
 
-def write_trained_on(path: Path, ids: pd.DataFrame, digest: str) -> None:
-    """Writes the hashes of training examples, `index.read_ids` of them, whole or not at all."""
-    hashes = pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in ID_COLUMNS})
+def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
+    """The hashes of the examples of some splits, one row per example.
+
+    Raises:
+        BadInput: the index of the shards does not say whose they are.
+    """
+    ids, digest = read_ids(shards, splits), shards.digest()
+    return pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in ID_COLUMNS})
+
+
+def write_trained_on(path: Path, hashes: pd.DataFrame) -> None:
+    """Writes the hashes of training examples, whole or not at all."""
     write_whole(path, lambda unfinished: hashes.to_parquet(unfinished, index=False))
 
 

@@ -72,8 +72,8 @@ def train(job: Job) -> None:
         begin_run(job.run, options, job.shards)
         if job.run.is_complete:
             return
-        if job.ids is not None:
-            write_trained_on(job.run.trained_on, job.ids, job.shards.digest())
+        if job.trained_on is not None:
+            write_trained_on(job.run.trained_on, job.trained_on)
         _announce(job, policy, xla, devices)
         feed = open_feed(job, free)
         saved = checkpoint.load_newest(job.run.checkpoints)
