@@ -172,7 +172,7 @@ class LabelOptions(Declared, title="labels"):
         DefaultText("the six of RSNA if they are there, else all but the ids"),
         Mark.AFTER_HEADERS,
     ] = ()
-    """columns of the classes in a wide label file, as in a row of CSV; others are left alone"""
+    """classes, as in a row of CSV: columns of a wide label file, or ends of IDs of a long one"""
     unlabeled: Annotated[Unlabeled, Mark.AFTER_HEADERS] = Unlabeled.REJECT
     """files that the label file does not name: rejected, or left out and only counted"""
 

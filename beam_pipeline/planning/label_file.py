@@ -1,5 +1,6 @@
 """A label file to labels by image id."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import UsageError
+from beam_pipeline.errors import UsageError, quoted
 from beam_pipeline.layout import MAX_LABELS, check_label_names
 from beam_pipeline.options import Files, LabelOptions
 from beam_pipeline.planning.label_columns import WideColumns, find_long, find_wide
@@ -16,6 +17,8 @@ from beam_pipeline.planning.label_values import check_values, parse_values
 from beam_pipeline.planning.labels import AROUND, RSNA_LABELS, Labels, Values, collect
 from beam_pipeline.planning.text_tables import TextTable, open_table
 from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+
+_BETWEEN = "\x1f"  # an image id and its class; no printable name holds it
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,13 @@ class LabelFile:
     ids and a column of 0 and 1 for each class.
 
     Other columns of a wide file are left alone if `label_columns` names those of the classes; so
-    are columns without a name, as pandas writes its index.
+    are columns without a name, as pandas writes its index. In the long form `label_columns` tells
+    where the class begins whose name holds `_`; rows of other classes are left alone.
 
     Attributes:
         path: of a table that `open_table` reads.
         id_column: of the wide form; None to find it by its name.
-        label_columns: of the wide form; none for RSNA's six if they are there, else all others.
+        label_columns: none for RSNA's six if they are there, else all others.
         patience: seconds after which a request that fails is given up.
     """
 
@@ -75,20 +79,22 @@ class LabelFile:
         return labels
 
     def _read(self, table: TextTable) -> Labels:
-        long = None if self.label_columns else find_long(table.columns)
-        if long:
-            return _read_long(table, long)
+        long = find_long(table.columns)
+        if long and not {*self.label_columns} & {*table.columns}:
+            return _read_long(table, long, self.label_columns)
         return _read_wide(table, find_wide(table.columns, self.id_column, self.label_columns))
 
 
-def _read_long(table: TextTable, places: Sequence[int]) -> Labels:
+def _read_long(table: TextTable, places: Sequence[int], classes: tuple[str, ...]) -> Labels:
     names: dict[str, int] = {}
     parts: list[Values] = []
     for ids, texts in table.read(places):
         values = parse_values(texts)
         if not parts:
             check_values("Label", texts, values)
-        split = pc.split_pattern(ids, "_", max_splits=1, reverse=True)
+        if classes:
+            ids, values = _split_known(ids, values, classes)
+        split = pc.split_pattern(ids, _BETWEEN if classes else "_", max_splits=1, reverse=True)
         if not pc.all(pc.equal(pc.list_value_length(split), 2), min_count=0).as_py():
             raise ValueError(
                 "an ID is not of the form <image id>_<class>; if each row is an image, name the "
@@ -96,10 +102,24 @@ def _read_long(table: TextTable, places: Sequence[int]) -> Labels:
             )
         images = pc.list_element(split, 0).dictionary_encode()
         parts.append(Values(images, _number(pc.list_element(split, 1), names), values))
+    if missing := [name for name in classes if name not in names]:
+        raise ValueError(f"no ID ends in {quoted(f'_{missing[0]}')}, and no column has that name")
     check_label_names([*names])
-    order = RSNA_LABELS if set(names) == set(RSNA_LABELS) else tuple(names)
+    order = RSNA_LABELS if set(names) == set(RSNA_LABELS) else classes or tuple(names)
     columns = np.array([order.index(name) for name in names], np.int64)
     return collect(order, parts, columns)
+
+
+def _split_known(
+    ids: pa.StringArray, values: NDArray[np.int8], classes: Sequence[str]
+) -> tuple[pa.StringArray, NDArray[np.int8]]:
+    """The rows of some classes, with another sign before the longest that an ID ends in."""
+    longest_first = sorted(map(re.escape, classes), key=len, reverse=True)
+    # Without `.*` before it, the leftmost match is that of the longest class.
+    pattern = f"_({'|'.join(longest_first)})[{AROUND}]*$"
+    known = pc.match_substring_regex(ids, pattern)
+    marked = pc.replace_substring_regex(ids.filter(known), pattern, rf"{_BETWEEN}\1")
+    return marked, values[known.to_numpy(zero_copy_only=False)]
 
 
 def _number(texts: pa.StringArray, known: dict[str, int]) -> NDArray[np.int16]:

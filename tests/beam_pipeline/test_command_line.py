@@ -119,7 +119,7 @@ class BadInput:
         BadInput({"windows": "brain:40"}, "window 'brain:40' is neither name:center:width nor"),
         BadInput({"windows": "a:40:0"}, "window 'a' needs a finite center and a width above 0"),
         BadInput({"windows": "brain,brain"}, "--windows brain,brain: want different names"),
-        BadInput({"label_columns": "any"}, "it has the columns 'ID', 'Label'"),
+        BadInput({"label_columns": "other"}, "no ID ends in '_other', and no column has that"),
         BadInput({"label_columns": "any,any"}, "--label_columns any,any: two classes are called"),
         BadInput({"label_columns": "any, Any"}, "two classes are called 'any' and 'Any'"),
         BadInput({"labels": "{tmp}/twice.csv"}, "it has two columns 'any'; remove or rename one"),

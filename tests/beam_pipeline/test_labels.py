@@ -1,4 +1,5 @@
 import bz2
+import csv
 import gzip
 import io
 import lzma
@@ -134,6 +135,22 @@ def test_other_classes_keep_the_order_of_the_file(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path, text))
     assert labels.names == ("zebra", "ant")
     assert found(labels, "y") == [0, 1]
+
+
+def test_known_classes_of_any_names_are_found_in_a_long_file(tmp_path: Path) -> None:
+    names = ("midline_shift", "shift", "mass effect", "cost $5 $", 'a, "b"/(x)|y*', "ä_ß")
+    rows = [["ID", "Label"]]
+    for image in ("1e5", "a_b", "NA"):
+        rows += [[f"{image}_{name}", str(n % 2)] for n, name in enumerate((*names, "of_others"))]
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    labels = LabelFile(str(path), label_columns=names).read()
+    assert labels.names == names
+    assert labels.image_ids.to_pylist() == ["1e5", "a_b", "NA"]
+    assert all(found(labels, image) == [0, 1, 0, 1, 0, 1] for image in ("1e5", "a_b", "NA"))
+    with pytest.raises(UsageError, match="no ID ends in '_absent', and no column has that name"):
+        LabelFile(str(path), label_columns=("shift", "absent")).read()
 
 
 IMAGES, CLASSES, VALUES = ("a", "b_b", "c"), ("x", "y"), ("0", "1", "1.0", "true", "2", "")
