@@ -1,6 +1,6 @@
 """Object stores on this machine: servers of S3 and of Google Cloud Storage that keep all in memory.
 
-Their binaries are looked for on PATH, and else built once with Go, under `out/`.
+Their binaries are looked for on PATH, and else built once with Go, and kept in the user's cache.
 """
 
 import json
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import obstore
@@ -22,8 +21,8 @@ import pytest
 from obstore.store import GCSStore, S3Store
 
 from tests.beam_pipeline.faulty_proxy import FaultyProxy
+from tests.cache import SERVERS
 
-_BUILT = Path(__file__).parents[2] / "out" / "test-servers"
 _GOFAKES3 = "github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0"
 _FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.56.1"
 _BUILD_SECONDS = 240
@@ -146,14 +145,15 @@ def _make_gcs_bucket(host: str) -> None:
 
 def find_binary(package: str) -> str:
     """The path of a Go program, which is built if it is not there."""
-    name = package.partition("@")[0].rpartition("/")[2]
-    found = shutil.which(name) or shutil.which(name, path=str(_BUILT))
+    path, _, version = package.partition("@")
+    name, folder = path.rpartition("/")[2], SERVERS / version
+    found = shutil.which(name) or shutil.which(name, path=str(folder))
     if found:
         return found
     if not shutil.which("go"):
         pytest.skip(f"neither {name} nor Go is installed: no object store to test with")
-    _BUILT.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"GOBIN": str(_BUILT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"GOBIN": str(folder)}
     try:
         built = subprocess.run(
             ["go", "install", package],
@@ -166,7 +166,7 @@ def find_binary(package: str) -> str:
         pytest.skip(f"{name} could not be built in {_BUILD_SECONDS} s")
     if built.returncode:
         pytest.skip(f"{name} cannot be built: {built.stderr.strip()[-300:]}")
-    return str(_BUILT / name)
+    return str(folder / name)
 
 
 @contextmanager

