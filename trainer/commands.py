@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.files import full_disk_reported
 from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
     CompareOptions,
@@ -32,6 +33,12 @@ def run_command(options: Options) -> None:
     Raises:
         TrainerError: see `trainer.errors`.
     """
+    with full_disk_reported():
+        _run_command(options)
+
+
+def _run_command(options: Options) -> None:
+    """Runs one command."""
     if not isinstance(options, CompareOptions):
         check_backend(options.backend)
     if isinstance(options, CrossvalOptions):
@@ -67,7 +74,10 @@ def _run_training(options: TrainOptions) -> None:
     job = prepare_training(options)
     if job.run.is_complete:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
-        job.display.point_out(f"Next: {make_command('evaluate', RUN=options.run)}")
+        is_shown = not options.report or job.run.report.is_file()
+        job.display.point_out(
+            f"Next: {make_command('evaluate' if is_shown else 'report', RUN=options.run)}"
+        )
         return
     load_libraries(options.backend)
     from trainer.training.train import train

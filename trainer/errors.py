@@ -4,7 +4,7 @@ TrainerError
 ├── DeviceFailed exit code 1: a GPU, its driver or its compiler failed
 ├── BadInput     exit code 2: options, shards or a run directory that cannot be used
 ├── Diverged     exit code 3: the loss stopped being a finite number
-└── StoreFailed  exit code 5: an object store failed or refused access, or its copy has no place
+└── StoreFailed  exit code 5: a disk is full, a store failed or refused access, or has no room
 """
 
 
@@ -31,6 +31,6 @@ class Diverged(TrainerError):
 
 
 class StoreFailed(TrainerError):
-    """An object store failed or refused access, or what it has cannot be written to the disk."""
+    """An object store failed or refused access, or the disk takes no more."""
 
     exit_code = 5

@@ -1,7 +1,8 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and disks that take no more."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,14 +10,29 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from trainer.errors import StoreFailed, TrainerError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What only writing ends in.
+_UNWRITABLE = (*FULL, errno.EROFS)
+# What writing may end in, too, where nothing else is done.
+_LOST = (
+    *_UNWRITABLE,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
 # What `write_whole` leaves where its process is killed: the file's name, machine and process.
 UNFINISHED = re.compile(r"\..+-([0-9a-f]{8})-(\d+)(\.\w+)?")
 # Of versions before, which did not name the machine.
@@ -40,15 +56,58 @@ def unfinished_path(path: Path) -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with another name; the file gets its own when it is complete."""
+    """Calls `write` with another name; the file gets its own when it is complete.
+
+    Raises:
+        StoreFailed: the file cannot be written.
+    """
     unfinished = unfinished_path(path)
     try:
-        write(unfinished)
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        unfinished.replace(path)
+        with full_disk_reported(path, _LOST):
+            write(unfinished)
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
+            unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_reported(
+    path: Path | None = None, kinds: tuple[int, ...] = _UNWRITABLE
+) -> Iterator[None]:
+    """Says in one line that a file cannot be written, if that is what went wrong.
+
+    Args:
+        path: the file, if it is known.
+        kinds: the system's numbers for what may go wrong.
+
+    Raises:
+        StoreFailed: the disk is full or read-only, a quota is used up, or a limit is reached.
+    """
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        reason = disk_trouble(error, kinds)
+        if reason is None:
+            raise
+        place = path or getattr(error, "filename", None)
+        where = f"cannot write {place}" if place else "cannot write to the disk"
+        raise StoreFailed(f"{where}: {reason}; the same command resumes") from None
+
+
+def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> str | None:
+    """Why a file could not be written, in the system's words, if that is what an exception is of.
+
+    TensorFlow, HDF5 and Arrow quote the system's words in exceptions of their own.
+    """
+    if isinstance(error, OSError) and error.errno in kinds:
+        return os.strerror(error.errno)
+    quoted = (os.strerror(each) for each in _UNWRITABLE if each in kinds)
+    return next((words for words in quoted if words in str(error)), None)
 
 
 def write_json(path: Path, content: Any) -> None:

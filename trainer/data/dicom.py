@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
-from trainer.errors import BadInput
+from trainer.errors import BadInput, StoreFailed
 from trainer.json_documents import parse_json
 
 # What is not chosen by a value.
@@ -56,12 +56,14 @@ def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         BadInput: nothing could be converted; the message is the pipeline's.
+        StoreFailed: a store failed, or there is no room for what is converted.
     """
     given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
     argv = [sys.executable, "-m", "beam_pipeline", *given]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BadInput(lines[-1].removeprefix("beam_pipeline: error: "))
+        kind = StoreFailed if done.returncode == StoreFailed.exit_code else BadInput
+        raise kind(lines[-1].removeprefix("beam_pipeline: error: "))
     rejects = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
     return pd.DataFrame(rejects, columns=[*REJECT_COLUMNS], dtype=str)

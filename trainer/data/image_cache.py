@@ -158,12 +158,24 @@ def _map_split(
         def write(unfinished: Path) -> None:
             shape = (split.examples, size, size, image.channels)
             images = np.lib.format.open_memmap(unfinished, "w+", np.dtype(image.dtype), shape)
+            _allocate(unfinished)
             found.append(_decode_into(images, split, image, size, on_image))
             images.flush()
 
         write_whole(pixels, write)
         write_whole(labels, lambda unfinished: np.save(unfinished, found[0]))
     return np.load(pixels, mmap_mode="r"), np.load(labels)
+
+
+def _allocate(path: Path) -> None:
+    """Takes a file's space at once: a disk that is full while pages are written kills a process.
+
+    Raises:
+        OSError: there is too little.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _check_disk(folder: Path, needed: int) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from trainer.data.damage import is_of_data, reason
 from trainer.declarations import quoted
 from trainer.errors import BadInput, DeviceFailed
+from trainer.files import disk_trouble
 
 _OF_DEVICES = (
     tf.errors.AbortedError,
@@ -211,6 +212,8 @@ def device_errors_reported() -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, MemoryError, RuntimeError) as error:
+        if disk_trouble(error):
+            raise
         if _is_lack_of_memory(error):
             raise BadInput(
                 "too little memory for this --batch_size and --image_size; in a new run directory,"

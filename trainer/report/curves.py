@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from trainer.files import write_whole
+from trainer.files import full_disk_reported, write_whole
 from trainer.report.figures import MOST_NAMES, new_figure, plain_text
 
 History = list[dict[str, Any]]
@@ -55,13 +57,20 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def log_epoch(folder: Path, row: dict[str, Any]) -> None:
     """Adds an epoch's figures to the TensorBoard logs."""
-    writer = tf.summary.create_file_writer(str(folder))
-    with writer.as_default(step=row["epoch"]):
+    with full_disk_reported(folder), opened(folder, row["epoch"]):
         for name, value in row.items():
             nested = value if isinstance(value, dict) else {"": value}
             for part, scalar in nested.items():
                 if scalar is not None and name != "epoch":
                     tf.summary.scalar(f"{name}/{part}" if part else name, scalar)
+
+
+@contextmanager
+def opened(folder: Path, step: int) -> Iterator[None]:
+    """Sends what is logged within to a new file of the TensorBoard logs."""
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=step):
+        yield
     writer.close()
 
 
@@ -69,8 +78,6 @@ def log_picture(folder: Path, name: str, figure: Figure, step: int) -> None:
     """Adds a picture to the TensorBoard logs."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=80, format="png")
-    writer = tf.summary.create_file_writer(str(folder))
-    with writer.as_default(step=step):
+    with full_disk_reported(folder), opened(folder, step):
         pixels = tf.io.decode_png(buffer.getvalue(), channels=4)
         tf.summary.image(name, pixels[None])
-    writer.close()

@@ -57,7 +57,7 @@ def write_report(job: EvaluationJob, mistakes: int) -> None:
         | describe(job, metrics)
     )
     values["training"] = training_drawings(history, names, metrics["best_epoch"])
-    path = run.path / "report.html"
+    path = run.report
     write_page(path, "report.html.jinja", **values)
     job.display.point_out(f"written: {path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,12 @@ from trainer.options import (
 )
 from trainer.progress import Display
 from trainer.runs.calibration import Calibration, choose_calibration
-from trainer.runs.outputs import check_formats, check_new_folder, check_output
+from trainer.runs.outputs import (
+    check_formats,
+    check_new_folder,
+    check_output,
+    check_writable,
+)
 from trainer.runs.run_directory import (
     RunDirectory,
     check_run,
@@ -109,6 +115,9 @@ def _prepare_job(
     run = check_run(options, shards)
     index = trained_on = None
     if not run.is_complete:
+        check_writable(run.path, f"--run {run.path}")
+        if options.cache == "disk" and options.cache_dir:
+            check_writable(Path(options.cache_dir), f"--cache_dir {options.cache_dir}")
         source.provide(shards, (*training, validation))
         shards = with_label_counts(shards)
         index = read_index(shards, training) if options.sampling == "balanced" else None
@@ -195,6 +204,8 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     check_model(run)
     if isinstance(options, PredictOptions):
         check_output(options.output)
+    else:
+        check_writable(run.path, f"--run {run.path}")
     weights = label_weights(description["options"]["label_weights"], labels, saved=True)
     calibration = choose_calibration(run, labels, options.temperature)
     if not same_shards and not options.split and split.examples < count(shards.labeled()):

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 
 from trainer.data.contract import INDEX
 from trainer.errors import BadInput
-from trainer.files import remove_unfinished
+from trainer.files import FULL, full_disk_reported, remove_unfinished
 from trainer.options import parse_formats
 
 # By a file that tells what a folder is, what its owner writes into it; see `RunDirectory`.
@@ -39,15 +39,16 @@ def check_formats(text: str) -> None:
 
 
 def check_new_folder(output: Path) -> None:
-    """Looks into a folder that is to be made, or empty.
+    """Looks into a folder that is to be made, or empty, and tries to write there.
 
     Raises:
-        BadInput: it has something in it.
+        BadInput: it has something in it, or cannot be written.
     """
     if output.is_dir():
         remove_unfinished(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"--output {output}: exists and is not empty")
+    check_writable(output, f"--output {output}")
 
 
 def check_output(path: Path) -> None:
@@ -66,9 +67,24 @@ def check_output(path: Path) -> None:
                 f"--output {path}: would be among the files of a run or of shards, beside {known};"
                 " choose another name or folder"
             )
+    check_writable(place.parent, f"--output {path}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Tries to write into a folder, or into the one that it is to be made in; leaves nothing.
+
+    Args:
+        folder: that is there or not.
+        option: that names it, and its value.
+
+    Raises:
+        BadInput: it cannot be written.
+        StoreFailed: its disk is full.
+    """
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=place.parent):
+        place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with full_disk_reported(folder, FULL), TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise BadInput(f"--output {path}: cannot be written ({error.strerror})") from None
+        raise BadInput(f"{option}: cannot be written ({error.strerror})") from None

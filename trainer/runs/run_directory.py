@@ -12,6 +12,7 @@ from trainer.errors import BadInput
 from trainer.files import remove_unfinished, write_json
 from trainer.json_documents import (
     LONGEST_SHOWN,
+    check_document,
     read_document,
     shown,
 )
@@ -66,6 +67,11 @@ class RunDirectory:
     def machine(self) -> Path:
         """What the run was trained on, and when."""
         return self.path / "machine.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
 
     @property
     def temperatures(self) -> Path:
@@ -156,6 +162,8 @@ def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
         _refuse_other_run(run, options, shards)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
+    else:  # a path of the shards, say, that no reader would take
+        check_document(_describe_run(options, shards), "run", f"--run {run.path}: for run.json")
     return run
 
 
