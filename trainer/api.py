@@ -174,7 +174,8 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     from trainer.networks.model import load_classifier
 
     image = ImageSpec(**described_data(description)["image"])
-    model = load_classifier(directory.model, description["options"].get("xla", "auto"))
+    xla = description["options"].get("xla", "auto")
+    model = load_classifier(directory.model, xla, image, len(labels))
     return TrainedModel(directory, labels, image, calibration, model, description)
 
 

@@ -51,7 +51,8 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     """
     leave_gpu_to_jax()
     run, labels, display = job.run, job.shards.labels, job.display
-    predictions = predict_labeled(load_classifier(run.model, job.xla), job)
+    classifier = load_classifier(run.model, job.xla, job.shards.image, len(labels))
+    predictions = predict_labeled(classifier, job)
     how = None
     if fit_temperature:
         job, predictions, how = fit_and_cross_fit(job, predictions)

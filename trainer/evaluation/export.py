@@ -8,6 +8,7 @@ before the folder gets any of them.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,11 @@ from trainer.evaluation.export_description import (
 )
 from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predictions import predict_batch
-from trainer.files import unfinished_path, write_json
+from trainer.files import disk_trouble, full_disk_reported, unfinished_path, write_json
 from trainer.native_log import held_back
 from trainer.networks.model import load_classifier
 from trainer.networks.portable import in_float32, portable_logits
-from trainer.networks.saved_models import load_model
+from trainer.networks.saved_models import first_line, load_model
 from trainer.runs.calibration import Calibration
 from trainer.runs.job import SavedRun
 
@@ -62,19 +63,21 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     Raises:
         BadInput: the model cannot be written in a format, or answers otherwise in it.
     """
-    classifier = load_classifier(saved.run.model)
+    xla = saved.description["options"].get("xla", "auto")
+    classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
     images = example_images(saved)
     logits = predict_batch(classifier, images, flip=False)
     predicted = probabilities(saved.calibration.apply(logits))
     plain, precision = in_float32(classifier)
     model = _probability_model(plain, saved.calibration)
-    with _new_folder(output) as folder:
+    with full_disk_reported(output), _new_folder(output) as folder:
         exact = np.asarray(model.predict_on_batch(images))
         _compare("float32", exact, predicted, ROUNDING[precision])
         largest = 0.0
         for name in formats:
-            write_format(model, name, folder / FILES[name])
-            answered = answer(name, folder / FILES[name], images)
+            with _failure_reported(name):
+                write_format(model, name, folder / FILES[name])
+                answered = answer(name, folder / FILES[name], images)
             _compare(f"--formats {name}", answered, exact, TOLERANCE)
             largest = max(largest, float(np.abs(answered - predicted).max()))
         compared = Comparison(len(images), saved.examples_of, precision, largest)
@@ -127,12 +130,25 @@ def _probability_model(classifier: Any, calibration: Calibration) -> Any:
     return keras.Model(image, sigmoid(scale(portable_logits(classifier, image))), name="head_ct")
 
 
-def write_format(model: Any, name: str, path: Path) -> None:
-    """Writes one format.
+@contextmanager
+def _failure_reported(name: str) -> Iterator[None]:
+    """Says in one line that a format has no words for what the model does.
 
     Raises:
-        BadInput: the model has what the format cannot express.
+        BadInput: it could not be written, or read again.
     """
+    try:
+        yield
+    except Exception as error:  # whatever Keras, TensorFlow, tf2onnx and ONNX Runtime raise
+        if disk_trouble(error):
+            raise
+        raise BadInput(
+            f"--formats {name}: the model cannot be written or read in it ({first_line(error)})"
+        ) from None
+
+
+def write_format(model: Any, name: str, path: Path) -> None:
+    """Writes one format."""
     signature = [tf.TensorSpec(model.input_shape, model.inputs[0].dtype, name=INPUT)]
 
     def serve(image: Any) -> Any:
@@ -167,8 +183,12 @@ def answer(name: str, path: Path, images: npt.NDArray[Any]) -> Floats:
     if name == "keras":
         return np.asarray(load_model(path).predict_on_batch(images))
     if name == "saved_model":
-        found = tf.saved_model.load(str(path)).signatures["serving_default"](tf.constant(images))
-        return np.asarray(found[OUTPUT])
+        # TensorFlow takes `[` and `*` in the path of a SavedModel for a pattern.
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "saved_model"
+            plain.symlink_to(path.absolute())
+            signature = tf.saved_model.load(str(plain)).signatures["serving_default"]
+            return np.asarray(signature(tf.constant(images))[OUTPUT])
     with held_back():
         import onnxruntime
 

@@ -34,7 +34,7 @@ def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> Non
     labels = tuple(read_description(job.run)["shards"]["labels"])
     wanted = None if sample is None else read_sample(sample, labels)
     leave_gpu_to_jax()
-    model = load_classifier(job.run.model, job.xla)
+    model = load_classifier(job.run.model, job.xla, shards.image, len(labels))
     display.begin(f"predicting {split.name}", split.examples)
     predictions = predict_split(
         model,

@@ -13,7 +13,7 @@ from keras import layers
 
 from trainer.errors import BadInput
 from trainer.networks.catalog import BACKBONES
-from trainer.networks.saved_models import load_model
+from trainer.networks.saved_models import first_line, load_model
 
 _FloatArray = npt.NDArray[np.float32]
 
@@ -84,7 +84,7 @@ def _backbone_of_run(name: str, path: str) -> Any:
         classifier = load_model(path)
         return classifier.get_layer("core").get_layer("backbone")
     except (BadInput, ValueError, KeyError, AttributeError) as error:
-        raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
+        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
 
 
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
@@ -103,7 +103,7 @@ def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
     except Exception as error:  # whatever Keras and h5py make of the file
-        raise BadInput(f"--weights {path}: no weights of {name} ({_first_line(error)})") from None
+        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
     return network
 
 
@@ -127,11 +127,6 @@ def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
             file.visititems(visit)
     # Later layers have as many channels as the first has filters, more than images have windows.
     return kernel[2] if kernel[2] in found else min(found, default=kernel[2])
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a message; Keras's have many."""
-    return str(error).strip().split("\n")[0][:200]
 
 
 def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:

@@ -103,22 +103,50 @@ def _windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
     )
 
 
-def load_classifier(path: Path, xla: str = "auto") -> Any:
+def load_classifier(
+    path: Path, xla: str = "auto", image: ImageSpec | None = None, labels: int | None = None
+) -> Any:
     """Loads the model a run saved.
 
     Args:
         path: of the model.
         xla: whether its predictions are compiled, as `options.TrainOptions.xla` has it.
+        image: that it must take, where that is known.
+        labels: how many it must answer.
 
     Raises:
-        BadInput: there is none, or it cannot be read.
+        BadInput: there is none, it cannot be read, or it is another network.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
     jit_compile = choose_xla(xla, compute_capability(), deterministic=False)
     try:
         model = load_model(path)
+        _check_classifier(model, image, labels)
     except BadInput as error:
         raise BadInput(f"{path}: no saved model ({error})") from None
     model.jit_compile = jit_compile
     return model
+
+
+def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -> None:
+    """Looks for the parts of `build_classifier`, and at what goes in and comes out.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        core = model.get_layer("core")
+        head, pool = core.get_layer("head"), core.get_layer("pool")
+        takes = (*model.input_shape[1:], str(model.inputs[0].dtype))
+        answers = model.output_shape[1:]
+        parts = isinstance(model.get_layer("resize"), Resize), isinstance(head, layers.Dense)
+        features = pool.input.shape
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise BadInput("it is no classifier that a run saves") from None
+    if not all(parts) or len(features) != 4 or features[-1] != head.kernel.shape[0]:
+        raise BadInput("it is no classifier that a run saves")
+    if image and takes != (image.height, image.width, image.channels, image.dtype):
+        raise BadInput(f"it takes images of {takes}, the run's are of another shape or type")
+    if labels and answers != (labels,):
+        raise BadInput(f"it answers {answers}, the run has {labels} labels")

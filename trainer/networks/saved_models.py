@@ -25,7 +25,7 @@ def load_model(path: str | Path) -> Any:
         _check_sizes(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever Keras, h5py and zipfile make of the file
-        raise BadInput(_reason(error)) from None
+        raise BadInput(first_line(error)) from None
 
 
 def _check_sizes(path: str | Path) -> None:
@@ -38,7 +38,7 @@ def _check_sizes(path: str | Path) -> None:
         raise ValueError(f"it would grow by {growth >> 20} MiB when it is unpacked")
 
 
-def _reason(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of a message, of which Keras's have many."""
     lines = str(error).strip().splitlines()
     return lines[0][:_LONGEST] if lines else type(error).__name__

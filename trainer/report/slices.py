@@ -97,7 +97,8 @@ def picture_answers(
         return []
     images = read_images(job, [each.row for each in answers])
     chosen = np.array([each.label for each in answers])
-    heats = activation_maps(load_classifier(job.run.model, job.xla), images, chosen)
+    classifier = load_classifier(job.run.model, job.xla, job.shards.image, labels.shape[1])
+    heats = activation_maps(classifier, images, chosen)
     pictures = []
     for answer, image, heat in zip(answers, images, heats, strict=True):
         name = job.shards.labels[answer.label]
