@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainer.command_line import parse_arguments
-from trainer.commands import run_command
-from trainer.errors import TrainerError
+from trainer.errors import BadInput, TrainerError
 from trainer.shown import show_line
 
 # As a shell counts it: 128 and the number of SIGINT.
@@ -17,7 +15,17 @@ INTERRUPTED = 130
 def main(argv: Sequence[str]) -> int:
     """Runs one command; its exit code."""
     try:
-        run_command(parse_arguments(argv))
+        _run(argv)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "trainer"):
+            raise
+        print(
+            f"trainer: {package} is not installed; `make train` brings it, and so does the extra"
+            " `trainer`: pip install 'headct-shards[trainer]'",
+            file=sys.stderr,
+        )
+        return BadInput.exit_code
     except TrainerError as error:
         print(f"trainer: {show_line(error)}", file=sys.stderr)
         return error.exit_code
@@ -25,6 +33,19 @@ def main(argv: Sequence[str]) -> int:
         print("trainer: interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _run(argv: Sequence[str]) -> None:
+    """Runs one command; what it needs may not be installed.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+        ModuleNotFoundError: a package is missing.
+    """
+    from trainer.command_line import parse_arguments
+    from trainer.commands import run_command
+
+    run_command(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 
 from trainer.errors import BadInput
 from trainer.json_documents import LONGEST_SHOWN, shown
+from trainer.shown import escape_controls
 
 _WORDS = {bool: "true or false", str: "text", Path: "a path", tuple[Path, ...]: "paths"}
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -55,6 +56,20 @@ def _refuse_nul(path: Any) -> Any:
     return path
 
 
+def _refuse_controls(path: Any) -> Any:
+    """Advice that names such a path, and run.json, could not be taken as they are."""
+    text = str(path)
+    if escape_controls(text) != text:
+        raise ValueError("want a path without line breaks and other control characters")
+    if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
+        raise ValueError("want a path in UTF-8")
+    return path
+
+
+def _refuse_controls_of_each(paths: Any) -> Any:
+    return [_refuse_controls(each) for each in paths]
+
+
 def _refuse_empty(path: Any) -> Any:
     if path == "":  # which would be the current folder
         raise ValueError("want a path")
@@ -75,9 +90,14 @@ LocalPath = Annotated[
     Path,
     BeforeValidator(_refuse_empty),
     BeforeValidator(expand_home),
+    AfterValidator(_refuse_controls),
     AfterValidator(_refuse_nul),
 ]
-LocalPaths = Annotated[tuple[Path, ...], BeforeValidator(_expand_each)]
+LocalPaths = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(_expand_each),
+    AfterValidator(_refuse_controls_of_each),
+]
 PathOrUrl = Annotated[str, BeforeValidator(expand_home), AfterValidator(_refuse_nul)]
 
 

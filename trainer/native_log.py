@@ -45,7 +45,7 @@ def check_backend(name: str) -> None:
     Raises:
         BadInput: it is not installed, or Keras computes with another one.
     """
-    if find_spec(name) is None:
+    if name != "tensorflow" and find_spec(name) is None:
         raise BadInput(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
     # TensorFlow imports Keras, which asks for its backend then and never again.
     keras, wanted = sys.modules.get("keras"), os.environ.get("KERAS_BACKEND") or name
@@ -69,9 +69,13 @@ def load_libraries(backend: str | None = None) -> None:
 
     Raises:
         BadInput: Keras computes with another one.
+        ModuleNotFoundError: one of them is not installed.
     """
     if backend is not None:
         check_backend(backend)
+    for name in ("tensorflow", "keras"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with held_back(), _keras_computes_with(backend):
         import tensorflow as tf

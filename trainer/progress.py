@@ -25,7 +25,9 @@ _SPARSE_SECONDS = 30.0
 class Display:
     """Shows one phase at a time: an epoch's steps, or the examples of a split."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    console: Console = field(
+        default_factory=lambda: Console(highlight=False, soft_wrap=True, emoji=False)
+    )
     live: Progress | None = None
     task: Any = None
     started: float = 0.0
@@ -49,11 +51,11 @@ class Display:
         self.started = self.last_line = time.monotonic()
         if self.console.is_terminal:
             self.live = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=self.console,
                 transient=True,
             )
@@ -111,7 +113,7 @@ def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
 
 def _figures_table(figures: dict[str, Any], title: str) -> Table:
     """The figures of a split, one row per label; 80 columns hold labels of 16 letters."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(show_line(title)), title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:
         table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")

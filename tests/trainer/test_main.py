@@ -10,6 +10,7 @@ import pytest
 from trainer.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+LATE = ("sklearn", "scipy", "matplotlib", "jinja2")
 
 
 def test_bad_training_input(
@@ -87,3 +88,37 @@ def test_an_interrupt_is_one_line(
     monkeypatch.setattr("trainer.data.shard_source.read_shard_directory", interrupt)
     assert main(["train", "--run", str(tmp_path / "run"), "--shards", str(shards)]) == 130
     assert capsys.readouterr().err == "trainer: interrupted; the same command resumes\n"
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        *("pydantic", "rich", "psutil", "jsonschema", "pandas", "tensorflow", "keras"),
+        # These are missed only after TensorFlow was loaded.
+        *(pytest.param(name, marks=pytest.mark.full) for name in LATE),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line_that_names_the_extra(
+    package: str, shards: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from trainer.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    argv = ["train", f"--shards={shards}", f"--run={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == (
+        f"trainer: {package} is not installed; `make train` brings it, and so does the extra"
+        " `trainer`: pip install 'headct-shards[trainer]'\n"
+    )
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_our_own_module_that_is_missing_is_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trainer.options", None)
+    monkeypatch.delitem(sys.modules, "trainer.command_line", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"trainer\.options"):
+        main(["train"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
@@ -19,6 +21,7 @@ from trainer.json_documents import read_json
 from trainer.progress import explain_weights, make_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
+from trainer.shown import show_line
 from trainer.training.train import train
 
 _POOLED = (
@@ -56,7 +59,7 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
     display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
-    runs = " ".join(str(job.run.path) for job in jobs)
+    runs = shlex.join(str(job.run.path) for job in jobs)
     display.point_out(f"Next: {make_command('compare', RUNS=runs)}")
 
 
@@ -101,7 +104,7 @@ def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
 def summary_table(summary: dict[str, Any], title: str) -> Table:
     """A row a fold, then mean and spread, then all slices together."""
     figures = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(show_line(title)), title_justify="left")
     for name in ("", "examples", "log loss", "mean ROC AUC", "mean avg. precision"):
         table.add_column(name, justify="left" if not name else "right")
     for fold, each in summary["folds"].items():

@@ -1,0 +1,96 @@
+"""Paths that a terminal's markup, a plot, make or a shell could take for something else."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.__main__ import main
+
+# A folder, and a name in it.
+ODD = "[/red] [bold]a:bug:$x^$ %s \"b\" 'c' {d} #e ~ &amp;<b> \\n ü"
+
+
+def advice(told: str, target: str) -> dict[str, str]:
+    """The variables of the command that was advised, as a shell would take them."""
+    (line,) = (each for each in told.splitlines() if each.startswith(f"Next: make {target} "))
+    words = shlex.split(line.removeprefix(f"Next: make {target} "))
+    return dict(word.split("=", 1) for word in words)
+
+
+@pytest.mark.usefixtures("one_convolution")
+def test_every_command_takes_odd_paths(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ODD
+    folder.mkdir(parents=True)
+    data, run = folder / f"shards {ODD}", folder / f"run {ODD}"
+    shutil.copytree(shards, data)
+    flags = [f"--{name}={value}" for name, value in (tiny | {"epochs": 1}).items()]
+    assert main(["train", f"--shards={data}", f"--run={run}", *flags]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert f"{run}: fold0, epoch 1\n" in told.out
+    assert advice(told.out, "evaluate") == {"RUN": str(run)}
+    assert ODD in json.loads((run / "run.json").read_text())["shards"]["path"]
+    for command in (["evaluate", "--tta"], ["report"]):
+        assert main([*command, f"--run={run}"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert f"written: {run}/evaluation-fold0-tta.json" in told.out
+    assert f"written: {run}/report.html\n" in told.out
+    assert advice(told.out, "export") == {"RUN": str(run)}
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "red] [bold]a:bug:$x^$ %s" in page
+    assert "<b>" not in page
+    output, export = folder / f"p {ODD}.csv", folder / f"e {ODD}"
+    predict = ["predict", f"--run={run}", f"--shards={data}", f"--output={output}"]
+    other = Path(shutil.copytree(run, folder / f"_other {ODD}"))
+    compare = ["compare", "--runs", str(run), str(other), f"--output={folder / 'c.html'}"]
+    for arguments in (predict, ["export", f"--run={run}", f"--output={export}"], compare):
+        assert main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    for path in (output, export / "model.onnx", export / "saved_model", folder / "c.html"):
+        assert f"written: {path}" in told.out
+        assert path.exists()
+
+
+@pytest.mark.usefixtures("one_convolution")
+def test_the_advice_after_cross_validation_names_every_run(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / ODD
+    flags = [f"--{name}={value}" for name, value in (tiny | {"epochs": 1}).items()]
+    assert main(["crossval", f"--shards={shards}", f"--run={run}", "--no-report", *flags]) == 0
+    told = capsys.readouterr().out
+    assert f"\n{run}\n" in told
+    runs = shlex.split(advice(told, "compare")["RUNS"])
+    assert runs == [str(run / f"fold{number}") for number in range(3)]
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\x1b[31m", "\u2028", "\u202e", "\udcff"])
+def test_signs_that_no_line_can_show_are_refused(
+    shards: Path, finished: Path, tmp_path: Path, sign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = f"{tmp_path}/a{sign}b"
+    commands = [
+        ["train", f"--shards={shards}", f"--run={odd}"],
+        ["crossval", f"--shards={shards}", f"--run={odd}"],
+        *([name, f"--run={odd}"] for name in ("evaluate", "report")),
+        ["predict", f"--run={finished}", f"--shards={shards}", f"--output={odd}"],
+        ["export", f"--run={finished}", f"--output={odd}"],
+        ["compare", "--runs", str(finished), odd],
+    ]
+    if sign not in ("\u202e", "\udcff"):  # which run.json takes, and which no manifest is read from
+        Path(odd).symlink_to(shards)
+        commands.append(["train", f"--shards={odd}", f"--run={tmp_path / 'new'}"])
+    for command in commands:
+        assert main(command) == 2, command
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "want a path " in error or "for run.json: shards.path: " in error
+    assert not (tmp_path / "new").exists()
