@@ -333,6 +333,11 @@ class PredictOptions(_NewShards, _PredictionOptions):
             raise ValueError(f"--output {quoted(self.output)}: want a name in .csv or .parquet")
         if self.sample_submission and self.output.suffix != ".csv":
             raise ValueError("--sample_submission: want a submission, --output NAME.csv")
+        if (
+            self.sample_submission
+            and self.output.resolve() == Path(self.sample_submission).resolve()
+        ):
+            raise ValueError(f"--output {quoted(self.output)}: is --sample_submission, too")
         return self
 
 

@@ -430,6 +430,7 @@ def test_a_table_has_no_rows_of_a_sample(
     argv = ["predict", "--run", str(run), "--shards", str(shards), "--sample_submission", "s.csv"]
     error = refusal([*argv, "--output", str(tmp_path / "t.parquet")], capsys)
     assert "--sample_submission: want a submission, --output NAME.csv" in error
+    assert "is --sample_submission, too" in refusal([*argv, "--output", "./s.csv"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,13 @@ def readings(row: str, labels: Collection[str]) -> list[tuple[str, str]]:
     >>> readings("a_midline_shift", {"midline_shift", "shift"})
     [('a', 'midline_shift'), ('a_midline', 'shift')]
     """
-    places = (place for place, sign in enumerate(row) if sign == "_")
-    parts = ((row[:place], row[place + 1 :]) for place in places)
-    return [(image, label) for image, label in parts if label in labels]
+    found = []
+    place = row.find("_")
+    while place >= 0:
+        if row[place + 1 :] in labels:
+            found.append((row[:place], row[place + 1 :]))
+        place = row.find("_", place + 1)
+    return found
 
 
 def fit_to_sample(
@@ -101,25 +105,25 @@ def fit_to_sample(
         prevalence: of each of the L labels where the network was trained: what an image gets of
             which nothing is known, since the pipeline rejected its file.
     """
-    row_of = dict(zip(reversed(image_ids), reversed(range(len(image_ids))), strict=True))
+    # Of equal ids the first.
+    answers = dict(zip(reversed(image_ids), reversed(probabilities.tolist()), strict=True))
     column_of = {label: number for number, label in enumerate(prevalence)}
     read = {each: readings(each, column_of) for each in ids}
-    # An image that is asked for has a row for each label.
-    asked = Counter(image for found in read.values() for image, _ in found)
-    images = {image for image, rows in asked.items() if rows == len(column_of)} | row_of.keys()
-    likely = {each: [pair for pair in found if pair[0] in images] for each, found in read.items()}
-    chosen = {
-        each: min(likely[each] or found, key=lambda pair: pair[0] not in row_of)
-        for each, found in read.items()
-    }
+    if several := [each for each, found in read.items() if len(found) > 1]:
+        # An image that is asked for has a row for each label.
+        asked = Counter(image for found in read.values() for image, _ in found)
+        images = {image for image, rows in asked.items() if rows == len(column_of)} | answers.keys()
+        for each in several:
+            likely = [pair for pair in read[each] if pair[0] in images] or read[each]
+            read[each] = sorted(likely, key=lambda pair: pair[0] not in answers)
     values = [
-        probabilities[row_of[image], column_of[label]] if image in row_of else prevalence[label]
-        for image, label in map(chosen.__getitem__, ids)
+        answers[image][column_of[label]] if image in answers else prevalence[label]
+        for image, label in (read[each][0] for each in ids)
     ]
-    named = {image for image, _ in chosen.values()}
+    named = {found[0][0] for found in read.values()}
     return Submission(
         rows=pd.DataFrame({ID: ids, LABEL: values}),
-        filled=len(named - row_of.keys()),
-        left_out=len(row_of.keys() - named),
-        unclear=sum(len(likely[each] or read[each]) > 1 for each in ids),
+        filled=len(named - answers.keys()),
+        left_out=len(answers.keys() - named),
+        unclear=sum(len(read[each]) > 1 for each in ids),
     )
