@@ -184,13 +184,16 @@ def explain_training(figures: dict[str, Any]) -> list[str]:
             f"Whether the run was trained on patients of {split} is not known: its ids cannot be"
             " compared with those of the training, or the run does not record them."
         ]
-    if trained is True:
-        return [f"{split} was trained on: these figures say nothing of unseen patients."]
     if not trained:
         return []
+    by = (figures.get("overlap") or {}).get("by", [])
+    # File names may be those of other patients' images.
+    known = " (known by image_id alone)" if by == ["image_id"] else ""
+    if trained is True:
+        return [f"{split} was trained on{known}: these figures say nothing of unseen patients."]
     return [
-        f"{split} was trained on, {trained} of its {figures['patients']} patients: these figures"
-        " are not of unseen patients alone."
+        f"{split} was trained on, {trained} of its {figures['patients']} patients{known}: these"
+        " figures are not of unseen patients alone."
     ]
 
 

@@ -148,6 +148,7 @@ def test_ids_of_another_directory(
     else:
         assert found["trained_on"] is True
         assert found["overlap"] == {"patients": 5, "examples": 20, "by": by}
+        assert ("known by image_id alone" in told) == (by == ["image_id"])
     assert "than guessing" not in told
 
 
