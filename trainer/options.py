@@ -305,7 +305,7 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     split: Annotated[str, DefaultText("the fold that training left out")] = ""
     """split to measure; all: every labeled one"""
     fit_temperature: bool = False
-    """fit a temperature and a bias a label on this split, and keep them in the run; the figures are
+    """fit a temperature and a bias a label on this split, and keep them in the run; losses are
     cross-fitted: each patient's by what other patients fit"""
 
     @model_validator(mode="after")

@@ -205,13 +205,19 @@ def test_temperatures_are_kept_and_applied(
     told = " ".join(capsys.readouterr().out.split())
     crossed = json.loads((run / "evaluation-fold0-temperature.json").read_text())
     how = crossed["calibration"]
-    assert (how["figures"], how["parts"]) == ("cross-fitted by patient", 5)
+    assert (how["figures"], how["parts"]) == ("cross-fitted by patient", 6)
     assert how["log_loss_without"] == pytest.approx(before, rel=1e-5)
     assert how["log_loss_on_fitted_slices"] < before
     assert how["log_loss_on_fitted_slices"] < crossed["weighted_log_loss"]
     losses = (*list(how.values())[2:], crossed["weighted_log_loss"])
     assert all(f"{each:.4f}" in told for each in losses)
-    assert "The figures here are cross-fitted." in told
+    assert "The losses and calibration errors here are cross-fitted." in told
+    worse = crossed["weighted_log_loss"] > how["log_loss_without"]
+    assert ("6 patients are too few to fit them by" in told) == worse
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, each in crossed["labels"].items():
+        assert each["roc_auc"] == metrics["labels"][name]["roc_auc"]
+        assert each["log_loss"] != pytest.approx(metrics["labels"][name]["log_loss"], rel=1e-3)
     assert set(json.loads((run / "temperatures.json").read_text())) == {"upper", "lower", "any"}
     # What is kept was fitted on all of these slices, which flatters their figures.
     assert main([*evaluate, "--temperature"]) == 0

@@ -15,7 +15,7 @@ from trainer.runs.calibration import Calibration
 
 _BINS = 15
 _HOTTEST = 20.0
-_PARTS = 5
+_PARTS = 10
 
 Array = npt.NDArray[np.float64]
 

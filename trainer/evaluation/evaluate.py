@@ -38,6 +38,9 @@ _WHERE = {
     UNKNOWN: "slices that temperatures.json does not name; if on these, the figures flatter",
 }
 
+# Figures that a monotone change of probabilities changes.
+_OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
+
 
 def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     """Writes evaluation-NAME.json and predictions-NAME.parquet into the run.
@@ -53,14 +56,18 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     run, labels, display = job.run, job.shards.labels, job.display
     classifier = load_classifier(run.model, job.xla, job.shards.image, len(labels))
     predictions = predict_labeled(classifier, job)
-    how = None
+    ranked, how = predictions, None
     if fit_temperature:
         job, predictions, how = fit_and_cross_fit(job, predictions)
     elif job.calibration.changes:
         how = {"figures": fitted_where(job)}
         if how["figures"] != OTHER_SLICES:
             display.say(f"temperatures and biases were fitted on {_WHERE[how['figures']]}")
-    figures = describe(job) | {"calibration": how} | measure(predictions, job)
+    measured = measure(predictions, job)
+    if fit_temperature:
+        # No calibration changes a ranking, but each part has its own.
+        measured = with_losses(measure(ranked, job), measured)
+    figures = describe(job) | {"calibration": how} | measured
     write_json(run.evaluation(job.name), figures)
     written = run.predictions(job.name)
     if job.name != _validation_of(run) or not run.is_complete:
@@ -112,8 +119,13 @@ def fit_and_cross_fit(
     display.say(
         f"log loss {before:.4f} without them, {fitted:.4f} on the slices that they were fitted on;"
         f" {after:.4f} cross-fitted, each of {parts} parts of the patients by the others. The"
-        " figures here are cross-fitted."
+        " losses and calibration errors here are cross-fitted."
     )
+    if after > before:
+        display.say(
+            f"{len(np.unique(patients))} patients are too few to fit them by: on others, the loss"
+            " is lower without --temperature"
+        )
     how = {
         "figures": CROSS_FITTED,
         "parts": parts,
@@ -121,6 +133,18 @@ def fit_and_cross_fit(
         "log_loss_on_fitted_slices": fitted,
     }
     return replace(job, calibration=found), crossed, how
+
+
+def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Figures as `measure` gives them, with the losses and calibration of others."""
+    return {
+        key: other[key]
+        if key in _OF_PROBABILITIES
+        else with_losses(value, other[key])
+        if isinstance(value, dict)
+        else value
+        for key, value in figures.items()
+    }
 
 
 def fitted_where(job: EvaluationJob) -> str:
