@@ -67,7 +67,7 @@ def _refuse_controls(path: Any) -> Any:
 
 
 def _refuse_controls_of_each(paths: Any) -> Any:
-    return [_refuse_controls(each) for each in paths]
+    return tuple(map(_refuse_controls, paths))
 
 
 def _refuse_empty(path: Any) -> Any:

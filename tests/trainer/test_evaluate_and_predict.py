@@ -401,7 +401,7 @@ def test_images_that_were_made_otherwise_are_said(
         ("link/predictions-fold0.parquet", "would be among the files of a run"),
         ("shards/index.parquet", "would be among the files of a run or of shards"),
         ("crossval/out_of_fold.parquet", "would be among the files of a run"),
-        ("file/table.parquet", "cannot be written (File exists)"),
+        ("file/table.parquet", "cannot be written (Not a directory)"),
         ("/proc/table.parquet", "cannot be written ("),
         ("table.json", "want a name in .csv or .parquet"),
         ("table", "want a name in .csv or .parquet"),
