@@ -221,6 +221,32 @@ def test_shards_without_ids_in_their_index_are_trained_on_all_the_same(
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
 
 
+def test_the_training_of_a_run_that_was_continued_counts_too(
+    run: Path, split_rows: Rows, shards_writer: Callable[..., Path], tmp_path: Path
+) -> None:
+    """And where that run is gone, nothing is known but what the later one was trained on."""
+    nobody = read_trained_on(run / "trained_on.parquet").iloc[:0]
+    origin = Path(shutil.copytree(run, tmp_path / "origin"))
+    nobody.to_parquet(run / "trained_on.parquet", index=False)
+    other = shards_writer(tmp_path / "other", {"fold0": split_rows["fold1"]})
+    name = f"evaluation-fold0-{read_shard_directory(other).digest()[:8]}.json"
+    description = json.loads((run / "run.json").read_text())
+
+    def trained_on(continued: dict[str, str] | None) -> Any:
+        changed = description | {"continued_from": continued}
+        (run / "run.json").write_text(json.dumps(changed))
+        assert main(["evaluate", "--run", str(run), "--shards", str(other)]) == 0
+        return json.loads((run / name).read_text())["trained_on"]
+
+    of_model = {"model_sha256": "0" * 64}
+    assert trained_on(None) is False
+    assert trained_on({"run": str(origin)} | of_model) is True
+    assert trained_on({"run": str(run)} | of_model) is False
+    assert trained_on({"run": str(tmp_path / "gone")} | of_model) is None
+    (origin / "trained_on.parquet").rename(run / "trained_on.parquet")
+    assert trained_on({"run": str(origin)} | of_model) is True
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", None])
 def test_a_damaged_record_is_one_line(
     run: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]

@@ -215,7 +215,10 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         )
     if differing := differing_preparation(description, shards):
         display.say(f"{shards.location}: images were made otherwise than the run's: {differing}")
-    others = [fold.name for fold in shards.folds() if fold.name != validation]
+    by_split = None
+    if same_shards and not description.get("continued_from"):
+        others = [fold.name for fold in shards.folds() if fold.name != validation]
+        by_split = split.name in (*others, ALL_LABELED)
     source.provide(shards, (split,))
     return EvaluationJob(
         run=run,
@@ -228,7 +231,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
         batch_size=options.batch_size,
         display=display,
         same_shards=same_shards,
-        trained_on=split.name in (*others, ALL_LABELED) if same_shards else None,
+        trained_on=by_split,
         xla=description["options"].get("xla", "auto") if options.xla == "run" else options.xla,
     )
 

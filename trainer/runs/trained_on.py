@@ -6,7 +6,7 @@ are keyed with the digest of the shards, so that the files of two runs tell noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -118,9 +118,9 @@ def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[s
 def find_overlap(
     run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
 ) -> Overlap | None:
-    """Looks for the patients of a run's training among others.
+    """Looks for the patients of a run's training, and of the runs that it continues, among others.
 
-    A patient is known by the own id, or by any image. None where ids tell nothing, or the run does
+    A patient is known by the own id, or by any image. None where ids tell nothing, or a run does
     not say whom it was trained on.
 
     Args:
@@ -131,21 +131,44 @@ def find_overlap(
     Raises:
         BadInput: what the run says is damaged.
     """
+    runs = [_find_examples(each, shards, texts) for each in _lineage(run)]
+    known = np.logical_or.reduce([found for _, found in runs])
+    if not known.any() and not all(columns for columns, _ in runs):
+        return None
+    patients = np.unique(texts[PATIENT][known])
+    examples = int(np.isin(texts[PATIENT], patients).sum())
+    by = tuple(name for name in ID_COLUMNS if any(name in columns for columns, _ in runs))
+    return Overlap(len(patients), len(np.unique(texts[PATIENT])), examples, by)
+
+
+def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
+    """A run, the run whose model it started from, and so on."""
+    seen = set()
+    while (place := run.path.resolve()) not in seen:
+        yield run
+        seen.add(place)
+        if not run.description.is_file() or not (
+            origin := read_description(run).get("continued_from")
+        ):
+            return
+        run = RunDirectory(Path(origin["run"]))
+
+
+def _find_examples(
+    run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
+) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
+    """The columns that tell, and which examples one run was trained on, [N]; none if unknown."""
+    known = np.zeros(len(texts[IMAGE_ID]), np.bool_)
     try:
         trained = read_trained_on(run.trained_on)
     except FileNotFoundError:  # of an earlier version, or of shards without an index
-        return None
+        return (), known
     described = read_description(run)["shards"]
     columns = comparable_ids(described, shards)
-    if not columns:
-        return None
-    known = np.zeros(len(texts[IMAGE_ID]), np.bool_)
     for name in columns:
         hashes = hash_ids(texts[name], name, described["digest"])
         known |= np.isin(hashes, trained[name].to_numpy()) & (texts[name] != "")
-    found = np.unique(texts[PATIENT][known])
-    examples = int(np.isin(texts[PATIENT], found).sum())
-    return Overlap(len(found), len(np.unique(texts[PATIENT])), examples, columns)
+    return columns, known
 
 
 def describe_overlap(overlap: Overlap | None, by_split: bool | None) -> dict[str, Any]:
