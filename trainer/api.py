@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
 from trainer.progress import Display
 from trainer.runs.calibration import Calibration, choose_calibration
+from trainer.runs.continuing import find_origin, take_network
 from trainer.runs.job import check_model
-from trainer.runs.run_directory import RunDirectory, described_data, read_description
+from trainer.runs.run_directory import RunDirectory, check_fit, described_data, read_description
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
@@ -104,10 +105,14 @@ def examples(
 def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     """A network for these shards as `train_run` would begin with it.
 
+    Python's and NumPy's random numbers go on as before; Keras and TensorFlow are left seeded with
+    `seed`, 0 unless it is given.
+
     Args:
         shards: as `open_shards` gives it.
         fold: that is left out: the network answers the prevalence of the others.
-        options: fields of `options.TrainOptions`, such as `model`, `weights` and `image_size`.
+        options: fields of `options.TrainOptions`, such as `model` (see `train_run`), `weights`,
+            `image_size` and `seed`.
 
     Returns:
         keras.Model: stored images [B, H, W, C] → logits float32 [B, L].
@@ -115,21 +120,36 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     Raises:
         BadInput: an option is out of its range, or the weights cannot be had.
     """
+    options, builder = _split_builder(options)
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
+    origin = find_origin(given)
+    if origin is not None:
+        check_fit(origin.description, shards)
+        given = take_network(given, origin)
     load_libraries(given.backend)
-    from trainer.networks.hardware import choose_precision, compute_capability
-    from trainer.networks.model import build_classifier
+    from trainer.networks.hardware import choose_precision, compute_capability, seeded
+    from trainer.networks.model import build_classifier, take_weights
 
     policy = choose_precision(given.precision, compute_capability())
     prevalence = with_label_counts(shards).prevalence(fold)
-    return build_classifier(given, shards.image, prevalence, policy).model
+    with seeded(given.seed):
+        classifier = build_classifier(given, shards.image, prevalence, policy, builder)
+    if origin is not None:
+        take_weights(classifier, origin.run.model)
+    return classifier.model
 
 
 def train_run(**options: Any) -> dict[str, Any]:
     """Trains as `python -m trainer train` does; a run that was stopped resumes.
 
+    Keras's global state begins anew (`keras.utils.clear_session`), and all random numbers are
+    seeded (`keras.utils.set_random_seed`).
+
     Args:
-        options: fields of `options.TrainOptions`; `shards` and `run` are needed.
+        options: fields of `options.TrainOptions`; `shards` and `run` are needed. `model` may be a
+            function, too, for a backbone of one's own: (S, S, C) → keras.Model from float32
+            [B, S, S, C] of -1 to 1 to features [B, h, w, D] or [B, D]. Pooling, dropout and the
+            head come after it. The run records the function's name; the same function resumes it.
 
     Returns:
         The content of metrics.json.
@@ -137,10 +157,28 @@ def train_run(**options: Any) -> dict[str, Any]:
     Raises:
         TrainerError: see `trainer.errors`.
     """
+    options, builder = _split_builder(options)
     given = TrainOptions(**options)
-    run_command(given)
+    run_command(given, builder)
     metrics: dict[str, Any] = read_json(RunDirectory(given.run).metrics)
     return metrics
+
+
+def _split_builder(
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], Callable[..., Any] | None]:
+    """Options with the name of a function that `model` is, and the function.
+
+    Raises:
+        BadInput: it has no name.
+    """
+    builder = options.get("model")
+    if not callable(builder):
+        return options, None
+    names = [getattr(builder, each, "") for each in ("__module__", "__qualname__")]
+    if not all(names):
+        raise BadInput(f"model={builder!r}: want a function with a name, by which a run records it")
+    return {"weights": "none", **options, "model": ".".join(names)}, builder
 
 
 def evaluate_run(**options: Any) -> None:
@@ -231,7 +269,6 @@ class TrainedModel:
             BadInput: the shards do not fit the run, or one is damaged.
         """
         from trainer.evaluation.predictions import predict_split, to_frame
-        from trainer.runs.job import check_fit
 
         check_fit(self.description, shards)
         found = predict_split(

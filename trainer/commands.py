@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trainer.files import full_disk_reported
 from trainer.native_log import check_backend, load_libraries
@@ -27,17 +29,21 @@ from trainer.runs.job import (
 )
 
 
-def run_command(options: Options) -> None:
+def run_command(options: Options, builder: Callable[..., Any] | None = None) -> None:
     """Checks what was given; then loads TensorFlow, which takes seconds, and starts.
+
+    Args:
+        options: of a command.
+        builder: what makes the backbone of a training, from Python alone.
 
     Raises:
         TrainerError: see `trainer.errors`.
     """
     with full_disk_reported():
-        _run_command(options)
+        _run_command(options, builder)
 
 
-def _run_command(options: Options) -> None:
+def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
     """Runs one command."""
     if not isinstance(options, CompareOptions):
         check_backend(options.backend)
@@ -48,7 +54,7 @@ def _run_command(options: Options) -> None:
 
         crossvalidate(jobs)
     elif isinstance(options, TrainOptions):
-        _run_training(options)
+        _run_training(options, builder)
     elif isinstance(options, ExportOptions):
         saved = prepare_export(options)
         load_libraries(options.backend)
@@ -69,9 +75,9 @@ def _run_command(options: Options) -> None:
         _run_prediction(options)
 
 
-def _run_training(options: TrainOptions) -> None:
+def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
     """Trains, unless the run is complete."""
-    job = prepare_training(options)
+    job = prepare_training(options, builder)
     if job.run.is_complete:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
         is_shown = not options.report or job.run.report.is_file()

@@ -206,6 +206,9 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
 
     model: str = "resnet50"
     """backbone, by its keras.applications name in lower case"""
+    continue_from: Annotated[PathOrUrl, Mark.MAY_CHANGE, DefaultText("a new network")] = ""
+    """run directory whose whole best model, head and all, this new run starts from; model,
+    image_size and windows are that run's"""
     weights: PathOrUrl = "imagenet"
     """imagenet, none, or a weights file of the backbone"""
     image_size: Annotated[int, Field(ge=1)] = 224

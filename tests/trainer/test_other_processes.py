@@ -152,7 +152,12 @@ from pathlib import Path
 import trainer
 from trainer.errors import BadInput
 
+def small(shape):
+    import keras
+    return keras.Sequential([keras.Input(shape), keras.layers.Conv2D(4, 3, 2)])
+
 shards, run, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+options["model"] = small
 trainer.train_run(shards=shards, run=run, backend="jax", **options)
 assert "KERAS_BACKEND" not in os.environ
 import keras

@@ -9,7 +9,7 @@ from keras import layers
 from trainer.networks.model import Classifier
 from trainer.options import TrainOptions
 from trainer.training.optimizers import learning_rate
-from trainer.training.phases import compile_phase, settle_statistics
+from trainer.training.phases import batch_norms, compile_phase, settle_statistics
 
 BACKBONE = ("conv/kernel", "conv/bias")
 NORM = ("norm/gamma", "norm/beta")
@@ -68,6 +68,16 @@ def names(variables: list[Any]) -> list[str]:
 def test_what_a_phase_trains(frozen: bool, batch_norm: str, trained: tuple[str, ...]) -> None:
     model = compiled(frozen, batch_norm=batch_norm)
     assert names(model.trainable_variables) == sorted(trained)
+
+
+def test_batch_normalizations_of_networks_within_a_network_are_frozen_too() -> None:
+    inner = keras.Sequential([layers.Input((4,)), layers.Dense(3), layers.BatchNormalization()])
+    inputs = layers.Input((4,), dtype="float32")
+    backbone = keras.Model(inputs, layers.BatchNormalization()(inner(inputs)))
+    core = keras.Model(inputs, layers.Dense(2)(backbone(inputs)))
+    model = compiled(False, Classifier(core, core, backbone), batch_norm="frozen")
+    assert len(model.trainable_variables) == 4, "of the dense layers"
+    assert [norm.momentum for norm in batch_norms(backbone)] == pytest.approx([0.9, 0.9])
 
 
 def test_the_whole_network_follows_the_head() -> None:

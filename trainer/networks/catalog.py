@@ -69,6 +69,8 @@ def find_backbone(name: str, image_size: int) -> Backbone:
     """
     if name not in BACKBONES:
         close = did_you_mean(name, BACKBONES)
+        if "." in name:
+            close = "; a function of Python's: trainer.train_run(model=function)"
         raise BadInput(f"--model {quoted(name)}: want one of {', '.join(BACKBONES)}{close}")
     backbone = BACKBONES[name]
     if image_size < backbone.smallest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import keras
+import numpy as np
 import psutil
 import tensorflow as tf
 
@@ -133,6 +135,18 @@ def begin_session(seed: int) -> None:
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds everything for a while; Python's and NumPy's random numbers go on as before."""
+    before = random.getstate(), np.random.get_state()
+    keras.utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:

@@ -20,10 +20,12 @@ from trainer.data.priors import log_odds
 from trainer.data.shards import ImageSpec
 from trainer.errors import BadInput
 from trainer.networks.augment import Augment
+from trainer.networks.averaging import assign, copies
 from trainer.networks.backbones import build_backbone
 from trainer.networks.catalog import find_backbone
 from trainer.networks.hardware import choose_xla, compute_capability, dtype_policy
 from trainer.networks.normalize import Normalize
+from trainer.networks.own import OWN_NORMALIZATION, Builder, build_own
 from trainer.networks.resize import Resize
 from trainer.networks.saved_models import load_model
 from trainer.networks.windows import ApplyWindows
@@ -46,7 +48,11 @@ class Classifier:
 
 
 def build_classifier(
-    options: TrainOptions, image: ImageSpec, prevalence: tuple[float, ...], policy: str
+    options: TrainOptions,
+    image: ImageSpec,
+    prevalence: tuple[float, ...],
+    policy: str,
+    builder: Builder | None = None,
 ) -> Classifier:
     """Makes the network of a run, its weights seeded or pretrained.
 
@@ -57,16 +63,17 @@ def build_classifier(
     Raises:
         BadInput: the backbone, the size, the windows or the weights do not fit.
     """
-    find_backbone(options.model, options.image_size)
     with dtype_policy(policy):
-        core, backbone = _build_core(options, image, len(prevalence))
+        core, backbone = _build_core(options, image, len(prevalence), builder)
         stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
     core.get_layer("head").bias.assign(log_odds(prevalence))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
 
 
-def _build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[Any, Any]:
+def _build_core(
+    options: TrainOptions, image: ImageSpec, labels: int, builder: Builder | None
+) -> tuple[Any, Any]:
     """Everything after the resizing, and the backbone in it."""
     size = options.image_size
     inputs = layers.Input((size, size, image.channels), dtype="float32")
@@ -74,11 +81,17 @@ def _build_core(options: TrainOptions, image: ImageSpec, labels: int) -> tuple[A
     if image.is_hounsfield:
         x = _windows_layer(options, image)(x)
     x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
-    mode = find_backbone(options.model, size).normalization
     channels = int(x.shape[-1])
-    x = Normalize(mode, name="normalize")(x)
-    backbone = build_backbone(options.model, size, channels, options.weights)
-    x = layers.GlobalAveragePooling2D(name="pool")(backbone(x))
+    if builder is None:
+        mode = find_backbone(options.model, size).normalization
+        backbone = build_backbone(options.model, size, channels, options.weights)
+    else:
+        mode = OWN_NORMALIZATION
+        backbone = build_own(builder, options.model, (size, size, channels))
+    x = backbone(Normalize(mode, name="normalize")(x))
+    if len(x.shape) == 2:  # features without a place
+        x = layers.Reshape((1, 1, x.shape[-1]), name="map")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
     x = layers.Dropout(options.dropout, seed=options.seed + 2, name="dropout")(x)
     # A logit in half precision is too coarse for the logarithm of the loss.
     logits = layers.Dense(
@@ -101,6 +114,19 @@ def _windows_layer(options: TrainOptions, image: ImageSpec) -> Any:
         seed=options.seed + 4,
         name="windows",
     )
+
+
+def take_weights(classifier: Classifier, path: Path) -> None:
+    """Gives a new classifier all weights of a saved one, its head's too.
+
+    Raises:
+        BadInput: it cannot be read, or is of another network.
+    """
+    source = load_classifier(path).get_layer("core")
+    arrays = copies(source.weights)
+    if [each.shape for each in arrays] != [tuple(each.shape) for each in classifier.core.weights]:
+        raise BadInput(f"--continue_from: {path} is the model of another network")
+    assign(classifier.core.weights, arrays)
 
 
 def load_classifier(

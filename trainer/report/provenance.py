@@ -15,6 +15,7 @@ from markupsafe import Markup
 from trainer.data.contract import CARD
 from trainer.declarations import flags
 from trainer.json_documents import read_json
+from trainer.networks.catalog import BACKBONES
 from trainer.options import TrainOptions
 from trainer.report.page import code
 from trainer.runs.run_directory import RunDirectory
@@ -36,11 +37,17 @@ def training_command(run: Path, description: Mapping[str, Any]) -> str:
     """The command that makes this run again: what is at its default is left out."""
     usual = defaults()
     given = {"shards": description["shards"]["path"], "run": str(run)}
+    origin = description.get("continued_from")
+    given |= {"continue_from": origin["run"]} if origin else {}
     given |= {
         name: value
         for name, value in description["options"].items()
         if name not in usual or usual[name] != value
     }
+    if given.get("model", "resnet50") not in BACKBONES:  # a function of Python's
+        values = {name: repr(value) for name, value in given.items()}
+        values["model"] = str(given["model"])
+        return f"trainer.train_run({', '.join(f'{k}={v}' for k, v in values.items())})"
     words = ["python", "-m", "trainer", "train"]
     for name, value in given.items():
         if isinstance(value, bool):
@@ -69,11 +76,20 @@ def describe_origin(
             f"{description['options'].get('model', UNRECORDED)}, epoch"
             f" {metrics['best_epoch']} of {metrics['epochs']}",
         ),
+        *_describe_start(description.get("continued_from")),
         ("Backend", machine.get("backend") or description["options"].get("backend", UNRECORDED)),
         ("Devices", ", ".join(machine.get("devices", [])) or UNRECORDED),
         ("Machine", describe_machine(machine)),
         ("Versions", ", ".join(f"{k} {v}" for k, v in description["versions"].items())),
     ]
+
+
+def _describe_start(origin: Mapping[str, str] | None) -> Pairs:
+    """Whose model a run started from, if it is another run's."""
+    if not origin:
+        return []
+    digest = code(f"sha256 {origin['model_sha256'][:12]}")
+    return [("Starts from the model of", Markup("{} ({})").format(code(origin["run"]), digest))]
 
 
 def describe_machine(machine: Mapping[str, Any]) -> str:

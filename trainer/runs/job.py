@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from trainer.options import (
 )
 from trainer.progress import Display
 from trainer.runs.calibration import Calibration, choose_calibration
+from trainer.runs.continuing import Origin, check_validation, find_origin, take_network
 from trainer.runs.outputs import (
     check_formats,
     check_new_folder,
@@ -37,8 +39,8 @@ from trainer.runs.outputs import (
 )
 from trainer.runs.run_directory import (
     RunDirectory,
+    check_fit,
     check_run,
-    describe_data,
     described_data,
     read_description,
 )
@@ -55,6 +57,8 @@ class Job:
         weights: of the labels in the loss.
         index: of the training examples, where training draws among them.
         trained_on: hashes of the training examples' ids, until the run has recorded them.
+        origin: the run whose best model it starts from, if there is one.
+        builder: what makes the backbone; None where it is one of `catalog.BACKBONES`.
         is_part: whether other runs follow, so that no advice is given at the end.
     """
 
@@ -67,6 +71,8 @@ class Job:
     display: Display
     index: Index | None = None
     trained_on: pd.DataFrame | None = field(default=None, repr=False)
+    origin: Origin | None = None
+    builder: Callable[..., Any] | None = None
     is_part: bool = False
 
     @property
@@ -85,7 +91,7 @@ class Job:
         return count(self.training) // self.options.batch_size
 
 
-def prepare_training(options: TrainOptions) -> Job:
+def prepare_training(options: TrainOptions, builder: Callable[..., Any] | None = None) -> Job:
     """Checks all that can be known without a network, and looks into the run directory.
 
     Raises:
@@ -94,16 +100,27 @@ def prepare_training(options: TrainOptions) -> Job:
     """
     display = Display()
     source = find_shards(options.shards, options, display)
-    return _prepare_job(options, source, source.open(), display)
+    return _prepare_job(options, source, source.open(), display, builder)
 
 
 def _prepare_job(
-    options: TrainOptions, source: ShardSource, shards: ShardDirectory, display: Display
+    options: TrainOptions,
+    source: ShardSource,
+    shards: ShardDirectory,
+    display: Display,
+    builder: Callable[..., Any] | None = None,
 ) -> Job:
     """Checks a training on shards that were opened; copies them where they are far away."""
     training, validation = shards.training_and_validation(options.fold)
-    find_backbone(options.model, options.image_size)
-    check_weights(options.model, options.weights)
+    origin = find_origin(options)
+    if origin is not None:
+        check_fit(origin.description, shards)
+        options = take_network(options, origin)
+    if builder is None:
+        find_backbone(options.model, options.image_size)
+        check_weights(options.model, options.weights)
+    elif options.weights != "none":
+        raise BadInput(f"--weights {options.weights}: {options.model} brings its own weights")
     weights = label_weights(options.label_weights, shards.labels)
     for name in ("windows", "window_jitter"):
         if getattr(options, name) and not shards.image.is_hounsfield:
@@ -112,7 +129,7 @@ def _prepare_job(
         raise BadInput(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
-    run = check_run(options, shards)
+    run = check_run(options, shards, origin.recorded() if origin else None)
     index = trained_on = None
     if not run.is_complete:
         check_writable(run.path, f"--run {run.path}")
@@ -123,7 +140,10 @@ def _prepare_job(
         index = read_index(shards, training) if options.sampling == "balanced" else None
         if not run.trained_on.is_file():
             trained_on = _hash_examples(shards, training, display)
-    return Job(options, shards, training, validation, weights, run, display, index, trained_on)
+        if origin is not None:
+            check_validation(origin, options, shards, validation)
+    what = (options, shards, training, validation, weights)
+    return Job(*what, run, display, index, trained_on, origin, builder)
 
 
 def _hash_examples(
@@ -360,24 +380,6 @@ def check_model(run: RunDirectory) -> None:
     """
     if not run.model.is_file():
         raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
-
-
-def check_fit(
-    description: dict[str, Any], shards: ShardDirectory, may_lack_labels: bool = True
-) -> None:
-    """Compares what a run was trained on with what it shall answer for.
-
-    Raises:
-        BadInput: other labels, windows or images.
-    """
-    trained, here = described_data(description), describe_data(shards)
-    unlabeled = may_lack_labels and shards.is_unlabeled
-    for name in ("windows", "image") if unlabeled else ("labels", "windows", "image"):
-        if trained[name] != here[name]:
-            raise BadInput(
-                f"{shards.location}: the run was trained on {name} {trained[name]},"
-                f" here: {here[name]}"
-            )
 
 
 def differing_preparation(description: dict[str, Any], shards: ShardDirectory) -> str:

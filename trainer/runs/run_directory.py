@@ -151,15 +151,40 @@ def described_data(description: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_run(options: TrainOptions, shards: ShardDirectory) -> RunDirectory:
+def check_fit(
+    description: dict[str, Any], shards: ShardDirectory, may_lack_labels: bool = True
+) -> None:
+    """Compares what a run was trained on with what it shall answer for.
+
+    Raises:
+        BadInput: other labels, windows or images.
+    """
+    trained, here = described_data(description), describe_data(shards)
+    unlabeled = may_lack_labels and shards.is_unlabeled
+    for name in ("windows", "image") if unlabeled else ("labels", "windows", "image"):
+        if trained[name] != here[name]:
+            raise BadInput(
+                f"{shards.location}: the run was trained on {name} {trained[name]},"
+                f" here: {here[name]}"
+            )
+
+
+def check_run(
+    options: TrainOptions, shards: ShardDirectory, continued: dict[str, str] | None = None
+) -> RunDirectory:
     """The run directory, which is new, or holds this very run; nothing is written.
+
+    Args:
+        options: of the run.
+        shards: that it is trained on.
+        continued: what `continuing.Origin.recorded` says, if it starts from another run.
 
     Raises:
         BadInput: it holds another run, or something else.
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
-        _refuse_other_run(run, options, shards)
+        _refuse_other_run(run, options, shards, continued)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
     else:  # a path of the shards, say, that no reader would take
@@ -176,6 +201,7 @@ def begin_run(
     run: RunDirectory,
     options: TrainOptions,
     shards: ShardDirectory,
+    continued: dict[str, str] | None = None,
 ) -> None:
     """Says in the directory what the run is, unless it does; removes what was not written whole.
 
@@ -183,19 +209,26 @@ def begin_run(
         run: the directory.
         options: of the run.
         shards: that it is trained on.
+        continued: see `check_run`.
 
     Raises:
         BadInput: another run began in it meanwhile.
     """
-    check_run(options, shards)
+    check_run(options, shards, continued)
     remove_unfinished(run.path)
     remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(run.description, _describe_run(options, shards))
+        described = _describe_run(options, shards)
+        write_json(run.description, described | {"continued_from": continued})
 
 
-def _refuse_other_run(run: RunDirectory, options: TrainOptions, shards: ShardDirectory) -> None:
+def _refuse_other_run(
+    run: RunDirectory,
+    options: TrainOptions,
+    shards: ShardDirectory,
+    continued: dict[str, str] | None,
+) -> None:
     """Says what differs between the run that is there and the one asked for.
 
     Raises:
@@ -209,10 +242,15 @@ def _refuse_other_run(run: RunDirectory, options: TrainOptions, shards: ShardDir
     ]
     if before["shards"]["digest"] != shards.digest():
         differing.append("other shards")
+    model_before = (before.get("continued_from") or {}).get("model_sha256")
+    if model_before != (continued or {}).get("model_sha256"):
+        differing.append("began with the model of another run, or with none (--continue_from)")
     if before.get("logit_shift") and not run.is_complete:
         differing.append("begun by a version that corrected balanced sampling in another way")
     if differing:
-        raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}")
+        more = f"; for more epochs, a new --run with --continue_from {run.path}"
+        longer = more if options.epochs != before["options"].get("epochs") else ""
+        raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}{longer}")
 
 
 def _shown_option(value: Any) -> str:

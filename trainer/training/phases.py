@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -22,9 +23,8 @@ def compile_phase(job: Job, feed: Feed, classifier: Classifier, frozen: bool, xl
     options = job.options
     classifier.backbone.trainable = not frozen
     if not frozen and options.batch_norm == "frozen":
-        for layer in classifier.backbone.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
+        for norm in batch_norms(classifier.backbone):
+            norm.trainable = False
     for each in (classifier.model, classifier.core):
         each.jit_compile = xla
         # JAX's function is for the variables that were trainable when it was made.
@@ -54,6 +54,14 @@ def settle_statistics(backbone: Any, steps: int) -> None:
     At the usual momentum of 0.99 a run of 60 steps would be validated with statistics that
     are half their initial values. A run of 1,000 steps or more keeps the network's own.
     """
-    for layer in backbone.layers:
+    for norm in batch_norms(backbone):
+        norm.momentum = min(norm.momentum, max(1 - 10 / steps, 0.8))
+
+
+def batch_norms(network: Any) -> Iterator[Any]:
+    """The batch normalizations of a network and of the networks in it."""
+    for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, max(1 - 10 / steps, 0.8))
+            yield layer
+        elif isinstance(layer, keras.Model):
+            yield from batch_norms(layer)

@@ -29,7 +29,7 @@ from trainer.networks.hardware import (
     use_all_devices,
 )
 from trainer.networks.machine import describe_machine
-from trainer.networks.model import Classifier, build_classifier, load_classifier
+from trainer.networks.model import Classifier, build_classifier, load_classifier, take_weights
 from trainer.progress import make_command, show_figures
 from trainer.report import curves
 from trainer.report.report import write_report
@@ -66,10 +66,12 @@ def train(job: Job) -> None:
     free = free_device_memory(capability) if options.cache == "device" else None
     xla = choose_xla(options.xla, capability, options.deterministic)
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
+    classifier = build_classifier(options, job.shards.image, job.prevalence, policy, job.builder)
+    if job.origin is not None:
+        take_weights(classifier, job.origin.run.model)
     # Only now is everything known to be good.
     with held(job.run.path):
-        begin_run(job.run, options, job.shards)
+        begin_run(job.run, options, job.shards, job.origin.recorded() if job.origin else None)
         if job.run.is_complete:
             return
         if job.trained_on is not None:
@@ -85,6 +87,8 @@ def train(job: Job) -> None:
 def _announce(job: Job, policy: str, xla: bool, devices: int) -> None:
     """Says what is about to be trained, and on what."""
     options = job.options
+    if job.origin is not None:
+        job.display.say(f"starts from the best model of {job.origin.run.path}, head and all")
     job.display.say(
         f"{options.model} at {options.image_size} x {options.image_size}, {policy}"
         f"{', XLA' if xla else ''}, {keras.backend.backend()}"
