@@ -96,8 +96,17 @@ OTHER_RUNS: dict[str, Maker] = {
 }
 
 
+SOME = ("truncated", "no config.json", "a function", "another network", "other labels")
+
+
 @pytest.mark.usefixtures("one_convolution")
-@pytest.mark.parametrize("kind", [*MODELS, *OTHER_RUNS])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        name if name in SOME else pytest.param(name, marks=pytest.mark.full)
+        for name in (*MODELS, *OTHER_RUNS)
+    ],
+)
 def test_every_command_says_so_in_one_line(
     finished: Path,
     shards: Path,
