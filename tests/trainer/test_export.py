@@ -177,6 +177,15 @@ def test_what_is_not_installed_is_said_before_anything_is_written(
     assert main([*argv, "--formats", "keras"]) == 0
 
 
+def test_make_export_installs_what_is_needed() -> None:
+    root = Path(__file__).parents[2]
+    (extra,) = re.findall(r"^EXPORT = (.*)$", (root / "setup.py").read_text(), re.M)
+    assert {"onnx", "tf2onnx", "onnxruntime"} <= set(json.loads(extra))
+    makefile = (root / "Makefile").read_text()
+    assert "$(VENV)/.onnx: EXTRAS = [trainer,onnx]\n" in makefile
+    assert "\nexport: $(VENV)/.onnx " in makefile
+
+
 def test_without_its_shards_noise_is_compared(
     finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
