@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 
 from trainer.data.contract import INDEX
 from trainer.errors import BadInput
-from trainer.files import FULL, full_disk_reported, remove_unfinished
+from trainer.files import FULL, full_disk_reported, remove_unfinished, unfinished_path
 from trainer.options import parse_formats
 
 # By a file that tells what a folder is, what its owner writes into it; see `RunDirectory`.
@@ -57,8 +57,24 @@ def check_output(path: Path) -> None:
     Raises:
         BadInput: it cannot be written, or the file is one of a run or of a shard directory.
     """
-    if path.is_dir():
-        raise BadInput(f"--output {path}: is a folder; must be a file")
+    try:
+        if path.is_dir():
+            raise BadInput(f"--output {path}: is a folder; must be a file")
+        _refuse_owned(path)
+        check_writable(path.resolve().parent, f"--output {path}")
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+        unfinished_path(path).touch()  # whose name is the longer one
+        unfinished_path(path).unlink()
+    except OSError as error:
+        raise BadInput(f"--output {path}: cannot be written ({error.strerror})") from None
+
+
+def _refuse_owned(path: Path) -> None:
+    """Looks for a name that belongs to a run or to shards.
+
+    Raises:
+        BadInput: it does.
+    """
     place = path.resolve()
     for known, names in _OWNED.items():
         owned = any(fnmatch(place.name, name) for name in names)
@@ -67,8 +83,6 @@ def check_output(path: Path) -> None:
                 f"--output {path}: would be among the files of a run or of shards, beside {known};"
                 " choose another name or folder"
             )
-    check_writable(place.parent, f"--output {path}")
-    place.parent.mkdir(parents=True, exist_ok=True)
 
 
 def check_writable(folder: Path, option: str) -> None:
