@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import trainer
 from trainer.__main__ import main
 from trainer.data.contract import ID_COLUMNS
 from trainer.data.shards import ShardDirectory, read_shard_directory
@@ -245,6 +246,21 @@ def test_the_training_of_a_run_that_was_continued_counts_too(
     assert trained_on({"run": str(tmp_path / "gone")} | of_model) is None
     (origin / "trained_on.parquet").rename(run / "trained_on.parquet")
     assert trained_on({"run": str(origin)} | of_model) is True
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_figures_of_a_run_that_continues_another(
+    run: Path, shards: Path, tiny: dict[str, Any], tmp_path: Path, says: bool
+) -> None:
+    if not says:
+        (run / "trained_on.parquet").unlink()
+    kept = {name: tiny[name] for name in ("batch_size", "checkpoint_seconds")}
+    options = {"shards": shards, "run": tmp_path / "on", "continue_from": str(run), "epochs": 1}
+    metrics = trainer.train_run(**options, **kept, report=False)
+    assert metrics["trained_on"] is (False if says else None)
+    assert main(["evaluate", "--run", str(tmp_path / "on")]) == 0
+    found = json.loads((tmp_path / "on" / "evaluation-fold0.json").read_text())
+    assert found["trained_on"] is (False if says else None)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", None])

@@ -367,6 +367,8 @@ def evaluation_of(job: Job) -> EvaluationJob:
         flip=False,
         batch_size=job.options.batch_size,
         display=job.display,
+        # What it continues may be a run that does not say whom it was trained on.
+        trained_on=None if job.origin else False,
         # TensorFlow's deterministic operations are not compiled.
         xla="off" if job.options.deterministic else job.options.xla,
     )
