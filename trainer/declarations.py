@@ -90,8 +90,8 @@ LocalPath = Annotated[
     Path,
     BeforeValidator(_refuse_empty),
     BeforeValidator(expand_home),
-    AfterValidator(_refuse_controls),
     AfterValidator(_refuse_nul),
+    AfterValidator(_refuse_controls),
 ]
 LocalPaths = Annotated[
     tuple[Path, ...],
