@@ -75,18 +75,22 @@ def with_options(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def training_records(splits: tuple[Split, ...], order: Order, buffer: int) -> Any:
+def training_records(
+    splits: tuple[Split, ...], order: Order, buffer: int, repeatable: bool = False
+) -> Any:
     """The serialized examples of a whole epoch, shuffled.
 
     Args:
         splits: what to train on.
         order: which epoch.
         buffer: records that the shuffle chooses from.
+        repeatable: whether each iterator gives this order, and not the first alone.
     """
     generator = order.generator()
     shards = [shard for split in splits for shard in split.shards if shard.examples]
     files = [str(shards[i].path) for i in generator.permutation(len(shards))]
-    return read_records(files).shuffle(buffer, seed=int(generator.integers(2**31)))
+    seed = int(generator.integers(2**31))
+    return read_records(files).shuffle(buffer, seed, reshuffle_each_iteration=not repeatable)
 
 
 def training_batches(

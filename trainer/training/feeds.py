@@ -67,7 +67,9 @@ class _Stream:
         job, options = self.job, self.job.options
         skip = order.skip
         if job.index is None:
-            records = training_records(job.training, order, options.shuffle_buffer)
+            # With JAX, Keras looks at a batch first where a model is new: after resuming, too.
+            peeks = keras.backend.backend() == "jax"
+            records = training_records(job.training, order, options.shuffle_buffer, peeks)
         else:
             rows = epoch_rows(job.index.labels, job.steps, options.batch_size, order, balanced=True)
             records, skip = records_at(job.index, rows.ravel()), 0
