@@ -30,8 +30,8 @@ def test_no_line_of_a_display_is_obeyed(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_error_is_a_line_that_is_not_obeyed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["evaluate", "--run", f"{tmp_path}/no\x1b[2J"]
+    arguments = ["evaluate", "--run", str(tmp_path), "--no\x1b[2J"]
     assert main(arguments) == 2
     errors = capsys.readouterr().err
-    assert r"no\x1b[2J" in errors
+    assert r"no\u001b[2J" in errors
     assert "\x1b" not in errors

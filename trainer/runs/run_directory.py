@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +103,9 @@ class RunDirectory:
         return self.metrics.is_file()
 
 
-def _describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, Any]:
+def _describe_run(
+    options: TrainOptions, shards: ShardDirectory, prevalence: Sequence[float]
+) -> dict[str, Any]:
     """The content of run.json."""
     packages = ["keras", "tensorflow", "numpy", "scikit-learn"]
     packages += ["jax"] if options.backend == "jax" else []
@@ -113,7 +116,7 @@ def _describe_run(options: TrainOptions, shards: ShardDirectory) -> dict[str, An
             "digest": shards.digest(),
             "manifest_sha256": shards.manifest_sha256,
             **describe_data(shards),
-            "prevalence": list(shards.prevalence(options.fold)),
+            "prevalence": list(prevalence),
             "preprocessing": dict(shards.preprocessing),
             "patient_ids": shards.patient_ids,
             "image_ids": shards.image_ids,
@@ -188,7 +191,8 @@ def check_run(
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise BadInput(f"--run {run.path}: exists and is no run directory")
     else:  # a path of the shards, say, that no reader would take
-        check_document(_describe_run(options, shards), "run", f"--run {run.path}: for run.json")
+        described = _describe_run(options, shards, [0.0] * len(shards.labels))  # not known yet
+        check_document(described, "run", f"--run {run.path}: for run.json")
     return run
 
 
@@ -219,7 +223,7 @@ def begin_run(
     remove_unfinished(run.checkpoints)
     if not run.description.is_file():
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        described = _describe_run(options, shards)
+        described = _describe_run(options, shards, shards.prevalence(options.fold))
         write_json(run.description, described | {"continued_from": continued})
 
 
