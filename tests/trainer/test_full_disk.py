@@ -24,11 +24,10 @@ KILOBYTE = 1024
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_convolution_for_all(full: bool) -> Iterator[None]:
-    """Runs of a few kilobytes."""
+def one_convolution_for_all() -> Iterator[None]:
+    """Runs of a few kilobytes, with --full too: the disks are made for them."""
     with pytest.MonkeyPatch.context() as patch:
-        if not full:
-            patch.setattr(small_network.MAKER, small_network.one_convolution)
+        patch.setattr(small_network.MAKER, small_network.one_convolution)
         yield
 
 
