@@ -8,6 +8,7 @@ FROM apache/beam_python3.11_sdk:${BEAM_VERSION}
 
 WORKDIR /opt/headct
 COPY setup.py README.md LICENSE constraints.txt ./
+COPY headct ./headct
 COPY beam_pipeline ./beam_pipeline
 RUN pip install --no-cache-dir -c constraints.txt ".[gcp]"
 # Dataflow's template launcher starts a file; the processes that decode import it again.

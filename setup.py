@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-(VERSION,) = re.findall(r'__version__ = "(.+)"', Path("beam_pipeline/__init__.py").read_text())
+(VERSION,) = re.findall(r'__version__ = "(.+)"', Path("headct/__init__.py").read_text())
 TRAINER = [
     "jinja2",
     "jsonschema",
@@ -32,8 +32,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["beam_pipeline*", "trainer*"]),
+    packages=find_packages(include=["headct*", "beam_pipeline*", "trainer*"]),
     package_data={
+        "headct": ["py.typed"],
         "beam_pipeline": ["py.typed"],
         "beam_pipeline.verify": ["*.json"],
         "beam_pipeline.card": ["*.jinja"],

@@ -6,4 +6,4 @@ import os
 # more than it gives.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-__version__ = "0.1.0"
+from headct import __version__ as __version__

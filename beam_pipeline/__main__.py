@@ -15,8 +15,6 @@ from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.dicom.other_files import BEGINNING, name_kind
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Interrupted, PipelineError, UsageError
-from beam_pipeline.layout import CARD, LABELS_TABLE, MANIFEST
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.earlier import read_earlier
 from beam_pipeline.planning.label_file import LabelFile
@@ -25,12 +23,15 @@ from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners import Launch
-from beam_pipeline.shown import LineFormatter, Terminal, show_line
-from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.storage.sources import encode_source
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
+from headct.errors import HeadctError, Interrupted, UsageError
+from headct.layout import CARD, LABELS_TABLE, MANIFEST
+from headct.printable import show_line
+from headct.stores import Folder, InputFiles
+from headct.stores.sources import encode_source
+from headct.terminal import LineFormatter, Terminal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as error:
         print(f"beam_pipeline: {show_line(error)}", file=stderr)
         return error.exit_code
-    except PipelineError as error:
+    except HeadctError as error:
         print(f"beam_pipeline: error: {show_line(error)}", file=stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -90,7 +91,7 @@ def _run(options: Options, launched: Launch, folder: Folder, console: Console) -
         return 0
     finished = find_manifest(folder)
     if finished is None:
-        raise PipelineError(f"the run ended without {MANIFEST} in {options.files.output}")
+        raise HeadctError(f"the run ended without {MANIFEST} in {options.files.output}")
     _show_summary(console, finished, folder, time.monotonic() - began)
     return 0
 

@@ -5,7 +5,8 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.errors import RunnerError
+from headct.errors import UsageError
 
 _CONNECT_SECONDS = 5.0
 _PORTS = {"http://": 80, "https://": 443}

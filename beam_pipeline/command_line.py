@@ -7,16 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from beam_pipeline.declarations import (
-    Declared,
-    Mark,
-    OneLineParser,
-    add_flags,
-    did_you_mean,
-    flags,
-    refuse_empty,
-)
-from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
 from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.runners import (
@@ -28,6 +18,16 @@ from beam_pipeline.runners import (
     complete_arguments,
     place_path,
 )
+from headct.declarations import (
+    Declared,
+    Mark,
+    OneLineParser,
+    add_flags,
+    did_you_mean,
+    flags,
+    refuse_empty,
+)
+from headct.errors import UsageError
 
 
 class LaunchOptions(Declared, title="runner"):

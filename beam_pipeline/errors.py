@@ -1,234 +1,22 @@
-"""What can go wrong with what the user gives, and nothing else.
+"""Errors that only a preprocessing run raises; `headct.errors` has the others.
 
-Exception
- ├── Rejected          one file (or its label) is not usable: a row in rejects.jsonl
- ├── ObjectFault       a store keeps one file back; an OSError, as others that a read raises
- └── PipelineError     the run cannot start or go on: one line for the user
-      ├── RunnerError      what runs the pipeline failed       (exit code 1)
-      ├── Interrupted      Ctrl-C                              (exit code 130)
-      ├── UsageError       bad options, input or output        (exit code 2)
-      ├── TooManyRejects   more bad files than allowed         (exit code 3)
-      ├── StoreError       a store failed                      (exit code 5)
-      │    └── ObjectRefused   or only one object of it, as others will tell
-      ├── OutputError      the output could not be written     (exit code 5)
-      └── AlreadyComplete  another run has finished the output (exit code 0)
-
-Every other exception is a bug and stops the run with its traceback.
+HeadctError
+ ├── RunnerError      the runner failed                    (exit code 1)
+ ├── TooManyRejects   more rejected files than allowed     (exit code 3)
+ ├── Refusal          an error that a worker recorded      (its exit code)
+ └── AlreadyComplete  another run finished the output      (exit code 0)
 """
 
-import errno
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import Self
+
+from headct.errors import HeadctError
 
 
-class Reason(StrEnum):
-    """Why a file is not used: a closed list, written to rejects.jsonl.
-
-    Attributes:
-        advice: what to do about it, a sentence.
-    """
-
-    advice: str
-
-    def __new__(cls, value: str, advice: str) -> Self:
-        """A reason cannot be added without advice."""
-        reason = str.__new__(cls, value)
-        reason._value_, reason.advice = value, advice
-        return reason
-
-    VANISHED = (
-        "vanished",
-        "It was listed and was gone when it was to be read: see what moves files during a run, "
-        "or fix a broken link.",
-    )
-    READ_ERROR = (
-        "read_error",
-        "The disk or the permissions do not allow it to be read: copy it again, or grant access.",
-    )
-    OBJECT_UNAVAILABLE = (
-        "object_unavailable",
-        "The store has it and keeps it back, while others can be read: restore it from its "
-        "archive, grant access to it and to its encryption key, or store it again.",
-    )
-    UNUSABLE_KEY = (
-        "unusable_key",
-        "No path leads to an object of this name: rename it without '//', '.', '..', control "
-        "characters, and slashes at its ends.",
-    )
-    CHANGED = (
-        "changed",
-        "It became another slice (patient, study, series, UID, position or size) after its header "
-        "was read: the same command reads it again.",
-    )
-    NOT_DICOM = (
-        "not_dicom",
-        "Not a DICOM file: unpack it where it is an archive; others may stay, or narrow the input "
-        "down with a pattern.",
-    )
-    UNREADABLE = (
-        "unreadable",
-        "Its header is damaged: export it from the archive again.",
-    )
-    MISSING_ATTRIBUTE = (
-        "missing_attribute",
-        "The header lacks what the detail names: export it again without removing that attribute.",
-    )
-    INVALID_ATTRIBUTE = (
-        "invalid_attribute",
-        "The header contradicts itself or the standard in what the detail names: export it again, "
-        "or correct the attribute.",
-    )
-    UNSUPPORTED_TRANSFER_SYNTAX = (
-        "unsupported_transfer_syntax",
-        "Its compression is not supported: convert it to Explicit VR Little Endian.",
-    )
-    TRUNCATED_PIXELS = (
-        "truncated_pixels",
-        "The file ends before its pixels do: copy it again and compare sizes with the origin.",
-    )
-    CORRUPT_PIXELS = (
-        "corrupt_pixels",
-        "The compressed pixels are damaged, or are another image than the header describes: "
-        "export it again.",
-    )
-    NOT_CT = ("not_ct", "An image of another modality: nothing to do.")
-    NO_PIXELS = ("no_pixels", "A report, a plan or a directory without an image: nothing to do.")
-    SECONDARY_CAPTURE = (
-        "secondary_capture",
-        "A picture of a screen, a report or a 3D view, without Hounsfield units: nothing to do.",
-    )
-    LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.")
-    MULTI_FRAME = (
-        "multi_frame",
-        "Several slices in one file: convert it to single-frame files first.",
-    )
-    NOT_GRAYSCALE = (
-        "not_grayscale",
-        "A color image: nothing to do, unless it was exported with an overlay burned in.",
-    )
-    TOO_LARGE = (
-        "too_large",
-        "Larger than any CT matrix: see whether it is a slice at all.",
-    )
-    CONSTANT_IMAGE = (
-        "constant_image",
-        "All pixels have one value: nothing to learn from; export it again if it should have more.",
-    )
-    DECODER_CRASHED = (
-        "decoder_crashed",
-        "Its pixels end the decoder's process twice, or memory runs out at it four times: run with "
-        "fewer --workers, or export it again uncompressed.",
-    )
-    DECODER_TIMED_OUT = (
-        "decoder_timed_out",
-        "Its pixels keep the decoder busy beyond --decode_timeout: raise that on a slow machine, "
-        "or export the file again uncompressed.",
-    )
-    DUPLICATE_ID = (
-        "duplicate_id",
-        "Another file has the same image id and is used: remove one of two copies, or take "
-        "--image_id file_name out where files of different slices share a name.",
-    )
-    LABEL_MISSING = (
-        "label_missing",
-        "The label file has no row for it: add one, leave such files out by --unlabeled skip, "
-        "allow more of them by --max_reject_fraction, or see that --id_column is right.",
-    )
-    LABEL_INVALID = (
-        "label_invalid",
-        "A label of it is not 0 or 1, or a class is missing: correct its rows of the label file.",
-    )
-    LABEL_CONFLICT = (
-        "label_conflict",
-        "Its rows of the label file contradict each other: keep the right ones.",
-    )
-
-
-_LONGEST_QUOTE = 40  # characters
-
-
-def quoted(text: str) -> str:
-    """A text of the user's in quotes, for a message: control characters escaped, and cut."""
-    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
-
-
-def advice_for(reason: str) -> str:
-    """Return what to do about a reason; nothing for one of another version."""
-    return next((known.advice for known in Reason if known.value == reason), "")
-
-
-# Reasons that may be gone when the same file is read again: asked again when a run resumes.
-TRANSIENT = frozenset(
-    {
-        Reason.VANISHED,
-        Reason.READ_ERROR,
-        Reason.OBJECT_UNAVAILABLE,
-        Reason.CHANGED,
-        Reason.DECODER_CRASHED,
-        Reason.DECODER_TIMED_OUT,
-    }
-)
-
-
-class Rejected(Exception):
-    """A file is not usable. `detail` never holds a value from the file's header."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    @classmethod
-    def unread(cls, error: OSError) -> "Rejected":
-        """What a file that cannot be read is rejected with."""
-        if isinstance(error, FileNotFoundError):
-            return cls(Reason.VANISHED)
-        if isinstance(error, ObjectFault):
-            return cls(error.reason, error.what)
-        return cls(Reason.READ_ERROR, error.strerror or type(error).__name__)
-
-
-class ObjectFault(OSError):
-    """A store has an object, and will not hand it out, whatever becomes of others.
-
-    Args:
-        reason: to reject it with.
-        what: keeps it back; never a value from a header.
-    """
-
-    def __init__(self, reason: Reason, what: str) -> None:
-        super().__init__(errno.EACCES, what)
-        self.reason = reason
-        self.what = what
-
-    def __str__(self) -> str:
-        return self.what
-
-
-class PipelineError(Exception):
-    """The run ends with one line for the user and `exit_code`."""
-
-    exit_code = 1
-
-
-class RunnerError(PipelineError):
+class RunnerError(HeadctError):
     """What was to run the pipeline failed, or cannot be reached."""
 
 
-class Interrupted(PipelineError):
-    """The user does not want to wait any longer."""
-
-    exit_code = 130
-
-
-class UsageError(PipelineError):
-    """The options, the input or the output folder cannot be used as given."""
-
-    exit_code = 2
-
-
-class TooManyRejects(PipelineError):
+class TooManyRejects(HeadctError):
     """More files were rejected than the user allows."""
 
     exit_code = 3
@@ -251,46 +39,7 @@ class TooManyRejects(PipelineError):
         )
 
 
-RESUMES = "the same command resumes"
-
-
-class StoreError(PipelineError):
-    """A store failed, or refused access: no verdict on any file.
-
-    Args:
-        store: its URL or path.
-        what: happened, in a few words; never a value from a header.
-        remedy: what to do.
-    """
-
-    exit_code = 5
-
-    def __init__(self, store: str, what: str, remedy: str = RESUMES) -> None:
-        super().__init__(store, what, remedy)
-        self.store = store
-        self.what = what
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.store}: {self.what}; {self.remedy}"
-
-
-class ObjectRefused(StoreError):
-    """A store refused to hand out an object: its fault if others can be read, else the store's."""
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the answer was none of the store's protocol, and may come from elsewhere."""
-        return self.remedy != RESUMES
-
-
-class OutputError(PipelineError):
-    """The output could not be written; what is whole stays, and a second start resumes."""
-
-    exit_code = 5
-
-
-class Refusal(PipelineError):
+class Refusal(HeadctError):
     """One of the errors above, as a worker left word of it."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -302,7 +51,7 @@ class Refusal(PipelineError):
         return self.message
 
 
-class AlreadyComplete(PipelineError):
+class AlreadyComplete(HeadctError):
     """Another run with the same options has completed the output in the meantime."""
 
     exit_code = 0

@@ -3,8 +3,8 @@
 import hashlib
 import os
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.storage import FileInfo, InputFiles, open_file
+from headct.errors import UsageError
+from headct.stores import FileInfo, InputFiles, open_file
 
 KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _MIN_KEY_BYTES = 16

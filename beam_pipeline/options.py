@@ -7,7 +7,10 @@ from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from beam_pipeline.declarations import (
+from beam_pipeline.dicom.hounsfield import RepairPolicy
+from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
+from beam_pipeline.keys import KEY_VARIABLE
+from headct.declarations import (
     Declared,
     DefaultText,
     EarlierDefault,
@@ -16,14 +19,11 @@ from beam_pipeline.declarations import (
     OptionalLocation,
     OptionalText,
 )
-from beam_pipeline.dicom.hounsfield import RepairPolicy
-from beam_pipeline.errors import UsageError
-from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
-from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.layout import check_label_names
-from beam_pipeline.shown import hide_secrets
-from beam_pipeline.storage import Folder
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from headct.errors import UsageError
+from headct.layout import check_label_names
+from headct.printable import hide_secrets
+from headct.stores import Folder
+from headct.stores.retries import DEFAULT_PATIENCE
 
 _MAX_CHANNELS = 4  # of a PNG
 

@@ -19,10 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import TRANSIENT, AlreadyComplete, PipelineError
-from beam_pipeline.layout import CARD, UNLABELED_SPLIT
+from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.split_tables import print_by_split
-from beam_pipeline.storage import Folder
+from headct.errors import HeadctError
+from headct.layout import CARD, UNLABELED_SPLIT
+from headct.reasons import TRANSIENT
+from headct.stores import Folder
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
@@ -38,7 +40,7 @@ def say(sentence: str) -> None:
     LOGGER.info(sentence, extra={"sentence": sentence})
 
 
-def report_refusal(error: PipelineError) -> None:
+def report_refusal(error: HeadctError) -> None:
     """Log why the run ends: the display keeps it, should the output not be there to tell it."""
     LOGGER.error(str(error), extra={"refusal": error})
 
@@ -56,7 +58,7 @@ class Display(logging.Handler):
         self._console = console
         self._listen = listen
         self._counts: Counter[str] = Counter()
-        self.refusal: PipelineError | None = None
+        self.refusal: HeadctError | None = None
         self._writing_since = self._line_at = time.monotonic()
         self._done_before = 0
         self._bars = Progress(

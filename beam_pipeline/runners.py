@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from beam_pipeline.addresses import ADDRESS_OPTIONS, check_address, is_here
-from beam_pipeline.declarations import OneLineParser, did_you_mean
-from beam_pipeline.errors import UsageError
-from beam_pipeline.storage import is_local
+from headct.declarations import OneLineParser, did_you_mean
+from headct.errors import UsageError
+from headct.stores import is_local
 
 _ANSWER_SECONDS = 5.0
 

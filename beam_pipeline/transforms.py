@@ -1,7 +1,7 @@
 """The Beam steps: each keys, counts and wires; the work is in the function that it names.
 
 What is known of files lies in tables of the output folder, which workers write and read. Elements
-are numbers and names of these tables, or a PipelineError that ends the run: the steps behind it
+are numbers and names of these tables, or a HeadctError that ends the run: the steps behind it
 pass it on, and the last leaves word of it.
 """
 
@@ -14,7 +14,6 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_pipeline.errors import PipelineError
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
@@ -22,14 +21,15 @@ from beam_pipeline.progress import report, say
 from beam_pipeline.workers import WorkerPool, shared_slots
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.shards import Written, write_shard
+from headct.errors import HeadctError
 
 _NAMESPACE = "beam_pipeline"
 
 _ERROR = "error"  # the key of what ends the run, instead of a task's
 
-Task = tuple[str, int | PipelineError]  # with a key that spreads them over workers
-Outcome = tuple[None, int | PipelineError]  # with the only key there is
-Gathered = tuple[None, Iterable[int | PipelineError]]
+Task = tuple[str, int | HeadctError]  # with a key that spreads them over workers
+Outcome = tuple[None, int | HeadctError]  # with the only key there is
+Gathered = tuple[None, Iterable[int | HeadctError]]
 
 
 class InspectFiles(beam.PTransform):
@@ -99,14 +99,14 @@ def _list_files(_: None, options: Options) -> Iterator[Task]:
         for number, files in enumerate(list_parts(options.files)):
             report(f"listed {files} files", files_listed=files)
             yield str(number), number
-    except PipelineError as error:
+    except HeadctError as error:
         yield _ERROR, error
 
 
 def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
     try:
         plan = plan_shards(_count_done(parts), options)
-    except PipelineError as error:
+    except HeadctError as error:
         yield _ERROR, error
         return
     for note in plan.notes:
@@ -122,8 +122,8 @@ def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
 
 def _finish_directory(shards: Gathered, options: Options) -> None:
     try:
-        written: int | PipelineError = _count_done(shards)
-    except PipelineError as error:
+        written: int | HeadctError = _count_done(shards)
+    except HeadctError as error:
         written = error
     finish_directory(written, options)
 
@@ -132,10 +132,10 @@ def _count_done(gathered: Gathered) -> int:
     """How many tasks were done.
 
     Raises:
-        PipelineError: one was not, or what came before; the first of several by its message.
+        HeadctError: one was not, or what came before; the first of several by its message.
     """
     outcomes = list(gathered[1])
-    errors = [outcome for outcome in outcomes if isinstance(outcome, PipelineError)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, HeadctError)]
     if errors:
         raise min(errors, key=str)
     return len(outcomes)
@@ -186,7 +186,7 @@ class _RunTasks(beam.DoFn):
     def process(self, group: tuple[str, Iterable[Any]]) -> Iterable[Outcome]:
         """Give tasks to the processes; yields the outcomes of those that are done by then."""
         for task in group[1]:
-            if isinstance(task, PipelineError):
+            if isinstance(task, HeadctError):
                 yield None, task
             elif not self._failed:
                 yield from self._outcomes(self._open().submit(task))
@@ -222,6 +222,6 @@ class _RunTasks(beam.DoFn):
                 self._report_result(result)
                 self._done.inc()
                 yield None, 1
-        except PipelineError as error:
+        except HeadctError as error:
             self._failed = True
             yield None, error

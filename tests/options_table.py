@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from beam_pipeline.command_line import LaunchOptions
-from beam_pipeline.declarations import Declared, Mark, allowed_values, default_text, flags
 from beam_pipeline.options import Options
+from headct.declarations import Declared, Mark, allowed_values, default_text, flags
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 _HEAD = """# Options

@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 
-from beam_pipeline import layout
 from beam_pipeline.card.run import record_start
 from beam_pipeline.directory.example import decode_example, read_records
-from beam_pipeline.layout import ShardFile
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
@@ -26,6 +24,8 @@ from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output
 from beam_pipeline.writing.shards import write_shard
+from headct import layout
+from headct.layout import ShardFile
 from tests.beam_pipeline.dicom_files import make_dicom
 from trainer.data import contract
 from trainer.data.index import read_ids, read_index

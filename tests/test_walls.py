@@ -29,6 +29,11 @@ def modules(package: str) -> set[str]:
     }
 
 
+def test_the_ground_floor_knows_neither_program() -> None:
+    loaded = imported_by(modules("headct"))
+    assert not loaded & {"apache_beam", "tensorflow", "keras", "beam_pipeline", "trainer"}
+
+
 def test_the_work_of_the_pipeline_knows_neither_beam_nor_tensorflow() -> None:
     loaded = imported_by(modules("beam_pipeline") - USES_BEAM)
     assert not loaded & {"apache_beam", "tensorflow", "keras", "trainer"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainer.errors import BadInput, TrainerError
-from trainer.shown import show_line
+from headct.errors import HeadctError, UsageError
+from headct.printable import show_line
 
 # As a shell counts it: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
             " `trainer`: pip install 'headct-shards[trainer]'",
             file=sys.stderr,
         )
-        return BadInput.exit_code
-    except TrainerError as error:
+        return UsageError.exit_code
+    except HeadctError as error:
         print(f"trainer: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -39,7 +39,7 @@ def _run(argv: Sequence[str]) -> None:
     """Runs one command; what it needs may not be installed.
 
     Raises:
-        TrainerError: see `trainer.errors`.
+        HeadctError: see `headct.errors`.
         ModuleNotFoundError: a package is missing.
     """
     from trainer.command_line import parse_arguments

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from headct.errors import UsageError
 from trainer.commands import run_command
 from trainer.data.contract import LABEL, UNLABELED_SPLIT
 from trainer.data.dicom import convert, pipeline_flags
 from trainer.data.index import with_label_counts
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ImageSpec, ShardDirectory
-from trainer.errors import BadInput
 from trainer.json_documents import read_json
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
@@ -38,8 +38,8 @@ def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any)
         access: fields of `options.ShardAccess`, such as `shard_cache`.
 
     Raises:
-        BadInput: it is none, or a file is not what its manifest says.
-        StoreFailed: its store fails, or refuses access.
+        UsageError: it is none, or a file is not what its manifest says.
+        StorageError: its store fails, or refuses access.
     """
     source = find_shards(location, ShardAccess(**access), Display())
     shards = source.open()
@@ -89,7 +89,7 @@ def examples(
         or what is left.
 
     Raises:
-        BadInput: a record is damaged.
+        UsageError: a record is damaged.
     """
     load_libraries()
     from trainer.data.damage import damage_reported
@@ -118,7 +118,7 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
         keras.Model: stored images [B, H, W, C] → logits float32 [B, L].
 
     Raises:
-        BadInput: an option is out of its range, or the weights cannot be had.
+        UsageError: an option is out of its range, or the weights cannot be had.
     """
     options, builder = _split_builder(options)
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
@@ -155,7 +155,7 @@ def train_run(**options: Any) -> dict[str, Any]:
         The content of metrics.json.
 
     Raises:
-        TrainerError: see `trainer.errors`.
+        HeadctError: see `headct.errors`.
     """
     options, builder = _split_builder(options)
     given = TrainOptions(**options)
@@ -170,14 +170,14 @@ def _split_builder(
     """Options with the name of a function that `model` is, and the function.
 
     Raises:
-        BadInput: it has no name.
+        UsageError: it has no name.
     """
     builder = options.get("model")
     if not callable(builder):
         return options, None
     names = [getattr(builder, each, "") for each in ("__module__", "__qualname__")]
     if not all(names):
-        raise BadInput(f"model={builder!r}: want a function with a name, by which a run records it")
+        raise UsageError(f"model={builder!r}: want a named function; the run records its name")
     return {"weights": "none", **options, "model": ".".join(names)}, builder
 
 
@@ -188,7 +188,7 @@ def evaluate_run(**options: Any) -> None:
         options: fields of `options.EvaluateOptions`; `run` is needed.
 
     Raises:
-        TrainerError: see `trainer.errors`.
+        HeadctError: see `headct.errors`.
     """
     run_command(EvaluateOptions(**options))
 
@@ -201,7 +201,7 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
         temperature: whether to calibrate the logits by what the run keeps.
 
     Raises:
-        BadInput: there is no such run, or no model yet.
+        UsageError: there is no such run, or no model yet.
     """
     directory = RunDirectory(Path(run))
     description = read_description(directory)
@@ -244,7 +244,7 @@ class TrainedModel:
             batch_size: images a step.
 
         Raises:
-            BadInput: they are of another shape or type.
+            UsageError: they are of another shape or type.
         """
         from trainer.evaluation.metrics import probabilities
         from trainer.evaluation.predictions import predict_batch
@@ -252,7 +252,7 @@ class TrainedModel:
         expected = (self.image.height, self.image.width, self.image.channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
             wanted = ", ".join(map(str, expected))
-            raise BadInput(
+            raise UsageError(
                 f"images of shape {list(images.shape)} and type {images.dtype}: must be of shape"
                 f" [N, {wanted}] and type {self.image.dtype}"
             )
@@ -266,7 +266,7 @@ class TrainedModel:
         """One row per example: ids, split, position_z, probability_<label>, label_<label>.
 
         Raises:
-            BadInput: the shards do not fit the run, or one is damaged.
+            UsageError: the shards do not fit the run, or one is damaged.
         """
         from trainer.evaluation.predictions import predict_split, to_frame
 
@@ -291,7 +291,7 @@ class TrainedModel:
             source, image_id, reason, detail.
 
         Raises:
-            BadInput: nothing could be converted.
+            UsageError: nothing could be converted.
         """
         described = self.description["shards"]
         flags = pipeline_flags(described["windows"], described.get("preprocessing", {}))

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
+from headct.errors import UsageError
 from trainer.declarations import check_entry, did_you_mean, flags, help_text, quoted
-from trainer.errors import BadInput
 from trainer.options import (
     CompareOptions,
     CrossvalOptions,
@@ -45,14 +45,14 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would have printed below its usage text."""
-        raise BadInput(message.removeprefix("argument "))
+        raise UsageError(message.removeprefix("argument "))
 
 
 def parse_arguments(argv: Sequence[str]) -> Options:
     """Makes the options of the command that `argv` names.
 
     Raises:
-        BadInput: an unknown command, flag, key or value; a flag that is missing.
+        UsageError: an unknown command, flag, key or value; a flag that is missing.
     """
     _check_command(argv)
     parsed, unknown = _build_parser().parse_known_args(argv)
@@ -60,7 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> Options:
     kind = given.pop("kind")
     _refuse_unknown(unknown, kind)
     if given.get("shards") == "":  # the default's place where there is one: not what was meant
-        raise BadInput('--shards "": want a path or URL')
+        raise UsageError('--shards "": want a path or URL')
     config = given.pop("config", None)
     options: Options = kind(**(_read_config(config, kind) if config else {}) | given)
     return options
@@ -70,28 +70,30 @@ def _check_command(argv: Sequence[str]) -> None:
     """Looks for a command, which comes first.
 
     Raises:
-        BadInput: there is none, or an unknown one.
+        UsageError: there is none, or an unknown one.
     """
     names = [name for name, _, _ in COMMANDS]
     if not argv or (argv[0].startswith("-") and argv[0] not in _HELP):
-        raise BadInput(f"the command is missing: want one of {', '.join(names)}, then its options")
+        raise UsageError(
+            f"the command is missing: want one of {', '.join(names)}, then its options"
+        )
     if argv[0] not in (*names, *_HELP):
         close = did_you_mean(argv[0], names) or f": want one of {', '.join(names)}"
-        raise BadInput(f"unknown command {quoted(argv[0])}{close}")
+        raise UsageError(f"unknown command {quoted(argv[0])}{close}")
 
 
 def _refuse_unknown(arguments: Sequence[str], kind: type[Options]) -> None:
     """Names the first of the arguments that no option takes.
 
     Raises:
-        BadInput: there is one.
+        UsageError: there is one.
     """
     option = next((each for each in arguments if each.startswith("-")), "").partition("=")[0]
     if option:
         known = ["--help", "--config", *(f"--{name}" for name in flags(kind))]
-        raise BadInput(f"unknown option {quoted(option)}{did_you_mean(option, known)}")
+        raise UsageError(f"unknown option {quoted(option)}{did_you_mean(option, known)}")
     if arguments:
-        raise BadInput(f"unknown argument {quoted(arguments[0])}: options start with --")
+        raise UsageError(f"unknown argument {quoted(arguments[0])}: options start with --")
 
 
 def _build_parser() -> OneLineParser:
@@ -132,22 +134,22 @@ def _read_config(path: Path, kind: type[Options]) -> dict[str, Any]:
     """Reads a TOML file whose keys are options.
 
     Raises:
-        BadInput: no such file, no TOML, an unknown key or a value that is not allowed.
+        UsageError: no such file, no TOML, an unknown key or a value that is not allowed.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise BadInput(f"--config {path}: no such file") from None
+        raise UsageError(f"--config {path}: no such file") from None
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"--config {path}: not TOML ({error})") from None
+        raise UsageError(f"--config {path}: not TOML ({error})") from None
     known = flags(kind)
     for name, value in content.items():
         if name not in known:
-            raise BadInput(
+            raise UsageError(
                 f"--config {path}: unknown key {quoted(name)}{did_you_mean(name, known)}"
             )
         try:
             check_entry(name, known[name], value)
-        except BadInput as error:
-            raise BadInput(f"--config {path}: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"--config {path}: {error}") from None
     return content

@@ -37,7 +37,7 @@ def run_command(options: Options, builder: Callable[..., Any] | None = None) -> 
         builder: what makes the backbone of a training, from Python alone.
 
     Raises:
-        TrainerError: see `trainer.errors`.
+        HeadctError: see `headct.errors`.
     """
     with full_disk_reported():
         _run_command(options, builder)

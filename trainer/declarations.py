@@ -28,9 +28,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
+from headct.printable import escape_controls
 from trainer.json_documents import LONGEST_SHOWN, shown
-from trainer.shown import escape_controls
 
 _WORDS = {bool: "true or false", str: "text", Path: "a path", tuple[Path, ...]: "paths"}
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -105,7 +105,7 @@ class Declared(BaseModel):
     """Options that belong together.
 
     Raises:
-        BadInput: a value is not allowed, or missing; the message quotes it.
+        UsageError: a value is not allowed, or missing; the message quotes it.
     """
 
     model_config = ConfigDict(
@@ -121,7 +121,7 @@ class Declared(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise BadInput(_refusal(type(self), error.errors()[0])) from None
+            raise UsageError(_refusal(type(self), error.errors()[0])) from None
 
 
 def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
@@ -170,7 +170,7 @@ def check_entry(name: str, field: FieldInfo, value: Any) -> None:
     """Checks an entry of a TOML file, whose value has to be of the very type.
 
     Raises:
-        BadInput: it is of another, or not allowed.
+        UsageError: it is of another, or not allowed.
     """
     kind: Any = Annotated[field.annotation, field]
     # Not Python's strict mode: that refuses a text for a path. Dates become what no option takes.
@@ -180,7 +180,7 @@ def check_entry(name: str, field: FieldInfo, value: Any) -> None:
     except ValidationError as error:
         given = quoted(value) if isinstance(value, date | time) else shown(value)
         reason = _reason(field, error.errors()[0])
-        raise BadInput(f"{name} = {given}: {reason}") from None
+        raise UsageError(f"{name} = {given}: {reason}") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,36 +1,18 @@
-"""What can end a command on purpose; everything else is a bug and keeps its traceback.
+"""Errors that only the trainer raises; `headct.errors` has the others.
 
-TrainerError
-├── DeviceFailed exit code 1: a GPU, its driver or its compiler failed
-├── BadInput     exit code 2: options, shards or a run directory that cannot be used
-├── Diverged     exit code 3: the loss stopped being a finite number
-└── StoreFailed  exit code 5: a disk is full, a store failed or refused access, or has no room
+HeadctError
+ ├── DeviceFailed   a GPU, its driver or its compiler failed      (exit code 1)
+ └── Diverged       the loss stopped being a finite number        (exit code 3)
 """
 
-
-class TrainerError(Exception):
-    """Ends the command with one line on stderr and `exit_code`."""
-
-    exit_code = 1
+from headct.errors import HeadctError
 
 
-class DeviceFailed(TrainerError):
-    """What computes failed: not the data, and nothing that was given."""
+class DeviceFailed(HeadctError):
+    """The device failed; neither the data nor the options are at fault."""
 
 
-class BadInput(TrainerError):
-    """What the user gave cannot be used; the message says what would be right."""
-
-    exit_code = 2
-
-
-class Diverged(TrainerError):
+class Diverged(HeadctError):
     """The loss became infinite or not a number."""
 
     exit_code = 3
-
-
-class StoreFailed(TrainerError):
-    """An object store failed or refused access, or the disk takes no more."""
-
-    exit_code = 5

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from trainer.errors import StoreFailed, TrainerError
+from headct.errors import HeadctError, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What only writing ends in.
@@ -59,7 +59,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with another name; the file gets its own when it is complete.
 
     Raises:
-        StoreFailed: the file cannot be written.
+        StorageError: the file cannot be written.
     """
     unfinished = unfinished_path(path)
     try:
@@ -84,11 +84,11 @@ def full_disk_reported(
         kinds: the system's numbers for what may go wrong.
 
     Raises:
-        StoreFailed: the disk is full or read-only, a quota is used up, or a limit is reached.
+        StorageError: the disk is full or read-only, a quota is used up, or a limit is reached.
     """
     try:
         yield
-    except TrainerError:
+    except HeadctError:
         raise
     except Exception as error:
         reason = disk_trouble(error, kinds)
@@ -96,7 +96,7 @@ def full_disk_reported(
             raise
         place = path or getattr(error, "filename", None)
         where = f"cannot write {place}" if place else "cannot write to the disk"
-        raise StoreFailed(f"{where}: {reason}; the same command resumes") from None
+        raise StorageError(f"{where}: {reason}; the same command resumes") from None
 
 
 def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 _SCHEMAS = Path(__file__).parent / "schemas"
 # The manifest of 10^8 slices takes a tenth of it.
@@ -34,7 +34,7 @@ def read_document(path: Path, kind: str) -> Any:
 
     Raises:
         FileNotFoundError: it is not there.
-        BadInput: it cannot be read, is no JSON, or has a wrong value.
+        UsageError: it cannot be read, is no JSON, or has a wrong value.
     """
     document = parse_json(read_bytes(path), str(path))
     check_document(document, kind, str(path))
@@ -46,17 +46,17 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: it is not there.
-        BadInput: it is no file, too large, or cannot be read.
+        UsageError: it is no file, too large, or cannot be read.
     """
     try:
         if path.exists() and not path.is_file():
-            raise BadInput(f"{path}: must be a file")
+            raise UsageError(f"{path}: must be a file")
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     refuse_large(len(data), str(path))
     return data
 
@@ -65,28 +65,28 @@ def refuse_large(size: int, name: str) -> None:
     """Compares a file's bytes with what is still sensible.
 
     Raises:
-        BadInput: there are more.
+        UsageError: there are more.
     """
     if size > LARGEST:
-        raise BadInput(f"{name}: more than {LARGEST >> 20} MiB; that is no such file")
+        raise UsageError(f"{name}: more than {LARGEST >> 20} MiB; that is no such file")
 
 
 def check_document(document: Any, kind: str, name: str) -> None:
     """Checks parsed JSON against the schema `kind`; `name` is for messages.
 
     Raises:
-        BadInput: a value is wrong or missing; the first of them is named.
+        UsageError: a value is wrong or missing; the first of them is named.
     """
     error = next(validator(kind).iter_errors(document), None)
     if error is not None:
-        raise BadInput(f"{name}: {describe(error)}")
+        raise UsageError(f"{name}: {describe(error)}")
 
 
 def parse_json(data: bytes, name: str) -> Any:
     """Parses JSON; no NaN, no Infinity, no key twice.
 
     Raises:
-        BadInput: it is no JSON.
+        UsageError: it is no JSON.
     """
     try:
         return json.loads(
@@ -96,11 +96,11 @@ def parse_json(data: bytes, name: str) -> Any:
             object_pairs_hook=_unique_keys,
         )
     except _Refused as error:
-        raise BadInput(f"{name}: {error}") from None
+        raise UsageError(f"{name}: {error}") from None
     except RecursionError:
-        raise BadInput(f"{name}: nested too deeply") from None
+        raise UsageError(f"{name}: nested too deeply") from None
     except ValueError as error:
-        raise BadInput(f"{name}: not JSON ({error})") from None
+        raise UsageError(f"{name}: not JSON ({error})") from None
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -173,9 +173,9 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file that is there.
 
     Raises:
-        BadInput: it is not there any more, or damaged.
+        UsageError: it is not there any more, or damaged.
     """
     try:
         return parse_json(read_bytes(path), str(path))
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
+        raise UsageError(f"{path}: no such file") from None

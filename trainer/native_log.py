@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from headct.errors import UsageError
 from trainer.declarations import quoted
-from trainer.errors import BadInput
 
 _STDERR = 2
 
@@ -43,19 +43,19 @@ def check_backend(name: str) -> None:
     """Compares the backend that is asked for with what this process has or will have.
 
     Raises:
-        BadInput: it is not installed, or Keras computes with another one.
+        UsageError: it is not installed, or Keras computes with another one.
     """
     if name != "tensorflow" and find_spec(name) is None:
-        raise BadInput(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
+        raise UsageError(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
     # TensorFlow imports Keras, which asks for its backend then and never again.
     keras, wanted = sys.modules.get("keras"), os.environ.get("KERAS_BACKEND") or name
     if keras is not None and (loaded := keras.backend.backend()) != name:
-        raise BadInput(
+        raise UsageError(
             f"--backend {name}: Keras was loaded with {loaded} in this process; choose {loaded}, or"
             f" begin a new process with KERAS_BACKEND={name}"
         )
     if keras is None and wanted != name:
-        raise BadInput(
+        raise UsageError(
             f"--backend {name}: KERAS_BACKEND={quoted(wanted)} is in the environment; make both the"
             " same, or unset it"
         )
@@ -68,7 +68,7 @@ def load_libraries(backend: str | None = None) -> None:
         backend: what Keras shall compute with; else it goes by KERAS_BACKEND and its own file.
 
     Raises:
-        BadInput: Keras computes with another one.
+        UsageError: Keras computes with another one.
         ModuleNotFoundError: one of them is not installed.
     """
     if backend is not None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from headct.errors import UsageError
 from trainer.declarations import (
     Declared,
     DefaultText,
@@ -21,7 +22,6 @@ from trainer.declarations import (
     flags,
     quoted,
 )
-from trainer.errors import BadInput
 
 FORMATS = ("keras", "saved_model", "onnx")
 
@@ -54,13 +54,13 @@ def label_weights(text: str, labels: tuple[str, ...], saved: bool = False) -> tu
         saved: whether it is that of a run, where a weight of `any` used to pass without the label.
 
     Raises:
-        BadInput: a pair is malformed, a weight not positive, or a label unknown.
+        UsageError: a pair is malformed, a weight not positive, or a label unknown.
     """
     given = _parse_weights(text)
     optional = {"any"} if saved or text == DEFAULT_WEIGHTS else set()
     unknown = sorted(set(given) - set(labels) - optional)
     if unknown:
-        raise BadInput(
+        raise UsageError(
             f"--label_weights {unknown[0]!r}: no such label; there are {', '.join(labels)}"
         )
     return tuple(given.get(label, 1.0) for label in labels)
@@ -70,21 +70,23 @@ def _parse_weights(text: str) -> dict[str, float]:
     """Parses `name=weight,...`, of whatever labels; quotes as in CSV keep a comma in a name.
 
     Raises:
-        BadInput: a pair is malformed, or a weight not positive.
+        UsageError: a pair is malformed, or a weight not positive.
     """
     given: dict[str, float] = {}
     try:
         pairs = [pair for row in csv.reader([text], skipinitialspace=True) for pair in row]
     except csv.Error as error:
-        raise BadInput(f"--label_weights {quoted(text)}: want name=weight,... ({error})") from None
+        raise UsageError(
+            f"--label_weights {quoted(text)}: want name=weight,... ({error})"
+        ) from None
     for pair in filter(None, pairs):
         name, _, value = pair.rpartition("=")
         try:
             given[name.strip()] = float(value)
         except ValueError:
-            raise BadInput(f"--label_weights {pair!r}: want name=weight") from None
+            raise UsageError(f"--label_weights {pair!r}: want name=weight") from None
         if not 0 < given[name.strip()] < math.inf:
-            raise BadInput(f"--label_weights {pair!r}: want a weight above 0")
+            raise UsageError(f"--label_weights {pair!r}: want a weight above 0")
     return given
 
 
@@ -92,7 +94,7 @@ def parse_windows(text: str) -> tuple[ChosenWindow, ...]:
     """Parses `name:center:width,...`, or the name alone of a default window.
 
     Raises:
-        BadInput: a window is malformed, unknown, or has no width.
+        UsageError: a window is malformed, unknown, or has no width.
     """
     if not text:
         return DEFAULT_WINDOWS
@@ -108,11 +110,11 @@ def parse_window(text: str) -> ChosenWindow:
         name, center, width = text.split(":")
         window = ChosenWindow(name, float(center), float(width))
     except ValueError:
-        raise BadInput(
+        raise UsageError(
             f"--windows {text!r}: want name:center:width or {', '.join(named)}"
         ) from None
     if not (math.isfinite(window.center) and 0 < window.width < math.inf):
-        raise BadInput(f"--windows {text!r}: want a width above 0")
+        raise UsageError(f"--windows {text!r}: want a width above 0")
     return window
 
 
@@ -130,11 +132,11 @@ def parse_formats(text: str) -> tuple[str, ...]:
     """Parses the names of formats, separated by commas.
 
     Raises:
-        BadInput: one is unknown.
+        UsageError: one is unknown.
     """
     formats = tuple(text.split(","))
     if not set(formats) <= set(FORMATS):
-        raise BadInput(f"--formats {quoted(text)}: want some of {', '.join(FORMATS)}")
+        raise UsageError(f"--formats {quoted(text)}: want some of {', '.join(FORMATS)}")
     return formats
 
 

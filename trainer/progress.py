@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from trainer.shown import show_line
+from headct.printable import show_line
 
 _SPARSE_SECONDS = 30.0
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from beam_pipeline.card.card import Card, write_card
 from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
-from beam_pipeline.declarations import Declared, Location, OptionalLocation, parse_flags
 from beam_pipeline.directory.rejects import read_rejects
-from beam_pipeline.errors import PipelineError, StoreError, UsageError
-from beam_pipeline.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
 from beam_pipeline.options import ImageId, RunOptions, fill_in
-from beam_pipeline.shown import show_line
-from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.writing.output import find_manifest
+from headct.declarations import Declared, Location, OptionalLocation, parse_flags
+from headct.errors import HeadctError, StoreError, UsageError
+from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
+from headct.printable import show_line
+from headct.stores import Folder, InputFiles
 
 
 class CardOptions(Declared):
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = parse_flags(CardOptions, argv, "python -m beam_pipeline.card")
         _make(Folder(given.shards), given.input)
-    except PipelineError as error:
+    except HeadctError as error:
         print(f"card: error: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

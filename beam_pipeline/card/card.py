@@ -13,11 +13,11 @@ from beam_pipeline.card.sources import Sources
 from beam_pipeline.card.totals import add_up
 from beam_pipeline.card.views import Views, ViewTask, view_slices
 from beam_pipeline.directory.rejects import Reject
-from beam_pipeline.errors import StoreError
 from beam_pipeline.images.windows import Window
-from beam_pipeline.layout import CARD
-from beam_pipeline.storage import Folder
 from beam_pipeline.workers import WorkerPool
+from headct.errors import StoreError
+from headct.layout import CARD
+from headct.stores import Folder
 
 _STORAGE_PATIENCE = 120.0  # seconds of waiting after which the input counts as gone
 

@@ -13,7 +13,7 @@ from beam_pipeline.card.drawing import ALL, Limits, Line, draw_distributions, sh
 from beam_pipeline.card.numbers import count, percent, with_minus
 from beam_pipeline.card.views import Histogram, Histograms, Picture
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.layout import LABEL_PREFIX
+from headct.layout import LABEL_PREFIX
 
 _LINES = 10  # slices that have one each
 _COLORS = 5  # of the page's series that differ enough

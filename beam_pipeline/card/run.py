@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from beam_pipeline.layout import STARTS
-from beam_pipeline.storage import Folder
+from headct.layout import STARTS
+from headct.stores import Folder
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import StoreError, UsageError
-from beam_pipeline.layout import SHARDS_A_PART, plan_table
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.storage import InputFiles, find_input
-from beam_pipeline.storage.sources import encode_source, show_source
+from headct.errors import StoreError, UsageError
+from headct.layout import SHARDS_A_PART, plan_table
+from headct.stores import InputFiles, find_input
+from headct.stores.sources import encode_source, show_source
 
 Row = Mapping[str, Any]
 _PATIENCE = 30.0  # seconds for an input that fails at the end: a card is not worth more

@@ -12,7 +12,7 @@ from beam_pipeline.card.choice import NO_LABEL
 from beam_pipeline.card.content import Content
 from beam_pipeline.card.numbers import count, deviation, percent, size
 from beam_pipeline.directory.rejects import Reject
-from beam_pipeline.errors import advice_for
+from headct.reasons import advice_for
 
 _NUMBER, _TEXT = "number", "text"
 _NAMED_COLUMNS = 8  # more labels have numbers above their columns

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.layout import LABEL_PREFIX
+from headct.layout import LABEL_PREFIX
 
 _DISTANCE_STEP = 0.1  # mm, of what is counted as the same distance
 _ROWS_AT_ONCE = 1 << 16

@@ -18,7 +18,6 @@ from beam_pipeline.dicom.hounsfield import (
 )
 from beam_pipeline.dicom.slices import OTHER_FUNCTION, Header, Slice, read_slice
 from beam_pipeline.directory.example import decode_example, read_record
-from beam_pipeline.errors import Rejected, StoreError, UsageError
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.images.windows import (
@@ -27,9 +26,11 @@ from beam_pipeline.images.windows import (
     Window,
     apply_windows,
 )
-from beam_pipeline.storage import InputFiles
-from beam_pipeline.storage.sources import decode_source
 from beam_pipeline.workers import Watch
+from headct.errors import StoreError, UsageError
+from headct.reasons import Rejected
+from headct.stores import InputFiles
+from headct.stores.sources import decode_source
 
 # Histograms have bins of 16, which hold all values of 16 bits, signed or not.
 BIN = 16

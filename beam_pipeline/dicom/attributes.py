@@ -11,7 +11,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.tag import BaseTag, Tag
 
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 # Sequences of an enhanced image's functional groups that hold what a plain image has at its top
 # level (DICOM PS3.3 C.7.6.16.2, C.8.15.3).

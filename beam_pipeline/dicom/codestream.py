@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 # More scans than any encoder writes: each costs a pass over the whole image.
 _MAX_SCANS = 1000

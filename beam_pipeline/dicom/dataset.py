@@ -24,7 +24,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 from beam_pipeline.dicom.attributes import Elements
 from beam_pipeline.dicom.other_files import name_kind
 from beam_pipeline.dicom.third_party import contained
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 # The pixels of a CT slice begin within a few KiB, behind large private elements within some more.
 # Made of nothing but empty items, so many bytes take pydicom 4 s and 120 MB.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 PADDING_HU = -1024.0  # the lowest value of the 12-bit range CT scanners use
 

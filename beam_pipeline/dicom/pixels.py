@@ -34,7 +34,7 @@ from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, d
 from beam_pipeline.dicom.dataset import PixelElement
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.third_party import contained
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 Patterns = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -39,7 +39,7 @@ from beam_pipeline.dicom.pixels import (
     native_pixels,
 )
 from beam_pipeline.dicom.third_party import contained
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 # Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
 MAX_PIXELS = 1 << 24

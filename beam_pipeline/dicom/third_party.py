@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from pydicom import config
 
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 # Two threads that change and put back the same settings would put back each other's.
 _ONE_AT_A_TIME = threading.RLock()

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_pipeline.layout import index_columns
+from headct.layout import index_columns
 
 _ROW_GROUP = 1 << 14
 

@@ -4,9 +4,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from beam_pipeline.errors import TooManyRejects, UsageError, advice_for
-from beam_pipeline.layout import REJECTS
-from beam_pipeline.storage import Folder
+from beam_pipeline.errors import TooManyRejects
+from headct.errors import UsageError
+from headct.layout import REJECTS
+from headct.reasons import advice_for
+from headct.stores import Folder
 
 Reject = dict[str, str]  # a text for each of REJECT_COLUMNS
 

@@ -22,8 +22,8 @@ import google_crc32c
 import pyarrow as pa
 
 from beam_pipeline.errors import AlreadyComplete
-from beam_pipeline.layout import MANIFEST, PLAN, UNFINISHED
-from beam_pipeline.storage import Folder, InputFiles, is_local
+from headct.layout import MANIFEST, PLAN, UNFINISHED
+from headct.stores import Folder, InputFiles, is_local
 
 _METADATA = b"headct"
 _CHECKSUM_BYTES = 4  # CRC-32C, at the end

@@ -16,10 +16,10 @@ from beam_pipeline.dicom.hounsfield import (
     hounsfield_table,
 )
 from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
-from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.images.png import Scanlines
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
+from headct.reasons import Reason, Rejected
 
 # Slices are spread over processes. Threads within one gain nothing on top, and OpenCV's spend a
 # fifth of the whole time on waiting for each other.

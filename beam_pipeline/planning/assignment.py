@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import HOLDOUT_SPLIT, fold_split
 from beam_pipeline.planning.folds import assign_folds
+from headct.errors import UsageError
+from headct.layout import HOLDOUT_SPLIT, fold_split
 
 
 @dataclass(frozen=True)

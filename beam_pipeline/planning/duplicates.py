@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.fingerprint import digest_pixels
-from beam_pipeline.storage import InputFiles
+from headct.stores import InputFiles
 
 NOT_IDENTICAL = -1
 

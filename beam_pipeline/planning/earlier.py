@@ -12,16 +12,16 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import INDEX, MANIFEST
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options, fill_in
 from beam_pipeline.planning.identifiers import hash_id, is_study, patient_of_study, study_of
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import replace_uid
 from beam_pipeline.planning.plan import Keys
 from beam_pipeline.planning.text_tables import open_table
-from beam_pipeline.storage import open_file
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from headct.errors import UsageError
+from headct.layout import INDEX, MANIFEST
+from headct.stores import open_file
+from headct.stores.retries import DEFAULT_PATIENCE
 
 _TABLES = {".parquet", ".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip"}
 _SPLIT, _IMAGE = "split", "image_id"

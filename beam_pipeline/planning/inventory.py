@@ -15,9 +15,7 @@ from beam_pipeline.dicom.fingerprint import fingerprint, fingerprint_range, pixe
 from beam_pipeline.dicom.header_text import encode_header
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import TRANSIENT, Rejected
 from beam_pipeline.keys import input_key, key_check, read_key
-from beam_pipeline.layout import ID_COLUMNS, inventory_table, listing_table
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import (
     hash_id,
@@ -26,10 +24,12 @@ from beam_pipeline.planning.identifiers import (
     patient_of_study,
 )
 from beam_pipeline.planning.places import without_output
-from beam_pipeline.storage import FileInfo, InputFiles, find_input
-from beam_pipeline.storage.inputs import Reading
-from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
+from headct.layout import ID_COLUMNS, inventory_table, listing_table
+from headct.reasons import TRANSIENT, Rejected
+from headct.stores import FileInfo, InputFiles, find_input
+from headct.stores.inputs import Reading
+from headct.stores.sources import decode_source, encode_source, show_source
 
 # A part of the inventory is read by one task. The first are small, so that few files, too, keep
 # all workers busy; later ones are larger, so that millions of files are thousands of parts.

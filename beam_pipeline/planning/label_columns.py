@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from beam_pipeline.errors import quoted
-from beam_pipeline.layout import MAX_LABELS, check_label_names
 from beam_pipeline.planning.label_values import is_like_a_value
 from beam_pipeline.planning.labels import RSNA_LABELS
+from headct.layout import MAX_LABELS, check_label_names
+from headct.printable import quoted
 
 _LONG = ("ID", "Label")
 # What the column of ids of a wide file may be called, whatever the case.

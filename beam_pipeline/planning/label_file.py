@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import UsageError, quoted
-from beam_pipeline.layout import MAX_LABELS, check_label_names
 from beam_pipeline.options import Files, LabelOptions
 from beam_pipeline.planning.label_columns import WideColumns, find_long, find_wide
 from beam_pipeline.planning.label_values import check_values, parse_values
 from beam_pipeline.planning.labels import AROUND, RSNA_LABELS, Labels, Values, collect
 from beam_pipeline.planning.text_tables import TextTable, open_table
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from headct.errors import UsageError
+from headct.layout import MAX_LABELS, check_label_names
+from headct.printable import quoted
+from headct.stores.retries import DEFAULT_PATIENCE
 
 _BETWEEN = "\x1f"  # an image id and its class; no printable name holds it
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.labels import PROBLEMS, Labels
-from beam_pipeline.storage.sources import decode_source, show_source
+from headct.errors import UsageError
+from headct.reasons import Reason
+from headct.stores.sources import decode_source, show_source
 
 _NAMES_AT_A_TIME = 10_000
 NO_LABEL = -1  # the place of a label that there is not

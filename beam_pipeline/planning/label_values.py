@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import quoted
 from beam_pipeline.planning.labels import AROUND
+from headct.printable import quoted
 
 _TRUTHS = {"true": 1, "false": 0}  # as pandas, R and Parquet have them, in any case
 # Words that say nothing about who somebody is.

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import Reason
-from beam_pipeline.layout import LABELS_TABLE
 from beam_pipeline.planning.image_keys import image_keys
+from headct.layout import LABELS_TABLE
+from headct.reasons import Reason
 
 # RSNA Intracranial Hemorrhage Detection 2019: the five subtypes, and whether there is any.
 RSNA_LABELS = (

@@ -5,9 +5,10 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from beam_pipeline.declarations import Mark
-from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import (
+from beam_pipeline.options import Options
+from headct.declarations import Mark
+from headct.errors import UsageError
+from headct.layout import (
     CARD,
     DATASET,
     FILES,
@@ -16,8 +17,7 @@ from beam_pipeline.layout import (
     ShardFile,
     fold_split,
 )
-from beam_pipeline.options import Options
-from beam_pipeline.storage import FileInfo, InputFiles, is_local
+from headct.stores import FileInfo, InputFiles, is_local
 
 # URLs of one store that begin differently.
 _SAME_SCHEMES = {"s3a": "s3", **dict.fromkeys(("azure", "abfs", "abfss", "adl"), "az")}

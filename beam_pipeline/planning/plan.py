@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import Reason
-from beam_pipeline.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
 from beam_pipeline.options import GroupBy, ImageId, LeakCheck, SplitOptions, Unlabeled
 from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, join_groups
@@ -17,6 +15,8 @@ from beam_pipeline.planning.folds import assign_shards
 from beam_pipeline.planning.identity import NO_UID, Identity
 from beam_pipeline.planning.label_match import NO_LABEL, LabelMatch
 from beam_pipeline.planning.labels import PROBLEMS, Labels
+from headct.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
+from headct.reasons import Reason
 
 # What a verdict stands for; below 0 is a file that is used, one whose header says why not, and one
 # without a label where these are skipped.

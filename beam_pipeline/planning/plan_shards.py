@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from beam_pipeline.directory.rejects import Reject, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.layout import REJECT_COLUMNS, REJECTS_TABLE
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
@@ -41,8 +40,9 @@ from beam_pipeline.planning.plan import (
 )
 from beam_pipeline.planning.plan_tables import write_plan_tables
 from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key
-from beam_pipeline.storage import InputFiles, find_input
-from beam_pipeline.storage.sources import decode_source, show_source
+from headct.layout import REJECT_COLUMNS, REJECTS_TABLE
+from headct.stores import InputFiles, find_input
+from headct.stores.sources import decode_source, show_source
 
 REJECTS_SCHEMA = pa.schema({column: pa.string() for column in REJECT_COLUMNS})
 

@@ -11,9 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import key_check
-from beam_pipeline.layout import ID_COLUMNS, inventory_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.identifiers import is_study
 from beam_pipeline.planning.identity import NO_UID, choose_identity
@@ -21,6 +19,8 @@ from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import find_key
 from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
+from headct.errors import UsageError
+from headct.layout import ID_COLUMNS, inventory_table
 
 _KEY_COLUMNS = (
     "image_id",

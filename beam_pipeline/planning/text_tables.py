@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from beam_pipeline.storage import open_file
-from beam_pipeline.storage.compression import decompressed
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from headct.stores import open_file
+from headct.stores.compression import decompressed
+from headct.stores.retries import DEFAULT_PATIENCE
 
 _HEAD_BYTES = 1 << 12  # that tell what a file is
 _BLOCK_BYTES = 1 << 24  # of a CSV file that are parsed at a time

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.errors import RunnerError
 from beam_pipeline.runners import ENGINES, Launch
 from beam_pipeline.running import tied
 from beam_pipeline.running.jobs import flink_cluster
+from headct.errors import UsageError
 
 _MANIFEST = "META-INF/MANIFEST.MF"
 # What Spark's own scripts open on Java 17, beside what Beam opens. Without it, Spark cannot pass on

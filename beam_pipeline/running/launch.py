@@ -18,8 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from beam_pipeline.errors import Interrupted, PipelineError, RunnerError
-from beam_pipeline.layout import JOB
+from beam_pipeline.errors import RunnerError
 from beam_pipeline.options import Options
 from beam_pipeline.progress import Watcher
 from beam_pipeline.runners import DATAFLOW, Launch
@@ -35,9 +34,11 @@ from beam_pipeline.running.jobs import (
     flink_cluster,
     running_job,
 )
-from beam_pipeline.shown import LineFormatter
-from beam_pipeline.storage import Folder, is_local
 from beam_pipeline.writing.output import read_refusal
+from headct.errors import HeadctError, Interrupted
+from headct.layout import JOB
+from headct.stores import Folder, is_local
+from headct.terminal import LineFormatter
 
 _CANCEL_SECONDS = 60.0
 _REFUSED_SECONDS = 30.0  # for which a runner may repeat the step that refuses a run
@@ -75,7 +76,7 @@ def launch(options: Options, launched: Launch, watcher: Watcher, console: Consol
             if handle is None:
                 return False
             _watch(handle, job, launched, watcher, console)
-        except PipelineError:
+        except HeadctError:
             raise
         except Exception as error:
             refusal = read_refusal(folder)  # a refused run fails its job

@@ -9,11 +9,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.errors import RunnerError
+from headct.errors import UsageError
 
 _PROJECT = "headct-shards"
 _SOURCE = Path(__file__).parents[2]
-_BUILT_FROM = ("setup.py", "README.md", "LICENSE", "beam_pipeline")
+_BUILT_FROM = ("setup.py", "README.md", "LICENSE", "headct", "beam_pipeline")
 _LEFT_OUT = ("__pycache__", "sample")
 _BUILD_SECONDS = 300
 

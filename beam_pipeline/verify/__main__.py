@@ -8,17 +8,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from beam_pipeline.declarations import (
+from beam_pipeline.verify.directory import Verification, verify_directory
+from beam_pipeline.verify.report import show_checks, show_findings, show_splits
+from headct.declarations import (
     Declared,
     DefaultText,
     Location,
     OptionalLocation,
     parse_flags,
 )
-from beam_pipeline.errors import PipelineError
-from beam_pipeline.shown import Terminal, show_line
-from beam_pipeline.verify.directory import Verification, verify_directory
-from beam_pipeline.verify.report import show_checks, show_findings, show_splits
+from headct.errors import HeadctError
+from headct.printable import show_line
+from headct.terminal import Terminal
 
 EXIT_WRONG = 4
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = parse_flags(VerifyOptions, argv, "python -m beam_pipeline.verify")
         result = verify_directory(given.shards, source=given.source, workers=given.workers)
-    except PipelineError as error:
+    except HeadctError as error:
         print(f"verify: error: {show_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

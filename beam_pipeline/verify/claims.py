@@ -13,9 +13,9 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 
-from beam_pipeline.layout import MANIFEST, ShardFile
 from beam_pipeline.verify.findings import Check, Findings, printable, show_json
 from beam_pipeline.writing.manifest import manifest_digest
+from headct.layout import MANIFEST, ShardFile
 
 _SCHEMA = Draft202012Validator(json.loads(Path(__file__).with_name(MANIFEST).read_bytes()))
 

@@ -8,12 +8,12 @@ import pyarrow.compute as pc
 from jsonschema import Draft202012Validator
 
 from beam_pipeline.directory.rejects import Reject
-from beam_pipeline.errors import Reason
-from beam_pipeline.layout import DATASET_INFO, FEATURES, REJECT_COLUMNS, REJECTS
-from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims, describe_error, parse_json
 from beam_pipeline.verify.findings import Check, Findings
 from beam_pipeline.writing.tfds import describe_dataset, describe_features
+from headct.layout import DATASET_INFO, FEATURES, REJECT_COLUMNS, REJECTS
+from headct.reasons import Reason
+from headct.stores import Folder
 
 _TEXT = {"description": "a text", "type": "string"}
 _REASON = {"reason": {"description": "a known reason", "enum": [*Reason]}}

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import track
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.layout import MANIFEST, count_input
-from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims, read_claims
 from beam_pipeline.verify.description import check_metadata, check_rejects
 from beam_pipeline.verify.findings import Check, Findings, printable
@@ -24,6 +21,9 @@ from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
 from beam_pipeline.workers import Watch, WorkerPool
+from headct.errors import UsageError
+from headct.layout import MANIFEST, count_input
+from headct.stores import Folder
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.directory.index import index_schema
-from beam_pipeline.layout import INDEX
-from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.description import read_listed
 from beam_pipeline.verify.findings import Check, Findings, printable
+from headct.layout import INDEX
+from headct.stores import Folder
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom.slices import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import decode_png, read_png_header
-from beam_pipeline.layout import EXAMPLE_FEATURES, ID_COLUMNS
 from beam_pipeline.verify.findings import printable
+from headct.layout import EXAMPLE_FEATURES, ID_COLUMNS
 
 _TYPES = {"PNG": bytes, "string": bytes, "int64": int, "float32": float}
 _LABEL_VALUES = frozenset((-1, 0, 1))

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from beam_pipeline.directory.example import DATA_OFFSET, FRAME_BYTES, CorruptRecord
-from beam_pipeline.layout import ID_COLUMNS, label_column
-from beam_pipeline.storage import Folder
 from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.frames import HashedFile, read_frames
@@ -19,6 +17,8 @@ from beam_pipeline.verify.index import IndexRows
 from beam_pipeline.verify.record import Record, decode_image, read_features
 from beam_pipeline.verify.source import Conversion, SourceFile
 from beam_pipeline.workers import Watch
+from headct.layout import ID_COLUMNS, label_column
+from headct.stores import Folder
 
 # What the checks across shards need of an example; `image` is a hash of the PNG.
 CONTENTS = pa.schema(

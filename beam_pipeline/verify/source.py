@@ -8,13 +8,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.slices import read_slice
-from beam_pipeline.errors import Rejected, UsageError
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.options import ImageId, ImageOptions, fill_in
 from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.storage import InputFiles
-from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.verify.findings import printable
+from headct.errors import UsageError
+from headct.reasons import Rejected
+from headct.stores import InputFiles
+from headct.stores.sources import decode_source, encode_source, show_source
 
 Pixels = NDArray[np.uint8 | np.uint16]
 

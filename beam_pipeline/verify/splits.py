@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow as pa
 
-from beam_pipeline.layout import MANIFEST
 from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.shard import CONTENTS, Combinations, ShardReport, count_labels
+from headct.layout import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from multiprocessing.connection import wait
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from beam_pipeline.errors import Reason, StoreError
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
 from beam_pipeline.workers.process import (
     DEATHS_ALLOWED,
     POLL_SECONDS,
@@ -20,6 +18,9 @@ from beam_pipeline.workers.process import (
     start_worker,
 )
 from beam_pipeline.workers.watch import NOWHERE, Later, Watch
+from headct.errors import StoreError
+from headct.reasons import Reason
+from headct.stores.retries import DEFAULT_PATIENCE
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -95,7 +96,7 @@ class WorkerPool(Generic[T, R]):
         """Give a task to a process; yields what others have done while none was free.
 
         Raises:
-            PipelineError: the function raised it.
+            HeadctError: the function raised it.
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
         self._queue.append(Job(task))

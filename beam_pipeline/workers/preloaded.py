@@ -2,7 +2,7 @@
 
 import os
 
-from beam_pipeline.storage import load_archive
 from beam_pipeline.workers.process import INPUT_VARIABLE
+from headct.stores import load_archive
 
 load_archive(os.environ.get(INPUT_VARIABLE, ""))

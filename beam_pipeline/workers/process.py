@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
-from beam_pipeline.errors import Reason
 from beam_pipeline.workers.serve import serve
 from beam_pipeline.workers.shared import SharedNumbers, place_sockets
 from beam_pipeline.workers.watch import NOWHERE, Watch
+from headct.reasons import Reason
 
 POLL_SECONDS = 1.0
 DEATHS_ALLOWED = 10  # one after the other, of processes that were at no item
@@ -94,7 +94,7 @@ class Worker:
         """The result that the process has sent, if what it sent is one.
 
         Raises:
-            PipelineError: the function raised it.
+            HeadctError: the function raised it.
             WorkerFailed: the function raised anything else.
         """
         try:

@@ -13,8 +13,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from beam_pipeline.errors import PipelineError
 from beam_pipeline.workers.watch import Later, Watch
+from headct.errors import HeadctError
 
 
 def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -> None:
@@ -50,7 +50,7 @@ def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -
 def _outcome(kind: str, action: Callable[[], Any], watch: Watch) -> tuple[str, Any]:
     try:
         return kind, action()
-    except PipelineError as error:
+    except HeadctError as error:
         return "refused", error
     except MemoryError:
         watch.working(watch.last)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing import reduction, util
 from typing import Any
 
-from beam_pipeline.errors import UsageError
+from headct.errors import UsageError
 
 _NUMBERS = 2
 _BYTES = 8 * _NUMBERS

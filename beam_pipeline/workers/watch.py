@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from beam_pipeline.errors import Reason
+from headct.reasons import Reason
 
 R = TypeVar("R")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import beam_pipeline
-from beam_pipeline.layout import OPTIONS
 from beam_pipeline.options import Options
-from beam_pipeline.storage import Folder
+from headct.layout import OPTIONS
+from headct.stores import Folder
 
 # The code that decides what the tables of an unfinished directory and its shards hold.
 _DECIDING = (

@@ -9,25 +9,20 @@ from contextlib import suppress
 
 from beam_pipeline.directory.rejects import Reject, read_rejects, write_rejects
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import (
-    AlreadyComplete,
-    OutputError,
-    PipelineError,
-    Refusal,
-    TooManyRejects,
-)
-from beam_pipeline.layout import CARD, REJECTS_TABLE, written_table
+from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.progress import report_refusal
-from beam_pipeline.storage import Folder, find_input
 from beam_pipeline.writing.manifest import write_description
 from beam_pipeline.writing.output import finish_output, write_refusal
 from beam_pipeline.writing.second_look import check_rejections
 from beam_pipeline.writing.shards import ShardResult
+from headct.errors import HeadctError, OutputError
+from headct.layout import CARD, REJECTS_TABLE, written_table
+from headct.stores import Folder, find_input
 
 
-def finish_directory(written: int | PipelineError, options: Options) -> None:
+def finish_directory(written: int | HeadctError, options: Options) -> None:
     """Complete the shard directory, or record why it cannot be and raise that.
 
     Args:
@@ -39,22 +34,22 @@ def finish_directory(written: int | PipelineError, options: Options) -> None:
     """
     folder = options.files.folder
     try:
-        if isinstance(written, PipelineError):
+        if isinstance(written, HeadctError):
             raise written
         _finish(Unfinished(folder), written, options)
         finish_output(folder)
     except AlreadyComplete:
         folder.remove_partial()  # of workers that were ended with this run
         finish_output(folder)  # what this run wrote after the other had removed it all
-    except PipelineError as error:
+    except HeadctError as error:
         error = _with_page(error, folder)
         report_refusal(error)
-        with suppress(PipelineError):  # the store that failed may be that of the output
+        with suppress(HeadctError):  # the store that failed may be that of the output
             write_refusal(folder, error.exit_code, str(error))
         raise Refusal(str(error), error.exit_code) from None
 
 
-def _with_page(error: PipelineError, folder: Folder) -> PipelineError:
+def _with_page(error: HeadctError, folder: Folder) -> HeadctError:
     """Write a page about too many rejects, and return the error that names it."""
     if not isinstance(error, TooManyRejects):
         return error

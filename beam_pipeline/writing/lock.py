@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from beam_pipeline.storage import is_local
-from beam_pipeline.storage.stores import find_store
+from headct.stores import is_local
+from headct.stores.stores import find_store
 
 
 class OutputLock:

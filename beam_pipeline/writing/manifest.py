@@ -19,7 +19,12 @@ from beam_pipeline.directory.index import write_index
 from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.convert import HU_OFFSET
-from beam_pipeline.layout import (
+from beam_pipeline.options import Options
+from beam_pipeline.planning.plan_shards import Plan
+from beam_pipeline.writing.optional_card import CARD_PATIENCE, card_optional, may_try_card
+from beam_pipeline.writing.shards import ShardResult
+from beam_pipeline.writing.tfds import describe_dataset, describe_features
+from headct.layout import (
     DATASET_INFO,
     FEATURES,
     INDEX,
@@ -30,12 +35,7 @@ from beam_pipeline.layout import (
     ShardFile,
     written_table,
 )
-from beam_pipeline.options import Options
-from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.storage.folder import digest_file
-from beam_pipeline.writing.optional_card import CARD_PATIENCE, card_optional, may_try_card
-from beam_pipeline.writing.shards import ShardResult
-from beam_pipeline.writing.tfds import describe_dataset, describe_features
+from headct.stores.folder import digest_file
 
 # What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
 # decoders, resizing, deflate, examples, tables.

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from beam_pipeline.errors import AlreadyComplete, OutputError, StoreError
-from beam_pipeline.layout import CARD, CARD_ATTEMPTS
-from beam_pipeline.storage import Folder
+from beam_pipeline.errors import AlreadyComplete
+from headct.errors import OutputError, StoreError
+from headct.layout import CARD, CARD_ATTEMPTS
+from headct.stores import Folder
 
 CARD_PATIENCE = 30.0  # seconds for a slice that was decoded before
 _MOST_ATTEMPTS = 2  # a third would end the process a third time

@@ -8,8 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import OutputError, Refusal, UsageError
-from beam_pipeline.layout import (
+from beam_pipeline.errors import Refusal
+from beam_pipeline.options import Options, fill_in
+from beam_pipeline.writing.begun import Begun
+from headct.errors import OutputError, UsageError
+from headct.layout import (
     CARD,
     FILES,
     JOB,
@@ -19,11 +22,9 @@ from beam_pipeline.layout import (
     UNFINISHED,
     ShardFile,
 )
-from beam_pipeline.options import Options, fill_in
-from beam_pipeline.shown import show_line
-from beam_pipeline.storage import Folder
-from beam_pipeline.storage.local import partial_target
-from beam_pipeline.writing.begun import Begun
+from headct.printable import show_line
+from headct.stores import Folder
+from headct.stores.local import partial_target
 
 _logger = logging.getLogger(__name__)
 

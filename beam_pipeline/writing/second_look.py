@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Reason, Rejected, StoreError
-from beam_pipeline.layout import REJECTS_TABLE, SHARDS_A_PART, inventory_table, plan_table
 from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.storage import InputFiles
-from beam_pipeline.storage.inputs import Reading
-from beam_pipeline.storage.sources import decode_source
 from beam_pipeline.writing.shards import ShardResult
+from headct.errors import StoreError
+from headct.layout import REJECTS_TABLE, SHARDS_A_PART, inventory_table, plan_table
+from headct.reasons import Reason, Rejected
+from headct.stores import InputFiles
+from headct.stores.inputs import Reading
+from headct.stores.sources import decode_source
 
 _UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
 

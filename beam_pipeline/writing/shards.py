@@ -16,10 +16,12 @@ from beam_pipeline.directory.example import encode_example, frame_record
 from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import TRANSIENT, Reason, Rejected
 from beam_pipeline.images.convert import Image, convert_slice
 from beam_pipeline.images.png import SIGNATURE, encode_scanlines
-from beam_pipeline.layout import (
+from beam_pipeline.options import ImageId, ImageOptions, Options
+from beam_pipeline.planning.identifiers import ordinal
+from beam_pipeline.workers import Later, Watch
+from headct.layout import (
     SHARDS_A_PART,
     ShardFile,
     index_columns,
@@ -28,11 +30,9 @@ from beam_pipeline.layout import (
     plan_table,
     written_table,
 )
-from beam_pipeline.options import ImageId, ImageOptions, Options
-from beam_pipeline.planning.identifiers import ordinal
-from beam_pipeline.storage import InputFiles, find_input
-from beam_pipeline.storage.sources import decode_source, show_source
-from beam_pipeline.workers import Later, Watch
+from headct.reasons import TRANSIENT, Reason, Rejected
+from headct.stores import InputFiles, find_input
+from headct.stores.sources import decode_source, show_source
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline.layout import (
+from headct.layout import (
     DATASET,
     EXAMPLE_FEATURES,
     FILE_FORMAT,

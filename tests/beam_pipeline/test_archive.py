@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from beam_pipeline import pipeline
-from beam_pipeline.errors import PipelineError, StoreError, UsageError
 from beam_pipeline.options import Options
-from beam_pipeline.storage import Folder, InputFiles, open_file
-from beam_pipeline.storage.archive import ArchiveStore
+from headct.errors import HeadctError, StoreError, UsageError
+from headct.stores import Folder, InputFiles, open_file
+from headct.stores.archive import ArchiveStore
 from tests.beam_pipeline.conftest import WriteSlice
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_nothing_is_written_into_an_archive(tree: Path) -> None:
     before = Path(f"{tree}.zip").read_bytes()
     with pytest.raises(UsageError, match="is a file, not a folder"):
         Folder(f"{tree}.zip").names()
-    with pytest.raises(PipelineError), Folder(f"{tree}.zip/out").create("a"):
+    with pytest.raises(HeadctError), Folder(f"{tree}.zip/out").create("a"):
         pass
     assert Path(f"{tree}.zip").read_bytes() == before
 

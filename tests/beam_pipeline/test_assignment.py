@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from beam_pipeline.errors import UsageError
 from beam_pipeline.planning.assignment import Splits, assign_splits
+from headct.errors import UsageError
 
 GROUPS = np.repeat(np.arange(20), 5)
 LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]

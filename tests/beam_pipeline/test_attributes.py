@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.dicom.attributes import Attributes
 from beam_pipeline.dicom.slices import _KEYWORDS
-from beam_pipeline.errors import Rejected
+from headct.reasons import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

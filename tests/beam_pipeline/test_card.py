@@ -32,13 +32,14 @@ from beam_pipeline.card.views import BIN, BINS, LOWEST, Values, Views, ViewTask,
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import read_slice
-from beam_pipeline.errors import Reason, StoreError, UsageError
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.images.windows import Window, parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
-from beam_pipeline.storage import Folder, InputFiles
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.workers import Watch
+from headct.errors import StoreError, UsageError
+from headct.reasons import Reason
+from headct.stores import Folder, InputFiles
 from tests.beam_pipeline.card_page import Page
 from tests.beam_pipeline.conftest import WriteSlice
 from tests.beam_pipeline.dicom_files import make_dicom

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 APP0 = bytes.fromhex("ffe0 0006 4a464946")
 SOF3 = bytes.fromhex("ffc3 000b 10 0200 0100 01 010000")  # 16 bits, 512 x 256, 1 component

@@ -5,10 +5,10 @@ import pytest
 
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, RepairPolicy
 from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
-from beam_pipeline.errors import Rejected
 from beam_pipeline.images.convert import convert_slice, letterbox
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
+from headct.reasons import Rejected
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
 WINDOWS += (Window("stroke", 40, 40),)

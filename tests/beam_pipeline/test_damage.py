@@ -12,18 +12,18 @@ from rich.console import Console
 
 from beam_pipeline.card.run import find_run, record_start
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.layout import JOB, STARTS
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, Watcher
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running.launch import _find_job
-from beam_pipeline.storage import Folder
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output
 from beam_pipeline.writing.shards import write_shard
+from headct.layout import JOB, STARTS
+from headct.stores import Folder
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "emptied": lambda data: b"",

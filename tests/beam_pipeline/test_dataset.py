@@ -15,7 +15,7 @@ from pydicom.tag import Tag
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES, inflate, parse
 from beam_pipeline.dicom.slices import FIRST_BYTES, read_header, read_slice
 from beam_pipeline.dicom.third_party import contained
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom, relabeled
 
 

@@ -23,7 +23,7 @@ from beam_pipeline.dicom.slices import (
     read_header,
     read_slice,
 )
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

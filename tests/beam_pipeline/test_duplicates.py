@@ -11,8 +11,6 @@ from pydicom import config
 from pydicom.uid import ImplicitVRLittleEndian
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import StoreError
-from beam_pipeline.layout import inventory_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
@@ -24,9 +22,11 @@ from beam_pipeline.planning.duplicates import (
     join_groups,
 )
 from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.storage import Folder, InputFiles
-from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.workers import Watch
+from headct.errors import StoreError
+from headct.layout import inventory_table
+from headct.stores import Folder, InputFiles
+from headct.stores.local import LocalStore
 
 WriteSlice = Callable[..., Path]
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from beam_pipeline import pipeline
-from beam_pipeline.errors import UsageError
 from beam_pipeline.keys import key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.planning.earlier import Earlier, KnownSplits, read_earlier
@@ -20,6 +19,7 @@ from beam_pipeline.planning.identifiers import hash_id
 from beam_pipeline.planning.identity import Identity
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.plan import Keys
+from headct.errors import UsageError
 
 KEY, OTHER_KEY = b"sixteen bytes or more", b"another key, as long"
 NAMES = ["a", "b", "c", "d"]

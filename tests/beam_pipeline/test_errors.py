@@ -3,20 +3,16 @@ import pickle
 import pytest
 
 from beam_pipeline import errors
-from beam_pipeline.errors import (
-    AlreadyComplete,
+from beam_pipeline.errors import AlreadyComplete, Refusal, RunnerError, TooManyRejects
+from headct.errors import (
+    HeadctError,
     Interrupted,
     ObjectRefused,
     OutputError,
-    PipelineError,
-    Reason,
-    Refusal,
-    Rejected,
-    RunnerError,
     StoreError,
-    TooManyRejects,
     UsageError,
 )
+from headct.reasons import Reason, Rejected
 
 EXAMPLES = [
     UsageError("--folds 1: want 2 to 100"),
@@ -32,7 +28,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_an_error_is_the_same_in_another_process(error: PipelineError) -> None:
+def test_an_error_is_the_same_in_another_process(error: HeadctError) -> None:
     """Workers send errors to the process that started them, and Beam's steps to each other."""
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         again = pickle.loads(pickle.dumps(error, protocol))
@@ -47,7 +43,7 @@ def test_a_rejection_is_the_same_in_another_process() -> None:
 
 def test_all_kinds_of_errors_are_among_the_examples() -> None:
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type)}
-    expected = {kind for kind in kinds if issubclass(kind, PipelineError)} - {PipelineError}
+    expected = {kind for kind in kinds if issubclass(kind, HeadctError)} - {HeadctError}
     assert {type(error) for error in EXAMPLES} == expected
 
 

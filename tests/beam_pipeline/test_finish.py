@@ -6,16 +6,11 @@ import pytest
 
 from beam_pipeline.card import page
 from beam_pipeline.directory.rejects import encode_rejects
-from beam_pipeline.errors import (
-    AlreadyComplete,
-    OutputError,
-    Reason,
-    Refusal,
-    StoreError,
-    TooManyRejects,
-)
+from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
 from beam_pipeline.writing.finish import finish_directory
+from headct.errors import OutputError, StoreError
+from headct.reasons import Reason
 from tests.beam_pipeline.card_page import Page
 
 

@@ -18,7 +18,7 @@ from beam_pipeline.dicom.hounsfield import (
     stored_values,
 )
 from beam_pipeline.dicom.slices import read_slice
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 
 WRAPPED = PixelEncoding(16, 12, 11, signed=False, slope=1.0, intercept=0.0)
 

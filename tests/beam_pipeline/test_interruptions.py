@@ -17,8 +17,8 @@ import pytest
 
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.planning.inventory import inspect_part
-from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.workers import Watch
+from headct.stores.local import LocalStore
 
 KILLS, ALL_KILLS = 4, 10
 SLICES = 240

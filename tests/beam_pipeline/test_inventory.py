@@ -13,13 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.declarations import Mark
 from beam_pipeline.dicom.header_text import decode_header, encode_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Reason, StoreError
-from beam_pipeline.layout import inventory_table, listing_table
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import hash_id, is_study, name_of, patient_of_study
 from beam_pipeline.planning.inventory import (
@@ -29,10 +26,14 @@ from beam_pipeline.planning.inventory import (
     inspect_part,
     list_parts,
 )
-from beam_pipeline.storage import FileInfo, Folder, InputFiles
-from beam_pipeline.storage.local import LocalStore
-from beam_pipeline.storage.sources import decode_source, encode_source, show_source
 from beam_pipeline.workers import Watch
+from headct.declarations import Mark
+from headct.errors import StoreError
+from headct.layout import inventory_table, listing_table
+from headct.reasons import Reason
+from headct.stores import FileInfo, Folder, InputFiles
+from headct.stores.local import LocalStore
+from headct.stores.sources import decode_source, encode_source, show_source
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
 WriteSlice = Callable[..., Path]
@@ -639,7 +640,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_file(
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
-    monkeypatch.setattr("beam_pipeline.storage.inputs.Reading.now", fail)
+    monkeypatch.setattr("headct.stores.inputs.Reading.now", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         inspect_part(0, Watch(), options=three)
     assert Unfinished(Folder(three.files.output)).find(inventory_table(0)) is None

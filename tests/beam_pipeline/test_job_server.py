@@ -15,10 +15,11 @@ from apache_beam.options.pipeline_options import (
     PrismRunnerOptions,
 )
 
-from beam_pipeline.errors import RunnerError, UsageError
+from beam_pipeline.errors import RunnerError
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running import tied
 from beam_pipeline.running.job_server import find_job_server, prepare_servers
+from headct.errors import UsageError
 
 DRIVER = "org.apache.beam.runners.{}JobServerDriver"
 

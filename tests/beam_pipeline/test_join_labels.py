@@ -10,15 +10,16 @@ import pytest
 
 from beam_pipeline import pipeline
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import TooManyRejects, UsageError
-from beam_pipeline.layout import SHARDS_A_PART, plan_table
+from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.identifiers import hash_id
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.storage import Folder
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.workers import Watch
+from headct.errors import UsageError
+from headct.layout import SHARDS_A_PART, plan_table
+from headct.stores import Folder
 
 WriteSlice = Callable[..., Path]
 KEY = "key-of-all-identifiers-0123456789"

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipeline.errors import StoreError, UsageError
 from beam_pipeline.keys import KEY_VARIABLE, input_key, key_check, read_key
-from beam_pipeline.storage import FileInfo, InputFiles
-from beam_pipeline.storage.local import LocalStore
+from headct.errors import StoreError, UsageError
+from headct.stores import FileInfo, InputFiles
+from headct.stores.local import LocalStore
 
 PATIENCE = 1.0
 

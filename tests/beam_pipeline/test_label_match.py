@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.planning import label_match
 from beam_pipeline.planning.identifiers import name_of
 from beam_pipeline.planning.image_keys import image_keys
@@ -22,6 +21,8 @@ from beam_pipeline.planning.label_match import (
     settle_repeated,
 )
 from beam_pipeline.planning.labels import PROBLEMS, Labels
+from headct.errors import UsageError
+from headct.reasons import Reason
 
 UIDS = ["1.2.826.0.1.10", "1.2.826.0.1.11", "1.2.826.0.1.12", "1.2.826.0.1.13"]
 FLAT = [b"ID_1.dcm", b"ID_2.dcm", b"ID_3.dcm", b"ID_4.dcm"]

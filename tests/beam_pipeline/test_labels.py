@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Reason, UsageError
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
-from beam_pipeline.storage import Folder
+from headct.errors import UsageError
+from headct.reasons import Reason
+from headct.stores import Folder
 
 
 def write(folder: Path, text: str, name: str = "labels.csv") -> str:

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import Interrupted, Refusal
+from beam_pipeline.errors import Refusal
 from beam_pipeline.progress import Display, Watcher
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running import launch
 from beam_pipeline.running.jobs import Asked, Job
-from beam_pipeline.storage import Folder
 from beam_pipeline.writing.output import write_refusal
+from headct.errors import Interrupted
+from headct.stores import Folder
 
 JOB = Job("FlinkRunner", "headct-1", "localhost:8099")
 POOL = ("--environment_type", "EXTERNAL", "--environment_config", "localhost:50000")

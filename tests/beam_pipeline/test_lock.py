@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.errors import UsageError
 from beam_pipeline.options import Options
-from beam_pipeline.storage import Folder
 from beam_pipeline.writing import begun
 from beam_pipeline.writing.begun import Begun
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, prepare_output, write_refusal
+from headct.errors import UsageError
+from headct.stores import Folder
 
 
 @pytest.fixture

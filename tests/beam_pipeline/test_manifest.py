@@ -13,11 +13,9 @@ from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.windows import Window
-from beam_pipeline.layout import written_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.storage import Folder
 from beam_pipeline.writing.manifest import (
     build_manifest,
     describe_features,
@@ -26,6 +24,8 @@ from beam_pipeline.writing.manifest import (
     write_description,
 )
 from beam_pipeline.writing.shards import ShardResult
+from headct.layout import written_table
+from headct.stores import Folder
 
 FOLD0 = "ich-fold0.tfrecord-0000{}-of-00002"
 FOLD1 = "ich-fold1.tfrecord-00000-of-00001"

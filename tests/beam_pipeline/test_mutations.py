@@ -13,7 +13,7 @@ import pydicom
 from pydicom import uid
 
 from beam_pipeline.dicom.slices import Header, read_header, read_slice
-from beam_pipeline.errors import Rejected
+from headct.reasons import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -11,10 +11,11 @@ import pytest
 from beam_pipeline.__main__ import main
 from beam_pipeline.card import card, page
 from beam_pipeline.card.__main__ import main as make_card
-from beam_pipeline.errors import AlreadyComplete, OutputError, StoreError, UsageError
-from beam_pipeline.storage import Folder
+from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.workers import Watch
 from beam_pipeline.writing.optional_card import card_optional, may_try_card
+from headct.errors import OutputError, StoreError, UsageError
+from headct.stores import Folder
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from beam_pipeline.command_line import LaunchOptions, parse_options
-from beam_pipeline.declarations import flags, help_text
 from beam_pipeline.dicom.hounsfield import RepairPolicy
-from beam_pipeline.errors import UsageError
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.runners import LOCAL, RUNNERS, Launch
+from headct.declarations import flags, help_text
+from headct.errors import UsageError
 from tests.options_table import PAGE, page
 
 PATHS = ["--input", "in", "--output", "out"]

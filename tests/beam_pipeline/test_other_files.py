@@ -14,7 +14,7 @@ import pytest
 from beam_pipeline.__main__ import main
 from beam_pipeline.dicom.dataset import check_beginning
 from beam_pipeline.dicom.other_files import BEGINNING, name_kind
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import make_dicom
 
 

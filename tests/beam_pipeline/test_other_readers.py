@@ -13,9 +13,9 @@ from pydicom.pixels import apply_rescale, pixel_array
 
 from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table
 from beam_pipeline.dicom.slices import Slice, read_slice
-from beam_pipeline.errors import Reason, Rejected
 from beam_pipeline.images.convert import HU_OFFSET, Image, convert_slice
 from beam_pipeline.options import ImageOptions
+from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.errors import OutputError, UsageError
-from beam_pipeline.layout import CARD, FILES, ShardFile
 from beam_pipeline.options import Options
-from beam_pipeline.storage import Folder
 from beam_pipeline.writing.output import (
     find_manifest,
     finish_output,
@@ -18,6 +15,9 @@ from beam_pipeline.writing.output import (
     read_refusal,
     write_refusal,
 )
+from headct.errors import OutputError, UsageError
+from headct.layout import CARD, FILES, ShardFile
+from headct.stores import Folder
 
 PARTIAL = f".manifest.json.{'0123abcd' * 4}.partial"  # of a process that was killed
 

@@ -16,7 +16,7 @@ from pydicom.pixels import pixel_array
 from beam_pipeline.dicom.codestream import describe_j2k, describe_jpeg
 from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table, stored_values
 from beam_pipeline.dicom.slices import Slice, read_slice
-from beam_pipeline.errors import Reason, Rejected
+from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import make_dicom, relabeled
 
 JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"

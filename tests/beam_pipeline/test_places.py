@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.errors import UsageError
 from beam_pipeline.options import Options
 from beam_pipeline.planning.places import (
     check_output_is_not_read,
     check_places,
     without_output,
 )
-from beam_pipeline.storage import InputFiles
+from headct.errors import UsageError
+from headct.stores import InputFiles
 
 
 @pytest.fixture(autouse=True)

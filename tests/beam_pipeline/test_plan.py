@@ -15,16 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
-from beam_pipeline.errors import PipelineError, Reason, TooManyRejects, UsageError
-from beam_pipeline.layout import (
-    ID_COLUMNS,
-    PLAN,
-    REJECTS_TABLE,
-    SHARDS_A_PART,
-    ShardFile,
-    inventory_table,
-    plan_table,
-)
+from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.options import (
     GroupBy,
     Identifiers,
@@ -54,8 +45,19 @@ from beam_pipeline.planning.plan import (
     number_by_appearance,
 )
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.storage import Folder
 from beam_pipeline.workers import Watch
+from headct.errors import HeadctError, UsageError
+from headct.layout import (
+    ID_COLUMNS,
+    PLAN,
+    REJECTS_TABLE,
+    SHARDS_A_PART,
+    ShardFile,
+    inventory_table,
+    plan_table,
+)
+from headct.reasons import Reason
+from headct.stores import Folder
 
 LABEL_COLUMNS = [f"label_{name}" for name in RSNA_LABELS]
 
@@ -676,7 +678,7 @@ def test_an_inventory_whose_parts_were_hashed_with_different_keys_is_not_planned
     for number in range(2):
         table = pa.Table.from_pylist([row(0, number)], SCHEMA)
         unfinished.write(inventory_table(number), table, {"key_check": f"key {number}"})
-    with pytest.raises(PipelineError):
+    with pytest.raises(HeadctError):
         plan_shards(2, options)
 
 

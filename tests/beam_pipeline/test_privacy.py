@@ -14,8 +14,8 @@ import pytest
 
 from beam_pipeline.directory.unfinished import decode_table
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.layout import ID_COLUMNS
 from beam_pipeline.planning.identifiers import hash_id
+from headct.layout import ID_COLUMNS
 
 SECRETS = {
     "PatientName": "Mustermann^Erika",

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects, write_rejects
-from beam_pipeline.errors import Reason, TooManyRejects, UsageError
-from beam_pipeline.storage import Folder
+from beam_pipeline.errors import TooManyRejects
+from headct.errors import UsageError
+from headct.reasons import Reason
+from headct.stores import Folder
 
 
 def reject(source: str, reason: str = "not_ct", detail: str = "") -> Reject:

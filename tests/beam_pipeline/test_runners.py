@@ -9,9 +9,9 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.command_line import parse_options
-from beam_pipeline.errors import UsageError
 from beam_pipeline.runners import LOCAL, RUNNERS, choose_runner
-from tests.beam_pipeline.ports import free_port
+from headct.errors import UsageError
+from tests.headct.ports import free_port
 
 DATAFLOW = ["--runner", "DataflowRunner"]
 CLOUD = [*DATAFLOW, "--project", "p", "--region", "r", "--temp_location", "gs://b/temp"]

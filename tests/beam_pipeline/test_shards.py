@@ -18,14 +18,15 @@ from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.directory.example import decode_example, read_records
 from beam_pipeline.directory.index import index_schema
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.errors import TRANSIENT, OutputError, Reason, StoreError
-from beam_pipeline.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.storage import FileInfo, Folder, InputFiles
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.shards import ShardResult, Written, write_shard
+from headct.errors import OutputError, StoreError
+from headct.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
+from headct.reasons import TRANSIENT, Reason
+from headct.stores import FileInfo, Folder, InputFiles
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
 # The high bytes of SIGNED_16, then its low ones, as literals (DICOM PS3.5 annex G).
@@ -443,7 +444,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_slice(
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
-    monkeypatch.setattr("beam_pipeline.storage.inputs.InputFiles.read", fail)
+    monkeypatch.setattr("headct.stores.inputs.InputFiles.read", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         write_shard(0, Watch(), options=options)
     assert not [

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.errors import UsageError
 from beam_pipeline.workers import shared
 from beam_pipeline.workers.shared import SharedNumbers, place_sockets
+from headct.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 _POOL = """

@@ -27,11 +27,11 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 
 from beam_pipeline.card.choice import MOST_EXAMPLES, SAMPLED
-from beam_pipeline.storage import InputFiles
-from beam_pipeline.storage.remote import find_bucket
-from beam_pipeline.storage.stores import find_store
+from headct.stores import InputFiles
+from headct.stores.remote import find_bucket
+from headct.stores.stores import find_store
 from tests.beam_pipeline.dicom_files import make_dicom
-from tests.beam_pipeline.faulty_proxy import (
+from tests.headct.faulty_proxy import (
     Fault,
     FaultyProxy,
     Request,
@@ -40,7 +40,7 @@ from tests.beam_pipeline.faulty_proxy import (
     Traffic,
     no_latency,
 )
-from tests.beam_pipeline.object_stores import (
+from tests.headct.object_stores import (
     S3_CREDENTIALS,
     ObjectServer,
     free_port,

@@ -14,8 +14,9 @@ from beam_pipeline.directory.unfinished import (
     table_metadata,
     with_metadata,
 )
-from beam_pipeline.errors import AlreadyComplete, OutputError
-from beam_pipeline.storage import Folder
+from beam_pipeline.errors import AlreadyComplete
+from headct.errors import OutputError
+from headct.stores import Folder
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(

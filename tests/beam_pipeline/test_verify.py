@@ -23,14 +23,12 @@ from beam_pipeline.directory.example import (
     read_records,
 )
 from beam_pipeline.directory.index import index_table, write_index
-from beam_pipeline.errors import Reason, StoreError
 from beam_pipeline.images.png import encode_png
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.storage.local import LocalStore
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.claims import Claims, ShardClaim
 from beam_pipeline.verify.directory import verify_directory
@@ -42,6 +40,9 @@ from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.manifest import manifest_digest
 from beam_pipeline.writing.shards import write_shard
+from headct.errors import StoreError
+from headct.reasons import Reason
+from headct.stores.local import LocalStore
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipeline.errors import OutputError, StoreError
 from beam_pipeline.workers import Later, Watch, WorkerFailed, WorkerPool
+from headct.errors import OutputError, StoreError
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,11 +21,11 @@ from statistics import median
 
 from rich.console import Console
 
-from tests.beam_pipeline.faulty_proxy import FaultyProxy, Traffic
-from tests.beam_pipeline.object_stores import S3_CREDENTIALS, ObjectServer, serve_s3
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.processes import Cost, children, run_module
 from tests.benchmarks.report import Figures, show, spread
+from tests.headct.faulty_proxy import FaultyProxy, Traffic
+from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_s3
 
 _FEW = 48  # files of a run that is mostly start
 _TIMEOUT = 1800.0

@@ -32,7 +32,7 @@ from statistics import median
 import psutil
 from rich.console import Console
 
-from beam_pipeline.layout import MANIFEST, PLAN, UNFINISHED
+from headct.layout import MANIFEST, PLAN, UNFINISHED
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.outputs import check_count
 from tests.benchmarks.processes import Cost, children, run_module

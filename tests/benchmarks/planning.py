@@ -25,12 +25,12 @@ from pyarrow import csv
 from rich.console import Console
 
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.layout import inventory_table
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import SCHEMA, _part_size
 from beam_pipeline.planning.labels import RSNA_LABELS
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.storage import Folder
+from headct.layout import inventory_table
+from headct.stores import Folder
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, show
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.beam_pipeline.object_stores import find_binary
 from tests.engines.jars import job_server
 from tests.engines.portable_service import portable_engine
+from tests.headct.object_stores import find_binary
 
 PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
 # Engines that Beam's job servers run in their own process.

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.beam_pipeline.ports import free_port
 from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
 from tests.engines.jars import FLINK_SERIES, flink_jars, job_server
+from tests.headct.ports import free_port
 
 SLOTS = 2  # of each task manager
 

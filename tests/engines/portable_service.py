@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.beam_pipeline.ports import free_port
+from tests.headct.ports import free_port
 
 _STARTED_WITHIN = 240.0  # seconds
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.beam_pipeline.ports import free_port
 from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
 from tests.engines.jars import job_server, spark_jars
+from tests.headct.ports import free_port
 
 CORES = 2  # of each worker
 

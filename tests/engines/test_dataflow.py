@@ -25,10 +25,10 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from beam_pipeline import __version__
 from beam_pipeline.running.staging import pinned_requirements
 from tests.beam_pipeline.dicom_files import make_dicom
-from tests.beam_pipeline.faulty_proxy import FaultyProxy
-from tests.beam_pipeline.object_stores import ObjectServer, serve_gcs
 from tests.engines.dataflow_service import DataflowJob, DataflowService, serve_dataflow
 from tests.engines.engines import ROOT, finish, wait_for
+from tests.headct.faulty_proxy import FaultyProxy
+from tests.headct.object_stores import ObjectServer, serve_gcs
 
 pytest.importorskip("google.cloud.dataflow", reason="apache-beam[gcp] is not installed")
 pytestmark = pytest.mark.timeout(600)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.beam_pipeline.ports import free_port
 from tests.engines.cluster import POOL_HOSTS, LocalCluster
 from tests.engines.conftest import SLICES
 from tests.engines.engines import (
@@ -20,6 +19,7 @@ from tests.engines.engines import (
 )
 from tests.engines.jars import Unavailable
 from tests.engines.test_runs import RUN, assert_quiet, assert_right, has_written
+from tests.headct.ports import free_port
 
 
 @pytest.fixture(scope="module", params=["flink", "spark"])

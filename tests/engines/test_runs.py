@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beam_pipeline.layout import JOB
 from beam_pipeline.runners import RUNNERS, Launch
 from beam_pipeline.running.jobs import Job, ask_for
+from headct.layout import JOB
 from tests.engines.conftest import ARGUMENTS, BAD, SLICES
 from tests.engines.engines import Engine, digests, finish, kill, wait_for
 

@@ -16,9 +16,9 @@ import pytest
 import trainer
 from beam_pipeline.__main__ import main as preprocess
 from examples.sample import write_sample
+from headct.errors import UsageError
 from trainer.__main__ import main as trainer_main
 from trainer.data.dicom import pipeline_flags
-from trainer.errors import BadInput
 from trainer.evaluation.metrics import probabilities
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_a_run_predicts_what_its_training_wrote(finished: Path, shards: Path) ->
 def test_other_images_are_refused(finished: Path) -> None:
     run = trainer.load_run(finished)
     for images in (np.zeros((1, 32, 32, 1), np.uint8), np.zeros((1, 32, 32, 3), np.float32)):
-        with pytest.raises(BadInput, match=r"must be of shape \[N, 32, 32, 3\] and type uint8"):
+        with pytest.raises(UsageError, match=r"must be of shape \[N, 32, 32, 3\] and type uint8"):
             run.predict(images)
 
 
@@ -125,7 +125,7 @@ def test_from_dicom_files_to_a_model_and_back(tmp_path: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     assert len(table) + len(rejects) == manifest["counts"]["files_seen"]
     assert "not_dicom" in set(rejects["reason"])
-    with pytest.raises(BadInput, match=r"^input .*nowhere does not exist"):
+    with pytest.raises(UsageError, match=r"^input .*nowhere does not exist"):
         trained.predict_dicom(tmp_path / "nowhere")
     check_export_by_its_description(run, sample / "slices", table, tmp_path / "export")
 
@@ -199,5 +199,5 @@ def test_flags_say_what_a_manifest_says() -> None:
     assert flags[-1] == "--windows=a:40.0:80.0,dicom"
     assert "--voi=linear" in flags
     assert pipeline_flags([], options | {"image_id": "ordinal", "hu": True})[-1] == "--hu"
-    with pytest.raises(BadInput, match="is not known: no image_id"):
+    with pytest.raises(UsageError, match="is not known: no image_id"):
         pipeline_flags(windows, options)

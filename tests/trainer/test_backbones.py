@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.networks.backbones import adapt_kernel, build_backbone, make_network
 from trainer.networks.model import load_classifier
 
@@ -75,7 +75,7 @@ def test_networks_of_keras_take_any_number_of_channels(name: str) -> None:
 
 
 def test_weights_of_another_architecture(trained: tuple[Any, str]) -> None:
-    with pytest.raises(BadInput, match="no weights of vgg16") as raised:
+    with pytest.raises(UsageError, match="no weights of vgg16") as raised:
         build_backbone("vgg16", 32, 3, trained[1])
     assert "\n" not in str(raised.value)
 
@@ -86,14 +86,14 @@ def test_a_runs_backbone_is_taken_over(finished: Path) -> None:
     expected = load_classifier(path).get_layer("core").get_layer("backbone")
     for one, other in zip(network.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(BadInput, match="no weights of vgg16"):
+    with pytest.raises(UsageError, match="no weights of vgg16"):
         build_backbone("vgg16", 32, 3, str(path))
 
 
 def test_a_file_that_holds_no_weights(tmp_path: Path) -> None:
     for name in ("notes.weights.h5", "notes.txt", "notes.keras"):
         (tmp_path / name).write_text("not weights")
-        with pytest.raises(BadInput, match="no weights of smallresnet"):
+        with pytest.raises(UsageError, match="no weights of smallresnet"):
             build_backbone("smallresnet", 32, 3, str(tmp_path / name))
 
 
@@ -101,5 +101,5 @@ def test_imagenet_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     unreachable = "http://127.0.0.1:9/"
     monkeypatch.setattr("keras.src.applications.vgg16.WEIGHTS_PATH_NO_TOP", unreachable)
-    with pytest.raises(BadInput, match="--weights imagenet: cannot be downloaded"):
+    with pytest.raises(UsageError, match="--weights imagenet: cannot be downloaded"):
         build_backbone("vgg16", 32, 3, "imagenet")

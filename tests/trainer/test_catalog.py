@@ -3,7 +3,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.networks.catalog import BACKBONES, check_weights, find_backbone
 from trainer.networks.normalize import NORMALIZATIONS
 
@@ -23,20 +23,20 @@ def test_names_are_kerass_in_lower_case() -> None:
 def test_the_smallest_images_are_taken() -> None:
     assert find_backbone("resnet50", 32).maker == "ResNet50"
     assert find_backbone("smallresnet", 16).normalization in NORMALIZATIONS
-    with pytest.raises(BadInput, match="--image_size 15: smallresnet takes 16 or more"):
+    with pytest.raises(UsageError, match="--image_size 15: smallresnet takes 16 or more"):
         find_backbone("smallresnet", 15)
 
 
 def test_bad_names_sizes_and_weights() -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         find_backbone("resnet5", 224)
     assert str(raised.value).startswith("--model resnet5: want one of resnet50, resnet101, ")
     assert str(raised.value).endswith(", smallresnet (did you mean resnet50?)")
-    with pytest.raises(BadInput, match="--image_size 31: resnet50 takes 32 or more"):
+    with pytest.raises(UsageError, match="--image_size 31: resnet50 takes 32 or more"):
         find_backbone("resnet50", 31)
-    with pytest.raises(BadInput, match="--weights imagenet: smallresnet has none"):
+    with pytest.raises(UsageError, match="--weights imagenet: smallresnet has none"):
         check_weights("smallresnet", "imagenet")
-    with pytest.raises(BadInput, match=r"--weights lost\.h5: no such file"):
+    with pytest.raises(UsageError, match=r"--weights lost\.h5: no such file"):
         check_weights("resnet50", "lost.h5")
 
 

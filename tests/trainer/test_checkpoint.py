@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.runs.checkpoint import (
     CACHE_NAME,
     Checkpoint,
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) 
             arrays[name] = arrays[name].T
     model = make_model()
     before = state(model)
-    with pytest.raises(BadInput, match="the checkpoint of epoch 4, step 2 is of another") as raised:
+    with pytest.raises(UsageError, match="checkpoint of epoch 4, step 2 is of another") as raised:
         restored(model, Checkpoint(Progress(4, 2), arrays))
     shapes = {"less": "not there in it, [3, 2]", "more": "[3] in it, not there", "shape": "[2, 3]"}
     assert f"{name} is {shapes[change]} in" in str(raised.value)
@@ -251,5 +251,5 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_where_all_are_damaged_training_does_not_start_over(tmp_path: Path) -> None:
     save(tmp_path, make_checkpoint(1))
     checkpoints(tmp_path)[0].write_bytes(b"damaged")
-    with pytest.raises(BadInput, match="no checkpoint can be read"):
+    with pytest.raises(UsageError, match="no checkpoint can be read"):
         load_newest(tmp_path)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from headct.errors import UsageError
 from trainer.command_line import COMMANDS, parse_arguments
 from trainer.declarations import Mark, allowed_values, default_text, meaning
-from trainer.errors import BadInput
 from trainer.options import EvaluateOptions, PredictOptions, TrainOptions
 
 
@@ -77,7 +77,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     config = write_config(tmp_path, text)
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         parse_arguments(["train", "--shards", "s", "--run", "r", "--config", config])
     assert str(raised.value).startswith(f"--config {config}: {message}")
     assert "\n" not in str(raised.value)
@@ -91,12 +91,12 @@ def test_a_file_has_paths_and_whole_numbers_for_others(tmp_path: Path) -> None:
 
 def test_folds_are_not_chosen_for_crossval(tmp_path: Path) -> None:
     config = write_config(tmp_path, "fold = 1")
-    with pytest.raises(BadInput, match="unknown key fold"):
+    with pytest.raises(UsageError, match="unknown key fold"):
         parse_arguments(["crossval", "--shards", "s", "--run", "r", "--config", config])
 
 
 def test_no_such_file() -> None:
-    with pytest.raises(BadInput, match=r"--config lost\.toml: no such file"):
+    with pytest.raises(UsageError, match=r"--config lost\.toml: no such file"):
         parse_arguments(["evaluate", "--run", "r", "--config", "lost.toml"])
 
 

@@ -13,8 +13,8 @@ import pytest
 from keras import layers
 
 import trainer
+from headct.errors import UsageError
 from trainer.__main__ import main
-from trainer.errors import BadInput
 from trainer.networks.averaging import copies
 from trainer.networks.model import load_classifier
 from trainer.runs import checkpoint
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused(
         ({"shards": folders["dealt"]}, "was trained on 5 of 5 patients of fold0"),
     ]
     for changes, message in cases:
-        with pytest.raises(BadInput) as raised:
+        with pytest.raises(UsageError) as raised:
             trainer.train_run(**(more | changes))
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -178,7 +178,7 @@ def test_the_model_it_began_with_is_part_of_a_run(
     load_classifier(moved / "model.keras").save(moved / "model.keras")
     for changes in ({"continue_from": moved}, {"continue_from": "", "model": "smallresnet"}):
         changes |= {"weights": "none", "image_size": 32}
-        with pytest.raises(BadInput, match="began with the model of another run, or with none"):
+        with pytest.raises(UsageError, match="began with the model of another run, or with none"):
             trainer.train_run(**(more | changes))
 
 
@@ -272,11 +272,11 @@ def test_no_network(shards: Path, tmp_path: Path) -> None:
         with_code: "could not be loaded once it is saved",
     }
     for function, message in cases.items():
-        with pytest.raises(BadInput) as raised:
+        with pytest.raises(UsageError) as raised:
             trainer.train_run(**own(shards, tmp_path / "run", function))
         assert message in str(raised.value)
         assert function.__qualname__ in str(raised.value)
         assert "\n" not in str(raised.value)
-    with pytest.raises(BadInput, match="brings its own weights"):
+    with pytest.raises(UsageError, match="brings its own weights"):
         trainer.train_run(**own(shards, tmp_path / "run", features, weights="imagenet"))
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from headct.errors import UsageError
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
 from trainer.data import damage
@@ -24,7 +25,6 @@ from trainer.data.input_pipeline import (
 )
 from trainer.data.random_access import records_at
 from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
-from trainer.errors import BadInput
 from trainer.evaluation.predictions import predict_split
 
 VICTIM = "ich-fold1.tfrecord-00001-of-00002"
@@ -154,7 +154,7 @@ def test_damage_is_one_line_that_names_the_record(
 ) -> None:
     spoil, message = SPOILED[name]
     data = spoiled(shards, tmp_path / "copy", spoil)
-    with pytest.raises(BadInput, match=re.escape(f"{VICTIM}: record {RECORD}: ")) as raised:
+    with pytest.raises(UsageError, match=re.escape(f"{VICTIM}: record {RECORD}: ")) as raised:
         use(data)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -172,7 +172,7 @@ def test_records_are_numbered_from_the_shards_beginning(
 
 def test_too_few_records_to_train_on(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", lambda records: frame(records[0]))
-    with pytest.raises(BadInput, match=f"{VICTIM}: 1 records where the manifest has 10"):
+    with pytest.raises(UsageError, match=f"{VICTIM}: 1 records where the manifest has 10"):
         train(data)
 
 
@@ -180,7 +180,7 @@ def test_a_shard_that_went_away(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", lambda records: frame(records[0]))
     (data.path / VICTIM).unlink()
     for use in (train, evaluate, fill):
-        with pytest.raises(BadInput, match=f"{VICTIM}: cannot be read"):
+        with pytest.raises(UsageError, match=f"{VICTIM}: cannot be read"):
             use(data)
 
 
@@ -190,7 +190,7 @@ def test_ids_are_text(shards: Path, tmp_path: Path) -> None:
 
     data = spoiled(shards, tmp_path / "copy", replaced(change))
     train(data)
-    with pytest.raises(BadInput, match=f"{VICTIM}: record {RECORD}: an id that is not UTF-8"):
+    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: an id that is not UTF-8"):
         evaluate(data)
 
 
@@ -207,7 +207,7 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
         def predict_on_batch(self, images: Any) -> Any:
             return np.zeros((len(images), 3), np.float32)
 
-    with pytest.raises(BadInput, match=f"{victim}: record 3: "):
+    with pytest.raises(UsageError, match=f"{victim}: record 3: "):
         predict_split(Model(), data.split("test"), data.image, 3, 4)
 
 
@@ -220,7 +220,7 @@ def draw(data: ShardDirectory) -> None:
 
 def test_records_that_are_drawn(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", wrong_checksum)
-    with pytest.raises(BadInput, match=f"{VICTIM}: record {RECORD}: the record's checksum"):
+    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: the record's checksum"):
         draw(data)
 
 
@@ -231,7 +231,7 @@ def test_an_index_of_other_shards(edit_manifest: Callable[..., Path]) -> None:
     path.unlink()
     index.loc[index["record"] == RECORD, "offset"] -= 3
     index.to_parquet(path)
-    with pytest.raises(BadInput, match=r"index.parquet are damaged \(no record at byte \d+ of ich"):
+    with pytest.raises(UsageError, match=r"index.parquet are damaged \(no record at byte \d+ of "):
         draw(data)
 
 
@@ -272,7 +272,7 @@ def test_what_is_no_damage_is_passed_on(shards: Path, monkeypatch: pytest.Monkey
         tf.reshape(tf.zeros(4), (3,))
     assert not searched, "no record is read"
     with (
-        pytest.raises(BadInput, match=r"index.parquet are damaged \(elsewhere\); `make verify`"),
+        pytest.raises(UsageError, match=r"index.parquet are damaged \(elsewhere\); `make verify`"),
         damage_reported(data.splits, data.image, 3),
     ):
         raise tf.errors.DataLossError(None, None, "elsewhere\nof old")

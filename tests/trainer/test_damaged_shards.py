@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from headct.errors import UsageError
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
 from trainer.data.contract import TEXTS
@@ -25,7 +26,6 @@ from trainer.data.input_pipeline import (
     training_records,
 )
 from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
-from trainer.errors import BadInput
 
 MUTATIONS, ALL_MUTATIONS = 60, 2000
 VICTIM = "ich-fold1.tfrecord-00000-of-00002"
@@ -178,7 +178,7 @@ def read(data: ShardDirectory, streams: dict[str, Any]) -> Iterator[tuple[str, s
     """What comes of opening a directory and of each way to read it; None if nothing is wrong."""
     try:
         check_files(data.splits)
-    except BadInput as error:
+    except UsageError as error:
         yield "opening", str(error)
         return
     for name, stream in streams.items():
@@ -188,7 +188,7 @@ def read(data: ShardDirectory, streams: dict[str, Any]) -> Iterator[tuple[str, s
                     if name == "evaluation":
                         for text in TEXTS:
                             np.char.decode(batch[text].astype(bytes))
-        except BadInput as error:
+        except UsageError as error:
             yield name, str(error)
         else:
             yield name, None

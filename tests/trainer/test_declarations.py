@@ -3,6 +3,7 @@ from typing import Annotated, Literal, Self
 import pytest
 from pydantic import Field, model_validator
 
+from headct.errors import UsageError
 from tests.trainer.options_page import PAGE, options_page
 from trainer.declarations import (
     Declared,
@@ -15,7 +16,6 @@ from trainer.declarations import (
     flags,
     help_text,
 )
-from trainer.errors import BadInput
 
 
 class Base(Declared):
@@ -106,7 +106,7 @@ def test_no_other_exception_leaves_a_declaration() -> None:
         lambda: Example.model_validate({"required": "r", "needed": 3}),
         lambda: Example.model_validate_json('{"required": "r", "needed": 3}'),
     ):
-        with pytest.raises(BadInput):
+        with pytest.raises(UsageError):
             make()
 
 
@@ -130,7 +130,7 @@ def test_an_entry_of_the_right_type(name: str, value: object) -> None:
     ],
 )
 def test_an_entry_of_another_type(name: str, value: object, message: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_entry(name, Example.model_fields[name], value)
     assert str(raised.value) == message
 

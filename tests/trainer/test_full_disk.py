@@ -13,10 +13,10 @@ import pyarrow
 import pytest
 import tensorflow as tf
 
+from headct.errors import StorageError, UsageError
 from tests.trainer import small_network
 from tests.trainer.test_other_processes import read
 from trainer.__main__ import main
-from trainer.errors import BadInput, StoreFailed
 from trainer.files import full_disk_reported
 from trainer.networks.hardware import device_errors_reported
 
@@ -240,7 +240,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 def test_a_full_disk_is_known_whoever_writes(disk: Path, writer: str) -> None:
     fill(disk, left=0)
     with (
-        pytest.raises(StoreFailed, match="cannot write x: No space left on device"),
+        pytest.raises(StorageError, match="cannot write x: No space left on device"),
         full_disk_reported(Path("x")),
         device_errors_reported(),
     ):
@@ -256,14 +256,14 @@ def test_quotas_and_limits_are_full_disks(kind: int) -> None:
         tf.errors.ResourceExhaustedError(None, None, f"run/events; {words}"),
     )
     for cause in causes:
-        with pytest.raises(StoreFailed, match=words), full_disk_reported():
+        with pytest.raises(StorageError, match=words), full_disk_reported():
             raise cause
 
 
 def test_other_failures_stay_what_they_are() -> None:
-    for cause in (ValueError("no space"), OSError(errno.ENOENT, "none"), BadInput("x")):
+    for cause in (ValueError("no space"), OSError(errno.ENOENT, "none"), UsageError("x")):
         with pytest.raises(type(cause)) as raised, full_disk_reported():
             raise cause
         assert raised.value is cause
-    with pytest.raises(BadInput, match="too little memory"), device_errors_reported():
+    with pytest.raises(UsageError, match="too little memory"), device_errors_reported():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")

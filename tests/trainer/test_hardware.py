@@ -5,7 +5,8 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from trainer.errors import BadInput, DeviceFailed
+from headct.errors import UsageError
+from trainer.errors import DeviceFailed
 from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
@@ -43,7 +44,7 @@ def test_xla_is_for_gpus(deterministic: bool) -> None:
 
 def test_keras_compiles_no_deterministic_operations() -> None:
     assert choose_xla("on", None, False)
-    with pytest.raises(BadInput, match="--xla on: not with --deterministic"):
+    with pytest.raises(UsageError, match="--xla on: not with --deterministic"):
         choose_xla("on", (8, 0), True)
 
 
@@ -98,7 +99,7 @@ def test_a_part_of_a_gpu_says_nothing(driver: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_driver_that_does_not_answer_is_one_line(driver: Path) -> None:
-    with pytest.raises(BadInput, match="nvidia-smi does not answer"):
+    with pytest.raises(UsageError, match="nvidia-smi does not answer"):
         free_device_memory((9, 0))
 
 
@@ -115,7 +116,7 @@ def test_without_a_gpu_it_is_the_machines_memory() -> None:
     ],
 )
 def test_too_little_memory_is_one_line(error: Exception) -> None:
-    with pytest.raises(BadInput, match="too little memory"), device_errors_reported():
+    with pytest.raises(UsageError, match="too little memory"), device_errors_reported():
         raise error
 
 
@@ -184,5 +185,5 @@ def test_a_platform_that_jax_does_not_find_is_one_line(
 
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "foo")
-    with pytest.raises(BadInput, match=f"^--backend jax: .* with JAX_PLATFORMS=foo{said}$"):
+    with pytest.raises(UsageError, match=f"^--backend jax: .* with JAX_PLATFORMS=foo{said}$"):
         jax_devices()

@@ -12,9 +12,9 @@ import pytest
 from keras import layers
 
 import trainer
+from headct.errors import UsageError
 from trainer.__main__ import main
 from trainer.data.shards import ImageSpec
-from trainer.errors import BadInput
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 
@@ -137,5 +137,5 @@ def test_every_command_says_so_in_one_line(
         assert error.count("\n") == 1
     for path in ("new", "e", "p.csv"):
         assert not (tmp_path / path).exists()
-    with pytest.raises(BadInput, match="no saved model"):
+    with pytest.raises(UsageError, match="no saved model"):
         trainer.load_run(run)

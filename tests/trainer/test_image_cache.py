@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.data.image_cache import ImageCache, cache_bytes, check_memory, fill_cache
 from trainer.data.shards import ImageSpec, read_shard_directory
-from trainer.errors import BadInput
 
 IMAGE = ImageSpec(32, 32, 3, "uint8", 0)
 
@@ -57,7 +57,7 @@ def test_what_is_on_disk_is_not_decoded_again(shards: Path, tmp_path: Path) -> N
 
 
 def test_too_little_memory_is_known_before() -> None:
-    with pytest.raises(BadInput, match=r"--cache ram: needs 9\.0 GB of 10\.0 GB .* --cache disk"):
+    with pytest.raises(UsageError, match=r"--cache ram: needs 9\.0 GB of 10\.0 GB .* --cache disk"):
         check_memory("ram", 9 * 10**9, 10**10, "disk")
     check_memory("ram", 7 * 10**9, 10**10, "disk")
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.data.index import read_index, with_label_counts
 from trainer.data.random_access import read_record, records_at
 from trainer.data.shards import Shard, read_shard_directory
-from trainer.errors import BadInput
 from trainer.options import TrainOptions
 from trainer.runs.job import prepare_training
 
@@ -93,7 +93,7 @@ def test_an_index_of_other_shards_is_refused(
     (folder / "index.parquet").unlink()
     frame.to_parquet(folder / "index.parquet")
     data = read_shard_directory(folder)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         read_index(data, data.folds())
 
 
@@ -107,7 +107,7 @@ def test_one_record_that_is_elsewhere_is_enough(edit_manifest: Callable[..., Pat
         frame = good.copy()
         frame.loc[last, column] += change
         frame.to_parquet(folder / "index.parquet")
-        with pytest.raises(BadInput, match="has records beyond"):
+        with pytest.raises(UsageError, match="has records beyond"):
             read_index(data, data.folds())
 
 
@@ -118,7 +118,7 @@ def test_a_shard_without_examples_is_not_in_the_index(shards: Path) -> None:
     found = read_index(data, (replace(split, shards=(empty, *split.shards)),))
     assert found.file.tolist() == [1] * 10 + [2] * 10
     missing = replace(empty, examples=1)
-    with pytest.raises(BadInput, match="has 0 of the 1 examples of empty"):
+    with pytest.raises(UsageError, match="has 0 of the 1 examples of empty"):
         read_index(data, (replace(split, shards=(missing,)),))
 
 
@@ -126,10 +126,10 @@ def test_a_file_that_is_no_index_is_refused(edit_manifest: Callable[..., Path]) 
     folder = edit_manifest()
     data = read_shard_directory(folder)
     (folder / "index.parquet").unlink()
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_index(data, data.folds())
     (folder / "index.parquet").write_text("no Parquet")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_index(data, data.folds())
 
 
@@ -145,12 +145,12 @@ def test_positives_that_the_manifest_does_not_state_come_from_the_index(
     data = read_shard_directory(edit_manifest(splits=splits))
     job = prepare_training(TrainOptions(shards=data.path, run=tmp_path / "run", **tiny))
     assert job.prevalence == stated.prevalence(0)
-    with pytest.raises(BadInput, match="no label_counts of upper"):
+    with pytest.raises(UsageError, match="no label_counts of upper"):
         data.prevalence(0)
     assert data.split("all").label_counts == (None, None, None)
     found = with_label_counts(data)
     assert [found.prevalence(fold) for fold in range(3)] == [stated.prevalence(f) for f in range(3)]
     (data.path / "index.parquet").unlink()
-    with pytest.raises(BadInput, match=r"index.parquet: cannot be read"):
+    with pytest.raises(UsageError, match=r"index.parquet: cannot be read"):
         with_label_counts(data)
     assert with_label_counts(stated) == stated

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.json_documents import (
     LARGEST,
     check_document,
@@ -29,7 +29,7 @@ from trainer.json_documents import (
     ],
 )
 def test_what_is_no_json(text: bytes, message: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         parse_json(text, "f")
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
@@ -42,26 +42,26 @@ def test_what_is_json() -> None:
 def test_what_is_no_file_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_document(tmp_path / "none", "run")
-    with pytest.raises(BadInput, match="must be a file"):
+    with pytest.raises(UsageError, match="must be a file"):
         read_document(tmp_path, "run")
     os.mkfifo(tmp_path / "fifo")  # to open it would be to wait for ever
-    with pytest.raises(BadInput, match="must be a file"):
+    with pytest.raises(UsageError, match="must be a file"):
         read_document(tmp_path / "fifo", "run")
     with (tmp_path / "large").open("wb") as file:
         file.truncate(LARGEST + 1)
-    with pytest.raises(BadInput, match="more than 64 MiB"):
+    with pytest.raises(UsageError, match="more than 64 MiB"):
         read_document(tmp_path / "large", "run")
 
 
 def test_a_wrong_value_is_named_with_what_is_right() -> None:
     check_document({"any": 1, "lower": 0.5}, "temperatures", "f")
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_document({"any": 1, "a b": "hot"}, "temperatures", "f")
     assert str(raised.value) == (
         'f: ["a b"]: "hot": must be a number from 0.001 to 1000, or an'
         " object with temperature and bias"
     )
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_document([], "temperatures", "f")
     assert str(raised.value) == (
         "f: all of it: a list of 0: must be an object with a temperature a label"

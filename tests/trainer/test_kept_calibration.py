@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.runs.calibration import (
     Calibration,
     choose_calibration,
@@ -60,6 +60,6 @@ def test_by_hand() -> None:
 def test_files_of_no_use(tmp_path: Path, content: str, message: str) -> None:
     run = RunDirectory(tmp_path)
     run.temperatures.write_text(content)
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         read_calibration(run, ("any", "lower"))
     assert str(raised.value).startswith(f"{run.temperatures}: {message}")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.runs.lock import held
 
 
 def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
     second = held(tmp_path / "run")
-    with held(tmp_path / "run"), pytest.raises(BadInput, match="in use by process"):
+    with held(tmp_path / "run"), pytest.raises(UsageError, match="in use by process"):
         second.__enter__()
     with held(tmp_path / "run"):
         pass

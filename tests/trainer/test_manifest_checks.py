@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from headct.errors import UsageError
 from trainer.data.manifest_checks import check_consistency
-from trainer.errors import BadInput
 
 MANIFEST: dict[str, Any] = {
     "labels": ["a", "b"],
@@ -97,7 +97,7 @@ SHARD_X = "m: splits.fold0.shards[0]"
     ],
 )
 def test_what_does_not(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_consistency(fold0_with(**changes), "m")
     assert str(raised.value) == message
 
@@ -106,6 +106,6 @@ def test_labels_may_be_missing_where_no_split_has_any() -> None:
     shards = [{"file": "x", "examples": 3, "label_counts": {}}]
     entry = {"examples": 3, "label_counts": {}, "shards": shards}
     check_consistency({"labels": [], "splits": {"test": entry}}, "m")
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_consistency({"labels": [], "splits": {"fold0": entry}}, "m")
     assert str(raised.value) == "m: labels: a list of 0: must name the labels of fold0"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from headct.errors import UsageError
 from trainer.data.shards import read_shard_directory
-from trainer.errors import BadInput
 from trainer.options import (
     CrossvalOptions,
     EvaluateOptions,
@@ -102,7 +102,7 @@ def refusals(actions: list[Callable[[], Any]]) -> list[str]:
     for action in actions:
         try:
             action()
-        except BadInput as error:
+        except UsageError as error:
             found.append(str(error))
     return found
 

@@ -5,8 +5,8 @@ import keras
 import numpy as np
 import pytest
 
+from headct.errors import UsageError
 from trainer.data.shards import ImageSpec
-from trainer.errors import BadInput
 from trainer.networks.model import Classifier, build_classifier, load_classifier
 from trainer.options import TrainOptions
 
@@ -91,10 +91,10 @@ def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
 
 
 def test_no_model_and_no_such_model(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such model"):
+    with pytest.raises(UsageError, match="no such model"):
         load_classifier(tmp_path / "model.keras")
     (tmp_path / "model.keras").write_text("nothing")
-    with pytest.raises(BadInput, match="no saved model"):
+    with pytest.raises(UsageError, match="no saved model"):
         load_classifier(tmp_path / "model.keras")
 
 
@@ -102,6 +102,6 @@ def test_a_model_with_code_in_it_is_not_loaded(tmp_path: Path) -> None:
     inputs = keras.layers.Input((4,))
     model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs))
     model.save(tmp_path / "model.keras")
-    with pytest.raises(BadInput, match="no saved model") as raised:
+    with pytest.raises(UsageError, match="no saved model") as raised:
         load_classifier(tmp_path / "model.keras")
     assert "\n" not in str(raised.value)

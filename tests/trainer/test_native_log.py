@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.native_log import check_backend, held_back
 
 
@@ -60,6 +60,6 @@ def test_a_backend_that_contradicts_is_one_line(
     if line is None:
         check_backend(asked)
         return
-    with pytest.raises(BadInput, match=f"^--backend {asked}: ") as raised:
+    with pytest.raises(UsageError, match=f"^--backend {asked}: ") as raised:
         check_backend(asked)
     assert line in str(raised.value)

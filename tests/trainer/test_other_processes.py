@@ -150,7 +150,7 @@ FROM_PYTHON = """
 import json, os, sys
 from pathlib import Path
 import trainer
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 def small(shape):
     import keras
@@ -169,7 +169,7 @@ training = {"shards": shards, **options}
 for begin, given in ((trainer.train_run, training), (trainer.evaluate_run, {})):
     try:
         begin(run=run, backend="tensorflow", **given)
-    except BadInput as error:
+    except UsageError as error:
         print(error)
 """
 

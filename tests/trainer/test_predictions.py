@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from pyarrow.parquet import read_schema
 
+from headct.errors import UsageError
 from trainer.data.shards import read_shard_directory
-from trainer.errors import BadInput, Diverged
+from trainer.errors import Diverged
 from trainer.evaluation.predictions import (
     Predictions,
     check_finite,
@@ -61,7 +62,7 @@ def test_more_examples_than_the_manifest_says(shards: Path) -> None:
 
     data = read_shard_directory(shards)
     split = replace(data.split("fold0"), examples=20)
-    with pytest.raises(BadInput, match="split fold0: 21 examples where the manifest has 20"):
+    with pytest.raises(UsageError, match="split fold0: 21 examples where the manifest has 20"):
         predict_split(Brightness(), split, data.image, 3, 8)
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.beam_pipeline.faulty_proxy import Fault, FaultyProxy, Request, Rule, Traffic, no_latency
-from tests.beam_pipeline.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
+from headct.errors import StorageError, UsageError
+from tests.headct.faulty_proxy import Fault, FaultyProxy, Request, Rule, Traffic, no_latency
+from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
 from trainer.__main__ import main
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory
-from trainer.errors import BadInput, StoreFailed
 from trainer.options import ShardAccess, TrainOptions
 from trainer.progress import Display
 from trainer.runs.job import prepare_training
@@ -214,7 +214,7 @@ def test_what_does_not_pass_is_one_line_that_says_what_to_do(
 
 
 def test_a_bucket_that_is_not_there(s3: Cloud, tmp_path: Path) -> None:
-    with pytest.raises(StoreFailed, match=r"s3://nowhere: there is no such bucket"):
+    with pytest.raises(StorageError, match=r"s3://nowhere: there is no such bucket"):
         source_of("s3://nowhere/ich", tmp_path).open()
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_object_is_refused_by_its_name(
     url = cloud.upload(shards)
     name = "ich-fold1.tfrecord-00000-of-00002"
     cloud.server.put({f"ich/{name}": spoil((shards / name).read_bytes(), how)})
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         copy_all(url, tmp_path)
     assert str(raised.value).startswith(f"{url}/{name}: damaged, or replaced since: ")
     assert not list(tmp_path.rglob("*.part"))
@@ -240,7 +240,7 @@ def test_a_missing_object_is_refused_by_its_name(s3: Cloud, shards: Path, tmp_pa
     url = s3.upload(shards)
     s3.server.delete("ich/ich-fold1.tfrecord-00000-of-00002")
     with pytest.raises(
-        BadInput, match=f"{url}/ich-fold1.tfrecord-00000-of-00002: this file is mis"
+        UsageError, match=f"{url}/ich-fold1.tfrecord-00000-of-00002: this file is mis"
     ):
         copy_all(url, tmp_path)
 
@@ -358,7 +358,7 @@ def test_a_directory_that_changed_is_noticed(
     fold1 = split_rows["fold1"][:-1] + split_rows["fold2"][:1]
     changed = shards_writer(tmp_path / "changed", split_rows | {"fold1": fold1})
     s3.upload(changed)
-    with pytest.raises(BadInput, match="is of other options: other shards"):
+    with pytest.raises(UsageError, match="is of other options: other shards"):
         prepare_training(options)
     renewed(s3)
     after = prepare_training(TrainOptions(**dict(options) | {"run": tmp_path / "other"}))
@@ -398,7 +398,7 @@ def test_too_little_room(
 ) -> None:
     url = s3.upload(shards)
     size = sum(len(data) for data in files_of(shards).values())
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         copy_all(url, tmp_path, gb=size / 2 / 1e9)
     assert "are to be copied, and " in str(raised.value)
     assert "--shard_cache_gb" in str(raised.value)
@@ -409,7 +409,7 @@ def test_what_was_used_least_recently_makes_room(s3: Cloud, shards: Path, tmp_pa
     gb = 2.5 * sum(len(data) for data in files_of(shards).values()) / 1e9
     urls = [s3.upload(shards, name) for name in ("a", "b", "c")]
     first, second = (copy_all(url, tmp_path, gb) for url in urls[:2])
-    with pytest.raises(BadInput, match="are to be copied"):
+    with pytest.raises(UsageError, match="are to be copied"):
         copy_all(urls[2], tmp_path, gb)  # both are in use
     paths = [first.path, second.path]
     del first, second
@@ -428,19 +428,19 @@ def test_an_index_that_the_manifest_describes(
     assert (copied.path / "index.parquet").read_bytes() == data
     assert all(request.method == "GET" for request in s3.proxy.traffic.requests)
     s3.server.put({"ich/index.parquet": spoil(data, "changed")})
-    with pytest.raises(BadInput, match=f"{url}/index.parquet: damaged"):
+    with pytest.raises(UsageError, match=f"{url}/index.parquet: damaged"):
         copy_all(url, tmp_path / "other")
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema_version": 1}', ""])
 def test_a_wrong_manifest_writes_nothing(s3: Cloud, tmp_path: Path, text: str) -> None:
     s3.server.put({"wrong/manifest.json": text.encode()})
-    with pytest.raises(BadInput, match=r"s3://data/wrong/manifest\.json: "):
+    with pytest.raises(UsageError, match=r"s3://data/wrong/manifest\.json: "):
         source_of("s3://data/wrong", tmp_path).open()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written(s3: Cloud, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(BadInput, match=r"--shard_cache .*/file: cannot be written to \(Not a dir"):
+    with pytest.raises(UsageError, match=r"--shard_cache .*/file: cannot be written to \(Not a "):
         copy_all(s3.upload(shards), tmp_path / "file")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from headct.errors import UsageError
 from trainer.data.shards import read_shard_directory
-from trainer.errors import BadInput
 from trainer.files import write_json, write_whole
 from trainer.options import TrainOptions
 from trainer.runs.run_directory import (
@@ -40,24 +40,24 @@ def test_other_options_are_named(shards: Path, tmp_path: Path) -> None:
     data = read_shard_directory(shards)
     options = make_options(shards, tmp_path / "run")
     begin_run(check_run(options, data), options, data)
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_run(make_options(shards, tmp_path / "run", seed=5, epochs=2), data)
     assert "--epochs 10 there, 2 now; --seed 0 there, 5 now" in str(raised.value)
 
 
 def test_a_folder_with_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
-    with pytest.raises(BadInput, match="exists and is no run directory"):
+    with pytest.raises(UsageError, match="exists and is no run directory"):
         check_run(make_options(shards, tmp_path), read_shard_directory(shards))
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_no_run_and_a_damaged_run(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    with pytest.raises(BadInput, match=r"no run\.json"):
+    with pytest.raises(UsageError, match=r"no run\.json"):
         read_description(run)
     run.description.write_text("{")
-    with pytest.raises(BadInput, match="not JSON"):
+    with pytest.raises(UsageError, match="not JSON"):
         read_description(run)
 
 
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named(
     description[part][name] = value
     run = RunDirectory(tmp_path / "run")
     run.description.write_text(json.dumps(description))
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         read_description(run)
     assert str(raised.value).startswith(f"{run.description}: {message}")
     assert "\n" not in str(raised.value)
@@ -119,7 +119,7 @@ def test_an_option_that_differs_is_shown_in_one_line(shards: Path, tmp_path: Pat
     description = described(shards, tmp_path / "run")
     description["options"]["model"] = "a\nb" * 100
     write_json(tmp_path / "run" / "run.json", description)
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         check_run(make_options(shards, tmp_path / "run"), read_shard_directory(shards))
     assert '--model "a\\nba\\nb' in str(raised.value)
     assert len(str(raised.value)) < 400

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.networks.saved_models import load_model
 
 Files = dict[str, bytes]
@@ -44,7 +44,7 @@ def test_a_saved_model_is_loaded(files: Files, tmp_path: Path) -> None:
 )
 def test_a_hostile_description_is_one_line(files: Files, tmp_path: Path, config: bytes) -> None:
     path = write(tmp_path / "a.keras", files | {"config.json": config})
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(UsageError) as refused:
         load_model(path)
     assert 0 < len(str(refused.value)) <= 200
     assert str(refused.value).count("\n") == 0
@@ -53,7 +53,7 @@ def test_a_hostile_description_is_one_line(files: Files, tmp_path: Path, config:
 def test_an_archive_that_grows_is_not_unpacked(files: Files, tmp_path: Path) -> None:
     bomb = files | {"config.json": bytes(70 << 20)}
     path = write(tmp_path / "a.keras", bomb, zipfile.ZIP_DEFLATED)
-    with pytest.raises(BadInput, match=r"^it would grow by \d+ MiB when it is unpacked$"):
+    with pytest.raises(UsageError, match=r"^it would grow by \d+ MiB when it is unpacked$"):
         load_model(path)
 
 
@@ -61,12 +61,12 @@ def test_an_archive_that_grows_is_not_unpacked(files: Files, tmp_path: Path) -> 
 def test_another_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.keras"
     path.write_bytes(content)
-    with pytest.raises(BadInput):
+    with pytest.raises(UsageError):
         load_model(path)
 
 
 def test_a_function_in_a_file_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "a.keras"
     keras.Sequential([keras.layers.Input((3,)), keras.layers.Lambda(lambda x: x)]).save(path)
-    with pytest.raises(BadInput, match="Lambda"):
+    with pytest.raises(UsageError, match="Lambda"):
         load_model(path)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from headct.errors import UsageError
 from trainer.data.shard_source import LocalShards, find_shards
-from trainer.errors import BadInput
 from trainer.options import ShardAccess
 from trainer.progress import Display
 
@@ -22,7 +22,7 @@ from trainer.progress import Display
     ],
 )
 def test_what_names_no_shards_is_one_line(location: str, message: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         find_shards(location, ShardAccess(), Display()).open()
     assert message in str(raised.value)
 

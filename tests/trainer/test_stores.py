@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.beam_pipeline.scripted_store import Answer, ScriptedStore, refusal, serve
+from headct.errors import StorageError
+from tests.headct.scripted_store import Answer, ScriptedStore, refusal, serve
 from trainer.data.stores import open_bucket, run_requests
-from trainer.errors import StoreFailed
 
 A_MOMENT = 1.0  # second of patience
 PAGE = b"<html><body>Please log in.</body></html>"
@@ -51,13 +51,13 @@ def read(key: str, patience: float = A_MOMENT) -> bytes:
 )
 def test_what_stays_wrong_is_one_line(store: ScriptedStore, answer: Answer, message: str) -> None:
     store.answers = {"shards/manifest.json": answer}
-    with pytest.raises(StoreFailed) as failed:
+    with pytest.raises(StorageError) as failed:
         read("shards/manifest.json")
     assert str(failed.value) == f"s3://data: {message}"
 
 
 def test_a_key_that_cannot_be_is_one_line(store: ScriptedStore) -> None:
-    with pytest.raises(StoreFailed, match="cannot be the key of an object"):
+    with pytest.raises(StorageError, match="cannot be the key of an object"):
         read("shards//manifest.json")
 
 

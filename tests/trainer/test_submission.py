@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.evaluation.submission import build_submission, fit_to_sample, read_sample, readings
 
 LABELS = ("subdural", "any")
@@ -101,7 +101,7 @@ def test_what_no_name_tells_apart_is_counted() -> None:
     ],
 )
 def test_another_file_is_no_sample(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UsageError, match=message):
         read_sample(sample(tmp_path, text), LABELS)
-    with pytest.raises(BadInput, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         read_sample(tmp_path / "absent.csv", LABELS)

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from headct.errors import UsageError
 from tests.trainer import conftest
 from trainer.__main__ import main
-from trainer.errors import BadInput, Diverged
+from trainer.errors import Diverged
 from trainer.evaluation.metrics import split_figures
 from trainer.files import this_machine
 from trainer.networks.averaging import averaged_weights, copies
@@ -233,7 +234,7 @@ def test_two_processes_do_not_train_one_run(
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(BadInput, match=f"in use by process {other.pid} on "):
+        with pytest.raises(UsageError, match=f"in use by process {other.pid} on "):
             train(job)
         assert not job.run.description.exists()
         other.kill()

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 import trainer
+from headct.errors import UsageError
 from trainer.__main__ import main
 from trainer.data.contract import ID_COLUMNS
 from trainer.data.shards import ShardDirectory, read_shard_directory
-from trainer.errors import BadInput
 from trainer.runs.trained_on import comparable_ids, hash_ids, read_trained_on
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -272,7 +272,7 @@ def test_a_damaged_record_is_one_line(
         pd.DataFrame({name: ["a"] for name in ID_COLUMNS}).to_parquet(path)
     else:
         path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"trained_on.parquet: "):
+    with pytest.raises(UsageError, match=r"trained_on.parquet: "):
         read_trained_on(path)
     assert main(["evaluate", "--run", str(run)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

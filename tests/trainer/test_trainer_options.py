@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.options import (
     DEFAULT_WINDOWS,
     ChosenWindow,
@@ -49,7 +49,7 @@ def train_options(**changes: Any) -> TrainOptions:
     ],
 )
 def test_a_bad_value_is_quoted_with_what_is_right(name: str, value: Any, right: str) -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         TrainOptions(**{"shards": "s", "run": "r", name: value})
     assert str(raised.value) == f"--{name} {value}: {right}"
     assert raised.value.__suppress_context__
@@ -60,29 +60,29 @@ def test_the_declaration_checks_texts_as_they_are_parsed_later() -> None:
         ("windows", "lung", "--windows 'lung': want name:center:width or brain, subdural, bone"),
         ("label_weights", "any", "--label_weights 'any': want name=weight"),
     ):
-        with pytest.raises(BadInput) as raised:
+        with pytest.raises(UsageError) as raised:
             train_options(**{name: value})
         assert str(raised.value) == message
-    with pytest.raises(BadInput, match="--formats onnx,pt: want some of keras, saved_model, onnx"):
+    with pytest.raises(UsageError, match="--formats onnx,pt: want some of keras, saved_model"):
         ExportOptions(run="r", output="o", formats="onnx,pt")
 
 
 def test_a_value_that_is_no_short_line_is_quoted_as_one() -> None:
-    with pytest.raises(BadInput) as raised:
+    with pytest.raises(UsageError) as raised:
         train_options(optimizer="a\n" * 100)
     assert str(raised.value).startswith('--optimizer "a\\na\\n')
     assert len(str(raised.value)) < 120
-    with pytest.raises(BadInput, match="want a path without the character NUL"):
+    with pytest.raises(UsageError, match="want a path without the character NUL"):
         train_options(cache_dir="a\0b")
 
 
 def test_what_is_missing_or_unknown_is_named() -> None:
-    with pytest.raises(BadInput) as missing:
+    with pytest.raises(UsageError) as missing:
         TrainOptions(shards="s")
     assert (
         str(missing.value) == "--run is missing: run directory: made, or resumed where it stopped"
     )
-    with pytest.raises(BadInput) as unknown:
+    with pytest.raises(UsageError) as unknown:
         train_options(epoch=3)
     assert str(unknown.value) == "unknown option --epoch (did you mean --epochs?)"
 
@@ -93,9 +93,9 @@ def test_paths_may_be_given_as_such() -> None:
 
 
 def test_of_evaluation_too() -> None:
-    with pytest.raises(BadInput, match="--batch_size 0: want a whole number of at least 1"):
+    with pytest.raises(UsageError, match="--batch_size 0: want a whole number of at least 1"):
         EvaluateOptions(run=Path("r"), batch_size=0)
-    with pytest.raises(BadInput, match="--fit_temperature and --temperature: choose one"):
+    with pytest.raises(UsageError, match="--fit_temperature and --temperature: choose one"):
         EvaluateOptions(run=Path("r"), fit_temperature=True, temperature=True)
 
 
@@ -129,7 +129,7 @@ def test_any_counts_twice_of_seven_by_default() -> None:
 def test_the_default_fits_labels_without_any() -> None:
     assert label_weights("any=2", ("tumour", "cyst")) == (1, 1)
     # What is not the default was meant for a label; earlier versions let it pass.
-    with pytest.raises(BadInput, match="'any': no such label; there are tumour, cyst"):
+    with pytest.raises(UsageError, match="'any': no such label; there are tumour, cyst"):
         label_weights("any=5", ("tumour", "cyst"))
     assert label_weights("any=5,cyst=3", ("tumour", "cyst"), saved=True) == (1, 3)
 
@@ -138,7 +138,7 @@ def test_weights_of_labels_of_any_names() -> None:
     names = ("a=b", "mass, effect", 'say "x"', "cost $5 $", "_")
     text = 'a=b=2, "mass, effect=3",say "x"=4,cost $5 $=5,_=6'
     assert label_weights(text, names) == (2, 3, 4, 5, 6)
-    with pytest.raises(BadInput, match="want name=weight"):
+    with pytest.raises(UsageError, match="want name=weight"):
         label_weights("a=1\nb=2", names)
 
 
@@ -146,7 +146,7 @@ def test_weights_of_labels_of_any_names() -> None:
     "text", ["epidural", "epidural=x", "epidural=0", "epidural=nan", "bleed=2"]
 )
 def test_a_bad_label_weight_is_quoted(text: str) -> None:
-    with pytest.raises(BadInput, match=f"--label_weights '{text.split('=')[0]}"):
+    with pytest.raises(UsageError, match=f"--label_weights '{text.split('=')[0]}"):
         label_weights(text, RSNA)
 
 
@@ -160,7 +160,7 @@ def test_windows_are_names_or_numbers() -> None:
 
 @pytest.mark.parametrize("text", ["lung", "a:1", "a:1:0", "a:1:nan", "a:b:2"])
 def test_a_bad_window_is_quoted(text: str) -> None:
-    with pytest.raises(BadInput, match=f"--windows '{text}'"):
+    with pytest.raises(UsageError, match=f"--windows '{text}'"):
         parse_windows(text)
 
 

@@ -15,11 +15,11 @@ from itertools import islice
 
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.data.contract import INDEX
 from trainer.data.input_pipeline import CORES, Evaluation, lowest_label
 from trainer.data.shards import ImageSpec, Shard, Split
 from trainer.data.tfrecord import read_records
-from trainer.errors import BadInput
 
 # What a pipeline raises whose records are damaged, or too few; some of it a device raises, too.
 # TensorFlow quotes a record that it cannot parse, which Python takes for text.
@@ -50,7 +50,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
         labels: how many an example has.
 
     Raises:
-        BadInput: a record is damaged, or a shard has more or fewer than the manifest says.
+        UsageError: a record is damaged, or a shard has more or fewer than the manifest says.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
             found = f"shards or {INDEX} are damaged ({lost[1]}); `make verify` says how"
         if found is None:
             raise
-        raise BadInput(found) from None
+        raise UsageError(found) from None
 
 
 def is_of_data(error: Exception) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from headct.errors import StorageError, UsageError
 from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
-from trainer.errors import BadInput, StoreFailed
 from trainer.json_documents import parse_json
 
 # What is not chosen by a value.
@@ -31,11 +31,11 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
         options: `ShardDirectory.preprocessing`.
 
     Raises:
-        BadInput: they are not known.
+        UsageError: they are not known.
     """
     missing = [name for name in PREPROCESSING if name not in options]
     if missing:
-        raise BadInput(f"how the run's images were made is not known: no {', '.join(missing)}")
+        raise UsageError(f"how the run's images were made is not known: no {', '.join(missing)}")
     flags = [f"--{name}={options[name]}" for name in _CHOICES]
     if options[_HOUNSFIELD]:
         return [*flags, f"--{_HOUNSFIELD}"]
@@ -55,15 +55,15 @@ def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
         What was rejected: source, image_id, reason and detail of each file.
 
     Raises:
-        BadInput: nothing could be converted; the message is the pipeline's.
-        StoreFailed: a store failed, or there is no room for what is converted.
+        UsageError: nothing could be converted; the message is the pipeline's.
+        StorageError: a store failed, or there is no room for what is converted.
     """
     given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
     argv = [sys.executable, "-m", "beam_pipeline", *given]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        kind = StoreFailed if done.returncode == StoreFailed.exit_code else BadInput
+        kind = StorageError if done.returncode == StorageError.exit_code else UsageError
         raise kind(lines[-1].removeprefix("beam_pipeline: error: "))
     rejects = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
     return pd.DataFrame(rejects, columns=[*REJECT_COLUMNS], dtype=str)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import psutil
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
     CORES,
@@ -28,7 +29,6 @@ from trainer.data.input_pipeline import (
     with_options,
 )
 from trainer.data.shards import ImageSpec, Split, count
-from trainer.errors import BadInput
 from trainer.files import remove_unfinished, write_whole
 
 GIGABYTE = 1e9
@@ -71,10 +71,10 @@ def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
     """Compares what a cache needs with what there is.
 
     Raises:
-        BadInput: it needs more than its share.
+        UsageError: it needs more than its share.
     """
     if needed > _SHARE * free:
-        raise BadInput(
+        raise UsageError(
             f"--cache {cache}: needs {needed / GIGABYTE:.1f} GB of {free / GIGABYTE:.1f} GB"
             f" that are free; use --cache {instead} or a smaller --image_size"
         )
@@ -93,7 +93,7 @@ def fill_cache(
     are done.
 
     Raises:
-        BadInput: a shard is damaged, or there is too little memory or disk space.
+        UsageError: a shard is damaged, or there is too little memory or disk space.
     """
     if folder is not None:
         return _map_splits(splits, image, size, folder, on_image)
@@ -182,11 +182,11 @@ def _check_disk(folder: Path, needed: int) -> None:
     """Compares the space that a split takes with what is free.
 
     Raises:
-        BadInput: there is too little.
+        UsageError: there is too little.
     """
     free = psutil.disk_usage(os.fspath(folder)).free
     if needed > free:
-        raise BadInput(
+        raise UsageError(
             f"--cache disk: {folder} has {free / GIGABYTE:.1f} GB free of the"
             f" {needed / GIGABYTE:.1f} GB needed; name another --cache_dir"
         )
@@ -198,7 +198,7 @@ def _decode_into(
     """Decodes a split into `images`, in parallel; its labels [n, L].
 
     Raises:
-        BadInput: a shard is damaged, or holds another number of examples.
+        UsageError: a shard is damaged, or holds another number of examples.
     """
     files = [str(shard.path) for shard in split.shards if shard.examples]
     wanted = len(split.label_counts)
@@ -217,7 +217,7 @@ def _decode_into(
             done = end
             on_image(done)
     if done != split.examples:
-        raise BadInput(f"split {split.name}: not the {split.examples} examples of the manifest")
+        raise UsageError(f"split {split.name}: not the {split.examples} examples of the manifest")
     return labels
 
 

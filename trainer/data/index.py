@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from headct.errors import UsageError
 from trainer.data.contract import (
     BYTES,
     ID_COLUMNS,
@@ -20,7 +21,6 @@ from trainer.data.contract import (
     label_column,
 )
 from trainer.data.shards import ShardDirectory, Split, count
-from trainer.errors import BadInput
 
 Labels = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
@@ -49,13 +49,13 @@ def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
     """Whose each example of `splits` is: patient_id and image_id, one row per example.
 
     Raises:
-        BadInput: index.parquet is missing, damaged, or not of these shards.
+        UsageError: index.parquet is missing, damaged, or not of these shards.
     """
     path, files = shards.path / INDEX, {shard.path.name for each in splits for shard in each.shards}
     frame = _read(path, [SHARD, *ID_COLUMNS])
     ids = frame.loc[frame[SHARD].isin(files), [*ID_COLUMNS]]
     if len(ids) != count(splits):
-        raise BadInput(f"{path}: has {len(ids)} of {count(splits)} examples")
+        raise UsageError(f"{path}: has {len(ids)} of {count(splits)} examples")
     return ids.astype(str)
 
 
@@ -63,7 +63,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """Reads some columns of index.parquet.
 
     Raises:
-        BadInput: it is missing, damaged, or without one of them.
+        UsageError: it is missing, damaged, or without one of them.
     """
     try:
         return pd.read_parquet(path, columns=columns)
@@ -71,15 +71,15 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})")
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path}: cannot be read ({str(error).splitlines()[0]})")
 
 
 def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     """Reads the examples of `splits`.
 
     Raises:
-        BadInput: index.parquet is missing, damaged, or not of these shards.
+        UsageError: index.parquet is missing, damaged, or not of these shards.
     """
     path = shards.path / INDEX
     names = [label_column(label) for label in shards.labels]
@@ -94,12 +94,12 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     parts = [groups.get(shard.path.name, frame.iloc[:0]) for shard in wanted]
     for shard, part in zip(wanted, parts, strict=True):
         if not np.array_equal(part[RECORD], np.arange(shard.examples)):
-            raise BadInput(
+            raise UsageError(
                 f"{path}: has {len(part)} of the {shard.examples} examples of {shard.path.name}"
             )
         ends = part[OFFSET] + part[BYTES]
         if len(part) and not (part[OFFSET].min() >= 0 and ends.max() <= shard.bytes):
-            raise BadInput(f"{path}: has records beyond the {shard.bytes} of {shard.path.name}")
+            raise UsageError(f"{path}: has records beyond the {shard.bytes} of {shard.path.name}")
     joined = pd.concat(parts, ignore_index=True)
     return Index(
         labels=joined[names].to_numpy(np.float32),
@@ -114,7 +114,7 @@ def with_label_counts(shards: ShardDirectory) -> ShardDirectory:
     """The same shards; positives that the manifest does not state are counted in the index.
 
     Raises:
-        BadInput: a number is missing, and index.parquet too, or it is not of these shards.
+        UsageError: a number is missing, and index.parquet too, or it is not of these shards.
     """
 
     def counted(split: Split) -> Split:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from headct.errors import UsageError
 from trainer.data.contract import FILES, UNLABELED_SPLIT
-from trainer.errors import BadInput
 from trainer.json_documents import key_path, shown
 
 
@@ -14,7 +14,7 @@ def check_consistency(manifest: dict[str, Any], name: str) -> None:
     """Compares the values of a manifest that its schema allows.
 
     Raises:
-        BadInput: two do not fit; the message quotes where.
+        UsageError: two do not fit; the message quotes where.
     """
     known = set(manifest["labels"])
     for split, entry in manifest["splits"].items():
@@ -24,7 +24,7 @@ def check_consistency(manifest: dict[str, Any], name: str) -> None:
             _check_labels(name, ["splits", split, "shards", number], shard, known)
         _check_label_sums(name, split, entry)
         if not known and split != UNLABELED_SPLIT and entry["examples"]:
-            raise BadInput(f"{name}: labels: a list of 0: must name the labels of {split}")
+            raise UsageError(f"{name}: labels: a list of 0: must name the labels of {split}")
     _check_names(manifest["splits"], name)
 
 
@@ -32,7 +32,7 @@ def _check_sum(name: str, path: list[str | int], stated: int, shards: list[dict[
     """Compares a split's examples with those of its shards."""
     total = sum(each["examples"] for each in shards)
     if stated != total:
-        raise BadInput(f"{name}: {key_path(path)}: {stated}: must be {total}, as its shards have")
+        raise UsageError(f"{name}: {key_path(path)}: {stated}: must be {total}, as its shards have")
 
 
 def _check_labels(name: str, path: list[str | int], entry: dict[str, Any], known: set[str]) -> None:
@@ -40,9 +40,9 @@ def _check_labels(name: str, path: list[str | int], entry: dict[str, Any], known
     for label, positives in (entry.get("label_counts") or {}).items():
         place = key_path([*path, "label_counts", label])
         if label not in known:
-            raise BadInput(f"{name}: {place}: must be one of the labels")
+            raise UsageError(f"{name}: {place}: must be one of the labels")
         if positives > entry["examples"]:
-            raise BadInput(
+            raise UsageError(
                 f"{name}: {place}: {positives}: must be at most {entry['examples']}, the examples"
             )
 
@@ -58,7 +58,7 @@ def _check_label_sums(name: str, split: str, entry: dict[str, Any]) -> None:
         stated = entry["label_counts"].get(label, 0)
         if stated != totals[label]:
             place = key_path(["splits", split, "label_counts", label])
-            raise BadInput(
+            raise UsageError(
                 f"{name}: {place}: {stated}: must be {totals[label]}, as its shards have"
             )
 
@@ -70,7 +70,7 @@ def _check_names(splits: dict[str, Any], name: str) -> None:
         for number, shard in enumerate(entry["shards"]):
             if shard["file"] in seen:
                 place = key_path(["splits", split, "shards", number, "file"])
-                raise BadInput(
+                raise UsageError(
                     f"{name}: {place}: {shown(shard['file'])}: must be a name of its own"
                 )
             seen.add(shard["file"])

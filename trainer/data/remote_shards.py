@@ -13,6 +13,7 @@ from time import monotonic
 import platformdirs
 from rich.filesize import decimal
 
+from headct.errors import StorageError, UsageError
 from trainer.data.contract import INDEX, MANIFEST
 from trainer.data.folder_locks import fill_folder, use_folder
 from trainer.data.shard_cache import (
@@ -27,7 +28,6 @@ from trainer.data.shard_cache import (
 )
 from trainer.data.shards import ShardDirectory, Split, parse_manifest
 from trainer.data.stores import Bucket, open_bucket, run_requests
-from trainer.errors import BadInput, StoreFailed
 from trainer.files import write_whole
 from trainer.json_documents import LARGEST, refuse_large
 from trainer.options import ShardAccess
@@ -103,7 +103,7 @@ class RemoteShards:
         try:
             data = run_requests(self.bucket.read_part(self.key(MANIFEST), 0, LARGEST + 1))
         except FileNotFoundError:
-            raise BadInput(f"{self.url}: no {MANIFEST}, so no finished shard directory") from None
+            raise UsageError(f"{self.url}: no {MANIFEST}, so no finished shard directory") from None
         refuse_large(len(data), f"{self.url}/{MANIFEST}")
         folder = version_folder(self.cache, self.url, hashlib.sha256(data).hexdigest()).absolute()
         shards = parse_manifest(data, folder, self.url)
@@ -111,7 +111,7 @@ class RemoteShards:
             lease = use_folder(folder)
             write_whole(folder / MANIFEST, lambda path: path.write_bytes(data))
         except OSError as error:
-            raise BadInput(
+            raise UsageError(
                 f"--shard_cache {self.cache}: cannot be written to ({error.strerror})"
             ) from None
         return replace(shards, lease=lease)
@@ -132,7 +132,7 @@ class RemoteShards:
                 self.copy(folder, missing)
                 remove_other_versions(folder)
         except OSError as error:
-            raise StoreFailed(
+            raise StorageError(
                 f"--shard_cache {self.cache}: cannot be written to ({error.strerror});"
                 " the same command resumes"
             ) from None
@@ -188,8 +188,8 @@ class RemoteShards:
         """Copies a file; once more if what arrives is not what the manifest says.
 
         Raises:
-            BadInput: it is not there, or damaged.
-            StoreFailed: the store fails.
+            UsageError: it is not there, or damaged.
+            StorageError: the store fails.
         """
         partial = folder / f".{file.name}-{os.getpid()}.part"
         try:
@@ -201,10 +201,10 @@ class RemoteShards:
                     return
                 copied.add(-size)
         except FileNotFoundError:
-            raise BadInput(f"{self.url}/{file.name}: this file is missing") from None
+            raise UsageError(f"{self.url}/{file.name}: this file is missing") from None
         finally:
             partial.unlink(missing_ok=True)
-        raise BadInput(
+        raise UsageError(
             f"{self.url}/{file.name}: damaged, or replaced since: {size} bytes with SHA-256"
             f" {sha256[:12]}..., where the manifest has {file.bytes} with {file.sha256[:12]}..."
         )

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
+from headct.errors import UsageError
 from trainer.data.folder_locks import IN_USE, last_use, remove_unused
-from trainer.errors import BadInput
 from trainer.files import write_json
 from trainer.json_documents import parse_json, read_bytes
 
@@ -55,7 +55,7 @@ def is_there(folder: Path, file: CachedFile) -> bool:
     """Whether a file is in the folder and right; it is read only if no record tells.
 
     Raises:
-        BadInput: it cannot be read.
+        UsageError: it cannot be read.
     """
     path = folder / file.name
     try:
@@ -76,7 +76,7 @@ def read_record(folder: Path, file: CachedFile) -> object:
     """What was kept of a file; None if nothing usable was."""
     try:
         return parse_json(read_bytes(file.record(folder)), "record")
-    except (FileNotFoundError, BadInput):
+    except (FileNotFoundError, UsageError):
         return None
 
 
@@ -90,19 +90,19 @@ def _hash_file(path: Path) -> str:
     """The SHA-256 of a file.
 
     Raises:
-        BadInput: it cannot be read.
+        UsageError: it cannot be read.
     """
     try:
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def link_from_other_version(folder: Path, file: CachedFile) -> bool:
     """Links a file that another version of the directory has, too; whether one does."""
     for other in _other_versions(folder):
-        with suppress(OSError, BadInput):  # another process may be removing it
+        with suppress(OSError, UsageError):  # another process may be removing it
             if is_there(other, file):
                 (folder / file.name).unlink(missing_ok=True)
                 os.link(other / file.name, folder / file.name)
@@ -130,7 +130,7 @@ def make_room(
     Copies that a process uses stay, and so does `folder`.
 
     Raises:
-        BadInput: there is too little room all the same.
+        UsageError: there is too little room all the same.
     """
     others = sorted((each for each in _all_copies(cache) if each != folder), key=last_use)
     for each in others:
@@ -141,7 +141,7 @@ def make_room(
     left = room(cache, limit)
     if wanted > left:
         bound = f" of the {decimal(limit)} it may take" if limit is not None else ""
-        raise BadInput(
+        raise UsageError(
             f"--shard_cache {cache}: {decimal(wanted)} are to be copied, and {decimal(left)}{bound}"
             " are free; name a folder with more, or allow more by --shard_cache_gb"
         )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from headct.errors import UsageError
 from trainer.data.shards import ShardDirectory, Split, check_files, is_folder, read_shard_directory
-from trainer.errors import BadInput
 from trainer.options import ShardAccess
 from trainer.progress import Display
 
@@ -25,8 +25,8 @@ class ShardSource(Protocol):
         """Reads the manifest as it is now.
 
         Raises:
-            BadInput: there is none, or a wrong one.
-            StoreFailed: the store fails, or refuses access.
+            UsageError: there is none, or a wrong one.
+            StorageError: the store fails, or refuses access.
         """
         ...
 
@@ -34,8 +34,8 @@ class ShardSource(Protocol):
         """Sees to it that the files of some splits, and the index, lie where `shards` says.
 
         Raises:
-            BadInput: a file is missing or not what the manifest says, or has no room.
-            StoreFailed: the store fails, or refuses access.
+            UsageError: a file is missing or not what the manifest says, or has no room.
+            StorageError: the store fails, or refuses access.
         """
         ...
 
@@ -49,7 +49,7 @@ class LocalShards:
     def open(self) -> ShardDirectory:
         """See ShardSource."""
         if not is_folder(self.path) and (found := _ONE_SLASH.fullmatch(str(self.path))):
-            raise BadInput(f"{self.path}: no such folder; a URL is {found[1]}://{found[2]}")
+            raise UsageError(f"{self.path}: no such folder; a URL is {found[1]}://{found[2]}")
         return read_shard_directory(self.path)
 
     def provide(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> None:
@@ -63,7 +63,7 @@ def find_shards(
     """The source that a path or URL names.
 
     Raises:
-        BadInput: no such kind of store is known.
+        UsageError: no such kind of store is known.
     """
     text = os.fspath(location).removeprefix("file://")
     if "://" not in text:
@@ -71,10 +71,10 @@ def find_shards(
     scheme, _, rest = text.partition("://")
     if scheme not in REMOTE_SCHEMES:
         known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
-        raise BadInput(f"--shards {text}: no known store; must be a path or start with {known}")
+        raise UsageError(f"--shards {text}: no known store; must be a path or start with {known}")
     names = rest.strip("/").split("/")
     if not {"", ".", ".."}.isdisjoint(names) or _CONTROL_CHARACTER.search(rest):
-        raise BadInput(f"--shards {text}: must name a bucket and a folder in it")
+        raise UsageError(f"--shards {text}: must name a bucket and a folder in it")
     from trainer.data.remote_shards import RemoteShards  # a local run needs nothing of it
 
     return RemoteShards(text.rstrip("/"), access, display)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from headct.errors import UsageError
 from trainer.data.contract import (
     FOLD,
     INDEX,
@@ -23,7 +24,6 @@ from trainer.data.contract import (
     fold_split,
 )
 from trainer.data.manifest_checks import check_consistency
-from trainer.errors import BadInput
 from trainer.json_documents import LONGEST_SHOWN, check_document, parse_json, read_bytes, shown
 
 
@@ -125,7 +125,7 @@ class ShardDirectory:
         """The split called `name`, or all labeled ones as one.
 
         Raises:
-            BadInput: there is none.
+            UsageError: there is none.
         """
         if name == ALL_LABELED:
             return _together(self.labeled())
@@ -133,19 +133,19 @@ class ShardDirectory:
             if each.name == name:
                 return each
         names = ", ".join(each.name for each in self.splits)
-        raise BadInput(f"{self.location}: no split {name!r}; there are {names}")
+        raise UsageError(f"{self.location}: no split {name!r}; there are {names}")
 
     def first_shard(self) -> Split:
         """The first shard that has examples, as a split.
 
         Raises:
-            BadInput: none has.
+            UsageError: none has.
         """
         for split in self.splits:
             for shard in split.shards:
                 if shard.examples:
                     return replace(split, shards=(shard,), examples=shard.examples)
-        raise BadInput(f"{self.location}: no split has examples")
+        raise UsageError(f"{self.location}: no split has examples")
 
     def labeled(self) -> tuple[Split, ...]:
         """The folds and the hold-out, as far as they have examples."""
@@ -167,32 +167,32 @@ class ShardDirectory:
         """The folds to train on, and the one to validate on.
 
         Raises:
-            BadInput: there is no such fold, or no other, or one of them is empty.
+            UsageError: there is no such fold, or no other, or one of them is empty.
         """
         names = [each.name for each in self.folds()]
         if not names:
-            raise BadInput(f"{self.location}: no labeled folds, so nothing to train on")
+            raise UsageError(f"{self.location}: no labeled folds, so nothing to train on")
         if fold_split(fold) not in names:
-            raise BadInput(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
+            raise UsageError(f"--fold {fold}: there is no such fold; there are {', '.join(names)}")
         validation = self.split(fold_split(fold))
         others = (each for each in self.folds() if each is not validation)
         training = tuple(each for each in others if each.examples)
         for each, use in ((validation.examples, "validate"), (count(training), "train")):
             if not each:
-                raise BadInput(f"--fold {fold}: no examples are left to {use} on")
+                raise UsageError(f"--fold {fold}: no examples are left to {use} on")
         return training, validation
 
     def prevalence(self, fold: int) -> tuple[float, ...]:
         """The share of positives of each label in what is trained on without `fold`.
 
         Raises:
-            BadInput: the positives are not known; `index.with_label_counts` finds them.
+            UsageError: the positives are not known; `index.with_label_counts` finds them.
         """
         training, _ = self.training_and_validation(fold)
         shares = []
         for label, total in zip(self.labels, _add_counts(training), strict=True):
             if total is None:
-                raise BadInput(f"{self.location}: no label_counts of {label} in {MANIFEST}")
+                raise UsageError(f"{self.location}: no label_counts of {label} in {MANIFEST}")
             shares.append(total / count(training))
         return tuple(shares)
 
@@ -232,15 +232,15 @@ def read_shard_directory(path: Path, location: str = "", lease: object = None) -
     """Reads and checks the manifest of a directory on this machine.
 
     Raises:
-        BadInput: no directory, no manifest, or one that is wrong.
+        UsageError: no directory, no manifest, or one that is wrong.
     """
     location = location or str(path)
     if not is_folder(path):
-        raise BadInput(f"{location}: no such shard directory; `make preprocess` writes one")
+        raise UsageError(f"{location}: no such shard directory; `make preprocess` writes one")
     try:
         data = read_bytes(path / MANIFEST)
     except FileNotFoundError:
-        raise BadInput(f"{location}: no {MANIFEST}, so no finished shard directory") from None
+        raise UsageError(f"{location}: no {MANIFEST}, so no finished shard directory") from None
     return parse_manifest(data, path, location, lease)
 
 
@@ -256,7 +256,7 @@ def parse_manifest(data: bytes, path: Path, location: str, lease: object = None)
     """Makes a ShardDirectory of a manifest; its files lie in `path`.
 
     Raises:
-        BadInput: it is of another version, a value is wrong, or two do not fit each other.
+        UsageError: it is of another version, a value is wrong, or two do not fit each other.
     """
     name = f"{location}/{MANIFEST}"
     manifest = parse_json(data, name)
@@ -307,11 +307,11 @@ def _refuse_other_version(manifest: Any, name: str) -> None:
     """Tells a manifest of another version, which may differ in any other way too.
 
     Raises:
-        BadInput: it is of another version.
+        UsageError: it is of another version.
     """
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
-        raise BadInput(
+        raise UsageError(
             f"{name}: schema_version {shown(version)}; this trainer reads {SCHEMA_VERSION}"
         )
 
@@ -356,19 +356,19 @@ def check_files(splits: tuple[Split, ...]) -> None:
     """Compares each shard's size on disk with the manifest.
 
     Raises:
-        BadInput: a shard is missing or of another size.
+        UsageError: a shard is missing or of another size.
     """
     for shard in (shard for split in splits for shard in split.shards):
         try:
             size = shard.path.stat().st_size
         except FileNotFoundError:
-            raise BadInput(f"{shard.path}: this shard is missing") from None
+            raise UsageError(f"{shard.path}: this shard is missing") from None
         except OSError as error:
-            raise BadInput(f"{shard.path}: cannot be read ({error.strerror})") from None
+            raise UsageError(f"{shard.path}: cannot be read ({error.strerror})") from None
         if not shard.path.is_file():
-            raise BadInput(f"{shard.path}: must be a file")
+            raise UsageError(f"{shard.path}: must be a file")
         if size != shard.bytes:
-            raise BadInput(
+            raise UsageError(
                 f"{shard.path}: {size} bytes where the manifest has {shard.bytes};"
                 " `make verify` says what else is wrong"
             )

@@ -30,7 +30,7 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 
-from trainer.errors import StoreFailed, TrainerError
+from headct.errors import HeadctError, StorageError
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig
@@ -92,7 +92,7 @@ def run_requests(requests: Coroutine[Any, Any, T]) -> T:
     """
     try:
         return asyncio.run(requests)
-    except (KeyboardInterrupt, TrainerError):
+    except (KeyboardInterrupt, HeadctError):
         time.sleep(_DROPPING)
         raise
 
@@ -126,7 +126,7 @@ class Bucket:
 
         Raises:
             FileNotFoundError: there is no such object.
-            StoreFailed: the store fails, or refuses access.
+            StorageError: the store fails, or refuses access.
         """
 
         async def attempt() -> bytes:
@@ -145,7 +145,7 @@ class Bucket:
 
         Raises:
             FileNotFoundError: there is no such object.
-            StoreFailed: the store fails, or refuses access.
+            StorageError: the store fails, or refuses access.
         """
         found = await self.request(lambda: obstore.head_async(self.store, key))
         named = found.get("version") or found.get("e_tag") or found.get("last_modified")
@@ -166,12 +166,12 @@ class Bucket:
         try:
             return await retrying(self.attempt, action)
         except Foreign as failure:
-            raise StoreFailed(
+            raise StorageError(
                 f"{self.url}: {failure}; check the endpoint and what stands between it and this"
                 " machine"
             ) from None
         except Transient as failure:
-            raise StoreFailed(
+            raise StorageError(
                 f"{self.url}: no answer for {self.patience:g} s ({failure}); the same command"
                 " resumes"
             ) from None
@@ -195,22 +195,22 @@ class Bucket:
         Raises:
             FileNotFoundError: there is no such object.
             Transient: it may pass.
-            StoreFailed: it would be the same again.
+            StorageError: it would be the same again.
         """
         try:
             return await action()
         except (InvalidPathError, ValueError):
-            raise StoreFailed(
+            raise StorageError(
                 f"{self.url}: the path in it cannot be the key of an object"
             ) from None
         except (PermissionDeniedError, UnauthenticatedError) as error:
             _refuse_kept_back(self.url, error)
-            raise StoreFailed(
+            raise StorageError(
                 f"{self.url}: access denied ({cause(error)}); {self.advice}"
             ) from None
         except (NotFoundError, FileNotFoundError) as error:
             if says(error, _MISSING_BUCKETS):
-                raise StoreFailed(
+                raise StorageError(
                     f"{self.url}: there is no such bucket; --shards must name one that exists"
                 ) from None
             if "<html" in str(error).lower():  # of what stands before the store
@@ -222,7 +222,7 @@ class Bucket:
                 raise Foreign(known) from None
             refused = 400 <= status(error) < 500 and status(error) not in PASSING
             if refused or _REDIRECT in str(error):
-                raise StoreFailed(f"{self.url}: {cause(error)}; {self.advice}") from None
+                raise StorageError(f"{self.url}: {cause(error)}; {self.advice}") from None
             raise Transient(cause(error)) from None
 
     @property
@@ -248,11 +248,11 @@ def meaning(error: BaseException, signs: dict[str, str]) -> str:
 
 
 def _refuse_kept_back(url: str, error: BaseException) -> None:
-    """Raise StoreFailed if the store has the file, and will not hand it out."""
+    """Raise StorageError if the store has the file, and will not hand it out."""
     answer = _STATUS.search(str(error))
     known = meaning(error, _KEPT_BACK)
     if answer and known:
-        raise StoreFailed(
+        raise StorageError(
             f"{url}: a file of the shards is {known} ({cause(error)}); restore it first"
         ) from None
 
@@ -277,7 +277,7 @@ def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucke
     """Opens a bucket, with the credentials and settings that its own tools would use.
 
     Raises:
-        StoreFailed: the settings cannot be used.
+        StorageError: the settings cannot be used.
     """
     silence = min(_SILENCE, max(patience / 4, 1.0))
     longest = min(_LONGEST_REQUEST, max(patience, 1.0))
@@ -290,7 +290,7 @@ def open_bucket(url: str, patience: float, tell: Callable[[str], None]) -> Bucke
     try:
         store = _make_store(url, client, retries)
     except (BaseError, ValueError, OSError) as error:
-        raise StoreFailed(f"{url}: cannot be opened ({cause(error)})") from None
+        raise StorageError(f"{url}: cannot be opened ({cause(error)})") from None
     return Bucket(url, store, patience, tell)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from headct.errors import UsageError
 from trainer.data.contract import fold_split
 from trainer.data.shards import ALL_LABELED
-from trainer.errors import BadInput
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.calibration import (
     cross_calibrate,
@@ -49,7 +49,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     (`EvaluationJob.name`), so that what training wrote stays.
 
     Raises:
-        BadInput: the split has no labels, or a shard is damaged.
+        UsageError: the split has no labels, or a shard is damaged.
         Diverged: the model's logits are not finite.
     """
     leave_gpu_to_jax()
@@ -96,12 +96,12 @@ def fit_and_cross_fit(
         fitted on; and what files say of them.
 
     Raises:
-        BadInput: there is one patient alone.
+        UsageError: there is one patient alone.
     """
     logits, labels, names = predictions.logits, predictions.labels, job.shards.labels
     patients, display, where = predictions.texts["patient_id"], job.display, job.split.name
     if len(np.unique(patients)) < 2:
-        raise BadInput(f"--fit_temperature: {where} has one patient; it takes two or more")
+        raise UsageError(f"--fit_temperature: {where} has one patient; it takes two or more")
     found = replace(fit_calibration(logits, labels), split=where, digest=job.shards.digest())
     calibrated = cross_calibrate(logits, labels, patients).astype(np.float32)
     crossed = replace(predictions, logits=calibrated)
@@ -175,7 +175,7 @@ def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
     """The predictions for a labeled split.
 
     Raises:
-        BadInput: the split has no labels, or a shard is damaged.
+        UsageError: the split has no labels, or a shard is damaged.
     """
     job.display.begin(f"evaluating {job.split.name}", job.split.examples)
     predictions = predict_split(
@@ -189,7 +189,7 @@ def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
     ).calibrated(job.calibration)
     job.display.end()
     if (predictions.labels < 0).any():
-        raise BadInput(f"split {job.split.name}: has no labels; `predict` is for such")
+        raise UsageError(f"split {job.split.name}: has no labels; `predict` is for such")
     return predictions
 
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers
 
+from headct.errors import UsageError
 from trainer.data.contract import IMAGE
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
-from trainer.errors import BadInput
 from trainer.evaluation.export_description import (
     DESCRIPTION,
     INPUT,
@@ -61,7 +61,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """Writes the model into a folder that is new or empty.
 
     Raises:
-        BadInput: the model cannot be written in a format, or answers otherwise in it.
+        UsageError: the model cannot be written in a format, or answers otherwise in it.
     """
     xla = saved.description["options"].get("xla", "auto")
     classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
@@ -99,7 +99,7 @@ def example_images(saved: SavedRun) -> npt.NDArray[Any]:
     """Stored images of the run's kind, [N, H, W, C]: slices, or noise where there are none.
 
     Raises:
-        BadInput: a record of the shards is damaged.
+        UsageError: a record of the shards is damaged.
     """
     if saved.split is None:
         shape = (saved.examples, saved.image.height, saved.image.width, saved.image.channels)
@@ -135,14 +135,14 @@ def _failure_reported(name: str) -> Iterator[None]:
     """Says in one line that a format has no words for what the model does.
 
     Raises:
-        BadInput: it could not be written, or read again.
+        UsageError: it could not be written, or read again.
     """
     try:
         yield
     except Exception as error:  # whatever Keras, TensorFlow, tf2onnx and ONNX Runtime raise
         if disk_trouble(error):
             raise
-        raise BadInput(
+        raise UsageError(
             f"--formats {name}: the model cannot be written or read in it ({first_line(error)})"
         ) from None
 
@@ -201,11 +201,11 @@ def _compare(name: str, found: Floats, expected: Floats, tolerance: float) -> No
     """Compares probabilities, [N, L] each.
 
     Raises:
-        BadInput: two differ by more than the tolerance.
+        UsageError: two differ by more than the tolerance.
     """
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.nan
     if not difference <= tolerance:  # nor is NaN
-        raise BadInput(
+        raise UsageError(
             f"{name}: what was exported differs from what `predict` answers by {difference:.1e},"
             f" more than {tolerance:.0e}; nothing is written"
         )

@@ -28,7 +28,7 @@ def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> Non
         sample: submission whose rows and order are wanted.
 
     Raises:
-        BadInput: a shard is damaged, or the sample is none of these labels.
+        UsageError: a shard is damaged, or the sample is none of these labels.
     """
     shards, split, display = job.shards, job.split, job.display
     labels = tuple(read_description(job.run)["shards"]["labels"])

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from headct.errors import UsageError
 from trainer.data.contract import IMAGE, LABEL, POSITION, TEXTS, UNLABELED
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
 from trainer.data.shards import ImageSpec, Split
-from trainer.errors import BadInput, Diverged
+from trainer.errors import Diverged
 from trainer.evaluation.metrics import probabilities
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported
@@ -68,7 +69,7 @@ def predict_split(
     With `flip` the logits are the mean over each image and its mirror image.
 
     Raises:
-        BadInput: a shard is damaged, or has more or fewer examples than the manifest says.
+        UsageError: a shard is damaged, or has more or fewer examples than the manifest says.
         Diverged: a logit is not finite.
         DeviceFailed: a GPU, its driver or its compiler failed.
     """
@@ -84,7 +85,7 @@ def predict_split(
             done += rows
             on_batch(done)
     if done != split.examples:
-        raise BadInput(
+        raise UsageError(
             f"split {split.name}: {done} examples where the manifest has {split.examples}"
         )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 ID, LABEL = "ID", "Label"
 
@@ -56,19 +56,19 @@ def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
     """The ids of a sample submission, in its order.
 
     Raises:
-        BadInput: it cannot be read, or asks for something else than these labels of images.
+        UsageError: it cannot be read, or asks for something else than these labels of images.
     """
     try:
         ids = pd.read_csv(path, usecols=[ID], dtype=str, na_filter=False)[ID].tolist()
     except OSError as error:
-        raise BadInput(f"--sample_submission {path}: {error.strerror}") from None
+        raise UsageError(f"--sample_submission {path}: {error.strerror}") from None
     except ValueError as error:
         told = str(error).splitlines()[0]
-        raise BadInput(f"--sample_submission {path}: cannot be read ({told})") from None
+        raise UsageError(f"--sample_submission {path}: cannot be read ({told})") from None
     known = {*labels}
     other = next((each for each in ids if not readings(each, known)), None)
     if other is not None:
-        raise BadInput(
+        raise UsageError(
             f"--sample_submission {path}: {other!r} is not <image id>_<label>; the labels"
             f" are {', '.join(labels)}"
         )

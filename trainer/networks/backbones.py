@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.networks.catalog import BACKBONES
 from trainer.networks.saved_models import first_line, load_model
 
@@ -25,7 +25,7 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     adapted (`adapt_kernel`).
 
     Raises:
-        BadInput: the weights cannot be had, or are of another network.
+        UsageError: the weights cannot be had, or are of another network.
     """
     if weights == "none":
         return make_network(name, image_size, channels)
@@ -61,14 +61,14 @@ def _fetch_imagenet(name: str, image_size: int) -> Any:
     """The network as Keras publishes it, from its cache or the network.
 
     Raises:
-        BadInput: it can be had from neither.
+        UsageError: it can be had from neither.
     """
     try:
         return make_network(name, image_size, 3, "imagenet")
     except Exception as error:  # Keras raises a bare Exception where the download fails.
         if type(error) is not Exception and not isinstance(error, OSError):
             raise
-        raise BadInput(
+        raise UsageError(
             f"--weights imagenet: cannot be downloaded ({str(error).strip()});"
             " use --weights none or a file"
         ) from None
@@ -78,20 +78,20 @@ def _backbone_of_run(name: str, path: str) -> Any:
     """The backbone of a model that a run saved.
 
     Raises:
-        BadInput: the file is no such model.
+        UsageError: the file is no such model.
     """
     try:
         classifier = load_model(path)
         return classifier.get_layer("core").get_layer("backbone")
-    except (BadInput, ValueError, KeyError, AttributeError) as error:
-        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+    except (UsageError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
 
 
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
     """Loads a weights file into a network of as many channels as it was written for.
 
     Raises:
-        BadInput: it is of another network, or no weights file.
+        UsageError: it is of another network, or no weights file.
     """
     network = make_network(name, image_size, channels)
     try:
@@ -103,7 +103,7 @@ def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
     except Exception as error:  # whatever Keras and h5py make of the file
-        raise BadInput(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+        raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
     return network
 
 
@@ -133,14 +133,14 @@ def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
     """Copies every weight, the first convolution's adapted to the target's channels.
 
     Raises:
-        BadInput: the two are not the same network.
+        UsageError: the two are not the same network.
     """
     arrays = [np.asarray(each) for each in source.get_weights()]
     shapes = [tuple(each.shape) for each in target.weights]
     differing = [i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s]
     first_kernel = shapes.index(_first_kernel(target))
     if len(arrays) != len(shapes) or any(each != first_kernel for each in differing):
-        raise BadInput(f"--weights {origin}: no weights of {name}")
+        raise UsageError(f"--weights {origin}: no weights of {name}")
     arrays[first_kernel] = adapt_kernel(arrays[first_kernel], shapes[first_kernel])
     target.set_weights(arrays)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from headct.errors import UsageError
 from trainer.declarations import did_you_mean, quoted
-from trainer.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def find_backbone(name: str, image_size: int) -> Backbone:
     """The backbone called `name`.
 
     Raises:
-        BadInput: there is none, or it cannot take such an image.
+        UsageError: there is none, or it cannot take such an image.
     """
     if name not in BACKBONES:
         close = did_you_mean(name, BACKBONES)
         if "." in name:
             close = "; a function of Python's: trainer.train_run(model=function)"
-        raise BadInput(f"--model {quoted(name)}: want one of {', '.join(BACKBONES)}{close}")
+        raise UsageError(f"--model {quoted(name)}: want one of {', '.join(BACKBONES)}{close}")
     backbone = BACKBONES[name]
     if image_size < backbone.smallest:
-        raise BadInput(f"--image_size {image_size}: {name} takes {backbone.smallest} or more")
+        raise UsageError(f"--image_size {image_size}: {name} takes {backbone.smallest} or more")
     return backbone
 
 
@@ -82,9 +82,9 @@ def check_weights(name: str, weights: str) -> None:
     """Finds out before anything is built whether there can be such weights.
 
     Raises:
-        BadInput: a file that is missing, or pretrained weights that do not exist.
+        UsageError: a file that is missing, or pretrained weights that do not exist.
     """
     if weights == "imagenet" and not BACKBONES[name].maker:
-        raise BadInput(f"--weights imagenet: {name} has none; use --weights none or a file")
+        raise UsageError(f"--weights imagenet: {name} has none; use --weights none or a file")
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
-        raise BadInput(f"--weights {weights}: no such file; use imagenet, none or a file")
+        raise UsageError(f"--weights {weights}: no such file; use imagenet, none or a file")

@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.data.damage import is_of_data, reason
 from trainer.declarations import quoted
-from trainer.errors import BadInput, DeviceFailed
+from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
 
 _OF_DEVICES = (
@@ -48,7 +49,7 @@ def jax_devices() -> list[Any]:
     """What JAX computes on.
 
     Raises:
-        BadInput: it finds none of those that it is told to use.
+        UsageError: it finds none of those that it is told to use.
     """
     import jax
 
@@ -56,7 +57,7 @@ def jax_devices() -> list[Any]:
         return list(jax.devices())
     except (RuntimeError, AssertionError) as error:  # an absent platform fails an assertion
         asked = os.environ.get("JAX_PLATFORMS", "")
-        raise BadInput(
+        raise UsageError(
             f"--backend jax: JAX finds no device with JAX_PLATFORMS={quoted(asked)}"
             f"{f' ({reason(error)})' if str(error) else ''}"
         ) from None
@@ -68,7 +69,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
     None where nobody tells: on a part of a GPU (MIG), say.
 
     Raises:
-        BadInput: the driver does not answer.
+        UsageError: the driver does not answer.
     """
     if capability is None:
         return int(psutil.virtual_memory().available)
@@ -106,7 +107,7 @@ def memory_before_tensorflow(gpu: str | None) -> int | None:
     """Bytes that are free on a GPU before TensorFlow takes them.
 
     Raises:
-        BadInput: the driver does not answer.
+        UsageError: the driver does not answer.
     """
     if gpu is None:
         return None
@@ -120,7 +121,7 @@ def memory_before_tensorflow(gpu: str | None) -> int | None:
         answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
         return int(answer.stdout.split()[0]) << 20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise BadInput(f"--cache device: nvidia-smi does not answer ({error})") from None
+        raise UsageError(f"--cache device: nvidia-smi does not answer ({error})") from None
 
 
 def leave_gpu_to_jax() -> None:
@@ -170,12 +171,12 @@ def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bo
     JAX has nothing else; Keras uses no XLA where TensorFlow's operations are deterministic.
 
     Raises:
-        BadInput: it is asked for where there is none.
+        UsageError: it is asked for where there is none.
     """
     if keras.backend.backend() == "jax":
         return True
     if asked == "on" and deterministic:
-        raise BadInput("--xla on: not with --deterministic; --backend jax has both")
+        raise UsageError("--xla on: not with --deterministic; --backend jax has both")
     return not deterministic and (asked == "on" or (asked == "auto" and capability is not None))
 
 
@@ -194,14 +195,14 @@ def use_all_devices(batch_size: int) -> int:
     Keras's distribution is JAX's alone: with TensorFlow one GPU is used.
 
     Raises:
-        BadInput: the batch cannot be divided among them, or there is none.
+        UsageError: the batch cannot be divided among them, or there is none.
     """
     if keras.backend.backend() != "jax":
         return 1
     devices = jax_devices()
     if len(devices) > 1:
         if batch_size % len(devices):
-            raise BadInput(
+            raise UsageError(
                 f"--batch_size {batch_size}: must be a multiple of {len(devices)} devices"
             )
         keras.distribution.set_distribution(keras.distribution.DataParallel())
@@ -220,7 +221,7 @@ def device_errors_reported() -> Iterator[None]:
     """Says in one line that memory does not suffice, or that a device failed.
 
     Raises:
-        BadInput: an allocation failed.
+        UsageError: an allocation failed.
         DeviceFailed: a GPU, its driver or its compiler failed.
     """
     try:
@@ -229,7 +230,7 @@ def device_errors_reported() -> Iterator[None]:
         if disk_trouble(error):
             raise
         if _is_lack_of_memory(error):
-            raise BadInput(
+            raise UsageError(
                 "too little memory for this --batch_size and --image_size; in a new run directory,"
                 " a smaller batch with --accumulate has the same gradients but for batch"
                 " normalization"

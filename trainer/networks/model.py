@@ -16,9 +16,9 @@ from typing import Any
 import keras
 from keras import layers
 
+from headct.errors import UsageError
 from trainer.data.priors import log_odds
 from trainer.data.shards import ImageSpec
-from trainer.errors import BadInput
 from trainer.networks.augment import Augment
 from trainer.networks.averaging import assign, copies
 from trainer.networks.backbones import build_backbone
@@ -61,7 +61,7 @@ def build_classifier(
     therefore begins with zeros, for random features times random weights would be added to it.
 
     Raises:
-        BadInput: the backbone, the size, the windows or the weights do not fit.
+        UsageError: the backbone, the size, the windows or the weights do not fit.
     """
     with dtype_policy(policy):
         core, backbone = _build_core(options, image, len(prevalence), builder)
@@ -120,12 +120,12 @@ def take_weights(classifier: Classifier, path: Path) -> None:
     """Gives a new classifier all weights of a saved one, its head's too.
 
     Raises:
-        BadInput: it cannot be read, or is of another network.
+        UsageError: it cannot be read, or is of another network.
     """
     source = load_classifier(path).get_layer("core")
     arrays = copies(source.weights)
     if [each.shape for each in arrays] != [tuple(each.shape) for each in classifier.core.weights]:
-        raise BadInput(f"--continue_from: {path} is the model of another network")
+        raise UsageError(f"--continue_from: {path} is the model of another network")
     assign(classifier.core.weights, arrays)
 
 
@@ -141,16 +141,16 @@ def load_classifier(
         labels: how many it must answer.
 
     Raises:
-        BadInput: there is none, it cannot be read, or it is another network.
+        UsageError: there is none, it cannot be read, or it is another network.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: no such model; training has not finished an epoch yet")
+        raise UsageError(f"{path}: no such model; training has not finished an epoch yet")
     jit_compile = choose_xla(xla, compute_capability(), deterministic=False)
     try:
         model = load_model(path)
         _check_classifier(model, image, labels)
-    except BadInput as error:
-        raise BadInput(f"{path}: no saved model ({error})") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: no saved model ({error})") from None
     model.jit_compile = jit_compile
     return model
 
@@ -159,7 +159,7 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
     """Looks for the parts of `build_classifier`, and at what goes in and comes out.
 
     Raises:
-        BadInput: it is none.
+        UsageError: it is none.
     """
     try:
         core = model.get_layer("core")
@@ -169,10 +169,10 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
         parts = isinstance(model.get_layer("resize"), Resize), isinstance(head, layers.Dense)
         features = pool.input.shape
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise BadInput("it is no classifier that a run saves") from None
+        raise UsageError("it is no classifier that a run saves") from None
     if not all(parts) or len(features) != 4 or features[-1] != head.kernel.shape[0]:
-        raise BadInput("it is no classifier that a run saves")
+        raise UsageError("it is no classifier that a run saves")
     if image and takes != (image.height, image.width, image.channels, image.dtype):
-        raise BadInput(f"it takes images of {takes}, the run's are of another shape or type")
+        raise UsageError(f"it takes images of {takes}, the run's are of another shape or type")
     if labels and answers != (labels,):
-        raise BadInput(f"it answers {answers}, the run has {labels} labels")
+        raise UsageError(f"it answers {answers}, the run has {labels} labels")

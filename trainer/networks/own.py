@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 Builder = Callable[[tuple[int, int, int]], Any]
 OWN_NORMALIZATION = "tf"  # gray levels from -1 to 1
@@ -23,20 +23,20 @@ def build_own(builder: Builder, name: str, shape: tuple[int, int, int]) -> Any:
         shape: to call it with.
 
     Raises:
-        BadInput: it is no such model, or could not be loaded again once it is saved.
+        UsageError: it is no such model, or could not be loaded again once it is saved.
     """
     network = builder(shape)
     wanted = f"want a keras.Model from {[None, *shape]} to features [B, h, w, D] or [B, D]"
     if not isinstance(network, keras.Model):
-        raise BadInput(f"--model {name}: made {type(network).__name__}; {wanted}")
+        raise UsageError(f"--model {name}: made {type(network).__name__}; {wanted}")
     inputs, outputs = (getattr(network, each, None) for each in ("input_shape", "output_shape"))
     if inputs != (None, *shape) or not isinstance(outputs, tuple) or len(outputs) not in (2, 4):
-        raise BadInput(f"--model {name}: made a model from {inputs} to {outputs}; {wanted}")
+        raise UsageError(f"--model {name}: made a model from {inputs} to {outputs}; {wanted}")
     try:
         saved = keras.saving.serialize_keras_object(network)
         keras.saving.deserialize_keras_object(saved, safe_mode=True)
     except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
         told = str(error).strip().splitlines()[0]
-        raise BadInput(f"--model {name}: could not be loaded once it is saved ({told})") from None
+        raise UsageError(f"--model {name}: could not be loaded once it is saved ({told})") from None
     network.name = "backbone"
     return network

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 # Keras compresses nothing of what it saves, so a member that grows by more than this is no model.
 _GROWTH = 1 << 26
@@ -19,13 +19,13 @@ def load_model(path: str | Path) -> Any:
     """Loads a model; nothing that the file names is run but Keras's own layers.
 
     Raises:
-        BadInput: it cannot be read; the message says why, in a few words.
+        UsageError: it cannot be read; the message says why, in a few words.
     """
     try:
         _check_sizes(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever Keras, h5py and zipfile make of the file
-        raise BadInput(first_line(error)) from None
+        raise UsageError(first_line(error)) from None
 
 
 def _check_sizes(path: str | Path) -> None:

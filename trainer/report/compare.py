@@ -8,7 +8,7 @@ from typing import Any
 
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.evaluation.bootstrap import SAMPLES
 from trainer.progress import Display, explain_weights
 from trainer.report.compared_runs import ComparedRun, read_runs
@@ -37,10 +37,10 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     """Writes a page that sets runs side by side; the first is what the others are compared with.
 
     Raises:
-        BadInput: a run is not complete or damaged, or the runs have different labels.
+        UsageError: a run is not complete or damaged, or the runs have different labels.
     """
     if not 2 <= len(paths) <= len(SERIES):
-        raise BadInput(f"--runs: must be 2 to {len(SERIES)} run directories, here: {len(paths)}")
+        raise UsageError(f"--runs: must be 2 to {len(SERIES)} run directories, here: {len(paths)}")
     check_output(output)
     runs = read_runs(paths)
     first, others = runs[0], runs[1:]

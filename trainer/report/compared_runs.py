@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.evaluation.bootstrap import SAMPLES, ResampledFigures, resample_figures
 from trainer.json_documents import read_json
 from trainer.options import label_weights
@@ -61,7 +61,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     """Reads what is compared; the weights of the first run's labels count for all.
 
     Raises:
-        BadInput: a run is not complete or damaged, or the runs have different labels.
+        UsageError: a run is not complete or damaged, or the runs have different labels.
     """
     described = [read_description(RunDirectory(path)) for path in paths]
     names = tuple(described[0]["shards"]["labels"])
@@ -71,11 +71,11 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     for path, title, description in zip(paths, titles, described, strict=True):
         run, labels = RunDirectory(path), tuple(description["shards"]["labels"])
         if labels != names:
-            raise BadInput(
+            raise UsageError(
                 f"{path}: has labels {', '.join(labels)}; {paths[0]}: {', '.join(names)}"
             )
         if not run.is_complete:
-            raise BadInput(f"{path}: training is not complete, so there is nothing to compare")
+            raise UsageError(f"{path}: training is not complete, so there is nothing to compare")
         metrics = read_json(run.metrics)
         frame = read_predictions(run.predictions(metrics["split"]), names)
         frame = frame.sort_values("image_id", ignore_index=True)

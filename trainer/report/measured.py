@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.evaluation.thresholds import OperatingPoint, operating_points
@@ -58,14 +58,16 @@ def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
     """Reads a run's predictions, one row per slice in the order of the shards.
 
     Raises:
-        BadInput: the file is not there, damaged, or without a column.
+        UsageError: the file is not there, damaged, or without a column.
     """
     wanted = ["image_id", "patient_id", "study_id"]
     wanted += [f"{kind}_{name}" for kind in ("label", "probability") for name in names]
     try:
         return pd.read_parquet(path, columns=wanted)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: no predictions of these labels ({type(error).__name__})") from None
+        raise UsageError(
+            f"{path}: no predictions of these labels ({type(error).__name__})"
+        ) from None
 
 
 def measure_slices(

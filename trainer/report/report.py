@@ -42,7 +42,7 @@ def write_report(job: EvaluationJob, mistakes: int) -> None:
     """Writes report.html into a run that is complete, and its pictures to TensorBoard.
 
     Raises:
-        BadInput: a file of the run is damaged, or a shard is.
+        UsageError: a file of the run is damaged, or a shard is.
     """
     run, names = job.run, job.shards.labels
     metrics, history = read_json(run.metrics), read_json(run.path / "history.json")

@@ -91,7 +91,7 @@ def picture_answers(
     """Each answer's slice; labels and probabilities of the split are [N, L].
 
     Raises:
-        BadInput: a shard is damaged.
+        UsageError: a shard is damaged.
     """
     if not answers:
         return []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.files import write_json
 from trainer.json_documents import key_path, read_document
 from trainer.runs.run_directory import RunDirectory
@@ -56,14 +56,14 @@ def choose_calibration(run: RunDirectory, labels: tuple[str, ...], wanted: bool)
     """The calibration that the run keeps; one that changes nothing unless it is wanted.
 
     Raises:
-        BadInput: it is wanted and not there, or not usable.
+        UsageError: it is wanted and not there, or not usable.
     """
     if not wanted:
         return Calibration.none(len(labels))
     try:
         return read_calibration(run, labels)
     except FileNotFoundError:
-        raise BadInput(
+        raise UsageError(
             f"--temperature: {run.path} has none; `evaluate --fit_temperature` finds them"
         ) from None
 
@@ -73,12 +73,12 @@ def read_calibration(run: RunDirectory, labels: tuple[str, ...]) -> Calibration:
 
     Raises:
         FileNotFoundError: there is none.
-        BadInput: it is not whole, or has nothing for a label.
+        UsageError: it is not whole, or has nothing for a label.
     """
     kept = read_document(run.temperatures, "temperatures")
     for label in labels:
         if label not in kept:
-            raise BadInput(f"{run.temperatures}: {key_path([label])}: is missing")
+            raise UsageError(f"{run.temperatures}: {key_path([label])}: is missing")
     each = [
         kept[label] if isinstance(kept[label], dict) else {"temperature": kept[label], "bias": 0}
         for label in labels

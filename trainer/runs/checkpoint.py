@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 from trainer.files import write_whole
 
 KEPT = 2
@@ -135,7 +135,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> None:
     """Gives a model, built and compiled as it was, its state back.
 
     Raises:
-        BadInput: the checkpoint is of another model.
+        UsageError: the checkpoint is of another model.
     """
     _assign(variables(model), checkpoint, "")
 
@@ -144,7 +144,7 @@ def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
     """Gives a model its weights alone, where another optimizer takes over.
 
     Raises:
-        BadInput: the checkpoint is of another model.
+        UsageError: the checkpoint is of another model.
     """
     _assign(weights(model), checkpoint, "weights/")
 
@@ -153,7 +153,7 @@ def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
     """Gives back the running means of an epoch, which Keras resets as it enters one.
 
     Raises:
-        BadInput: the checkpoint is of another model.
+        UsageError: the checkpoint is of another model.
     """
     _assign(metrics(model), checkpoint, "metrics/")
 
@@ -167,7 +167,7 @@ def _assign(found: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
     if differing:
         name = differing[0][0]
         shapes = (list(each[name]) if name in each else "not there" for each in (there, here))
-        raise BadInput(
+        raise UsageError(
             "the checkpoint of epoch {}, step {} is of another network, or of another version of"
             " the trainer or of Keras: {} is {} in it, {} in this network; train in a new run"
             " directory".format(checkpoint.progress.epoch, checkpoint.progress.step, name, *shapes)
@@ -202,7 +202,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; None where there is none at all.
 
     Raises:
-        BadInput: all of them are damaged.
+        UsageError: all of them are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -211,7 +211,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             continue
     if found:
-        raise BadInput(
+        raise UsageError(
             f"{folder}: no checkpoint can be read ({', '.join(path.name for path in found)});"
             " remove them to train from the first step"
         )

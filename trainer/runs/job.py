@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from headct.errors import StorageError, UsageError
 from trainer.data.contract import fold_split
 from trainer.data.index import Index, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ALL_LABELED, ImageSpec, ShardDirectory, Split, count
-from trainer.errors import BadInput, StoreFailed
 from trainer.json_documents import shown
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import (
@@ -95,8 +95,8 @@ def prepare_training(options: TrainOptions, builder: Callable[..., Any] | None =
     """Checks all that can be known without a network, and looks into the run directory.
 
     Raises:
-        BadInput: the shards, the options or the run directory cannot be used.
-        StoreFailed: the shards are in a bucket that fails, or refuses access.
+        UsageError: the shards, the options or the run directory cannot be used.
+        StorageError: the shards are in a bucket that fails, or refuses access.
     """
     display = Display()
     source = find_shards(options.shards, options, display)
@@ -120,13 +120,13 @@ def _prepare_job(
         find_backbone(options.model, options.image_size)
         check_weights(options.model, options.weights)
     elif options.weights != "none":
-        raise BadInput(f"--weights {options.weights}: {options.model} brings its own weights")
+        raise UsageError(f"--weights {options.weights}: {options.model} brings its own weights")
     weights = label_weights(options.label_weights, shards.labels)
     for name in ("windows", "window_jitter"):
         if getattr(options, name) and not shards.image.is_hounsfield:
-            raise BadInput(f"--{name}: the shards hold windowed images, not Hounsfield units")
+            raise UsageError(f"--{name}: the shards hold windowed images, not Hounsfield units")
     if count(training) < options.batch_size:
-        raise BadInput(
+        raise UsageError(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     run = check_run(options, shards, origin.recorded() if origin else None)
@@ -152,7 +152,7 @@ def _hash_examples(
     """Reads whom the run is trained on; None where the index does not say."""
     try:
         return hash_examples(shards, training)
-    except BadInput as error:
+    except UsageError as error:
         display.say(f"{error}: evaluations will not know whom the run was trained on")
         return None
 
@@ -198,7 +198,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     """Opens a saved run and the shards it is asked about.
 
     Raises:
-        BadInput: either cannot be used, or they do not fit each other.
+        UsageError: either cannot be used, or they do not fit each other.
     """
     run = RunDirectory(options.run)
     description = read_description(run)
@@ -206,21 +206,21 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationJ
     source = find_shards(options.shards or description["shards"]["path"], options, display)
     try:
         shards = source.open()
-    except BadInput as error:
+    except UsageError as error:
         if options.shards:
             raise
-        raise BadInput(
+        raise UsageError(
             f"{error}; if the shards of {run.path} have moved, --shards names them"
         ) from None
     if isinstance(options, EvaluateOptions) and not shards.labels:
-        raise BadInput(f"{shards.location}: has no labels to measure by; `predict` is for such")
+        raise UsageError(f"{shards.location}: has no labels to measure by; `predict` is for such")
     check_fit(description, shards, may_lack_labels=isinstance(options, PredictOptions))
     labels = tuple(description["shards"]["labels"])
     validation = fold_split(description["options"]["fold"])
     split = shards.split(options.split or validation)
     same_shards = shards.digest() == description["shards"]["digest"]
     if not split.examples:
-        raise BadInput(f"{shards.location}: split {split.name} has no examples")
+        raise UsageError(f"{shards.location}: split {split.name} has no examples")
     check_model(run)
     if isinstance(options, PredictOptions):
         check_output(options.output)
@@ -290,9 +290,9 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     """Opens a saved run, and a shard of images like those that it was trained on.
 
     Raises:
-        BadInput: it has no model yet, or no temperatures; a format or the folder cannot be
+        UsageError: it has no model yet, or no temperatures; a format or the folder cannot be
             written; shards are named and do not fit.
-        StoreFailed: shards are named whose store fails.
+        StorageError: shards are named whose store fails.
     """
     run = RunDirectory(options.run)
     description = read_description(run)
@@ -308,7 +308,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
         check_fit(description, shards)
         split = shards.first_shard()
         source.provide(shards, (split,))
-    except (BadInput, StoreFailed) as error:
+    except (UsageError, StorageError) as error:
         if options.shards:
             raise
         display.say(f"no slices to try the model on, noise instead; --shards names some ({error})")
@@ -321,12 +321,12 @@ def prepare_report(options: ReportOptions) -> EvaluationJob:
     """Opens a run that is complete, and the shards it was trained on.
 
     Raises:
-        BadInput: it is not complete, or the shards are not there.
+        UsageError: it is not complete, or the shards are not there.
     """
     run = RunDirectory(options.run)
     read_description(run)
     if not run.is_complete:
-        raise BadInput(f"{options.run}: training is not complete, so there is nothing to report")
+        raise UsageError(f"{options.run}: training is not complete, so there is nothing to report")
     access = {name: getattr(options, name) for name in ShardAccess.model_fields}
     return prepare_evaluation(
         EvaluateOptions(run=options.run, shards=options.shards, xla=options.xla, **access)
@@ -337,13 +337,13 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:
     """A job for each labeled fold, in run directories of their own below `options.run`.
 
     Raises:
-        BadInput: the shards, the options or a run directory cannot be used.
+        UsageError: the shards, the options or a run directory cannot be used.
     """
     display = Display()
     source = find_shards(options.shards, options, display)
     shards = source.open()
     if len(shards.folds()) < 2:
-        raise BadInput(
+        raise UsageError(
             f"{shards.location}: has {len(shards.folds())} labeled folds; it takes two or more"
         )
     values = dict(options)
@@ -378,10 +378,10 @@ def check_model(run: RunDirectory) -> None:
     """Looks for the best model so far.
 
     Raises:
-        BadInput: there is none.
+        UsageError: there is none.
     """
     if not run.model.is_file():
-        raise BadInput(f"{run.path}: no model yet; training has not finished an epoch")
+        raise UsageError(f"{run.path}: no model yet; training has not finished an epoch")
 
 
 def differing_preparation(description: dict[str, Any], shards: ShardDirectory) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from trainer.errors import BadInput
+from headct.errors import UsageError
 
 LOCK = ".lock"
 
@@ -23,7 +23,7 @@ def held(folder: Path) -> Iterator[None]:
     system without locks has none.
 
     Raises:
-        BadInput: another process holds it; the message says which.
+        UsageError: another process holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
@@ -31,7 +31,7 @@ def held(folder: Path) -> Iterator[None]:
             lock(file)
         except BlockingIOError:
             file.seek(0)
-            raise BadInput(
+            raise UsageError(
                 f"--run {folder}: in use by {file.read() or 'another process'}"
             ) from None
         file.truncate(0)

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from headct.errors import UsageError
 from trainer.data.contract import INDEX
-from trainer.errors import BadInput
 from trainer.files import FULL, full_disk_reported, remove_unfinished, unfinished_path
 from trainer.options import parse_formats
 
@@ -27,12 +27,12 @@ def check_formats(text: str) -> None:
     """Looks for what writes formats of export, and for what checks them.
 
     Raises:
-        BadInput: it is not installed.
+        UsageError: it is not installed.
     """
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(text) else ()
     for name in needed:
         if find_spec(name) is None:
-            raise BadInput(
+            raise UsageError(
                 f"--formats onnx: {name} is not installed; `make export` brings it, and so does the"
                 " extra `onnx`"
             )
@@ -42,12 +42,12 @@ def check_new_folder(output: Path) -> None:
     """Looks into a folder that is to be made, or empty, and tries to write there.
 
     Raises:
-        BadInput: it has something in it, or cannot be written.
+        UsageError: it has something in it, or cannot be written.
     """
     if output.is_dir():
         remove_unfinished(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"--output {output}: exists and is not empty")
+        raise UsageError(f"--output {output}: exists and is not empty")
     check_writable(output, f"--output {output}")
 
 
@@ -55,31 +55,31 @@ def check_output(path: Path) -> None:
     """Makes the folder of a file that a command is to write, and tries to write into it.
 
     Raises:
-        BadInput: it cannot be written, or the file is one of a run or of a shard directory.
+        UsageError: it cannot be written, or the file is one of a run or of a shard directory.
     """
     try:
         if path.is_dir():
-            raise BadInput(f"--output {path}: is a folder; must be a file")
+            raise UsageError(f"--output {path}: is a folder; must be a file")
         _refuse_owned(path)
         check_writable(path.resolve().parent, f"--output {path}")
         path.resolve().parent.mkdir(parents=True, exist_ok=True)
         unfinished_path(path).touch()  # whose name is the longer one
         unfinished_path(path).unlink()
     except OSError as error:
-        raise BadInput(f"--output {path}: cannot be written ({error.strerror})") from None
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from None
 
 
 def _refuse_owned(path: Path) -> None:
     """Looks for a name that belongs to a run or to shards.
 
     Raises:
-        BadInput: it does.
+        UsageError: it does.
     """
     place = path.resolve()
     for known, names in _OWNED.items():
         owned = any(fnmatch(place.name, name) for name in names)
         if owned and (place.parent / known).is_file():
-            raise BadInput(
+            raise UsageError(
                 f"--output {path}: would be among the files of a run or of shards, beside {known};"
                 " choose another name or folder"
             )
@@ -93,12 +93,12 @@ def check_writable(folder: Path, option: str) -> None:
         option: that names it, and its value.
 
     Raises:
-        BadInput: it cannot be written.
-        StoreFailed: its disk is full.
+        UsageError: it cannot be written.
+        StorageError: its disk is full.
     """
     try:
         place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         with full_disk_reported(folder, FULL), TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise BadInput(f"{option}: cannot be written ({error.strerror})") from None
+        raise UsageError(f"{option}: cannot be written ({error.strerror})") from None

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from headct.errors import UsageError
+from headct.printable import hide_secrets
 from trainer.data.shards import ShardDirectory, parse_image, parse_window
-from trainer.errors import BadInput
 from trainer.files import remove_unfinished, write_json
 from trainer.json_documents import (
     LONGEST_SHOWN,
@@ -19,7 +20,6 @@ from trainer.json_documents import (
 )
 from trainer.options import TrainOptions, run_identity
 from trainer.runs.lock import LOCK
-from trainer.shown import hide_secrets
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ def check_fit(
     """Compares what a run was trained on with what it shall answer for.
 
     Raises:
-        BadInput: other labels, windows or images.
+        UsageError: other labels, windows or images.
     """
     trained, here = described_data(description), describe_data(shards)
     unlabeled = may_lack_labels and shards.is_unlabeled
     for name in ("windows", "image") if unlabeled else ("labels", "windows", "image"):
         if trained[name] != here[name]:
-            raise BadInput(
+            raise UsageError(
                 f"{shards.location}: the run was trained on {name} {trained[name]},"
                 f" here: {here[name]}"
             )
@@ -183,13 +183,13 @@ def check_run(
         continued: what `continuing.Origin.recorded` says, if it starts from another run.
 
     Raises:
-        BadInput: it holds another run, or something else.
+        UsageError: it holds another run, or something else.
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
         _refuse_other_run(run, options, shards, continued)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
-        raise BadInput(f"--run {run.path}: exists and is no run directory")
+        raise UsageError(f"--run {run.path}: exists and is no run directory")
     else:  # a path of the shards, say, that no reader would take
         described = _describe_run(options, shards, [0.0] * len(shards.labels))  # not known yet
         check_document(described, "run", f"--run {run.path}: for run.json")
@@ -216,7 +216,7 @@ def begin_run(
         continued: see `check_run`.
 
     Raises:
-        BadInput: another run began in it meanwhile.
+        UsageError: another run began in it meanwhile.
     """
     check_run(options, shards, continued)
     remove_unfinished(run.path)
@@ -236,7 +236,7 @@ def _refuse_other_run(
     """Says what differs between the run that is there and the one asked for.
 
     Raises:
-        BadInput: anything does.
+        UsageError: anything does.
     """
     before = read_description(run)
     differing = [
@@ -254,7 +254,7 @@ def _refuse_other_run(
     if differing:
         more = f"; for more epochs, a new --run with --continue_from {run.path}"
         longer = more if options.epochs != before["options"].get("epochs") else ""
-        raise BadInput(f"--run {run.path} is of other options: {'; '.join(differing)}{longer}")
+        raise UsageError(f"--run {run.path} is of other options: {'; '.join(differing)}{longer}")
 
 
 def _shown_option(value: Any) -> str:
@@ -268,13 +268,13 @@ def read_description(run: RunDirectory) -> dict[str, Any]:
     """Reads run.json.
 
     Raises:
-        BadInput: it is not there, not whole, or has a wrong value.
+        UsageError: it is not there, not whole, or has a wrong value.
     """
     try:
         description: dict[str, Any] = read_document(run.description, "run")
     except FileNotFoundError:
-        raise BadInput(f"{run.path}: no run.json, so no run directory") from None
+        raise UsageError(f"{run.path}: no run.json, so no run directory") from None
     shards = description["shards"]
     if len(shards["prevalence"]) != len(shards["labels"]):
-        raise BadInput(f"{run.description}: shards.prevalence: must be a number a label")
+        raise UsageError(f"{run.description}: shards.prevalence: must be a number a label")
     return description

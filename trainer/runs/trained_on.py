@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from headct.errors import UsageError
 from trainer.data.contract import ID_COLUMNS, IMAGE_ID, ORDINAL, PATIENT
 from trainer.data.index import read_ids
 from trainer.data.shards import ShardDirectory, Split
-from trainer.errors import BadInput
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
 
@@ -42,7 +42,7 @@ def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataF
     """The hashes of the examples of some splits, one row per example.
 
     Raises:
-        BadInput: the index of the shards does not say whose they are.
+        UsageError: the index of the shards does not say whose they are.
     """
     ids, digest = read_ids(shards, splits), shards.digest()
     return pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in ID_COLUMNS})
@@ -58,7 +58,7 @@ def read_trained_on(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: it is not there.
-        BadInput: it is damaged, or something else.
+        UsageError: it is damaged, or something else.
     """
     try:
         hashes = pd.read_parquet(path, columns=[*ID_COLUMNS])
@@ -66,9 +66,9 @@ def read_trained_on(path: Path) -> pd.DataFrame:
         raise
     except (OSError, ValueError) as error:
         told = str(error).splitlines()[0]
-        raise BadInput(f"{path}: cannot be read ({told})") from None
+        raise UsageError(f"{path}: cannot be read ({told})") from None
     if not (hashes.dtypes == np.uint64).all():
-        raise BadInput(f"{path}: must hold hashes of 64 bits")
+        raise UsageError(f"{path}: must hold hashes of 64 bits")
     return hashes
 
 
@@ -129,7 +129,7 @@ def find_overlap(
         texts: ids of the examples, [N] each.
 
     Raises:
-        BadInput: what the run says is damaged.
+        UsageError: what the run says is damaged.
     """
     runs = [_find_examples(each, shards, texts) for each in _lineage(run)]
     known = np.logical_or.reduce([found for _, found in runs])

@@ -14,6 +14,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from headct.printable import show_line
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
@@ -21,7 +22,6 @@ from trainer.json_documents import read_json
 from trainer.progress import explain_weights, make_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
-from trainer.shown import show_line
 from trainer.training.train import train
 
 _POOLED = (
@@ -35,7 +35,7 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     """Trains what is not complete; writes out_of_fold.parquet and crossval.json above the runs.
 
     Raises:
-        BadInput: the weights cannot be had, or a shard is damaged.
+        UsageError: the weights cannot be had, or a shard is damaged.
         Diverged: a loss is no longer finite.
     """
     folder = jobs[0].run.path.parent

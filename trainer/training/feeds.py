@@ -214,7 +214,7 @@ def open_feed(job: Job, free_device_memory: int | None) -> Feed:
         free_device_memory: bytes; None if unknown.
 
     Raises:
-        BadInput: there is too little memory or disk space.
+        UsageError: there is too little memory or disk space.
     """
     options, image = job.options, job.shards.image
     if options.cache == "none":

@@ -52,7 +52,7 @@ def train(job: Job) -> None:
     """Trains, or resumes where an earlier start of the same run stopped.
 
     Raises:
-        BadInput: the weights cannot be had, or a shard is damaged.
+        UsageError: the weights cannot be had, or a shard is damaged.
         Diverged: the loss is no longer finite.
     """
     options = job.options

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
-from beam_pipeline.errors import StoreError
-from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.retries import Patience, Transient
-from beam_pipeline.storage.sources import show_source
+from headct.errors import StoreError
+from headct.stores.protocol import FileInfo
+from headct.stores.retries import Patience, Transient
+from headct.stores.sources import show_source
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from beam_pipeline.errors import StoreError
+from headct.errors import StoreError
 
 DEFAULT_PATIENCE = 600.0  # seconds
 _LONGEST_WAIT = 15.0  # seconds between two attempts

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from beam_pipeline.errors import UsageError
+from headct.errors import UsageError
 
 
 class Mark(StrEnum):

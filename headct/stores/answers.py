@@ -10,8 +10,9 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from beam_pipeline.errors import ObjectFault, ObjectRefused, Reason, StoreError
-from beam_pipeline.storage.retries import Foreign, Transient
+from headct.errors import ObjectRefused, StoreError
+from headct.reasons import ObjectFault, Reason
+from headct.stores.retries import Foreign, Transient
 
 RANGE_NOT_SATISFIABLE = 416
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from beam_pipeline.errors import ObjectFault, PipelineError, Reason, StoreError
 from beam_pipeline.planning.label_file import LabelFile
-from beam_pipeline.storage import InputFiles
-from beam_pipeline.storage.refusals import find_folder
-from tests.beam_pipeline.scripted_store import LISTING, Answer, ScriptedStore, refusal, serve
+from headct.errors import HeadctError, StoreError
+from headct.reasons import ObjectFault, Reason
+from headct.stores import InputFiles
+from headct.stores.refusals import find_folder
+from tests.headct.scripted_store import LISTING, Answer, ScriptedStore, refusal, serve
 
 A_MOMENT = 1.0  # second of patience
 PAGE = b"<html><body>Please log in.</body></html>"
@@ -118,7 +119,7 @@ def test_a_label_file_that_is_kept_back_is_one_line(
     store: ScriptedStore, answer: Answer, message: str
 ) -> None:
     store.answers = {"l.csv": answer}
-    with pytest.raises(PipelineError) as refused:
+    with pytest.raises(HeadctError) as refused:
         LabelFile("s3://data/l.csv", patience=A_MOMENT).read()
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)

@@ -9,10 +9,10 @@ file, a StoreError that of the store. What may pass (a time-out, a 5xx, a connec
 tried again until patience is at an end, and is a StoreError then.
 """
 
-from beam_pipeline.storage.folder import Folder
-from beam_pipeline.storage.inputs import InputFiles, find_input
-from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.stores import is_local, load_archive, open_file
+from headct.stores.folder import Folder
+from headct.stores.inputs import InputFiles, find_input
+from headct.stores.protocol import FileInfo
+from headct.stores.stores import is_local, load_archive, open_file
 
 __all__ = [
     "FileInfo",

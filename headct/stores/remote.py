@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 
-from beam_pipeline.errors import ObjectFault, Reason, StoreError
-from beam_pipeline.storage.answers import RANGE_NOT_SATISFIABLE, cause, failure_of, status
-from beam_pipeline.storage.clients import open_store
-from beam_pipeline.storage.listing import Pages
-from beam_pipeline.storage.object_keys import is_usable, why_unusable
-from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.retries import Patience
+from headct.errors import StoreError
+from headct.reasons import ObjectFault, Reason
+from headct.stores.answers import RANGE_NOT_SATISFIABLE, cause, failure_of, status
+from headct.stores.clients import open_store
+from headct.stores.listing import Pages
+from headct.stores.object_keys import is_usable, why_unusable
+from headct.stores.protocol import FileInfo
+from headct.stores.retries import Patience
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig

@@ -13,9 +13,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from beam_pipeline.errors import StoreError
-from beam_pipeline.storage.clients import google_emulator, google_headers, s3_endpoint
-from beam_pipeline.storage.retries import Foreign, Transient
+from headct.errors import StoreError
+from headct.stores.clients import google_emulator, google_headers, s3_endpoint
+from headct.stores.retries import Foreign, Transient
 
 _PAGE = 1000  # objects a request lists
 _TIMEOUT = 20.0  # seconds

@@ -11,11 +11,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
-from beam_pipeline.errors import UsageError
-from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.refusals import InputFolder, find_folder
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE, Patience, Transient
-from beam_pipeline.storage.stores import find_input_store
+from headct.errors import UsageError
+from headct.stores.protocol import FileInfo
+from headct.stores.refusals import InputFolder, find_folder
+from headct.stores.retries import DEFAULT_PATIENCE, Patience, Transient
+from headct.stores.stores import find_input_store
 
 _WILDCARDS = frozenset("*?[")
 AHEAD_BYTES = 1 << 26  # of files that were read: converted now, or waiting for it

@@ -1,6 +1,6 @@
 import pytest
 
-from beam_pipeline.layout import ShardFile
+from headct.layout import ShardFile
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from beam_pipeline.storage.remote import find_bucket
-from beam_pipeline.storage.stores import find_input_store, find_store
-from tests.beam_pipeline.object_stores import S3_BUCKET, S3_CREDENTIALS
+from headct.stores.remote import find_bucket
+from headct.stores.stores import find_input_store, find_store
+from tests.headct.object_stores import S3_BUCKET, S3_CREDENTIALS
 
 LISTING = "the listing"  # in place of a key
 _FIELDS = (

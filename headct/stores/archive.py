@@ -19,10 +19,10 @@ import pyarrow as pa
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from beam_pipeline.errors import StoreError, UsageError
-from beam_pipeline.storage.local import LocalStore
-from beam_pipeline.storage.protocol import FileInfo
-from beam_pipeline.storage.sources import decode_source, encode_source
+from headct.errors import StoreError, UsageError
+from headct.stores.local import LocalStore
+from headct.stores.protocol import FileInfo
+from headct.stores.sources import decode_source, encode_source
 
 SUFFIX = ".zip"
 

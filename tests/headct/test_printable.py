@@ -4,8 +4,9 @@ import logging
 import pytest
 
 from beam_pipeline.options import Options
-from beam_pipeline.shown import LineFormatter, Terminal, escape_controls, hide_secrets, show_line
-from beam_pipeline.storage.sources import show_source
+from headct.printable import escape_controls, hide_secrets, show_line
+from headct.stores.sources import show_source
+from headct.terminal import LineFormatter, Terminal
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from beam_pipeline.errors import StoreError
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
+from headct.errors import StoreError
+from headct.stores.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
 
 
 class Clock:

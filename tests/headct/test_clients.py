@@ -9,10 +9,10 @@ import obstore
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.errors import OutputError
-from beam_pipeline.storage import Folder, InputFiles, open_file
-from beam_pipeline.storage.clients import open_store
-from tests.beam_pipeline.scripted_store import Answer, ScriptedStore, serve
+from headct.errors import OutputError
+from headct.stores import Folder, InputFiles, open_file
+from headct.stores.clients import open_store
+from tests.headct.scripted_store import Answer, ScriptedStore, serve
 
 A_MOMENT = 1.0  # second of patience
 ROOT = Path(__file__).parent

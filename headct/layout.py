@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from beam_pipeline.errors import quoted
+from headct.printable import quoted
 
 SCHEMA_VERSION = 1  # of the manifest; another one where a reader of this one would go wrong
 

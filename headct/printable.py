@@ -1,6 +1,4 @@
-"""How texts of others are shown: paths may hold what a terminal obeys, and URLs passwords."""
-
-from __future__ import annotations
+"""Untrusted text, made printable: no control characters of file names, no passwords of URLs."""
 
 import re
 
@@ -11,6 +9,7 @@ _SECRET = re.compile(
     r"\b((?:x-amz|x-goog)-\w[\w-]*|sig|signature|\w*token|awsaccesskeyid|password)=[^&\s'\",;]+",
     re.IGNORECASE,
 )
+_PUBLIC = re.compile(r"project=[\w:.-]+")  # a link to a job
 _HIDDEN = "***"
 
 
@@ -35,9 +34,18 @@ def _hide(url: str) -> str:
         place = f"{_HIDDEN}@{host}"
     shown = f"{scheme}://{place}{slash}{path}"
     before, mark, query = shown.partition("?")
-    return f"{before}?{_HIDDEN}" if mark and "=" in query else shown
+    hidden = mark and "=" in query and not _PUBLIC.fullmatch(query)
+    return f"{before}?{_HIDDEN}" if hidden else shown
 
 
 def show_line(text: object) -> str:
     """A message as one line of a terminal or a log."""
     return escape_controls(hide_secrets(str(text)))
+
+
+_LONGEST_QUOTE = 40  # characters
+
+
+def quoted(text: str) -> str:
+    """A text of the user's in quotes, for a message: control characters escaped, and cut."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")

@@ -6,10 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from beam_pipeline.errors import ObjectRefused, PipelineError, StoreError, UsageError
-from beam_pipeline.storage.object_keys import is_usable, why_unusable
-from beam_pipeline.storage.protocol import ReadableStore, Store
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
+from headct.errors import HeadctError, ObjectRefused, StoreError, UsageError
+from headct.stores.object_keys import is_usable, why_unusable
+from headct.stores.protocol import ReadableStore, Store
+from headct.stores.retries import DEFAULT_PATIENCE
 
 
 def is_local(url: str) -> bool:
@@ -31,10 +31,10 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         StoreError: its credentials cannot be used.
     """
     if is_local(url):
-        from beam_pipeline.storage.local import LocalStore
+        from headct.stores.local import LocalStore
 
         return LocalStore(patience), _absolute(url)
-    from beam_pipeline.storage.remote import REMOTE_SCHEMES, find_bucket
+    from headct.stores.remote import REMOTE_SCHEMES, find_bucket
 
     scheme, _, rest = url.partition("://")
     if scheme not in REMOTE_SCHEMES:
@@ -61,7 +61,7 @@ def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Read
     archive = _find_archive(url)
     if archive is None:
         return find_store(url, patience)
-    from beam_pipeline.storage.archive import ArchiveStore
+    from headct.stores.archive import ArchiveStore
 
     return ArchiveStore(archive[0], patience), archive[1]
 
@@ -69,7 +69,7 @@ def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Read
 def _find_archive(url: str) -> tuple[str, str] | None:
     if not is_local(url) or ".zip" not in url.lower():
         return None
-    from beam_pipeline.storage.archive import split_archive
+    from headct.stores.archive import split_archive
 
     return split_archive(_absolute(url))
 
@@ -86,7 +86,7 @@ def load_archive(url: str) -> None:
     """
     if _find_archive(url) is not None:
         store, path = find_input_store(url)
-        with suppress(PipelineError):
+        with suppress(HeadctError):
             store.is_folder(path)
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from beam_pipeline.errors import OutputError, UsageError
-from beam_pipeline.storage.protocol import Store
-from beam_pipeline.storage.retries import DEFAULT_PATIENCE
-from beam_pipeline.storage.stores import find_store, is_local
+from headct.errors import OutputError, UsageError
+from headct.stores.protocol import Store
+from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores.stores import find_store, is_local
 
 
 def digest_file(file: BinaryIO) -> str:

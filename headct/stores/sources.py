@@ -1,6 +1,6 @@
 """Sources, the paths of the input's files: as tables hold them, and as they are shown."""
 
-from beam_pipeline.shown import escape_controls
+from headct.printable import escape_controls
 
 
 def encode_source(path: str) -> bytes:

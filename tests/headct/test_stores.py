@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 
-from beam_pipeline.errors import OutputError, PipelineError, StoreError, UsageError
-from beam_pipeline.storage import FileInfo, Folder, InputFiles, is_local, open_file
-from beam_pipeline.storage.local import LocalStore
-from beam_pipeline.storage.remote import ObjectStore
+from headct.errors import HeadctError, OutputError, StoreError, UsageError
+from headct.stores import FileInfo, Folder, InputFiles, is_local, open_file
+from headct.stores.local import LocalStore
+from headct.stores.remote import ObjectStore
 
 A_MOMENT = 0.2  # seconds of patience
 
@@ -124,7 +124,7 @@ def test_an_input_that_may_not_be_looked_at_is_refused(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "stat", fail(math.inf, errno.EACCES, Path.stat, "sub"))
-    with pytest.raises(PipelineError):
+    with pytest.raises(HeadctError):
         InputFiles.parse(str(tree / "sub"))
 
 
@@ -418,7 +418,7 @@ def test_so_many_files_are_read_ahead_as_memory_holds(
 ) -> None:
     monkeypatch.setattr(LocalStore, "readers", 7)
     monkeypatch.setattr(LocalStore, "read_together", together)
-    monkeypatch.setattr("beam_pipeline.storage.inputs.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("headct.stores.inputs.ThreadPoolExecutor", AtOnce)
     read, count = LocalStore.read, [0]
 
     def counted(store: LocalStore, *arguments: Any) -> bytes:
@@ -875,7 +875,7 @@ def test_a_folder_that_may_not_be_looked_into_is_refused(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "listdir", fail(math.inf, errno.EACCES, os.listdir, tree.name))
-    with pytest.raises(PipelineError, match="Permission denied"):
+    with pytest.raises(HeadctError, match="Permission denied"):
         Folder(str(tree)).names()
 
 
@@ -911,7 +911,7 @@ def test_entries_tell_folders_and_links_from_files(tmp_path: Path) -> None:
 def test_a_file_that_another_process_writes_is_kept_while_that_lives(
     tmp_path: Path, killed: bool
 ) -> None:
-    code = "import sys; from beam_pipeline.storage import Folder\n"
+    code = "import sys; from headct.stores import Folder\n"
     code += "with Folder(sys.argv[1]).create('shard') as file:\n"
     code += "    file.write(b'all of it'); print('writing', flush=True); sys.stdin.read()"
     writer = subprocess.Popen(

@@ -20,8 +20,8 @@ import obstore
 import pytest
 from obstore.store import GCSStore, S3Store
 
-from tests.beam_pipeline.faulty_proxy import FaultyProxy
 from tests.cache import SERVERS
+from tests.headct.faulty_proxy import FaultyProxy
 
 _GOFAKES3 = "github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0"
 _FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.56.1"

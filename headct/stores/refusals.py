@@ -6,10 +6,11 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import TypeVar
 
-from beam_pipeline.errors import ObjectFault, ObjectRefused, PipelineError, Reason
-from beam_pipeline.storage.protocol import FileInfo, ReadableStore
-from beam_pipeline.storage.retries import Foreign, Patience
-from beam_pipeline.storage.stores import find_input_store, find_store
+from headct.errors import HeadctError, ObjectRefused
+from headct.reasons import ObjectFault, Reason
+from headct.stores.protocol import FileInfo, ReadableStore
+from headct.stores.retries import Foreign, Patience
+from headct.stores.stores import find_input_store, find_store
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class InputFolder:
         yield from map(self._path, found[:: max(1, len(found) // _ASKED)])
         store, folder = find_store(self._root, self._patience)
         folders: list[str] = []
-        with suppress(PipelineError):  # one of them may have a name that is no path
+        with suppress(HeadctError):  # one of them may have a name that is no path
             folders = sorted(name for name in store.entries(folder) if name.endswith("/"))
         for name in folders[:: max(1, len(folders) // _ASKED)]:
             for info in islice(store.list(self._path(name.rstrip("/"))), 1):

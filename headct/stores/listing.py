@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from obstore.exceptions import InvalidPathError
 
-from beam_pipeline.errors import StoreError
+from headct.errors import StoreError
 
 if TYPE_CHECKING:
-    from beam_pipeline.storage.exact_listing import ExactListing
+    from headct.stores.exact_listing import ExactListing
 
 Item = dict[str, Any]  # an object's path, size, and e_tag, version or last_modified, as of obstore
 
@@ -57,7 +57,7 @@ class Pages:
         if not self._url.startswith(_LISTED_EXACTLY):
             what = "an object's key has '//', '.', '..' or a control character"
             raise StoreError(self._url, what, "rename it")
-        from beam_pipeline.storage.exact_listing import ExactListing  # boto3 loads for a while
+        from headct.stores.exact_listing import ExactListing  # boto3 loads for a while
 
         return ExactListing(self._url, self._folder, self._last)
 

@@ -1,0 +1,71 @@
+"""Errors caused by input or environment; every other exception is a bug and keeps its traceback.
+
+HeadctError                one line for the user, and the exit code
+ ├── UsageError            bad options, input, shards or run directory   (exit code 2)
+ ├── Interrupted           Ctrl-C                                        (exit code 130)
+ └── StorageError          a store or a disk failed                      (exit code 5)
+      ├── StoreError       a store failed, or refused access
+      │    └── ObjectRefused   perhaps one object only: other objects decide
+      └── OutputError      the output could not be written
+
+`beam_pipeline.errors` and `headct.errors` add those of their own.
+"""
+
+
+class HeadctError(Exception):
+    """The command ends with one line for the user and `exit_code`."""
+
+    exit_code = 1
+
+
+class Interrupted(HeadctError):
+    """The user does not want to wait any longer."""
+
+    exit_code = 130
+
+
+class UsageError(HeadctError):
+    """The options, the input or the output folder cannot be used as given."""
+
+    exit_code = 2
+
+
+class StorageError(HeadctError):
+    """A store or a disk failed, refused access, or has no room."""
+
+    exit_code = 5
+
+
+RESUMES = "the same command resumes"
+
+
+class StoreError(StorageError):
+    """A store failed, or refused access: no verdict on any file.
+
+    Args:
+        store: its URL or path.
+        what: happened, in a few words; never a value from a header.
+        remedy: what to do.
+    """
+
+    def __init__(self, store: str, what: str, remedy: str = RESUMES) -> None:
+        super().__init__(store, what, remedy)
+        self.store = store
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.store}: {self.what}; {self.remedy}"
+
+
+class ObjectRefused(StoreError):
+    """A store refused to hand out an object: its fault if others can be read, else the store's."""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the answer was none of the store's protocol, and may come from elsewhere."""
+        return self.remedy != RESUMES
+
+
+class OutputError(StorageError):
+    """The output could not be written; what is whole stays, and a second start resumes."""
