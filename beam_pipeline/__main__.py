@@ -22,7 +22,7 @@ from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
-from beam_pipeline.runners import Launch
+from beam_pipeline.runners.choose import Launch
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
@@ -118,13 +118,13 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
 
 
 def _find_job_server(launched: Launch) -> Launch:
-    from beam_pipeline.running.job_server import find_job_server
+    from beam_pipeline.runners.job_server import find_job_server
 
     return find_job_server(launched)
 
 
 def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
-    from beam_pipeline.running.launch import launch
+    from beam_pipeline.runners.run_job import launch
 
     with Display(console, listen=False) as display:
         return launch(options, launched, Watcher(Unfinished(folder), display), console)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
 from beam_pipeline.options import Files, Identifiers, Options
-from beam_pipeline.runners import (
+from beam_pipeline.runners.choose import (
     LOCAL,
     RUNNERS,
     Launch,

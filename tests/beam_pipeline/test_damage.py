@@ -16,8 +16,8 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, Watcher
-from beam_pipeline.runners import RUNNERS, Launch
-from beam_pipeline.running.launch import _find_job
+from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.run_job import _find_job
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output

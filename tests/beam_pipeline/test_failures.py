@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from beam_pipeline.running.failures import cause, lost_service, lost_worker
+from beam_pipeline.runners.failures import cause, lost_service, lost_worker
 
 PREFIX = "Pipeline BeamApp-root-1129233435_047fcfe3-db38 failed in state FAILED: "
 SPARK_CONTEXT = """\

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.running.flink import FlinkCluster
+from beam_pipeline.runners.flink import FlinkCluster
 
 
 class Cluster(ThreadingHTTPServer):

@@ -16,9 +16,9 @@ from apache_beam.options.pipeline_options import (
 )
 
 from beam_pipeline.errors import RunnerError
-from beam_pipeline.runners import RUNNERS, Launch
-from beam_pipeline.running import tied
-from beam_pipeline.running.job_server import find_job_server, prepare_servers
+from beam_pipeline.runners import tied
+from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.job_server import find_job_server, prepare_servers
 from headct.errors import UsageError
 
 DRIVER = "org.apache.beam.runners.{}JobServerDriver"

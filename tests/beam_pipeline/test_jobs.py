@@ -7,9 +7,9 @@ import grpc
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
-from beam_pipeline.runners import RUNNERS, Launch
-from beam_pipeline.running import jobs
-from beam_pipeline.running.jobs import Job, ask_for
+from beam_pipeline.runners import jobs
+from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.jobs import Job, ask_for
 
 State = beam_job_api_pb2.JobState
 

@@ -10,7 +10,7 @@ from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Files, Identifiers, Options
-from beam_pipeline.runners import LOCAL, RUNNERS, Launch
+from beam_pipeline.runners.choose import LOCAL, RUNNERS, Launch
 from headct.declarations import flags, help_text
 from headct.errors import UsageError
 from tests.options_table import PAGE, page

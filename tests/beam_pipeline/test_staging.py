@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.errors import RunnerError
-from beam_pipeline.running import staging
+from beam_pipeline.runners import staging
 
 OFFLINE = """\
   error: subprocess-exited-with-error

@@ -23,7 +23,7 @@ import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from beam_pipeline import __version__
-from beam_pipeline.running.staging import pinned_requirements
+from beam_pipeline.runners.staging import pinned_requirements
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.engines.dataflow_service import DataflowJob, DataflowService, serve_dataflow
 from tests.engines.engines import ROOT, finish, wait_for

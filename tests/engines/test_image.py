@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.pipeline import build
-from beam_pipeline.running.staging import pinned_requirements, stage_package
+from beam_pipeline.runners.staging import pinned_requirements, stage_package
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.engines.engines import ROOT, digests
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beam_pipeline.runners import RUNNERS, Launch
-from beam_pipeline.running.jobs import Job, ask_for
+from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.jobs import Job, ask_for
 from headct.layout import JOB
 from tests.engines.conftest import ARGUMENTS, BAD, SLICES
 from tests.engines.engines import Engine, digests, finish, kill, wait_for

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from beam_pipeline.runners import DATAFLOW, Launch
-from beam_pipeline.running.flink import UNKNOWN, FlinkCluster
+from beam_pipeline.runners.choose import DATAFLOW, Launch
+from beam_pipeline.runners.flink import UNKNOWN, FlinkCluster
 
 ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 _ANSWER_SECONDS = 10.0

@@ -10,9 +10,9 @@ from rich.console import Console
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal
 from beam_pipeline.progress import Display, Watcher
-from beam_pipeline.runners import RUNNERS, Launch
-from beam_pipeline.running import launch
-from beam_pipeline.running.jobs import Asked, Job
+from beam_pipeline.runners import run_job
+from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.jobs import Asked, Job
 from beam_pipeline.writing.output import write_refusal
 from headct.errors import Interrupted
 from headct.stores import Folder
@@ -56,13 +56,13 @@ class Waiting:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(launch, "_CANCEL_SECONDS", 0.2)
-    monkeypatch.setattr(launch, "_FIRST_SIGN_SECONDS", 0.1)
+    monkeypatch.setattr(run_job, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_job, "_CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr(run_job, "_FIRST_SIGN_SECONDS", 0.1)
 
 
 def interrupt(asked: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    monkeypatch.setattr(launch, "ask_for", lambda job, launched: asked)
+    monkeypatch.setattr(run_job, "ask_for", lambda job, launched: asked)
     launched = Launch(RUNNERS["FlinkRunner"], (), cancel_on_interrupt=True)
     with pytest.raises(Interrupted) as raised:
         watch(Waiting(1, KeyboardInterrupt()), launched, tmp_path)
@@ -74,7 +74,7 @@ def watch(handle: Waiting, launched: Launch, output: Path) -> str:
     console = Console()
     with Display(console, listen=False) as display, console.capture() as shown:
         watcher = Watcher(Unfinished(Folder(str(output))), display)
-        launch._watch(handle, JOB, launched, watcher, console)
+        run_job._watch(handle, JOB, launched, watcher, console)
     return shown.get()
 
 
@@ -117,18 +117,18 @@ def test_silence_of_workers_is_told_once(tmp_path: Path) -> None:
 def test_where_to_look_depends_on_how_workers_start(environment: str) -> None:
     launched = Launch(RUNNERS["SparkRunner"], ("--environment_type", environment))
     others = {
-        launch._silence(Launch(RUNNERS["SparkRunner"], ("--environment_type", other)), "out")
+        run_job._silence(Launch(RUNNERS["SparkRunner"], ("--environment_type", other)), "out")
         for other in {"DOCKER", "PROCESS", "LOOPBACK", "EXTERNAL"} - {environment}
     }
-    assert launch._silence(launched, "out") not in others
+    assert run_job._silence(launched, "out") not in others
 
 
 def test_a_run_that_its_runner_repeats_although_it_was_refused_is_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = Fake(True, "RUNNING")
-    monkeypatch.setattr(launch, "ask_for", lambda job, launched: asked)
-    monkeypatch.setattr(launch, "_REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(run_job, "ask_for", lambda job, launched: asked)
+    monkeypatch.setattr(run_job, "_REFUSED_SECONDS", 0.05)
     write_refusal(Folder(str(tmp_path)), 3, "too many rejects")
     with pytest.raises(Refusal, match="too many rejects") as raised:
         watch(Waiting(1000), Launch(RUNNERS["FlinkRunner"], POOL), tmp_path)
@@ -158,7 +158,7 @@ def test_workers_that_write_are_not_called_silent(resumed: bool, tmp_path: Path)
         watcher = Watcher(Unfinished(Folder(str(tmp_path))), display)
         watcher.look = lambda: None  # type: ignore[method-assign]
         launched = Launch(RUNNERS["FlinkRunner"], POOL)
-        launch._watch(Writing(40), JOB, launched, watcher, console)
+        run_job._watch(Writing(40), JOB, launched, watcher, console)
     assert "No worker" not in shown.get()
 
 
@@ -193,4 +193,4 @@ class Gone(grpc.RpcError):
     ],
 )
 def test_what_to_do_after_a_loss(error: Exception, job: Job | None, said: str) -> None:
-    assert launch._after_failure(error, job) == said
+    assert run_job._after_failure(error, job) == said

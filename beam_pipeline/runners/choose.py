@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beam_pipeline.addresses import ADDRESS_OPTIONS, check_address, is_here
+from beam_pipeline.runners.addresses import ADDRESS_OPTIONS, check_address, is_here
 from headct.declarations import OneLineParser, did_you_mean
 from headct.errors import UsageError
 from headct.stores import is_local

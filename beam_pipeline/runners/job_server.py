@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from beam_pipeline.errors import RunnerError
-from beam_pipeline.runners import ENGINES, Launch
-from beam_pipeline.running import tied
-from beam_pipeline.running.jobs import flink_cluster
+from beam_pipeline.runners import tied
+from beam_pipeline.runners.choose import ENGINES, Launch
+from beam_pipeline.runners.jobs import flink_cluster
 from headct.errors import UsageError
 
 _MANIFEST = "META-INF/MANIFEST.MF"

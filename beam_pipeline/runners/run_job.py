@@ -21,11 +21,11 @@ from rich.console import Console
 from beam_pipeline.errors import RunnerError
 from beam_pipeline.options import Options
 from beam_pipeline.progress import Watcher
-from beam_pipeline.runners import DATAFLOW, Launch
-from beam_pipeline.running.failures import cause, lost_service, lost_worker
-from beam_pipeline.running.flink import FlinkCluster
-from beam_pipeline.running.job_server import prepare_servers
-from beam_pipeline.running.jobs import (
+from beam_pipeline.runners.choose import DATAFLOW, Launch
+from beam_pipeline.runners.failures import cause, lost_service, lost_worker
+from beam_pipeline.runners.flink import FlinkCluster
+from beam_pipeline.runners.job_server import prepare_servers
+from beam_pipeline.runners.jobs import (
     ENDED,
     Handle,
     Job,
@@ -155,7 +155,7 @@ def _staged_package(launched: Launch, folder: Path) -> Sequence[str]:
     starts_containers = portable.environment_type in (None, "DOCKER")
     if has_image or not starts_containers or options.view_as(SetupOptions).setup_file:
         return []
-    from beam_pipeline.running.staging import stage_package
+    from beam_pipeline.runners.staging import stage_package
 
     return list(stage_package(folder))
 

@@ -9,7 +9,7 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.command_line import parse_options
-from beam_pipeline.runners import LOCAL, RUNNERS, choose_runner
+from beam_pipeline.runners.choose import LOCAL, RUNNERS, choose_runner
 from headct.errors import UsageError
 from tests.headct.ports import free_port
 

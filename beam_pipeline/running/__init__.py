@@ -1,1 +1,0 @@
-"""Beam runners: how a job is started, watched and ended."""
