@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["headct*", "beam_pipeline*", "trainer*"]),
     package_data={
-        "headct": ["py.typed"],
+        "headct": ["py.typed", "*.jinja"],
         "beam_pipeline": ["py.typed"],
         "beam_pipeline.verify": ["*.json"],
         "beam_pipeline.card": ["*.jinja"],

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from beam_pipeline.card import facts, pictures, tables
 from beam_pipeline.card.content import Content
 from beam_pipeline.card.numbers import count
 from beam_pipeline.directory.rejects import Reject, count_reasons
+from headct.page import page_templates
 
 _CARD = "card.html.jinja"
 _REFUSED = "refused.html.jinja"
@@ -35,16 +34,9 @@ def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = count
-    page: str = environment.get_template(template).render(values)
-    return page
+    templates = page_templates(Path(__file__).parent)
+    templates.filters["count"] = count
+    return templates.get_template(template).render(values)
 
 
 def _sections(content: Content) -> dict[str, Any]:

@@ -337,13 +337,6 @@ def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
     assert faults_of_page(shards / "report.html") == []
 
 
-def test_both_packages_have_the_same_page() -> None:
-    ours, theirs = (
-        ROOT / package / "page.html.jinja" for package in ("beam_pipeline/card", "trainer/report")
-    )
-    assert ours.read_text() == theirs.read_text()
-
-
 # Drawings
 
 

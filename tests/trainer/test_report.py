@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from headct.page import LAYOUT
 from tests.browser import DARK_PHONE, LIGHT_PHONE, VIEWS, faults_of_page
 from tests.trainer.made_runs import MANY, make_run
 from trainer.__main__ import main
 from trainer.command_line import parse_arguments
 from trainer.data.shards import ImageSpec
 from trainer.options import TrainOptions, run_identity
-from trainer.report import report
 from trainer.report.provenance import link_data_card, training_command
 from trainer.report.report import write_report
 from trainer.report.slices import best_hits, gray_levels, strongest, worst_mistakes
@@ -206,7 +206,7 @@ def test_the_data_card_is_linked_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_text_and_lines_stand_out_in_both_color_schemes() -> None:
-    styles = (Path(report.__file__).parent / "page.html.jinja").read_text()
+    styles = LAYOUT.read_text()
     light, dark = re.findall(r":root \{(.*?)\}", styles, flags=re.DOTALL)
     for scheme in (light, dark):
         colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", scheme))

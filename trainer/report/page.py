@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from headct.page import page_templates
 from trainer.files import write_whole
 
 UNDEFINED = "n/a"
@@ -24,10 +24,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         template: a file beside this module that extends page.html.jinja.
         values: what it shows.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template(template).render(values)
+    page = page_templates(Path(__file__).parent).get_template(template).render(values)
     write_whole(path, lambda unfinished: unfinished.write_text(page, encoding="utf-8"))
 
 
