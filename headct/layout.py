@@ -1,7 +1,7 @@
 """The shard directory, the contract with whoever reads it; and the names of an unfinished one.
 
-Every file, split, feature and column is named here, and only here; `tests/test_contract.py` holds
-the trainer's reading of it and the README's tables against this module.
+Every file, split, feature and column is named here, and only here; `tests/test_contract.py` checks
+a directory that was written and the README's tables against this module.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from headct.printable import quoted
 
-SCHEMA_VERSION = 1  # of the manifest; another one where a reader of this one would go wrong
+SCHEMA_VERSION = 1  # of the manifest; bump when existing readers would misread it
 
 DATASET = "ich"
 FILE_FORMAT = "tfrecord"
@@ -24,9 +24,12 @@ REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
 FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO)  # beside the shards
-CARD = "report.html"  # tells when and how fast: no part of what has to be the same again
+CARD = "report.html"  # not reproducible (date, speed), so not in the digest; may be absent
+
+ORDINAL = "ordinal"  # a kind of ids: numbers that mean nothing outside their directory
 
 UNLABELED_SPLIT = "test"
+UNLABELED = -1  # in place of a missing label
 HOLDOUT_SPLIT = "holdout"
 
 # The manifest's keys: what is in the directory, and how it came to be.
@@ -40,6 +43,12 @@ MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 def fold_split(number: int) -> str:
     """The name of a cross-validation fold, numbered from 0."""
     return f"fold{number}"
+
+
+def fold_number(split: str) -> int | None:
+    """Return a fold's number; None for other splits, whose labels may be missing."""
+    match = re.fullmatch(r"fold(\d+)", split)
+    return int(match[1]) if match else None
 
 
 _SHARD_NAME = re.compile(
@@ -99,14 +108,16 @@ class Feature(NamedTuple):
     meaning: str
 
 
+IMAGE, IMAGE_ID, LABEL, POSITION = "image", "image_id", "label", "position_z"
+PATIENT_ID, STUDY_ID, SERIES_ID = ID_COLUMNS = ("patient_id", "study_id", "series_id")
 EXAMPLE_FEATURES = (
-    Feature("image", "PNG", (), "uint8 [height, width, windows], or with `--hu` uint16: HU + 1024"),
-    Feature("image_id", "string", (), "the file's name without suffix, or by `--image_id`"),
-    Feature("patient_id", "string", (), "ordinal, hash or original, by `--identifiers`"),
-    Feature("study_id", "string", (), "the same"),
-    Feature("series_id", "string", (), "the same"),
-    Feature("label", "int64", ("labels",), "1 or 0, in the manifest's order; none without labels"),
-    Feature("position_z", "float32", (), "z of Image Position (Patient), mm; NaN if absent"),
+    Feature(IMAGE, "PNG", (), "uint8 [height, width, windows], or with `--hu` uint16: HU + 1024"),
+    Feature(IMAGE_ID, "string", (), "the file's name without suffix, or by `--image_id`"),
+    Feature(PATIENT_ID, "string", (), "ordinal, hash or original, by `--identifiers`"),
+    Feature(STUDY_ID, "string", (), "the same"),
+    Feature(SERIES_ID, "string", (), "the same"),
+    Feature(LABEL, "int64", ("labels",), "1 or 0, in the manifest's order; none without labels"),
+    Feature(POSITION, "float32", (), "z of Image Position (Patient), mm; NaN if absent"),
     Feature(
         "pixel_spacing", "float32", (2,), "between rows and columns of the image, mm; NaN if absent"
     ),
@@ -117,7 +128,7 @@ class Column(NamedTuple):
     """A column of the index.
 
     Attributes:
-        name: of the column; one that is there for each label ends in `LABEL`.
+        name: of the column; one that stands for a column per label ends in `LABEL`.
         dtype: by Arrow's name.
         meaning: with its unit.
     """
@@ -130,7 +141,7 @@ class Column(NamedTuple):
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 100
 LABEL_PREFIX = "label_"
-LABEL = "LABEL"  # in a column's name, in place of a label
+LABEL_PLACEHOLDER = "LABEL"  # in a column's name, in place of a label
 
 INDEX_COLUMNS = (
     Column("image_id", "string", "as in the example"),
@@ -141,7 +152,7 @@ INDEX_COLUMNS = (
     Column("bytes", "int32", "size of the record with its frame"),
     Column("image_offset", "int64", "of the PNG in the shard, bytes"),
     Column("image_bytes", "int32", "size of the PNG"),
-    Column(f"{LABEL_PREFIX}{LABEL}", "int8", "1 or 0; a column for each label, if any"),
+    Column(f"{LABEL_PREFIX}{LABEL_PLACEHOLDER}", "int8", "1 or 0; a column for each label, if any"),
     Column("patient_id", "string", "as in the example"),
     Column("study_id", "string", "as in the example"),
     Column("series_id", "string", "as in the example"),
@@ -155,8 +166,6 @@ INDEX_COLUMNS = (
     Column("resized", "bool", "whether the file's matrix had another size than the image"),
     Column("source", "string", "the file, relative to the input"),
 )
-ID_COLUMNS = ("patient_id", "study_id", "series_id")
-
 REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # texts, of a line of rejects
 
 
@@ -203,7 +212,7 @@ def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Name and type of each column of an index with some labels."""
     names = [*labels]
     for column in INDEX_COLUMNS:
-        if column.name == label_column(LABEL):
+        if column.name == label_column(LABEL_PLACEHOLDER):
             yield from ((label_column(label), column.dtype) for label in names)
         else:
             yield column.name, column.dtype

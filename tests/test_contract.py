@@ -1,8 +1,4 @@
-"""The shard directory as the pipeline writes it, the trainer reads it and the README describes it.
-
-The packages share no code, so each says for itself what is in the directory: here they are held
-against each other, and against a directory that was written.
-"""
+"""The shard directory: layout.py, what the pipeline writes, and the README agree."""
 
 import ast
 import json
@@ -16,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from beam_pipeline.card.run import record_start
-from beam_pipeline.directory.example import decode_example, read_records
+from beam_pipeline.directory.example import decode_example
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
@@ -26,30 +22,15 @@ from beam_pipeline.writing.output import prepare_output
 from beam_pipeline.writing.shards import write_shard
 from headct import layout
 from headct.layout import ShardFile
+from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import make_dicom
-from trainer.data import contract
 from trainer.data.index import read_ids, read_index
-from trainer.data.shards import read_shard_directory
+from trainer.data.input_pipeline import TEXTS
+from trainer.data.shards import PREPROCESSING, read_shard_directory
 
 ROOT = Path(__file__).parents[1]
 FEATURES = {feature.name: feature for feature in layout.EXAMPLE_FEATURES}
 COLUMNS = {column.name: column for column in layout.INDEX_COLUMNS}
-
-# What the trainer leaves unread: a feature or column is here, or in its contract.
-UNREAD_FEATURES = {"pixel_spacing"}
-UNREAD_COLUMNS = {
-    *(
-        "split",
-        "study_id",
-        "series_id",
-        "position_z",
-        "row_spacing",
-        "column_spacing",
-        "image_offset",
-        "image_bytes",
-    ),
-    *("rows", "columns", "transfer_syntax", "repair", "resized", "source"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +106,8 @@ def test_an_index_has_the_columns_of_the_layout(written: Path) -> None:
     schema = pq.read_schema(written / layout.INDEX)
     found = [(field.name, str(field.type)) for field in schema]
     assert found == [
-        (column.name.replace(layout.LABEL, "any"), column.dtype) for column in layout.INDEX_COLUMNS
+        (column.name.replace(layout.LABEL_PLACEHOLDER, "any"), column.dtype)
+        for column in layout.INDEX_COLUMNS
     ]
 
 
@@ -158,26 +140,14 @@ def test_the_readme_has_the_columns_of_the_layout() -> None:
     ]
 
 
-def test_the_trainer_knows_the_names_of_the_layout() -> None:
-    assert {*contract.FILES} <= {*layout.FILES}
-    assert contract.CARD == layout.CARD
-    for name in ("SCHEMA_VERSION", "MANIFEST", "INDEX", "REJECTS", "UNLABELED_SPLIT"):
-        assert getattr(contract, name) == getattr(layout, name)
-    assert contract.REJECT_COLUMNS == layout.REJECT_COLUMNS
-    for number in (0, 12):
-        assert contract.fold_split(number) == layout.fold_split(number)
-        assert contract.FOLD.fullmatch(layout.fold_split(number))
-    for other in (layout.UNLABELED_SPLIT, layout.HOLDOUT_SPLIT):
-        assert not contract.FOLD.fullmatch(other)
+def test_a_fold_has_a_number_and_other_splits_have_none() -> None:
+    assert [layout.fold_number(layout.fold_split(number)) for number in (0, 12)] == [0, 12]
+    for other in (layout.UNLABELED_SPLIT, layout.HOLDOUT_SPLIT, "fold", "fold0x"):
+        assert layout.fold_number(other) is None
 
 
-def test_the_trainer_reads_or_leaves_every_feature_and_column_of_the_layout() -> None:
-    assert {*contract.FEATURES} | UNREAD_FEATURES == FEATURES.keys()
-    labels = contract.label_column(layout.LABEL)
-    read = {*contract.INDEX_COLUMNS, *contract.ID_COLUMNS, labels}
-    assert read | UNREAD_COLUMNS == COLUMNS.keys()
-    assert not {*contract.FEATURES} & UNREAD_FEATURES
-    assert not read & UNREAD_COLUMNS
+def test_the_trainer_reads_features_of_the_layout() -> None:
+    assert {layout.IMAGE, layout.LABEL, layout.POSITION, *TEXTS} <= FEATURES.keys()
 
 
 def test_the_trainers_schema_asks_for_no_more_than_a_manifest_has(written: Path) -> None:
@@ -185,13 +155,13 @@ def test_the_trainers_schema_asks_for_no_more_than_a_manifest_has(written: Path)
     assert schema["properties"]["schema_version"]["const"] == layout.SCHEMA_VERSION
     assert {*schema["required"]} <= {*schema["properties"]}
     assert {*schema["properties"]} <= {*layout.MANIFEST_CONTENT, *layout.MANIFEST_ORIGIN}
-    assert {*contract.PREPROCESSING} <= manifest_of(written)["options"].keys()
+    assert {*PREPROCESSING} <= manifest_of(written)["options"].keys()
 
 
 def test_the_trainer_opens_what_the_pipeline_wrote(written: Path) -> None:
     shards = read_shard_directory(written)
     assert [split.name for split in shards.folds()] == ["fold0", "fold1"]
-    assert shards.preprocessing.keys() == {*contract.PREPROCESSING}
+    assert shards.preprocessing.keys() == {*PREPROCESSING}
     assert (shards.patient_ids, shards.image_ids) == ("ordinal", "file_name")
     ids = read_ids(shards, shards.folds())
     assert sorted(ids["image_id"]) == [f"ID_{patient}" for patient in range(4)]
@@ -217,9 +187,10 @@ def stated(package: str, declaration: str) -> Iterator[tuple[str, str]]:
     ("package", "declaration", "more", "other"),
     [
         # `verify` has expectations of its own.
-        ("beam_pipeline", "layout.py", {layout.LABEL_PREFIX, layout.CARD}, "verify"),
+        ("beam_pipeline", "", {layout.LABEL_PREFIX, layout.CARD}, "verify"),
         # Predictions have columns label_..., and runs a report.html, too.
-        ("trainer", "data/contract.py", set(), ""),
+        ("trainer", "", set(), ""),
+        ("headct", "layout.py", set(), ""),
     ],
 )
 def test_no_name_of_a_file_is_stated_twice(

@@ -17,7 +17,7 @@ from beam_pipeline.dicom.hounsfield import (
     stored_values,
 )
 from beam_pipeline.dicom.slices import OTHER_FUNCTION, Header, Slice, read_slice
-from beam_pipeline.directory.example import decode_example, read_record
+from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.images.windows import (
@@ -31,6 +31,7 @@ from headct.errors import StoreError, UsageError
 from headct.reasons import Rejected
 from headct.stores import InputFiles
 from headct.stores.sources import decode_source
+from headct.tfrecord import read_record
 
 # Histograms have bins of 16, which hold all values of 16 bits, signed or not.
 BIN = 16

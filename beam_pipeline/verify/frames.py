@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
-from beam_pipeline.directory.example import CorruptRecord, read_record
+from headct.tfrecord import CorruptRecord, read_record
 
 _CHUNK = 1 << 20
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from beam_pipeline.directory.example import DATA_OFFSET, FRAME_BYTES, CorruptRecord
 from beam_pipeline.verify.claims import ShardClaim
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.frames import HashedFile, read_frames
@@ -19,6 +18,7 @@ from beam_pipeline.verify.source import Conversion, SourceFile
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, label_column
 from headct.stores import Folder
+from headct.tfrecord import DATA_OFFSET, FRAME_BYTES, CorruptRecord
 
 # What the checks across shards need of an example; `image` is a hash of the PNG.
 CONTENTS = pa.schema(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from beam_pipeline.dicom.header_text import decode_header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import Header, read_slice
-from beam_pipeline.directory.example import encode_example, frame_record
+from beam_pipeline.directory.example import encode_example
 from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
@@ -33,6 +33,7 @@ from headct.layout import (
 from headct.reasons import TRANSIENT, Reason, Rejected
 from headct.stores import InputFiles, find_input
 from headct.stores.sources import decode_source, show_source
+from headct.tfrecord import frame_record
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
-"""TensorFlow, which defines both formats, is the judge of what we write and read."""
+"""TensorFlow, which defines the format, judges what we write and read."""
 
 import contextlib
-import io
 import os
-import struct
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,15 +12,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipeline.directory.example import (
-    FRAME_BYTES,
-    CorruptRecord,
-    decode_example,
-    encode_example,
-    frame_record,
-    read_record,
-    read_records,
-)
+from beam_pipeline.directory.example import decode_example, encode_example
 
 FEATURES: dict[str, Any] = {
     "image": b"\x89PNG\x00\xff" * 100,
@@ -154,71 +143,3 @@ def test_a_feature_that_is_there_twice() -> None:
 def test_any_bytes_are_an_example_or_a_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         decode_example(data)
-
-
-# TFRecord
-
-
-def test_tensorflow_reads_a_file(tmp_path: Path) -> None:
-    records = [b"", b"a", encode_example(FEATURES), bytes(100_000)]
-    path = tmp_path / "records"
-    path.write_bytes(b"".join(map(frame_record, records)))
-    assert [each.numpy() for each in tf.data.TFRecordDataset(str(path))] == records
-
-
-def test_a_file_of_tensorflow_is_read(tmp_path: Path) -> None:
-    records = [b"", b"a", encode_example(FEATURES), bytes(100_000)]
-    path = tmp_path / "records"
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            writer.write(record)
-    assert path.read_bytes() == b"".join(map(frame_record, records))
-    with path.open("rb") as file:
-        assert list(read_records(file)) == records
-
-
-@given(st.lists(st.binary(max_size=50), max_size=5))
-def test_records_round_trip(records: list[bytes]) -> None:
-    assert list(read_records(io.BytesIO(b"".join(map(frame_record, records))))) == records
-
-
-def test_every_flipped_bit_is_found() -> None:
-    first, second = frame_record(b"first"), frame_record(b"second")
-    for place in range(8 * len(second)):
-        damaged = bytearray(first + second)
-        damaged[len(first) + place // 8] ^= 1 << place % 8
-        with pytest.raises(CorruptRecord, match=f"at byte {len(first)}$"):
-            list(read_records(io.BytesIO(damaged)))
-
-
-def test_every_cut_is_found() -> None:
-    first, second = frame_record(b"first"), frame_record(b"second")
-    for length in range(1, len(second)):
-        with pytest.raises(CorruptRecord, match="truncated") as found:
-            list(read_records(io.BytesIO(first + second[:length])))
-        assert (found.value.offset, found.value.end) == (len(first), None)
-
-
-def test_reading_goes_on_after_damaged_data() -> None:
-    first, second = bytearray(frame_record(b"first")), frame_record(b"second")
-    first[13] ^= 1
-    file = io.BytesIO(first + second)
-    with pytest.raises(CorruptRecord, match="checksum of the data") as found:
-        read_record(file, 0)
-    assert found.value.end == len(first) == len(b"first") + FRAME_BYTES
-    assert read_record(file, found.value.end) == b"second"
-    assert read_record(file, len(first) + len(second)) is None
-
-
-TOO_LONG = "checksum of the length"
-
-
-@pytest.mark.parametrize(
-    ("length", "what"),
-    [(1 << 60, TOO_LONG), (1 << 31, TOO_LONG), ((1 << 31) - 1, "truncated data")],
-)
-def test_a_length_that_no_message_has_is_not_allocated_for(length: int, what: str) -> None:
-    packed = struct.pack("<Q", length)
-    checksum = frame_record(packed)[-4:]  # the right one
-    with pytest.raises(CorruptRecord, match=what):
-        list(read_records(io.BytesIO(packed + checksum)))

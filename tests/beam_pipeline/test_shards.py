@@ -15,7 +15,7 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from beam_pipeline.dicom.slices import read_slice
-from beam_pipeline.directory.example import decode_example, read_records
+from beam_pipeline.directory.example import decode_example
 from beam_pipeline.directory.index import index_schema
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import ImageId, Options
@@ -27,6 +27,7 @@ from headct.errors import OutputError, StoreError
 from headct.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
 from headct.reasons import TRANSIENT, Reason
 from headct.stores import FileInfo, Folder, InputFiles
+from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
 # The high bytes of SIGNED_16, then its low ones, as literals (DICOM PS3.5 annex G).

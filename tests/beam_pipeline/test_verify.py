@@ -19,8 +19,6 @@ import pytest
 from beam_pipeline.directory.example import (
     decode_example,
     encode_example,
-    frame_record,
-    read_records,
 )
 from beam_pipeline.directory.index import index_table, write_index
 from beam_pipeline.images.png import encode_png
@@ -43,6 +41,7 @@ from beam_pipeline.writing.shards import write_shard
 from headct.errors import StoreError
 from headct.reasons import Reason
 from headct.stores.local import LocalStore
+from headct.tfrecord import frame_record, read_records
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"

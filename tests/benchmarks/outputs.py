@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from beam_pipeline.directory.example import decode_example, read_records
+from beam_pipeline.directory.example import decode_example
+from headct.tfrecord import read_records
 
 
 class WrongOutput(AssertionError):

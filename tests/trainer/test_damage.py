@@ -140,10 +140,10 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
         ),
         "it is no tf.train.Example",
     ),
-    "wrong checksum": (wrong_checksum, "the record's checksum is wrong"),
-    "cut": (cut, "the record is cut short"),
-    "a terabyte": (claims(1 << 40), "the record is cut short"),
-    "an exabyte": (claims(1 << 60), "the record is cut short"),
+    "wrong checksum": (wrong_checksum, "bad checksum of the data at byte"),
+    "cut": (cut, "truncated data at byte"),
+    "a terabyte": (claims(1 << 40), "bad checksum of the length at byte"),
+    "an exabyte": (claims(1 << 60), "bad checksum of the length at byte"),
 }
 
 
@@ -220,7 +220,7 @@ def draw(data: ShardDirectory) -> None:
 
 def test_records_that_are_drawn(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", wrong_checksum)
-    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: the record's checksum"):
+    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: bad checksum of the data"):
         draw(data)
 
 

@@ -17,9 +17,9 @@ import tensorflow as tf
 from headct.errors import UsageError
 from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
-from trainer.data.contract import TEXTS
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
+    TEXTS,
     Order,
     evaluation_batches,
     training_batches,

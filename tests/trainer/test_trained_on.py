@@ -14,7 +14,7 @@ import pytest
 import trainer
 from headct.errors import UsageError
 from trainer.__main__ import main
-from trainer.data.contract import ID_COLUMNS
+from trainer.data.index import COMPARED_IDS
 from trainer.data.shards import ShardDirectory, read_shard_directory
 from trainer.runs.trained_on import comparable_ids, hash_ids, read_trained_on
 
@@ -40,13 +40,13 @@ def test_a_run_holds_hashes_of_what_it_was_trained_on(
     found = read_trained_on(finished / "trained_on.parquet")
     rows = [*split_rows["fold1"], *split_rows["fold2"]]
     digest = read_shard_directory(shards).digest()
-    for name in ID_COLUMNS:
+    for name in COMPARED_IDS:
         expected = hash_ids([row[name] for row in rows], name, digest)
         assert sorted(found[name]) == sorted(expected)
     for path in finished.rglob("*"):
         if path.is_file() and not path.name.startswith("predictions-"):
             data = path.read_bytes()
-            assert not any(row[name].encode() in data for row in rows for name in ID_COLUMNS)
+            assert not any(row[name].encode() in data for row in rows for name in COMPARED_IDS)
 
 
 def test_hashes_are_of_a_column_of_one_directory() -> None:
@@ -177,7 +177,7 @@ def test_which_ids_can_be_compared(
     other = ShardDirectory(**{**vars(data), "patient_ids": here[0], "image_ids": here[1]})
     assert comparable_ids(made(*there), other) == columns
     same = made(*there) | {"digest": other.digest()}
-    assert comparable_ids(same, other) == ID_COLUMNS
+    assert comparable_ids(same, other) == COMPARED_IDS
 
 
 def test_a_run_that_does_not_say_knows_its_own_shards_alone(
@@ -269,7 +269,7 @@ def test_a_damaged_record_is_one_line(
 ) -> None:
     path = run / "trained_on.parquet"
     if content is None:
-        pd.DataFrame({name: ["a"] for name in ID_COLUMNS}).to_parquet(path)
+        pd.DataFrame({name: ["a"] for name in COMPARED_IDS}).to_parquet(path)
     else:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=r"trained_on.parquet: "):

@@ -16,10 +16,10 @@ from itertools import islice
 import tensorflow as tf
 
 from headct.errors import UsageError
-from trainer.data.contract import INDEX
+from headct.layout import INDEX
+from headct.tfrecord import read_records
 from trainer.data.input_pipeline import CORES, Evaluation, lowest_label
 from trainer.data.shards import ImageSpec, Shard, Split
-from trainer.data.tfrecord import read_records
 
 # What a pipeline raises whose records are damaged, or too few; some of it a device raises, too.
 # TensorFlow quotes a record that it cannot parse, which Python takes for text.
@@ -91,10 +91,11 @@ def _find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str |
     """What is wrong with the first record that `read` cannot read; None if all are well."""
     found = 0
     try:
-        records = read_records(shard.path)
-        while some := list(islice(records, AT_ONCE)):
-            read(some)
-            found += len(some)
+        with shard.path.open("rb") as file:
+            records = read_records(file)
+            while some := list(islice(records, AT_ONCE)):
+                read(some)
+                found += len(some)
     except OSError as error:
         return f"{shard.path.name}: cannot be read ({error.strerror})"
     except (ValueError, tf.errors.OpError):
@@ -108,9 +109,10 @@ def _find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | No
     """As `find_in_shard`, one record after the other."""
     number = 0
     try:
-        for record in read_records(shard.path):
-            read([record])
-            number += 1
+        with shard.path.open("rb") as file:
+            for record in read_records(file):
+                read([record])
+                number += 1
     except (ValueError, tf.errors.OpError) as error:
         return f"{shard.path.name}: record {number}: {reason(error)}"
     return None

@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from headct.errors import StorageError, UsageError
-from trainer.data.contract import PREPROCESSING, REJECT_COLUMNS, REJECTS
+from headct.layout import REJECT_COLUMNS, REJECTS
+from trainer.data.shards import PREPROCESSING
 from trainer.json_documents import parse_json
 
 # What is not chosen by a value.

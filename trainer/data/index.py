@@ -10,17 +10,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
-from trainer.data.contract import (
-    BYTES,
-    ID_COLUMNS,
-    INDEX,
-    INDEX_COLUMNS,
-    OFFSET,
-    RECORD,
-    SHARD,
-    label_column,
-)
+from headct.layout import IMAGE_ID, INDEX, PATIENT_ID, label_column
 from trainer.data.shards import ShardDirectory, Split, count
+
+SHARD, RECORD, OFFSET, BYTES = ("shard", "record", "offset", "bytes")
+# The ids by which examples of two directories are compared.
+COMPARED_IDS = (PATIENT_ID, IMAGE_ID)
 
 Labels = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
@@ -52,8 +47,8 @@ def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
         UsageError: index.parquet is missing, damaged, or not of these shards.
     """
     path, files = shards.path / INDEX, {shard.path.name for each in splits for shard in each.shards}
-    frame = _read(path, [SHARD, *ID_COLUMNS])
-    ids = frame.loc[frame[SHARD].isin(files), [*ID_COLUMNS]]
+    frame = _read(path, [SHARD, *COMPARED_IDS])
+    ids = frame.loc[frame[SHARD].isin(files), [*COMPARED_IDS]]
     if len(ids) != count(splits):
         raise UsageError(f"{path}: has {len(ids)} of {count(splits)} examples")
     return ids.astype(str)
@@ -83,7 +78,7 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
     """
     path = shards.path / INDEX
     names = [label_column(label) for label in shards.labels]
-    frame = _read(path, [*INDEX_COLUMNS, *names])
+    frame = _read(path, [SHARD, RECORD, OFFSET, BYTES, *names])
     try:
         frame = frame.astype(dict.fromkeys(names, np.float32))
         frame = frame.astype(dict.fromkeys((RECORD, OFFSET, BYTES), np.int64))

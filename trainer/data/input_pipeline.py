@@ -18,16 +18,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from trainer.data.contract import FOLD, IMAGE, LABEL, POSITION, TEXTS, UNLABELED
+from headct.layout import ID_COLUMNS, IMAGE, IMAGE_ID, LABEL, POSITION, UNLABELED, fold_number
+from headct.tfrecord import check_lengths
 from trainer.data.png import decode_pngs
 from trainer.data.shards import ImageSpec, Split
-from trainer.data.tfrecord import check_frames
 
 # Those that this process may use, where the system tells.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -38,6 +39,8 @@ _READ_BUFFER = 4 << 20
 _SHARDS_AT_ONCE = 16
 # TensorFlow takes an array over without a copy if it begins at a multiple of this.
 _ALIGNMENT = 64
+# Features of bytes that evaluation reads.
+TEXTS = (IMAGE_ID, *ID_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,22 @@ def read_records(files: list[str]) -> Any:
 
 def read_shard(file: Any) -> Any:
     """Serialized examples of one shard."""
-    checked = tf.numpy_function(check_frames, [file], tf.string, stateful=False)
+    checked = tf.numpy_function(_check_lengths, [file], tf.string, stateful=False)
     return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
+
+
+def _check_lengths(path: bytes) -> bytes:
+    """Return the path of a shard whose records have the lengths that they say.
+
+    Raises:
+        ValueError: a length is wrong, or the file cannot be read.
+    """
+    try:
+        with Path(os.fsdecode(path)).open("rb", buffering=0) as file:
+            check_lengths(file)
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
+    return path
 
 
 def _in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
@@ -282,7 +299,7 @@ def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
 
 def lowest_label(split: Split) -> int:
     """UNLABELED where a split may have no labels, 0 in a fold."""
-    return 0 if FOLD.fullmatch(split.name) else UNLABELED
+    return UNLABELED if fold_number(split.name) is None else 0
 
 
 def _checked_labels(labels: Any, lowest: int) -> Any:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from headct.errors import UsageError
-from trainer.data.contract import FILES, UNLABELED_SPLIT
+from headct.layout import FILES, UNLABELED_SPLIT
 from trainer.json_documents import key_path, shown
 
 

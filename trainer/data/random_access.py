@@ -6,6 +6,8 @@ is drawn twenty times shall come at twenty places of the epoch.
 
 from __future__ import annotations
 
+import io
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from headct.tfrecord import FRAME_BYTES, CorruptRecord
+from headct.tfrecord import read_record as unframe
 from trainer.data.index import Index
 from trainer.data.input_pipeline import CORES, as_written
-from trainer.data.tfrecord import HEAD, TAIL, masked_crc
 
 
 def records_at(index: Index, rows: npt.NDArray[np.int64]) -> Any:
@@ -40,10 +43,9 @@ def read_record(index: Index, row: int) -> bytes:
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         frame = file.read(size)
-    data: bytes = frame[HEAD.size : -TAIL.size]
-    whole = len(frame) == size >= HEAD.size + TAIL.size
-    if not whole or HEAD.unpack_from(frame) != (len(data), masked_crc(frame[:8])):
+    data = None
+    with suppress(CorruptRecord):
+        data = unframe(io.BytesIO(frame), int(offset))
+    if data is None or len(data) + FRAME_BYTES != size:
         raise tf.errors.DataLossError(None, None, f"no record at byte {offset} of {path.name}")
-    if TAIL.unpack(frame[-TAIL.size :]) != (masked_crc(data),):
-        raise tf.errors.DataLossError(None, None, f"corrupted record at {offset} of {path.name}")
     return data

@@ -14,7 +14,7 @@ import platformdirs
 from rich.filesize import decimal
 
 from headct.errors import StorageError, UsageError
-from trainer.data.contract import INDEX, MANIFEST
+from headct.layout import INDEX, MANIFEST
 from trainer.data.folder_locks import fill_folder, use_folder
 from trainer.data.shard_cache import (
     CachedFile,

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from headct.errors import UsageError
-from trainer.data.contract import (
-    FOLD,
+from headct.layout import (
     INDEX,
     MANIFEST,
     ORDINAL,
-    PREPROCESSING,
     SCHEMA_VERSION,
     UNLABELED_SPLIT,
+    fold_number,
     fold_split,
 )
 from trainer.data.manifest_checks import check_consistency
 from trainer.json_documents import LONGEST_SHOWN, check_document, parse_json, read_bytes, shown
+
+# Options of the pipeline that an image depends on, beside the windows, in the manifest.
+PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class ShardDirectory:
 
     def folds(self) -> tuple[Split, ...]:
         """The cross-validation folds, by number."""
-        found = [(FOLD.fullmatch(each.name), each) for each in self.splits]
-        numbered = [(int(match.group(1)), each) for match, each in found if match]
-        return tuple(each for _, each in sorted(numbered, key=lambda pair: pair[0]))
+        numbers = {split.name: fold_number(split.name) for split in self.splits}
+        folds = [split for split in self.splits if numbers[split.name] is not None]
+        return tuple(sorted(folds, key=lambda split: numbers[split.name] or 0))
 
     def training_and_validation(self, fold: int) -> tuple[tuple[Split, ...], Split]:
         """The folds to train on, and the one to validate on.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headct.errors import UsageError
-from trainer.data.contract import fold_split
+from headct.layout import fold_split
 from trainer.data.shards import ALL_LABELED
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.calibration import (

@@ -22,7 +22,7 @@ import tensorflow as tf
 from keras import layers
 
 from headct.errors import UsageError
-from trainer.data.contract import IMAGE
+from headct.layout import IMAGE
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
 from trainer.evaluation.export_description import (

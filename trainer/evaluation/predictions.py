@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
-from trainer.data.contract import IMAGE, LABEL, POSITION, TEXTS, UNLABELED
+from headct.layout import IMAGE, LABEL, POSITION, UNLABELED
 from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import evaluation_batches
+from trainer.data.input_pipeline import TEXTS, evaluation_batches
 from trainer.data.shards import ImageSpec, Split
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import probabilities

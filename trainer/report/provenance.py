@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from trainer.data.contract import CARD
+from headct.layout import CARD
 from trainer.declarations import flags
 from trainer.json_documents import read_json
 from trainer.networks.catalog import BACKBONES

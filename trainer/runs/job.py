@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from headct.errors import StorageError, UsageError
-from trainer.data.contract import fold_split
+from headct.layout import fold_split
 from trainer.data.index import Index, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates

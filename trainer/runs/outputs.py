@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from headct.errors import UsageError
-from trainer.data.contract import INDEX
+from headct.layout import INDEX
 from trainer.files import FULL, full_disk_reported, remove_unfinished, unfinished_path
 from trainer.options import parse_formats
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
-from trainer.data.contract import ID_COLUMNS, IMAGE_ID, ORDINAL, PATIENT
-from trainer.data.index import read_ids
+from headct.layout import IMAGE_ID, ORDINAL, PATIENT_ID
+from trainer.data.index import COMPARED_IDS, read_ids
 from trainer.data.shards import ShardDirectory, Split
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
@@ -45,7 +45,7 @@ def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataF
         UsageError: the index of the shards does not say whose they are.
     """
     ids, digest = read_ids(shards, splits), shards.digest()
-    return pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in ID_COLUMNS})
+    return pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in COMPARED_IDS})
 
 
 def write_trained_on(path: Path, hashes: pd.DataFrame) -> None:
@@ -61,7 +61,7 @@ def read_trained_on(path: Path) -> pd.DataFrame:
         UsageError: it is damaged, or something else.
     """
     try:
-        hashes = pd.read_parquet(path, columns=[*ID_COLUMNS])
+        hashes = pd.read_parquet(path, columns=[*COMPARED_IDS])
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -102,17 +102,17 @@ def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[s
         shards: the others.
     """
     if described["digest"] == shards.digest():
-        return ID_COLUMNS
+        return COMPARED_IDS
     before = (described.get("patient_ids", ""), described.get("image_ids", ""))
-    kinds = zip(ID_COLUMNS, before, (shards.patient_ids, shards.image_ids), strict=True)
+    kinds = zip(COMPARED_IDS, before, (shards.patient_ids, shards.image_ids), strict=True)
     found = [
         name
         for name, there, here in kinds
         if ORDINAL not in (there, here) and (there == here or not (there and here))
     ]
     # File names may be those of other images elsewhere: patients, where they are known, decide.
-    certain = PATIENT in found and before[0] and shards.patient_ids
-    return (PATIENT,) if certain else tuple(found)
+    certain = PATIENT_ID in found and before[0] and shards.patient_ids
+    return (PATIENT_ID,) if certain else tuple(found)
 
 
 def find_overlap(
@@ -135,10 +135,10 @@ def find_overlap(
     known = np.logical_or.reduce([found for _, found in runs])
     if not known.any() and not all(columns for columns, _ in runs):
         return None
-    patients = np.unique(texts[PATIENT][known])
-    examples = int(np.isin(texts[PATIENT], patients).sum())
-    by = tuple(name for name in ID_COLUMNS if any(name in columns for columns, _ in runs))
-    return Overlap(len(patients), len(np.unique(texts[PATIENT])), examples, by)
+    patients = np.unique(texts[PATIENT_ID][known])
+    examples = int(np.isin(texts[PATIENT_ID], patients).sum())
+    by = tuple(name for name in COMPARED_IDS if any(name in columns for columns, _ in runs))
+    return Overlap(len(patients), len(np.unique(texts[PATIENT_ID])), examples, by)
 
 
 def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
