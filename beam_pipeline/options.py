@@ -1,7 +1,8 @@
-"""What a user can choose, in the parts that functions take."""
+"""Options of a run, grouped by the functions that use them."""
 
 import csv
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
@@ -13,11 +14,12 @@ from beam_pipeline.keys import KEY_VARIABLE
 from headct.declarations import (
     Declared,
     DefaultText,
-    EarlierDefault,
     Location,
     Mark,
     OptionalLocation,
     OptionalText,
+    did_you_mean,
+    flags,
 )
 from headct.errors import UsageError
 from headct.layout import check_label_names
@@ -26,6 +28,19 @@ from headct.stores import Folder
 from headct.stores.retries import DEFAULT_PATIENCE
 
 _MAX_CHANNELS = 4  # of a PNG
+
+
+@dataclass(frozen=True)
+class EarlierDefault:
+    """The default of versions that did not know an option, or had another default.
+
+    Attributes:
+        value: of the option, as a JSON value.
+        same: whether today's default gives the same bytes wherever a run with `value` succeeded.
+    """
+
+    value: Any
+    same: bool = False
 
 
 class LeakCheck(StrEnum):
@@ -86,7 +101,10 @@ class Files(Declared, title="files"):
 
 
 def _parse_windows(value: Any) -> Any:
-    return tuple(map(parse_window, value.split(","))) if isinstance(value, str) else value
+    names = value.split(",") if isinstance(value, str) else value
+    if isinstance(names, list | tuple):
+        return tuple(parse_window(name) if isinstance(name, str) else name for name in names)
+    return names
 
 
 class ImageOptions(Declared, title="images"):
@@ -139,7 +157,7 @@ class ImageOptions(Declared, title="images"):
 
 def _parse_names(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     try:
         names = [name.strip() for row in csv.reader([value], skipinitialspace=True) for name in row]
     except csv.Error:
@@ -239,32 +257,39 @@ class Options(Declared):
     run: RunOptions = RunOptions()
 
     @classmethod
-    def parts(cls) -> dict[str, type[Declared]]:
-        """The classes of the parts, by their names."""
+    def groups(cls) -> dict[str, type[Declared]]:
+        """Return the class of each group, by its name."""
         return {
             name: cast(type[Declared], field.annotation) for name, field in cls.model_fields.items()
         }
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Options by their own names, without those of the parts."""
-        parts: dict[str, Any] = {
-            name: part(**{key: values.pop(key) for key in [*values] if key in part.model_fields})
-            for name, part in cls.parts().items()
+        """Return options by their own names, without those of their groups.
+
+        Raises:
+            UsageError: a value is not allowed, missing or unknown.
+        """
+        groups: dict[str, Any] = {
+            name: kind(**{key: values.pop(key) for key in [*values] if key in kind.model_fields})
+            for name, kind in cls.groups().items()
         }
-        return cls(**parts, **values)
+        for name in values:
+            known = [option for kind in cls.groups().values() for option in flags(kind)]
+            raise UsageError(f"there is no option {name!r}{did_you_mean(name, known)}")
+        return cls(**groups)
 
     def changed(self, **values: Any) -> Self:
         """These options with other values."""
-        given = {name: value for part in self.parts() for name, value in getattr(self, part)}
+        given = {name: value for group in self.groups() for name, value in getattr(self, group)}
         return self.of(**given | values)
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide what is written, as JSON values: the same give the same bytes."""
         return {
             name: hide_secrets(value) if isinstance(value, str) else value
-            for part, kind in self.parts().items()
-            for name, value in getattr(self, part).model_dump(mode="json").items()
+            for group, kind in self.groups().items()
+            for name, value in getattr(self, group).model_dump(mode="json").items()
             if Mark.UNRECORDED not in kind.model_fields[name].metadata
         }
 
@@ -273,7 +298,7 @@ class Options(Declared):
         """Whether options decide nothing of what is read of headers."""
         marks = {
             name: field.metadata
-            for kind in cls.parts().values()
+            for kind in cls.groups().values()
             for name, field in kind.model_fields.items()
         }
         return all(Mark.AFTER_HEADERS in marks.get(name, ()) for name in names)
@@ -306,7 +331,7 @@ def _defaults() -> dict[str, Any]:
 def _earlier_defaults() -> dict[str, EarlierDefault]:
     return {
         name: mark
-        for kind in Options.parts().values()
+        for kind in Options.groups().values()
         for name, field in kind.model_fields.items()
         for mark in field.metadata
         if isinstance(mark, EarlierDefault)

@@ -1,72 +1,116 @@
-"""How options are declared: once each, so that checks, messages and help cannot disagree.
+"""Options, declared once: checks, messages, help, flags, tables and TOML keys follow.
 
-An option is a field of a class of `Declared`: its name is its flag, its type says what is allowed,
-its docstring is its help.
+An option is a field of a class of `Declared`: its name is its flag and its key in a TOML file, its
+type says what is allowed, its docstring is its help.
+
+argparse reads the flags. An option library would have to give up what users see today: one line
+for each mistake, "did you mean", and the facts in parentheses behind the help of each option.
 """
 
-import argparse
-import difflib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any, NoReturn, Self, TypeVar, get_args
+from __future__ import annotations
 
-from annotated_types import Ge, Gt, Le, Lt
+import argparse
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, time
+from difflib import get_close_matches
+from enum import StrEnum
+from inspect import get_annotations
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
+    TypeAdapter,
     ValidationError,
-    model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from headct.errors import UsageError
+from headct.printable import LONGEST_SHOWN, escape_controls, shown
+
+_WORDS = {bool: "true or false", Path: "a path", tuple[Path, ...]: "paths"}
+_METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", tuple[Path, ...]: "PATH"}
+_HELP = ("-h", "--help")
 
 
 class Mark(StrEnum):
     """What is special about an option; stands in its type's annotation."""
 
-    UNRECORDED = "decides nothing of what is written"
+    UNRECORDED = "changes nothing that is written, and may change when a run resumes"
     DERIVED = "follows from others, and has no flag"
     LOCATION = "a path or URL"
-    AFTER_HEADERS = "decides nothing of what is read of headers"
+    AFTER_HEADERS = "changes nothing that is read from headers"
 
 
 @dataclass(frozen=True)
 class DefaultText:
-    """What help says of a default that is not known before the run."""
+    """Help text for a default that is computed at run time."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class EarlierDefault:
-    """What versions did that did not know an option, or had another default for it.
-
-    Attributes:
-        value: of the option, as a JSON value.
-        same: whether today's default gives the same bytes wherever a run with `value` succeeded.
-    """
-
-    value: Any
-    same: bool = False
+def expand_home(path: Any) -> Any:
+    """Replace `~` by the home directory, as shells do not after `=` and within quotes."""
+    text = str(path) if isinstance(path, Path) else path
+    return os.path.expanduser(text) if isinstance(text, str) else text  # noqa: PTH111 # or a URL
 
 
-# An unset variable of a Makefile gives an empty text.
+def _expand_homes(paths: Any) -> Any:
+    return [*map(expand_home, paths)] if isinstance(paths, list | tuple) else paths
+
+
+def _refuse_nul(path: Any) -> Any:
+    if "\0" in str(path):
+        raise ValueError("want a path without the character NUL")
+    return path
+
+
+def _refuse_controls(path: Any) -> Any:
+    """Refuse a path that run.json or a printed command could not repeat."""
+    text = str(_refuse_nul(path))
+    if escape_controls(text) != text:
+        raise ValueError("want a path without line breaks and other control characters")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("want a path in UTF-8")
+    return path
+
+
+def _refuse_controls_in_paths(paths: Any) -> Any:
+    return tuple(map(_refuse_controls, paths))
+
+
+def _refuse_empty_path(path: Any) -> Any:
+    if path == "":  # pathlib takes it for the current folder
+        raise ValueError("want a path")
+    return path
+
+
+# A Makefile passes an unset variable as an empty text.
 OptionalText = Annotated[str | None, BeforeValidator(lambda text: text or None)]
-
-
-def _expand_home(path: Any) -> Any:
-    """A path with a home directory for `~`, as a shell leaves it behind `=` and within quotes."""
-    return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 # or a URL
-
-
-Location = Annotated[str, BeforeValidator(_expand_home), Mark.LOCATION]
+Location = Annotated[str, BeforeValidator(expand_home), AfterValidator(_refuse_nul), Mark.LOCATION]
 OptionalLocation = Annotated[
-    str | None, BeforeValidator(lambda text: _expand_home(text) or None), Mark.LOCATION
+    str | None,
+    BeforeValidator(lambda text: expand_home(text) or None),
+    AfterValidator(_refuse_nul),
+    Mark.LOCATION,
+]
+LocalPath = Annotated[
+    Path,
+    BeforeValidator(_refuse_empty_path),
+    BeforeValidator(expand_home),
+    AfterValidator(_refuse_controls),
+]
+LocalPaths = Annotated[
+    tuple[Path, ...], BeforeValidator(_expand_homes), AfterValidator(_refuse_controls_in_paths)
 ]
 
 
@@ -74,161 +118,312 @@ class Declared(BaseModel):
     """Options that belong together.
 
     Raises:
-        UsageError: a value is not allowed.
+        UsageError: a value is not allowed, missing or unknown; the message quotes it.
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a process needs the options of one command
     )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def __init__(self, **values: Any) -> None:
+        # Not in a validator: those of subclasses run outside a validator that is declared here.
         try:
-            return handler(values)
+            super().__init__(**values)
         except ValidationError as error:
-            raise UsageError(_refusal(cls, error)) from None
-
-
-def flags(kind: type[Declared]) -> Iterator[tuple[str, FieldInfo]]:
-    """The options that can be given."""
-    for name, field in kind.model_fields.items():
-        if Mark.DERIVED not in field.metadata:
-            yield name, field
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all other bad input is."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would have printed below its usage text."""
-        raise UsageError(message)
-
-
-def add_flags(parser: Any, kind: type[Declared]) -> None:
-    """Add the options of a class to a parser, or to a group of it.
-
-    What is not given stays out of the namespace: the defaults are the declarations'.
-    """
-    for name, field in flags(kind):
-        text = help_text(field).replace("%", "%%")
-        common: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if field.annotation is bool:
-            parser.add_argument(f"--{name}", action="store_true", **common)
-        else:
-            metavar = {int: "INT", float: "FLOAT"}.get(_kind(field), "TEXT")
-            parser.add_argument(f"--{name}", metavar=metavar, **common)
+            raise UsageError(_refusal(type(self), error.errors()[0])) from None
 
 
 D = TypeVar("D", bound=Declared)
 
 
-def parse_flags(kind: type[D], argv: Sequence[str], program: str) -> D:
-    """The options of a program that has those of one class.
+def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
+    """Return the options that can be given: required ones first, inherited ones last."""
+    distance = {
+        name: steps
+        for steps, base in reversed([*enumerate(kind.__mro__)])
+        for name in get_annotations(base)
+    }
+    given = {k: v for k, v in kind.model_fields.items() if Mark.DERIVED not in v.metadata}
+    order = sorted(given, key=lambda name: (not given[name].is_required(), distance[name]))
+    return {name: given[name] for name in order}
+
+
+# ---- Text: help, tables and messages
+
+
+def meaning(field: FieldInfo) -> str:
+    """Return what an option is, in one line."""
+    return " ".join((field.description or "").split())
+
+
+def help_text(field: FieldInfo) -> str:
+    """Return what an option is, which values are allowed, and its default."""
+    default = "required" if field.is_required() else f"default: {default_text(field)}"
+    allowed = allowed_values(field)
+    facts = default if allowed in ("text", *_WORDS.values()) else f"{allowed}; {default}"
+    return f"{meaning(field)} ({facts})"
+
+
+def default_text(field: FieldInfo) -> str:
+    """Return a default as it would be given."""
+    for mark in field.metadata:
+        if isinstance(mark, DefaultText):
+            return mark.text
+    match field.default:
+        case bool(switch):
+            return str(switch).lower()
+        case int(number) | float(number):
+            return _number(number)
+        case tuple(values):
+            return ",".join(map(str, values)) or "none"
+        case value:
+            return str(value or "none")
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return what a value may be, in words."""
+    kind = _value_type(field)
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+    elif isinstance(kind, type) and issubclass(kind, StrEnum):
+        choices = tuple(kind)
+    elif kind in (int, float):
+        return f"a {'whole ' if kind is int else ''}number{_range(field)}"
+    else:
+        return _WORDS.get(kind, "text")
+    return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+
+
+def quoted(value: Any) -> str:
+    """Return a value as it was given, unless that would not be one short line."""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if text and text.isprintable() and len(text) <= LONGEST_SHOWN else shown(text)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a question that ends a message: the known word most like an unknown one, if any."""
+    close = get_close_matches(given.partition("=")[0], [*known], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _value_type(field: FieldInfo) -> Any:
+    """Return the type of a value that is given: `int` for `int | None`."""
+    kind: Any = field.annotation
+    return get_args(kind)[0] if get_origin(kind) in (Union, UnionType) else kind
+
+
+def _range(field: FieldInfo) -> str:
+    limits = {
+        name: _number(getattr(limit, name))
+        for limit in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(limit, name)
+    }
+    match limits:
+        case {"ge": lowest, "le": highest}:
+            return f" from {lowest} to {highest}"
+        case {"ge": lowest, "lt": above}:
+            return f" from {lowest} to below {above}"
+        case {"ge": lowest}:
+            return f" of at least {lowest}"
+        case {"gt": below}:
+            return f" above {below}"
+    return ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _refusal(kind: type[Declared], error: ErrorDetails) -> str:
+    """Return what is wrong, in one line."""
+    if not error["loc"]:  # a check of several options together
+        return _own_text(error)
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        known = (f"--{option}" for option in kind.model_fields)
+        return f"unknown option --{quoted(name)}{did_you_mean(f'--{name}', known)}"
+    field = kind.model_fields[name]
+    if error["type"] == "missing":
+        return f"--{name} is missing: {meaning(field)}"
+    return f"--{name} {quoted(error['input'])}: {_reason(field, error)}"
+
+
+def _reason(field: FieldInfo, error: ErrorDetails) -> str:
+    return _own_text(error) or f"want {allowed_values(field)}"
+
+
+def _own_text(error: ErrorDetails) -> str:
+    """Return what a validator of this project said; empty for pydantic's own."""
+    return str(error.get("ctx", {}).get("error", ""))
+
+
+# ---- Command lines and TOML files
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all other messages about bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage text."""
+        raise UsageError(message.removeprefix("argument "))
+
+
+def flag_parser(
+    program: str, description: str | None, *kinds: type[Declared], epilog: str | None = None
+) -> OneLineParser:
+    """Return a parser of options; a class with a title becomes a group of the help.
+
+    Options that are not given stay out of the namespace: the defaults are the declarations'.
+    """
+    parser = OneLineParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="TOML file of these options; flags override it",
+    )
+    for kind in kinds:
+        title = kind.model_config.get("title")
+        group = parser.add_argument_group(title, kind.__doc__) if title else parser
+        for name, field in flags(kind).items():
+            _add_flag(group, name, field)
+    return parser
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+    """Add the flag of one option; its value stays text, which the declaration converts."""
+    kind = _value_type(field)
+    facts: dict[str, Any] = {
+        "help": help_text(field).replace("%", "%%"),
+        "default": argparse.SUPPRESS,
+    }
+    if kind is bool:
+        facts["action"] = argparse.BooleanOptionalAction
+    else:
+        facts["metavar"] = _METAVARS.get(kind, "TEXT")
+    if kind == tuple[Path, ...]:
+        facts["nargs"] = "+"
+    group.add_argument(f"--{name}", **facts)
+
+
+def parse_given(
+    parser: OneLineParser, kinds: Iterable[type[Declared]], argv: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the options that argv and its TOML file give, and the arguments nothing knows.
+
+    Raises:
+        UsageError: a flag has no value, a required option is empty, or the file cannot be used.
+        SystemExit: `--help`.
+    """
+    parsed, others = parser.parse_known_args(argv)
+    given = vars(parsed)
+    known = {name: field for kind in kinds for name, field in flags(kind).items()}
+    if "config" in given:
+        given = read_config(given.pop("config"), known) | given
+    for name, field in known.items():
+        if field.is_required() and given.get(name) == "":  # as a path: the current folder
+            what = _WORDS.get(_value_type(field), "a path or URL")
+            raise UsageError(f'--{name} "": want {what}')
+    return given, others
+
+
+def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | None = None) -> D:
+    """Return the options of a command that has those of one class.
+
+    Args:
+        kind: the class.
+        argv: the arguments.
+        program: what the user typed before them.
+        text: what the command does; by default the docstring of the class.
 
     Raises:
         UsageError: a value is not allowed, or an option unknown.
         SystemExit: `--help`.
     """
-    parser = OneLineParser(prog=program, description=kind.__doc__, allow_abbrev=False)
-    add_flags(parser, kind)
-    parsed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [f"--{name}" for name, _ in flags(kind)]
-        raise UsageError(f"unknown option {unknown[0]}{did_you_mean(unknown[0], known)}")
-    refuse_empty(kind, vars(parsed))
-    return kind(**vars(parsed))
+    parser = flag_parser(program, text or kind.__doc__, kind)
+    given, others = parse_given(parser, [kind], argv)
+    option = next((argument for argument in others if argument.startswith("-")), "")
+    if option:
+        option = option.partition("=")[0]
+        known = ["--help", "--config", *(f"--{name}" for name in flags(kind))]
+        raise UsageError(f"unknown option {quoted(option)}{did_you_mean(option, known)}")
+    if others:
+        raise UsageError(f"unknown argument {quoted(others[0])}: options start with --")
+    return kind(**given)
 
 
-def refuse_empty(kind: type[Declared], given: Mapping[str, Any]) -> None:
-    """Refuse an empty text for an option that is required: as a path it is the current folder.
+def read_config(path: str, known: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Read a TOML file whose keys are options.
 
     Raises:
-        UsageError: there is one.
+        UsageError: no such file, not TOML, an unknown key or a value that is not allowed.
     """
-    for name, field in flags(kind):
-        if field.is_required() and given.get(name) == "":
-            raise UsageError(f'--{name} "": want a path or URL')
+    file = Path(path).expanduser()
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(f"--config {file}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--config {file}: not TOML ({error})") from None
+    for name, value in content.items():
+        if name not in known:
+            raise UsageError(
+                f"--config {file}: unknown key {quoted(name)}{did_you_mean(name, known)}"
+            )
+        try:
+            check_entry(name, known[name], value)
+        except UsageError as error:
+            raise UsageError(f"--config {file}: {error}") from None
+    return content
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A question that ends a complaint; empty if nothing known is like what was given."""
-    close = difflib.get_close_matches(given.partition("=")[0], list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def check_entry(name: str, field: FieldInfo, value: Any) -> None:
+    """Check a value of a TOML file, which has a type: "3" is no number.
+
+    Raises:
+        UsageError: the value has another type, or is not allowed.
+    """
+    kind: Any = Annotated[field.annotation, field]
+    # Not Python's strict mode: that refuses a text for a path. Dates become what no option takes.
+    text = json.dumps(value, default=lambda _: {})
+    try:
+        TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_json(text, strict=True)
+    except ValidationError as error:
+        given = quoted(value) if isinstance(value, date | time) else shown(value)
+        reason = _reason(field, error.errors()[0])
+        raise UsageError(f"{name} = {given}: {reason}") from None
 
 
-def help_text(field: FieldInfo) -> str:
-    """What an option is, what is allowed, and its default."""
-    default = "required" if field.is_required() else f"default: {default_text(field)}"
-    allowed = allowed_values(field)
-    return f"{field.description} ({'; '.join(filter(None, (allowed, default)))})"
+def choose_command(
+    argv: Sequence[str], program: str, commands: Mapping[str, str], description: str | None = None
+) -> str:
+    """Return the command that argv names first.
 
+    Args:
+        argv: the arguments.
+        program: what the user typed before them.
+        commands: what each command does, by its name.
+        description: what the program does.
 
-def default_text(field: FieldInfo) -> str:
-    """A default as it would be given."""
-    for each in field.metadata:
-        if isinstance(each, DefaultText):
-            return each.text
-    if isinstance(field.default, bool):
-        return "yes" if field.default else "no"
-    return _shown(field.default) or "none"
-
-
-def allowed_values(field: FieldInfo) -> str:
-    """What a value may be, in words; empty if any will do."""
-    kind = _kind(field)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return f"one of {', '.join(kind)}"
-    if kind not in (int, float):
-        return ""
-    return f"a {'whole ' if kind is int else ''}number{_range(field)}"
-
-
-def _kind(field: FieldInfo) -> Any:
-    """The type of a value that is given."""
-    return (get_args(field.annotation) or (field.annotation,))[0]
-
-
-def _range(field: FieldInfo) -> str:
-    limits = {type(each): each for each in field.metadata}
-    lowest, above = limits.get(Ge), limits.get(Gt)
-    highest, below = limits.get(Le), limits.get(Lt)
-    lower = f"{lowest.ge:g}" if lowest else f"above {above.gt:g}" if above else ""
-    upper = _plain(highest.le) if highest else f"below {_plain(below.lt)}" if below else ""
-    if lower and upper:
-        return f" from {lower} to {upper}"
-    if upper:
-        return f" of at most {upper}" if highest else f" {upper}"
-    if lower:
-        return f" of at least {lower}" if lowest else f" {lower}"
-    return ""
-
-
-def _plain(number: Any) -> str:
-    return f"{number:d}" if isinstance(number, int) else f"{number:g}"
-
-
-def _refusal(kind: type[Declared], error: ValidationError) -> str:
-    """The first thing that is wrong, in a line."""
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    field = kind.model_fields.get(name)
-    if first["type"] == "missing" and field is not None:
-        return f"--{name} is missing: {field.description}"
-    if "error" in first.get("ctx", {}):  # of a validator of ours
-        return f"--{name} {_quoted(first['input'])}: {first['ctx']['error']}"
-    if field is None:
-        return f"there is no option {name!r}"
-    return f"--{name} {_quoted(first['input'])}: want {allowed_values(field) or first['msg']}"
-
-
-def _quoted(value: Any) -> str:
-    return _shown(value) or '""'
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "" if value is None else str(value)
+    Raises:
+        UsageError: the command is missing or unknown.
+        SystemExit: `--help`.
+    """
+    names = ", ".join(commands)
+    if argv and argv[0] in _HELP:
+        parser = OneLineParser(prog=program, description=description)
+        listed = parser.add_subparsers(metavar="COMMAND")
+        for name, text in commands.items():
+            listed.add_parser(name, help=text)
+        parser.parse_args(["--help"])
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(f"the command is missing: want one of {names}, then its options")
+    if argv[0] not in commands:
+        close = did_you_mean(argv[0], commands) or f": want one of {names}"
+        raise UsageError(f"unknown command {quoted(argv[0])}{close}")
+    return argv[0]

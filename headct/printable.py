@@ -1,6 +1,8 @@
 """Untrusted text, made printable: no control characters of file names, no passwords of URLs."""
 
+import json
 import re
+from typing import Any
 
 # What ends a line, moves the cursor or turns the direction of writing.
 _UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -49,3 +51,16 @@ _LONGEST_QUOTE = 40  # characters
 def quoted(text: str) -> str:
     """A text of the user's in quotes, for a message: control characters escaped, and cut."""
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
+
+
+LONGEST_SHOWN = 60  # characters
+
+
+def shown(value: Any) -> str:
+    """A value of a JSON or TOML file for a message: short, one line, printable characters."""
+    if isinstance(value, dict):
+        return "{...}" if value else "{}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."

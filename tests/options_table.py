@@ -4,7 +4,7 @@ from pathlib import Path
 
 from beam_pipeline.command_line import LaunchOptions
 from beam_pipeline.options import Options
-from headct.declarations import Declared, Mark, allowed_values, default_text, flags
+from headct.declarations import Declared, Mark, allowed_values, default_text, flags, meaning
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 _HEAD = """# Options
@@ -13,23 +13,24 @@ Made of the declarations in `beam_pipeline/options.py` by `python -m tests.optio
 
 ## `python -m beam_pipeline`, `make preprocess`
 
-`ARGS="--name value"` passes an option on. The manifest records all that decide what is written: the
-same input and the same of these give the same bytes. What is marked with \u00b7 is not recorded.
+With make, `ARGS="--name value"` passes an option on. `--config FILE.toml` reads options from a file
+(`name = value`); flags override it. The manifest records the options that decide what is written:
+the same input and the same options give the same bytes. Those marked with \u00b7 are not recorded.
 """
 
 
 def page() -> str:
     """The page, as Markdown."""
-    kinds: list[type[Declared]] = [*Options.parts().values(), LaunchOptions]
+    kinds: list[type[Declared]] = [*Options.groups().values(), LaunchOptions]
     return "\n".join([_HEAD, *map(_table, kinds)])
 
 
 def _table(kind: type[Declared]) -> str:
     rows = []
-    for name, field in flags(kind):
+    for name, field in flags(kind).items():
         recorded = kind is not LaunchOptions and Mark.UNRECORDED not in field.metadata
         default = "required" if field.is_required() else default_text(field)
-        cells = [f"`--{name}`{'' if recorded else ' ·'}", str(field.description)]
+        cells = [f"`--{name}`{'' if recorded else ' ·'}", meaning(field)]
         rows.append(f"| {' | '.join([*cells, allowed_values(field), default])} |")
     title = str(kind.model_config.get("title")).capitalize()
     head = ["| option | what | values | default |", "|---|---|---|---|"]

@@ -39,7 +39,6 @@ ROOMS = {
     ),
     "trainer": (
         {
-            "declarations",
             "errors",
             "files",
             "json_documents",

@@ -18,11 +18,11 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
 from headct.errors import UsageError
+from headct.printable import LONGEST_SHOWN, shown
 
 _SCHEMAS = Path(__file__).parent / "schemas"
 # The manifest of 10^8 slices takes a tenth of it.
 LARGEST = 1 << 26
-LONGEST_SHOWN = 60
 
 
 class _Refused(ValueError):
@@ -157,16 +157,6 @@ def key_path(path: Iterable[str | int]) -> str:
         else:
             text += f"[{shown(each)}]"
     return text.removeprefix(".") or "all of it"
-
-
-def shown(value: Any) -> str:
-    """A value as a message can quote it: short, in one line, of printable characters."""
-    if isinstance(value, dict):
-        return "{...}" if value else "{}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = json.dumps(value)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def read_json(path: Path) -> Any:

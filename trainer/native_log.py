@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from headct.declarations import quoted
 from headct.errors import UsageError
-from trainer.declarations import quoted
 
 _STDERR = 2
 

@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from headct.errors import UsageError
-from trainer.declarations import (
+from headct.declarations import (
     Declared,
     DefaultText,
     LocalPath,
     LocalPaths,
+    Location,
     Mark,
-    PathOrUrl,
     flags,
     quoted,
 )
+from headct.errors import UsageError
 
 FORMATS = ("keras", "saved_model", "onnx")
 
@@ -144,13 +144,13 @@ class ShardAccess(Declared):
     """How shards in a bucket are read."""
 
     shard_cache: Annotated[
-        PathOrUrl, Mark.MAY_CHANGE, DefaultText("headct-shards in the user's cache directory")
+        Location, Mark.UNRECORDED, DefaultText("headct-shards in the user's cache directory")
     ] = ""
     """folder that shards in a bucket are copied to, once"""
-    shard_cache_gb: Annotated[float, Field(ge=0), Mark.MAY_CHANGE] = 0.0
+    shard_cache_gb: Annotated[float, Field(ge=0), Mark.UNRECORDED] = 0.0
     """GB that this folder may take; what no process uses is removed, the least recently used first.
     0: all that is free on its disk"""
-    storage_patience: Annotated[float, Field(gt=0), Mark.MAY_CHANGE] = 600.0
+    storage_patience: Annotated[float, Field(gt=0), Mark.UNRECORDED] = 600.0
     """seconds after which a request to a bucket that fails is given up"""
 
 
@@ -171,14 +171,22 @@ class Batches(_Backend):
 class _NewShards(Declared):
     """Shards that have to be named."""
 
-    shards: Annotated[PathOrUrl, Mark.MAY_CHANGE]
+    shards: Annotated[Location, Mark.UNRECORDED]
     """shard directory, as beam_pipeline writes it: a path or URL (s3://, gs://, az://)"""
+
+
+def _refuse_empty(path: str) -> str:
+    if not path:  # an unset variable, which must not mean the default
+        raise ValueError("want a path or URL")
+    return path
 
 
 class _ShardsOfRun(Declared):
     """Shards that a run knows."""
 
-    shards: Annotated[PathOrUrl, DefaultText("the one the run was trained on")] = ""
+    shards: Annotated[
+        Location, AfterValidator(_refuse_empty), DefaultText("the one the run was trained on")
+    ] = ""
     """shard directory, a path or URL"""
 
 
@@ -201,17 +209,17 @@ class SavedModel(Declared):
 class TrainOptions(_NewShards, Batches, ShardAccess):
     """Everything that a training run depends on."""
 
-    run: Annotated[LocalPath, LocalPaths, Mark.MAY_CHANGE]
+    run: Annotated[LocalPath, LocalPaths, Mark.UNRECORDED]
     """run directory: made, or resumed where it stopped"""
     fold: Annotated[int, Field(ge=0)] = 0
     """fold to validate on; training is on all other labeled folds"""
 
     model: str = "resnet50"
     """backbone, by its keras.applications name in lower case"""
-    continue_from: Annotated[PathOrUrl, Mark.MAY_CHANGE, DefaultText("a new network")] = ""
+    continue_from: Annotated[Location, Mark.UNRECORDED, DefaultText("a new network")] = ""
     """run directory whose whole best model, head and all, this new run starts from; model,
     image_size and windows are that run's"""
-    weights: PathOrUrl = "imagenet"
+    weights: Location = "imagenet"
     """imagenet, none, or a weights file of the backbone"""
     image_size: Annotated[int, Field(ge=1)] = 224
     """side of the square image that the backbone sees, in pixels"""
@@ -268,7 +276,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """steps a call of the compiled function"""
     cache: Literal["none", "ram", "disk", "device"] = "none"
     """where decoded, resized images are kept between epochs"""
-    cache_dir: Annotated[PathOrUrl, Mark.MAY_CHANGE, DefaultText("the run directory")] = ""
+    cache_dir: Annotated[Location, Mark.UNRECORDED, DefaultText("the run directory")] = ""
     """folder of --cache disk"""
     shuffle_buffer: Annotated[int, Field(ge=1)] = 2048
     """records that the shuffle chooses from"""
@@ -277,11 +285,11 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """seed of weights, order and augmentation"""
     deterministic: bool = False
     """bit-exact operations, slower on a GPU"""
-    report: Annotated[bool, Mark.MAY_CHANGE] = True
+    report: Annotated[bool, Mark.UNRECORDED] = True
     """write report.html at the end"""
-    checkpoint_steps: Annotated[int, Field(ge=0), Mark.MAY_CHANGE] = 0
+    checkpoint_steps: Annotated[int, Field(ge=0), Mark.UNRECORDED] = 0
     """steps between checkpoints; 0: by time only"""
-    checkpoint_seconds: Annotated[float, Field(ge=0), Mark.MAY_CHANGE] = 120.0
+    checkpoint_seconds: Annotated[float, Field(ge=0), Mark.UNRECORDED] = 120.0
     """seconds between checkpoints; 0: by steps only"""
 
     @model_validator(mode="after")
@@ -385,5 +393,5 @@ def run_identity(options: TrainOptions) -> dict[str, Any]:
     return {
         name: getattr(options, name)
         for name, field in flags(type(options)).items()
-        if Mark.MAY_CHANGE not in field.metadata
+        if Mark.UNRECORDED not in field.metadata
     }

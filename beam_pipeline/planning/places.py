@@ -82,7 +82,7 @@ def without_output(found: Iterable[FileInfo], files: InputFiles, output: str) ->
 
 def _read_paths(options: Options) -> Iterator[tuple[str, str]]:
     """Return name and path of each option that names something to read."""
-    for part, kind in Options.parts().items():
+    for part, kind in Options.groups().items():
         for name, field in kind.model_fields.items():
             path = getattr(getattr(options, part), name)
             if Mark.LOCATION in field.metadata and name != "output" and path is not None:

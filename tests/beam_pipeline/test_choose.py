@@ -138,7 +138,7 @@ WRONG = {
     ),
     "a value of the wrong type": (
         [*URLS, *CLOUD, "--num_workers", "many"],
-        "argument --num_workers: invalid int value: 'many'",
+        "--num_workers: invalid int value: 'many'",
     ),
     "an unknown option of a job service": (
         [*FILES, *PORTABLE, "localhost:{open}", "--paralelism", "2"],

@@ -611,7 +611,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def test_options_that_are_kept_headers_for_decide_nothing_of_them(three: Options) -> None:
-    kinds = Options.parts().values()
+    kinds = Options.groups().values()
     fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
     marked = {name for name, field in fields.items() if Mark.AFTER_HEADERS in field.metadata}
     assert marked == OTHER_VALUES.keys()

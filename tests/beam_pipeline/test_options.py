@@ -53,12 +53,12 @@ def test_what_is_not_ours_is_left_for_the_runner() -> None:
         ({"folds": 1}, "--folds 1: want a whole number from 2 to 100"),
         ({"examples_per_shard": 0}, "--examples_per_shard 0: want a whole number of at least 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"holdout": 1.0}, "--holdout 1: want a number from 0 to 0.9"),
+        ({"holdout": 1.0}, "--holdout 1.0: want a number from 0 to 0.9"),
         ({"max_reject_fraction": 1.5}, "--max_reject_fraction 1.5: want a number from 0 to 1"),
         ({"workers": 0}, "--workers 0: want a whole number of at least 1"),
         ({"storage_patience": 0.5}, "--storage_patience 0.5: want a number of at least 1"),
         ({"storage_patience": float("nan")}, "--storage_patience nan: want a number of at least 1"),
-        ({"decode_timeout": 0.0}, "--decode_timeout 0: want a number of at least 1"),
+        ({"decode_timeout": 0.0}, "--decode_timeout 0.0: want a number of at least 1"),
     ],
 )
 def test_a_bad_value_is_quoted_with_what_would_be_right(
@@ -193,8 +193,8 @@ def test_every_option_is_in_the_help_with_what_is_allowed_and_its_default(
     with pytest.raises(SystemExit):
         parse_options(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for kind in (*Options.parts().values(), LaunchOptions):
-        for name, field in flags(kind):
+    for kind in (*Options.groups().values(), LaunchOptions):
+        for name, field in flags(kind).items():
             assert f"--{name}" in shown
             assert " ".join(help_text(field).split()) in shown
             assert "\n" not in help_text(field)  # a row of the page
@@ -233,3 +233,38 @@ def test_a_path_may_begin_with_a_home_directory(monkeypatch: pytest.MonkeyPatch)
     other = Options.of(input="a~/~b", output="s3://bucket/~/out", labels="")
     assert (other.files.input, other.files.output) == ("a~/~b", "s3://bucket/~/out")
     assert other.files.labels is None
+
+
+def test_a_toml_file_gives_options_and_flags_override_it(tmp_path: Path) -> None:
+    config = tmp_path / "options.toml"
+    config.write_text(
+        'output = "out"\nfolds = 3\nhu = true\nidentifiers = "keep"\nrunner = "local"\n'
+        'labels = "l.csv"\nlabel_columns = ["any", "a, b"]\n'
+    )
+    options, launch = parse_options(["--config", str(config), "--input", "in", "--folds", "4"])
+    assert (options.files.input, options.files.output, launch.runner) == ("in", "out", LOCAL)
+    assert (options.splits.folds, options.image.dtype) == (4, "uint16")
+    assert options.labels.label_columns == ("any", "a, b")
+    assert options.identifiers.identifiers is Identifiers.KEEP
+    assert parse_options(["--config", str(config), "--input", "in", "--no-hu"])[0].image.windows
+    config.write_text('windows = ["brain", "x:1:2"]')
+    windows = parse_options(["--config", str(config), *PATHS])[0].image.windows
+    assert windows == (Window("brain", 40, 80), Window("x", 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fold = 3", "unknown key fold (did you mean folds?)"),
+        ("folds = 1", "folds = 1: want a whole number from 2 to 100"),
+        ('hu = "yes"', 'hu = "yes": want true or false'),
+        ('windows = "lung"', "windows = \"lung\": window 'lung' is neither name:center:width"),
+        ('identifier_key_check = "x"', "unknown key identifier_key_check"),
+    ],
+)
+def test_a_bad_toml_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "options.toml"
+    config.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        parse_options(["--config", str(config), *PATHS])
+    assert str(refused.value).startswith(f"--config {config}: {message}")

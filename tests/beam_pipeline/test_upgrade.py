@@ -13,12 +13,11 @@ from beam_pipeline import options as options_module
 from beam_pipeline.__main__ import main
 from beam_pipeline.card.__main__ import main as make_card
 from beam_pipeline.directory.unfinished import Unfinished
-from beam_pipeline.options import LeakCheck, Options, fill_in
+from beam_pipeline.options import EarlierDefault, LeakCheck, Options, fill_in
 from beam_pipeline.verify.__main__ import main as verify
 from beam_pipeline.writing import begun
 from beam_pipeline.writing.begun import Begun
 from beam_pipeline.writing.output import prepare_output
-from headct.declarations import EarlierDefault
 from headct.stores import Folder
 from trainer.data.shards import read_shard_directory
 

@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from beam_pipeline.options import Options
-from headct.printable import escape_controls, hide_secrets, show_line
+from headct.printable import escape_controls, hide_secrets, show_line, shown
 from headct.stores.sources import show_source
 from headct.terminal import LineFormatter, Terminal
 
@@ -77,3 +77,8 @@ def test_no_secret_of_a_url_is_recorded() -> None:
     assert first.recorded() == second.recorded()
     assert first.recorded()["input"] == "https://***@host/in"
     assert first.recorded()["labels"] == "https://host/labels.csv?***"
+
+
+def test_values_of_documents_are_one_short_line() -> None:
+    assert shown("x\n\u2028" + "y" * 100) == '"x\\n\\u2028' + "y" * 47 + "..."
+    assert (shown({}), shown({"a": 1}), shown([1, 2])) == ("{}", "{...}", "a list of 2")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from headct.declarations import allowed_values, default_text, flags, meaning
 from trainer.command_line import COMMANDS
-from trainer.declarations import allowed_values, default_text, flags, meaning
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainer-options.md"
 

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from headct.declarations import Mark, allowed_values, default_text, meaning
 from headct.errors import UsageError
+from tests.trainer.options_page import PAGE, options_page
 from trainer.command_line import COMMANDS, parse_arguments
-from trainer.declarations import Mark, allowed_values, default_text, meaning
 from trainer.options import EvaluateOptions, PredictOptions, TrainOptions
 
 
@@ -147,3 +148,8 @@ def test_lines_of_help(
     with pytest.raises(SystemExit):
         parse_arguments([command, "--help"])
     assert line in capsys.readouterr().out
+
+
+def test_the_page_of_options_is_of_these_options() -> None:
+    """If not: `python -m tests.trainer.options_page`."""
+    assert PAGE.read_text(encoding="utf-8") == options_page()

@@ -7,7 +7,8 @@ from typing import Any
 
 from headct.errors import UsageError
 from headct.layout import FILES, UNLABELED_SPLIT
-from trainer.json_documents import key_path, shown
+from headct.printable import shown
+from trainer.json_documents import key_path
 
 
 def check_consistency(manifest: dict[str, Any], name: str) -> None:

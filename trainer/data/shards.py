@@ -22,8 +22,9 @@ from headct.layout import (
     fold_number,
     fold_split,
 )
+from headct.printable import LONGEST_SHOWN, shown
 from trainer.data.manifest_checks import check_consistency
-from trainer.json_documents import LONGEST_SHOWN, check_document, parse_json, read_bytes, shown
+from trainer.json_documents import check_document, parse_json, read_bytes
 
 # Options of the pipeline that an image depends on, beside the windows, in the manifest.
 PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")

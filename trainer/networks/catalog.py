@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from headct.declarations import did_you_mean, quoted
 from headct.errors import UsageError
-from trainer.declarations import did_you_mean, quoted
 
 
 @dataclass(frozen=True)

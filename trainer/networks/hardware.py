@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from headct.declarations import quoted
 from headct.errors import UsageError
 from trainer.data.damage import is_of_data, reason
-from trainer.declarations import quoted
 from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
 

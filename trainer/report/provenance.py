@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from headct.declarations import flags
 from headct.layout import CARD
-from trainer.declarations import flags
 from trainer.json_documents import read_json
 from trainer.networks.catalog import BACKBONES
 from trainer.options import TrainOptions

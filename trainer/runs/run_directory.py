@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from headct.errors import UsageError
-from headct.printable import hide_secrets
+from headct.printable import LONGEST_SHOWN, hide_secrets, shown
 from trainer.data.shards import ShardDirectory, parse_image, parse_window
 from trainer.files import remove_unfinished, write_json
 from trainer.json_documents import (
-    LONGEST_SHOWN,
     check_document,
     read_document,
-    shown,
 )
 from trainer.options import TrainOptions, run_identity
 from trainer.runs.lock import LOCK

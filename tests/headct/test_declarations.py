@@ -3,9 +3,7 @@ from typing import Annotated, Literal, Self
 import pytest
 from pydantic import Field, model_validator
 
-from headct.errors import UsageError
-from tests.trainer.options_page import PAGE, options_page
-from trainer.declarations import (
+from headct.declarations import (
     Declared,
     DefaultText,
     LocalPath,
@@ -16,6 +14,7 @@ from trainer.declarations import (
     flags,
     help_text,
 )
+from headct.errors import UsageError
 
 
 class Base(Declared):
@@ -37,7 +36,7 @@ class Example(Base):
     """no choice"""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """a share of 100 %"""
-    rate: Annotated[float, Field(gt=0), Mark.MAY_CHANGE] = 1.0
+    rate: Annotated[float, Field(gt=0), Mark.UNRECORDED] = 1.0
     """a rate"""
     count: Annotated[int, Field(ge=2)] = 2
     """a count"""
@@ -138,8 +137,3 @@ def test_an_entry_of_another_type(name: str, value: object, message: str) -> Non
 def test_did_you_mean() -> None:
     assert did_you_mean("epoch", ["patience", "epochs"]) == " (did you mean epochs?)"
     assert did_you_mean("xyzzy", ["patience", "epochs"]) == ""
-
-
-def test_the_page_of_options_is_of_these_options() -> None:
-    """If not: `python -m tests.trainer.options_page`."""
-    assert PAGE.read_text(encoding="utf-8") == options_page()
