@@ -1,6 +1,7 @@
-"""Reads a shard directory back and checks all of it: bytes by their SHA-256, then what they say.
+"""Read a shard directory back and check it: checksums first, then every value against the others.
 
-`directory` has the order of the work. `claims` reads the manifest, and holds it against its schema
-(`manifest.json` here), its digest and its own arithmetic. `description`, `index`, `shard`, `splits`
-and `source` hold the rest against it, `findings` collects what is wrong, and `report` shows it.
+`directory` has the order of the checks. It stops at a manifest that its schema
+(`manifest_schema.json`) does not allow; else `description` checks the index, the rejects and the
+metadata, `shard` every record, `source` pixels against the DICOM files, `splits` all records
+together. `findings` collects what is wrong.
 """

@@ -1,17 +1,27 @@
-"""The files that describe a shard directory, against the manifest and the index."""
+"""The files that describe a shard directory, against the manifest: index, rejects, metadata."""
 
 import hashlib
+import io
+import json
 from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jsonschema import Draft202012Validator
+import pyarrow.parquet as pq
+from jsonschema import Draft202012Validator, ValidationError
+from numpy.typing import NDArray
 
+from beam_pipeline.dicom.hounsfield import Repair
+from beam_pipeline.directory.index import index_schema
 from beam_pipeline.directory.rejects import Reject
-from beam_pipeline.verify.claims import Claims, describe_error, parse_json
-from beam_pipeline.verify.findings import Check, Findings
+from beam_pipeline.verify.findings import Check, Findings, printable, show_json
 from beam_pipeline.writing.tfds import describe_dataset, describe_features
-from headct.layout import DATASET_INFO, FEATURES, REJECT_COLUMNS, REJECTS
+from headct.layout import DATASET_INFO, FEATURES, INDEX, REJECT_COLUMNS, REJECTS
 from headct.reasons import Reason
 from headct.stores import Folder
 
@@ -27,31 +37,106 @@ _REJECT = Draft202012Validator(
 )
 
 
-def read_listed(
-    folder: Folder, name: str, check: Check, claims: Claims, findings: Findings
-) -> bytes | None:
-    """The bytes of a file, or None if it cannot be read; compared with the manifest's `files`."""
-    findings.checked[check] += 1
-    try:
-        data = folder.read(name)
-    except OSError as error:
-        gone = isinstance(error, FileNotFoundError)
-        reason = error.strerror or type(error).__name__
-        findings.add(check, "missing" if gone else f"cannot be read: {reason}", name)
+@dataclass(frozen=True)
+class IndexRows:
+    """Rows of one shard, copied out of the index when they are used or sent to another process."""
+
+    index: pa.Table
+    positions: NDArray[np.int64]  # [n], of the rows in the index
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IndexRows, (self._copy(), np.arange(len(self.positions)))
+
+    def by_record(self) -> dict[int, dict[str, Any]]:
+        """Return the rows by record number; the last of rows with equal numbers."""
+        return {row["record"]: row for row in self._copy().to_pylist()}
+
+    def _copy(self) -> pa.Table:
+        return self.index.take(pa.array(self.positions))
+
+
+def check_index(folder: Folder, manifest: dict[str, Any], findings: Findings) -> pa.Table | None:
+    """Check index.parquet against the manifest, without looking at shards.
+
+    Returns:
+        The rows that have a value in every column, or None if the index cannot be read or has
+        other columns.
+    """
+    data = _read_listed(folder, INDEX, Check.INDEX, manifest, findings)
+    if data is None:
         return None
-    for what, found in ("bytes", len(data)), ("sha256", hashlib.sha256(data).hexdigest()):
-        findings.compare(check, name, what, found, claims.at("files", name, what))
-    return data
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = f"cannot be read: {type(error).__name__}: {printable(error)}"
+        findings.add(Check.INDEX, message, INDEX)
+        return None
+    if not _check_columns(table, manifest["labels"], findings):
+        return None
+    table = _without_nulls(table, findings)
+    repairs = table["repair"].to_pandas().value_counts().drop(Repair.NONE, errors="ignore")
+    counted = {
+        "written": len(table),
+        "resized": pc.sum(table["resized"], min_count=0).as_py(),
+        "repaired": repairs.to_dict(),
+    }
+    for name, value in counted.items():
+        findings.compare(Check.INDEX, INDEX, name, value, manifest["counts"][name])
+    return table
 
 
-def check_metadata(folder: Folder, claims: Claims, findings: Findings) -> None:
-    """features.json and dataset_info.json: what follows from the manifest."""
-    features = info = None
-    if claims.complete:
-        features = describe_features(len(claims.at("labels")), claims.at("image"))
-        info = describe_dataset(claims.at("splits"))
+def _check_columns(table: pa.Table, labels: Sequence[str], findings: Findings) -> bool:
+    """Check that each column is there once, with the type that the pipeline writes."""
+    types, expected = {}, {column.name: str(column.type) for column in index_schema(labels)}
+    for name in expected:
+        numbers = table.schema.get_all_field_indices(name)
+        types[name] = " and ".join(str(table.schema.types[n]) for n in numbers) or "missing"
+    findings.compare(Check.INDEX, INDEX, "columns", types, expected)
+    return types == expected
+
+
+def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
+    # Arrow writes the NaN of an unknown position or spacing as null.
+    filled = table
+    for number, column in enumerate(table.schema):
+        if pa.types.is_float64(column.type):
+            values = pc.fill_null(table[column.name], float("nan"))
+            filled = filled.set_column(number, column.name, values)
+    complete = filled.drop_null()
+    if len(complete) < len(filled):
+        message = f"{len(filled) - len(complete)} rows have empty cells"
+        findings.add(Check.INDEX, message, INDEX)
+    return complete
+
+
+def rows_by_shard(
+    index: pa.Table, files: Collection[str], findings: Findings
+) -> dict[str, IndexRows]:
+    """Return the index's rows of every listed shard file; rows of other files become findings.
+
+    Duplicate record numbers need no check: the index has as many rows as there are records, and
+    every record must have a row.
+    """
+    findings.checked[Check.INDEX] += len(index)
+    shards = index["shard"].combine_chunks().dictionary_encode().to_pandas()
+    positions: dict[Any, Any] = pd.Series(range(len(shards))).groupby(shards, observed=True).indices
+    for file in sorted(positions.keys() - set(files)):
+        message = f"{len(positions[file])} rows are of {printable(file)}, which is not listed"
+        findings.add(Check.INDEX, message, INDEX)
+    index = index.combine_chunks()  # `take` searches all chunks, once per shard
+    return {file: IndexRows(index, np.asarray(positions.get(file, ()), np.int64)) for file in files}
+
+
+def check_metadata(folder: Folder, manifest: dict[str, Any], findings: Findings) -> None:
+    """Check features.json and dataset_info.json, whose content follows from the manifest."""
+    features = describe_features(len(manifest["labels"]), manifest["image"])
+    info = describe_dataset(manifest["splits"])
     for name, expected in (FEATURES, features), (DATASET_INFO, info):
-        data = read_listed(folder, name, Check.METADATA, claims, findings)
+        data = _read_listed(folder, name, Check.METADATA, manifest, findings)
         if data is None:
             continue
         try:
@@ -61,10 +146,10 @@ def check_metadata(folder: Folder, claims: Claims, findings: Findings) -> None:
 
 
 def check_rejects(
-    folder: Folder, claims: Claims, index: pa.Table | None, findings: Findings
+    folder: Folder, manifest: dict[str, Any], index: pa.Table | None, findings: Findings
 ) -> None:
-    """rejects.jsonl: every line, reasons as counted, each source once and not in the index."""
-    data = read_listed(folder, REJECTS, Check.REJECTS, claims, findings)
+    """Check rejects.jsonl: each line, the number of each reason, each source once and unused."""
+    data = _read_listed(folder, REJECTS, Check.REJECTS, manifest, findings)
     if data is None:
         return
     reasons: Counter[str] = Counter()
@@ -72,26 +157,62 @@ def check_rejects(
     for number, line in enumerate(data.splitlines()):
         findings.checked[Check.REJECTS] += 1
         try:
-            reject = _read_reject(line)
+            reject: Reject = parse_json(line)
+            for error in _REJECT.iter_errors(reject):
+                raise ValueError(describe_error(error))
             reasons[reject["reason"]] += 1
             first = lines.setdefault(reject["source"], number)
             if first != number:
                 raise ValueError(f"the same source as line {first}")
         except ValueError as error:
             findings.add(Check.REJECTS, str(error), REJECTS, number)
-    stated = claims.at("counts", "rejected_by_reason")
-    findings.compare(Check.REJECTS, REJECTS, "reasons", dict(reasons), stated)
+    expected = manifest["counts"]["rejected_by_reason"]
+    findings.compare(Check.REJECTS, REJECTS, "reasons", dict(reasons), expected)
     if index is not None:
-        # A file name that is no UTF-8 cannot be in the index.
+        # A file name that is not UTF-8 cannot be in the index.
         texts = [source for source in lines if source == source.encode(errors="ignore").decode()]
         written = pc.is_in(index["source"], value_set=pa.array(texts, pa.string()))
         for source in index["source"].filter(written).to_pylist():
             findings.add(Check.REJECTS, "its source is in the index too", REJECTS, lines[source])
 
 
-def _read_reject(line: bytes) -> Reject:
-    """Raises ValueError: what is wrong with the line."""
-    reject: Reject = parse_json(line)
-    for error in _REJECT.iter_errors(reject):
-        raise ValueError(describe_error(error))
-    return reject
+def _read_listed(
+    folder: Folder, name: str, check: Check, manifest: dict[str, Any], findings: Findings
+) -> bytes | None:
+    """Return the bytes of a file that the manifest's `files` lists; None if it cannot be read."""
+    findings.checked[check] += 1
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        findings.add(check, "missing", name)
+        return None
+    except OSError as error:
+        findings.add(check, f"cannot be read: {error.strerror or type(error).__name__}", name)
+        return None
+    described = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for what, value in described.items():
+        findings.compare(check, name, what, value, manifest["files"][name][what])
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {printable(error)}") from None
+
+
+def describe_error(error: ValidationError) -> str:
+    """Return which value is wrong, and what its schema asks for."""
+    path = printable(error.json_path.removeprefix("$").removeprefix("."))
+    if error.validator == "required":
+        wrong = printable(error.message)
+    else:
+        schema: Any = error.schema
+        wrong = f"{show_json(error.instance)}, not {schema['description']}"
+    return f"{path}: {wrong}" if path else wrong

@@ -1,61 +1,78 @@
-"""A shard directory, read back and checked: all of it.
+"""The order in which a shard directory is checked, and the checks of its manifest.
 
-What is an error: a file that is missing, damaged or unknown; two places that contradict each
-other (manifest, index, records, metadata, and with `--source` the DICOM files); an image id that is
-there twice; a patient in two splits. What is only shown: how even labels are over splits and
-shards, since patients are not divisible and slices may be rejected after they were dealt; and
-identical images, since whether they are kept together is an option of the run.
+Errors are: a file that is missing, damaged or not listed; two values that contradict each other
+(manifest, index, records, metadata, and with `--source` the DICOM files); an image id that occurs
+twice; a patient in two splits. Only shown are: how even labels are over splits and shards, since
+patients are not divisible and slices may be rejected after they were assigned; and identical
+images, since keeping them together is an option of the run.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from jsonschema import Draft202012Validator
 from rich.console import Console
 from rich.progress import track
 
-from beam_pipeline.verify.claims import Claims, read_claims
-from beam_pipeline.verify.description import check_metadata, check_rejects
+from beam_pipeline.verify.description import (
+    check_index,
+    check_metadata,
+    check_rejects,
+    describe_error,
+    parse_json,
+    rows_by_shard,
+)
 from beam_pipeline.verify.findings import Check, Findings, printable
-from beam_pipeline.verify.index import read_index, rows_by_shard
 from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
 from beam_pipeline.workers import Watch, WorkerPool
+from beam_pipeline.writing.manifest import manifest_digest
 from headct.errors import UsageError
-from headct.layout import MANIFEST, count_input
+from headct.layout import MANIFEST, UNLABELED_SPLIT, ShardFile, count_input
 from headct.stores import Folder
+
+_SCHEMA = Draft202012Validator(
+    json.loads(Path(__file__).with_name("manifest_schema.json").read_bytes())
+)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a verification."""
+    """Result of a verification; without splits if the manifest is invalid."""
 
-    findings: Findings  # what was checked, and what is wrong
-    splits: list[SplitSummary]  # what they hold
-    identical: IdenticalImages  # examples with the same image
+    findings: Findings
+    splits: list[SplitSummary] = field(default_factory=list)
+    identical: IdenticalImages = field(default_factory=IdenticalImages)
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
-    """Check a shard directory, and compare it with the input that it was made of, if that is given.
+    """Check a shard directory, and compare it with its input if that is given.
 
-    One record at a time is held in each process, and of all records their ids. Without workers all
-    is done in this process.
+    Each process holds one record at a time; this one holds the ids of all records. Without workers
+    this process does all the work. An invalid manifest ends the verification.
 
     Raises:
-        UsageError: there is no such directory, no manifest in it, or no such input.
+        UsageError: there is no such directory, it has no manifest, or there is no such input.
     """
     folder, findings = Folder(url), Findings()
-    names, manifest = _open(folder)
-    claims = read_claims(manifest, findings)
-    tasks = _plan(folder, source, claims, findings)
-    reports = sorted(_check_shards(tasks, workers), key=lambda report: report.claim.file)
+    names, data = _open(folder)
+    manifest = _check_manifest(data, findings)
+    if manifest is None:
+        return Verification(findings)
+    tasks = _plan(folder, source, manifest, findings)
+    reports = sorted(_check_shards(tasks, workers), key=lambda report: report.file)
     findings.merge(report.findings for report in reports)
-    _check_names(names, claims, reports, findings)
-    return Verification(findings, *check_partition(reports, claims, findings))
+    _check_names(names, tasks, reports, findings)
+    return Verification(findings, *check_partition(reports, manifest, findings))
 
 
 def _open(folder: Folder) -> tuple[set[str], bytes]:
-    """The names of the directory's files, and its manifest."""
+    """Return the names of the directory's files, and its manifest."""
     try:
         names = folder.names()
         if MANIFEST not in names:
@@ -65,27 +82,88 @@ def _open(folder: Folder) -> tuple[set[str], bytes]:
         raise UsageError(f"cannot read {folder.url}: {error}") from None
 
 
+def _check_manifest(data: bytes, findings: Findings) -> dict[str, Any] | None:
+    """Check a manifest by itself, and return it if its schema allows it."""
+    findings.checked[Check.MANIFEST] += 1
+    try:
+        manifest: dict[str, Any] = parse_json(data)
+        errors = sorted(map(describe_error, _SCHEMA.iter_errors(manifest)))
+        digest = "" if errors else manifest_digest(manifest)
+    except (ValueError, RecursionError) as error:
+        errors = [printable(error)]
+    if errors:
+        for message in errors:
+            findings.add(Check.MANIFEST, message, MANIFEST)
+        return None
+    if manifest["digest"] != digest:
+        message = "its content is not that of its own digest: it was edited or damaged"
+        findings.add(Check.MANIFEST, message, MANIFEST)
+    folds = sorted(manifest["splits"].keys() - {UNLABELED_SPLIT})
+    if folds and not manifest["labels"]:
+        message = f"labels: a list of 0, but {printable(', '.join(folds))} are splits by labels"
+        findings.add(Check.MANIFEST, message, MANIFEST)
+    for what, value, expected, basis in _arithmetic(manifest):
+        findings.compare(Check.MANIFEST, MANIFEST, printable(what), value, expected, basis)
+    return manifest
+
+
+def _arithmetic(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield values that follow from other values: what, the value, what it should be, and why."""
+    counts, splits, windows = manifest["counts"], manifest["splits"], manifest["windows"]
+    image, options = manifest["image"], manifest["options"]
+    size = options.get("image_size")
+    rejected = sum(counts["rejected_by_reason"].values())
+    written = sum(split["examples"] for split in splits.values())
+    seen, basis = counts["written"] + counts["rejected"], "written + rejected"
+    yield "counts.files_seen", counts["files_seen"], seen, basis
+    yield "counts.rejected", counts["rejected"], rejected, "sum of rejected_by_reason"
+    yield "counts.written", counts["written"], written, "sum of the splits"
+    yield "windows", windows, options.get("windows"), "options.windows"
+    yield "image.height", image["height"], size, "options.image_size"
+    yield "image.width", image["width"], size, "options.image_size"
+    basis = "one per window, or one of Hounsfield units"
+    yield "image.channels", image["channels"], len(windows) or 1, basis
+    dtype = "uint8" if windows else "uint16"
+    yield "image.dtype", image["dtype"], dtype, "of windows, or Hounsfield units"
+    for name, split in splits.items():
+        path, shards = f"splits.{name}", split["shards"]
+        examples = sum(shard["examples"] for shard in shards)
+        labels = Counter(dict.fromkeys(manifest["labels"], 0))
+        for number, shard in enumerate(shards):
+            file = ShardFile(name, number, len(shards)).name
+            basis = "its position in the split"
+            yield f"{path}.shards.{number}.file", shard["file"], file, basis
+            labels.update(shard["label_counts"])
+        yield f"{path}.examples", split["examples"], examples, "sum of its shards"
+        yield f"{path}.label_counts", split["label_counts"], dict(labels), "sum of its shards"
+
+
 def _plan(
-    folder: Folder, source: str | None, claims: Claims, findings: Findings
+    folder: Folder, source: str | None, manifest: dict[str, Any], findings: Findings
 ) -> list[ShardTask]:
-    """Check what describes the shards; what to check of each of them."""
-    index = read_index(folder, claims, findings)
-    check_metadata(folder, claims, findings)
-    check_rejects(folder, claims, index, findings)
-    options, conversion = claims.at("options") or {}, None
+    """Check the files that describe the shards, and return one task per shard."""
+    index = check_index(folder, manifest, findings)
+    check_metadata(folder, manifest, findings)
+    check_rejects(folder, manifest, index, findings)
+    conversion = None
     if source is not None and index is not None:
         try:
-            conversion = Conversion.recorded(source, options)
-            seen = count_input(claims.at("counts") or {})
-            index = conversion.add_files(index, options, seen)
+            conversion = Conversion.recorded(source, manifest["options"])
+            seen = count_input(manifest["counts"])
+            index = conversion.add_files(index, manifest["options"], seen)
         except ValueError as error:
             conversion = None
             findings.add(Check.SOURCE, printable(error), MANIFEST)
-    labels = claims.at("labels")
-    rows = {} if index is None else rows_by_shard(index, claims, findings)
+    shards = {
+        shard["file"]: (split, shard)
+        for split, described in manifest["splits"].items()
+        for shard in described["shards"]
+    }
+    rows = {} if index is None else rows_by_shard(index, shards, findings)
+    labels, image = manifest["labels"], manifest["image"]
     return [
-        ShardTask(folder.url, shard, labels, claims.image, rows.get(file), conversion)
-        for file, shard in claims.shards.items()
+        ShardTask(folder.url, split, shard, labels, image, rows.get(file), conversion)
+        for file, (split, shard) in shards.items()
     ]
 
 
@@ -101,14 +179,15 @@ def _check_shards(tasks: list[ShardTask], workers: int) -> Iterable[ShardReport]
 
 
 def _check_names(
-    names: set[str], claims: Claims, reports: Sequence[ShardReport], findings: Findings
+    names: set[str], tasks: Sequence[ShardTask], reports: Sequence[ShardReport], findings: Findings
 ) -> None:
-    """Shard files that are not listed, or that have each other's names."""
-    for name in sorted(names - claims.shards.keys()):
+    """Find shard files that are not listed, or whose names are swapped."""
+    listed = {task.shard["file"]: task.shard["sha256"] for task in tasks}
+    for name in sorted(names - listed.keys()):
         if ".tfrecord" in name and not name.startswith("."):
             findings.add(Check.FILES, "not listed in the manifest", printable(name))
-    rightful = {shard.stated.get("sha256"): shard.file for shard in claims.shards.values()}
+    rightful = {sha256: file for file, sha256 in listed.items()}
     for report in reports:
-        file, other = report.claim.file, rightful.get(report.sha256)
-        if other and report.bytes and report.claim.stated.get("sha256") != report.sha256:
-            findings.add(Check.FILES, f"holds what belongs in {other}", file)
+        other = rightful.get(report.sha256)
+        if other and report.bytes and listed[report.file] != report.sha256:
+            findings.add(Check.FILES, f"holds what belongs in {other}", report.file)

@@ -1,4 +1,4 @@
-"""What a verification finds: a check's count, and every problem with its exact place."""
+"""Findings of a verification: how much was checked, and every problem with its location."""
 
 import re
 from collections import Counter
@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-# Kept of one shard's problems in one check: the first few tell what is wrong, the rest repeat it.
-KEPT = 50
+KEPT = 50  # findings per shard and check; further ones are only counted
 
 _PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
 
 
 class Check(StrEnum):
-    """What is checked, in the order in which it is shown."""
+    """Checks, in the order in which they are shown."""
 
     MANIFEST = "manifest.json"
     METADATA = "features.json, dataset_info.json"
@@ -32,53 +31,56 @@ class Check(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong."""
+    """A problem."""
 
-    check: Check  # that found it
-    message: str  # what was found, and what was expected
+    check: Check
+    message: str  # the value, and the expected one
     file: str = ""  # in the shard directory
-    record: int | None = None  # its number in the file, from 0
-    offset: int | None = None  # where it begins in the file, bytes
-    image_id: str = ""  # of the example there
+    record: int | None = None  # number in the file, from 0
+    offset: int | None = None  # of the record in the file, bytes
+    image_id: str = ""
 
     def __str__(self) -> str:
-        """The place and the problem, on one line."""
-        place = [
+        """Return the location and the problem, on one line."""
+        location = [
             self.file,
             "" if self.record is None else f"record {self.record}",
             "" if self.offset is None else f"byte {self.offset}",
             printable(self.image_id),
         ]
-        return f"{' · '.join(filter(None, place))}: {self.message}"
+        return f"{' · '.join(filter(None, location))}: {self.message}"
 
 
 @dataclass
 class Findings:
     """Collects problems, and how much was checked."""
 
-    checked: Counter[Check] = field(default_factory=Counter)  # how many things each looked at
-    failed: Counter[Check] = field(default_factory=Counter)  # how many problems each found
-    kept: list[Finding] = field(default_factory=list)  # the first of each
+    checked: Counter[Check] = field(default_factory=Counter)  # values per check
+    failed: Counter[Check] = field(default_factory=Counter)  # problems per check
+    kept: list[Finding] = field(default_factory=list)  # the first problems per check
 
-    def add(self, check: Check, message: str, *place: Any) -> None:
-        """Count a problem, and keep it if it is among the first of its check; see Finding."""
+    def add(self, check: Check, message: str, *location: Any) -> None:
+        """Count a problem, and keep it if it is among the first of its check.
+
+        The location is a Finding's: file, record, offset, image id, as far as they are known.
+        """
         self.failed[check] += 1
         if self.failed[check] <= KEPT:
-            self.kept.append(Finding(check, message, *place))
+            self.kept.append(Finding(check, message, *location))
 
     def compare(
-        self, check: Check, file: str, what: str, found: Any, expected: Any, basis: str = ""
+        self, check: Check, file: str, what: str, value: Any, expected: Any, basis: str = ""
     ) -> None:
-        """Check a JSON value against the expected one, or None if that is not known.
+        """Compare a JSON value with the expected one, unless that is None: not known.
 
-        A message names what is compared, and the basis of the expected value.
+        Messages name what is compared, and the basis of the expected value.
         """
         self.checked[check] += 1
-        for difference in _differences(found, expected, what) if expected is not None else ():
+        for difference in _differences(value, expected, what) if expected is not None else ():
             self.add(check, f"{difference} ({basis})" if basis else difference, file)
 
     def merge(self, others: Iterable["Findings"]) -> None:
-        """Add what others collected."""
+        """Add the findings of others."""
         for other in others:
             self.checked.update(other.checked)
             self.failed.update(other.failed)
@@ -86,41 +88,41 @@ class Findings:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether nothing is wrong."""
         return not self.failed.total()
 
 
-def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
-    """As messages; goes no deeper than both values do."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in sorted(expected.keys() - found.keys()):
+def _differences(value: Any, expected: Any, path: str) -> Iterator[str]:
+    """Yield messages; goes no deeper than both values do."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        for key in sorted(expected.keys() - value.keys()):
             yield f"{path}.{printable(key)} is missing"
-        for key, value in found.items():
+        for key, item in value.items():
             if key in expected:
-                yield from _differences(value, expected[key], f"{path}.{printable(key)}")
+                yield from _differences(item, expected[key], f"{path}.{printable(key)}")
             else:
                 yield f"{path}.{printable(key)} is unknown"
-    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        for number, (value, other) in enumerate(zip(found, expected, strict=True)):
-            yield from _differences(value, other, f"{path}[{number}]")
-    elif found != expected:
-        yield f"{path}: {show_json(found)}, not {show_json(expected)}"
+    elif isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        for number, (item, other) in enumerate(zip(value, expected, strict=True)):
+            yield from _differences(item, other, f"{path}[{number}]")
+    elif value != expected:
+        yield f"{path}: {show_json(value)}, not {show_json(expected)}"
 
 
 def show_json(value: Any) -> str:
-    """A JSON value, fit for one line of a terminal; of what may be deep only the kind."""
+    """Return a JSON value as one line for a terminal; objects and lists only by their kind."""
     if isinstance(value, dict):
         return "an object"
     return f"a list of {len(value)}" if isinstance(value, list) else printable(value)
 
 
 def printable(value: object, limit: int = 80) -> str:
-    """A value from a damaged file, fit for one line of a terminal."""
+    """Return a value from a damaged file as one line for a terminal."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     shown = "".join(character if character.isprintable() else "�" for character in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def show_id(value: object) -> str:
-    """A pseudonym, or that there is an id of another form."""
+    """Return a pseudonym as it is, and any other id as "(an id)"."""
     return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"

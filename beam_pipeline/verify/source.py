@@ -1,5 +1,6 @@
-"""Shard images against the DICOM files that they were made of."""
+"""Compare shard images with the DICOM files that they were made from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +20,19 @@ from headct.stores.sources import decode_source, encode_source, show_source
 
 Pixels = NDArray[np.uint8 | np.uint16]
 
-# A column added to the index: the file to read, where the index itself shows a number for it.
-FILE = "file"
+FILE = "file"  # a column added to the index: the source file's path, which `source` may hide
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a shard directory's images were made of its input."""
+    """Input and options that a shard directory's images were made with."""
 
-    files: InputFiles  # the input
-    image: ImageOptions  # what the images are
+    files: InputFiles
+    image: ImageOptions
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
-        """The conversion of a manifest's options, of an input that may have been moved.
+        """Return the conversion of a manifest's options, for an input that may have been moved.
 
         Raises:
             UsageError: the input does not exist.
@@ -47,10 +47,10 @@ class Conversion:
         return cls(files, image)
 
     def add_files(self, index: pa.Table, options: dict[str, Any], files_seen: int) -> pa.Table:
-        """The index with the column FILE, for the manifest's options and number of files.
+        """Return the index with the column FILE, for the manifest's options and number of files.
 
         Raises:
-            ValueError: sources are shown by number, and the input has more or fewer files now.
+            ValueError: sources are numbers, and the input has more or fewer files now.
         """
         shown = index["source"].to_pylist()
         if options.get("image_id") == ImageId.ORDINAL:
@@ -66,7 +66,7 @@ class Conversion:
         return index.append_column(FILE, pa.array(files, pa.binary()))
 
     def read(self, row: dict[str, Any]) -> "SourceFile":
-        """The file of a row of the index.
+        """Return the source file of a row of the index.
 
         Raises:
             StoreError: the input's store fails.
@@ -79,16 +79,18 @@ class Conversion:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that an example was made of."""
+    """The DICOM file of an example."""
 
-    image: ImageOptions  # what the image is
-    row: dict[str, Any]  # the example's, of the index
-    data: bytes | OSError  # of the file, or why it cannot be read
+    image: ImageOptions
+    row: dict[str, Any]  # of the index
+    data: bytes | OSError  # content, or why it cannot be read
 
-    def compare(self, pixels: Pixels, pixel_spacing: tuple[float, ...]) -> list[str]:
-        """What differs between the example and the file, as messages.
+    def compare(self, pixels: Pixels, pixel_spacing: Sequence[float]) -> list[str]:
+        """Return messages about what differs between an example and the file.
 
-        Of the example are the pixels, [height, width, channels], and their spacing, mm.
+        Args:
+            pixels: of the example, [height, width, channels].
+            pixel_spacing: of the example, mm.
         """
         source = printable(self.row["source"])
         if isinstance(self.data, FileNotFoundError):
@@ -121,17 +123,17 @@ class SourceFile:
 
 
 def _same(indexed: object, fresh: object) -> bool:
-    return indexed == fresh or (indexed != indexed and fresh != fresh)  # NaN is NaN
+    return indexed == fresh or (indexed != indexed and fresh != fresh)  # both NaN
 
 
-def _compare_pixels(found: Pixels, fresh: Pixels) -> list[str]:
-    if found.shape != fresh.shape or found.dtype != fresh.dtype:
-        return [f"its image is {fresh.shape} {fresh.dtype}, not {found.shape} {found.dtype}"]
-    if np.array_equal(found, fresh):
+def _compare_pixels(stored: Pixels, fresh: Pixels) -> list[str]:
+    if stored.shape != fresh.shape or stored.dtype != fresh.dtype:
+        return [f"its image is {fresh.shape} {fresh.dtype}, not {stored.shape} {stored.dtype}"]
+    if np.array_equal(stored, fresh):
         return []
-    differing = (found != fresh).any(axis=2)
-    row, column = (int(place[0]) for place in np.nonzero(differing))
+    differing = (stored != fresh).any(axis=2)
+    row, column = (int(axis[0]) for axis in np.nonzero(differing))
     return [
         f"{int(differing.sum())} pixels differ, the first at row {row}, column {column}: "
-        f"{fresh[row, column].tolist()} in the file, {found[row, column].tolist()} here"
+        f"{fresh[row, column].tolist()} in the file, {stored[row, column].tolist()} here"
     ]

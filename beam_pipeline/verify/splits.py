@@ -1,12 +1,12 @@
-"""What only all shards together show: ids used twice, patients in two splits, stratification."""
+"""Checks across shards: ids that occur twice, patients in two splits; how even splits are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from beam_pipeline.verify.claims import Claims
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.shard import CONTENTS, Combinations, ShardReport, count_labels
 from headct.layout import MANIFEST
@@ -14,53 +14,55 @@ from headct.layout import MANIFEST
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split was found to hold."""
+    """Content of a split, as read from its shards."""
 
     name: str
     patients: int
-    shards: int  # files that can be read
-    slices: int  # examples that can be read
+    shards: int  # readable files
+    slices: int  # readable examples
     bytes: int  # of its shard files
     labeled: int  # examples that have labels
-    label_counts: dict[str, int]  # examples that have each label
-    # By how many examples the shards differ in the label combination in which they differ most:
-    # 1 where they were dealt evenly and no slice was rejected afterwards.
+    label_counts: dict[str, int]  # examples per label
+    # Largest difference between shards in the number of examples of one label combination:
+    # 1 if shards are as even as possible and no slice was rejected afterwards.
     spread: int
 
 
 @dataclass(frozen=True)
 class IdenticalImages:
-    """Examples with the same image."""
+    """Numbers of examples with identical images."""
 
-    slices: int  # that have the image of an earlier one
-    across_splits: int  # images that are in more than one split
+    slices: int = 0  # whose image occurs in an earlier example
+    across_splits: int = 0  # images that occur in more than one split
 
 
 def check_partition(
-    reports: Sequence[ShardReport], claims: Claims, findings: Findings
+    reports: Sequence[ShardReport], manifest: dict[str, Any], findings: Findings
 ) -> tuple[list[SplitSummary], IdenticalImages]:
-    """Check that every image id is there once and every patient in one split.
+    """Check that every image id occurs once, and every patient in one split.
 
-    Identical images and uneven labels are no errors: they are in what is returned.
+    Identical images and uneven labels are no errors: the result has them.
     """
     contents = [CONTENTS.empty_table(), *(report.contents for report in reports)]
     examples: pd.DataFrame = pa.concat_tables(contents).to_pandas()
     findings.checked[Check.PARTITION] += len(examples)
     _check_ids(examples, findings)
-    # A run may be asked to keep studies together, not patients.
-    group = "study" if claims.at("options", "group_by") == "study" else "patient"
+    # An option of the run keeps studies together instead of patients.
+    group = "study" if manifest["options"].get("group_by") == "study" else "patient"
     _check_groups(examples, group, findings)
-    summaries = [_summarize(name, reports, examples, claims) for name in claims.at("splits") or ()]
-    lost = {
-        report.claim.split
+    summaries = [
+        _summarize(name, reports, examples, manifest["labels"]) for name in manifest["splits"]
+    ]
+    damaged = {
+        report.split
         for report in reports
         if report.bytes is None or report.records != len(report.contents)
     }
     for split in summaries:
-        if claims.complete and split.name not in lost:
-            stated = claims.at("splits", split.name, "patients")
+        if split.name not in damaged:
+            expected = manifest["splits"][split.name]["patients"]
             what = f"{printable(split.name)}: patients"
-            findings.compare(Check.COUNTS, MANIFEST, what, split.patients, stated)
+            findings.compare(Check.COUNTS, MANIFEST, what, split.patients, expected)
     pairs = examples.drop_duplicates(["image", "split"])
     across = pairs.loc[pairs.duplicated("image"), "image"].nunique()
     return summaries, IdenticalImages(int(examples.duplicated("image").sum()), int(across))
@@ -72,37 +74,40 @@ def _check_ids(examples: pd.DataFrame, findings: Findings) -> None:
         first, *others = rows.to_dict("records")
         for row in others:
             message = f"the same image_id as record {first['record']} of {first['shard']}"
-            place = row["shard"], row["record"], None, str(image_id)
-            findings.add(Check.PARTITION, message, *place)
+            location = row["shard"], row["record"], None, str(image_id)
+            findings.add(Check.PARTITION, message, *location)
 
 
 def _check_groups(examples: pd.DataFrame, group: str, findings: Findings) -> None:
     column = f"{group}_id"
     pairs = examples.drop_duplicates([column, "split"])
     for name, rows in pairs[pairs.duplicated(column, keep=False)].groupby(column):
-        places = ", ".join(
+        locations = ", ".join(
             f"{row['shard']} (first as record {row['record']}, {printable(row['image_id'])})"
             for row in rows.to_dict("records")
         )
-        message = f"{group} {show_id(name)} is in {len(rows)} splits: {places}"
+        message = f"{group} {show_id(name)} is in {len(rows)} splits: {locations}"
         findings.add(Check.PARTITION, message)
 
 
 def _summarize(
-    name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, claims: Claims
+    name: str, reports: Sequence[ShardReport], examples: pd.DataFrame, labels: Sequence[str]
 ) -> SplitSummary:
-    read = [report for report in reports if report.claim.split == name and report.bytes]
-    own = examples[examples["split"] == name]
-    combinations = [report.combinations for report in read]
+    readable = [report for report in reports if report.split == name and report.bytes]
+    rows = examples[examples["split"] == name]
+    combinations = [report.combinations for report in readable]
     total = sum(combinations, Combinations())
-    each = [[shard[labels] for shard in combinations] for labels in total]
+    spreads = []
+    for combination in total:
+        counts = [shard[combination] for shard in combinations]
+        spreads.append(max(counts) - min(counts))
     return SplitSummary(
         name=name,
-        patients=int(own["patient_id"].nunique()),
-        shards=len(read),
-        slices=len(own),
-        bytes=sum(report.bytes or 0 for report in read),
-        labeled=sum(n for labels, n in total.items() if min(labels, default=-1) >= 0),
-        label_counts=count_labels(total, claims.at("labels") or ()),
-        spread=max((max(counts) - min(counts) for counts in each), default=0),
+        patients=int(rows["patient_id"].nunique()),
+        shards=len(readable),
+        slices=len(rows),
+        bytes=sum(report.bytes or 0 for report in readable),
+        labeled=sum(n for values, n in total.items() if min(values, default=-1) >= 0),
+        label_counts=count_labels(total, labels),
+        spread=max(spreads, default=0),
     )

@@ -28,10 +28,9 @@ from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.verify.__main__ import main
-from beam_pipeline.verify.claims import Claims, ShardClaim
+from beam_pipeline.verify.description import IndexRows, rows_by_shard
 from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check, Finding, Findings, show_id
-from beam_pipeline.verify.index import IndexRows, rows_by_shard
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.workers import Later, Watch
@@ -207,11 +206,10 @@ def seal(directory: Path) -> None:
 def test_rows_are_taken_from_one_chunk(healthy: Path) -> None:
     """From many chunks each shard's rows would be looked for in all of them."""
     part = pq.read_table(healthy / "index.parquet")
-    rows = rows_by_shard(
-        pa.concat_tables([part, part]), Claims(read_json(healthy / "manifest.json")), Findings()
-    )
+    files = part["shard"].unique().to_pylist()
+    rows = rows_by_shard(pa.concat_tables([part, part]), files, Findings())
     assert sum(map(len, rows.values())) == 2 * len(part)
-    assert {taken.table["image_id"].num_chunks for taken in rows.values()} == {1}
+    assert {own.index["image_id"].num_chunks for own in rows.values()} == {1}
 
 
 def test_a_healthy_directory_has_no_findings(healthy: Path) -> None:
@@ -297,21 +295,32 @@ def test_every_flipped_bit_of_a_shard_is_found(shards: Path) -> None:
         path.write_bytes(whole)
 
 
-def test_records_after_a_damaged_one_are_still_checked(shards: Path) -> None:
-    row = pd.read_parquet(shards / "index.parquet").query("shard == @FIRST").iloc[1]
-    flip(shards / FIRST, int(row["offset"]))  # the length: the next frame is where the index says
+@pytest.mark.parametrize(("byte", "what"), [(0, "the length"), (100, "the data")])
+def test_a_shard_is_checked_up_to_its_first_damaged_record(
+    shards: Path, byte: int, what: str
+) -> None:
+    rows = pd.read_parquet(shards / "index.parquet").query("shard == @FIRST")
+    flip(shards / FIRST, int(rows["offset"].iloc[1]) + byte)
+    flip(shards / FIRST, int(rows["offset"].iloc[3]) + byte)
     result = verify_directory(str(shards))
-    assert result.findings.failed[Check.FRAMES] == 1
-    assert result.findings.checked[Check.IMAGES] == 29
+    assert result.findings.checked[Check.IMAGES] == 30 - len(rows) + 1
+    assert result.findings.failed == {Check.FILES: 1, Check.FRAMES: 1}
     (finding,) = (each for each in result.findings.kept if each.check is Check.FRAMES)
-    assert (finding.record, finding.offset) == (1, row["offset"])
-    assert finding.message == "bad checksum of the length"
+    assert (finding.record, finding.offset) == (1, rows["offset"].iloc[1])
+    assert finding.message == f"bad checksum of {what}; later records are not checked"
 
 
 @pytest.mark.parametrize("kept", [0, 5, 13, 2000])
 def test_a_truncated_shard(shards: Path, kept: int) -> None:
     path = shards / FIRST
     path.write_bytes(path.read_bytes()[:kept])
+    others = {Check.FRAMES} if kept else {Check.COUNTS, Check.RECORDS}  # empty, or cut in a record
+    assert {Check.FILES} | others <= checks(shards)
+
+
+def test_a_shard_cut_between_records(shards: Path) -> None:
+    row = pd.read_parquet(shards / "index.parquet").query("shard == @FIRST").iloc[2]
+    (shards / FIRST).write_bytes((shards / FIRST).read_bytes()[: row["offset"]])
     assert {Check.FILES, Check.COUNTS, Check.RECORDS} <= checks(shards)
 
 
@@ -494,24 +503,28 @@ def test_an_edited_manifest(shards: Path, path: str, sealed: bool) -> None:
     assert found(shards)
 
 
-def test_a_wrong_value_hides_no_other_damage(shards: Path) -> None:
-    """Of a manifest that its schema does not allow the rest is still held against the shards."""
+def test_labels_are_missing_beside_folds(shards: Path) -> None:
+    edit_json(shards / "manifest.json", set_at("labels", []))
+    seal(shards)
+    messages = [finding.message for finding in found(shards)]
+    assert "labels: a list of 0, but fold0, fold1 are splits by labels" in messages
+
+
+def test_an_invalid_manifest_ends_the_verification(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     edit_json(shards / "manifest.json", set_at("splits/fold0/shards/0/sha256", "0"))
     edit_json(shards / "manifest.json", set_at("splits/fold1/shards/0", 7))
     edit_json(shards / "manifest.json", set_at("labels/0", 7))
     seal(shards)
     flip(shards / SECOND, 300)
-    result = found(shards)
-    messages = [finding.message for finding in result if finding.check is Check.MANIFEST]
-    assert sorted(messages) == [
-        "labels[0]: 7, not a text",
-        "splits.fold0.shards[0].sha256: 0, not a SHA-256",
-        "splits.fold1.shards[0]: 7, not an object",
+    assert [str(finding) for finding in found(shards)] == [
+        "manifest.json: labels[0]: 7, not a text",
+        "manifest.json: splits.fold0.shards[0].sha256: 0, not a SHA-256",
+        "manifest.json: splits.fold1.shards[0]: 7, not an object",
     ]
-    assert {finding.check for finding in result if finding.file == SECOND} == {
-        Check.FILES,
-        Check.FRAMES,
-    }
+    assert main(["--shards", str(shards), "--workers", "0"]) == 4
+    assert "an invalid manifest.json ends the verification" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -534,9 +547,12 @@ def test_a_value_of_the_manifest_against_the_files(
 
 @pytest.mark.parametrize("depth", [100, 900, 960, 980, 990, 995, 1000])
 def test_json_that_is_nested_deeply_is_no_traceback(shards: Path, depth: int) -> None:
+    whole = (shards / "manifest.json").read_bytes()
     for name in ("manifest.json", "features.json", "rejects.jsonl"):
         (shards / name).write_text('{"labels": ' + "[" * depth + "]" * depth + "}")
-    assert {Check.MANIFEST, Check.REJECTS} <= checks(shards)
+    assert checks(shards) == {Check.MANIFEST}
+    (shards / "manifest.json").write_bytes(whole)
+    assert checks(shards) == {Check.METADATA, Check.REJECTS}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff", "[" * 100_000])
@@ -825,13 +841,15 @@ def test_studies_may_be_what_is_kept_together(small_data_set: Path, tmp_path: Pa
 @pytest.fixture
 def task(healthy: Path) -> ShardTask:
     index = pq.read_table(healthy / "index.parquet")
-    places = np.flatnonzero(index["shard"].to_pandas() == SECOND)
+    positions = np.flatnonzero(index["shard"].to_pandas() == SECOND)
+    manifest = read_json(healthy / "manifest.json")
     return ShardTask(
         folder=str(healthy),
-        claim=ShardClaim("fold0", SECOND),
-        labels=None,
-        image=None,
-        rows=IndexRows(index, places),
+        split="fold0",
+        shard=manifest["splits"]["fold0"]["shards"][1],
+        labels=manifest["labels"],
+        image=manifest["image"],
+        rows=IndexRows(index, positions),
     )
 
 
@@ -866,7 +884,7 @@ def test_a_source_file_is_waited_for_before_its_record_is_worked_on(
 ) -> None:
     options = read_json(healthy / "manifest.json")["options"]
     conversion = Conversion.recorded(str(source), options)
-    rows = conversion.add_files(task.rows.table, options, 33)  # type: ignore[union-attr]
+    rows = conversion.add_files(task.rows.index, options, 33)  # type: ignore[union-attr]
     watch, read = Diary(), LocalStore.read
 
     def note(store: LocalStore, path: str, *part: Any) -> bytes:
@@ -874,10 +892,12 @@ def test_a_source_file_is_waited_for_before_its_record_is_worked_on(
         return read(store, path, *part)
 
     monkeypatch.setattr(LocalStore, "read", note)
-    places = task.rows.places  # type: ignore[union-attr]
-    report = check_shard(replace(task, rows=IndexRows(rows, places), conversion=conversion), watch)
+    positions = task.rows.positions  # type: ignore[union-attr]
+    report = check_shard(
+        replace(task, rows=IndexRows(rows, positions), conversion=conversion), watch
+    )
     assert report.findings.ok
-    assert report.findings.checked[Check.SOURCE] == report.records == len(places)
+    assert report.findings.checked[Check.SOURCE] == report.records == len(positions)
 
 
 def test_a_store_that_fails_is_no_finding(
@@ -901,11 +921,11 @@ def test_a_store_that_fails_is_no_finding(
 
 def test_a_task_takes_only_its_own_rows_to_another_process(task: ShardTask) -> None:
     sent = pickle.loads(pickle.dumps(task))
-    assert len(sent.rows.table) == len(sent.rows) == len(task.rows or ())
+    assert len(sent.rows.index) == len(sent.rows) == len(task.rows or ())
     assert sent.rows.by_record() == task.rows.by_record()  # type: ignore[union-attr]
 
 
-def test_a_shard_without_index_and_manifest_is_still_read(task: ShardTask) -> None:
+def test_a_shard_is_read_without_the_index(task: ShardTask) -> None:
     report = check_shard(replace(task, rows=None), Watch())
     assert report.findings.ok
     assert len(report.contents) == report.records == report.findings.checked[Check.IMAGES]
