@@ -8,7 +8,7 @@ HeadctError                one line for the user, and the exit code
       │    └── ObjectRefused   perhaps one object only: other objects decide
       └── OutputError      the output could not be written
 
-`beam_pipeline.errors` and `headct.errors` add those of their own.
+`beam_pipeline.errors` and `trainer.errors` add their own.
 """
 
 
@@ -59,12 +59,13 @@ class StoreError(StorageError):
 
 
 class ObjectRefused(StoreError):
-    """A store refused to hand out an object: its fault if others can be read, else the store's."""
+    """A store refused to return an object: the object's fault if others can be read.
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the answer was none of the store's protocol, and may come from elsewhere."""
-        return self.remedy != RESUMES
+    Attributes:
+        is_foreign: whether another service answered, for example a proxy.
+    """
+
+    is_foreign = False
 
 
 class OutputError(StorageError):

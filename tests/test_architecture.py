@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # with them. `verify` is a program of its own.
 ROOMS = {
     "headct": (
-        {"errors", "page", "printable", "tfrecord"},
+        {"errors", "locks", "page", "printable", "tfrecord"},
         {"reasons", "layout", "terminal"},
         {"declarations"},
         {"stores"},

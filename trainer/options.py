@@ -148,8 +148,7 @@ class ShardAccess(Declared):
     ] = ""
     """folder that shards in a bucket are copied to, once"""
     shard_cache_gb: Annotated[float, Field(ge=0), Mark.UNRECORDED] = 0.0
-    """GB that this folder may take; what no process uses is removed, the least recently used first.
-    0: all that is free on its disk"""
+    """GB that this folder may take. 0: all that is free on its disk"""
     storage_patience: Annotated[float, Field(gt=0), Mark.UNRECORDED] = 600.0
     """seconds after which a request to a bucket that fails is given up"""
 

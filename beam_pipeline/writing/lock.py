@@ -1,44 +1,34 @@
-"""Whether others write to a local output now.
+"""Whether other runs write to a local output now.
 
-The lock is that of the folder itself (flock): it leaves no file, and ends with its process. On a
-file system without such locks, and in a bucket, nobody is seen.
+The folder itself is locked, so that no file is left behind. On a file system without locks, and
+in a bucket, other runs are not noticed.
 """
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from headct.locks import Lock
 from headct.stores import is_local
 from headct.stores.stores import find_store
 
 
+@dataclass
 class OutputLock:
-    """Held while a run writes; see `lock_output`.
+    """The lock of an output.
 
     Attributes:
         alone: whether no other run writes to the output.
     """
 
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        self.alone = True
-        if descriptor is None:
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.alone = False
-            self.share()  # waits until the other run has prepared the folder
-        except OSError:  # a file system without locks
-            self._descriptor = None
+    alone: bool = True
+    _lock: Lock | None = None
 
     def share(self) -> None:
         """Let other runs with the same options write, too."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        if self._lock is not None:
+            self._lock.share()
 
 
 @contextmanager
@@ -48,19 +38,21 @@ def lock_output(url: str) -> Iterator[OutputLock]:
     Args:
         url: path or URL of the output.
     """
-    descriptor = _open(url) if is_local(url) else None
+    output = _lock_folder(Path(find_store(url)[1])) if is_local(url) else OutputLock()
     try:
-        yield OutputLock(descriptor)
+        yield output
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        if output._lock is not None:
+            output._lock.release()
 
 
-def _open(url: str) -> int | None:
-    """Open the folder, which is made if it is not there; None if that cannot be."""
-    _, path = find_store(url)
+def _lock_folder(folder: Path) -> OutputLock:
+    """Lock a folder; if another run prepares it, wait until that run shares the lock."""
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # the first file that is written will say so
-        return None
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return OutputLock(True, Lock(folder))
+        except BlockingIOError:
+            return OutputLock(False, Lock(folder, shared=True, wait=True))
+    except OSError:  # the first file that is written will report it
+        return OutputLock()

@@ -12,9 +12,10 @@ tried again until patience is at an end, and is a StoreError then.
 from headct.stores.folder import Folder
 from headct.stores.inputs import InputFiles, find_input
 from headct.stores.protocol import FileInfo
-from headct.stores.stores import is_local, load_archive, open_file
+from headct.stores.stores import REMOTE_SCHEMES, is_local, load_archive, open_file
 
 __all__ = [
+    "REMOTE_SCHEMES",
     "FileInfo",
     "Folder",
     "InputFiles",

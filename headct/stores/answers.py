@@ -10,7 +10,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from headct.errors import ObjectRefused, StoreError
+from headct.errors import RESUMES, ObjectRefused, StoreError
 from headct.reasons import ObjectFault, Reason
 from headct.stores.retries import Foreign, Transient
 
@@ -61,6 +61,18 @@ _FOREIGN = {
 }
 _ENDPOINT = "check the endpoint and what stands between it and this machine"
 _PAGE = "<html"
+_S3_ACCESS = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,"
+_ACCESS = {
+    "s3": f"{_S3_ACCESS} must name an account with access",
+    "s3a": f"{_S3_ACCESS} must name an account with access",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, must name an"
+    " account with access",
+    "http": "the server must let everybody read it",
+    "https": "the server must let everybody read it",
+}
+_AZURE_ACCESS = (
+    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY must name an account with access"
+)
 
 
 def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exception:
@@ -95,15 +107,25 @@ def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exce
     if found in (401, 403) or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         what = f"access denied ({cause(error)})"
         ours = found == 401 or any(sign in answer for sign in _CREDENTIALS)
-        return ObjectRefused(url, what) if reading and not ours else StoreError(url, what)
+        kind = ObjectRefused if reading and not ours else StoreError
+        return kind(url, what, f"{_advice(url)}; then {RESUMES}")
     if _REDIRECT in text:
         return StoreError(url, cause(error), _ENDPOINT)
     if not found and (known := _first(text, _FOREIGN)):
         remedy = f"store it without, or {_ENDPOINT}" if _AS_WITH_GZIP in known else _ENDPOINT
-        return ObjectRefused(url, known, remedy) if reading else Foreign(known, remedy)
+        if not reading:
+            return Foreign(known, remedy)
+        refused = ObjectRefused(url, known, remedy)
+        refused.is_foreign = True
+        return refused
     if not 400 <= found < 500 or found in _PASSING or any(c in answer for c in _PASSING_CODES):
         return Transient(cause(error))
     return ObjectRefused(url, cause(error)) if reading else StoreError(url, cause(error))
+
+
+def _advice(url: str) -> str:
+    """Return how access to a bucket is gained."""
+    return _ACCESS.get(url.partition("://")[0], _AZURE_ACCESS)
 
 
 def _answer(text: str) -> str:

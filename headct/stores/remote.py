@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,14 +20,12 @@ from headct.stores.clients import open_store
 from headct.stores.listing import Pages
 from headct.stores.object_keys import is_usable, why_unusable
 from headct.stores.protocol import FileInfo
-from headct.stores.retries import Patience
+from headct.stores.retries import Patience, run_in_daemon_thread
 
 if TYPE_CHECKING:  # these are not there at run time
     from obstore.store import ClientConfig, RetryConfig
 
 T = TypeVar("T")
-
-REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 
 _SILENCE = 20.0  # seconds without a byte after which an answer is no longer waited for
 _LONGEST_REQUEST = 300.0  # seconds
@@ -213,6 +212,8 @@ class ObjectStore:
 
         def attempt() -> T:
             try:
+                if threading.current_thread() is threading.main_thread():
+                    return run_in_daemon_thread(action).result()
                 return action()
             except (BaseError, OSError) as error:
                 raise failure_of(error, self._url, reading=reading) from None

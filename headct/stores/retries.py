@@ -1,8 +1,10 @@
 """Requests that are tried again until patience is at an end."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from headct.errors import StoreError
@@ -30,6 +32,21 @@ class Foreign(Transient):
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.remedy = remedy
+
+
+def run_in_daemon_thread(request: Callable[[], T]) -> "Future[T]":
+    """Start a request; Ctrl-C ends a program that waits for the result while a store is silent."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        result.set_running_or_notify_cancel()
+        try:
+            result.set_result(request())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result
 
 
 class Patience:

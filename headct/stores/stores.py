@@ -11,6 +11,8 @@ from headct.stores.object_keys import is_usable, why_unusable
 from headct.stores.protocol import ReadableStore, Store
 from headct.stores.retries import DEFAULT_PATIENCE
 
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
+
 
 def is_local(url: str) -> bool:
     """Whether this is a path of the machine that asks, and not a URL of a store elsewhere."""
@@ -34,13 +36,15 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         from headct.stores.local import LocalStore
 
         return LocalStore(patience), _absolute(url)
-    from headct.stores.remote import REMOTE_SCHEMES, find_bucket
+    from headct.stores.remote import find_bucket
 
     scheme, _, rest = url.partition("://")
     if scheme not in REMOTE_SCHEMES:
         known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
-        raise UsageError(f"{scheme}:// is no store that is known here; these are: {known}")
+        raise UsageError(f"{url}: unknown kind of store {scheme}://; want a path or one of {known}")
     bucket, _, path = rest.partition("/")
+    if not bucket:
+        raise UsageError(f"{url}: want the name of a bucket or server behind {scheme}://")
     if scheme in ("http", "https") and "=" in path.partition("?")[2]:  # a signature, or a token
         path, _, query = path.partition("?")
         bucket = f"{bucket}?{query}"

@@ -73,7 +73,7 @@ def test_access_that_is_withdrawn_during_a_run_is_no_verdict(store: ScriptedStor
     with pytest.raises(ObjectFault):
         read("1")
     store.answers = dict.fromkeys(store.objects, DENIED)
-    with pytest.raises(StoreError, match=r"access denied .*; the same command resumes"):
+    with pytest.raises(StoreError, match=r"access denied .*; then the same command resumes"):
         read("1")
 
 
@@ -108,7 +108,7 @@ def test_an_answer_that_is_none_of_the_protocol_is_not_waited_for_long(
     ("answer", "message"),
     [
         (ARCHIVED, "cannot read label file s3://data/l.csv: archived (403 Forbidden, Invalid"),
-        (DENIED, "s3://data/l.csv: access denied (403 Forbidden, AccessDenied); the same command"),
+        (DENIED, "s3://data/l.csv: access denied (403 Forbidden, AccessDenied); AWS_PROFILE, or"),
         (
             Answer(404, PAGE),
             "s3://data: a web page instead of an answer (404 Not Found); check the",

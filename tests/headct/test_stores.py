@@ -129,7 +129,7 @@ def test_an_input_that_may_not_be_looked_at_is_refused(
 
 
 def test_an_unknown_kind_of_store_is_refused_with_those_that_are_known() -> None:
-    known = r"ftp:// is no store .* these are: s3://, .*gs://, az://, .*https://$"
+    known = r"unknown kind of store ftp://; want .*s3://, .*gs://, az://, .*https://$"
     for use in (InputFiles.parse, open_file, lambda url: Folder(url).names()):
         with pytest.raises(UsageError, match=known):
             use("ftp://host/slices")

@@ -19,6 +19,7 @@ import pytest
 from headct.errors import StorageError, UsageError
 from tests.headct.faulty_proxy import Fault, FaultyProxy, Request, Rule, Traffic, no_latency
 from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
+from tests.headct.scripted_store import Answer, ScriptedStore, forget_stores, refusal, serve
 from trainer.__main__ import main
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory
@@ -71,7 +72,9 @@ def clouds() -> Iterator[dict[str, Cloud]]:
         for name, value in (S3_CREDENTIALS | variables).items():
             patch.setenv(name, value)
         with serve_s3(s3) as at_s3, serve_gcs(gcs) as at_gcs:
+            forget_stores()
             yield {"s3": Cloud(at_s3, s3), "gs": Cloud(at_gcs, gcs)}
+            forget_stores()
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -205,7 +208,7 @@ def test_what_does_not_pass_is_one_line_that_says_what_to_do(
     with cloud.proxy.failing(Rule(is_any, Fault.DENIED)):
         denied = failure([*train, url], 5, capsys)
     assert f"{bucket}: access denied (403 Forbidden, AccessDenied); " in denied
-    assert "must name an account that may read it" in denied
+    assert "must name an account with access" in denied
     with cloud.proxy.failing(Rule(is_any, Fault.UNAVAILABLE)):
         assert f"{bucket}: no answer for 1 s (503" in failure([*train, url], 5, capsys)
     missing = f"{bucket}/nothing: no manifest.json"
@@ -405,17 +408,12 @@ def test_too_little_room(
     assert not [name for name in s3.fetched() if name.startswith("ich-")]
 
 
-def test_what_was_used_least_recently_makes_room(s3: Cloud, shards: Path, tmp_path: Path) -> None:
-    gb = 2.5 * sum(len(data) for data in files_of(shards).values()) / 1e9
-    urls = [s3.upload(shards, name) for name in ("a", "b", "c")]
-    first, second = (copy_all(url, tmp_path, gb) for url in urls[:2])
-    with pytest.raises(UsageError, match="are to be copied"):
-        copy_all(urls[2], tmp_path, gb)  # both are in use
-    paths = [first.path, second.path]
-    del first, second
-    third = copy_all(urls[2], tmp_path, gb)
-    assert [path.is_dir() for path in paths] == [False, True]
-    assert files_of(third.path) == files_of(shards)
+def test_copies_of_other_directories_stay(s3: Cloud, shards: Path, tmp_path: Path) -> None:
+    gb = 1.5 * sum(len(data) for data in files_of(shards).values()) / 1e9
+    first = copy_all(s3.upload(shards, "a"), tmp_path, gb).path
+    with pytest.raises(UsageError, match=r"are to be copied, .* delete old copies in this folder"):
+        copy_all(s3.upload(shards, "b"), tmp_path, gb)
+    assert files_of(first) == files_of(shards)
 
 
 def test_an_index_that_the_manifest_describes(
@@ -444,3 +442,40 @@ def test_a_cache_that_cannot_be_written(s3: Cloud, shards: Path, tmp_path: Path)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UsageError, match=r"--shard_cache .*/file: cannot be written to \(Not a "):
         copy_all(s3.upload(shards), tmp_path / "file")
+
+
+# Answers that the servers do not give
+
+PAGE = b"<html><body>Please log in.</body></html>"
+ENDPOINT = "check the endpoint and what stands between it and this machine"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            refusal(403, "InvalidObjectState"),
+            "/shards/manifest.json: archived (403 Forbidden, InvalidObjectState); restore it first",
+        ),
+        (
+            refusal(400, "KMS.DisabledException"),
+            "/shards/manifest.json: encrypted with a key that cannot be used (400 Bad Request,"
+            " KMS.DisabledException); restore it first",
+        ),
+        (
+            Answer(200, PAGE),
+            ": the answer is not the part of an object that was asked for, as of an object that is"
+            f" stored with Content-Encoding: gzip; store it without, or {ENDPOINT}",
+        ),
+        (
+            Answer(404, PAGE),
+            f": a web page instead of an answer (404 Not Found); {ENDPOINT}",
+        ),
+    ],
+)
+def test_what_stays_wrong_is_one_line(tmp_path: Path, answer: Answer, message: str) -> None:
+    with serve(ScriptedStore(answers={"shards/manifest.json": answer})):
+        access = ShardAccess(shard_cache=str(tmp_path), storage_patience=1.0)
+        with pytest.raises(StorageError) as failed:
+            find_shards("s3://data/shards", access, Display()).open()
+    assert str(failed.value) == f"s3://data{message}"

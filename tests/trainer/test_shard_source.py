@@ -11,11 +11,14 @@ from trainer.progress import Display
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("ftp://host/x", "--shards ftp://host/x: no known store; must be a path or start with s3"),
-        ("gs://", "--shards gs://: must name a bucket"),
-        ("s3://bucket/a/../b", "must name a bucket and a folder in it"),
-        ("s3://bucket/a//b", "must name a bucket and a folder in it"),
-        ("s3://bucket/a\tb", "must name a bucket and a folder in it"),
+        (
+            "ftp://host/x",
+            "ftp://host/x: unknown kind of store ftp://; want a path or one of s3://",
+        ),
+        ("gs://", "want the name of a bucket or server behind gs://"),
+        ("s3://bucket/a/../b", "cannot be read from a store: it has the part '.' or '..'"),
+        ("s3://bucket/a//b", "cannot be read from a store: it has '//'"),
+        ("s3://bucket/a\tb", "cannot be read from a store: it has a control character"),
         ("gs:/bucket/ich", "gs:/bucket/ich: no such folder; a URL is gs://bucket/ich"),
         ("lost", "lost: no such shard directory"),
         ("x" * 5000, "no such shard directory"),

@@ -1,228 +1,237 @@
-"""Shards in a bucket: the files that are needed are copied into the cache, once."""
+"""Shards in a bucket: the files that a command needs are copied to the cache, once."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import logging
 import os
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from time import monotonic
 
 import platformdirs
 from rich.filesize import decimal
 
-from headct.errors import StorageError, UsageError
+from headct.errors import RESUMES, StorageError, UsageError
 from headct.layout import INDEX, MANIFEST
-from trainer.data.folder_locks import fill_folder, use_folder
+from headct.locks import Lock
+from headct.reasons import ObjectFault
+from headct.stores.retries import run_in_daemon_thread
+from headct.stores.stores import find_store
 from trainer.data.shard_cache import (
+    FILLING,
     CachedFile,
-    is_there,
-    link_from_other_version,
-    make_room,
+    free_bytes,
+    partial_path,
     remove_other_versions,
-    room,
+    remove_partial,
+    use_folder,
     version_folder,
-    write_record,
 )
 from trainer.data.shards import ShardDirectory, Split, parse_manifest
-from trainer.data.stores import Bucket, open_bucket, run_requests
 from trainer.files import write_whole
 from trainer.json_documents import LARGEST, refuse_large
 from trainer.options import ShardAccess
 from trainer.progress import Display
 
 GB = 10**9
-_FILES_AT_ONCE = 8
-_PART = 1 << 24  # bytes of a request; a request that fails costs no more than that
+_FILES_IN_FLIGHT = 8
+_REQUEST_BYTES = 1 << 24  # a failed request loses no more than this
 _MIB = 1 << 20
-_BETWEEN_WARNINGS = 30.0  # seconds
 
 
-@dataclass
-class _Copied:
-    """How many bytes are copied, on the display."""
-
-    display: Display
-    bytes: int = 0
-
-    def add(self, count: int) -> None:
-        """Counts more, or fewer where something is copied again."""
-        self.bytes += count
-        self.display.update(self.bytes // _MIB)
-
-
-@dataclass
-class _Warnings:
-    """Lines about requests that fail, now and then one."""
-
-    display: Display
-    last: float = float("-inf")
-
-    def __call__(self, text: str) -> None:
-        """Shows a line unless one was shown just now."""
-        if monotonic() - self.last >= _BETWEEN_WARNINGS:
-            self.last = monotonic()
-            self.display.say(text)
-
-
-@dataclass(frozen=True)
 class RemoteShards:
-    """A shard directory in a bucket."""
+    """A shard directory in a bucket.
 
-    url: str
-    access: ShardAccess
-    display: Display
+    Args:
+        url: of the directory.
+        access: options of reading buckets.
+        display: shows progress and warnings.
 
-    @property
-    def cache(self) -> Path:
-        """The folder for copies."""
-        default = platformdirs.user_cache_path("headct-shards")
-        return Path(self.access.shard_cache) if self.access.shard_cache else default
+    Raises:
+        UsageError: the URL names no bucket.
+        StoreError: the settings of the bucket's client cannot be used.
+    """
 
-    @property
-    def limit(self) -> int | None:
-        """Bytes that the cache may take; None for all that is free."""
-        return round(self.access.shard_cache_gb * GB) or None
-
-    @cached_property
-    def bucket(self) -> Bucket:
-        """The bucket of the URL."""
-        scheme, _, rest = self.url.partition("://")
-        url = f"{scheme}://{rest.partition('/')[0]}"
-        return open_bucket(url, self.access.storage_patience, _Warnings(self.display))
-
-    def key(self, name: str) -> str:
-        """The key of a file of the directory."""
-        folder = self.url.partition("://")[2].partition("/")[2].strip("/")
-        return f"{folder}/{name}" if folder else name
+    def __init__(self, url: str, access: ShardAccess, display: Display) -> None:
+        self._store, folder = find_store(url, access.storage_patience)
+        self._prefix = f"{folder}/" if folder else ""  # of the keys
+        self._url = url.rstrip("/")
+        self._display = display
+        self._cache = Path(access.shard_cache or platformdirs.user_cache_path("headct-shards"))
+        self._limit = round(access.shard_cache_gb * GB) or None  # bytes in the cache
+        self._copied = 0  # bytes
 
     def open(self) -> ShardDirectory:
-        """Reads the manifest as it is now; the folder of its copy is kept from being removed."""
+        """Read the current manifest; the folder of its copy stays while the result exists."""
         try:
-            data = run_requests(self.bucket.read_part(self.key(MANIFEST), 0, LARGEST + 1))
+            with _warnings_shown(self._display):
+                data = self._read(MANIFEST, 0, LARGEST + 1)
         except FileNotFoundError:
-            raise UsageError(f"{self.url}: no {MANIFEST}, so no finished shard directory") from None
-        refuse_large(len(data), f"{self.url}/{MANIFEST}")
-        folder = version_folder(self.cache, self.url, hashlib.sha256(data).hexdigest()).absolute()
-        shards = parse_manifest(data, folder, self.url)
+            raise UsageError(
+                f"{self._url}: no {MANIFEST}, so no finished shard directory"
+            ) from None
+        refuse_large(len(data), f"{self._url}/{MANIFEST}")
+        folder = version_folder(self._cache, self._url, hashlib.sha256(data).hexdigest())
+        shards = parse_manifest(data, folder.absolute(), self._url)
         try:
-            lease = use_folder(folder)
-            write_whole(folder / MANIFEST, lambda path: path.write_bytes(data))
+            lease = use_folder(shards.path)
+            write_whole(shards.path / MANIFEST, lambda path: path.write_bytes(data))
         except OSError as error:
             raise UsageError(
-                f"--shard_cache {self.cache}: cannot be written to ({error.strerror})"
+                f"--shard_cache {self._cache}: cannot be written to ({error.strerror})"
             ) from None
         return replace(shards, lease=lease)
 
     def provide(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> None:
-        """Copies what is not there yet."""
-        files = self.wanted(shards, splits)
+        """Copy the missing files of some splits, and the index."""
         folder = shards.path
         try:
-            if all(is_there(folder, each) for each in files):
-                return
-            with fill_folder(folder, self.say_wait):
-                missing = [
-                    each
-                    for each in files
-                    if not is_there(folder, each) and not link_from_other_version(folder, each)
-                ]
-                self.copy(folder, missing)
-                remove_other_versions(folder)
+            with _warnings_shown(self._display):
+                files = self._needed_files(shards, splits)
+                if all(file.is_in(folder) for file in files):
+                    return
+                with self._lock_for_filling(folder) as lock:
+                    if lock.is_held:
+                        remove_partial(folder)
+                    missing = [
+                        file
+                        for file in files
+                        if not file.is_in(folder) and not file.link_from_other_version(folder)
+                    ]
+                    self._copy_files(folder, missing)
+                    remove_other_versions(folder)
         except OSError as error:
             raise StorageError(
-                f"--shard_cache {self.cache}: cannot be written to ({error.strerror});"
-                " the same command resumes"
+                f"--shard_cache {self._cache}: cannot be written to ({error.strerror}); {RESUMES}"
             ) from None
 
-    def wanted(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> list[CachedFile]:
-        """The files that are to be there: some splits' shards, and the index if there is one."""
+    def _needed_files(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> list[CachedFile]:
         files = [
-            CachedFile(each.path.name, each.bytes, each.sha256, each.sha256)
+            CachedFile(shard.path.name, shard.bytes, shard.sha256, shard.sha256)
             for split in splits
-            for each in split.shards
+            for shard in split.shards
         ]
         if shards.index is not None:
             sha256 = shards.index.sha256
             return [*files, CachedFile(INDEX, shards.index.bytes, sha256, sha256)]
-        try:
-            size, version = run_requests(self.bucket.version(self.key(INDEX)))
-        except FileNotFoundError:
+        info = self._store.info(self._prefix + INDEX)
+        if info is None:
             return files
-        return [*files, CachedFile(INDEX, size, f"version {version}", "")]
+        return [*files, CachedFile(INDEX, info.size, f"version {info.version}", "")]
 
-    def say_wait(self) -> None:
-        """Says why nothing seems to happen."""
-        self.display.say(f"{self.url}: another process is copying it; waiting")
+    def _lock_for_filling(self, folder: Path) -> Lock:
+        try:
+            return Lock(folder / FILLING)
+        except BlockingIOError:
+            self._display.say(f"{self._url}: another process is copying it; waiting")
+            return Lock(folder / FILLING, wait=True)
 
-    def copy(self, folder: Path, files: list[CachedFile]) -> None:
-        """Copies files where there is room for them."""
+    def _copy_files(self, folder: Path, files: list[CachedFile]) -> None:
         if not files:
             return
-        total = sum(each.bytes for each in files)
-        make_room(self.cache, folder, total, self.limit, self.display.say)
-        self.display.say(
-            f"{self.url}: copying {decimal(total)} to {folder};"
-            f" {decimal(room(self.cache, self.limit))} are free"
+        total, free = sum(file.bytes for file in files), free_bytes(self._cache, self._limit)
+        if total > free:
+            bound = f" of its {decimal(self._limit)}" if self._limit is not None else ""
+            raise UsageError(
+                f"--shard_cache {self._cache}: {decimal(total)} are to be copied, and"
+                f" {decimal(free)}{bound} are free; delete old copies in this folder, choose"
+                " another one, or raise --shard_cache_gb"
+            )
+        self._display.say(
+            f"{self._url}: copying {decimal(total)} to {folder}; {decimal(free)} are free"
         )
-        self.display.begin("copying shards, MiB", -(-total // _MIB))
+        self._display.begin("copying shards, MiB", -(-total // _MIB))
+        self._copied = 0
         try:
-            run_requests(self.copy_together(folder, files))
+            asyncio.run(self._copy_together(folder, files))
         finally:
-            self.display.end()
+            self._display.end()
 
-    async def copy_together(self, folder: Path, files: list[CachedFile]) -> None:
-        """Copies files, several at a time, the largest first; one that fails ends all."""
-        copied, slots = _Copied(self.display), asyncio.Semaphore(_FILES_AT_ONCE)
+    async def _copy_together(self, folder: Path, files: list[CachedFile]) -> None:
+        """Copy files, several at a time, the largest first; the first failure ends all copies."""
+        slots = asyncio.Semaphore(_FILES_IN_FLIGHT)
 
         async def copy_in_turn(file: CachedFile) -> None:
             async with slots:
-                await self.copy_file(folder, file, copied)
+                await self._copy_file(folder, file)
 
-        ordered = sorted(files, key=lambda each: -each.bytes)
-        await asyncio.gather(*map(copy_in_turn, ordered))
+        await asyncio.gather(*map(copy_in_turn, sorted(files, key=lambda file: -file.bytes)))
 
-    async def copy_file(self, folder: Path, file: CachedFile, copied: _Copied) -> None:
-        """Copies a file; once more if what arrives is not what the manifest says.
+    async def _copy_file(self, folder: Path, file: CachedFile) -> None:
+        """Copy a file, a second time if its content is not what the manifest says.
 
         Raises:
-            UsageError: it is not there, or damaged.
+            UsageError: the file is missing or damaged.
             StorageError: the store fails.
         """
-        partial = folder / f".{file.name}-{os.getpid()}.part"
+        url, unfinished = f"{self._url}/{file.name}", partial_path(folder, file)
         try:
             for _ in range(2):
-                sha256, size = await self.write_partial(partial, file, copied)
+                sha256, size = await self._download(file, unfinished)
                 if size == file.bytes and file.sha256 in ("", sha256):
-                    partial.replace(folder / file.name)
-                    write_record(folder, file)
+                    unfinished.replace(folder / file.name)
+                    file.record_in(folder)
                     return
-                copied.add(-size)
+                self._copied -= size
         except FileNotFoundError:
-            raise UsageError(f"{self.url}/{file.name}: this file is missing") from None
+            raise UsageError(f"{url}: this file is missing") from None
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         raise UsageError(
-            f"{self.url}/{file.name}: damaged, or replaced since: {size} bytes with SHA-256"
-            f" {sha256[:12]}..., where the manifest has {file.bytes} with {file.sha256[:12]}..."
+            f"{url}: damaged, or replaced since: {size} bytes with SHA-256 {sha256[:12]}...,"
+            f" where the manifest has {file.bytes} with {file.sha256[:12]}..."
         )
 
-    async def write_partial(self, path: Path, file: CachedFile, copied: _Copied) -> tuple[str, int]:
-        """Writes what the store has under a file's name; its SHA-256 and bytes."""
+    async def _download(self, file: CachedFile, path: Path) -> tuple[str, int]:
+        """Write an object to a local file; return its SHA-256 and size."""
         digest, size = hashlib.sha256(), 0
         with path.open("wb") as written:
             while size < file.bytes:
-                wanted = min(_PART, file.bytes - size)
-                data = await self.bucket.read_part(self.key(file.name), size, wanted)
+                length = min(_REQUEST_BYTES, file.bytes - size)
+                request = run_in_daemon_thread(partial(self._read, file.name, size, length))
+                data = await asyncio.wrap_future(request)
                 if not data:
                     break
-                # In threads: neither holds Python's lock, and other files go on arriving.
+                # In threads: both release the GIL, and other files keep arriving.
                 await asyncio.gather(
                     asyncio.to_thread(digest.update, data), asyncio.to_thread(written.write, data)
                 )
                 size += len(data)
-                copied.add(len(data))
+                self._copied += len(data)
+                self._display.update(self._copied // _MIB)
             await asyncio.to_thread(os.fsync, written.fileno())
         return digest.hexdigest(), size
+
+    def _read(self, name: str, start: int, length: int) -> bytes:
+        """Return a range of an object; empty behind its end.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StorageError: the store fails, or refuses access.
+        """
+        try:
+            return self._store.read(self._prefix + name, start, length)
+        except ObjectFault as fault:
+            raise StorageError(f"{self._url}/{name}: {fault.what}; restore it first") from None
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # shorter than the manifest says
+                return b""
+            raise
+
+
+@contextmanager
+def _warnings_shown(display: Display) -> Iterator[None]:
+    """Show warnings about requests that are tried again."""
+    handler = logging.Handler()
+    handler.emit = lambda record: display.say(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("headct.stores")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,10 +1,12 @@
-"""The folder for copies of shards, and how much room there is.
+"""The cache of shards: which copies are complete, in use or obsolete, and how much room is left.
 
-    CACHE/NAME-HASH/VERSION/    HASH is of the URL, VERSION of the manifest
+    CACHE/NAME-HASH/VERSION/    HASH of the URL, VERSION of the manifest
         manifest.json, index.parquet, shards
-        .FILE.checked           what FILE was when it was found to be right
+        .FILE.checked           size, modification time and checksum of the verified FILE
+        .in_use                 locked (shared) by every process that reads the copy
+        .filling                locked by the process that copies files
 
-A file of another version of the same directory with the same content is linked, not copied.
+A file that another version of the same directory has, too, is linked instead of copied.
 """
 
 from __future__ import annotations
@@ -13,26 +15,28 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.filesize import decimal
+from uuid import uuid4
 
 from headct.errors import UsageError
-from trainer.data.folder_locks import IN_USE, last_use, remove_unused
+from headct.locks import Lock
+from headct.stores.folder import digest_file
 from trainer.files import write_json
 from trainer.json_documents import parse_json, read_bytes
+
+FILLING = ".filling"
+_IN_USE = ".in_use"
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A file as the cache shall hold it.
+    """A file that the cache should hold.
 
     Attributes:
-        identity: another text for any other content.
-        sha256: in hexadecimal; empty where nothing says what it is.
+        identity: changes whenever the content changes.
+        sha256: in hexadecimal; empty if unknown.
     """
 
     name: str
@@ -40,131 +44,116 @@ class CachedFile:
     identity: str
     sha256: str
 
-    def record(self, folder: Path) -> Path:
-        """Where it is kept that the file was checked."""
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder has the file; it is only hashed without a record of that.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        path = folder / self.name
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        if status.st_size != self.bytes:
+            return False
+        with suppress(FileNotFoundError, UsageError):  # no record, or a damaged one
+            record = parse_json(read_bytes(self._record(folder)), "record")
+            if record == [status.st_size, status.st_mtime_ns, self.identity]:
+                return True
+        if not self.sha256 or _hash_file(path) != self.sha256:
+            return False
+        self.record_in(folder)
+        return True
+
+    def record_in(self, folder: Path) -> None:
+        """Record that a folder has the file and that its content was verified."""
+        status = (folder / self.name).stat()
+        write_json(self._record(folder), [status.st_size, status.st_mtime_ns, self.identity])
+
+    def _record(self, folder: Path) -> Path:
         return folder / f".{self.name}.checked"
 
-
-def version_folder(cache: Path, url: str, manifest_sha256: str) -> Path:
-    """The folder for the copy of a directory with this manifest."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", url.partition("://")[2]).strip("-.")[-60:]
-    return cache / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}" / manifest_sha256[:16]
-
-
-def is_there(folder: Path, file: CachedFile) -> bool:
-    """Whether a file is in the folder and right; it is read only if no record tells.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    path = folder / file.name
-    try:
-        found = path.stat()
-    except FileNotFoundError:
+    def link_from_other_version(self, folder: Path) -> bool:
+        """Link the file from another version of the directory; return whether one has it."""
+        for other in _other_versions(folder):
+            with suppress(OSError, UsageError):  # another process may be removing that version
+                if self.is_in(other):
+                    (folder / self.name).unlink(missing_ok=True)
+                    os.link(other / self.name, folder / self.name)
+                    self.record_in(folder)
+                    return True
         return False
-    if found.st_size != file.bytes:
-        return False
-    if read_record(folder, file) == [found.st_size, found.st_mtime_ns, file.identity]:
-        return True
-    if not file.sha256 or _hash_file(path) != file.sha256:
-        return False
-    write_record(folder, file)
-    return True
-
-
-def read_record(folder: Path, file: CachedFile) -> object:
-    """What was kept of a file; None if nothing usable was."""
-    try:
-        return parse_json(read_bytes(file.record(folder)), "record")
-    except (FileNotFoundError, UsageError):
-        return None
-
-
-def write_record(folder: Path, file: CachedFile) -> None:
-    """Keeps that a file was found to be right."""
-    found = (folder / file.name).stat()
-    write_json(file.record(folder), [found.st_size, found.st_mtime_ns, file.identity])
 
 
 def _hash_file(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
     try:
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with path.open("rb") as file:
+            return digest_file(file)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def link_from_other_version(folder: Path, file: CachedFile) -> bool:
-    """Links a file that another version of the directory has, too; whether one does."""
-    for other in _other_versions(folder):
-        with suppress(OSError, UsageError):  # another process may be removing it
-            if is_there(other, file):
-                (folder / file.name).unlink(missing_ok=True)
-                os.link(other / file.name, folder / file.name)
-                write_record(folder, file)
-                return True
-    return False
+def version_folder(cache: Path, url: str, manifest_sha256: str) -> Path:
+    """Return the folder for the copy of a directory with this manifest."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", url.partition("://")[2]).strip("-.")[-60:]
+    return cache / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}" / manifest_sha256[:16]
 
 
-def _other_versions(folder: Path) -> list[Path]:
-    """The folders of other versions of the same directory."""
-    return [each for each in folder.parent.iterdir() if each != folder and each.is_dir()]
+def partial_path(folder: Path, file: CachedFile) -> Path:
+    """Return a new name for a file that is being copied."""
+    return folder / f".{file.name}-{uuid4().hex}.part"
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the unfinished copies that killed processes left."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
+def use_folder(folder: Path) -> Lock:
+    """Create a folder; it is not removed while the returned lock exists.
+
+    Raises:
+        OSError: the folder cannot be created.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder
+            lock = Lock(folder / _IN_USE, shared=True, wait=True)
+            if lock.is_of(folder / _IN_USE):
+                return lock
+            lock.release()
 
 
 def remove_other_versions(folder: Path) -> None:
-    """Removes copies of what the directory was before, unless they are in use."""
-    for each in _other_versions(folder):
-        remove_unused(each)
+    """Remove copies of earlier versions of a directory that no process uses."""
+    for other in _other_versions(folder):
+        with suppress(OSError), Lock(other / _IN_USE) as lock:
+            if lock.is_held:
+                shutil.rmtree(other, ignore_errors=True)
 
 
-def make_room(
-    cache: Path, folder: Path, wanted: int, limit: int | None, say: Callable[[str], None]
-) -> None:
-    """Removes the copies that were used least recently until there is room for `wanted` bytes.
+def _other_versions(folder: Path) -> list[Path]:
+    return [path for path in folder.parent.iterdir() if path != folder and path.is_dir()]
 
-    Copies that a process uses stay, and so does `folder`.
 
-    Raises:
-        UsageError: there is too little room all the same.
+def free_bytes(cache: Path, limit: int | None) -> int:
+    """Return how many bytes may still be written to the cache.
+
+    Args:
+        cache: its folder.
+        limit: bytes that the cache may take; None for all free space of its disk.
     """
-    others = sorted((each for each in _all_copies(cache) if each != folder), key=last_use)
-    for each in others:
-        if wanted <= room(cache, limit):
-            return
-        if remove_unused(each):
-            say(f"removed from the cache, to make room: {each}")
-    left = room(cache, limit)
-    if wanted > left:
-        bound = f" of the {decimal(limit)} it may take" if limit is not None else ""
-        raise UsageError(
-            f"--shard_cache {cache}: {decimal(wanted)} are to be copied, and {decimal(left)}{bound}"
-            " are free; name a folder with more, or allow more by --shard_cache_gb"
-        )
-
-
-def room(cache: Path, limit: int | None) -> int:
-    """Bytes that may still be written into the cache."""
     free = shutil.disk_usage(cache).free
-    return free if limit is None else max(0, min(free, limit - used(cache)))
+    return free if limit is None else max(0, min(free, limit - _used_bytes(cache)))
 
 
-def used(cache: Path) -> int:
-    """Bytes in the cache; of a file with several names, once."""
-    sizes: dict[tuple[int, int], int] = {}
-    for folder in _all_copies(cache):
-        with suppress(FileNotFoundError):  # another process removes it
-            for each in os.scandir(folder):
-                found = each.stat(follow_symlinks=False)
-                sizes[found.st_dev, found.st_ino] = found.st_size
+def _used_bytes(cache: Path) -> int:
+    sizes: dict[tuple[int, int], int] = {}  # by device and inode: linked files count once
+    for in_use in cache.glob(f"*/*/{_IN_USE}"):
+        with suppress(FileNotFoundError):  # another process is removing this copy
+            for entry in os.scandir(in_use.parent):
+                status = entry.stat(follow_symlinks=False)
+                sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
-
-
-def _all_copies(cache: Path) -> Iterator[Path]:
-    """The folders of all copies; other folders are none of ours."""
-    for path in list(cache.glob(f"*/*/{IN_USE}")):
-        yield path.parent

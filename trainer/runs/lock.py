@@ -1,57 +1,36 @@
-"""One training process in a run directory."""
+"""One training process per run directory."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from headct.errors import UsageError
+from headct.locks import Lock
 
 LOCK = ".lock"
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps a run directory, which is made if need be, for this process.
-
-    The lock is the kernel's, so that a process that dies in whatever way gives it back. A file
-    system without locks has none.
+    """Lock a run directory, which is created if missing, while the block runs.
 
     Raises:
-        UsageError: another process holds it; the message says which.
+        UsageError: another process holds the lock; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
-        try:
-            lock(file)
-        except BlockingIOError:
-            file.seek(0)
-            raise UsageError(
-                f"--run {folder}: in use by {file.read() or 'another process'}"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    path = folder / LOCK
+    try:
+        lock = Lock(path)
+    except BlockingIOError:
+        holder = path.read_text(encoding="utf-8") or "another process"
+        raise UsageError(f"--run {folder}: in use by {holder}") from None
+    with lock:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         try:
             yield
         finally:
-            file.truncate(0)
-
-
-def lock(file: IO[str]) -> None:
-    """Takes a file's lock, where its file system has locks.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return
+            os.truncate(path, 0)
