@@ -247,7 +247,7 @@ class TrainedModel:
             UsageError: they are of another shape or type.
         """
         from trainer.evaluation.metrics import probabilities
-        from trainer.evaluation.predictions import predict_batch
+        from trainer.evaluation.predict import predict_batch
 
         expected = (self.image.height, self.image.width, self.image.channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
@@ -268,12 +268,12 @@ class TrainedModel:
         Raises:
             UsageError: the shards do not fit the run, or one is damaged.
         """
-        from trainer.evaluation.predictions import predict_split, to_frame
+        from trainer.evaluation.predict import predict_split, to_frame
 
         check_fit(self.description, shards)
-        found = predict_split(
-            self.network, shards.split(split), shards.image, len(shards.labels), batch_size
-        ).calibrated(self.calibration)
+        found = predict_split(self.network, shards, shards.split(split), batch_size).calibrated(
+            self.calibration
+        )
         known = shards.labels == self.labels
         return to_frame(found if known else found.without_labels(), self.labels)
 

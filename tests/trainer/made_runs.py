@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.data.shards import ImageSpec, ShardDirectory, Split, Window
 from trainer.evaluation.evaluate import measure
-from trainer.evaluation.predictions import Predictions, write_parquet
+from trainer.evaluation.predict import Predictions, write_parquet
 from trainer.progress import Display
 from trainer.runs.calibration import Calibration
 from trainer.runs.job import EvaluationJob

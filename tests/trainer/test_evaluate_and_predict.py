@@ -133,7 +133,7 @@ def test_logits_that_are_no_numbers_end_in_one_line(
     model.save(run / "model.keras")
     assert main(["evaluate", "--run", str(run)]) == 3
     error = capsys.readouterr().err
-    assert "21 of 21 slices of fold0 a logit that is no finite number" in error
+    assert "21 of 21 slices of fold0 a logit that is not finite" in error
     assert error.count("\n") == 1
 
 
@@ -221,7 +221,7 @@ def test_temperatures_are_kept_and_applied(
     assert set(json.loads((run / "temperatures.json").read_text())) == {"upper", "lower", "any"}
     # What is kept was fitted on all of these slices, which flatters their figures.
     assert main([*evaluate, "--temperature"]) == 0
-    assert "were fitted on these slices, which flatters" in capsys.readouterr().out
+    assert "were fitted on these slices, so the figures are too good" in capsys.readouterr().out
     again = json.loads((run / "evaluation-fold0-temperature.json").read_text())
     assert again["calibration"] == {"figures": "of slices that it was fitted on"}
     assert again["weighted_log_loss"] == pytest.approx(how["log_loss_on_fitted_slices"], rel=1e-5)
@@ -236,7 +236,7 @@ def test_temperatures_are_kept_and_applied(
     other = json.loads((run / "evaluation-fold1-temperature.json").read_text())
     assert other["calibration"] == {"figures": "of other slices"}
     assert main([*evaluate, "--fit_temperature", "--split", "fold1"]) == 0
-    assert "make other patients' too certain" in capsys.readouterr().out
+    assert "make probabilities of other patients too extreme" in capsys.readouterr().out
     # An earlier version's file.
     (run / "temperatures.json").write_text('{"upper": 2, "lower": 1, "any": 0.5}')
     assert main([*evaluate, "--temperature", "--tta"]) == 0
@@ -471,7 +471,7 @@ def test_what_training_compiles_prediction_compiles(
         return np.zeros((len(images), 3), np.float32)
 
     monkeypatch.setattr("trainer.networks.model.compute_capability", lambda: (9, 0))
-    monkeypatch.setattr("trainer.evaluation.predictions.predict_batch", note)
+    monkeypatch.setattr("trainer.evaluation.predict.predict_batch", note)
     assert main(["evaluate", "--run", str(run), *flags]) == 0
     output = ["--shards", str(shards), "--output", str(tmp_path / "submission.csv")]
     assert main(["predict", "--run", str(run), *output, *flags]) == 0

@@ -12,10 +12,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import tensorflow as tf
 
+from beam_pipeline.images.convert import HU_OFFSET, PADDING_HU, render
+from beam_pipeline.images.windows import VoiFunction, Window
 from trainer.__main__ import main
 from trainer.data.shards import ImageSpec
 from trainer.evaluation import export
@@ -137,7 +140,7 @@ def test_what_answers_otherwise_is_not_written(
     with monkeypatch.context() as patch:
         patch.setattr(export, "portable_logits", lambda *given: real(*given) + 0.01)
         assert main([*argv, "keras"]) == 2
-    assert "float32: what was exported differs from what `predict`" in capsys.readouterr().err
+    assert "float32: the exported model differs from `predict` by" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
     def write_another(model: Any, name: str, path: Path) -> None:
@@ -152,7 +155,9 @@ def test_what_answers_otherwise_is_not_written(
     (tmp_path / "e").mkdir()
     assert main([*argv, "keras"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("trainer: --formats keras: what was exported differs from what")
+    assert error.startswith(
+        "trainer: --formats keras: the exported model differs from `predict` by"
+    )
     assert error.count("\n") == 1
     assert not list((tmp_path / "e").iterdir())
 
@@ -292,3 +297,30 @@ def test_bad_input(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+HOUNSFIELD = np.concatenate([np.arange(-1100, 3100), np.linspace(-5, 95, 401), [-4000.0, 70000.0]])
+
+
+def compute(formula: str, **values: Any) -> npt.NDArray[Any]:
+    names = {name: getattr(np, name) for name in ("clip", "exp", "floor", "maximum")}
+    return np.asarray(eval(formula, {"__builtins__": {}}, names | values))
+
+
+@pytest.mark.parametrize("function", list(VoiFunction))
+@pytest.mark.parametrize("window", [Window("brain", 40, 80), Window("thin", 1.5, 0.5)])
+def test_gray_levels_are_those_of_the_pipeline(function: VoiFunction, window: Window) -> None:
+    expected = render(HOUNSFIELD, (window,), (function,))[..., 0]
+    formula = export.FORMULAS[function]
+    found = compute(formula, hu=HOUNSFIELD, center=window.center, width=window.width)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_hounsfield_units_are_those_of_the_pipeline() -> None:
+    expected = render(HOUNSFIELD, (), ())[..., 0]
+    found = compute(export.FORMULAS["hu"], hu=HOUNSFIELD, hu_offset=HU_OFFSET)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_padding_is_that_of_the_pipeline() -> None:
+    assert export.PADDING_HU == PADDING_HU

@@ -2,14 +2,17 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from trainer.evaluation.metrics import (
+    expected_calibration_error,
     label_figures,
     label_log_losses,
     mean_defined,
     prevalence_baseline,
     probabilities,
+    reliability_curve,
     sensitivity_at,
     split_figures,
 )
@@ -106,3 +109,34 @@ def test_the_prevalence_alone() -> None:
     labels = np.array([[1], [0], [0], [0]])
     expected = -(math.log(0.25) + 3 * math.log(0.75)) / 4
     assert prevalence_baseline(labels, (0.25,), (1.0,)) == pytest.approx(expected)
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two bins: mean 0.25 with half positive, and 0.9 with all positive.
+    labels, predicted = np.array([0, 1, 1, 1]), np.array([0.2, 0.3, 0.8, 1.0])
+    assert reliability_curve(labels, predicted, bins=2) == [
+        {"examples": 2, "predicted": pytest.approx(0.25), "observed": 0.5},
+        {"examples": 2, "predicted": pytest.approx(0.9), "observed": 1.0},
+    ]
+    found = expected_calibration_error(labels, predicted, bins=2)
+    assert found == pytest.approx(0.5 * 0.25 + 0.5 * 0.1)
+
+
+def test_the_curve_is_scikit_learns() -> None:
+    random = np.random.default_rng(0)
+    predicted = random.uniform(0, 1, 500)
+    labels = (random.uniform(0, 1, 500) < predicted).astype(int)
+    observed, mean = calibration_curve(labels, predicted, n_bins=15)
+    curve = reliability_curve(labels, predicted)
+    assert [each["observed"] for each in curve] == pytest.approx(observed)
+    assert [each["predicted"] for each in curve] == pytest.approx(mean)
+
+
+def test_bins_begin_at_their_lower_ends() -> None:
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0.0, 0.49, 0.5, 0.99])
+    curve = reliability_curve(labels, predicted, bins=2)
+    assert [(each["examples"], each["observed"]) for each in curve] == [(2, 0), (2, 1)]
+    # Without a number there are fifteen.
+    edges = np.arange(15) / 15 + 0.001
+    assert len(reliability_curve(np.zeros(15), edges)) == 15
+    assert len(reliability_curve(np.zeros(30), np.append(edges, edges + 0.06))) == 15

@@ -19,42 +19,10 @@ from tests.browser import DARK_PHONE, LIGHT_PHONE, VIEWS, faults_of_page
 from tests.trainer.made_runs import MANY, make_run
 from trainer.__main__ import main
 from trainer.command_line import parse_arguments
-from trainer.data.shards import ImageSpec
 from trainer.options import TrainOptions, run_identity
 from trainer.report.provenance import link_data_card, training_command
 from trainer.report.report import write_report
-from trainer.report.slices import best_hits, gray_levels, strongest, worst_mistakes
 from trainer.runs.run_directory import RunDirectory, read_description
-
-
-def test_the_worst_mistakes_by_hand() -> None:
-    labels = np.array([[1, 0], [0, 1], [0, 0]])
-    predicted = np.array([[0.5, 0.1], [0.2, 0.01], [0.9, 0.3]])
-    found = worst_mistakes(labels, predicted, 2)
-    assert [(each.row, each.label) for each in found] == [(1, 1), (2, 0)]
-    assert found[0].loss == pytest.approx(-np.log(0.01))
-
-
-def test_hounsfield_units_are_shown_in_the_brain_window() -> None:
-    image = np.array([[[1024], [1064], [1104]]], np.uint16)
-    spec = ImageSpec(1, 3, 1, "uint16", -1024)
-    assert gray_levels(image, spec).tolist() == [[0, 127.5, 255]]
-
-
-def test_hits_take_turns_among_the_labels() -> None:
-    labels = np.array([[1, 1], [1, 0], [0, 1], [0, 0]])
-    predicted = np.array([[0.9, 0.9], [0.8, 0.9], [0.9, 0.7], [0.9, 0.9]])
-    found = best_hits(labels, predicted, 4)
-    # Row 0 is the best of both labels, and is shown once; row 3 has none.
-    assert [(each.row, each.label) for each in found] == [(0, 0), (2, 1), (1, 0)]
-
-
-def test_where_a_map_is_strongest() -> None:
-    heat = np.zeros((3, 3))
-    heat[0, 2] = 1
-    assert strongest(heat) == "at the top right"
-    assert strongest(np.eye(3)[[2, 0, 1]] * [[1], [1], [2]]) == "at the bottom"
-    assert strongest(np.array([[0.0]])) == "in the middle"
 
 
 class Page(HTMLParser):

@@ -218,7 +218,7 @@ def test_a_validation_without_numbers_ends_in_one_line(
         return averaged_weights(model)
 
     monkeypatch.setattr("trainer.training.train.averaged_weights", break_weights)
-    with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is no finite number"):
+    with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is not finite"):
         train(make_job(cache=cache))
 
 

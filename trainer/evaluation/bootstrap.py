@@ -1,7 +1,6 @@
-"""95 % intervals, by resampling patients: slices of one patient are no independent facts.
+"""95 % bootstrap intervals that resample patients, since slices of one patient are dependent.
 
-A resample is how often it has each patient: losses are summed by patient, and scores sorted, only
-once.
+A resample is a count per patient, so losses are summed per patient and scores sorted only once.
 """
 
 from __future__ import annotations
@@ -22,14 +21,20 @@ Array = npt.NDArray[np.float64]
 
 
 class RankedScores:
-    """One label's examples in the order of their scores, for figures of many resamples.
+    """One label's examples sorted by score, for ROC AUC and average precision of many resamples.
 
-    A weight a patient is all that differs between two resamples: what lies below each positive is
-    looked up once, and summed each time.
+    Resamples differ only in the weight per patient: the negatives below each positive are found
+    once, and their weights are summed per resample.
     """
 
     def __init__(self, labels: Ints, scores: Floats, patient: Ints) -> None:
-        """Of labels, scores and numbers of patients, [N]."""
+        """Sort the examples.
+
+        Args:
+            labels: 0 or 1, [N].
+            scores: [N].
+            patient: number of the patient of each example, [N].
+        """
         positive = labels == 1
         negatives, positives = scores[~positive], scores[positive]
         order = np.argsort(negatives, kind="stable")
@@ -37,21 +42,21 @@ class RankedScores:
         negatives, positives = negatives[order], positives[rising]
         self.negative_patients = patient[~positive][order]
         self.positive_patients = patient[positive][rising]
-        # How many negatives have a lower score, and a lower or the same.
+        # Number of negatives with a lower score, and with a lower or equal one.
         self.below = np.searchsorted(negatives, positives, "left")
         self.up_to = np.searchsorted(negatives, positives, "right")
-        # How many positives have a lower score.
+        # Number of positives with a lower score.
         self.positives_below = np.searchsorted(positives, positives, "left")
-        # Whole numbers of 32 bits are gathered and summed five times as fast as floats.
+        # int32 is gathered and summed five times as fast as float64.
         self.drawn = np.empty(len(negatives), np.int32)
         self.sums = np.zeros(len(negatives) + 1, np.int32)
 
     def figures(self, weights: npt.NDArray[np.int32]) -> tuple[float, float]:
-        """ROC AUC and average precision with each patient as often as `weights`, [P].
+        """Return ROC AUC and average precision with each patient repeated as `weights` [P] says.
 
         The AUC is the chance that a positive scores above a negative, ties counting half (Hanley
         and McNeil, Radiology 1982); the average precision is the mean over all positives of the
-        precision at their scores. Both NaN without both kinds of labels.
+        precision at their scores. Both are NaN without positives or without negatives.
         """
         np.take(weights, self.negative_patients, out=self.drawn, mode="clip")
         np.cumsum(self.drawn, out=self.sums[1:])
@@ -61,16 +66,17 @@ class RankedScores:
             return float("nan"), float("nan")
         below = self.sums[self.below].astype(np.float64)
         won = float(positives @ (below + self.sums[self.up_to])) / 2
-        found = total - np.concatenate(([0.0], np.cumsum(positives)))[self.positives_below]
-        # A positive that was not drawn may have nothing at or above its score.
-        answered = np.maximum(found + negatives - below, 1)
-        return won / (total * negatives), float(positives @ (found / answered)) / total
+        true_positives = total - np.concatenate(([0.0], np.cumsum(positives)))[self.positives_below]
+        # At least 1: a positive that was not drawn may have no example at or above its score.
+        predicted = np.maximum(true_positives + negatives - below, 1)
+        precisions = true_positives / predicted
+        return won / (total * negatives), float(positives @ precisions) / total
 
 
 def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
-    """How often each of `patients` is drawn, [P], `samples` times; the same for the same seed.
+    """Yield `samples` times how often each patient is drawn, [P]; reproducible by the seed.
 
-    None of one patient alone, who has no spread.
+    Yields nothing for a single patient: there is no spread.
     """
     random = np.random.default_rng(seed)
     for _ in range(samples if patients > 1 else 0):
@@ -79,19 +85,19 @@ def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np
 
 
 def example_losses(labels: Ints, predicted: Floats) -> Array:
-    """Log loss of each example and label, [N, L], in nats."""
-    right = np.where(labels == 1, predicted, 1 - predicted.astype(np.float64))
-    return np.asarray(-np.log(np.clip(right, CLIP, 1 - CLIP)))
+    """Log loss per example and label, [N, L], in nats."""
+    likelihood = np.where(labels == 1, predicted, 1 - predicted.astype(np.float64))
+    return np.asarray(-np.log(np.clip(likelihood, CLIP, 1 - CLIP)))
 
 
 @dataclass(frozen=True)
 class ResampledFigures:
-    """Figures of each label in each resample, [S, L]; NaN where one is not defined.
+    """Figures per resample and label, [S, L]; NaN where undefined.
 
-    Those of two models belong together, row by row, if labels, patients and seed are the same.
+    Rows of two models are paired if labels, patients and seed are the same.
 
     Attributes:
-        patients: how many there are.
+        patients: number of patients.
         log_loss: nats.
     """
 
@@ -101,7 +107,7 @@ class ResampledFigures:
     average_precision: Array
 
     def weighted_log_loss(self, weights: tuple[float, ...]) -> Array:
-        """[S]."""
+        """Weighted mean over the labels, [S]."""
         return np.asarray(self.log_loss @ np.array(weights) / sum(weights))
 
 
@@ -112,22 +118,30 @@ def resample_figures(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> ResampledFigures:
-    """Labels and probabilities are [N, L], `patients` [N]; no resample of one patient alone."""
-    found, patient = np.unique(patients, return_inverse=True)
+    """Compute the figures of each resample of patients.
+
+    Args:
+        labels: [N, L].
+        predicted: probabilities, [N, L].
+        patients: patient of each example, [N].
+        seed: of the resamples.
+        samples: number of resamples; none are drawn from a single patient.
+    """
+    unique, patient = np.unique(patients, return_inverse=True)
     count = labels.shape[1]
     losses = example_losses(labels, predicted)
-    # Sums by patient, [P, L], and the number of each one's examples, [P].
+    # Sums per patient, [P, L], and examples per patient, [P].
     summed = np.stack(
-        [np.bincount(patient, losses[:, i], len(found)) for i in range(count)], axis=1
+        [np.bincount(patient, losses[:, i], len(unique)) for i in range(count)], axis=1
     )
-    sizes = np.bincount(patient, minlength=len(found))
+    sizes = np.bincount(patient, minlength=len(unique))
     ranked = [RankedScores(labels[:, i], predicted[:, i], patient) for i in range(count)]
     drawn_losses, drawn_figures = [], []
-    for weight in resamples(len(found), samples, seed):
-        drawn_losses.append(weight @ summed / (weight @ sizes))
-        drawn_figures.append([each.figures(weight) for each in ranked])
+    for weights in resamples(len(unique), samples, seed):
+        drawn_losses.append(weights @ summed / (weights @ sizes))
+        drawn_figures.append([scores.figures(weights) for scores in ranked])
     auc, precision = np.moveaxis(np.reshape(drawn_figures, (-1, count, 2)), 2, 0)
-    return ResampledFigures(len(found), np.reshape(drawn_losses, (-1, count)), auc, precision)
+    return ResampledFigures(len(unique), np.reshape(drawn_losses, (-1, count)), auc, precision)
 
 
 def intervals(
@@ -139,10 +153,9 @@ def intervals(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Percentile intervals of the weighted log loss, and of each label's figures.
+    """Percentile intervals of a split's figures; the arguments are those of `resample_figures`.
 
-    Labels and probabilities are [N, L], `patients` [N]. None where a figure is not defined
-    in any resample, or where there is one patient alone.
+    An interval is None where its figure is undefined in all resamples, or for a single patient.
     """
     drawn = resample_figures(labels, predicted, patients, seed, samples)
     return {
@@ -153,9 +166,8 @@ def intervals(
         "mean_average_precision": interval(mean_of_defined(drawn.average_precision)),
         "labels": {
             name: {
-                "log_loss": interval(drawn.log_loss[:, i]),
-                "roc_auc": interval(drawn.roc_auc[:, i]),
-                "average_precision": interval(drawn.average_precision[:, i]),
+                figure: interval(getattr(drawn, figure)[:, i])
+                for figure in ("log_loss", "roc_auc", "average_precision")
             }
             for i, name in enumerate(names)
         },
@@ -163,13 +175,13 @@ def intervals(
 
 
 def mean_of_defined(values: Array) -> Array:
-    """The mean of each row of [S, L] over what is no NaN; no entry for rows that have nothing."""
+    """Mean of each row of [S, L] without NaN; rows of NaN alone are left out."""
     return np.array([row[~np.isnan(row)].mean() for row in values if not np.isnan(row).all()])
 
 
 def interval(values: Array) -> list[float] | None:
-    """The middle 95 % of what is defined."""
+    """The middle 95 % of the defined values; None if there are none."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
-    return [float(each) for each in np.percentile(defined, (LOW, HIGH))]
+    return [float(end) for end in np.percentile(defined, (LOW, HIGH))]

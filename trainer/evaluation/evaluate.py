@@ -1,4 +1,4 @@
-"""Measures a saved run on a labeled split."""
+"""Measure a saved run on a labeled split."""
 
 from __future__ import annotations
 
@@ -10,43 +10,47 @@ import numpy as np
 from headct.errors import UsageError
 from headct.layout import fold_split
 from trainer.data.shards import ALL_LABELED
-from trainer.evaluation.bootstrap import intervals
-from trainer.evaluation.calibration import (
+from trainer.evaluation.fit_calibration import (
+    count_groups,
     cross_calibrate,
-    expected_calibration_error,
     explain_fit,
     fit_calibration,
-    parts_of,
-    reliability_curve,
 )
-from trainer.evaluation.metrics import prevalence_baseline, split_figures, weighted_log_loss
-from trainer.evaluation.predictions import Predictions, predict_split, write_parquet
+from trainer.evaluation.measured import Measured
+from trainer.evaluation.metrics import (
+    expected_calibration_error,
+    prevalence_baseline,
+    reliability_curve,
+    weighted_log_loss,
+)
+from trainer.evaluation.predict import Predictions, predict_job, write_parquet
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
 from trainer.progress import make_command, show_figures
 from trainer.runs.calibration import write_calibration
 from trainer.runs.job import EvaluationJob
-from trainer.runs.run_directory import RunDirectory, read_description
+from trainer.runs.run_directory import read_description
 from trainer.runs.trained_on import describe_overlap, find_overlap
 
-# What figures of calibrated probabilities are, in evaluation-NAME.json.
+# Values of calibration.figures in evaluation-NAME.json.
 CROSS_FITTED, UNKNOWN = "cross-fitted by patient", "unknown"
 SAME_SLICES, OTHER_SLICES = "of slices that it was fitted on", "of other slices"
-_WHERE = {
-    SAME_SLICES: "these slices, which flatters the figures; --fit_temperature cross-fits them",
-    UNKNOWN: "slices that temperatures.json does not name; if on these, the figures flatter",
+_WARNINGS = {
+    SAME_SLICES: "on these slices, so the figures are too good; --fit_temperature cross-fits them",
+    UNKNOWN: "on slices that temperatures.json does not name; if on these, the figures are too"
+    " good",
 }
 
-# Figures that a monotone change of probabilities changes.
+# Figures that change under a monotone change of the probabilities.
 _OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
 
 
 def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
-    """Writes evaluation-NAME.json and predictions-NAME.parquet into the run.
+    """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
 
-    NAME is the split's, if nothing is done otherwise than in training; variants have their own
-    (`EvaluationJob.name`), so that what training wrote stays.
+    NAME is the split, followed by what differs from training (`EvaluationJob.name`): the files
+    that training wrote are never replaced.
 
     Raises:
         UsageError: the split has no labels, or a shard is damaged.
@@ -56,87 +60,90 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
     run, labels, display = job.run, job.shards.labels, job.display
     classifier = load_classifier(run.model, job.xla, job.shards.image, len(labels))
     predictions = predict_labeled(classifier, job)
-    ranked, how = predictions, None
+    calibration = None
     if fit_temperature:
-        job, predictions, how = fit_and_cross_fit(job, predictions)
-    elif job.calibration.changes:
-        how = {"figures": fitted_where(job)}
-        if how["figures"] != OTHER_SLICES:
-            display.say(f"temperatures and biases were fitted on {_WHERE[how['figures']]}")
-    measured = measure(predictions, job)
-    if fit_temperature:
-        # No calibration changes a ranking, but each part has its own.
-        measured = with_losses(measure(ranked, job), measured)
-    figures = describe(job) | {"calibration": how} | measured
+        ranked = measure(predictions, job)
+        job, predictions, calibration = fit_and_cross_fit(job, predictions)
+        # Calibration keeps a ranking, but each group of patients has a calibration of its own.
+        measured = with_losses(ranked, measure(predictions, job))
+    else:
+        measured = measure(predictions, job)
+        if job.calibration.changes:
+            fitted_on = where_fitted(job)
+            calibration = {"figures": fitted_on}
+            if fitted_on in _WARNINGS:
+                display.say(f"temperatures and biases were fitted {_WARNINGS[fitted_on]}")
+    figures = describe(job) | {"calibration": calibration} | measured
     write_json(run.evaluation(job.name), figures)
-    written = run.predictions(job.name)
-    if job.name != _validation_of(run) or not run.is_complete:
-        write_parquet(written, predictions, labels)
+    # A complete run has the predictions of its training for the fold that was left out.
+    validation = fold_split(int(read_description(run)["options"]["fold"]))
+    path = run.predictions(job.name)
+    if job.name != validation or not run.is_complete:
+        write_parquet(path, predictions, labels)
     if fit_temperature and figures["trained_on"]:
         display.say(
-            "Fitted on patients that were trained on, they make other patients' too certain."
+            "Fitted on patients of the training, they make probabilities of other patients too"
+            " extreme."
         )
     show_figures(display, figures, f"{run.path}: {job.name}")
-    display.point_out(f"written: {run.evaluation(job.name)}, {written.name}")
+    display.point_out(f"written: {run.evaluation(job.name)}, {path.name}")
     display.point_out(f"Next: {make_command('export', RUN=run.path)}")
-
-
-def _validation_of(run: RunDirectory) -> str:
-    """The fold that was left out, whose predictions a complete run has from its training."""
-    return fold_split(int(read_description(run)["options"]["fold"]))
 
 
 def fit_and_cross_fit(
     job: EvaluationJob, predictions: Predictions
 ) -> tuple[EvaluationJob, Predictions, dict[str, Any]]:
-    """Fits temperatures and biases, keeps them in the run, and says what became of the loss.
+    """Fit temperatures and biases, write them into the run, and show how the loss changes.
 
     Returns:
-        The job with what was fitted; predictions whose figures are those of slices that it was not
-        fitted on; and what files say of them.
+        The job with the calibration that was fitted; the predictions, each patient's calibrated by
+        a fit on other patients; and their description for evaluation-NAME.json.
 
     Raises:
-        UsageError: there is one patient alone.
+        UsageError: there is only one patient.
     """
     logits, labels, names = predictions.logits, predictions.labels, job.shards.labels
-    patients, display, where = predictions.texts["patient_id"], job.display, job.split.name
-    if len(np.unique(patients)) < 2:
-        raise UsageError(f"--fit_temperature: {where} has one patient; it takes two or more")
-    found = replace(fit_calibration(logits, labels), split=where, digest=job.shards.digest())
+    patients, display, split = predictions.texts["patient_id"], job.display, job.split.name
+    count = len(np.unique(patients))
+    if count < 2:
+        raise UsageError(f"--fit_temperature: {split} has one patient; it takes two or more")
+    fitted = replace(fit_calibration(logits, labels), split=split, digest=job.shards.digest())
     calibrated = cross_calibrate(logits, labels, patients).astype(np.float32)
     crossed = replace(predictions, logits=calibrated)
-    before, fitted, after = (
-        weighted_log_loss(labels, each.probabilities, job.weights)
-        for each in (predictions, predictions.calibrated(found), crossed)
+    before, after_fit, after = (
+        weighted_log_loss(labels, version.probabilities, job.weights)
+        for version in (predictions, predictions.calibrated(fitted), crossed)
     )
-    write_calibration(job.run, names, found)
-    pairs = zip(names, found.temperatures, found.biases, strict=True)
-    shown = ", ".join(f"{label} {each:.2f} {bias:+.2f}" for label, each, bias in pairs)
-    display.say(f"temperatures and biases fitted on {where}: {shown}")
-    for line in explain_fit(logits, labels, names, found):
+    write_calibration(job.run, names, fitted)
+    values = zip(names, fitted.temperatures, fitted.biases, strict=True)
+    shown = ", ".join(
+        f"{label} {temperature:.2f} {bias:+.2f}" for label, temperature, bias in values
+    )
+    display.say(f"temperatures and biases fitted on {split}: {shown}")
+    for line in explain_fit(logits, labels, names, fitted):
         display.say(line)
-    parts = parts_of(patients)
+    groups = count_groups(patients)
     display.say(
-        f"log loss {before:.4f} without them, {fitted:.4f} on the slices that they were fitted on;"
-        f" {after:.4f} cross-fitted, each of {parts} parts of the patients by the others. The"
+        f"log loss {before:.4f} without them, {after_fit:.4f} on the slices that they were fitted"
+        f" on; {after:.4f} cross-fitted, each of {groups} groups of patients by the others. The"
         " losses and calibration errors here are cross-fitted."
     )
     if after > before:
         display.say(
-            f"{len(np.unique(patients))} patients are too few to fit them by: on others, the loss"
+            f"{count} patients are too few to fit them by: on others, the loss"
             " is lower without --temperature"
         )
-    how = {
+    description = {
         "figures": CROSS_FITTED,
-        "parts": parts,
+        "parts": groups,
         "log_loss_without": before,
-        "log_loss_on_fitted_slices": fitted,
+        "log_loss_on_fitted_slices": after_fit,
     }
-    return replace(job, calibration=found), crossed, how
+    return replace(job, calibration=fitted), crossed, description
 
 
 def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Figures as `measure` gives them, with the losses and calibration of others."""
+    """Return the figures with losses and calibration errors from another result of `measure`."""
     return {
         key: other[key]
         if key in _OF_PROBABILITIES
@@ -147,18 +154,18 @@ def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     }
 
 
-def fitted_where(job: EvaluationJob) -> str:
-    """Whether what calibrates was fitted on the slices that are measured, as far as is known."""
+def where_fitted(job: EvaluationJob) -> str:
+    """Return whether the calibration was fitted on the slices that are measured, if known."""
     fitted = job.calibration
     if not fitted.split:
         return UNKNOWN
-    together = ALL_LABELED in (fitted.split, job.split.name) or fitted.split == job.split.name
-    return SAME_SLICES if fitted.digest == job.shards.digest() and together else OTHER_SLICES
+    overlaps = ALL_LABELED in (fitted.split, job.split.name) or fitted.split == job.split.name
+    return SAME_SLICES if fitted.digest == job.shards.digest() and overlaps else OTHER_SLICES
 
 
 def describe(job: EvaluationJob) -> dict[str, Any]:
-    """What figures are of."""
-    nothing = {"temperatures": None, "biases": None}
+    """Describe what is measured, and how, for evaluation-NAME.json."""
+    uncalibrated = {"temperatures": None, "biases": None}
     changes = job.calibration.changes
     return {
         "options": {
@@ -166,61 +173,45 @@ def describe(job: EvaluationJob) -> dict[str, Any]:
             "shards": job.shards.location,
             "digest": job.shards.digest(),
             "tta": job.flip,
-            **(job.calibration.describe(job.shards.labels) if changes else nothing),
+            **(job.calibration.describe(job.shards.labels) if changes else uncalibrated),
         },
     }
 
 
 def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
-    """The predictions for a labeled split.
+    """Predict a labeled split.
 
     Raises:
         UsageError: the split has no labels, or a shard is damaged.
     """
-    job.display.begin(f"evaluating {job.split.name}", job.split.examples)
-    predictions = predict_split(
-        model,
-        job.split,
-        job.shards.image,
-        len(job.shards.labels),
-        job.batch_size,
-        job.display.update,
-        job.flip,
-    ).calibrated(job.calibration)
-    job.display.end()
+    predictions = predict_job(model, job, "evaluating")
     if (predictions.labels < 0).any():
-        raise UsageError(f"split {job.split.name}: has no labels; `predict` is for such")
+        raise UsageError(f"split {job.split.name}: has no labels to measure by; use `predict`")
     return predictions
 
 
 def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
-    """All figures of a labeled split, by slice and by study."""
-    names, weights = job.shards.labels, job.weights
-    labels, predicted = predictions.labels, predictions.probabilities
-    patients = predictions.texts["patient_id"]
-    figures = split_figures(labels, predicted, names, weights)
-    for i, name in enumerate(names):
-        one = labels[:, i], predicted[:, i]
-        figures["labels"][name]["calibration_error"] = expected_calibration_error(*one)
-        figures["labels"][name]["reliability"] = reliability_curve(*one)
-    studies = _by_study(predictions)
-    overlap = find_overlap(job.run, job.shards, predictions.texts)
+    """Return all figures of a labeled split, by slice and by study."""
+    texts = predictions.texts
+    slices = Measured(
+        job.shards.labels,
+        job.weights,
+        predictions.labels,
+        predictions.probabilities,
+        texts["patient_id"],
+    )
+    figures = slices.figures
+    for i, label in enumerate(figures["labels"].values()):
+        one = slices.labels[:, i], slices.predicted[:, i]
+        label["calibration_error"] = expected_calibration_error(*one)
+        label["reliability"] = reliability_curve(*one)
+    overlap = find_overlap(job.run, job.shards, texts)
     return {
         "split": predictions.split,
-        "patients": len(np.unique(patients)),
+        "patients": slices.intervals["patients"],
         **describe_overlap(overlap, job.trained_on),
         **figures,
-        "prevalence_log_loss": prevalence_baseline(labels, job.prevalence, weights),
-        "intervals_95": intervals(labels, predicted, patients, names, weights),
-        "studies": split_figures(*studies, names, weights),
+        "prevalence_log_loss": prevalence_baseline(slices.labels, job.prevalence, job.weights),
+        "intervals_95": slices.intervals,
+        "studies": slices.by_study(texts["study_id"]).figures,
     }
-
-
-def _by_study(predictions: Predictions) -> tuple[Any, Any]:
-    """Labels and probabilities of studies, [S, L]: the highest of their slices."""
-    _, study = np.unique(predictions.texts["study_id"], return_inverse=True)
-    shape = (study.max() + 1, predictions.labels.shape[1])
-    labels, predicted = np.zeros(shape, np.int64), np.zeros(shape)
-    np.maximum.at(labels, study, predictions.labels)
-    np.maximum.at(predicted, study, predictions.probabilities)
-    return labels, predicted

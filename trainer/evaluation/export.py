@@ -1,8 +1,8 @@
-"""A run's model for use elsewhere: stored images in, probabilities out.
+"""Export a run's model for use elsewhere: stored images → probabilities.
 
-Whatever a run computed in, what is exported computes in float32: ONNX has no runtime for bfloat16
-convolutions, and a CPU is slow in float16. Each format is loaded again and answers real slices
-before the folder gets any of them.
+The exported model computes in float32 whatever the run computed in: ONNX has no runtime for
+bfloat16 convolutions, and CPUs are slow in float16. Each format is loaded again and compared with
+the run's model on real slices before anything is moved into the output folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,43 +27,54 @@ from headct.errors import UsageError
 from headct.layout import IMAGE
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
-from trainer.evaluation.export_description import (
-    DESCRIPTION,
-    INPUT,
-    OPSET,
-    OUTPUT,
-    Comparison,
-    describe_export,
-)
-from trainer.evaluation.metrics import probabilities
-from trainer.evaluation.predictions import predict_batch
+from trainer.evaluation.metrics import Floats, probabilities
+from trainer.evaluation.predict import predict_batch
 from trainer.files import disk_trouble, full_disk_reported, unfinished_path, write_json
 from trainer.native_log import held_back
 from trainer.networks.model import load_classifier
 from trainer.networks.portable import in_float32, portable_logits
 from trainer.networks.saved_models import first_line, load_model
+from trainer.options import parse_windows
 from trainer.runs.calibration import Calibration
 from trainer.runs.job import SavedRun
-
-Floats = npt.NDArray[np.floating[Any]]
 
 FILES: Mapping[str, str] = MappingProxyType(
     {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
 )
-# Between the probabilities of two runtimes that compute in float32.
+DESCRIPTION = "description.json"
+FORMAT = 1  # of description.json; docs/training.md explains its keys
+# Names of the tensors in every format.
+INPUT, OUTPUT = "image", "probability"
+OPSET = 17  # ONNX runtimes have it since 2022
+
+# Largest difference between the probabilities of two float32 runtimes.
 TOLERANCE = 1e-4
-# Between those in float32 and those of `predict`, which computes as the run did: what rounding
-# adds up to in a network of a hundred layers, and far below what a wrong weight does.
+# Largest difference between float32 and the precision of `predict`: rounding adds up over a hundred
+# layers, and stays far below the effect of a wrong weight.
 ROUNDING: Mapping[str, float] = MappingProxyType(
     {"float32": TOLERANCE, "float16": 0.02, "bfloat16": 0.1}
 )
 
+# The lowest value of a CT, used outside of the image.
+PADDING_HU = -1024
+# Stored values from Hounsfield units in NumPy's terms, by the pipeline's option `voi`; "hu" for
+# shards in Hounsfield units.
+FORMULAS: Mapping[str, str] = MappingProxyType(
+    {
+        "linear_exact": "floor(clip((hu - (center - width / 2)) * 255 / width, 0, 255) + 0.5)",
+        "linear": "floor(clip((hu - (center - width / 2)) * 255 / maximum(width - 1, 1e-9), 0, 255)"
+        " + 0.5)",
+        "sigmoid": "floor(255 / (1 + exp(clip(-4 * (hu - center) / width, -500, 500))) + 0.5)",
+        "hu": "clip(floor(hu + 0.5) - hu_offset, 0, 65535)",
+    }
+)
+
 
 def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
-    """Writes the model into a folder that is new or empty.
+    """Write the model into a new or empty folder.
 
     Raises:
-        UsageError: the model cannot be written in a format, or answers otherwise in it.
+        UsageError: a format cannot hold the model, or gives other probabilities.
     """
     xla = saved.description["options"].get("xla", "auto")
     classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
@@ -80,7 +93,12 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
                 answered = answer(name, folder / FILES[name], images)
             _compare(f"--formats {name}", answered, exact, TOLERANCE)
             largest = max(largest, float(np.abs(answered - predicted).max()))
-        compared = Comparison(len(images), saved.examples_of, precision, largest)
+        compared = {
+            "images": len(images),
+            "kind": saved.examples_of,
+            "precision": precision,
+            "largest_difference": largest,
+        }
         files = {name: FILES[name] for name in formats}
         write_json(folder / DESCRIPTION, describe_export(saved, files, compared))
     for path in (*files.values(), DESCRIPTION):
@@ -96,14 +114,14 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
 
 
 def example_images(saved: SavedRun) -> npt.NDArray[Any]:
-    """Stored images of the run's kind, [N, H, W, C]: slices, or noise where there are none.
+    """Return stored images like those of the run, [N, H, W, C]: slices, or noise without shards.
 
     Raises:
         UsageError: a record of the shards is damaged.
     """
     if saved.split is None:
         shape = (saved.examples, saved.image.height, saved.image.width, saved.image.channels)
-        # Of Hounsfield units, those from air to dense bone.
+        # Hounsfield units from air to dense bone.
         highest = 4096 if saved.image.is_hounsfield else 256
         random = np.random.default_rng(0)
         return random.integers(0, highest, shape, saved.image.dtype)
@@ -115,7 +133,7 @@ def example_images(saved: SavedRun) -> npt.NDArray[Any]:
 
 
 def _probability_model(classifier: Any, calibration: Calibration) -> Any:
-    """The classifier in Keras's own layers, its calibration and the sigmoid.
+    """The classifier in Keras's own layers, then its calibration and a sigmoid.
 
     Stored images [B, H, W, C] → probabilities float32 [B, L].
     """
@@ -132,10 +150,10 @@ def _probability_model(classifier: Any, calibration: Calibration) -> Any:
 
 @contextmanager
 def _failure_reported(name: str) -> Iterator[None]:
-    """Says in one line that a format has no words for what the model does.
+    """Turn a library's failure on one format into one line.
 
     Raises:
-        UsageError: it could not be written, or read again.
+        UsageError: the format could not be written or read.
     """
     try:
         yield
@@ -148,7 +166,7 @@ def _failure_reported(name: str) -> Iterator[None]:
 
 
 def write_format(model: Any, name: str, path: Path) -> None:
-    """Writes one format."""
+    """Write the model in one format."""
     signature = [tf.TensorSpec(model.input_shape, model.inputs[0].dtype, name=INPUT)]
 
     def serve(image: Any) -> Any:
@@ -166,24 +184,24 @@ def write_format(model: Any, name: str, path: Path) -> None:
         archive.add_endpoint("serving_default", serving_default, signature)
         archive.write_out(str(path), verbose=False)
     else:
-        with held_back():  # which say what they convert, and where there is no GPU
+        with held_back():  # they print what they convert, and that there is no GPU
             import onnx
             import tf2onnx
 
         graph, _ = tf2onnx.convert.from_function(
             tf.function(serving_default), signature, opset=OPSET
         )
-        for each in (*graph.graph.input, *graph.graph.output):
-            each.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for tensor in (*graph.graph.input, *graph.graph.output):
+            tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
         onnx.save(graph, str(path))
 
 
 def answer(name: str, path: Path, images: npt.NDArray[Any]) -> Floats:
-    """Loads a format as its users would; its probabilities of stored images, [N, L]."""
+    """Load a format as its users would, and return the probabilities of stored images, [N, L]."""
     if name == "keras":
         return np.asarray(load_model(path).predict_on_batch(images))
     if name == "saved_model":
-        # TensorFlow takes `[` and `*` in the path of a SavedModel for a pattern.
+        # TensorFlow reads `[` and `*` in the path of a SavedModel as a pattern.
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "saved_model"
             plain.symlink_to(path.absolute())
@@ -193,30 +211,31 @@ def answer(name: str, path: Path, images: npt.NDArray[Any]) -> Floats:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run([OUTPUT], {INPUT: images})
-    return np.asarray(found)
+    (answered,) = session.run([OUTPUT], {INPUT: images})
+    return np.asarray(answered)
 
 
-def _compare(name: str, found: Floats, expected: Floats, tolerance: float) -> None:
-    """Compares probabilities, [N, L] each.
+def _compare(name: str, answered: Floats, expected: Floats, tolerance: float) -> None:
+    """Compare probabilities, [N, L] each.
 
     Raises:
-        UsageError: two differ by more than the tolerance.
+        UsageError: they differ by more than the tolerance.
     """
-    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.nan
-    if not difference <= tolerance:  # nor is NaN
+    same_shape = answered.shape == expected.shape
+    difference = float(np.abs(answered - expected).max()) if same_shape else np.nan
+    if not difference <= tolerance:  # also if NaN
         raise UsageError(
-            f"{name}: what was exported differs from what `predict` answers by {difference:.1e},"
-            f" more than {tolerance:.0e}; nothing is written"
+            f"{name}: the exported model differs from `predict` by {difference:.1e}, more than"
+            f" {tolerance:.0e}; nothing is written"
         )
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder whose content gets into `output`, which is new or empty, if all goes well."""
+    """Yield a folder whose contents move to `output`, which is new or empty, on success."""
     is_new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
-    # Within it: `output` may be a mount point.
+    # Inside of `output`, which may be a mount point.
     unfinished = unfinished_path(output / "export")
     try:
         unfinished.mkdir()
@@ -228,3 +247,72 @@ def _new_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if is_new:
             output.rmdir()
+
+
+def describe_export(
+    saved: SavedRun, files: Mapping[str, str], compared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of description.json, which explains the model without this project.
+
+    Args:
+        saved: the run.
+        files: file name of each format.
+        compared: how the formats were compared with the run's model.
+    """
+    image = saved.image
+    packages = ["keras", "tensorflow", "numpy"] + ["onnx", "tf2onnx"] * ("onnx" in files)
+    changes = saved.calibration.changes
+    return {
+        "format": FORMAT,
+        "files": dict(files),
+        "input": {
+            "name": INPUT,
+            "dtype": image.dtype,
+            "shape": [None, image.height, image.width, image.channels],
+            "layout": "NHWC",
+            "values": [0, 65535 if image.is_hounsfield else 255],
+        },
+        **_describe_values(saved),
+        "output": {
+            "name": OUTPUT,
+            "dtype": "float32",
+            "shape": [None, len(saved.labels)],
+            "values": [0, 1],
+        },
+        "labels": list(saved.labels),
+        "calibration": saved.calibration.describe(saved.labels) if changes else None,
+        "opset": OPSET if "onnx" in files else None,
+        "saved_model_signature": "serving_default" if "saved_model" in files else None,
+        "compared": dict(compared),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _describe_values(saved: SavedRun) -> dict[str, Any]:
+    """Describe how the Hounsfield units of a DICOM file become the values of each channel."""
+    trained = saved.description["shards"]
+    options = trained.get("preprocessing", {})
+    formula, windows = options.get("voi"), []
+    if saved.image.is_hounsfield:
+        formula = "hu"
+        channels = [{"name": "hu", "hu_offset": saved.image.hu_offset}]
+        chosen = saved.description["options"].get("windows", "")
+        windows = [asdict(window) for window in parse_windows(chosen)]
+    else:
+        keys = ("name", "center", "width")
+        channels = [{key: window[key] for key in keys} for window in trained["windows"]]
+    return {
+        "channels": channels,
+        "windows_of_model": windows,
+        "preparation": {
+            "hu": "stored value * RescaleSlope + RescaleIntercept",
+            "hu_repair": options.get("hu_repair"),
+            "padding_hu": PADDING_HU,
+            "voi": options.get("voi"),
+            "formula": FORMULAS.get(str(formula)),
+            "size": saved.image.height,
+            "resize": "after the formula, to fit a square of this size: both sides times size /"
+            " the longer side, rounded; area averages where the image shrinks, bilinear where it"
+            " grows; in the middle, where the border is the formula's value of padding_hu",
+        },
+    }

@@ -1,4 +1,4 @@
-"""Figures of merit, by scikit-learn, over whole splits."""
+"""Figures of merit over whole splits, most of them from scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ Ints = npt.NDArray[np.integer[Any]]
 # Kaggle replaces a probability p by max(min(p, 1 - 1e-15), 1e-15).
 CLIP = 1e-15
 _SPECIFICITIES = (0.9, 0.95)
+_BINS = 15
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    """Sigmoid in float64: float32 cannot tell 1 - 1e-9 from 1."""
+    """Sigmoid in float64: in float32, 1 - 1e-9 is 1."""
     return np.asarray(expit(logits.astype(np.float64)))
 
 
 def label_log_losses(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
-    """Log loss of each label, in nats; labels and probabilities are [N, L]."""
+    """Log loss per label, nats, [L]; labels and probabilities are [N, L]."""
     clipped = np.clip(predicted.astype(np.float64), CLIP, 1 - CLIP)
     return np.array(
         [log_loss(labels[:, i], clipped[:, i], labels=[0, 1]) for i in range(labels.shape[1])]
@@ -31,14 +32,14 @@ def label_log_losses(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]
 
 
 def weighted_log_loss(labels: Ints, predicted: Floats, weights: tuple[float, ...]) -> float:
-    """The competition's metric: label log losses, weighted by `weights` / their sum."""
+    """The competition's metric: the mean of the labels' log losses, weighted by `weights`."""
     return float(np.average(label_log_losses(labels, predicted), weights=weights))
 
 
 def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float:
-    """The highest sensitivity of all thresholds whose specificity is at least this.
+    """Highest sensitivity of all thresholds with at least this specificity.
 
-    Labels, of which some are positive and some not, and probabilities are [N].
+    Labels and probabilities are [N]; there are positives and negatives.
     """
     false_positives, true_positives, _ = roc_curve(labels, predicted, drop_intermediate=False)
     return float(true_positives[false_positives <= 1 - specificity + 1e-12].max())
@@ -47,14 +48,14 @@ def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float
 def prevalence_baseline(
     labels: Ints, prevalence: tuple[float, ...], weights: tuple[float, ...]
 ) -> float:
-    """The weighted log loss of always predicting the training data's prevalence."""
+    """Weighted log loss of always predicting the prevalence of the training data."""
     return weighted_log_loss(labels, np.tile(prevalence, (len(labels), 1)), weights)
 
 
 def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | None]:
-    """What is known of one label, from labels and probabilities [N].
+    """Figures of one label, from labels and probabilities [N].
 
-    What needs both positives and negatives is None where there are not both.
+    None where a figure needs positives and negatives and one kind is missing.
     """
     positives = int(labels.sum())
     both = 0 < positives < len(labels)
@@ -64,32 +65,55 @@ def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | No
         "roc_auc": float(roc_auc_score(labels, predicted)) if both else None,
         "average_precision": float(average_precision_score(labels, predicted)) if both else None,
         **{
-            f"sensitivity_at_specificity_{each:.2f}": (
-                sensitivity_at(labels, predicted, each) if both else None
+            f"sensitivity_at_specificity_{specificity:.2f}": (
+                sensitivity_at(labels, predicted, specificity) if both else None
             )
-            for each in _SPECIFICITIES
+            for specificity in _SPECIFICITIES
         },
     }
 
 
 def mean_defined(values: list[Any]) -> float | None:
-    """The mean of those that are not None; None when all are."""
-    defined = [each for each in values if each is not None]
+    """Mean of the values that are not None; None if all are."""
+    defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def split_figures(
     labels: Ints, predicted: Floats, names: tuple[str, ...], weights: tuple[float, ...]
 ) -> dict[str, Any]:
-    """What is known of a split, from labels and probabilities [N, L]."""
-    each = {name: label_figures(labels[:, i], predicted[:, i]) for i, name in enumerate(names)}
+    """Figures of a split, from labels and probabilities [N, L]."""
+    by_label = {name: label_figures(labels[:, i], predicted[:, i]) for i, name in enumerate(names)}
     return {
         "examples": len(labels),
         "weighted_log_loss": weighted_log_loss(labels, predicted, weights),
         "label_weights": dict(zip(names, weights, strict=True)),
-        "mean_roc_auc": mean_defined([figures["roc_auc"] for figures in each.values()]),
+        "mean_roc_auc": mean_defined([figures["roc_auc"] for figures in by_label.values()]),
         "mean_average_precision": mean_defined(
-            [figures["average_precision"] for figures in each.values()]
+            [figures["average_precision"] for figures in by_label.values()]
         ),
-        "labels": each,
+        "labels": by_label,
     }
+
+
+def reliability_curve(labels: Ints, predicted: Floats, bins: int = _BINS) -> list[dict[str, Any]]:
+    """Mean probability and share of positives per bin of equal width, without empty bins.
+
+    Labels and probabilities are [N].
+    """
+    bin_of = np.minimum((predicted * bins).astype(int), bins - 1)
+    return [
+        {
+            "examples": int((bin_of == number).sum()),
+            "predicted": float(predicted[bin_of == number].mean()),
+            "observed": float(labels[bin_of == number].mean()),
+        }
+        for number in np.unique(bin_of)
+    ]
+
+
+def expected_calibration_error(labels: Ints, predicted: Floats, bins: int = _BINS) -> float:
+    """Mean distance of probability and share of positives (Guo et al., arXiv:1706.04599)."""
+    curve = reliability_curve(labels, predicted, bins)
+    gaps = [point["examples"] * abs(point["predicted"] - point["observed"]) for point in curve]
+    return float(sum(gaps) / len(labels))

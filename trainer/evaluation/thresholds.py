@@ -1,4 +1,4 @@
-"""What a label's probabilities give once a threshold makes them yes or no."""
+"""Operating points: thresholds that turn probabilities into yes or no, and the rates they give."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RATES = ("sensitivity", "specificity", "ppv", "npv")
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of examples with its 95 % interval; None where there is no such example."""
+    """A share of examples with its 95 % interval; None where there are no such examples."""
 
     value: float | None
     ends: list[float] | None
@@ -27,10 +27,11 @@ class Rate:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold and what it gives; a probability at or above it is a yes.
+    """A threshold and its rates; a probability at or above the threshold is a yes.
 
     Attributes:
-        rule: how the threshold was chosen, "youden" or "sensitivity".
+        rule: rule that chose the threshold, "youden" or "sensitivity".
+        threshold: a probability.
         counts: true positives, false negatives, true negatives, false positives.
         rates: by the names of `RATES`.
     """
@@ -48,35 +49,36 @@ def operating_points(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> list[OperatingPoint]:
-    """One label's two thresholds, from labels, probabilities and patients [N].
+    """Return one label's two operating points; none without positives or without negatives.
 
-    The first makes sensitivity + specificity highest (Youden, Cancer 1950), the second is the
-    highest with a sensitivity of `SENSITIVITY`. None without both positives and negatives.
+    The first has the highest sensitivity + specificity (Youden, Cancer 1950), the second the
+    highest threshold with a sensitivity of at least `SENSITIVITY`.
+
+    Args:
+        labels: [N].
+        predicted: probabilities, [N].
+        patients: patient of each example, [N].
+        seed: of the resamples.
+        samples: number of resamples.
     """
     if not 0 < labels.sum() < len(labels):
         return []
     _, patient = np.unique(patients, return_inverse=True)
-    found = []
+    points = []
     for rule, threshold in choose_thresholds(labels, predicted).items():
         counts = counts_by_patient(labels, predicted >= threshold, patient)
-        drawn = [weight @ counts for weight in resamples(len(counts), samples, seed)]
-        total = counts.sum(axis=0)
-        found.append(
-            OperatingPoint(
-                rule,
-                threshold,
-                (int(total[0]), int(total[1]), int(total[2]), int(total[3])),
-                describe_rates(counts, rates(np.reshape(drawn, (-1, 4)))),
-            )
-        )
-    return found
+        drawn = [weights @ counts for weights in resamples(len(counts), samples, seed)]
+        tp, fn, tn, fp = (int(total) for total in counts.sum(axis=0))
+        described = describe_rates(counts, rates(np.reshape(drawn, (-1, 4))))
+        points.append(OperatingPoint(rule, threshold, (tp, fn, tn, fp), described))
+    return points
 
 
 def choose_thresholds(labels: Ints, predicted: Floats) -> dict[str, float]:
-    """The thresholds of both rules, of labels and probabilities [N]."""
-    # The first of roc_curve's thresholds is infinite, for the curve's corner.
+    """Return the threshold of each rule, from labels and probabilities [N]."""
+    # Without the first threshold of roc_curve, which is infinite.
     false, true, thresholds = (
-        each[1:] for each in roc_curve(labels, predicted, drop_intermediate=False)
+        values[1:] for values in roc_curve(labels, predicted, drop_intermediate=False)
     )
     return {
         "youden": float(thresholds[np.argmax(true - false)]),
@@ -87,7 +89,7 @@ def choose_thresholds(labels: Ints, predicted: Floats) -> dict[str, float]:
 def counts_by_patient(
     labels: Ints, answers: npt.NDArray[np.bool_], patient: Ints
 ) -> npt.NDArray[np.int64]:
-    """True positives, false negatives, true negatives and false positives, [P, 4]."""
+    """Count true positives, false negatives, true negatives and false positives, [P, 4]."""
     positive = labels == 1
     kinds = (positive & answers, positive & ~answers, ~positive & ~answers, ~positive & answers)
     patients = int(patient.max()) + 1
@@ -95,36 +97,37 @@ def counts_by_patient(
 
 
 def shares(counts: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Of what, and out of what, the four `RATES` are shares: [..., 4] each, of counts [..., 4]."""
-    true_positive, false_negative, true_negative, false_positive = np.moveaxis(counts, -1, 0)
-    wanted = (true_positive, true_negative, true_positive, true_negative)
-    missed = (false_negative, false_positive, false_positive, false_negative)
-    part = np.stack(wanted, axis=-1)
-    return part, part + np.stack(missed, axis=-1)
+    """Numerators and denominators of `RATES`, [..., 4] each, from counts [..., 4]."""
+    tp, fn, tn, fp = np.moveaxis(counts, -1, 0)
+    return np.stack((tp, tn, tp, tn), axis=-1), np.stack((tp + fn, tn + fp, tp + fp, tn + fn), -1)
 
 
 def rates(counts: npt.NDArray[Any]) -> Array:
-    """Sensitivity, specificity, PPV and NPV, [..., 4], of counts [..., 4]; NaN of nothing."""
+    """Sensitivity, specificity, PPV and NPV, [..., 4], from counts [..., 4]; NaN for 0 of 0."""
     part, whole = shares(counts)
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def describe_rates(counts: npt.NDArray[np.int64], drawn: Array) -> dict[str, Rate]:
-    """Each rate with its interval, of counts by patient [P, 4] and rates of resamples [S, 4].
+    """Return each rate with its interval.
 
-    A rate of 0 or 1 is the same in every resample, which is no certainty: the exact binomial
-    interval (Clopper and Pearson, Biometrika 1934) of as many patients takes its place.
+    A rate of 0 or 1 is the same in all resamples, though it is not certain: its interval is the
+    exact binomial one (Clopper and Pearson, Biometrika 1934) for the number of patients.
+
+    Args:
+        counts: counts per patient, [P, 4].
+        drawn: rates per resample, [S, 4].
     """
     values = rates(counts.sum(axis=0))
     patients = (shares(counts)[1] > 0).sum(axis=0)
-    found = {}
+    described = {}
     for i, name in enumerate(RATES):
         if np.isnan(values[i]):
-            found[name] = Rate(None, None)
+            described[name] = Rate(None, None)
         elif values[i] in (0, 1):
             n = int(patients[i])
             exact = binomtest(int(values[i]) * n, n).proportion_ci(method="exact")
-            found[name] = Rate(float(values[i]), [float(exact.low), float(exact.high)])
+            described[name] = Rate(float(values[i]), [float(exact.low), float(exact.high)])
         else:
-            found[name] = Rate(float(values[i]), interval(drawn[:, i]))
-    return found
+            described[name] = Rate(float(values[i]), interval(drawn[:, i]))
+    return described

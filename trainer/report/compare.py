@@ -21,7 +21,7 @@ from trainer.report.comparison_tables import (
 )
 from trainer.report.drawings import SERIES, Drawing, Line, draw_by_epoch, draw_in_unit_square
 from trainer.report.page import decimal, write_page
-from trainer.report.plots import DIAGONAL, column, has_both, label_line
+from trainer.report.plots import DIAGONAL, column, label_line
 from trainer.runs.outputs import check_output
 
 SECTIONS = {
@@ -127,7 +127,7 @@ def label_drawings(
     """A plot a label; labels that any run has one kind of are left out."""
     drawings = []
     for i, name in enumerate(runs[0].measured.names):
-        if not all(has_both(run.measured, i) for run in runs):
+        if not all(run.measured.has_both(i) for run in runs):
             continue
         lines = [
             Line(run.title, *curve(run.measured.labels[:, i], run.measured.predicted[:, i]))

@@ -12,9 +12,9 @@ import pandas as pd
 
 from headct.errors import UsageError
 from trainer.evaluation.bootstrap import SAMPLES, ResampledFigures, resample_figures
+from trainer.evaluation.measured import Measured, measure_frame, read_predictions
 from trainer.json_documents import read_json
 from trainer.options import label_weights
-from trainer.report.measured import Measured, measure_slices, read_predictions
 from trainer.runs.run_directory import RunDirectory, read_description
 
 
@@ -79,7 +79,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
         metrics = read_json(run.metrics)
         frame = read_predictions(run.predictions(metrics["split"]), names)
         frame = frame.sort_values("image_id", ignore_index=True)
-        measured = measure_slices(frame, names, weights)
+        measured = measure_frame(frame, names, weights)
         history = read_json(path / "history.json")
         runs.append(ComparedRun(title, path, description, metrics, history, frame, measured))
     return runs

@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from trainer.evaluation.measured import Measured
 from trainer.evaluation.thresholds import OperatingPoint
 from trainer.report.drawings import Drawing, Line, draw_by_epoch, draw_in_unit_square
-from trainer.report.measured import Measured
 from trainer.report.page import decimal, in_words
 
 History = list[dict[str, Any]]
@@ -23,16 +23,11 @@ def label_line(name: str, text: str) -> Markup:
     return Markup("<strong>{}</strong> {}").format(name, text)
 
 
-def has_both(measured: Measured, label: int) -> bool:
-    """Whether a label, by its number, has positives and negatives."""
-    return bool(0 < measured.labels[:, label].sum() < len(measured.labels))
-
-
 def roc_drawings(measured: Measured) -> list[Drawing]:
     """ROC curves with the two thresholds on them; labels of one kind are left out."""
     drawings = []
     for i, name in enumerate(measured.names):
-        if not has_both(measured, i):
+        if not measured.has_both(i):
             continue
         false, true, _ = roc_curve(measured.labels[:, i], measured.predicted[:, i])
         points = measured.points[name]
@@ -77,7 +72,7 @@ def precision_drawings(measured: Measured) -> list[Drawing]:
     """Precision-recall curves; labels of one kind are left out."""
     drawings = []
     for i, name in enumerate(measured.names):
-        if not has_both(measured, i):
+        if not measured.has_both(i):
             continue
         precision, recall, _ = precision_recall_curve(
             measured.labels[:, i], measured.predicted[:, i]

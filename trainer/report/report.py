@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.evaluation.measured import Measured, measure_frame, read_predictions
 from trainer.evaluation.thresholds import SENSITIVITY
 from trainer.json_documents import read_json
 from trainer.progress import explain_figures, explain_weights
 from trainer.report import curves
 from trainer.report.figures import plot_confusion, plot_curves, plot_speed
-from trainer.report.measured import Measured, measure_slices, measure_studies, read_predictions
 from trainer.report.page import decimal, plural, spread, write_page
 from trainer.report.plots import (
     calibration_drawings,
@@ -47,8 +47,8 @@ def write_report(job: EvaluationJob, mistakes: int) -> None:
     run, names = job.run, job.shards.labels
     metrics, history = read_json(run.metrics), read_json(run.path / "history.json")
     frame = read_predictions(run.predictions(job.split.name), names)
-    slices = measure_slices(frame, names, job.weights)
-    studies = measure_studies(frame, names, job.weights)
+    slices = measure_frame(frame, names, job.weights)
+    studies = slices.by_study(frame["study_id"].to_numpy())
     log_pictures(job, slices, metrics, history)
     values = (
         headline(slices, metrics, studies)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints, label_log_losses
 from trainer.evaluation.thresholds import RATES, SENSITIVITY
 from trainer.report.figures import confusion
-from trainer.report.measured import Measured
 from trainer.report.page import UNDEFINED, decimal, percent, with_interval
 
 TEXT, NUMBER = "text", "number"

@@ -13,7 +13,7 @@ from trainer.data.input_pipeline import Order
 from trainer.data.shards import count
 from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.metrics import probabilities, split_figures
-from trainer.evaluation.predictions import check_finite, predict_split, write_parquet
+from trainer.evaluation.predict import check_finite, predict_split, write_parquet
 from trainer.files import write_json, write_whole
 from trainer.networks.averaging import averaged_weights, reset_averages
 from trainer.networks.hardware import (
@@ -168,9 +168,8 @@ def _predict_validation(job: Job, feed: Feed, classifier: Classifier) -> tuple[A
         return labels, probabilities(logits)
     predictions = predict_split(
         classifier.model,
+        job.shards,
         job.validation,
-        job.shards.image,
-        len(job.shards.labels),
         job.options.batch_size,
         job.display.update,
     )

@@ -8,7 +8,7 @@ from pyarrow.parquet import read_schema
 from headct.errors import UsageError
 from trainer.data.shards import read_shard_directory
 from trainer.errors import Diverged
-from trainer.evaluation.predictions import (
+from trainer.evaluation.predict import (
     Predictions,
     check_finite,
     predict_batch,
@@ -33,7 +33,7 @@ def test_every_slice_is_predicted_with_its_own_ids(shards: Path, batch_size: int
     data = read_shard_directory(shards)
     split = data.split("fold0")
     heard: list[int] = []
-    found = predict_split(Brightness(), split, data.image, 3, batch_size, heard.append)
+    found = predict_split(Brightness(), data, split, batch_size, heard.append)
     assert found.logits.shape == (21, 3)
     assert heard == [*range(batch_size, 21, batch_size), 21]
     frame = to_frame(found, data.labels).set_index("image_id")
@@ -63,7 +63,7 @@ def test_more_examples_than_the_manifest_says(shards: Path) -> None:
     data = read_shard_directory(shards)
     split = replace(data.split("fold0"), examples=20)
     with pytest.raises(UsageError, match="split fold0: 21 examples where the manifest has 20"):
-        predict_split(Brightness(), split, data.image, 3, 8)
+        predict_split(Brightness(), data, split, 8)
 
 
 def test_a_slice_without_numbers_is_counted_once() -> None:
@@ -74,7 +74,7 @@ def test_a_slice_without_numbers_is_counted_once() -> None:
     with pytest.raises(Diverged) as raised:
         check_finite(logits, "fold0")
     assert str(raised.value) == (
-        "the model gives 2 of 4 slices of fold0 a logit that is no finite number; try a lower"
+        "the model gives 2 of 4 slices of fold0 a logit that is not finite; try a lower"
         " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
     )
 
@@ -100,10 +100,10 @@ def test_a_row_an_example(tmp_path: Path) -> None:
 def test_mirror_images_are_looked_at_where_that_is_asked_for(shards: Path) -> None:
     data = read_shard_directory(shards)
     plain, mirrored = (
-        predict_split(Brightness(), data.split("fold0"), data.image, 3, 8, flip=flip).logits
+        predict_split(Brightness(), data, data.split("fold0"), 8, flip=flip).logits
         for flip in (False, True)
     )
     assert not np.allclose(plain[:, 0], plain[:, 1])
     np.testing.assert_allclose(mirrored[:, 0], mirrored[:, 1])
-    default = predict_split(Brightness(), data.split("fold0"), data.image, 3, 8).logits
+    default = predict_split(Brightness(), data, data.split("fold0"), 8).logits
     np.testing.assert_array_equal(default, plain)

@@ -4,51 +4,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.special import expit
-from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
-from trainer.evaluation.calibration import (
+from trainer.evaluation.fit_calibration import (
+    count_groups,
     cross_calibrate,
-    expected_calibration_error,
     explain_fit,
     fit_calibration,
     fit_label,
-    parts_of,
-    reliability_curve,
 )
 
 Array = npt.NDArray[Any]
-
-
-def test_by_hand() -> None:
-    # Two bins: mean 0.25 with half positive, and 0.9 with all positive.
-    labels, predicted = np.array([0, 1, 1, 1]), np.array([0.2, 0.3, 0.8, 1.0])
-    assert reliability_curve(labels, predicted, bins=2) == [
-        {"examples": 2, "predicted": pytest.approx(0.25), "observed": 0.5},
-        {"examples": 2, "predicted": pytest.approx(0.9), "observed": 1.0},
-    ]
-    found = expected_calibration_error(labels, predicted, bins=2)
-    assert found == pytest.approx(0.5 * 0.25 + 0.5 * 0.1)
-
-
-def test_the_curve_is_scikit_learns() -> None:
-    random = np.random.default_rng(0)
-    predicted = random.uniform(0, 1, 500)
-    labels = (random.uniform(0, 1, 500) < predicted).astype(int)
-    observed, mean = calibration_curve(labels, predicted, n_bins=15)
-    curve = reliability_curve(labels, predicted)
-    assert [each["observed"] for each in curve] == pytest.approx(observed)
-    assert [each["predicted"] for each in curve] == pytest.approx(mean)
-
-
-def test_bins_begin_at_their_lower_ends() -> None:
-    labels, predicted = np.array([0, 0, 1, 1]), np.array([0.0, 0.49, 0.5, 0.99])
-    curve = reliability_curve(labels, predicted, bins=2)
-    assert [(each["examples"], each["observed"]) for each in curve] == [(2, 0), (2, 1)]
-    # Without a number there are fifteen.
-    edges = np.arange(15) / 15 + 0.001
-    assert len(reliability_curve(np.zeros(15), edges)) == 15
-    assert len(reliability_curve(np.zeros(30), np.append(edges, edges + 0.06))) == 15
 
 
 def drawn(logits: Array, seed: int = 0) -> Array:
@@ -107,7 +73,7 @@ def test_no_patient_is_calibrated_by_own_slices() -> None:
     logits = random.normal(0, 2, (60, 2))
     labels = drawn(logits)
     crossed = cross_calibrate(logits, labels, patients)
-    assert parts_of(patients) == 10
+    assert count_groups(patients) == 10
     for patient in np.unique(patients)[:3]:
         # Whatever labels a patient has: the calibration of the own slices is the same.
         other = np.where((patients == patient)[:, None], 1 - labels, labels)

@@ -2,12 +2,20 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from trainer.data.shards import ImageSpec
-from trainer.evaluation.gradcam import activation_maps, lack_of_map
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
+from trainer.report.slices import (
+    activation_maps,
+    best_hits,
+    gray_levels,
+    lack_of_map,
+    strongest,
+    worst_mistakes,
+)
 
 
 def test_equals_the_gradients_of_the_logit() -> None:
@@ -58,3 +66,33 @@ def test_a_label_that_nothing_speaks_for_has_an_empty_map() -> None:
 
 def test_an_even_map_is_no_map() -> None:
     assert "1 x 1" in (lack_of_map(np.ones((1, 1), np.float32)) or "")
+
+
+def test_the_worst_mistakes_by_hand() -> None:
+    labels = np.array([[1, 0], [0, 1], [0, 0]])
+    predicted = np.array([[0.5, 0.1], [0.2, 0.01], [0.9, 0.3]])
+    found = worst_mistakes(labels, predicted, 2)
+    assert [(each.row, each.label) for each in found] == [(1, 1), (2, 0)]
+    assert found[0].loss == pytest.approx(-np.log(0.01))
+
+
+def test_hounsfield_units_are_shown_in_the_brain_window() -> None:
+    image = np.array([[[1024], [1064], [1104]]], np.uint16)
+    spec = ImageSpec(1, 3, 1, "uint16", -1024)
+    assert gray_levels(image, spec).tolist() == [[0, 127.5, 255]]
+
+
+def test_hits_take_turns_among_the_labels() -> None:
+    labels = np.array([[1, 1], [1, 0], [0, 1], [0, 0]])
+    predicted = np.array([[0.9, 0.9], [0.8, 0.9], [0.9, 0.7], [0.9, 0.9]])
+    found = best_hits(labels, predicted, 4)
+    # Row 0 is the best of both labels, and is shown once; row 3 has none.
+    assert [(each.row, each.label) for each in found] == [(0, 0), (2, 1), (1, 0)]
+
+
+def test_where_a_map_is_strongest() -> None:
+    heat = np.zeros((3, 3))
+    heat[0, 2] = 1
+    assert strongest(heat) == "at the top right"
+    assert strongest(np.eye(3)[[2, 0, 1]] * [[1], [1], [2]]) == "at the bottom"
+    assert strongest(np.array([[0.0]])) == "in the middle"
