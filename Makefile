@@ -40,6 +40,8 @@ quote     = '$(subst ','\'',$1)'
 
 PYTHON ?= python3
 export PYTHON
+# Hints name the next command of make.
+export HEADCT_STARTED_BY := make
 # make itself says which command there is not.
 ifneq ($(filter undefined,$(foreach name,$(COMMANDS),$(origin takes.$(name)))),)
 else ifneq ($(UNKNOWN),)

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from beam_pipeline.card.run import record_start
-from beam_pipeline.command_line import parse_options
+from beam_pipeline.command_line import KINDS, parse_options
 from beam_pipeline.dicom.other_files import BEGINNING, name_kind
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import ImageId, Options
@@ -26,36 +26,31 @@ from beam_pipeline.runners.choose import Launch
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
-from headct.errors import HeadctError, Interrupted, UsageError
+from headct.commands import run_program
+from headct.declarations import Declared
+from headct.errors import HeadctError, UsageError
 from headct.layout import CARD, LABELS_TABLE, MANIFEST
-from headct.printable import show_line
 from headct.stores import Folder, InputFiles
 from headct.stores.sources import encode_source
 from headct.terminal import LineFormatter, Terminal
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], program: str = "python -m beam_pipeline") -> int:
     """Run, and return the exit code.
 
     0 done, 1 the runner failed, 2 bad options, 3 too many rejects, 5 storage failed, 130 Ctrl-C.
     """
-    stderr = sys.stderr  # which belongs to Beam's log while a runner works
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
-    try:
-        return _preprocess(*parse_options(argv))
-    except Interrupted as error:
-        print(f"beam_pipeline: {show_line(error)}", file=stderr)
-        return error.exit_code
-    except HeadctError as error:
-        print(f"beam_pipeline: error: {show_line(error)}", file=stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("beam_pipeline: interrupted; the same command resumes", file=stderr)
-        return 130
+    return run_program("beam_pipeline", lambda: _preprocess(*parse_options(argv, program)))
+
+
+def options_of(_command: str) -> list[type[Declared]]:
+    """Return the classes of the command's options."""
+    return KINDS
 
 
 def _preprocess(options: Options, launched: Launch) -> int:

@@ -36,6 +36,9 @@ class LaunchOptions(Declared, title="runner"):
     """let Ctrl-C end a job that would otherwise continue without this command"""
 
 
+KINDS: list[type[Declared]] = [*Options.groups().values(), LaunchOptions]
+
+
 def parse_options(
     argv: Sequence[str], program: str = "python -m beam_pipeline"
 ) -> tuple[Options, Launch]:
@@ -46,14 +49,13 @@ def parse_options(
         RunnerError: the runner cannot be reached.
         SystemExit: `--help`.
     """
-    kinds: list[type[Declared]] = [*Options.groups().values(), LaunchOptions]
     parser = flag_parser(
         program,
         "Convert head-CT DICOM files to stratified TFRecord shards.",
-        *kinds,
+        *KINDS,
         epilog="All other options are those of the chosen Beam runner.",
     )
-    given, others = parse_given(parser, kinds, argv)
+    given, others = parse_given(parser, KINDS, argv)
     start = LaunchOptions(
         **{name: given.pop(name) for name in flags(LaunchOptions) if name in given}
     )

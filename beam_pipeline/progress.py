@@ -6,7 +6,6 @@ shows the lines, a terminal the display that is made of the counts.
 
 import json
 import logging
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.split_tables import print_by_split
+from headct.commands import spell
 from headct.errors import HeadctError
 from headct.layout import CARD, UNLABELED_SPLIT
 from headct.reasons import TRANSIENT
@@ -246,15 +246,14 @@ def show_summary(
     counts = manifest["counts"]
     _print_splits(console, manifest)
     took = f" in {seconds:.0f} s" if seconds is not None else ""
-    quoted = shlex.quote(output)
-    card = f"Without a data card: make card SHARDS={quoted} makes it"
+    card = f"Without a data card: {spell('card', shards=output)} makes it"
     command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
     for line in (
         *_describe_counts(counts),
         *(manifest.get("notes", ()) if seconds is None else ()),  # a run has printed them
         f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
         f"What is in them: {output}/{CARD}" if has_card else card,
-        f"Next: make {command} SHARDS={quoted}",
+        f"Next: {spell(command, shards=output)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -48,6 +48,7 @@ class Mark(StrEnum):
     UNRECORDED = "changes nothing that is written, and may change when a run resumes"
     DERIVED = "follows from others, and has no flag"
     LOCATION = "a path or URL"
+    NEVER_EMPTY = "optional, but an empty text is a mistake, for instance an unset variable"
     AFTER_HEADERS = "changes nothing that is read from headers"
 
 
@@ -187,15 +188,19 @@ def default_text(field: FieldInfo) -> str:
 def allowed_values(field: FieldInfo) -> str:
     """Return what a value may be, in words."""
     kind = _value_type(field)
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-    elif isinstance(kind, type) and issubclass(kind, StrEnum):
-        choices = tuple(kind)
-    elif kind in (int, float):
+    if words := choices(field):
+        return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+    if kind in (int, float):
         return f"a {'whole ' if kind is int else ''}number{_range(field)}"
-    else:
-        return _WORDS.get(kind, "text")
-    return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    return _WORDS.get(kind, "text")
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the words that an option chooses from; none where it takes other values."""
+    kind = _value_type(field)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else ()
 
 
 def quoted(value: Any) -> str:
@@ -276,7 +281,7 @@ class OneLineParser(argparse.ArgumentParser):
 def flag_parser(
     program: str, description: str | None, *kinds: type[Declared], epilog: str | None = None
 ) -> OneLineParser:
-    """Return a parser of options; a class with a title becomes a group of the help.
+    """Return a parser of options.
 
     Options that are not given stay out of the namespace: the defaults are the declarations'.
     """
@@ -288,11 +293,16 @@ def flag_parser(
         help="TOML file of these options; flags override it",
     )
     for kind in kinds:
-        title = kind.model_config.get("title")
-        group = parser.add_argument_group(title, kind.__doc__) if title else parser
-        for name, field in flags(kind).items():
-            _add_flag(group, name, field)
+        add_flags(parser, kind)
     return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type[Declared]) -> None:
+    """Add the options of a class to a parser; a class with a title becomes a group of the help."""
+    title = kind.model_config.get("title")
+    group = parser.add_argument_group(title, kind.__doc__) if title else parser
+    for name, field in flags(kind).items():
+        _add_flag(group, name, field)
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
@@ -305,7 +315,8 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     if kind is bool:
         facts["action"] = argparse.BooleanOptionalAction
     else:
-        facts["metavar"] = _METAVARS.get(kind, "TEXT")
+        is_path = Mark.LOCATION in field.metadata
+        facts["metavar"] = "PATH" if is_path else _METAVARS.get(kind, "TEXT")
     if kind == tuple[Path, ...]:
         facts["nargs"] = "+"
     group.add_argument(f"--{name}", **facts)
@@ -326,7 +337,9 @@ def parse_given(
     if "config" in given:
         given = read_config(given.pop("config"), known) | given
     for name, field in known.items():
-        if field.is_required() and given.get(name) == "":  # as a path: the current folder
+        # An empty path would be the current folder.
+        needed = field.is_required() or Mark.NEVER_EMPTY in field.metadata
+        if needed and given.get(name) == "":
             what = _WORDS.get(_value_type(field), "a path or URL")
             raise UsageError(f'--{name} "": want {what}')
     return given, others

@@ -26,6 +26,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# `make test` itself tells its children so.
+os.environ.pop("HEADCT_STARTED_BY", None)
+
 FULL = "full: one more case of what others show, for `make test-all` (--full)"
 
 

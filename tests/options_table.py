@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from beam_pipeline.command_line import LaunchOptions
-from beam_pipeline.options import Options
+from beam_pipeline.command_line import KINDS, LaunchOptions
 from headct.declarations import Declared, Mark, allowed_values, default_text, flags, meaning
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
@@ -21,8 +20,7 @@ the same input and the same options give the same bytes. Those marked with \u00b
 
 def page() -> str:
     """The page, as Markdown."""
-    kinds: list[type[Declared]] = [*Options.groups().values(), LaunchOptions]
-    return "\n".join([_HEAD, *map(_table, kinds)])
+    return "\n".join([_HEAD, *map(_table, KINDS)])
 
 
 def _table(kind: type[Declared]) -> str:

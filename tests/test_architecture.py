@@ -19,8 +19,11 @@ ROOMS = {
     "headct": (
         {"errors", "locks", "page", "printable", "tfrecord"},
         {"reasons", "layout", "terminal"},
+        {"commands"},
         {"declarations"},
         {"stores"},
+        {"completion"},
+        {"cli"},
     ),
     "beam_pipeline": (
         {"errors", "split_tables"},
@@ -53,7 +56,7 @@ ROOMS = {
         {"evaluation"},
         {"report"},
         {"training"},
-        {"command_line", "commands"},
+        {"command_line"},
         {"api", "__main__"},
     ),
 }

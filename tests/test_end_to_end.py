@@ -138,7 +138,7 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
 
 
 def test_training_leaves_metrics_and_a_plot(folder: Path, told: dict[str, str]) -> None:
-    assert told["train"].rstrip().endswith(f"Next: make evaluate RUN={folder}/run")
+    assert told["train"].rstrip().endswith(f"Next: python -m trainer evaluate --run {folder}/run")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     examples = manifest_of(folder / "shards")["splits"]["fold0"]["examples"]
     assert metrics["examples"] == examples

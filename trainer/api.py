@@ -14,7 +14,7 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.layout import LABEL, UNLABELED_SPLIT
-from trainer.commands import run_command
+from trainer.command_line import run_command
 from trainer.data.dicom import convert, pipeline_flags
 from trainer.data.index import with_label_counts
 from trainer.data.shard_source import find_shards

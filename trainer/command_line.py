@@ -1,10 +1,15 @@
-"""The command line of `python -m trainer`: arguments to options."""
+"""The command line of `python -m trainer`: arguments to options, and options to the work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from headct import commands
 from headct.declarations import choose_command, parse_flags
+from trainer.files import full_disk_reported
+from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
     CompareOptions,
     CrossvalOptions,
@@ -14,17 +19,19 @@ from trainer.options import (
     PredictOptions,
     ReportOptions,
     TrainOptions,
+    parse_formats,
 )
+from trainer.progress import next_command
 
-COMMANDS: tuple[tuple[str, type[Options], str], ...] = (
-    ("train", TrainOptions, "train on a shard directory, or resume a run"),
-    ("crossval", CrossvalOptions, "train once for each fold, and measure all together"),
-    ("evaluate", EvaluateOptions, "measure a run on a labeled split"),
-    ("predict", PredictOptions, "write a submission or a table for an unlabeled split"),
-    ("export", ExportOptions, "write a run's model for use elsewhere"),
-    ("report", ReportOptions, "write a page with a run's curves, figures and mistakes"),
-    ("compare", CompareOptions, "write a page that sets finished runs side by side"),
-)
+COMMANDS: dict[str, type[Options]] = {
+    "train": TrainOptions,
+    "crossval": CrossvalOptions,
+    "evaluate": EvaluateOptions,
+    "predict": PredictOptions,
+    "export": ExportOptions,
+    "report": ReportOptions,
+    "compare": CompareOptions,
+}
 
 
 def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> Options:
@@ -34,6 +41,91 @@ def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> 
         UsageError: an unknown command, flag, key or value; a flag that is missing.
         SystemExit: `--help`.
     """
-    command = choose_command(argv, program, {name: text for name, _, text in COMMANDS})
-    ((kind, text),) = [(kind, text) for name, kind, text in COMMANDS if name == command]
-    return parse_flags(kind, argv[1:], f"{program} {command}", text)
+    texts = {name: commands.COMMANDS[name].text for name in COMMANDS}
+    name = choose_command(argv, program, texts)
+    return parse_flags(COMMANDS[name], argv[1:], f"{program} {name}", texts[name])
+
+
+def run_command(options: Options, builder: Callable[..., Any] | None = None) -> None:
+    """Run the command of some options: check them, load TensorFlow, which takes seconds, and start.
+
+    Args:
+        options: of the command.
+        builder: makes the backbone of a training; `trainer.train_run` passes it.
+
+    Raises:
+        HeadctError: as `headct.errors` lists them.
+    """
+    with full_disk_reported():
+        _run_command(options, builder)
+
+
+def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
+    # Commands are imported when they run: `--help` needs none of them.
+    if not isinstance(options, CompareOptions):
+        check_backend(options.backend)
+    if isinstance(options, CrossvalOptions):
+        from trainer.runs.job import prepare_crossval
+
+        jobs = prepare_crossval(options)
+        load_libraries(options.backend)
+        from trainer.training.crossval import crossvalidate
+
+        crossvalidate(jobs)
+    elif isinstance(options, TrainOptions):
+        _run_training(options, builder)
+    elif isinstance(options, ExportOptions):
+        from trainer.runs.job import prepare_export
+
+        saved = prepare_export(options)
+        load_libraries(options.backend)
+        from trainer.evaluation.export import export
+
+        export(saved, options.output, parse_formats(options.formats))
+    elif isinstance(options, ReportOptions):
+        from trainer.runs.job import prepare_report
+
+        job = prepare_report(options)
+        load_libraries(options.backend)
+        from trainer.report.report import write_report
+
+        write_report(job, options.mistakes)
+    elif isinstance(options, CompareOptions):
+        from trainer.report.compare import write_comparison
+
+        write_comparison(options.runs, options.output)
+    else:
+        _run_prediction(options)
+
+
+def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
+    """Train, unless the run is complete."""
+    from trainer.runs.job import prepare_training
+
+    job = prepare_training(options, builder)
+    if job.run.is_complete:
+        job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
+        is_shown = not options.report or job.run.report.is_file()
+        job.display.point_out(next_command("evaluate" if is_shown else "report", run=options.run))
+        return
+    load_libraries(options.backend)
+    from trainer.training.train import train
+
+    train(job)
+
+
+def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
+    """Evaluate or predict."""
+    from trainer.runs.job import prepare_evaluation
+
+    job = prepare_evaluation(options)
+    load_libraries(options.backend)
+    if isinstance(options, EvaluateOptions):
+        from trainer.evaluation.evaluate import evaluate
+
+        evaluate(job, options.fit_temperature)
+    else:
+        from trainer.evaluation.predict import predict
+
+        sample = Path(options.sample_submission) if options.sample_submission else None
+        predict(job, options.output, sample)

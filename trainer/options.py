@@ -174,18 +174,12 @@ class _NewShards(Declared):
     """shard directory, as beam_pipeline writes it: a path or URL (s3://, gs://, az://)"""
 
 
-def _refuse_empty(path: str) -> str:
-    if not path:  # an unset variable, which must not mean the default
-        raise ValueError("want a path or URL")
-    return path
-
-
 class _ShardsOfRun(Declared):
     """Shards that a run knows."""
 
-    shards: Annotated[
-        Location, AfterValidator(_refuse_empty), DefaultText("the one the run was trained on")
-    ] = ""
+    shards: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("the one the run was trained on")] = (
+        ""
+    )
     """shard directory, a path or URL"""
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from headct.commands import spell
 from headct.printable import show_line
 
 _SPARSE_SECONDS = 30.0
@@ -90,13 +91,10 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def make_command(target: str, **variables: object) -> str:
-    """A command of the Makefile to go on with, for a shell to take as it is printed."""
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        variables["BACKEND"] = backend
-    words = [f"{name}={shlex.quote(str(value))}" for name, value in variables.items()]
-    return " ".join(["make", target, *words])
+def next_command(name: str, **options: PurePath | Sequence[PurePath]) -> str:
+    """Return the hint at the end of a command: what to run next, with the same backend."""
+    backend = os.environ.get("KERAS_BACKEND")
+    return f"Next: {spell(name, **options, backend=None if backend == 'tensorflow' else backend)}"
 
 
 def span(ends: list[float] | None) -> str:

@@ -9,8 +9,9 @@ from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
 from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.options import ImageId, RunOptions, fill_in
 from beam_pipeline.writing.output import find_manifest
+from headct.commands import run_program
 from headct.declarations import Declared, Location, OptionalLocation, parse_flags
-from headct.errors import HeadctError, StoreError, UsageError
+from headct.errors import StoreError, UsageError
 from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
 from headct.printable import show_line
 from headct.stores import Folder, InputFiles
@@ -25,19 +26,20 @@ class CardOptions(Declared):
     """where the run's input is now, to show files beside shards; by default where it was"""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], program: str = "python -m beam_pipeline.card") -> int:
     """Make the card, and return the exit code: 0 done, 2 no such directory or input, 5 storage."""
-    try:
-        given = parse_flags(CardOptions, argv, "python -m beam_pipeline.card")
-        _make(Folder(given.shards), given.input)
-    except HeadctError as error:
-        print(f"card: error: {show_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("card: interrupted", file=sys.stderr)
-        return 130
+    return run_program("card", lambda: _run(argv, program), resumes=False)
+
+
+def _run(argv: Sequence[str], program: str) -> None:
+    given = parse_flags(CardOptions, argv, program)
+    _make(Folder(given.shards), given.input)
     print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
-    return 0
+
+
+def options_of(_command: str) -> list[type[Declared]]:
+    """Return the classes of the command's options."""
+    return [CardOptions]
 
 
 def _make(folder: Folder, source: str | None) -> None:

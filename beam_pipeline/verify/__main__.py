@@ -14,9 +14,8 @@ from beam_pipeline.split_tables import print_by_split
 from beam_pipeline.verify.directory import Verification, verify_directory
 from beam_pipeline.verify.findings import Check, Finding, Findings
 from beam_pipeline.verify.splits import SplitSummary
+from headct.commands import run_program
 from headct.declarations import Declared, DefaultText, Location, OptionalLocation, parse_flags
-from headct.errors import HeadctError
-from headct.printable import show_line
 from headct.terminal import Terminal
 
 EXIT_WRONG = 4
@@ -35,18 +34,20 @@ class VerifyOptions(Declared):
     """problems to list of each check"""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], program: str = "python -m beam_pipeline.verify") -> int:
     """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
+    return run_program("verify", lambda: _verify(argv, program), resumes=False)
+
+
+def options_of(_command: str) -> list[type[Declared]]:
+    """Return the classes of the command's options."""
+    return [VerifyOptions]
+
+
+def _verify(argv: Sequence[str], program: str) -> int:
     began = time.monotonic()
-    try:
-        given = parse_flags(VerifyOptions, argv, "python -m beam_pipeline.verify")
-        result = verify_directory(given.shards, source=given.source, workers=given.workers)
-    except HeadctError as error:
-        print(f"verify: error: {show_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("verify: interrupted", file=sys.stderr)
-        return 130
+    given = parse_flags(VerifyOptions, argv, program)
+    result = verify_directory(given.shards, source=given.source, workers=given.workers)
     _print_result(result, given.shards, given.show, time.monotonic() - began)
     return 0 if result.findings.ok else EXIT_WRONG
 

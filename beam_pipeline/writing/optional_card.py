@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from beam_pipeline.errors import AlreadyComplete
+from headct.commands import spell
 from headct.errors import OutputError, StoreError
 from headct.layout import CARD, CARD_ATTEMPTS
 from headct.stores import Folder
@@ -56,5 +57,5 @@ def card_optional(folder: Folder) -> Iterator[None]:
 
 def _warn(folder: Folder, why: str) -> None:
     _logger.warning(
-        "The data card could not be made (%s); make card SHARDS=%s makes it.", why, folder.url
+        "The data card could not be made (%s); %s makes it.", why, spell("card", shards=folder.url)
     )

@@ -39,7 +39,7 @@ def test_a_run_ends_with_a_summary_and_a_second_has_nothing_to_do(
     joined = "Labels joined by file name: 32 of 33 labels, 32 of 33 files.\n"
     assert shown.out.count(joined) == 1
     assert "rejected      1  label_missing" in shown.out
-    assert f"Next: make train SHARDS={tmp_path}/out" in shown.out
+    assert f"Next: python -m trainer train --shards {tmp_path}/out --run out/run" in shown.out
     assert main(argv) == 0
     shown = capsys.readouterr()
     assert "is complete: nothing to do" in shown.out
@@ -52,7 +52,7 @@ def test_without_labels_all_slices_are_for_prediction(
     assert main(arguments(small_data_set, tmp_path / "out", labels=None)) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("No labels given: every slice goes to the split test.\n")
-    assert "Next: make predict" in shown
+    assert "Next: python -m trainer predict" in shown
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert list(manifest["splits"]) == ["test"]
     assert manifest["splits"]["test"]["examples"] == 31

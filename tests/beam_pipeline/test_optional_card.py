@@ -56,7 +56,7 @@ def test_a_run_ends_well_without_its_card(
         patch.setattr(module, name, failure)
         assert main(argv) == 0
     said = [record.message for record in caplog.records if "data card" in record.message]
-    command = f"make card SHARDS={output}"
+    command = f"python -m beam_pipeline.card --shards {output}"
     assert said == [f"The data card could not be made ({why}); {command} makes it."]
     assert f"Without a data card: {command} makes it" in capsys.readouterr().out
     assert json.loads((output / "manifest.json").read_text())["counts"]["written"] == 30
@@ -81,7 +81,7 @@ def test_a_card_that_ends_its_process_is_tried_twice(
     assert not may_try_card(folder)
     assert caplog.messages == 2 * [
         "The data card could not be made (the processes that made it ended); "
-        f"make card SHARDS={tmp_path} makes it."
+        f"python -m beam_pipeline.card --shards {tmp_path} makes it."
     ]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from headct import commands
 from headct.declarations import allowed_values, default_text, flags, meaning
 from trainer.command_line import COMMANDS
 
@@ -18,7 +19,8 @@ def lines() -> Iterator[str]:
     yield "# The trainer's options\n"
     yield "`python -m trainer COMMAND`: flags, and keys of the TOML file that `--config` names."
     yield "`tests/trainer/options_page.py` writes this page from `trainer/options.py`."
-    for command, kind, text in COMMANDS:
+    for command, kind in COMMANDS.items():
+        text = commands.COMMANDS[command].text
         yield f"\n## {command}\n\n{text[0].upper()}{text[1:]}.\n"
         yield "| option | allowed | default | |\n|---|---|---|---|"
         for name, field in flags(kind).items():

@@ -105,7 +105,7 @@ def test_help_of_a_command_has_all_its_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100000")
-    for command, kind, _ in COMMANDS:
+    for command, kind in COMMANDS.items():
         with pytest.raises(SystemExit) as raised:
             parse_arguments([command, "--help"])
         assert raised.value.code == 0

@@ -193,7 +193,7 @@ def test_a_read_only_folder_is_refused_at_the_start(
     def too_late() -> None:
         raise AssertionError("nothing is loaded, much less computed")
 
-    monkeypatch.setattr("trainer.commands.load_libraries", too_late)
+    monkeypatch.setattr("trainer.command_line.load_libraries", too_late)
     assert main(commands(run, small, shards, folder)[name]) == 2
     error = capsys.readouterr().err
     option = "--run" if name in ("evaluate", "report", "train", "crossval") else "--output"

@@ -15,10 +15,11 @@ ODD = "[/red] [bold]a:bug:$x^$ %s \"b\" 'c' {d} #e ~ &amp;<b> \\n ü"
 
 
 def advice(told: str, target: str) -> dict[str, str]:
-    """The variables of the command that was advised, as a shell would take them."""
-    (line,) = (each for each in told.splitlines() if each.startswith(f"Next: make {target} "))
-    words = shlex.split(line.removeprefix(f"Next: make {target} "))
-    return dict(word.split("=", 1) for word in words)
+    """The options of the command that was advised, as a shell would take them."""
+    start = f"Next: python -m trainer {target} "
+    (line,) = (line for line in told.splitlines() if line.startswith(start))
+    words = shlex.split(line.removeprefix(start))
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 @pytest.mark.usefixtures("one_convolution")
@@ -34,7 +35,7 @@ def test_every_command_takes_odd_paths(
     told = capsys.readouterr()
     assert told.err == ""
     assert f"{run}: fold0, epoch 1\n" in told.out
-    assert advice(told.out, "evaluate") == {"RUN": str(run)}
+    assert advice(told.out, "evaluate") == {"--run": str(run)}
     assert ODD in json.loads((run / "run.json").read_text())["shards"]["path"]
     for command in (["evaluate", "--tta"], ["report"]):
         assert main([*command, f"--run={run}"]) == 0
@@ -42,7 +43,7 @@ def test_every_command_takes_odd_paths(
     assert told.err == ""
     assert f"written: {run}/evaluation-fold0-tta.json" in told.out
     assert f"written: {run}/report.html\n" in told.out
-    assert advice(told.out, "export") == {"RUN": str(run)}
+    assert advice(told.out, "export") == {"--run": str(run), "--output": str(run / "export")}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "red] [bold]a:bug:$x^$ %s" in page
     assert "<b>" not in page
@@ -68,8 +69,9 @@ def test_the_advice_after_cross_validation_names_every_run(
     assert main(["crossval", f"--shards={shards}", f"--run={run}", "--no-report", *flags]) == 0
     told = capsys.readouterr().out
     assert f"\n{run}\n" in told
-    runs = shlex.split(advice(told, "compare")["RUNS"])
-    assert runs == [str(run / f"fold{number}") for number in range(3)]
+    (line,) = (line for line in told.splitlines() if line.startswith("Next: "))
+    runs = [str(run / f"fold{number}") for number in range(3)]
+    assert shlex.split(line) == [*["Next:", "python", "-m", "trainer", "compare", "--runs"], *runs]
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\x1b[31m", "\u2028", "\u202e", "\udcff"])

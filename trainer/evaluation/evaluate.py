@@ -27,7 +27,7 @@ from trainer.evaluation.predict import Predictions, predict_job, write_parquet
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.model import load_classifier
-from trainer.progress import make_command, show_figures
+from trainer.progress import next_command, show_figures
 from trainer.runs.calibration import write_calibration
 from trainer.runs.job import EvaluationJob
 from trainer.runs.run_directory import read_description
@@ -87,7 +87,7 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
         )
     show_figures(display, figures, f"{run.path}: {job.name}")
     display.point_out(f"written: {run.evaluation(job.name)}, {path.name}")
-    display.point_out(f"Next: {make_command('export', RUN=run.path)}")
+    display.point_out(next_command("export", run=run.path))
 
 
 def fit_and_cross_fit(

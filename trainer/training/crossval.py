@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shlex
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
 from trainer.json_documents import read_json
-from trainer.progress import explain_weights, make_command, number
+from trainer.progress import explain_weights, next_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
 from trainer.training.train import train
@@ -59,8 +58,7 @@ def crossvalidate(jobs: tuple[Job, ...]) -> None:
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
     display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
-    runs = shlex.join(str(job.run.path) for job in jobs)
-    display.point_out(f"Next: {make_command('compare', RUNS=runs)}")
+    display.point_out(next_command("compare", runs=[job.run.path for job in jobs]))
 
 
 def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:

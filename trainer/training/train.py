@@ -30,7 +30,7 @@ from trainer.networks.hardware import (
 )
 from trainer.networks.machine import describe_machine
 from trainer.networks.model import Classifier, build_classifier, load_classifier, take_weights
-from trainer.progress import make_command, show_figures
+from trainer.progress import next_command, show_figures
 from trainer.report import curves
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
@@ -247,4 +247,4 @@ def finish(job: Job, progress: Progress) -> None:
     path = job.options.run
     show_figures(job.display, figures, f"{path}: {name}, epoch {best['epoch']}")
     if not job.is_part:
-        job.display.point_out(f"Next: {make_command('evaluate', RUN=path)}")
+        job.display.point_out(next_command("evaluate", run=path))

@@ -1,0 +1,116 @@
+"""The commands of both programs: what they do, how they end, and how the next one is spelled."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import NamedTuple
+
+from headct.errors import HeadctError, Interrupted, UsageError
+from headct.printable import show_line
+
+STARTED_BY = "HEADCT_STARTED_BY"  # an environment variable: make or headct; unset: python -m
+
+
+class Command(NamedTuple):
+    """A command of `headct`.
+
+    Attributes:
+        module: what `python -m` starts.
+        text: what the command does.
+    """
+
+    module: str
+    text: str
+
+
+COMMANDS = {
+    "preprocess": Command("beam_pipeline", "convert head-CT DICOM files to TFRecord shards"),
+    "verify": Command("beam_pipeline.verify", "read a shard directory back and check all of it"),
+    "card": Command("beam_pipeline.card", "make report.html for shards that have none"),
+    "train": Command("trainer", "train on a shard directory, or resume a run"),
+    "crossval": Command("trainer", "train once for each fold, and measure all together"),
+    "evaluate": Command("trainer", "measure a run on a labeled split"),
+    "predict": Command("trainer", "write a submission or a table for an unlabeled split"),
+    "export": Command("trainer", "write a run's model for use elsewhere"),
+    "report": Command("trainer", "write a page with a run's curves, figures and mistakes"),
+    "compare": Command("trainer", "write a page that sets finished runs side by side"),
+}
+
+_INTERRUPTED = 130  # as a shell counts it: 128 and the number of SIGINT
+_OWN = ("headct", "beam_pipeline", "trainer")
+
+# Options that a command requires and make has a default for.
+_DEFAULTS_OF_MAKE = {
+    "train": {"run": "out/run"},
+    "predict": {"run": "out/run", "output": "out/run/submission.csv"},
+    "export": {"output": "{run}/export"},
+}
+_REMEDY = "pip install headct-shards"
+_REMEDIES = {
+    "trainer": "`make train` brings it, and so does the extra `trainer`: pip install "
+    "'headct-shards[trainer]'"
+}
+_HAVE_BACKEND = ("train", "crossval", "evaluate", "predict", "report")
+
+
+def spell(name: str, **options: str | PurePath | Sequence[PurePath] | None) -> str:
+    """Return a command as the user would type it, in the form that started this process.
+
+    Args:
+        name: of the command.
+        options: to give it: a path, or several; None is left out.
+    """
+    if name not in _HAVE_BACKEND:
+        options.pop("backend", None)
+    given = {option: value for option, value in options.items() if value}
+    words = {option: _shell_words(value) for option, value in given.items()}
+    form = os.environ.get(STARTED_BY)
+    if form == "make":
+        for option, value in given.items():
+            if isinstance(value, list):  # make takes several words as one
+                words[option] = shlex.quote(words[option])
+        return " ".join(["make", name, *(f"{key.upper()}={word}" for key, word in words.items())])
+    for option, default in _DEFAULTS_OF_MAKE.get(name, {}).items():
+        words.setdefault(option, shlex.quote(default.format(**options)))
+    module = COMMANDS[name].module
+    if form == "headct":
+        start = f"headct {name}"
+    else:
+        start = f"python -m {module}" + f" {name}" * (module == "trainer")
+    return " ".join([start, *(f"--{option} {word}" for option, word in words.items())])
+
+
+def _shell_words(value: str | PurePath | Sequence[PurePath]) -> str:
+    return shlex.join(map(str, value if isinstance(value, list) else [value]))
+
+
+def run_program(
+    name: str, run: Callable[[], int | None], *, error: str = "error: ", resumes: bool = True
+) -> int:
+    """Run a program, and return its exit code; its errors become one line on stderr.
+
+    Args:
+        name: of the program, in messages.
+        run: the program; returns its exit code, None for 0.
+        error: stands before the message of an error.
+        resumes: whether the same command resumes after Ctrl-C.
+    """
+    stderr = sys.stderr  # which a runner may replace
+    try:
+        return run() or 0
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package in ("", *_OWN):
+            raise
+        line = f"{package} is not installed; {_REMEDIES.get(name, _REMEDY)}"
+        code = UsageError.exit_code
+    except Interrupted as interrupted:
+        line, code = str(interrupted), interrupted.exit_code
+    except HeadctError as failed:
+        line, code = f"{error}{failed}", failed.exit_code
+    except KeyboardInterrupt:
+        line, code = "interrupted" + "; the same command resumes" * resumes, _INTERRUPTED
+    print(f"{name}: {show_line(line)}", file=stderr)
+    return code

@@ -1,0 +1,104 @@
+"""How a command is spelled in a hint, and how a program ends."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headct.commands import STARTED_BY, run_program, spell
+from headct.errors import Interrupted, StorageError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("started_by", "lines"),
+    [
+        (
+            "make",
+            [
+                "make train SHARDS='a b'",
+                "make evaluate RUN=r BACKEND=jax",
+                "make export RUN=r",
+                """make compare RUNS=''"'"'a b'"'"' c'""",
+            ],
+        ),
+        (
+            "headct",
+            [
+                "headct train --shards 'a b' --run out/run",
+                "headct evaluate --run r --backend jax",
+                "headct export --run r --output r/export",
+                "headct compare --runs 'a b' c",
+            ],
+        ),
+        (
+            None,
+            [
+                "python -m trainer train --shards 'a b' --run out/run",
+                "python -m trainer evaluate --run r --backend jax",
+                "python -m trainer export --run r --output r/export",
+                "python -m trainer compare --runs 'a b' c",
+            ],
+        ),
+    ],
+)
+def test_hints_are_in_the_form_that_started_the_command(
+    started_by: str | None, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STARTED_BY, raising=False)
+    if started_by:
+        monkeypatch.setenv(STARTED_BY, started_by)
+    assert [
+        spell("train", shards="a b"),
+        spell("evaluate", run=Path("r"), shards=None, backend="jax"),
+        spell("export", run=Path("r"), backend="jax"),
+        spell("compare", runs=[Path("a b"), Path("c")]),
+    ] == lines
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def run() -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("no\nsuch"), 2, r"p: error: no\nsuch"),
+        (StorageError("s3://k:secret@b"), 5, "p: error: s3://***@b"),
+        (Interrupted("cancelled"), 130, "p: cancelled"),
+        (KeyboardInterrupt(), 130, "p: interrupted; the same command resumes"),
+        (
+            ModuleNotFoundError("x", name="cv2.x"),
+            2,
+            "p: cv2 is not installed; pip install headct-shards",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program("p", raising(error)) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    for bug in (ValueError("x"), ModuleNotFoundError("x", name="trainer.lost")):
+        with pytest.raises(type(bug)):
+            run_program("p", raising(bug))
+    assert run_program("p", lambda: None) == 0
+    assert run_program("p", lambda: 4) == 4
+
+
+def test_the_replaced_stderr_of_a_runner_gets_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        monkeypatch.setattr(sys, "stderr", sys.stdout)
+        raise UsageError("why")
+
+    run_program("p", run)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "p: error: why\n")
