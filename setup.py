@@ -61,7 +61,6 @@ setup(
         "pyarrow",
         "pydantic>=2.12",
         "pydicom>=3.0",
-        "pygal>=3.1",  # the card's drawings: loads in a tenth of matplotlib's time
         "rich",
         "tenacity",
         "wcmatch",

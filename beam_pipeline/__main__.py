@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from beam_pipeline.card.run import record_start
 from beam_pipeline.command_line import KINDS, parse_options
 from beam_pipeline.dicom.other_files import BEGINNING, name_kind
 from beam_pipeline.directory.unfinished import Unfinished
@@ -26,6 +25,7 @@ from beam_pipeline.runners.choose import Launch
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
+from beam_pipeline.writing.run_record import record_start
 from headct.commands import run_program
 from headct.declarations import Declared
 from headct.errors import HeadctError, UsageError

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 
-from beam_pipeline.card.run import record_start
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
@@ -19,6 +18,7 @@ from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output
+from beam_pipeline.writing.run_record import record_start
 from beam_pipeline.writing.shards import write_shard
 from headct import layout
 from headct.layout import ShardFile

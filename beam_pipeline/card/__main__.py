@@ -1,18 +1,17 @@
-"""`python -m beam_pipeline.card`: makes the data card of a shard directory that has none."""
+"""`python -m beam_pipeline.card`: make the data card of a shard directory that has none."""
 
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline.card.card import Card, write_card
-from beam_pipeline.card.sources import ListedFiles, NoFiles, Sources
+from beam_pipeline.card.page import write_card
 from beam_pipeline.directory.rejects import read_rejects
-from beam_pipeline.options import ImageId, RunOptions, fill_in
+from beam_pipeline.options import RunOptions, fill_in
 from beam_pipeline.writing.output import find_manifest
 from headct.commands import run_program
 from headct.declarations import Declared, Location, OptionalLocation, parse_flags
 from headct.errors import StoreError, UsageError
-from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input
+from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
 from headct.printable import show_line
 from headct.stores import Folder, InputFiles
 
@@ -55,21 +54,18 @@ def _make(folder: Folder, source: str | None) -> None:
     except (OSError, ValueError):
         raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None
     with index:
-        card = Card(manifest, rejects, index, _sources(manifest, source))
-        write_card(card, folder, RunOptions().decode_timeout)
+        files = _find_input(manifest, source)
+        write_card(folder, index, manifest, rejects, files, RunOptions().decode_timeout)
 
 
-def _sources(manifest: dict[str, Any], source: str | None) -> Sources:
-    """The input that is given; else that of the run, if it is still there."""
-    options = manifest["options"]
+def _find_input(manifest: dict[str, Any], source: str | None) -> InputFiles | None:
+    """Return the given input, or else that of the run if it is still there."""
     try:
-        files = InputFiles.parse(source or options["input"])
+        return InputFiles.parse(source or manifest["options"]["input"])
     except (UsageError, StoreError):
         if source:
             raise
-        return NoFiles()
-    numbered = options["image_id"] == ImageId.ORDINAL
-    return ListedFiles(files, numbered, count_input(manifest["counts"]))
+        return None
 
 
 if __name__ == "__main__":

@@ -1,98 +1,110 @@
-"""What a card says in single facts: geometry and encodings, identical pixels, the run."""
+"""Single facts of a card: first figures, geometry, encodings, the run and how to repeat it."""
 
+import csv
+import io
+import math
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 from pydicom.uid import UID
+from rich.filesize import decimal
 
-from beam_pipeline.card.command import command_of
-from beam_pipeline.card.content import Content
-from beam_pipeline.card.numbers import count, duration, percent, size, spread, with_minus
-from beam_pipeline.card.run import Run
-from beam_pipeline.card.tables import Table
-from beam_pipeline.card.totals import Spread
+from beam_pipeline.card.tables import Table, count, percent, with_minus
+from beam_pipeline.card.totals import Totals
+from beam_pipeline.card.views import Views
 from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.images.windows import FROM_FILE, PRESETS
+from beam_pipeline.options import Options, RunOptions
 
 Facts = list[tuple[str, Any]]
-Tiles = list[tuple[str, str, str]]
+Manifest = Mapping[str, Any]
 
-_MOST_KINDS = 12  # of matrix sizes, distances, encodings
-# Paths may tell of people and machines; of the key nothing is told at all.
-_PATHS = ("input", "labels", "folds_from")
-_NOT_TOLD = ("identifier_key_check",)
+_MOST_ROWS = 12  # of a table of sizes, distances or encodings
+# Paths may tell of people and machines: the command has variables of the shell for them.
+_PATHS = {"input": "$INPUT", "labels": "$LABELS", "folds_from": "$FOLDS_FROM"}
+_KEY_CHECK, _KEY_FILE, _OUTPUT = "identifier_key_check", "$KEY_FILE", "$OUTPUT"
 
 
-def headline(content: Content) -> Tiles:
-    """The figures to see first."""
-    manifest, totals = content.manifest, content.totals
-    counts, splits = manifest["counts"], manifest["splits"].values()
-    repaired = sum(counts["repaired"].values())
-    shards = [shard for split in splits for shard in split["shards"]]
-    patients = sum(split.patients for split in totals.splits)
-    studies = sum(split.studies for split in totals.splits)
-    others = counts.get("unlabeled_skipped", 0)  # older versions skipped none
-    skipped = f"; {count(others)} without a label skipped" if others else ""
+def headline(manifest: Manifest, totals: Totals) -> list[tuple[str, str, str]]:
+    """Return the figures to see first: name, value, detail."""
+    counts = manifest["counts"]
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    skipped = counts.get("unlabeled_skipped", 0)  # older versions skipped none
+    without_id = counts.get("without_patient_id", {}).get("studies", 0)
+    patients = f"{count(int(totals.splits['studies'].sum()))} studies"
+    patients += f"; {count(without_id)} without PatientID, each for a patient" if without_id else ""
     repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
-    unnamed = counts.get("without_patient_id", {}).get("studies", 0)
-    stands_for = f"; {count(unnamed)} without PatientID, each for a patient" if unnamed else ""
+    written, rejected, seen = (counts[name] for name in ("written", "rejected", "files_seen"))
     return [
-        ("files seen", count(counts["files_seen"]), f"in the input{skipped}"),
+        (
+            "files seen",
+            count(seen),
+            "in the input" + (f"; {count(skipped)} without a label skipped" if skipped else ""),
+        ),
         (
             "slices written",
-            count(counts["written"]),
-            f"{percent(counts['written'] / counts['files_seen'])} of the files; "
-            f"{count(counts['resized'])} resized",
+            count(written),
+            f"{percent(written / seen)} of the files; {count(counts['resized'])} resized",
         ),
-        ("repaired", count(repaired), repairs or "no badly encoded files"),
-        (
-            "rejected",
-            count(counts["rejected"]),
-            f"{percent(counts['rejected'] / counts['files_seen'])} of the files",
-        ),
-        ("patients", count(patients), f"{count(studies)} studies{stands_for}"),
-        ("shards", count(len(shards)), size(sum(shard["bytes"] for shard in shards))),
+        ("repaired", count(sum(counts["repaired"].values())), repairs or "no badly encoded files"),
+        ("rejected", count(rejected), f"{percent(rejected / seen)} of the files"),
+        ("patients", count(int(totals.splits["patients"].sum())), patients),
+        ("shards", count(len(shards)), decimal(sum(shard["bytes"] for shard in shards))),
     ]
 
 
-def geometry(content: Content) -> Facts:
-    """Spacing, and slices a study."""
-    totals = content.totals
-    spacings = [seen.views.pixel_spacing for seen in content.seen.values()]
-    known = np.array([each[0] for each in spacings if each and np.isfinite(each[0])])
-    image = content.manifest["image"]
+def geometry(manifest: Manifest, totals: Totals, slices: Collection[Views]) -> Facts:
+    """Return slices per study, distances and spacing."""
+    spacings = np.array([views.pixel_spacing[0] for views in slices if views.pixel_spacing])
+    known = spacings[np.isfinite(spacings)]
+    image = manifest["image"]
     return [
-        ("slices a study", spread(totals.slices_a_study)),
-        ("distance of slices", f"{spread(totals.slice_distance, 'mm')}; each series' median"),
+        ("slices per study", _spread(totals.slices_per_study)),
+        ("distance of slices", f"{_spread(totals.slice_distances, ' mm')}; each series' median"),
         (
             "pixel spacing",
-            f"{spread(Spread.of(known), 'mm')}; between rows of the stored images, of "
+            f"{_spread(known, ' mm')}; between rows of the stored images, of "
             f"{len(known)} slices looked at",
         ),
         (
             "stored images",
             f"{image['height']} x {image['width']}, {image['channels']} channels of "
-            f"{image['dtype']}; {count(content.manifest['counts']['resized'])} were resized",
+            f"{image['dtype']}; {count(manifest['counts']['resized'])} were resized",
         ),
     ]
 
 
-def kind_tables(content: Content) -> list[Table]:
-    """Matrix sizes, transfer syntaxes, encodings, distances of slices."""
-    totals = content.totals
+def _spread(numbers: NDArray[Any], unit: str = "") -> str:
+    """Return median, quartiles and range of numbers."""
+    if not len(numbers):
+        return "unknown"
+    least, lower, median, upper, most = np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1])
+    if least == most:
+        return f"{median:.4g}{unit}, all the same"
+    half = "" if lower == upper else f"half of them {lower:.4g} to {upper:.4g}, "
+    return f"median {median:.4g}{unit} ({half}all {least:.4g} to {most:.4g})"
+
+
+def kind_tables(totals: Totals, slices: Collection[Views]) -> list[Table]:
+    """Return tables of matrix sizes, transfer syntaxes, distances of slices and encodings."""
     syntaxes = [(f"{UID(uid).name} ({uid})", number) for uid, number in totals.transfer_syntaxes]
-    distances = [(f"{distance:g} mm", number) for distance, number in totals.common_distances]
+    rounded = Counter(totals.slice_distances.round(1).tolist())
+    distances = sorted(rounded.items(), key=lambda pair: (-pair[1], pair[0]))
     encodings = Counter(
-        _describe_encoding(seen.views.encoding)
-        for seen in content.seen.values()
-        if seen.views.encoding is not None
+        _describe_encoding(views.encoding) for views in slices if views.encoding is not None
     )
     tables = [
         _kinds("Matrix sizes of the files", "rows x columns", "slices", totals.matrices),
         _kinds("Transfer syntaxes of the files", "transfer syntax", "slices", syntaxes),
-        _kinds("Distances of slices", "distance", "series", distances),
+        _kinds(
+            "Distances of slices", "distance", "series", [(f"{d:g} mm", n) for d, n in distances]
+        ),
         _kinds("Pixel encodings", "encoding", "slices looked at", encodings.most_common()),
     ]
     return [table for table in tables if table.rows]
@@ -100,38 +112,36 @@ def kind_tables(content: Content) -> list[Table]:
 
 def _kinds(caption: str, heading: str, unit: str, kinds: Sequence[tuple[str, int]]) -> Table:
     total = sum(number for _, number in kinds)
-    rows = [[name, count(n), percent(n / total)] for name, n in kinds[:_MOST_KINDS]]
-    rest = kinds[_MOST_KINDS:]
-    if rest:
-        others = sum(number for _, number in rest)
-        rows.append([f"{len(rest)} others", count(others), percent(others / total)])
+    shown = list(kinds[:_MOST_ROWS])
+    if rest := kinds[_MOST_ROWS:]:
+        shown.append((f"{len(rest)} others", sum(number for _, number in rest)))
+    rows = [[name, count(number), percent(number / total)] for name, number in shown]
     return Table(caption, [(heading, "text"), (unit, "number"), ("share", "number")], rows)
 
 
 def _describe_encoding(encoding: PixelEncoding) -> str:
-    sign = "signed" if encoding.signed else "unsigned"
     padding = ""
     if encoding.padding is not None:
         low, high = encoding.padding
         padding = f", padding {low}" + (f" to {high}" if high != low else "")
-    text = (
-        f"{encoding.bits_stored} of {encoding.bits_allocated} bits, {sign}, "
+    return with_minus(
+        f"{encoding.bits_stored} of {encoding.bits_allocated} bits, "
+        f"{'signed' if encoding.signed else 'unsigned'}, "
         f"slope {encoding.slope:g}, intercept {encoding.intercept:g}{padding}"
     )
-    return with_minus(text)
 
 
-def identical_pixels(content: Content) -> Facts:
-    """Groups of slices with identical pixels."""
-    counts = content.manifest["counts"]["identical_pixels"]
-    policy = content.manifest["options"]["leak_check"]
-    done = {
+def identical_pixels(manifest: Manifest) -> Facts:
+    """Return the numbers of slices with identical pixels."""
+    counts = manifest["counts"]["identical_pixels"]
+    policy = manifest["options"]["leak_check"]
+    meaning = {
         "join": "patients who share pixels are kept in one fold",
         "report": "only counted: patients who share pixels may be in different folds",
         "off": "not looked for",
     }
     return [
-        ("leak check", f"{policy}: {done.get(policy, '')}"),
+        ("leak check", f"{policy}: {meaning.get(policy, '')}"),
         ("groups of identical pixels", count(counts["groups"])),
         ("slices in them", count(counts["slices"])),
         ("groups across patients", count(counts["groups_across_patients"])),
@@ -139,37 +149,35 @@ def identical_pixels(content: Content) -> Facts:
     ]
 
 
-def throughput(content: Content) -> Facts:
-    """How long the run took, and on what."""
-    run = Run.of(content.manifest)
-    if run is None:
+def throughput(manifest: Manifest) -> Facts:
+    """Return runner, start and duration of the run, if the manifest has them."""
+    run: Any = manifest.get("run")
+    try:
+        runner, started = str(run["runner"]), str(run["started"])
+        starts, seconds = int(run["starts"]), float(run["seconds"])
+        duration = str(timedelta(seconds=round(seconds)))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return [("run", "not recorded")]
-    seen = content.manifest["counts"]["files_seen"]
-    facts: Facts = [("runner", run.runner), ("started", run.started)]
-    if run.starts > 1:
-        pauses = f"{duration(run.seconds)} from the first of {run.starts} starts, pauses included"
+    facts: Facts = [("runner", runner), ("started", started)]
+    if starts > 1:
+        pauses = f"{duration} from the first of {starts} starts, pauses included"
         return [*facts, ("wall time", pauses)]
-    rate = f"{seen / max(run.seconds, 0.1):,.3g}" if run.seconds else "unknown"
-    return [*facts, ("wall time", duration(run.seconds)), ("files a second", rate)]
+    rate = manifest["counts"]["files_seen"] / max(seconds, 0.1)
+    return [*facts, ("wall time", duration), ("files per second", f"{rate:,.3g}")]
 
 
-def origin(content: Content) -> Facts:
-    """Digest, date and the versions of software."""
-    manifest = content.manifest
-    facts: Facts = [
-        ("digest", Markup("<code>{}</code>").format(manifest["digest"])),
-        ("created", manifest["created"]),
-    ]
-    return [*facts, *manifest["software"].items()]
+def origin(manifest: Manifest) -> Facts:
+    """Return digest, date and versions of software."""
+    digest = Markup("<code>{}</code>").format(manifest["digest"])
+    return [("digest", digest), ("created", manifest["created"]), *manifest["software"].items()]
 
 
-def options(content: Content) -> Facts:
-    """The run's options; of paths only whether they were given."""
-    found = content.manifest["options"]
+def options(manifest: Manifest) -> Facts:
+    """Return the run's options; for paths only whether they were given."""
     return [
         (name, ("given" if value else "none") if name in _PATHS else _text(value))
-        for name, value in found.items()
-        if name not in _NOT_TOLD
+        for name, value in manifest["options"].items()
+        if name != _KEY_CHECK
     ]
 
 
@@ -185,6 +193,54 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def command(content: Content) -> str:
-    """The command that makes the directory again."""
-    return command_of(content.manifest["options"], content.manifest["counts"])
+def command(manifest: Manifest) -> str:
+    """Return the command that makes the same directory again, without options at their default."""
+    words = ["python", "-m", "beam_pipeline"]
+    for name, value in _flags(manifest["options"]):
+        words += [f"--{name}", *([] if value is True else [_quote(str(value))])]
+    counts = manifest["counts"]
+    rejected = counts["rejected"] / counts["files_seen"]
+    if rejected > RunOptions().max_reject_fraction:
+        words += ["--max_reject_fraction", f"{math.ceil(rejected * 100) / 100:g}"]
+    return " ".join(words)
+
+
+def _quote(value: str) -> str:
+    is_variable = value in (*_PATHS.values(), _KEY_FILE, _OUTPUT)
+    return f'"{value}"' if is_variable else shlex.quote(value)
+
+
+def _flags(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "input", _PATHS["input"]
+    if options["labels"] is not None:
+        yield "labels", _PATHS["labels"]
+    yield "output", _OUTPUT
+    defaults = Options.of(input="", output="").recorded()
+    for name, value in options.items():
+        if name in ("input", "labels") or value == defaults.get(name):
+            continue
+        if name == "windows":
+            if value:
+                yield name, ",".join(map(_window, value))
+        elif name == _KEY_CHECK:
+            yield "identifier_key_file", _KEY_FILE
+        elif name in _PATHS:
+            yield name, _PATHS[name]
+        else:
+            yield name, _comma_separated(value) if isinstance(value, list) else value
+
+
+def _comma_separated(names: Sequence[str]) -> str:
+    """Return names as `--label_columns` takes them: in quotes if they have a comma."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
+
+
+def _window(window: Mapping[str, Any]) -> str:
+    name, center, width = window["name"], window["center"], window["width"]
+    if center is None:
+        return FROM_FILE
+    if PRESETS.get(name) == (center, width):
+        return str(name)
+    return f"{name}:{center!r}:{width!r}"

@@ -1,30 +1,135 @@
-"""A card as one HTML page that needs no other file."""
+"""report.html: the data card of a shard directory, and the page of a refused run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from beam_pipeline.card import facts, pictures, tables
-from beam_pipeline.card.content import Content
-from beam_pipeline.card.numbers import count
+import pyarrow.parquet as pq
+
+from beam_pipeline.card import charts, facts, tables
+from beam_pipeline.card.totals import Choice, Totals, add_up, choose, rows_at
+from beam_pipeline.card.views import Views, ViewTask, view_in_process
 from beam_pipeline.directory.rejects import Reject, count_reasons
+from beam_pipeline.images.windows import Window
+from beam_pipeline.options import ImageId
+from beam_pipeline.planning.locate_sources import locate_sources
+from headct.errors import StoreError
+from headct.layout import CARD, count_input
 from headct.page import page_templates
-
-_CARD = "card.html.jinja"
-_REFUSED = "refused.html.jinja"
+from headct.stores import Folder, InputFiles
 
 
-def render(content: Content) -> str:
-    """The page, out of its template."""
-    return _fill(_CARD, _sections(content))
+def write_card(
+    folder: Folder,
+    index: BinaryIO,
+    manifest: dict[str, Any],
+    rejects: Sequence[Reject],
+    source: InputFiles | None,
+    decode_timeout: float,
+) -> None:
+    """Write the data card of a shard directory.
+
+    Files of the input that cannot be read any more are not shown.
+
+    Args:
+        folder: the directory.
+        index: its index.parquet.
+        manifest: its manifest, which need not be written yet.
+        rejects: one row per rejected file.
+        source: the run's input; None if it is gone.
+        decode_timeout: seconds after which a slice's decoder counts as hung.
+
+    Raises:
+        UsageError: a shard is missing or damaged.
+        OutputError: the card cannot be written.
+        StoreError: the folder's store fails.
+    """
+    with pq.ParquetFile(index) as opened:
+        totals = add_up(opened, manifest["labels"])
+        choice = choose(totals, manifest["labels"], manifest["options"]["seed"])
+        rows = rows_at(opened, choice.rows)
+    task = _task(folder, manifest, choice, rows, source)
+    slices = dict(zip(rows, view_in_process(task, decode_timeout), strict=True))
+    values = _contents(manifest, rejects, totals, choice, slices)
+    folder.write(CARD, _fill("card.html.jinja", values).encode())
+
+
+def _task(
+    folder: Folder,
+    manifest: dict[str, Any],
+    choice: Choice,
+    rows: dict[int, dict[str, Any]],
+    source: InputFiles | None,
+) -> ViewTask:
+    files: Sequence[bytes | None] = [None] * len(rows)
+    if source is not None:
+        try:
+            files = locate_sources(
+                source,
+                [row["source"] for row in rows.values()],
+                numbered=manifest["options"]["image_id"] == ImageId.ORDINAL,
+                count=count_input(manifest["counts"]),
+            )
+        except (StoreError, ValueError):  # the shards can be shown without the files
+            source = None
+    shown = {number for numbers in choice.examples.values() for number in numbers}
+    return ViewTask(
+        folder=folder.url,
+        patience=folder.patience,
+        windows=tuple(Window(**window) for window in manifest["windows"]),
+        rows=tuple(rows.values()),
+        pictured=tuple(number in shown for number in rows),
+        files=tuple(files),
+        source=source,
+    )
+
+
+def _contents(
+    manifest: dict[str, Any],
+    rejects: Sequence[Reject],
+    totals: Totals,
+    choice: Choice,
+    slices: Mapping[int, Views],
+) -> dict[str, Any]:
+    """Return the values of the card's template."""
+    labeled = totals.labeled > 0
+    counts, split_tables = manifest["counts"], [tables.split_table(manifest, totals)]
+    label_tables, absent = [], []
+    if labeled:
+        label_tables = [
+            tables.label_table(manifest, totals),
+            tables.co_occurrence_table(manifest, totals),
+        ]
+        split_tables += [tables.fold_table(manifest), tables.shard_table(manifest)]
+        positives = zip(manifest["labels"], totals.positives, strict=True)
+        absent = [label for label, rows in positives if not len(rows)]
+    return {
+        "manifest": manifest,
+        "labeled": labeled,
+        "headline": facts.headline(manifest, totals),
+        "rejects": tables.reject_table(counts, rejects) if rejects else None,
+        "absent": absent,
+        "examples": choice.examples,
+        "slices": slices,
+        "charts": charts.value_charts(choice, slices, sum(counts["repaired"].values())),
+        "labels": label_tables,
+        "splits": split_tables,
+        "missing": tables.missing_in_splits(manifest) if labeled else [],
+        "geometry": facts.geometry(manifest, totals, slices.values()),
+        "kinds": facts.kind_tables(totals, slices.values()),
+        "identical": facts.identical_pixels(manifest),
+        "throughput": facts.throughput(manifest),
+        "origin": facts.origin(manifest),
+        "options": facts.options(manifest),
+        "command": facts.command(manifest),
+    }
 
 
 def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
     """Return the page of a run that ended because too many files were rejected."""
-    by_reason = count_reasons(rejects)
-    counts = {"files_seen": files_seen, "rejected_by_reason": by_reason}
+    counts = {"files_seen": files_seen, "rejected_by_reason": count_reasons(rejects)}
     return _fill(
-        _REFUSED,
+        "refused.html.jinja",
         {
             "files_seen": files_seen,
             "rejected": len(rejects),
@@ -35,42 +140,5 @@ def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
 
 def _fill(template: str, values: dict[str, Any]) -> str:
     templates = page_templates(Path(__file__).parent)
-    templates.filters["count"] = count
+    templates.filters |= {"count": tables.count, "minus": tables.with_minus}
     return templates.get_template(template).render(values)
-
-
-def _sections(content: Content) -> dict[str, Any]:
-    manifest, totals = content.manifest, content.totals
-    labeled = totals.labeled > 0
-    return {
-        "manifest": manifest,
-        "labeled": labeled,
-        "headline": facts.headline(content),
-        "rejects": tables.reject_table(manifest["counts"], content.rejects)
-        if content.rejects
-        else None,
-        "absent": _absent(content) if labeled else [],
-        "examples": pictures.example_groups(content),
-        "drawings": pictures.distributions(content),
-        "labels": [tables.label_table(content), tables.co_occurrence_table(content)]
-        if labeled
-        else [],
-        "splits": [
-            tables.split_table(content),
-            *([tables.fold_table(content), tables.shard_table(content)] if labeled else []),
-        ],
-        "missing": tables.missing_in_splits(content) if labeled else [],
-        "geometry": facts.geometry(content),
-        "kinds": facts.kind_tables(content),
-        "identical": facts.identical_pixels(content),
-        "throughput": facts.throughput(content),
-        "origin": facts.origin(content),
-        "options": facts.options(content),
-        "command": facts.command(content),
-    }
-
-
-def _absent(content: Content) -> list[str]:
-    """The labels that no slice has."""
-    labels = zip(content.manifest["labels"], content.totals.positives, strict=True)
-    return [label for label, rows in labels if not len(rows)]

@@ -1,60 +1,61 @@
-"""The tables of a card: rejects, labels, folds and shards."""
+"""Tables of a card: rejects, labels, splits and shards; how a card writes numbers."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from rich.filesize import decimal
 
-from beam_pipeline.card.choice import NO_LABEL
-from beam_pipeline.card.content import Content
-from beam_pipeline.card.numbers import count, deviation, percent, size
+from beam_pipeline.card.totals import NO_LABEL, Totals
 from beam_pipeline.directory.rejects import Reject
 from headct.reasons import advice_for
 
-_NUMBER, _TEXT = "number", "text"
-_NAMED_COLUMNS = 8  # more labels have numbers above their columns
+_NAMED_COLUMNS = 8  # with more labels, columns are numbered
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as the page's macro takes it.
-
-    Attributes:
-        caption: of it.
-        columns: headings, each with "text" or "number".
-        rows: of cells; the first is the row's heading.
-        totals: rows below.
-        note: a sentence below.
-    """
+    """A table, as the page's macro takes it."""
 
     caption: str
-    columns: list[tuple[str, str]]
-    rows: list[list[Any]]
-    totals: list[list[Any]] | tuple[()] = ()
-    note: str = ""
+    columns: list[tuple[str, str]]  # heading, and "text" or "number"
+    rows: list[list[Any]]  # cells; the first one is the row's heading
+    totals: list[list[Any]] | tuple[()] = ()  # rows below
+    note: str = ""  # a sentence below
+
+
+def count(number: int) -> str:
+    """Return a whole number with separators: 752,803."""
+    return f"{number:,}"
+
+
+def percent(share: float) -> str:
+    """Return a share, with two significant digits if it is small: 14 %, 0.42 %."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.2g} %"
+
+
+def with_minus(text: str) -> str:
+    """Return a text with minus signs in place of hyphens."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _columns(*headings: str, text: tuple[int, ...] = ()) -> list[tuple[str, str]]:
-    """Columns of numbers, but for the first and those named."""
+    """Return columns of numbers, except the first column and the given ones."""
     return [
-        (heading, _TEXT if place in (0, *text) else _NUMBER)
-        for place, heading in enumerate(headings)
+        (heading, "text" if number in (0, *text) else "number")
+        for number, heading in enumerate(headings)
     ]
 
 
-def _with_small(value: str, small: str) -> Markup | str:
-    return Markup("{} <small>{}</small>").format(value, small) if small else value
-
-
 def reject_table(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Table:
-    """Why files were not used, an example of each reason, and what to do.
+    """Return why files were not used: one row per reason, with an example and advice.
 
     Args:
-        counts: the manifest's: `files_seen` and `rejected_by_reason`.
-        rejects: one row per file that was not used.
+        counts: the manifest's `files_seen` and `rejected_by_reason`.
+        rejects: one row per rejected file.
     """
     firsts: dict[str, Any] = {}
     for reject in sorted(rejects, key=lambda reject: reject["source"]):
@@ -81,18 +82,25 @@ def reject_table(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Table:
     )
 
 
-def label_table(content: Content) -> Table:
-    """How many slices, studies and patients have each label."""
-    totals = content.totals
-    patients = sum(split.patients for split in totals.splits)
-    rows: list[list[Any]] = []
-    names = [*content.manifest["labels"], NO_LABEL]
-    numbers = [*map(len, totals.positives), len(totals.negatives)]
-    studies = [*map(count, totals.studies_with), ""]
-    having = [f"{count(n)} ({percent(n / patients)})" for n in totals.patients_with] + [""]
-    for place, name in enumerate(names):
-        share = numbers[place] / totals.labeled
-        rows.append([name, count(numbers[place]), _bar(share), studies[place], having[place]])
+def label_table(manifest: dict[str, Any], totals: Totals) -> Table:
+    """Return the numbers of slices, studies and patients per label."""
+    patients = int(totals.splits["patients"].sum())
+    rows: list[list[Any]] = [
+        [
+            label,
+            *_count_and_bar(len(positives), totals),
+            count(studies),
+            f"{count(with_label)} ({percent(with_label / patients)})",
+        ]
+        for label, positives, studies, with_label in zip(
+            manifest["labels"],
+            totals.positives,
+            totals.studies_with,
+            totals.patients_with,
+            strict=True,
+        )
+    ]
+    rows.append([NO_LABEL, *_count_and_bar(len(totals.negatives), totals), "", ""])
     return Table(
         "Slices with each label",
         _columns("label", "slices", "share of slices", "studies", "patients", text=(2,)),
@@ -101,24 +109,25 @@ def label_table(content: Content) -> Table:
     )
 
 
-def _bar(share: float) -> Markup:
-    """A share with a bar, as the page's macro draws it."""
-    return Markup(
+def _count_and_bar(slices: int, totals: Totals) -> tuple[str, Markup]:
+    """Return a number of slices, and its share with a bar as the page's macro draws it."""
+    share = slices / totals.labeled
+    bar = Markup(
         '<span class="share"><span class="bar" aria-hidden="true">'
         '<span style="width: {}%"></span></span> {}</span>'
-    ).format(f"{100 * share:.1f}", percent(share))
+    )
+    return count(slices), bar.format(f"{100 * share:.1f}", percent(share))
 
 
-def co_occurrence_table(content: Content) -> Table:
-    """How many slices have two labels at once."""
-    labels, both = content.manifest["labels"], content.totals.co_occurrence
+def co_occurrence_table(manifest: dict[str, Any], totals: Totals) -> Table:
+    """Return the numbers of slices that have two labels."""
+    labels = manifest["labels"]
     numbered = len(labels) > _NAMED_COLUMNS
     rows: list[list[Any]] = []
-    for place, label in enumerate(labels):
-        own = int(both[place, place])
-        cells = [_pair(int(n), own, other == place) for other, n in enumerate(both[place])]
-        rows.append([f"{place + 1} {label}" if numbered else label, *cells])
-    names = [str(place + 1) for place in range(len(labels))] if numbered else labels
+    for row, (label, both) in enumerate(zip(labels, totals.co_occurrence.tolist(), strict=True)):
+        cells = [_pair(number, both[row], column == row) for column, number in enumerate(both)]
+        rows.append([f"{row + 1} {label}" if numbered else label, *cells])
+    names = [str(number + 1) for number in range(len(labels))] if numbered else labels
     note = " Columns have the numbers of the rows." if numbered else ""
     return Table(
         "Slices that have both labels",
@@ -137,18 +146,15 @@ def _pair(both: int, own: int, same: bool) -> Markup:
     )
 
 
-def fold_table(content: Content) -> Table:
-    """Each label's slices by split, and by how much its share there is off the share of all."""
-    splits, labels = content.manifest["splits"], content.manifest["labels"]
+def fold_table(manifest: dict[str, Any]) -> Table:
+    """Return the slices per label and split, and how far its share is off that of all slices."""
+    splits, labels = manifest["splits"], manifest["labels"]
     examples = sum(split["examples"] for split in splits.values())
     rows: list[list[Any]] = []
     for label in labels:
         total = sum(split["label_counts"][label] for split in splits.values())
         cells = [
-            _with_small(
-                count(split["label_counts"][label]),
-                deviation(split["label_counts"][label], total * split["examples"] / examples),
-            )
+            _count_and_deviation(split["label_counts"][label], total * split["examples"] / examples)
             for split in splits.values()
         ]
         rows.append([label, *cells, count(total)])
@@ -157,51 +163,52 @@ def fold_table(content: Content) -> Table:
         _columns("label", *splits, "all"),
         rows,
         note="The percentage is the deviation of the label's share in the split from its share in "
-        "all slices. Patients are dealt whole, so a rare label cannot be quite even.",
+        "all slices. Patients are not divided, so a rare label cannot be quite even.",
     )
 
 
-def missing_in_splits(content: Content) -> list[tuple[str, list[str]]]:
-    """The labels that some slices have, and the splits where none has them."""
-    splits = content.manifest["splits"]
+def _count_and_deviation(number: int, expected: float) -> Markup | str:
+    """Return a number, and its signed deviation from the expected one: +5.8 %."""
+    if not expected:
+        return count(number)
+    off = 100 * (number / expected - 1)
+    deviation = with_minus(f"{off:+.0f} %" if abs(off) >= 10 else f"{off:+.1f} %")
+    return Markup("{} <small>{}</small>").format(count(number), deviation)
+
+
+def missing_in_splits(manifest: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return labels that only some splits have, with the names of the others."""
+    splits = manifest["splits"]
     missing = []
-    for label in content.manifest["labels"]:
+    for label in manifest["labels"]:
         without = [name for name, split in splits.items() if not split["label_counts"][label]]
         if 0 < len(without) < len(splits):
             missing.append((label, without))
     return missing
 
 
-def split_table(content: Content) -> Table:
-    """What each split holds."""
-    splits = content.manifest["splits"]
-    rows, sums = [], Counter[str]()
-    for split in content.totals.splits:
-        shards = splits[split.name]["shards"]
-        numbers = {
-            "patients": split.patients,
-            "studies": split.studies,
-            "series": split.series,
-            "slices": split.slices,
-            "shards": len(shards),
-            "bytes": sum(shard["bytes"] for shard in shards),
-        }
-        sums.update(numbers)
-        rows.append([split.name, *_cells(numbers)])
-    totals = [["all", *_cells(sums)]] if len(rows) > 1 else ()
-    headings = ("split", "patients", "studies", "series", "slices", "shards", "size")
-    return Table("Splits", _columns(*headings), rows, totals)
+def split_table(manifest: dict[str, Any], totals: Totals) -> Table:
+    """Return the content of each split."""
+    shards = {name: manifest["splits"][name]["shards"] for name in totals.splits.index}
+    splits = totals.splits.assign(
+        shards=[len(own) for own in shards.values()],
+        size=[sum(shard["bytes"] for shard in own) for own in shards.values()],
+    )
+    rows = [[name, *_cells(numbers)] for name, numbers in splits.iterrows()]
+    sums = [["all", *_cells(splits.sum())]] if len(rows) > 1 else ()
+    return Table("Splits", _columns("split", *splits.columns), rows, sums)
 
 
-def _cells(numbers: dict[str, int]) -> list[str]:
-    return [size(number) if name == "bytes" else count(number) for name, number in numbers.items()]
+def _cells(numbers: Any) -> list[str]:
+    *counts, size = map(int, numbers)
+    return [*map(count, counts), decimal(size)]
 
 
-def shard_table(content: Content) -> Table:
-    """How far shards are off the split that each should mirror."""
-    labels = content.manifest["labels"]
+def shard_table(manifest: dict[str, Any]) -> Table:
+    """Return how far the shards of each split are off the split's share of each label."""
+    labels = manifest["labels"]
     rows = []
-    for name, split in content.manifest["splits"].items():
+    for name, split in manifest["splits"].items():
         shards = [shard for shard in split["shards"] if shard["examples"]]
         sizes = sorted({shard["examples"] for shard in shards})
         some = " to ".join(map(count, (sizes[:1] + sizes[-1:]) if len(sizes) > 1 else sizes))
@@ -209,24 +216,24 @@ def shard_table(content: Content) -> Table:
     return Table(
         "Shards against their split",
         _columns(
-            "split", "shards", "slices a shard", "off by", "most off", "expected", text=(4, 5)
+            "split", "shards", "slices per shard", "off by", "most off", "expected", text=(4, 5)
         ),
         rows,
-        note="Off by: slices of one label more or fewer than the split's share, in the shard and "
-        "label where it is most. Below 1 is as even as whole slices can be.",
+        note="Off by: slices more or fewer than the split's share, for the shard and label that "
+        "differ most. Below 1 is as even as whole slices can be.",
     )
 
 
 def _worst(split: dict[str, Any], shards: list[Any], labels: list[str]) -> list[str]:
     if len(shards) < 2:
         return ["", "the only shard" if shards else "no slices", ""]
-    found = np.array([[shard["label_counts"][label] for label in labels] for shard in shards])
+    counts = np.array([[shard["label_counts"][label] for label in labels] for shard in shards])
     shares = np.array([split["label_counts"][label] for label in labels]) / split["examples"]
     expected = np.array([shard["examples"] for shard in shards])[:, None] * shares
-    off = found - expected
+    off = counts - expected
     shard, label = np.unravel_index(np.abs(off).argmax(), off.shape)
     return [
         f"{abs(off[shard, label]):.1f}",
-        f"{labels[label]} in shard {int(shard)}: {found[shard, label]}",
+        f"{labels[label]} in shard {int(shard)}: {counts[shard, label]}",
         f"{expected[shard, label]:.1f}",
     ]

@@ -1,4 +1,4 @@
-"""What the index says of all slices at once, column by column: no row is held as an object."""
+"""Sums over the index of a shard directory, and the slices that a card shows, chosen by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,225 +6,167 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
-from headct.layout import LABEL_PREFIX
+from headct.layout import ID_COLUMNS, label_column
 
-_DISTANCE_STEP = 0.1  # mm, of what is counted as the same distance
-_ROWS_AT_ONCE = 1 << 16
+_TEXTS = ("split", *ID_COLUMNS, "transfer_syntax", "repair")
+_NUMBERS = ("position_z", "rows", "columns")
 _UNKNOWN = -1  # in place of a label
 
+# Limits of the files that are read again, whatever the data set's size.
+MOST_EXAMPLES = 16
+SAMPLED = 20
+_PER_LABEL = 2
+_UNLABELED = 4
+_PER_REPAIR = 4
 
-@dataclass(frozen=True)
-class Spread:
-    """How some numbers are spread: the least, the quartiles and the greatest."""
+NO_LABEL = "no label"
+UNLABELED = "slices"
 
-    least: float
-    lower: float
-    median: float
-    upper: float
-    greatest: float
-
-    @classmethod
-    def of(cls, numbers: NDArray[Any]) -> "Spread | None":
-        """The spread of some numbers; None if there are none."""
-        if not len(numbers):
-            return None
-        return cls(*map(float, np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1])))
-
-
-@dataclass(frozen=True)
-class SplitTotals:
-    """What a split holds.
-
-    Attributes:
-        name: of the split.
-        slices: how many.
-        patients: how many.
-        studies: how many.
-        series: how many.
-    """
-
-    name: str
-    slices: int
-    patients: int
-    studies: int
-    series: int
+Rows = NDArray[np.int64]  # row numbers of the index, ascending
+Counts = list[tuple[str, int]]  # the most common value first
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What an index says of all its slices.
+    """Sums over all slices of an index."""
 
-    Attributes:
-        splits: in the order of their names.
-        slices_a_study: how they are spread.
-        slice_distance: between neighbors of a series, mm: the median of each series.
-        common_distances: of the series' medians, rounded to 0.1 mm, the most common with how many
-            series have them.
-        co_occurrence: int64 [labels, labels], how many slices have both; with itself: have it.
-        matrices: rows and columns as the files have them, with how many slices have them.
-        transfer_syntaxes: UIDs, with how many slices have them.
-        patients_with: for each label, how many patients have a slice with it.
-        studies_with: for each label, how many studies have.
-        positives: for each label the slices that have it, as numbers of rows, ascending.
-        negatives: the slices that have none.
-        repaired: for each repair the slices it was applied to.
-        rows: how many slices there are.
-        labeled: how many of them have labels.
-    """
-
-    splits: tuple[SplitTotals, ...]
-    slices_a_study: Spread | None
-    slice_distance: Spread | None
-    common_distances: tuple[tuple[float, int], ...]
-    co_occurrence: NDArray[np.int64]
-    matrices: tuple[tuple[str, int], ...]
-    transfer_syntaxes: tuple[tuple[str, int], ...]
-    patients_with: tuple[int, ...]
-    studies_with: tuple[int, ...]
-    positives: tuple[NDArray[np.int64], ...]
-    negatives: NDArray[np.int64]
-    repaired: dict[str, NDArray[np.int64]]
     rows: int
-    labeled: int
-
-
-@dataclass(frozen=True)
-class _Coded:
-    """A column of texts: a code for each row, and the texts."""
-
-    codes: NDArray[np.int64]
-    names: list[str]
-
-    @classmethod
-    def read(cls, index: pq.ParquetFile, column: str) -> "_Coded":
-        texts = index.read([column])[column].combine_chunks().dictionary_encode()
-        return cls(texts.indices.to_numpy().astype(np.int64), texts.dictionary.to_pylist())
-
-    def distinct(self, rows: NDArray[np.int64]) -> int:
-        """How many texts some rows have."""
-        return len(np.unique(self.codes[rows]))
-
-    def counted(self) -> tuple[tuple[str, int], ...]:
-        """The texts and how many rows have them, the most common first."""
-        counts = np.bincount(self.codes, minlength=len(self.names)).tolist()
-        return _ranked(zip(self.names, counts, strict=True))
-
-
-def _ranked(pairs: Any) -> tuple[tuple[Any, int], ...]:
-    return tuple(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+    labeled: int  # slices that have labels
+    splits: pd.DataFrame  # one row per split: patients, studies, series, slices
+    slices_per_study: NDArray[np.int64]
+    slice_distances: NDArray[np.float64]  # mm, the median between neighbors of each series
+    matrices: Counts  # slices per matrix size of the files
+    transfer_syntaxes: Counts  # slices per UID
+    co_occurrence: NDArray[np.int64]  # [labels, labels], slices that have both labels
+    patients_with: tuple[int, ...]  # patients per label
+    studies_with: tuple[int, ...]  # studies per label
+    positives: tuple[Rows, ...]  # slices that have the label, per label
+    negatives: Rows  # slices that have no label
+    repaired: dict[str, Rows]  # slices per repair
 
 
 def add_up(index: pq.ParquetFile, labels: Sequence[str]) -> Totals:
-    """The totals of an index.
-
-    Args:
-        index: of a shard directory.
-        labels: names of the classes.
-    """
-    splits = _Coded.read(index, "split")
-    ids = {name: _Coded.read(index, f"{name}_id") for name in ("patient", "study", "series")}
-    distances = _slice_distances(ids["series"].codes, _numbers(index, "position_z"))
-    matrix = _label_matrix(index, labels)
-    has_labels = (matrix != _UNKNOWN).all(axis=1) & bool(labels)
-    positive = (matrix == 1) & has_labels[:, None]
+    """Return the sums over an index, reading one column at a time."""
+    frame = pd.DataFrame({name: _column(index, name) for name in (*_TEXTS, *_NUMBERS)})
+    matrix = np.empty((len(frame), len(labels)), np.int8)
+    for number, label in enumerate(labels):
+        matrix[:, number] = index.read([label_column(label)]).column(0).to_numpy()
+    labeled = (matrix != _UNKNOWN).all(axis=1) & bool(labels)
+    positive = (matrix == 1) & labeled[:, None]
     positives = tuple(np.flatnonzero(column) for column in positive.T)
+    both = [positive[rows].sum(axis=0, dtype=np.int64) for rows in positives]
+    sizes: dict[Any, int] = frame.groupby(["rows", "columns"]).size().to_dict()
+    repairs = sorted(set(frame["repair"].cat.categories) - {Repair.NONE.value})
     return Totals(
-        splits=tuple(_count_splits(splits, ids)),
-        slices_a_study=Spread.of(np.bincount(ids["study"].codes)),
-        slice_distance=Spread.of(distances),
-        common_distances=_common(distances),
-        co_occurrence=_co_occurrence(positive),
-        matrices=_matrices(index),
-        transfer_syntaxes=_Coded.read(index, "transfer_syntax").counted(),
-        patients_with=tuple(ids["patient"].distinct(rows) for rows in positives),
-        studies_with=tuple(ids["study"].distinct(rows) for rows in positives),
+        rows=len(frame),
+        labeled=int(labeled.sum()),
+        splits=_count_splits(frame),
+        slices_per_study=np.asarray(frame["study_id"].value_counts(), np.int64),
+        slice_distances=_slice_distances(frame),
+        matrices=_ranked({f"{size[0]} x {size[1]}": n for size, n in sizes.items()}),
+        transfer_syntaxes=_ranked(frame["transfer_syntax"].value_counts().to_dict()),
+        co_occurrence=np.array(both, np.int64).reshape(len(labels), len(labels)),
+        patients_with=tuple(frame["patient_id"].iloc[rows].nunique() for rows in positives),
+        studies_with=tuple(frame["study_id"].iloc[rows].nunique() for rows in positives),
         positives=positives,
-        negatives=np.flatnonzero(has_labels & ~positive.any(axis=1)),
-        repaired=_repaired(_Coded.read(index, "repair")),
-        rows=len(matrix),
-        labeled=int(has_labels.sum()),
+        negatives=np.flatnonzero(labeled & ~positive.any(axis=1)),
+        repaired={name: np.flatnonzero(frame["repair"] == name) for name in repairs},
     )
 
 
-def _numbers(index: pq.ParquetFile, column: str) -> NDArray[np.float64]:
-    values = index.read([column])[column].combine_chunks()
-    return np.asarray(pc.fill_null(values, float("nan")).to_numpy(), np.float64)
+def _column(index: pq.ParquetFile, name: str) -> Any:
+    values = index.read([name]).column(0)
+    return (values.combine_chunks().dictionary_encode() if name in _TEXTS else values).to_pandas()
 
 
-def _count_splits(splits: _Coded, ids: dict[str, _Coded]) -> list[SplitTotals]:
-    slices = np.bincount(splits.codes, minlength=len(splits.names))
-    distinct = {
-        name: np.bincount(
-            np.unique(splits.codes * len(column.names) + column.codes) // len(column.names),
-            minlength=len(splits.names),
-        )
-        for name, column in ids.items()
-    }
-    return [
-        SplitTotals(
-            name,
-            int(slices[place]),
-            int(distinct["patient"][place]),
-            int(distinct["study"][place]),
-            int(distinct["series"][place]),
-        )
-        for place, name in sorted(enumerate(splits.names), key=lambda pair: pair[1])
-    ]
+def _ranked(counts: dict[Any, int]) -> Counts:
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _slice_distances(
-    series: NDArray[np.int64], positions: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The median distance of neighbors in each series that has any, mm."""
-    known = np.isfinite(positions)
-    series, positions = series[known], positions[known]
-    order = np.lexsort((positions, series))
-    series, distances = series[order], np.diff(positions[order])
-    # The same position twice is a second reconstruction or a copy, no neighbor.
-    neighbors = (np.diff(series) == 0) & (distances > 0)
-    medians = pd.Series(distances[neighbors]).groupby(series[1:][neighbors]).median()
-    return medians.to_numpy(np.float64)
+def _count_splits(frame: pd.DataFrame) -> pd.DataFrame:
+    splits = frame.groupby("split", observed=True)
+    counts = splits[list(ID_COLUMNS)].nunique().set_axis(["patients", "studies", "series"], axis=1)
+    counts["slices"] = splits.size()
+    return counts.set_axis(counts.index.astype(str)).sort_index()
 
 
-def _common(distances: NDArray[np.float64]) -> tuple[tuple[float, int], ...]:
-    steps, counts = np.unique(np.rint(distances / _DISTANCE_STEP), return_counts=True)
-    return _ranked(zip((steps * _DISTANCE_STEP).round(1).tolist(), counts.tolist(), strict=True))
+def _slice_distances(frame: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the median distance between neighboring slices, per series that has any, mm."""
+    known = frame[np.isfinite(frame["position_z"])].sort_values(["series_id", "position_z"])
+    distances = known.groupby("series_id", observed=True)["position_z"].diff()
+    # Slices at one position are a second reconstruction or a copy, not neighbors.
+    neighbors = distances > 0
+    series = known["series_id"][neighbors]
+    medians: Any = distances[neighbors].groupby(series, observed=True).median()
+    return np.asarray(medians, np.float64)
 
 
-def _label_matrix(index: pq.ParquetFile, labels: Sequence[str]) -> NDArray[np.int8]:
-    """int8 [rows, labels]."""
-    matrix = np.empty((index.metadata.num_rows, len(labels)), np.int8)
-    for place, label in enumerate(labels):
-        matrix[:, place] = index.read([LABEL_PREFIX + label]).column(0).to_numpy()
-    return matrix
+@dataclass(frozen=True)
+class Choice:
+    """Slices to read again, as row numbers of the index."""
+
+    examples: dict[str, list[int]]  # to show, per label, NO_LABEL, UNLABELED or repair
+    sample: list[int]  # of all slices
+    repaired: list[int]
+
+    @property
+    def rows(self) -> list[int]:
+        """All rows, ascending."""
+        shown = (row for rows in self.examples.values() for row in rows)
+        return sorted({*shown, *self.sample, *self.repaired})
 
 
-def _co_occurrence(positive: NDArray[np.bool_]) -> NDArray[np.int64]:
-    # Of counts below 2^53, which float64 has exactly, BLAS makes the products.
-    products = np.zeros((positive.shape[1], positive.shape[1]))
-    for start in range(0, len(positive), _ROWS_AT_ONCE):
-        block = positive[start : start + _ROWS_AT_ONCE].astype(np.float64)
-        products += block.T @ block
-    return np.rint(products).astype(np.int64)
-
-
-def _matrices(index: pq.ParquetFile) -> tuple[tuple[str, int], ...]:
-    sizes = (
-        index.read(["rows", "columns"]).group_by(["rows", "columns"]).aggregate([([], "count_all")])
-    )
-    return _ranked(
-        (f"{size['rows']} x {size['columns']}", size["count_all"]) for size in sizes.to_pylist()
+def choose(totals: Totals, labels: Sequence[str], seed: int) -> Choice:
+    """Choose the slices that a card shows: the same slices for the same totals and seed."""
+    random = np.random.default_rng(seed)
+    repaired = {name: _pick(random, rows, _PER_REPAIR) for name, rows in totals.repaired.items()}
+    examples = _examples(random, totals, labels)
+    examples |= {f"repair: {name}": rows[:1] for name, rows in repaired.items()}
+    return Choice(
+        examples=examples,
+        sample=_pick(random, np.arange(totals.rows), SAMPLED),
+        repaired=[row for rows in repaired.values() for row in rows],
     )
 
 
-def _repaired(repairs: _Coded) -> dict[str, NDArray[np.int64]]:
-    return {
-        name: np.flatnonzero(repairs.codes == code)
-        for code, name in sorted(enumerate(repairs.names), key=lambda pair: pair[1])
-        if name != Repair.NONE.value
-    }
+def _examples(
+    random: np.random.Generator, totals: Totals, labels: Sequence[str]
+) -> dict[str, list[int]]:
+    if not totals.labeled:
+        return {UNLABELED: _pick(random, np.arange(totals.rows), _UNLABELED)}
+    groups = dict(zip(labels, totals.positives, strict=True)) | {NO_LABEL: totals.negatives}
+    names = [name for name, rows in groups.items() if len(rows)][:MOST_EXAMPLES]
+    number = min(_PER_LABEL, MOST_EXAMPLES // len(names))
+    chosen: dict[str, list[int]] = {}
+    taken: list[int] = []
+    # The rarest label first: its slices may have other labels too, and are not shown twice.
+    for name in sorted(names, key=lambda name: (len(groups[name]), name)):
+        free = groups[name][~np.isin(groups[name], taken)]
+        chosen[name] = _pick(random, free if len(free) else groups[name], number)
+        taken += chosen[name]
+    return {name: chosen[name] for name in names}
+
+
+def _pick(random: np.random.Generator, rows: Rows, number: int) -> list[int]:
+    chosen = random.choice(rows, min(number, len(rows)), replace=False)
+    return [int(row) for row in np.sort(chosen)]
+
+
+def rows_at(index: pq.ParquetFile, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Return rows of an index by their ascending numbers, reading one row group at a time."""
+    rows: dict[int, dict[str, Any]] = {}
+    start = 0
+    for group in range(index.metadata.num_row_groups):
+        end = start + index.metadata.row_group(group).num_rows
+        wanted = [number for number in numbers if start <= number < end]
+        if wanted:
+            offsets = pa.array([number - start for number in wanted])
+            taken = index.read_row_group(group).take(offsets).to_pylist()
+            rows.update(zip(wanted, taken, strict=True))
+        start = end
+    return rows

@@ -1,9 +1,9 @@
-"""A few slices once more: as their files have them, and as the shards do."""
+"""Read a few slices again, from their files and from the shards, in a process of their own."""
 
+import base64
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -16,127 +16,106 @@ from beam_pipeline.dicom.hounsfield import (
     hounsfield_table,
     stored_values,
 )
-from beam_pipeline.dicom.slices import OTHER_FUNCTION, Header, Slice, read_slice
+from beam_pipeline.dicom.slices import OTHER_FUNCTION, Slice, read_slice
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header
-from beam_pipeline.images.windows import (
-    PRESETS,
-    VoiFunction,
-    Window,
-    apply_windows,
-)
-from beam_pipeline.workers import Watch
+from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
+from beam_pipeline.workers import Watch, WorkerPool
 from headct.errors import StoreError, UsageError
 from headct.reasons import Rejected
 from headct.stores import InputFiles
 from headct.stores.sources import decode_source
 from headct.tfrecord import read_record
 
-# Histograms have bins of 16, which hold all values of 16 bits, signed or not.
+# Bins of histograms: all values of 16 bits, signed or not; the outer bins take what is beyond.
 BIN = 16
 LOWEST = -(1 << 15)
 BINS = ((1 << 16) - LOWEST) // BIN
 
-WIDE = Window("HU", 0.0, 2000.0)  # air to dense bone
+_WIDE = Window("HU", 0.0, 2000.0)  # air to dense bone
 _BRAIN = Window("brain", *PRESETS["brain"])
-_SIDE = 256  # pixels: the most that a picture has
-_QUALITY = 88  # of JPEG
-_SHOWN = (0.005, 0.995)  # of stored values: the quantiles shown as black and white
-_TYPICAL_BYTES = 1 << 19  # of a source: bounds how many are read ahead
+_SIDE = 256  # pixels, of the largest picture
+_JPEG_QUALITY = 88
+_SHOWN = (0.005, 0.995)  # quantiles of stored values that are shown as black and white
+_TYPICAL_BYTES = 1 << 19  # of a source file: bounds how many are read ahead
+_STORAGE_PATIENCE = 120.0  # seconds without an answer after which the input counts as gone
 
-Histogram = NDArray[np.int64]
+Histogram = NDArray[np.int64]  # [BINS]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A slice in one way of showing it.
+    """A slice as a JPEG."""
 
-    Attributes:
-        way: of showing.
-        note: of this slice.
-        jpeg: a JPEG file's bytes.
-    """
-
-    way: str
-    note: str
+    kind: str  # as "brain" or "stored values"
+    note: str  # the values shown
     jpeg: bytes
 
-
-@dataclass(frozen=True)
-class Histograms:
-    """How a slice's pixels are spread: BINS bins of BIN from LOWEST, the outer ones with the rest.
-
-    Attributes:
-        stored: stored values.
-        hounsfield: HU, after the repair if there was one.
-        unrepaired: HU as they would be without it.
-    """
-
-    stored: Histogram
-    hounsfield: Histogram
-    unrepaired: Histogram
+    @property
+    def uri(self) -> str:
+        """The picture as a data: URI."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is found of a slice.
+    """A slice that was read again."""
 
-    Attributes:
-        pixel_spacing: of the stored image, mm.
-        of_shard: pictures of its channels in the shard.
-        of_source: pictures of its file; none if that cannot be read.
-        histograms: of its file's pixels, or None.
-        encoding: of its file's pixels, or None.
-        problem: why there is nothing of the file; empty if there is.
-    """
-
-    pixel_spacing: tuple[float, ...]
-    of_shard: tuple[Picture, ...] = ()
+    row: Mapping[str, Any]  # of the index
+    pixel_spacing: tuple[float, ...]  # of the stored image, mm
+    of_shard: tuple[Picture, ...] = ()  # one per channel
     of_source: tuple[Picture, ...] = ()
-    histograms: Histograms | None = None
+    histograms: Mapping[str, Histogram] | None = None  # stored, hounsfield, unrepaired (HU)
     encoding: PixelEncoding | None = None
-    problem: str = ""
+    problem: str = ""  # why the file shows nothing
 
 
 @dataclass(frozen=True)
 class ViewTask:
-    """Slices to look at.
+    """Slices to read again."""
 
-    Attributes:
-        folder: the shard directory's path or URL.
-        patience: of its store, seconds.
-        windows: of the shards; none if they hold Hounsfield units.
-        rows: of the index.
-        pictured: whether each is to be shown, and not only measured.
-        files: each row's file, as `encode_source` writes it; None if it is not known.
-        source: the input; None not to look at files.
-    """
-
-    folder: str
-    patience: float
-    windows: tuple[Window, ...]
-    rows: tuple[Mapping[str, Any], ...]
-    pictured: tuple[bool, ...]
-    files: tuple[bytes | None, ...]
-    source: InputFiles | None = field(default=None)
+    folder: str  # the shard directory's path or URL
+    patience: float  # of its store, seconds
+    windows: tuple[Window, ...]  # of the shards; none if they hold Hounsfield units
+    rows: tuple[Mapping[str, Any], ...]  # of the index
+    pictured: tuple[bool, ...]  # whether to make pictures of the slice, besides histograms
+    files: tuple[bytes | None, ...]  # by `encode_source`; None if unknown
+    source: InputFiles | None  # None to read no files
 
 
-def view_slices(task: ViewTask, watch: Watch) -> list[Views]:
-    """Look at slices once more, in a process that a decoder may crash.
+def view_in_process(task: ViewTask, decode_timeout: float) -> list[Views]:
+    """Read slices again in a process of their own, since a decoder may crash or hang it.
 
     Args:
-        task: which.
-        watch: told of each file that is decoded.
+        task: the slices.
+        decode_timeout: seconds after which a slice's decoder counts as hung.
 
     Raises:
         UsageError: a shard is missing or damaged.
-        StoreError: the shards' store fails; that of the input is only a problem of the views.
+        StoreError: the shards' store fails.
     """
-    sources = _read_sources(task, watch)
+    pool = WorkerPool(view_slices, 1, decode_timeout, _STORAGE_PATIENCE, task.folder)
+    try:
+        (views,) = pool.map([task])
+    except StoreError:
+        if task.source is None:
+            raise
+        return view_in_process(replace(task, source=None), decode_timeout)
+    return views
+
+
+def view_slices(task: ViewTask, watch: Watch) -> list[Views]:
+    """Read slices again; a file that cannot be read costs its pictures only.
+
+    Raises:
+        UsageError: a shard is missing or damaged.
+        StoreError: the shards' store fails.
+    """
+    records, sources = _read_records(task), _read_sources(task, watch)
     return [
-        _view(task, place, record, source, watch)
-        for place, (record, source) in enumerate(zip(_read_records(task), sources, strict=True))
+        _view(task, number, record, source, watch)
+        for number, (record, source) in enumerate(zip(records, sources, strict=True))
     ]
 
 
@@ -157,19 +136,19 @@ def _read_records(task: ViewTask) -> Iterator[dict[str, Any]]:
 
 
 def _read_sources(task: ViewTask, watch: Watch) -> Iterator[bytes | str]:
-    """Each file's bytes, or why there are none."""
-    problems = {place: str(reason) for place, reason in watch.excluded.items()}
+    """Yield the bytes of each file, or why they are missing."""
+    problems = {number: str(reason) for number, reason in watch.excluded.items()}
     wanted = []
-    for place, file in enumerate(task.files):
+    for number, file in enumerate(task.files):
         if task.source is None or file is None:
-            problems.setdefault(place, "not looked at")
-        elif place not in problems:
+            problems.setdefault(number, "not looked at")
+        elif number not in problems:
             wanted.append((decode_source(file), _TYPICAL_BYTES))
     contents = task.source.read_ahead(wanted) if task.source is not None else iter(())
     failed = ""
-    for place in range(len(task.rows)):
-        if place in problems or failed:
-            yield problems.get(place, failed)
+    for number in range(len(task.rows)):
+        if number in problems or failed:
+            yield problems.get(number, failed)
             continue
         try:
             data = next(contents)
@@ -181,29 +160,35 @@ def _read_sources(task: ViewTask, watch: Watch) -> Iterator[bytes | str]:
 
 
 def _view(
-    task: ViewTask, place: int, record: dict[str, Any], source: bytes | str, watch: Watch
+    task: ViewTask, number: int, record: dict[str, Any], source: bytes | str, watch: Watch
 ) -> Views:
-    row, pictured = task.rows[place], task.pictured[place]
-    spacing = tuple(record["pixel_spacing"])
-    of_shard = tuple(_shard_pictures(record["image"][0], task.windows)) if pictured else ()
+    row, pictured = task.rows[number], task.pictured[number]
+    of_shard = _shard_pictures(record["image"][0], task.windows) if pictured else ()
+    views = Views(row, tuple(record["pixel_spacing"]), tuple(of_shard))
     if isinstance(source, str):
-        return Views(spacing, of_shard, problem=source)
-    watch.working(place)
+        return replace(views, problem=source)
+    watch.working(number)
     try:
         slice_ = read_slice(source)
     except Rejected as rejected:
-        return Views(spacing, of_shard, problem=str(rejected.reason))
+        return replace(views, problem=str(rejected.reason))
     finally:
         watch.waiting()
-    if not _is_same(slice_, row):
-        return Views(spacing, of_shard, problem="another slice than the shard was made of")
-    values = Values(slice_, Repair(row["repair"]))
-    of_source = tuple(values.pictures(slice_.header)) if pictured else ()
-    return Views(spacing, of_shard, of_source, values.histograms(), slice_.header.encoding)
+    if not _matches(slice_, row):
+        return replace(views, problem="another slice than the shard was made of")
+    repair, encoding = Repair(row["repair"]), slice_.header.encoding
+    of_source = source_pictures(slice_, repair) if pictured else ()
+    tables = {
+        "stored": stored_values(encoding),
+        "hounsfield": hounsfield_table(encoding, repair),
+        "unrepaired": hounsfield_table(encoding, Repair.NONE),
+    }
+    histograms = {name: _histogram(table, slice_.pixels) for name, table in tables.items()}
+    return replace(views, of_source=tuple(of_source), histograms=histograms, encoding=encoding)
 
 
-def _is_same(slice_: Slice, row: Mapping[str, Any]) -> bool:
-    """Whether a file can be the one that a row of the index is of."""
+def _matches(slice_: Slice, row: Mapping[str, Any]) -> bool:
+    """Return whether a file can be the source of a row of the index."""
     header, position = slice_.header, row["position_z"]
     return (header.rows, header.columns, header.transfer_syntax) == (
         row["rows"],
@@ -212,88 +197,42 @@ def _is_same(slice_: Slice, row: Mapping[str, Any]) -> bool:
     ) and (position is None or header.position_z == position)
 
 
-class Values:
-    """What a slice's pixels stand for; all is computed once for each bit pattern that there is."""
-
-    def __init__(self, slice_: Slice, repair: Repair) -> None:
-        encoding = slice_.header.encoding
-        self._pixels = slice_.pixels
-        self._size = 1 << encoding.bits_allocated
-        counts = np.bincount(slice_.pixels.ravel(), minlength=self._size)
-        self._patterns = np.flatnonzero(counts)
-        self._counts = counts[self._patterns]
-        self._stored = _stored(encoding)[self._patterns]
-        self._hounsfield = _hounsfield(encoding, repair)[self._patterns]
-        self._unrepaired = _hounsfield(encoding, Repair.NONE)[self._patterns]
-
-    def histograms(self) -> Histograms:
-        """How the values are spread."""
-        return Histograms(
-            stored=self._histogram(self._stored),
-            hounsfield=self._histogram(self._hounsfield),
-            unrepaired=self._histogram(self._unrepaired),
-        )
-
-    def _histogram(self, values: NDArray[Any]) -> Histogram:
-        bins = np.clip((np.floor(values) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
-        return np.bincount(bins, self._counts, BINS).astype(np.int64)
-
-    def pictures(self, header: Header) -> Iterator[Picture]:
-        """The slice in all ways of showing its file; `header` tells the file's own window."""
-        low, high = self._shown_range()
-        width = max(high - low, 1)
-        stored = Window("stored", low + width / 2, width)
-        yield _picture("stored values", f"{low:g} to {high:g}", self._levels(self._stored, stored))
-        yield _picture("Hounsfield", _describe(WIDE), self._levels(self._hounsfield, WIDE))
-        if header.window is not None and header.voi_function != OTHER_FUNCTION:
-            window = Window("own", *header.window)
-            # LINEAR is DICOM's default (PS3.3 C.11.2.1.2).
-            function = voi_function_of(header, VoiFunction.LINEAR)
-            levels = self._levels(self._hounsfield, window, function)
-            named = f" {function}" if header.voi_function else ""
-            yield _picture("file's own window", _describe(window) + named, levels)
-
-    def _shown_range(self) -> tuple[int, int]:
-        order = np.argsort(self._stored, kind="stable")
-        total = np.cumsum(self._counts[order])
-        low, high = np.searchsorted(total, [share * total[-1] for share in _SHOWN])
-        return int(self._stored[order][low]), int(self._stored[order][high])
-
-    def _levels(
-        self,
-        values: NDArray[Any],
-        window: Window,
-        function: VoiFunction = VoiFunction.LINEAR_EXACT,
-    ) -> NDArray[np.uint8]:
-        table = np.zeros(self._size, np.uint8)
-        table[self._patterns] = apply_windows(values, [window], function)[:, 0]
-        levels: NDArray[np.uint8] = table[self._pixels]
-        return levels
+def _histogram(table: NDArray[Any], pixels: NDArray[Any]) -> Histogram:
+    """Return the histogram of pixels, whose bit patterns a table turns into values."""
+    bins = np.clip((np.floor(table) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
+    return np.bincount(bins[pixels.ravel()], minlength=BINS)
 
 
-_TABLES = 8  # a data set's slices have few encodings
+def source_pictures(slice_: Slice, repair: Repair) -> Iterator[Picture]:
+    """Yield pictures of a file: stored values, Hounsfield units, and in the file's own window."""
+    header, pixels = slice_.header, slice_.pixels
+    stored = stored_values(header.encoding).astype(np.float64)
+    hounsfield = hounsfield_table(header.encoding, repair)
+    quantiles = np.quantile(stored[pixels], _SHOWN, method="inverted_cdf")
+    low, high = int(quantiles[0]), int(quantiles[1])
+    width = max(high - low, 1)
+    gray = apply_windows(stored, [Window("stored", low + width / 2, width)])[:, 0]
+    yield _picture("stored values", f"{low:g} to {high:g}", gray[pixels])
+    gray = apply_windows(hounsfield, [_WIDE])[:, 0]
+    yield _picture("Hounsfield", _describe(_WIDE), gray[pixels])
+    if header.window is not None and header.voi_function != OTHER_FUNCTION:
+        window = Window("own", *header.window)
+        # LINEAR is DICOM's default (PS3.3 C.11.2.1.2).
+        function = voi_function_of(header, VoiFunction.LINEAR)
+        gray = apply_windows(hounsfield, [window], function)[:, 0]
+        named = f" {function}" if header.voi_function else ""
+        yield _picture("file's own window", _describe(window) + named, gray[pixels])
 
 
-@lru_cache(_TABLES)
-def _stored(encoding: PixelEncoding) -> NDArray[np.int64]:
-    return stored_values(encoding)
-
-
-@lru_cache(_TABLES)
-def _hounsfield(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
-    return hounsfield_table(encoding, repair)
-
-
-def _shard_pictures(png: bytes, windows: tuple[Window, ...]) -> Iterator[Picture]:
+def _shard_pictures(png: bytes, windows: Sequence[Window]) -> Iterator[Picture]:
     pixels = decode_png(png, read_png_header(png))
     if not windows:
         hounsfield = pixels[..., 0].astype(np.float64) + HU_OFFSET
-        for window in (WIDE, _BRAIN):
-            name = "HU" if window is WIDE else window.name
-            yield _picture(name, _describe(window), apply_windows(hounsfield, [window])[..., 0])
-        return
-    for place, window in enumerate(windows):
-        yield _picture(window.name, _describe(window), pixels[..., place].astype(np.uint8))
+        for window in (_WIDE, _BRAIN):
+            gray = apply_windows(hounsfield, [window])[..., 0]
+            yield _picture(window.name, _describe(window), gray)
+    for number, window in enumerate(windows):
+        yield _picture(window.name, _describe(window), pixels[..., number].astype(np.uint8))
 
 
 def _describe(window: Window) -> str:
@@ -302,12 +241,12 @@ def _describe(window: Window) -> str:
     return f"L {window.center:g} W {window.width:g}"
 
 
-def _picture(way: str, note: str, levels: NDArray[np.uint8]) -> Picture:
-    """Gray levels [height, width], made smaller if they are many."""
-    scale = _SIDE / max(levels.shape)
-    levels = np.ascontiguousarray(levels)
+def _picture(kind: str, note: str, gray: NDArray[np.uint8]) -> Picture:
+    """Return a picture of gray levels [height, width], reduced to _SIDE pixels."""
+    scale = _SIDE / max(gray.shape)
+    gray = np.ascontiguousarray(gray)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in reversed(levels.shape))
-        levels = cv2.resize(levels, size, interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    return Picture(way, note, jpeg.tobytes())
+        size = tuple(max(1, round(side * scale)) for side in reversed(gray.shape))
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    _, jpeg = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return Picture(kind, note, jpeg.tobytes())

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.options import ImageId, ImageOptions, fill_in
-from beam_pipeline.planning.identifiers import ordinal
+from beam_pipeline.planning.locate_sources import locate_sources
 from beam_pipeline.verify.findings import printable
 from headct.errors import UsageError
 from headct.reasons import Rejected
 from headct.stores import InputFiles
-from headct.stores.sources import decode_source, encode_source, show_source
+from headct.stores.sources import decode_source
 
 Pixels = NDArray[np.uint8 | np.uint16]
 
@@ -52,18 +52,14 @@ class Conversion:
         Raises:
             ValueError: sources are numbers, and the input has more or fewer files now.
         """
-        shown = index["source"].to_pylist()
-        if options.get("image_id") == ImageId.ORDINAL:
-            names = [info.path for info in self.files.list()]
-            if len(names) != files_seen:
-                raise ValueError(f"the input has {len(names)} files, not {files_seen} as it had")
-            known = {ordinal("file", number): name for number, name in enumerate(names)}
-        elif any("\\" in source for source in shown):  # perhaps a name that is not UTF-8
-            known = {show_source(info.path): info.path for info in self.files.list()}
-        else:
-            known = {source: source for source in shown}
-        files = [encode_source(known.get(source, "")) for source in shown]
-        return index.append_column(FILE, pa.array(files, pa.binary()))
+        files = locate_sources(
+            self.files,
+            index["source"].to_pylist(),
+            numbered=options.get("image_id") == ImageId.ORDINAL,
+            count=files_seen,
+        )
+        paths = pa.array([path or b"" for path in files], pa.binary())
+        return index.append_column(FILE, paths)
 
     def read(self, row: dict[str, Any]) -> "SourceFile":
         """Return the source file of a row of the index.

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
-from beam_pipeline.card.run import find_run
 from beam_pipeline.directory.index import write_index
 from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
@@ -22,8 +21,10 @@ from beam_pipeline.images.convert import HU_OFFSET
 from beam_pipeline.options import Options
 from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.writing.optional_card import CARD_PATIENCE, card_optional, may_try_card
+from beam_pipeline.writing.run_record import describe_run
 from beam_pipeline.writing.shards import ShardResult
 from beam_pipeline.writing.tfds import describe_dataset, describe_features
+from headct.errors import StoreError, UsageError
 from headct.layout import (
     DATASET_INFO,
     FEATURES,
@@ -35,6 +36,7 @@ from headct.layout import (
     ShardFile,
     written_table,
 )
+from headct.stores import Folder, find_input
 from headct.stores.folder import digest_file
 
 # What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
@@ -162,12 +164,12 @@ def write_description(
         files[name] = _describe_file(data)
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
-    run = find_run(folder)
+    run = describe_run(folder)
     if run is not None:
-        manifest["run"] = asdict(run)
+        manifest["run"] = run
     if may_try_card(folder):
         with card_optional(folder):
-            _write_card(unfinished, plan, options, manifest, rejects)
+            _write_card(folder, options, manifest, rejects)
     folder.write(MANIFEST, encode_json(manifest))
 
 
@@ -176,20 +178,18 @@ def _describe_file(data: bytes) -> dict[str, Any]:
 
 
 def _write_card(
-    unfinished: Unfinished,
-    plan: Plan,
-    options: Options,
-    manifest: dict[str, Any],
-    rejects: Sequence[Reject],
+    folder: Folder, options: Options, manifest: dict[str, Any], rejects: Sequence[Reject]
 ) -> None:
     # Imported late: only this step of a run needs it.
-    from beam_pipeline.card.card import Card, write_card
-    from beam_pipeline.card.sources import PlannedFiles
+    from beam_pipeline.card.page import write_card
 
-    folder = unfinished.folder
+    files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
+    try:
+        source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
+    except (StoreError, UsageError):  # it was there when the run began
+        source = None
     with folder.open(INDEX) as index:
-        card = Card(manifest, rejects, index, PlannedFiles(unfinished, plan.shards, options))
-        write_card(card, folder, min(options.run.decode_timeout, CARD_PATIENCE))
+        write_card(folder, index, manifest, rejects, source, timeout)
 
 
 def _write_index(

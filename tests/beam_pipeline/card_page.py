@@ -29,7 +29,8 @@ class Page(HTMLParser):
         tables: by caption.
         facts: of all definition lists.
         pictures: data: URIs by their alternative texts.
-        drawings: alternative texts.
+        charts: their titles.
+        styles: the page's rules.
         references: all that is loaded or linked, but data and places in the page.
         text: all text that is seen.
     """
@@ -41,7 +42,8 @@ class Page(HTMLParser):
         self.tables: dict[str, Table] = {}
         self.facts: dict[str, str] = {}
         self.pictures: dict[str, str] = {}
-        self.drawings: list[str] = []
+        self.charts: list[str] = []
+        self.styles = ""
         self.references: list[str] = []
         self.text = ""
         self._open: list[str] = []
@@ -60,7 +62,7 @@ class Page(HTMLParser):
         values = dict(attrs)
         if tag not in _VOID:
             self._open.append(tag)
-        if tag in ("h1", "h3", "caption", "th", "td", "dt", "dd"):
+        if tag in ("h1", "h3", "caption", "th", "td", "dt", "dd", "title"):
             self._parts = []
         if tag == "tr":
             self._cells = []
@@ -68,8 +70,6 @@ class Page(HTMLParser):
             self._table = Table()
         if tag == "img":
             self.pictures[values["alt"] or ""] = values["src"] or ""
-        if values.get("role") == "img":
-            self.drawings.append(values["aria-label"] or "")
         for name in ("src", "href", "xlink:href", "srcset", "action"):
             target = values.get(name) or ""
             if target and not target.startswith(("data:", "#")):
@@ -78,6 +78,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         while self._open and self._open.pop() != tag:
             pass
+        if tag == "title" and "svg" in self._open:
+            self.charts.append("".join(self._parts))
         text = " ".join("".join(self._parts).split())
         if tag == "h1":
             self.title = text
@@ -97,6 +99,8 @@ class Page(HTMLParser):
             self.facts.setdefault(self._term, text)
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if "style" in self._open:
+            self.styles += data
+        else:
             self._parts.append(data)
             self.text += data

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from beam_pipeline.card.run import find_run, record_start
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
@@ -21,6 +20,7 @@ from beam_pipeline.runners.run_job import _find_job
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import prepare_output
+from beam_pipeline.writing.run_record import describe_run, record_start
 from beam_pipeline.writing.shards import write_shard
 from headct.layout import JOB, STARTS
 from headct.stores import Folder
@@ -122,11 +122,11 @@ def test_a_damaged_record_of_starts_begins_anew(damage: str, tmp_path: Path) -> 
     folder = Folder(str(tmp_path))
     record_start(folder, "local")
     folder.write(STARTS, DAMAGE[damage](folder.read(STARTS)))
-    assert find_run(folder) is None
+    assert describe_run(folder) is None
     record_start(folder, "FlinkRunner")
-    run = find_run(folder)
+    run = describe_run(folder)
     assert run is not None
-    assert (run.runner, run.starts) == ("FlinkRunner", 1)
+    assert (run["runner"], run["starts"]) == ("FlinkRunner", 1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"runner": "PortableRunner", "id": 1}'])

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
-from beam_pipeline.card.choice import MOST_EXAMPLES, SAMPLED
+from beam_pipeline.card.totals import MOST_EXAMPLES, SAMPLED
 from headct.stores import InputFiles
 from headct.stores.remote import find_bucket
 from headct.stores.stores import find_store

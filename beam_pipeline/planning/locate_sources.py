@@ -1,0 +1,34 @@
+"""Find the input files of an index, which may show them by number or escaped."""
+
+from collections.abc import Sequence
+
+from beam_pipeline.planning.identifiers import ordinal
+from headct.stores import InputFiles
+from headct.stores.sources import encode_source, show_source
+
+
+def locate_sources(
+    files: InputFiles, sources: Sequence[str], *, numbered: bool, count: int
+) -> list[bytes | None]:
+    """Return the paths of an index's sources, by `encode_source`; None for an unknown source.
+
+    Args:
+        files: the input, which may have changed or moved.
+        sources: values of the index's column.
+        numbered: whether they are numbers of files (`--image_id ordinal`).
+        count: files that the input had when the index was made.
+
+    Raises:
+        ValueError: sources are numbers, and the input has more or fewer files now.
+        StoreError: the input's store fails.
+    """
+    if numbered:
+        paths = [info.path for info in files.list()]
+        if len(paths) != count:
+            raise ValueError(f"the input has {len(paths)} files, not {count} as it had")
+        known = {ordinal("file", number): path for number, path in enumerate(paths)}
+    elif any("\\" in source for source in sources):  # perhaps a name that is not UTF-8
+        known = {show_source(info.path): info.path for info in files.list()}
+    else:
+        known = {source: source for source in sources}
+    return [encode_source(known[source]) if source in known else None for source in sources]
