@@ -8,7 +8,6 @@ from setuptools import find_packages, setup
 (VERSION,) = re.findall(r'__version__ = "(.+)"', Path("headct/__init__.py").read_text())
 TRAINER = [
     "jinja2",
-    "jsonschema",
     "keras>=3.12",
     "markupsafe",
     "matplotlib",
@@ -38,7 +37,7 @@ setup(
         "beam_pipeline": ["py.typed"],
         "beam_pipeline.verify": ["*.json"],
         "beam_pipeline.card": ["*.jinja"],
-        "trainer": ["py.typed", "schemas/*.json"],
+        "trainer": ["py.typed"],
         "trainer.report": ["*.jinja"],
     },
     install_requires=[

@@ -19,8 +19,8 @@ ROOMS = {
     "headct": (
         {"errors", "locks", "page", "printable", "tfrecord"},
         {"reasons", "layout", "terminal"},
-        {"commands"},
-        {"declarations"},
+        {"commands", "json_documents"},
+        {"declarations", "manifest"},
         {"stores"},
         {"completion"},
         {"cli"},
@@ -44,7 +44,6 @@ ROOMS = {
         {
             "errors",
             "files",
-            "json_documents",
             "native_log",
             "options",
             "progress",

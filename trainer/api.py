@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
+from headct.json_documents import read_json
 from headct.layout import LABEL, UNLABELED_SPLIT
+from headct.manifest import ImageSpec
 from trainer.command_line import run_command
 from trainer.data.dicom import convert, pipeline_flags
 from trainer.data.index import with_label_counts
 from trainer.data.shard_source import find_shards
-from trainer.data.shards import ImageSpec, ShardDirectory
-from trainer.json_documents import read_json
+from trainer.data.shards import ShardDirectory
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
 from trainer.progress import Display

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.shards import ImageSpec, ShardDirectory, Split, Window
+from headct.manifest import ImageSpec, Window
+from trainer.data.shards import ShardDirectory, Split
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predict import Predictions, write_parquet
 from trainer.progress import Display

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from beam_pipeline.images.convert import HU_OFFSET, PADDING_HU, render
 from beam_pipeline.images.windows import VoiFunction, Window
+from headct.manifest import ImageSpec
 from trainer.__main__ import main
-from trainer.data.shards import ImageSpec
 from trainer.evaluation import export
 from trainer.files import this_machine
 from trainer.networks.model import build_classifier, load_classifier

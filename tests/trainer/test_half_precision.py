@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trainer.data.shards import ImageSpec
+from headct.manifest import ImageSpec
 from trainer.networks.averaging import copies
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions

@@ -13,8 +13,8 @@ from keras import layers
 
 import trainer
 from headct.errors import UsageError
+from headct.manifest import ImageSpec
 from trainer.__main__ import main
-from trainer.data.shards import ImageSpec
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 

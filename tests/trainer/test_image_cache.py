@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from headct.errors import UsageError
+from headct.manifest import ImageSpec
 from trainer.data.image_cache import ImageCache, cache_bytes, check_memory, fill_cache
-from trainer.data.shards import ImageSpec, read_shard_directory
+from trainer.data.shards import read_shard_directory
 
 IMAGE = ImageSpec(32, 32, 3, "uint8", 0)
 

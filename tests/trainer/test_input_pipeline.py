@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headct.manifest import ImageSpec
 from tests.trainer.png_files import plain_png
 from trainer.data.input_pipeline import (
     Decoder,
@@ -17,7 +18,7 @@ from trainer.data.input_pipeline import (
     training_batches,
     training_records,
 )
-from trainer.data.shards import ImageSpec, ShardDirectory, read_shard_directory
+from trainer.data.shards import ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 

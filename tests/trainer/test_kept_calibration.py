@@ -54,7 +54,7 @@ def test_by_hand() -> None:
             '{"any": {"temperature": 1, "bias": 1001}, "lower": 1}',
             "any.bias: 1001: must be a number from -1000 to 1000",
         ),
-        ("[1, 2]", "all of it: a list of 2: must be an object with a temperature a label"),
+        ("[1, 2]", "all of it: a list of 2: must be an object with a temperature per label"),
     ],
 )
 def test_files_of_no_use(tmp_path: Path, content: str, message: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headct.errors import UsageError
-from trainer.data.shards import ImageSpec
+from headct.manifest import ImageSpec
 from trainer.networks.model import Classifier, build_classifier, load_classifier
 from trainer.options import TrainOptions
 

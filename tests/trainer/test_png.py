@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from headct.manifest import ImageSpec
 from tests.trainer.png_files import (
     chunk,
     header,
@@ -22,7 +23,6 @@ from tests.trainer.png_files import (
 )
 from trainer.data import png as module
 from trainer.data.png import decode_pngs
-from trainer.data.shards import ImageSpec
 
 KINDS = [(channels, dtype) for channels in (1, 2, 3, 4) for dtype in ("uint8", "uint16")]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from trainer.data.shards import ImageSpec
+from headct.manifest import ImageSpec
 from trainer.networks.model import build_classifier
 from trainer.networks.portable import portable_logits
 from trainer.options import TrainOptions

@@ -96,7 +96,7 @@ def described(shards: Path, run: Path) -> dict[str, Any]:
         ("options", "seed", [[]], "options.seed: a list of 1: must be text, a number, true"),
         ("shards", "path", 3, "shards.path: 3: must be the path or URL"),
         ("shards", "path", "a\x00", 'shards.path: "a\\u0000": must be the path or URL'),
-        ("shards", "prevalence", [0.5], "shards.prevalence: must be a number a label"),
+        ("shards", "prevalence", [0.5], "shards.prevalence: must be a number per label"),
         ("shards", "prevalence", [0.5, 2, 0.1], "shards.prevalence[1]: 2: must be a number from 0"),
         ("shards", "labels", {}, "shards.labels: {}: must be a list of 1 to 1000 different labels"),
         ("versions", "keras", None, "versions.keras: null: must be text"),

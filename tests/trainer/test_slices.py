@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.data.shards import ImageSpec
+from headct.manifest import ImageSpec
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.report.slices import (

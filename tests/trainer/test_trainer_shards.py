@@ -8,12 +8,8 @@ from typing import Any
 import pytest
 
 from headct.errors import UsageError
-from trainer.data.shards import (
-    ImageSpec,
-    Window,
-    check_files,
-    read_shard_directory,
-)
+from headct.manifest import ImageSpec, Window
+from trainer.data.shards import check_files, read_shard_directory
 
 
 def test_a_directory_describes_itself(shards: Path) -> None:
@@ -60,7 +56,7 @@ def test_other_labels_are_other_content(edit_manifest: Callable[..., Path], shar
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema_version 2; this trainer reads 1"),
+        ({"schema_version": 2}, "schema_version 2; this version reads 1"),
         ({"schema_version": None}, "schema_version null"),
         ({"labels": None}, "labels: null: must be a list of up to 1000 different labels"),
         ({"splits": {"fold0": {}}}, "splits.fold0.examples: is missing"),

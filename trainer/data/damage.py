@@ -17,9 +17,10 @@ import tensorflow as tf
 
 from headct.errors import UsageError
 from headct.layout import INDEX
+from headct.manifest import ImageSpec
 from headct.tfrecord import read_records
 from trainer.data.input_pipeline import CORES, Evaluation, lowest_label
-from trainer.data.shards import ImageSpec, Shard, Split
+from trainer.data.shards import Shard, Split
 
 # What a pipeline raises whose records are damaged, or too few; some of it a device raises, too.
 # TensorFlow quotes a record that it cannot parse, which Python takes for text.

@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 
 from headct.errors import StorageError, UsageError
+from headct.json_documents import parse_json
 from headct.layout import REJECT_COLUMNS, REJECTS
 from trainer.data.shards import PREPROCESSING
-from trainer.json_documents import parse_json
 
 # What is not chosen by a value.
 _HOUNSFIELD = "hu"

@@ -20,6 +20,7 @@ import psutil
 import tensorflow as tf
 
 from headct.errors import UsageError
+from headct.manifest import ImageSpec
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
     CORES,
@@ -28,7 +29,7 @@ from trainer.data.input_pipeline import (
     read_records,
     with_options,
 )
-from trainer.data.shards import ImageSpec, Split, count
+from trainer.data.shards import Split, count
 from trainer.files import remove_unfinished, write_whole
 
 GIGABYTE = 1e9

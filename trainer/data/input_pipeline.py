@@ -26,9 +26,10 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from headct.layout import ID_COLUMNS, IMAGE, IMAGE_ID, LABEL, POSITION, UNLABELED, fold_number
+from headct.manifest import ImageSpec
 from headct.tfrecord import check_lengths
 from trainer.data.png import decode_pngs
-from trainer.data.shards import ImageSpec, Split
+from trainer.data.shards import Split
 
 # Those that this process may use, where the system tells.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

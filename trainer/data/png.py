@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from imagecodecs import DeflateError, deflate_decode
 
-from trainer.data.shards import ImageSpec
+from headct.manifest import ImageSpec
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Width, height, bits a sample, color type, compression, filter method, interlace.

@@ -17,6 +17,7 @@ import platformdirs
 from rich.filesize import decimal
 
 from headct.errors import RESUMES, StorageError, UsageError
+from headct.json_documents import LARGEST, refuse_large
 from headct.layout import INDEX, MANIFEST
 from headct.locks import Lock
 from headct.reasons import ObjectFault
@@ -34,7 +35,6 @@ from trainer.data.shard_cache import (
 )
 from trainer.data.shards import ShardDirectory, Split, parse_manifest
 from trainer.files import write_whole
-from trainer.json_documents import LARGEST, refuse_large
 from trainer.options import ShardAccess
 from trainer.progress import Display
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from headct.errors import UsageError
+from headct.json_documents import parse_json, read_bytes
 from headct.locks import Lock
 from headct.stores.folder import digest_file
 from trainer.files import write_json
-from trainer.json_documents import parse_json, read_bytes
 
 FILLING = ".filling"
 _IN_USE = ".in_use"

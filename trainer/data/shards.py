@@ -12,50 +12,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import headct.manifest
 from headct.errors import UsageError
+from headct.json_documents import read_bytes
 from headct.layout import (
     INDEX,
     MANIFEST,
     ORDINAL,
-    SCHEMA_VERSION,
     UNLABELED_SPLIT,
     fold_number,
     fold_split,
 )
-from headct.printable import LONGEST_SHOWN, shown
-from trainer.data.manifest_checks import check_consistency
-from trainer.json_documents import check_document, parse_json, read_bytes
+from headct.manifest import ImageSpec, Manifest, Window
+from headct.printable import LONGEST_SHOWN
 
 # Options of the pipeline that an image depends on, beside the windows, in the manifest.
 PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
-
-
-@dataclass(frozen=True)
-class Window:
-    """A display window in Hounsfield units; without numbers where each file brought its own."""
-
-    name: str
-    center: float | None
-    width: float | None
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """The stored image: [height, width, channels] of `dtype` (uint8 or uint16).
-
-    A uint16 image holds Hounsfield units: HU = value + hu_offset.
-    """
-
-    height: int
-    width: int
-    channels: int
-    dtype: str
-    hu_offset: float
-
-    @property
-    def is_hounsfield(self) -> bool:
-        """Whether windows are still to be chosen."""
-        return self.dtype == "uint16"
 
 
 @dataclass(frozen=True)
@@ -256,34 +228,41 @@ def is_folder(path: Path) -> bool:
 
 
 def parse_manifest(data: bytes, path: Path, location: str, lease: object = None) -> ShardDirectory:
-    """Makes a ShardDirectory of a manifest; its files lie in `path`.
+    """Return the shard directory that a manifest describes; its files lie in `path`.
 
     Raises:
-        UsageError: it is of another version, a value is wrong, or two do not fit each other.
+        UsageError: it is of another version, a value is wrong, or two contradict each other.
     """
-    name = f"{location}/{MANIFEST}"
-    manifest = parse_json(data, name)
-    _refuse_other_version(manifest, name)
-    check_document(manifest, "manifest", name)
-    check_consistency(manifest, name)
-    labels = tuple(manifest["labels"])
-    index = manifest.get("files", {}).get(INDEX)
-    options = manifest.get("options", {})
+    manifest = headct.manifest.parse_manifest(data, f"{location}/{MANIFEST}")
+    index, options = manifest.files.get(INDEX), manifest.options
     return ShardDirectory(
         path=path,
-        labels=labels,
-        windows=tuple(parse_window(each) for each in manifest["windows"]),
-        image=parse_image(manifest["image"]),
-        splits=tuple(
-            _parse_split(path, name, each, labels) for name, each in manifest["splits"].items()
-        ),
+        labels=tuple(manifest.labels),
+        windows=tuple(manifest.windows),
+        image=manifest.image,
+        splits=tuple(_split(path, manifest, name) for name in manifest.splits),
         manifest_sha256=hashlib.sha256(data).hexdigest(),
         location=location,
-        index=File(INDEX, int(index["bytes"]), index["sha256"]) if index else None,
+        index=File(INDEX, index.bytes, index.sha256) if index else None,
         preprocessing={name: options[name] for name in PREPROCESSING if name in options},
         patient_ids=_kind_of_ids(options),
-        image_ids=_kind_of_image_ids(options, manifest.get("image_id")),
+        image_ids=_kind_of_image_ids(options, manifest.image_id),
         lease=lease,
+    )
+
+
+def _split(path: Path, manifest: Manifest, name: str) -> Split:
+    entry = manifest.splits[name]
+    counts = entry.label_counts or {}
+    return Split(
+        name=name,
+        examples=entry.examples,
+        patients=entry.patients,
+        label_counts=tuple(counts.get(label) for label in manifest.labels),
+        shards=tuple(
+            Shard(path / shard.file, shard.examples, shard.bytes, shard.sha256)
+            for shard in entry.shards
+        ),
     )
 
 
@@ -304,55 +283,6 @@ def _kind_of_image_ids(options: dict[str, Any], identity: Any) -> str:
     if kind == "auto":
         return "file_name"
     return kind if kind in ("file_name", "sop_instance_uid", ORDINAL) else ""
-
-
-def _refuse_other_version(manifest: Any, name: str) -> None:
-    """Tells a manifest of another version, which may differ in any other way too.
-
-    Raises:
-        UsageError: it is of another version.
-    """
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{name}: schema_version {shown(version)}; this trainer reads {SCHEMA_VERSION}"
-        )
-
-
-def parse_image(image: dict[str, Any]) -> ImageSpec:
-    """Makes an ImageSpec of its entry in the manifest."""
-    return ImageSpec(
-        height=int(image["height"]),
-        width=int(image["width"]),
-        channels=int(image["channels"]),
-        dtype=image.get("dtype", "uint8"),
-        # Null where the images are windowed already.
-        hu_offset=float(image.get("hu_offset") or 0),
-    )
-
-
-def parse_window(window: dict[str, Any]) -> Window:
-    """Makes a Window of its entry in the manifest."""
-    center, width = (
-        None if window[key] is None else float(window[key]) for key in ("center", "width")
-    )
-    return Window(window["name"], center, width)
-
-
-def _parse_split(path: Path, name: str, split: dict[str, Any], labels: tuple[str, ...]) -> Split:
-    """Makes a Split of its entry in the manifest."""
-    shards = tuple(
-        Shard(path / each["file"], int(each["examples"]), int(each["bytes"]), each["sha256"])
-        for each in split["shards"]
-    )
-    counts = split.get("label_counts") or {}
-    return Split(
-        name=name,
-        examples=int(split["examples"]),
-        patients=int(split["patients"]),
-        label_counts=tuple(counts.get(label) for label in labels),
-        shards=shards,
-    )
 
 
 def check_files(splits: tuple[Split, ...]) -> None:

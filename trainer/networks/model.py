@@ -17,8 +17,8 @@ import keras
 from keras import layers
 
 from headct.errors import UsageError
+from headct.manifest import ImageSpec
 from trainer.data.priors import log_odds
-from trainer.data.shards import ImageSpec
 from trainer.networks.augment import Augment
 from trainer.networks.averaging import assign, copies
 from trainer.networks.backbones import build_backbone

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from headct.errors import UsageError
+from headct.json_documents import read_json
 from trainer.evaluation.bootstrap import SAMPLES, ResampledFigures, resample_figures
 from trainer.evaluation.measured import Measured, measure_frame, read_predictions
-from trainer.json_documents import read_json
 from trainer.options import label_weights
 from trainer.runs.run_directory import RunDirectory, read_description
 

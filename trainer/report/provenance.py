@@ -13,8 +13,8 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from headct.declarations import flags
+from headct.json_documents import read_json
 from headct.layout import CARD
-from trainer.json_documents import read_json
 from trainer.networks.catalog import BACKBONES
 from trainer.options import TrainOptions
 from trainer.report.page import code

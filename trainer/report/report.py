@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from headct.json_documents import read_json
 from trainer.evaluation.measured import Measured, measure_frame, read_predictions
 from trainer.evaluation.thresholds import SENSITIVITY
-from trainer.json_documents import read_json
 from trainer.progress import explain_figures, explain_weights
 from trainer.report import curves
 from trainer.report.figures import plot_confusion, plot_curves, plot_speed

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from headct.manifest import ImageSpec
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
-from trainer.data.shards import ImageSpec
 from trainer.evaluation.bootstrap import example_losses
 from trainer.networks.model import load_classifier
 from trainer.report.figures import plot_slice

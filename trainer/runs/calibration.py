@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headct.errors import UsageError
+from headct.json_documents import key_path, read_document
 from trainer.files import write_json
-from trainer.json_documents import key_path, read_document
+from trainer.runs.documents import Temperatures
 from trainer.runs.run_directory import RunDirectory
 
 
@@ -75,19 +76,16 @@ def read_calibration(run: RunDirectory, labels: tuple[str, ...]) -> Calibration:
         FileNotFoundError: there is none.
         UsageError: it is not whole, or has nothing for a label.
     """
-    kept = read_document(run.temperatures, "temperatures")
+    kept = read_document(run.temperatures, Temperatures)
     for label in labels:
         if label not in kept:
             raise UsageError(f"{run.temperatures}: {key_path([label])}: is missing")
-    each = [
-        kept[label] if isinstance(kept[label], dict) else {"temperature": kept[label], "bias": 0}
-        for label in labels
-    ]
+    fitted = [kept[label] for label in labels]
     return Calibration(
-        tuple(float(one["temperature"]) for one in each),
-        tuple(float(one["bias"]) for one in each),
-        each[0].get("split", ""),
-        each[0].get("digest", ""),
+        tuple(label.temperature for label in fitted),
+        tuple(label.bias for label in fitted),
+        fitted[0].split,
+        fitted[0].digest,
     )
 
 

@@ -11,12 +11,13 @@ import pandas as pd
 
 from headct.errors import StorageError, UsageError
 from headct.layout import fold_split
+from headct.manifest import ImageSpec
 from headct.printable import shown
 from trainer.data.index import Index, read_index, with_label_counts
 from trainer.data.priors import priors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
-from trainer.data.shards import ALL_LABELED, ImageSpec, ShardDirectory, Split, count
+from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import (
     CrossvalOptions,

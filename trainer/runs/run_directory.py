@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from headct.errors import UsageError
+from headct.json_documents import check_document, parse_json, read_bytes
 from headct.printable import LONGEST_SHOWN, hide_secrets, shown
-from trainer.data.shards import ShardDirectory, parse_image, parse_window
+from trainer.data.shards import ShardDirectory
 from trainer.files import remove_unfinished, write_json
-from trainer.json_documents import (
-    check_document,
-    read_document,
-)
 from trainer.options import TrainOptions, run_identity
+from trainer.runs.documents import RunDescription, TrainingShards
 from trainer.runs.lock import LOCK
 
 
@@ -144,11 +142,11 @@ def describe_data(shards: ShardDirectory) -> dict[str, Any]:
 
 def described_data(description: dict[str, Any]) -> dict[str, Any]:
     """What run.json says of the same, without keys that nothing depends on."""
-    shards = description["shards"]
+    trained = check_document(description["shards"], TrainingShards, "run.json")
     return {
-        "labels": shards["labels"],
-        "windows": [asdict(parse_window(each)) for each in shards["windows"]],
-        "image": asdict(parse_image(shards["image"])),
+        "labels": trained.labels,
+        "windows": [asdict(window) for window in trained.windows],
+        "image": asdict(trained.image),
     }
 
 
@@ -190,7 +188,7 @@ def check_run(
         raise UsageError(f"--run {run.path}: exists and is no run directory")
     else:  # a path of the shards, say, that no reader would take
         described = _describe_run(options, shards, [0.0] * len(shards.labels))  # not known yet
-        check_document(described, "run", f"--run {run.path}: for run.json")
+        check_document(described, RunDescription, f"--run {run.path}: for run.json")
     return run
 
 
@@ -269,10 +267,11 @@ def read_description(run: RunDirectory) -> dict[str, Any]:
         UsageError: it is not there, not whole, or has a wrong value.
     """
     try:
-        description: dict[str, Any] = read_document(run.description, "run")
+        description: dict[str, Any] = parse_json(read_bytes(run.description), str(run.description))
     except FileNotFoundError:
         raise UsageError(f"{run.path}: no run.json, so no run directory") from None
+    check_document(description, RunDescription, str(run.description))
     shards = description["shards"]
     if len(shards["prevalence"]) != len(shards["labels"]):
-        raise UsageError(f"{run.description}: shards.prevalence: must be a number a label")
+        raise UsageError(f"{run.description}: shards.prevalence: must be a number per label")
     return description

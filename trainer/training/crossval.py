@@ -13,11 +13,11 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from headct.json_documents import read_json
 from headct.printable import show_line
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
-from trainer.json_documents import read_json
 from trainer.progress import explain_weights, next_command, number
 from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory

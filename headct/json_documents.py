@@ -1,0 +1,193 @@
+"""JSON files that others may have written: parsed strictly and checked against a model.
+
+A model is a pydantic dataclass whose types say in words what a value must be (`Must`). Further keys
+than it names are allowed.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError, WrapValidator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from headct.errors import UsageError
+from headct.printable import LONGEST_SHOWN, shown
+
+LARGEST = 1 << 26  # bytes; the manifest of 10^8 slices takes a tenth of it
+_CONTROLS = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
+
+
+def must(description: str) -> WrapValidator:
+    """Annotate a type with what its values must be, for error messages.
+
+    Stands last in `Annotated`. Errors within a value (an item of a list, a field of an object) keep
+    their own message.
+    """
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if all(details["loc"] for details in error.errors()):
+                raise
+        raise PydanticCustomError("must", "must be {description}", {"description": description})
+
+    return WrapValidator(check)
+
+
+def _without_controls(value: str) -> str:
+    """Refuse what moves a terminal's cursor, ends a line, or has no encoding."""
+    if _CONTROLS.search(value):
+        raise ValueError("has control characters")
+    return value
+
+
+PRINTABLE = AfterValidator(_without_controls)
+
+
+def read_document(path: Path, model: Any) -> Any:
+    """Return a JSON file's content as a model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it cannot be read, is no JSON, or has a wrong value.
+    """
+    return check_document(parse_json(read_bytes(path), str(path)), model, str(path))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that should be there.
+
+    Raises:
+        UsageError: it is gone, or damaged.
+    """
+    try:
+        return parse_json(read_bytes(path), str(path))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, unless it is absurdly large.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is no file, too large, or cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: must be a file")
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    refuse_large(len(data), str(path))
+    return data
+
+
+def refuse_large(size: int, name: str) -> None:
+    """Check that a file of so many bytes can be such a document.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    if size > LARGEST:
+        raise UsageError(f"{name}: more than {LARGEST >> 20} MiB; that is no such file")
+
+
+def check_document(document: Any, model: Any, name: str) -> Any:
+    """Return a parsed document as a model.
+
+    Args:
+        document: parsed JSON.
+        model: a pydantic dataclass, or any other type that pydantic validates.
+        name: of the file, for messages.
+
+    Raises:
+        UsageError: a value is wrong or missing; the message names the first one.
+    """
+    try:
+        return _adapter(model).validate_python(document)
+    except ValidationError as error:
+        raise UsageError(f"{name}: {_describe(error.errors()[0])}") from None
+
+
+@lru_cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def _describe(error: ErrorDetails) -> str:
+    """Say where a value is wrong, and what it must be, in one line."""
+    path = error["loc"]
+    if error["type"] == "missing":
+        return f"{key_path(path)}: is missing"
+    if path[-1:] == ("[key]",):
+        path = path[:-2]
+    return f"{key_path(path)}: {shown(error['input'])}: {error['msg']}"
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse JSON without NaN, Infinity or duplicate keys.
+
+    Raises:
+        UsageError: it is no such JSON.
+    """
+    try:
+        return json.loads(
+            data,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_keys,
+        )
+    except _Refused as error:
+        raise UsageError(f"{name}: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{name}: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{name}: not JSON ({error})") from None
+
+
+class _Refused(ValueError):
+    """JSON that Python parses although it is invalid or ambiguous."""
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise _Refused(f"{constant}: must be a finite number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _Refused(f"{shown(digits)}: must be a finite number")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse duplicate keys: parsers disagree on which value counts."""
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _Refused(f"the key {shown(twice)} is there twice")
+    return unique
+
+
+def key_path(path: Iterable[str | int]) -> str:
+    """Return the path to a value in a document, for instance `splits.fold0.shards[3].file`."""
+    shown_path = ""
+    for key in path:
+        if isinstance(key, int):
+            shown_path += f"[{key}]"
+        elif key.isidentifier() and key.isascii() and len(key) <= LONGEST_SHOWN:
+            shown_path += f".{key}"
+        else:
+            shown_path += f"[{shown(key)}]"
+    return shown_path.removeprefix(".") or "all of it"

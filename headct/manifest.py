@@ -1,0 +1,282 @@
+"""manifest.json as readers of shards need it, checked: a wrong value is one line that names it."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from headct.errors import UsageError
+from headct.json_documents import PRINTABLE, check_document, key_path, must, parse_json
+from headct.layout import (
+    INDEX,
+    MANIFEST,
+    MAX_LABEL_LENGTH,
+    MAX_LABELS,
+    REJECTS,
+    SCHEMA_VERSION,
+    UNLABELED_SPLIT,
+)
+from headct.printable import shown
+
+_T = TypeVar("_T", bound=Hashable)
+
+
+def _different(values: list[_T]) -> list[_T]:
+    if len({*values}) < len(values):
+        raise ValueError("has a value twice")
+    return values
+
+
+def _matching(pattern: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError("does not match")
+        return value
+
+    return AfterValidator(check)
+
+
+Count = Annotated[
+    int, Field(strict=True, ge=0, le=(1 << 53) - 1), must("a whole number, 0 or more")
+]
+Pixels = Annotated[
+    int, Field(strict=True, ge=1, le=8192), must("a whole number of pixels from 1 to 8192")
+]
+Hounsfield = Annotated[
+    float,
+    Field(strict=True, ge=-100000, le=100000),
+    must("a number of HU from -100000 to 100000, or null"),
+]
+Width = Annotated[
+    float,
+    Field(strict=True, gt=0, le=1000000),
+    must("a number of HU above 0, up to 1000000, or null"),
+]
+Name = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=MAX_LABEL_LENGTH),
+    PRINTABLE,
+    must("printable text of 1 to 100 characters"),
+]
+Sha256 = Annotated[
+    str,
+    Field(strict=True),
+    _matching("[0-9a-f]{64}"),
+    must("64 hexadecimal digits in lower case"),
+]
+FileName = Annotated[
+    str,
+    Field(strict=True, max_length=200),
+    PRINTABLE,
+    _matching(r"[^./\\:][^/\\:]*"),
+    must("the name of a file in the same folder"),
+]
+SplitName = Annotated[
+    str,
+    Field(strict=True, max_length=64),
+    _matching("[A-Za-z0-9_][A-Za-z0-9_.-]*"),
+    must("a name of up to 64 letters, digits, '_', '-' and '.'"),
+]
+Labels = Annotated[
+    list[Name],
+    Field(max_length=MAX_LABELS),
+    AfterValidator(_different),
+    must(f"a list of up to {MAX_LABELS} different labels"),
+]
+LabelCounts = Annotated[dict[str, Count] | None, must("an object with a whole number per label")]
+Options = Annotated[dict[str, Any], must("an object of options")]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window in Hounsfield units; without numbers where each file brought its own."""
+
+    name: Name
+    center: Hounsfield | None
+    width: Width | None
+
+
+Windows = Annotated[
+    list[Annotated[Window, must("an object with name, center and width")]],
+    Field(max_length=100),
+    must("a list of up to 100 windows"),
+]
+
+
+def _zero_for_null(value: Any) -> Any:
+    """Return 0 for null, which stands in manifests of windowed images."""
+    return 0 if value is None else value
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The stored image: [height, width, channels] of `dtype` (uint8 or uint16).
+
+    A uint16 image holds Hounsfield units: HU = value + hu_offset.
+    """
+
+    height: Pixels
+    width: Pixels
+    channels: Annotated[int, Field(strict=True, ge=1, le=4), must("a whole number from 1 to 4")]
+    dtype: Annotated[Literal["uint8", "uint16"], must("uint8 or uint16")] = "uint8"
+    hu_offset: Annotated[Hounsfield, BeforeValidator(_zero_for_null)] = 0.0
+
+    @property
+    def is_hounsfield(self) -> bool:
+        """Whether windows are still to be chosen."""
+        return self.dtype == "uint16"
+
+
+Image = Annotated[ImageSpec, must("an object with height, width and channels")]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file beside the shards."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard of a split; `label_counts` has the positives per label, where known."""
+
+    file: FileName
+    examples: Count
+    bytes: Count
+    sha256: Sha256
+    label_counts: LabelCounts = None
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """A split; `label_counts` has the positives per label, where known."""
+
+    examples: Count
+    patients: Count
+    shards: Annotated[
+        list[Annotated[ShardEntry, must("an object with file, examples, bytes and sha256")]],
+        must("a list of shards"),
+    ]
+    label_counts: LabelCounts = None
+
+
+_Split = Annotated[SplitEntry, must("an object with examples, patients and shards")]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard directory says of itself.
+
+    Attributes:
+        schema_version: of the manifest.
+        labels: in the order of an example's values.
+        windows: one per channel; none in shards of Hounsfield units.
+        image: the stored image.
+        splits: by name.
+        files: what else is in the directory, by name.
+        options: of the pipeline's run.
+        image_id: what tells images apart.
+    """
+
+    schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]
+    labels: Labels
+    windows: Windows
+    image: Image
+    splits: Annotated[
+        dict[
+            SplitName, Annotated[SplitEntry, must("an object with examples, patients and shards")]
+        ],
+        Field(min_length=1),
+        must(
+            "an object with a split or more; a name is up to 64 letters, digits, '_', '-' and '.'"
+        ),
+    ]
+    files: Annotated[
+        dict[str, Annotated[FileEntry, must("an object with bytes and sha256")]],
+        must("an object of files"),
+    ] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
+    image_id: Any = None
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Return a manifest whose values are allowed and consistent.
+
+    Args:
+        data: of the file.
+        name: of the file, for messages.
+
+    Raises:
+        UsageError: it is of another version, a value is wrong, or two contradict each other.
+    """
+    document = parse_json(data, name)
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:  # which may differ in any other way too
+        raise UsageError(
+            f"{name}: schema_version {shown(version)}; this version reads {SCHEMA_VERSION}"
+        )
+    manifest: Manifest = check_document(document, Manifest, name)
+    check_consistency(manifest, name)
+    return manifest
+
+
+def check_consistency(manifest: Manifest, name: str) -> None:
+    """Compare the values of a manifest with each other.
+
+    Raises:
+        UsageError: two contradict each other; the message says where.
+    """
+    seen = {MANIFEST, INDEX, REJECTS}
+    for split, entry in manifest.splits.items():
+        total = sum(shard.examples for shard in entry.shards)
+        if entry.examples != total:
+            _refuse(name, ["splits", split, "examples"], entry.examples, _sum(total))
+        _check_label_counts(name, ["splits", split], entry, manifest.labels)
+        for number, shard in enumerate(entry.shards):
+            path: list[str | int] = ["splits", split, "shards", number]
+            _check_label_counts(name, path, shard, manifest.labels)
+            if shard.file in seen:
+                _refuse(name, [*path, "file"], shard.file, "a name of its own")
+            seen.add(shard.file)
+        _check_label_sums(name, split, entry)
+        if not manifest.labels and split != UNLABELED_SPLIT and entry.examples:
+            raise UsageError(f"{name}: labels: a list of 0: must name the labels of {split}")
+
+
+def _refuse(name: str, path: list[str | int], value: Any, right: str) -> None:
+    raise UsageError(f"{name}: {key_path(path)}: {shown(value)}: must be {right}")
+
+
+def _sum(total: int) -> str:
+    return f"{total}, as its shards have"
+
+
+def _check_label_counts(
+    name: str, path: list[str | int], entry: SplitEntry | ShardEntry, labels: list[str]
+) -> None:
+    """Check that the counted labels are known and have no more positives than examples."""
+    for label, positives in (entry.label_counts or {}).items():
+        here = [*path, "label_counts", label]
+        if label not in labels:
+            raise UsageError(f"{name}: {key_path(here)}: must be one of the labels")
+        if positives > entry.examples:
+            _refuse(name, here, positives, f"at most {entry.examples}, the examples")
+
+
+def _check_label_sums(name: str, split: str, entry: SplitEntry) -> None:
+    """Compare a split's positives with the sum of its shards, if all have counts."""
+    if not entry.label_counts or not all(shard.label_counts for shard in entry.shards):
+        return
+    totals: Counter[str] = Counter()
+    for shard in entry.shards:
+        totals.update(shard.label_counts)
+    for label in entry.label_counts.keys() | totals.keys():
+        stated = entry.label_counts.get(label, 0)
+        if stated != totals[label]:
+            _refuse(name, ["splits", split, "label_counts", label], stated, _sum(totals[label]))
