@@ -21,7 +21,7 @@ from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
-from beam_pipeline.runners.choose import Launch
+from beam_pipeline.runners.choose import ChosenRunner
 from beam_pipeline.workers import start_server
 from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
@@ -53,11 +53,11 @@ def options_of(_command: str) -> list[type[Declared]]:
     return KINDS
 
 
-def _preprocess(options: Options, launched: Launch) -> int:
+def _preprocess(options: Options, chosen: ChosenRunner) -> int:
     folder = options.files.folder
     labels = _check_input(options)
-    if not launched.runner.is_local:
-        launched = _find_job_server(launched)
+    if not chosen.runner.is_local:
+        chosen = _find_job_server(chosen)
     console = Terminal(markup=False)
     with lock_output(folder.url) as lock:
         manifest = prepare_output(folder, options, alone=lock.alone)
@@ -74,14 +74,14 @@ def _preprocess(options: Options, launched: Launch) -> int:
         else:
             labels.keep(Unfinished(folder))
             del labels
-        return _run(options, launched, folder, console)
+        return _run(options, chosen, folder, console)
 
 
-def _run(options: Options, launched: Launch, folder: Folder, console: Console) -> int:
-    record_start(folder, launched.runner.name)
+def _run(options: Options, chosen: ChosenRunner, folder: Folder, console: Console) -> int:
+    record_start(folder, chosen.runner.name)
     began = time.monotonic()
-    run = _run_here if launched.runner.is_local else _run_elsewhere
-    if not run(options, launched, folder, console):
+    run = _run_here if chosen.runner.is_local else _run_elsewhere
+    if not run(options, chosen, folder, console):
         Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
         return 0
     finished = find_manifest(folder)
@@ -97,7 +97,7 @@ def _show_summary(
     show_summary(console, manifest, folder.url, seconds, has_card=folder.exists(CARD))
 
 
-def _run_here(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
+def _run_here(options: Options, chosen: ChosenRunner, folder: Folder, console: Console) -> bool:
     start_server(options.files.input)
     # Imported late: a wrong option is answered without the seconds that Beam takes to load.
     from beam_pipeline import pipeline
@@ -112,17 +112,19 @@ def _run_here(options: Options, launched: Launch, folder: Folder, console: Conso
     return True
 
 
-def _find_job_server(launched: Launch) -> Launch:
+def _find_job_server(chosen: ChosenRunner) -> ChosenRunner:
     from beam_pipeline.runners.job_server import find_job_server
 
-    return find_job_server(launched)
+    return find_job_server(chosen)
 
 
-def _run_elsewhere(options: Options, launched: Launch, folder: Folder, console: Console) -> bool:
-    from beam_pipeline.runners.run_job import launch
+def _run_elsewhere(
+    options: Options, chosen: ChosenRunner, folder: Folder, console: Console
+) -> bool:
+    from beam_pipeline.runners.run_job import run_job
 
     with Display(console, listen=False) as display:
-        return launch(options, launched, Watcher(Unfinished(folder), display), console)
+        return run_job(options, chosen, Watcher(Unfinished(folder), display), console)
 
 
 def _check_input(options: Options) -> Labels | None:

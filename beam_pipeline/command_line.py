@@ -11,7 +11,7 @@ from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.runners.choose import (
     LOCAL,
     RUNNERS,
-    Launch,
+    ChosenRunner,
     Runner,
     choose_runner,
     complete_arguments,
@@ -28,7 +28,7 @@ from headct.declarations import (
 from headct.errors import UsageError
 
 
-class LaunchOptions(Declared, title="runner"):
+class RunnerOptions(Declared, title="runner"):
     """How a run is started; changes nothing that is written."""
 
     runner: Annotated[str, Field(description=f"one of {', '.join(RUNNERS)}")] = LOCAL.name
@@ -36,12 +36,12 @@ class LaunchOptions(Declared, title="runner"):
     """let Ctrl-C end a job that would otherwise continue without this command"""
 
 
-KINDS: list[type[Declared]] = [*Options.groups().values(), LaunchOptions]
+KINDS: list[type[Declared]] = [*Options.groups().values(), RunnerOptions]
 
 
 def parse_options(
     argv: Sequence[str], program: str = "python -m beam_pipeline"
-) -> tuple[Options, Launch]:
+) -> tuple[Options, ChosenRunner]:
     """Return the options of a run, and how it is started.
 
     Raises:
@@ -56,14 +56,14 @@ def parse_options(
         epilog="All other options are those of the chosen Beam runner.",
     )
     given, others = parse_given(parser, KINDS, argv)
-    start = LaunchOptions(
-        **{name: given.pop(name) for name in flags(LaunchOptions) if name in given}
+    start = RunnerOptions(
+        **{name: given.pop(name) for name in flags(RunnerOptions) if name in given}
     )
     runner = choose_runner(start.runner)
     _check_given(given, others)
     options = _complete(Options.of(**given), given, runner)
     arguments = complete_arguments(runner, others, parser._option_string_actions)
-    return options, Launch(runner, tuple(arguments), start.cancel_on_interrupt)
+    return options, ChosenRunner(runner, tuple(arguments), start.cancel_on_interrupt)
 
 
 def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from beam_pipeline.command_line import KINDS, LaunchOptions
+from beam_pipeline.command_line import KINDS, RunnerOptions
 from headct.declarations import Declared, Mark, allowed_values, default_text, flags, meaning
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
@@ -26,7 +26,7 @@ def page() -> str:
 def _table(kind: type[Declared]) -> str:
     rows = []
     for name, field in flags(kind).items():
-        recorded = kind is not LaunchOptions and Mark.UNRECORDED not in field.metadata
+        recorded = kind is not RunnerOptions and Mark.UNRECORDED not in field.metadata
         default = "required" if field.is_required() else default_text(field)
         cells = [f"`--{name}`{'' if recorded else ' ·'}", meaning(field)]
         rows.append(f"| {' | '.join([*cells, allowed_values(field), default])} |")

@@ -1,4 +1,4 @@
-"""Addresses of clusters and job services: which forms an option takes, and whether one answers."""
+"""Addresses of clusters and job services: the forms that options take, and whether one answers."""
 
 import re
 import socket
@@ -10,24 +10,25 @@ from headct.errors import UsageError
 
 _CONNECT_SECONDS = 5.0
 _PORTS = {"http://": 80, "https://": 443}
+_NEVER = r"(?!)"
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What an option takes.
+    """The values that an option takes.
 
     Attributes:
-        here: values that stand for an engine on this machine.
-        elsewhere: values that name no host.
-        scheme: what an address begins with.
-        several: whether an address may name several hosts, of which one leads.
+        scheme: regular expression of an address's beginning.
         wanted: examples for a message.
+        here: regular expression of values for an engine on this machine.
+        elsewhere: regular expression of values without a host.
+        several: whether an address may name several hosts, one of which leads.
     """
 
     scheme: str
     wanted: str
-    here: str = r"(?!)"
-    elsewhere: str = r"(?!)"
+    here: str = _NEVER
+    elsewhere: str = _NEVER
     several: bool = False
 
 
@@ -52,47 +53,49 @@ ADDRESS_OPTIONS = tuple(_FORMS)
 
 
 def is_here(option: str, value: str) -> bool:
-    """Whether a value asks for an engine on this machine, such as `local[4]` of Spark."""
+    """Return whether a value asks for an engine on this machine, such as Spark's `local[4]`."""
     return bool(re.fullmatch(_FORMS[option].here, value))
 
 
 def check_address(option: str, value: str) -> None:
-    """Raise if a value is not an address, or nothing answers there.
+    """Raise if a value is not an address, or no host answers there.
 
     Raises:
         UsageError: the option takes no such value.
-        RunnerError: no host that it names can be reached.
+        RunnerError: no host that the value names can be reached.
     """
-    form = _FORMS[option]
-    if is_here(option, value) or re.fullmatch(form.elsewhere, value):
+    if is_here(option, value) or re.fullmatch(_FORMS[option].elsewhere, value):
         return
     failures = []
-    for host, port in _hosts(option, value):
+    for address in _hosts(option, value):
         try:
-            socket.create_connection((host, port), _CONNECT_SECONDS).close()
+            socket.create_connection(address, _CONNECT_SECONDS).close()
+        except TimeoutError:
+            failures.append("no answer")
         except OSError as error:
-            no_answer = isinstance(error, TimeoutError)
-            failures.append("no answer" if no_answer else error.strerror or str(error))
+            failures.append(error.strerror or str(error))
         else:
             return
     raise RunnerError(f"--{option} {value} cannot be reached: {failures[0]}")
 
 
 def _hosts(option: str, value: str) -> list[tuple[str, int]]:
-    """The hosts and ports that an address names, one at least."""
+    """Return the hosts and ports that an address names, at least one."""
     form = _FORMS[option]
+    wrong = UsageError(f"--{option} {value}: want {form.wanted}")
     scheme = re.match(form.scheme, value)
-    found = []
-    if scheme:
-        rest = value[scheme.end() :]
-        default = next((port for name, port in _PORTS.items() if scheme[0].endswith(name)), None)
-        for part in rest.split(",") if form.several else [rest]:
-            try:
-                parts = urlsplit(f"//{part}")
-                found.append((parts.hostname, parts.port or default))
-            except ValueError:  # a port that is no number
-                found.append((None, None))
-    usable = [(host, port) for host, port in found if host and port]
-    if not usable or len(usable) < len(found):
-        raise UsageError(f"--{option} {value}: want {form.wanted}")
-    return usable
+    if scheme is None:
+        raise wrong
+    default = next((port for name, port in _PORTS.items() if scheme[0].endswith(name)), None)
+    rest = value[scheme.end() :]
+    hosts = []
+    for host in rest.split(",") if form.several else [rest]:
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname, parts.port or default
+        except ValueError:  # the port is not a number
+            raise wrong from None
+        if not name or not port:
+            raise wrong
+        hosts.append((name, port))
+    return hosts

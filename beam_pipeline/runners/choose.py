@@ -1,11 +1,10 @@
-"""What the pipeline can run on, and what is wrong with a call, found before anything starts."""
+"""The runners that the pipeline can run on, and checks of a call before anything starts."""
 
 import argparse
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from beam_pipeline.runners.addresses import ADDRESS_OPTIONS, check_address, is_here
 from headct.declarations import OneLineParser, did_you_mean
@@ -17,13 +16,13 @@ _ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runner:
-    """Something to run the pipeline on.
+    """A runner.
 
     Attributes:
-        name: as `--runner` takes it.
-        required: flags that it cannot do without, each with an example; a job service that is given
-            by its address has them.
-        shares_files: whether its workers may see local paths of the machine that starts a run.
+        name: value of `--runner`.
+        required: flags that the runner needs, each with an example; not needed with the address of
+            a job service, which has them.
+        shares_files: whether workers may see local paths of the machine that starts a run.
     """
 
     name: str
@@ -32,18 +31,18 @@ class Runner:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this program's own, in processes of this machine."""
+        """Whether the run stays in processes of this command."""
         return self is LOCAL
 
 
 @dataclass(frozen=True)
-class Launch:
-    """How a run is started; nothing of it decides what is written.
+class ChosenRunner:
+    """Where and how to run; none of it decides what is written.
 
     Attributes:
         runner: to run on.
-        arguments: of the runner.
-        cancel_on_interrupt: whether Ctrl-C ends a job that would otherwise go on.
+        arguments: Beam's options for the runner.
+        cancel_on_interrupt: whether Ctrl-C cancels a job that would otherwise continue.
     """
 
     runner: Runner
@@ -70,10 +69,10 @@ _RUNNERS = (
     DATAFLOW,
 )
 RUNNERS = {runner.name: runner for runner in _RUNNERS}
-# Those whose job server is a program in Java, by the names in its options.
+# Runners with a job server in Java, by the names in the job server's options.
 ENGINES = {"FlinkRunner": "flink", "SparkRunner": "spark"}
 _MASTERS = {"FlinkRunner": "flink_master", "SparkRunner": "spark_master_url"}
-# Beam's own looks for a program on the network, and works in one process if there is none.
+# Beam's DirectRunner looks for a program on the network, and else works in one process.
 _ALIASES = {"DirectRunner": LOCAL.name}
 _REFUSED = {
     "DaskRunner": "it computes some steps twice and drops what a bundle ends with, so that counts "
@@ -83,29 +82,29 @@ _REFUSED = {
 
 
 def choose_runner(name: str) -> Runner:
-    """The runner with a name, in any case, with or without `Runner` at its end.
+    """Return the runner with a name, in any case, with or without `Runner` at its end.
 
     Raises:
-        UsageError: there is none, or it is known to go wrong.
+        UsageError: there is no such runner, or it is known to fail.
     """
-    known = {known.lower(): known for known in (*RUNNERS, *_ALIASES, *_REFUSED)}
-    found = known.get(name.lower()) or known.get(f"{name.lower()}runner")
+    names = {known.lower(): known for known in (*RUNNERS, *_ALIASES, *_REFUSED)}
+    known = names.get(name.lower()) or names.get(f"{name.lower()}runner")
     choices = f"choose from {', '.join(RUNNERS)}"
-    if found in _REFUSED:
-        raise UsageError(f"--runner {found} is not supported: {_REFUSED[found]}; {choices}")
-    if found is None:
+    if known in _REFUSED:
+        raise UsageError(f"--runner {known} is not supported: {_REFUSED[known]}; {choices}")
+    if known is None:
         raise UsageError(
-            f"there is no --runner {name}{did_you_mean(name, known.values())}; {choices}"
+            f"there is no --runner {name}{did_you_mean(name, names.values())}; {choices}"
         )
-    return RUNNERS[_ALIASES.get(found, found)]
+    return RUNNERS[_ALIASES.get(known, known)]
 
 
 def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) -> list[str]:
-    """The arguments of a runner, with those that it needs and that can be found.
+    """Check a runner's arguments; return them with the options that follow from others.
 
     Args:
         runner: to run on.
-        argv: what the pipeline's own parser did not take.
+        argv: arguments that the pipeline's own parser does not know.
         own: the pipeline's options, to suggest.
 
     Raises:
@@ -117,9 +116,9 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
             raise _unknown(argv[0], own, f"--runner {runner.name}")
         return []
     parser = _beam_parser()
-    parsed, left = parser.parse_known_args(list(argv))
+    parsed, unparsed = parser.parse_known_args(list(argv))
     _check_reachable(parsed)
-    _check_known(runner, parsed, left, [*own, *parser._option_string_actions])
+    _check_known(runner, parsed, unparsed, [*own, *parser._option_string_actions])
     implied = _implied(runner, parsed)
     missing = [
         f"--{name} (for instance {example})"
@@ -128,28 +127,15 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
     ]
     if missing:
         raise UsageError(f"--runner {runner.name} needs {', '.join(missing)}")
-    if starts_job_server(runner, parsed):
-        _require_java(runner, parsed.job_server_java_launcher)
-    return [*argv, *(part for name, value in implied.items() for part in (f"--{name}", value))]
-
-
-def starts_job_server(runner: Runner, parsed: Any) -> bool:
-    """Whether a run starts Beam's job server in Java, which gives the job to the cluster.
-
-    Args:
-        runner: to run on.
-        parsed: Beam's options, as attributes.
-    """
-    engine = ENGINES.get(runner.name)
-    uber_jar = engine and getattr(parsed, f"{engine}_submit_uber_jar")
-    return bool(engine) and not parsed.job_endpoint and not uber_jar
+    _check_java(runner, parsed)
+    return [*argv, *(word for name, value in implied.items() for word in (f"--{name}", value))]
 
 
 def place_path(runner: Runner, option: str, path: str | None) -> str | None:
-    """A path as workers find it: absolute, since each has a working directory of its own.
+    """Return a path as workers can open it: absolute, since their working directories differ.
 
     Raises:
-        UsageError: it is a local path, which the runner's workers cannot see.
+        UsageError: the path is local, and the runner's workers cannot see it.
     """
     if path is None or runner.is_local or not is_local(path):
         return path
@@ -168,41 +154,70 @@ def _beam_parser() -> argparse.ArgumentParser:
     for options in pipeline_options.PipelineOptions.__subclasses__():
         if options.__module__ == pipeline_options.__name__:
             options._add_argparse_args(parser)
-    # Beam's defaults are values that a user may give.
+    # Beam's defaults of addresses are valid values, so that a missing option would go unseen.
     parser.set_defaults(**dict.fromkeys(ADDRESS_OPTIONS))
     return parser
 
 
+def _check_reachable(parsed: argparse.Namespace) -> None:
+    for option in ("job_endpoint",) if parsed.job_endpoint else ADDRESS_OPTIONS:
+        value = getattr(parsed, option)
+        if value is not None:
+            check_address(option, value)
+    if parsed.prism_location and not Path(parsed.prism_location).is_file():
+        raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
+
+
 def _check_known(
-    runner: Runner, parsed: argparse.Namespace, left: Sequence[str], known: Iterable[str]
+    runner: Runner, parsed: argparse.Namespace, unparsed: Sequence[str], known: Iterable[str]
 ) -> None:
-    unknown = [argument.partition("=")[0] for argument in left if argument.startswith("-")]
+    unknown = [argument.partition("=")[0] for argument in unparsed if argument.startswith("-")]
     if unknown and parsed.job_endpoint:
         described = _described_options(parsed.job_endpoint)
         unknown = [argument for argument in unknown if argument not in described]
-    elif left and not unknown:
-        unknown = list(left[:1])
+    elif unparsed and not unknown:
+        unknown = list(unparsed[:1])
     if unknown:
         raise _unknown(unknown[0], known, runner.name)
 
 
+def _described_options(endpoint: str) -> set[str]:
+    """Return the options that a job service adds to those of Beam's Python library."""
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(endpoint) as channel:
+        service = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        request = beam_job_api_pb2.DescribePipelineOptionsRequest()
+        try:
+            answer = service.DescribePipelineOptions(request, timeout=_ANSWER_SECONDS)
+        except grpc.RpcError:  # Beam's own job service describes none
+            return set()
+        return {f"--{option.name}" for option in answer.options}
+
+
+def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
+    who = f"neither the pipeline nor {runner} knows it"
+    return UsageError(f"unknown option {option}{did_you_mean(option, known)}: {who}")
+
+
 def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:
-    """Options that follow from others or can be found."""
-    found = {}
+    """Return options that follow from others or from what is installed."""
+    implied = {}
     prism = shutil.which("prism")
     if runner.name == "PrismRunner" and not parsed.prism_location and prism:
-        found["prism_location"] = prism
+        implied["prism_location"] = prism
     if _runs_here(runner, parsed) and not parsed.environment_type:
         # Workers are threads of this process: containers would need Docker and a package.
-        found["environment_type"] = "LOOPBACK"
+        implied["environment_type"] = "LOOPBACK"
     if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
-        # Each of its threads, 12 by default, would start decoder processes.
-        found["number_of_worker_harness_threads"] = "1"
-    return found
+        # Dataflow starts 12 threads per worker, and each would start decoder processes.
+        implied["number_of_worker_harness_threads"] = "1"
+    return implied
 
 
 def _runs_here(runner: Runner, parsed: argparse.Namespace) -> bool:
-    """Whether the engine itself runs on this machine, and ends with the command."""
+    """Return whether the engine itself runs on this machine, and ends with the command."""
     if runner.name == "PrismRunner":
         return True
     option = _MASTERS.get(runner.name)
@@ -218,37 +233,12 @@ def _required(runner: Runner, parsed: argparse.Namespace) -> Iterable[tuple[str,
     return runner.required
 
 
-def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
-    who = f"neither the pipeline nor {runner} knows it"
-    return UsageError(f"unknown option {option}{did_you_mean(option, known)}: {who}")
-
-
-def _check_reachable(parsed: argparse.Namespace) -> None:
-    for option in ("job_endpoint",) if parsed.job_endpoint else ADDRESS_OPTIONS:
-        value = getattr(parsed, option)
-        if value is not None:
-            check_address(option, value)
-    if parsed.prism_location and not Path(parsed.prism_location).is_file():
-        raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
-
-
-def _described_options(endpoint: str) -> set[str]:
-    """The options that a job service has beside those of Beam's Python library."""
-    import grpc
-    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
-
-    with grpc.insecure_channel(endpoint) as channel:
-        service = beam_job_api_pb2_grpc.JobServiceStub(channel)
-        request = beam_job_api_pb2.DescribePipelineOptionsRequest()
-        try:
-            answer = service.DescribePipelineOptions(request, timeout=_ANSWER_SECONDS)
-        except grpc.RpcError:  # Beam's own job service has none
-            return set()
-        return {f"--{option.name}" for option in answer.options}
-
-
-def _require_java(runner: Runner, launcher: str) -> None:
-    if not shutil.which(launcher):
+def _check_java(runner: Runner, parsed: argparse.Namespace) -> None:
+    """Raise if the run starts Beam's job server, and there is no Java."""
+    engine = ENGINES.get(runner.name)
+    if not engine or parsed.job_endpoint or getattr(parsed, f"{engine}_submit_uber_jar"):
+        return
+    if not shutil.which(parsed.job_server_java_launcher):
         raise UsageError(
             f"--runner {runner.name} starts Beam's job server, which needs Java; install it, or "
             "give the address of a job server with --job_endpoint"

@@ -1,4 +1,4 @@
-"""The job servers that a run starts: where their jars come from, and that they end with the run."""
+"""The servers that a run starts, Beam's job server and Prism: their jars, and their end."""
 
 import logging
 import os
@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from beam_pipeline.errors import RunnerError
 from beam_pipeline.runners import tied
-from beam_pipeline.runners.choose import ENGINES, Launch
+from beam_pipeline.runners.choose import ENGINES, ChosenRunner
 from beam_pipeline.runners.jobs import flink_cluster
 from headct.errors import UsageError
 
 _MANIFEST = "META-INF/MANIFEST.MF"
-# What Spark's own scripts open on Java 17, beside what Beam opens. Without it, Spark cannot pass on
-# the exception of a task, and the job waits for that task for ever.
+# Packages that Spark's own scripts open on Java 17, and Beam does not. Without them, Spark cannot
+# report the exception of a task, and the job waits for that task forever.
 _SPARK_OPENED = (
     *("java.lang", "java.lang.reflect", "java.io", "java.net", "java.util.concurrent"),
     *("java.util.concurrent.atomic", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
@@ -27,34 +27,34 @@ _SPARK_OPENED = (
 _DRIVERS = "Main-Class: org.apache.beam.runners."
 
 
-def find_job_server(launched: Launch) -> Launch:
-    """Complete a run's arguments by the jar of the job server that the run starts, if it does.
+def find_job_server(chosen: ChosenRunner) -> ChosenRunner:
+    """Add the jar of the job server to the arguments of a run that starts a job server.
 
     Raises:
-        UsageError: the jar that is given cannot be used.
-        RunnerError: none is given, and Beam's own cannot be downloaded; or the Flink cluster, which
-            is asked for its version, does not answer.
+        UsageError: the given jar cannot be used.
+        RunnerError: Beam's own jar cannot be downloaded, or the Flink cluster does not tell its
+            version.
     """
     from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
-    engine = ENGINES.get(launched.runner.name)
-    arguments = [*launched.arguments, *_flink_version(launched)]
+    engine = ENGINES.get(chosen.runner.name)
+    arguments = [*chosen.arguments, *_flink_version(chosen)]
     options = PipelineOptions(arguments)
     if engine is None or options.view_as(PortableOptions).job_endpoint:
-        return launched
+        return chosen
     option = f"{engine}_job_server_jar"
     given = options.get_all_options()[option]
     if given and not urlsplit(given).scheme:
         _check_jar(option, engine, Path(given))
     else:
         arguments += [f"--{option}", _download(option, engine, options)]
-    return replace(launched, arguments=tuple(arguments))
+    return replace(chosen, arguments=tuple(arguments))
 
 
-def _flink_version(launched: Launch) -> list[str]:
-    """Beam has a job server for each version, and takes its newest if nothing is said."""
-    cluster = flink_cluster(launched)
-    if cluster is None or any(a.startswith("--flink_version") for a in launched.arguments):
+def _flink_version(chosen: ChosenRunner) -> list[str]:
+    """Return an option with the cluster's version: Beam would take its newest job server."""
+    cluster = flink_cluster(chosen)
+    if cluster is None or any(word.startswith("--flink_version") for word in chosen.arguments):
         return []
     try:
         return ["--flink_version", cluster.version()]
@@ -64,19 +64,19 @@ def _flink_version(launched: Launch) -> list[str]:
         ) from None
 
 
-def prepare_servers(launched: Launch, options: Any, folder: Path) -> None:
-    """Change Beam's options so that the servers which Beam starts work, and end with this process.
+def prepare_servers(chosen: ChosenRunner, options: Any, folder: Path) -> None:
+    """Change Beam's options so that servers which Beam starts work, and end with this process.
 
     Args:
-        launched: the run.
-        options: Beam's PipelineOptions.
-        folder: for a script, which must be there until the pipeline is submitted.
+        chosen: the runner.
+        options: Beam's PipelineOptions, which are changed.
+        folder: for a script; keep it until the pipeline is submitted.
     """
     from apache_beam.options.pipeline_options import JobServerOptions, PrismRunnerOptions
 
     command = [sys.executable, tied.__file__, str(os.getpid())]
     java = options.view_as(JobServerOptions)
-    spark = ENGINES.get(launched.runner.name) == "spark"
+    spark = ENGINES.get(chosen.runner.name) == "spark"
     opened = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _SPARK_OPENED if spark]
     # Beam runs `launcher properties -jar ...`.
     java.job_server_jvm_properties = [
@@ -95,7 +95,7 @@ def prepare_servers(launched: Launch, options: Any, folder: Path) -> None:
 
 
 def _download(option: str, engine: str, options: Any) -> str:
-    """The path of Beam's own jar, or of one that is given by a URL, in Beam's cache."""
+    """Return the path in Beam's cache of Beam's own jar, or of a jar given by a URL."""
     from apache_beam.options.pipeline_options import JobServerOptions
     from apache_beam.runners.portability.flink_runner import FlinkJarJobServer
     from apache_beam.runners.portability.spark_runner import SparkJarJobServer
@@ -106,9 +106,9 @@ def _download(option: str, engine: str, options: Any) -> str:
         cache = options.view_as(JobServerOptions).jar_cache_dir
         return str(server.local_jar(server.path_to_jar(), cache))
     except (RuntimeError, OSError, ValueError) as error:
-        why = re.split(r"\. (?:Also failed|If no Internet)", str(error))[0]
+        reason = re.split(r"\. (?:Also failed|If no Internet)", str(error))[0]
         raise RunnerError(
-            f"Beam's job server for {engine.title()} cannot be downloaded: {why}; give the jar "
+            f"Beam's job server for {engine.title()} cannot be downloaded: {reason}; give the jar "
             f"that you have with --{option}, or the address of a job server that runs with "
             "--job_endpoint (JOB_ENDPOINT=)"
         ) from None

@@ -1,27 +1,32 @@
-"""Jobs that were submitted: what can be asked of them, wherever they run."""
+"""Submitted jobs: watch them, ask for their state, cancel them."""
 
+import json
 import threading
 import time
+import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from beam_pipeline.runners.choose import DATAFLOW, Launch
-from beam_pipeline.runners.flink import UNKNOWN, FlinkCluster
+from beam_pipeline.runners.choose import DATAFLOW, ChosenRunner
 
 ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+UNKNOWN = "UNKNOWN"
+_FLINK_STATES = {"FINISHED": "DONE", "CANCELED": "CANCELLED", "FAILED": "FAILED"}
 _ANSWER_SECONDS = 10.0
-_SILENCE_SECONDS = 60.0  # for which a service may know nothing of a job that was there before
+_SILENCE_SECONDS = 60.0  # a service that restarts may not know its jobs for a while
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that outlives its launcher, as the output folder keeps it.
+    """A job that outlives the command; the output folder keeps it for the next command.
 
     Attributes:
-        runner: its name.
-        id: the runner's.
-        service: who is asked for it: the address of a job service, or `project/region`.
+        runner: name of the runner.
+        id: the runner's id of the job; the job's name on Flink, whose ids Beam does not report.
+        service: whom to ask: the address of a job service, the URL of a Flink cluster, or
+            `project/region`.
     """
 
     runner: str
@@ -30,7 +35,7 @@ class Job:
 
     @property
     def link(self) -> str:
-        """Where to look at it."""
+        """Where a user can look at the job."""
         if self.runner != DATAFLOW.name:
             return f"at {self.service}"
         project, region = self.service.split("/")
@@ -39,117 +44,94 @@ class Job:
         )
 
 
-class Handle(Protocol):
-    """What can be asked of a job."""
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended, within some seconds.
-
-        Raises:
-            Exception: Beam's, if it failed.
-        """
-        ...
-
-    def cancel(self) -> None:
-        """Tell it to end."""
-        ...
-
-
-def running_job(job: Job, launched: Launch) -> Handle | None:
-    """A job, if it has not ended."""
-    handle = ask_for(job, launched)
-    return handle if handle.state() not in (*ENDED, UNKNOWN) else None
-
-
-def ask_for(job: Job, launched: Launch) -> "Asked":
-    """A job of which nothing more is known than what the output folder keeps."""
-    if job.runner == DATAFLOW.name:
-        return _DataflowJob(job.id, launched.arguments)
-    if "://" in job.service:
-        return _FlinkJob(job.id, job.service)
-    return _ServiceJob(job.id, job.service)
-
-
-def flink_cluster(launched: Launch) -> FlinkCluster | None:
-    """The Flink cluster that runs the job, if its address is given."""
-    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
-
-    options = PipelineOptions(list(launched.arguments))
-    master = options.view_as(FlinkRunnerOptions).flink_master
-    if launched.runner.name not in ("FlinkRunner", "PortableRunner") or master.startswith("["):
-        return None
-    return FlinkCluster(master if "://" in master else f"http://{master}")
-
-
 class SubmittedJob:
-    """A job that this process submitted."""
+    """A job that this process submitted, with the result that Beam returned for it."""
 
     def __init__(self, result: Any) -> None:
         self._result = result
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread = threading.Thread(target=self._wait_until_finish, daemon=True)
         self._thread.start()
 
-    def _wait(self) -> None:
+    def _wait_until_finish(self) -> None:
         try:
             self._result.wait_until_finish()
         except Exception as error:
             self._error = error
 
     def wait(self, seconds: float) -> bool:
-        """See Handle."""
+        """Wait for some seconds; return whether the job has ended.
+
+        Raises:
+            Exception: the job failed; the exception is Beam's.
+        """
         self._thread.join(seconds)
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
 
     def cancel(self) -> None:
-        """See Handle."""
+        """Tell the job to end."""
         self._result.cancel()
 
 
-class Asked:
-    """A job that is asked for its state now and then.
+class JobClient(ABC):
+    """Asks a service about a job, whichever process submitted the job.
 
     Attributes:
-        runs_job: whether who is asked runs the job, and does not only pass on what is asked.
+        runs_job: whether the service runs the job itself, rather than passing requests on to a
+            cluster that may ignore them.
     """
 
     runs_job = True
-    _unknown_since: float | None = None
 
+    def __init__(self) -> None:
+        self._answered = time.monotonic()
+
+    @abstractmethod
     def state(self) -> str:
-        """A state of Beam's PipelineState, or UNKNOWN if there is no such job or no answer."""
-        raise NotImplementedError
+        """Return a state of Beam's PipelineState; UNKNOWN without an answer or such a job."""
 
+    @abstractmethod
     def cancel(self) -> None:
-        """Tell it to end."""
-        raise NotImplementedError
+        """Tell the job to end."""
 
     def wait(self, seconds: float) -> bool:
-        """See Handle."""
+        """Wait for some seconds; return whether the job has ended.
+
+        Raises:
+            RuntimeError: the job failed, or the service has not known it for a minute.
+        """
         time.sleep(seconds)
         state = self.state()
-        if state == "FAILED" or self._is_lost(state):
+        if state != UNKNOWN:
+            self._answered = time.monotonic()
+        if state == "FAILED" or time.monotonic() - self._answered >= _SILENCE_SECONDS:
             raise RuntimeError(f"the job's state is {state}")
         return state in ENDED
 
-    def _is_lost(self, state: str) -> bool:
-        now = time.monotonic()
-        if state != UNKNOWN:
-            self._unknown_since = None
-            return False
-        if self._unknown_since is None:
-            self._unknown_since = now
-        return now - self._unknown_since >= _SILENCE_SECONDS
+
+def connect(job: Job, arguments: Sequence[str]) -> JobClient:
+    """Return a client for a job.
+
+    Args:
+        job: to ask about.
+        arguments: of the runner, with the credentials for Dataflow.
+    """
+    if job.runner == DATAFLOW.name:
+        return _DataflowJob(job.id, arguments)
+    if "://" in job.service:
+        return _FlinkJob(job.id, job.service)
+    return _ServiceJob(job.id, job.service)
 
 
-class _ServiceJob(Asked):
-    """A job of a job service; whether its cluster does what is asked, it may not know."""
+class _ServiceJob(JobClient):
+    """A job of a portable job service, which may not know what its cluster does."""
 
     runs_job = False
 
     def __init__(self, job_id: str, endpoint: str) -> None:
+        super().__init__()
         self._id = job_id
         self._endpoint = endpoint
 
@@ -159,7 +141,7 @@ class _ServiceJob(Asked):
 
         request = beam_job_api_pb2.GetJobStateRequest(job_id=self._id)
         try:
-            answer = self._ask("GetState", request)
+            answer = self._call("GetState", request)
         except grpc.RpcError:
             return UNKNOWN
         return str(beam_job_api_pb2.JobState.Enum.Name(answer.state))
@@ -167,9 +149,9 @@ class _ServiceJob(Asked):
     def cancel(self) -> None:
         from apache_beam.portability.api import beam_job_api_pb2
 
-        self._ask("Cancel", beam_job_api_pb2.CancelJobRequest(job_id=self._id))
+        self._call("Cancel", beam_job_api_pb2.CancelJobRequest(job_id=self._id))
 
-    def _ask(self, method: str, request: Any) -> Any:
+    def _call(self, method: str, request: Any) -> Any:
         import grpc
         from apache_beam.portability.api import beam_job_api_pb2_grpc
 
@@ -178,30 +160,14 @@ class _ServiceJob(Asked):
             return getattr(service, method)(request, timeout=_ANSWER_SECONDS)
 
 
-class _FlinkJob(Asked):
-    """A job of a Flink cluster, known by its name: Beam does not tell Flink's id."""
-
-    def __init__(self, name: str, url: str) -> None:
-        self._name = name
-        self._cluster = FlinkCluster(url)
-
-    def state(self) -> str:
-        try:
-            return self._cluster.state(self._name)
-        except OSError:
-            return UNKNOWN
-
-    def cancel(self) -> None:
-        self._cluster.cancel(self._name)
-
-
-class _DataflowJob(Asked):
+class _DataflowJob(JobClient):
     """A job of Dataflow."""
 
     def __init__(self, job_id: str, arguments: Sequence[str]) -> None:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient
 
+        super().__init__()
         self._id = job_id
         self._client = DataflowApplicationClient(PipelineOptions(list(arguments)))
 
@@ -213,3 +179,81 @@ class _DataflowJob(Asked):
 
     def cancel(self) -> None:
         self._client.modify_job_state(self._id, "JOB_STATE_CANCELLED")
+
+
+@dataclass(frozen=True)
+class FlinkCluster:
+    """The REST interface of a Flink cluster; every method raises OSError without an answer.
+
+    https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/
+
+    Attributes:
+        url: of the interface, with its scheme.
+    """
+
+    url: str
+
+    def version(self) -> str:
+        """Return the version as Beam names it, such as 1.19."""
+        return ".".join(self.request("/config")["flink-version"].split(".")[:2])
+
+    def advice(self) -> list[str]:
+        """Return a sentence per setting that a job of hours needs and that is not set."""
+        settings = {entry["key"]: entry["value"] for entry in self.request("/jobmanager/config")}
+        advice = []
+        # Flink 1.19 renamed it.
+        strategy = settings.get("restart-strategy.type") or settings.get("restart-strategy")
+        if strategy in (None, "none", "off", "disable"):
+            advice.append(
+                "Flink's restart-strategy is not set: a worker that is lost ends the job, and the "
+                "same command resumes. With 'restart-strategy: fixed-delay' the job continues."
+            )
+        if settings.get("cluster.evenly-spread-out-slots") != "true":
+            advice.append(
+                "Flink's cluster.evenly-spread-out-slots is not set: all tasks may run on one task "
+                "manager while others are idle."
+            )
+        return advice
+
+    def request(self, path: str, method: str = "GET") -> Any:
+        """Return the JSON answer to a request."""
+        request = urllib.request.Request(self.url.rstrip("/") + path, method=method)
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+            return json.loads(answer.read() or b"null")
+
+
+def flink_cluster(chosen: ChosenRunner) -> FlinkCluster | None:
+    """Return the Flink cluster that runs the job, if its address is given."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+
+    options = PipelineOptions(list(chosen.arguments))
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if chosen.runner.name not in ("FlinkRunner", "PortableRunner") or master.startswith("["):
+        return None
+    return FlinkCluster(master if "://" in master else f"http://{master}")
+
+
+class _FlinkJob(JobClient):
+    """The newest job of a name on a Flink cluster."""
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__()
+        self._name = name
+        self._cluster = FlinkCluster(url)
+
+    def state(self) -> str:
+        try:
+            job = self._newest()
+        except OSError:
+            return UNKNOWN
+        return _FLINK_STATES.get(job["state"], "RUNNING") if job else UNKNOWN
+
+    def cancel(self) -> None:
+        job = self._newest()
+        if job:
+            self._cluster.request(f"/jobs/{job['jid']}?mode=cancel", "PATCH")
+
+    def _newest(self) -> dict[str, Any] | None:
+        jobs = self._cluster.request("/jobs/overview")["jobs"]
+        named = (job for job in jobs if job["name"] == self._name)
+        return max(named, key=lambda job: job["start-time"], default=None)

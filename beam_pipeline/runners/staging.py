@@ -1,4 +1,4 @@
-"""What workers from Beam's own image install: this package, and exactly what runs here."""
+"""Packages for workers of Beam's own image: this one, and the versions that are installed here."""
 
 import shutil
 import subprocess
@@ -20,44 +20,44 @@ _BUILD_SECONDS = 300
 
 
 def stage_package(folder: Path) -> list[str]:
-    """The arguments of Beam that give workers the package, and the versions that this process has.
+    """Build a wheel; return Beam's options that install it and the pinned requirements on workers.
 
     Args:
-        folder: to build in, which must be there until the pipeline is submitted.
+        folder: to build in; keep it until the pipeline is submitted.
 
     Raises:
-        UsageError: this is not a source tree.
+        UsageError: the source tree is missing.
         RunnerError: the package cannot be built.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{pin}\n" for pin in pinned_requirements()))
-    # Without `skip`, Beam would fetch the source of every requirement, to send it to workers.
+    # `skip`: Beam would download the source of every requirement and send it to workers.
     arguments = ["--requirements_file", str(requirements), "--requirements_cache", "skip"]
     return [*arguments, "--extra_package", str(build_wheel(folder))]
 
 
 def pinned_requirements() -> list[str]:
-    """Everything that the pipeline needs, as `name==version` of what is installed here.
+    """Return the pipeline's requirements as `name==version`, in the versions installed here.
 
-    The trainer's requirements are not among it; Google's libraries are, if they are here.
+    Google's libraries are included if they are installed, the trainer's requirements are not.
 
     Raises:
-        UsageError: something is not installed.
+        UsageError: a requirement is not installed.
     """
     waiting = [Requirement(_PROJECT)]
     if util.find_spec("apitools"):
         waiting.append(Requirement("apache-beam[gcp]"))
-    found: dict[str, set[str]] = {}  # the extras that are asked for, by name
+    extras_of: dict[str, set[str]] = {}
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         extras = {"", *requirement.extras}
-        if extras <= found.get(name, set()):
+        if extras <= extras_of.get(name, set()):
             continue
-        found[name] = found.get(name, set()) | extras
-        waiting += _requirements_of(name, found[name])
-    del found[_PROJECT]
-    return sorted(f"{name}=={metadata.version(name)}" for name in found)
+        extras_of[name] = extras_of.get(name, set()) | extras
+        waiting += _requirements_of(name, extras_of[name])
+    del extras_of[_PROJECT]
+    return sorted(f"{name}=={metadata.version(name)}" for name in extras_of)
 
 
 def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
@@ -74,11 +74,11 @@ def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
 
 
 def build_wheel(folder: Path) -> Path:
-    """A wheel of the pipeline alone, without trainer and sample, built in a folder.
+    """Build a wheel of the pipeline in a folder, without trainer and sample.
 
     Raises:
-        UsageError: this is not a source tree.
-        RunnerError: it cannot be built.
+        UsageError: the source tree is missing.
+        RunnerError: the wheel cannot be built.
     """
     if not (_SOURCE / "setup.py").exists():
         raise UsageError(
@@ -102,13 +102,13 @@ def build_wheel(folder: Path) -> Path:
             f"this package could not be built for workers in {_BUILD_SECONDS} s"
         ) from None
     if built.returncode:
-        raise RunnerError(f"this package cannot be built for workers: {_why(built.stderr)}")
+        raise RunnerError(f"this package cannot be built for workers: {_first_error(built.stderr)}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def _why(output: str) -> str:
-    """The first error that pip reports: what it ends with is about pip itself."""
+def _first_error(output: str) -> str:
+    """Return the first error that pip reports; its last lines are about pip itself."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return next(iter([*errors, *lines[-1:]]), "pip gives no reason")

@@ -15,7 +15,7 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, Watcher
-from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
@@ -132,8 +132,8 @@ def test_a_damaged_record_of_starts_begins_anew(damage: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"runner": "PortableRunner", "id": 1}'])
 @pytest.mark.parametrize("service", [None, 7])
 def test_a_damaged_job_is_none(text: str, service: Any, tmp_path: Path) -> None:
-    folder, launched = Folder(str(tmp_path)), Launch(RUNNERS["PortableRunner"])
+    folder, chosen = Folder(str(tmp_path)), ChosenRunner(RUNNERS["PortableRunner"])
     wrong = json.dumps({"runner": "PortableRunner", "id": "1", "service": service})
     for damaged in (text, wrong):
         folder.write(JOB, damaged.encode())
-        assert _find_job(folder, launched) is None
+        assert _find_job(folder, chosen) is None

@@ -17,15 +17,15 @@ from apache_beam.options.pipeline_options import (
 
 from beam_pipeline.errors import RunnerError
 from beam_pipeline.runners import tied
-from beam_pipeline.runners.choose import RUNNERS, Launch
+from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.job_server import find_job_server, prepare_servers
 from headct.errors import UsageError
 
 DRIVER = "org.apache.beam.runners.{}JobServerDriver"
 
 
-def spark(*arguments: str) -> Launch:
-    return Launch(RUNNERS["SparkRunner"], ("--spark_master_url", "local[4]", *arguments))
+def spark(*arguments: str) -> ChosenRunner:
+    return ChosenRunner(RUNNERS["SparkRunner"], ("--spark_master_url", "local[4]", *arguments))
 
 
 def make_jar(path: Path, main: str | None) -> Path:
@@ -36,8 +36,8 @@ def make_jar(path: Path, main: str | None) -> Path:
 
 def test_a_jar_that_is_there_is_taken(tmp_path: Path) -> None:
     jar = make_jar(tmp_path / "server.jar", DRIVER.format("spark.Spark"))
-    launched = spark("--spark_job_server_jar", str(jar))
-    assert find_job_server(launched) == launched
+    chosen = spark("--spark_job_server_jar", str(jar))
+    assert find_job_server(chosen) == chosen
 
 
 @pytest.mark.parametrize(
@@ -74,25 +74,25 @@ def test_a_jar_that_cannot_be_downloaded_ends_the_run_before_it_begins(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "launched",
+    "chosen",
     [
         spark("--job_endpoint", "localhost:8099", "--spark_job_server_jar", "/none.jar"),
-        Launch(RUNNERS["PortableRunner"], ("--job_endpoint", "localhost:8099")),
+        ChosenRunner(RUNNERS["PortableRunner"], ("--job_endpoint", "localhost:8099")),
     ],
 )
-def test_a_job_server_that_runs_needs_no_jar(launched: Launch) -> None:
-    assert find_job_server(launched) == launched
+def test_a_job_server_that_runs_needs_no_jar(chosen: ChosenRunner) -> None:
+    assert find_job_server(chosen) == chosen
 
 
 def test_flink_that_does_not_tell_its_version_is_named() -> None:
-    launched = Launch(RUNNERS["FlinkRunner"], ("--flink_master", "127.0.0.1:1"))
+    chosen = ChosenRunner(RUNNERS["FlinkRunner"], ("--flink_master", "127.0.0.1:1"))
     with pytest.raises(RunnerError, match=r"--flink_master http://127.0.0.1:1 does not answer"):
-        find_job_server(launched)
+        find_job_server(chosen)
 
 
 @pytest.mark.parametrize("name", ["SparkRunner", "FlinkRunner"])
 def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> None:
-    launched = Launch(RUNNERS[name])
+    chosen = ChosenRunner(RUNNERS[name])
     prism = tmp_path / "the prism"
     prism.write_text('#!/bin/sh\necho "$@"\n')
     prism.chmod(0o755)
@@ -104,7 +104,7 @@ def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> 
     )
     folder = tmp_path / "staging"
     folder.mkdir()
-    prepare_servers(launched, options, folder)
+    prepare_servers(chosen, options, folder)
     java = options.view_as(JobServerOptions)
     command = [java.job_server_java_launcher, *java.job_server_jvm_properties]
     assert command[:2] == [sys.executable, tied.__file__]
@@ -119,41 +119,26 @@ def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> 
 
 STARTS = """
 import os, subprocess, sys, time
-command = [sys.executable, *sys.argv[1:3], str(os.getpid()), sys.executable, "-c", sys.argv[3]]
-print(subprocess.Popen(list(filter(None, command)), stdout=subprocess.DEVNULL).pid, flush=True)
+command = [sys.executable, sys.argv[1], str(os.getpid()), sys.executable, "-c", sys.argv[2]]
+print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid, flush=True)
 time.sleep(60)
 """
 SLEEPS = "import time; time.sleep(60)"
 
 
-@pytest.mark.parametrize("way", ["linux", "elsewhere"])
-def test_a_tied_command_ends_with_a_parent_that_is_killed(way: str) -> None:
-    if way == "linux" and sys.platform != "linux":
-        pytest.skip("needs Linux")
-    program = [tied.__file__, ""]
-    if way == "elsewhere":
-        watch = "tied._watch(int(sys.argv[1]), sys.argv[2:])"
-        setup = f"import sys; sys.path.insert(0, {str(Path(tied.__file__).parent)!r}); import tied"
-        program = ["-c", f"{setup}; tied._LOOK_SECONDS = 0.1; {watch}"]
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes")
+def test_a_tied_command_ends_with_a_parent_that_is_killed() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", STARTS, *program, SLEEPS], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTS, tied.__file__, SLEEPS], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    started = psutil.Process(int(parent.stdout.readline()))
-    # The command itself, and not the process that is to become it or to start it.
-    wait_until(lambda: any(each.cmdline()[1:] == ["-c", SLEEPS] for each in family(started)))
-    tied_processes = family(started)
-    assert all(each.is_running() for each in tied_processes)
+    command = psutil.Process(int(parent.stdout.readline()))
+    # The command itself, and not the process that is to become it.
+    wait_until(lambda: command.cmdline()[1:] == ["-c", SLEEPS])
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    gone, alive = psutil.wait_procs(tied_processes, timeout=30)
-    assert gone
-    assert not alive
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
+    command.wait(timeout=30)
 
 
 def wait_until(condition: object) -> None:
@@ -164,9 +149,8 @@ def wait_until(condition: object) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes")
 def test_a_tied_command_whose_parent_has_ended_does_not_start(tmp_path: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("elsewhere it starts and is ended")
     made = tmp_path / "made"
     command = [sys.executable, tied.__file__, "1", "touch", str(made)]
     assert subprocess.run(command).returncode == 1

@@ -1,15 +1,19 @@
-"""Jobs that are asked for their state, of a job service that answers as Beam's does."""
+"""Jobs on a service that answers as Beam's does, and on a server that answers as Flink 1.19."""
 
+import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import grpc
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
 from beam_pipeline.runners import jobs
-from beam_pipeline.runners.choose import RUNNERS, Launch
-from beam_pipeline.runners.jobs import Job, ask_for
+from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
+from beam_pipeline.runners.jobs import FlinkCluster, Job, connect
 
 State = beam_job_api_pb2.JobState
 
@@ -37,30 +41,31 @@ def service() -> Service:
 
 
 @pytest.fixture
-def job(service: Service) -> Iterator[jobs.Asked]:
+def job(service: Service) -> Iterator[jobs.JobClient]:
     server = grpc.server(ThreadPoolExecutor(2))
     beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    launched = Launch(RUNNERS["PortableRunner"], (f"--job_endpoint=127.0.0.1:{port}",))
-    yield ask_for(Job("PortableRunner", "the-job", f"127.0.0.1:{port}"), launched)
+    yield connect(Job("PortableRunner", "the-job", f"127.0.0.1:{port}"), [])
     server.stop(0)
 
 
-def test_a_job_runs_until_its_service_says_that_it_ended(service: Service, job: jobs.Asked) -> None:
+def test_a_job_runs_until_its_service_says_that_it_ended(
+    service: Service, job: jobs.JobClient
+) -> None:
     service.states = [State.RUNNING, State.DONE]
     assert not job.wait(0)
     assert job.wait(0)
 
 
-def test_a_job_that_failed_is_an_error(service: Service, job: jobs.Asked) -> None:
+def test_a_job_that_failed_is_an_error(service: Service, job: jobs.JobClient) -> None:
     service.states = [State.FAILED]
     with pytest.raises(RuntimeError, match="FAILED"):
         job.wait(0)
 
 
 def test_a_service_that_does_not_answer_for_a_while_costs_nothing(
-    service: Service, job: jobs.Asked
+    service: Service, job: jobs.JobClient
 ) -> None:
     service.states = [State.RUNNING, None, None, None, State.RUNNING, None, State.DONE]
     assert [job.wait(0) for _ in range(7)] == [False] * 6 + [True]
@@ -68,7 +73,7 @@ def test_a_service_that_does_not_answer_for_a_while_costs_nothing(
 
 
 def test_a_service_that_knows_nothing_of_a_job_for_long_is_an_error(
-    service: Service, job: jobs.Asked, monkeypatch: pytest.MonkeyPatch
+    service: Service, job: jobs.JobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.states = [State.RUNNING, None]
     monkeypatch.setattr(jobs, "_SILENCE_SECONDS", 0.2)
@@ -78,7 +83,7 @@ def test_a_service_that_knows_nothing_of_a_job_for_long_is_an_error(
         job.wait(0.3)
 
 
-def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.Asked) -> None:
+def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.JobClient) -> None:
     assert not job.runs_job
 
 
@@ -96,7 +101,131 @@ def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.Asked) -> None:
 def test_a_flink_cluster_is_asked_where_its_address_is_given(
     runner: str, arguments: list[str], url: str | None
 ) -> None:
-    cluster = jobs.flink_cluster(Launch(RUNNERS[runner], tuple(arguments)))
+    cluster = jobs.flink_cluster(ChosenRunner(RUNNERS[runner], tuple(arguments)))
     assert (cluster.url if cluster else None) == url
     if cluster:
-        assert ask_for(Job(runner, "headct-1", cluster.url), Launch(RUNNERS[runner])).runs_job
+        assert connect(Job(runner, "headct-1", cluster.url), []).runs_job
+
+
+class Cluster(ThreadingHTTPServer):
+    """Jobs and settings, and which jobs were canceled."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.jobs: list[dict[str, Any]] = []
+        self.settings: dict[str, str] = {}
+        self.canceled: list[str] = []
+
+    def add_job(self, jid: str, name: str, state: str, start: int) -> None:
+        self.jobs.append({"jid": jid, "name": name, "state": state, "start-time": start})
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def do_GET(self) -> None:
+        answers: dict[str, Any] = {
+            "/jobs/overview": {"jobs": self.server.jobs},
+            "/config": {"flink-version": "1.19.3", "flink-commit": "0000000"},
+            "/jobmanager/config": [
+                {"key": key, "value": value} for key, value in self.server.settings.items()
+            ],
+        }
+        self._answer(200, answers[self.path])
+
+    def do_PATCH(self) -> None:
+        path, _, query = self.path.partition("?")
+        assert query == "mode=cancel"
+        self.server.canceled.append(path.removeprefix("/jobs/"))
+        self._answer(202, {})
+
+    def _answer(self, status: int, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def flink(cluster: Cluster) -> FlinkCluster:
+    return FlinkCluster(f"http://127.0.0.1:{cluster.server_port}/")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("CREATED", "RUNNING"),
+        ("RUNNING", "RUNNING"),
+        ("RESTARTING", "RUNNING"),
+        ("CANCELLING", "RUNNING"),
+        ("FINISHED", "DONE"),
+        ("CANCELED", "CANCELLED"),
+        ("FAILED", "FAILED"),
+    ],
+)
+def test_the_newest_job_of_a_name_has_a_state(
+    cluster: Cluster, flink: FlinkCluster, state: str, expected: str
+) -> None:
+    job = connect(Job("FlinkRunner", "headct-1", flink.url), [])
+    assert job.state() == "UNKNOWN"
+    cluster.add_job("a", "headct-1", "FAILED" if state != "FAILED" else "RUNNING", 5)
+    cluster.add_job("b", "headct-1", state, 7)
+    cluster.add_job("c", "headct-2", "INITIALIZING", 9)
+    assert job.state() == expected
+
+
+def test_a_job_is_canceled_by_its_name(cluster: Cluster, flink: FlinkCluster) -> None:
+    job = connect(Job("FlinkRunner", "headct-1", flink.url), [])
+    job.cancel()
+    assert cluster.canceled == []
+    cluster.add_job("a", "headct-1", "RUNNING", 5)
+    cluster.add_job("b", "headct-2", "RUNNING", 6)
+    job.cancel()
+    assert cluster.canceled == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, ["restart-strategy", "evenly-spread-out-slots"]),
+        ({"restart-strategy": "none"}, ["restart-strategy", "evenly-spread-out-slots"]),
+        ({"restart-strategy": "fixed-delay"}, ["evenly-spread-out-slots"]),
+        (
+            {"restart-strategy.type": "fixed-delay", "cluster.evenly-spread-out-slots": "true"},
+            [],
+        ),
+        ({"cluster.evenly-spread-out-slots": "true"}, ["restart-strategy"]),
+    ],
+)
+def test_settings_that_a_long_job_needs_are_named(
+    cluster: Cluster, flink: FlinkCluster, settings: dict[str, str], advice: list[str]
+) -> None:
+    cluster.settings = settings
+    found = flink.advice()
+    assert len(found) == len(advice)
+    assert all(word in line for word, line in zip(advice, found, strict=True))
+
+
+def test_a_cluster_has_a_version(flink: FlinkCluster) -> None:
+    assert flink.version() == "1.19"
+
+
+def test_a_flink_cluster_without_an_answer() -> None:
+    job = connect(Job("FlinkRunner", "headct-1", "http://127.0.0.1:1"), [])
+    assert job.state() == "UNKNOWN"
+    with pytest.raises(OSError, match="refused"):
+        job.cancel()

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.command_line import LaunchOptions, parse_options
+from beam_pipeline.command_line import RunnerOptions, parse_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Files, Identifiers, Options
-from beam_pipeline.runners.choose import LOCAL, RUNNERS, Launch
+from beam_pipeline.runners.choose import LOCAL, RUNNERS, ChosenRunner
 from headct.declarations import flags, help_text
 from headct.errors import UsageError
 from tests.options_table import PAGE, page
@@ -31,14 +31,14 @@ def test_defaults_are_those_of_the_field() -> None:
     assert options.run.max_reject_fraction == 0.05
     assert (options.files.storage_patience, options.run.decode_timeout) == (600, 120)
     assert options.identifiers.identifiers is Identifiers.ORDINAL
-    assert launch == Launch(LOCAL)
+    assert launch == ChosenRunner(LOCAL)
 
 
 def test_what_is_not_ours_is_left_for_the_runner() -> None:
     argv = [*PATHS, "--windows", "brain,x:1:2", *ELSEWHERE, "--cancel_on_interrupt"]
     options, launch = parse_options(argv)
     assert options.image.windows == (Window("brain", 40, 80), Window("x", 1, 2))
-    assert launch == Launch(RUNNERS["PortableRunner"], ("--job_endpoint", "embed"), True)
+    assert launch == ChosenRunner(RUNNERS["PortableRunner"], ("--job_endpoint", "embed"), True)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_every_option_is_in_the_help_with_what_is_allowed_and_its_default(
     with pytest.raises(SystemExit):
         parse_options(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for kind in (*Options.groups().values(), LaunchOptions):
+    for kind in (*Options.groups().values(), RunnerOptions):
         for name, field in flags(kind).items():
             assert f"--{name}" in shown
             assert " ".join(help_text(field).split()) in shown

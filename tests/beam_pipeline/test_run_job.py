@@ -11,8 +11,8 @@ from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal
 from beam_pipeline.progress import Display, Watcher
 from beam_pipeline.runners import run_job
-from beam_pipeline.runners.choose import RUNNERS, Launch
-from beam_pipeline.runners.jobs import Asked, Job
+from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
+from beam_pipeline.runners.jobs import Job, JobClient
 from beam_pipeline.writing.output import write_refusal
 from headct.errors import Interrupted
 from headct.stores import Folder
@@ -21,7 +21,7 @@ JOB = Job("FlinkRunner", "headct-1", "localhost:8099")
 POOL = ("--environment_type", "EXTERNAL", "--environment_config", "localhost:50000")
 
 
-class Fake(Asked):
+class Fake(JobClient):
     """A job with one state after the other, that ends when it is canceled, or does not."""
 
     def __init__(self, runs_job: bool, *states: str) -> None:
@@ -62,19 +62,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupt(asked: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    monkeypatch.setattr(run_job, "ask_for", lambda job, launched: asked)
-    launched = Launch(RUNNERS["FlinkRunner"], (), cancel_on_interrupt=True)
+    monkeypatch.setattr(run_job, "connect", lambda job, arguments: asked)
+    chosen = ChosenRunner(RUNNERS["FlinkRunner"], (), cancel_on_interrupt=True)
     with pytest.raises(Interrupted) as raised:
-        watch(Waiting(1, KeyboardInterrupt()), launched, tmp_path)
+        watch(Waiting(1, KeyboardInterrupt()), chosen, tmp_path)
     assert asked.canceled
     return str(raised.value)
 
 
-def watch(handle: Waiting, launched: Launch, output: Path) -> str:
+def watch(handle: Waiting, chosen: ChosenRunner, output: Path) -> str:
     console = Console()
     with Display(console, listen=False) as display, console.capture() as shown:
         watcher = Watcher(Unfinished(Folder(str(output))), display)
-        run_job._watch(handle, JOB, launched, watcher, console)
+        run_job._watch(handle, JOB, chosen, watcher, console)
     return shown.get()
 
 
@@ -107,7 +107,7 @@ def test_canceled_is_what_the_cluster_says_is_canceled(
 
 
 def test_silence_of_workers_is_told_once(tmp_path: Path) -> None:
-    shown = watch(Waiting(40), Launch(RUNNERS["FlinkRunner"], POOL), tmp_path)
+    shown = watch(Waiting(40), ChosenRunner(RUNNERS["FlinkRunner"], POOL), tmp_path)
     assert shown.count("No worker has written to") == 1
     assert "; look at the output of the pool at localhost:50000." in shown
     assert "python -c 'import beam_pipeline'" in shown
@@ -115,29 +115,31 @@ def test_silence_of_workers_is_told_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("environment", ["DOCKER", "PROCESS", "LOOPBACK", "EXTERNAL"])
 def test_where_to_look_depends_on_how_workers_start(environment: str) -> None:
-    launched = Launch(RUNNERS["SparkRunner"], ("--environment_type", environment))
+    chosen = ChosenRunner(RUNNERS["SparkRunner"], ("--environment_type", environment))
     others = {
-        run_job._silence(Launch(RUNNERS["SparkRunner"], ("--environment_type", other)), "out")
+        run_job._explain_silence(
+            ChosenRunner(RUNNERS["SparkRunner"], ("--environment_type", other)), "out"
+        )
         for other in {"DOCKER", "PROCESS", "LOOPBACK", "EXTERNAL"} - {environment}
     }
-    assert run_job._silence(launched, "out") not in others
+    assert run_job._explain_silence(chosen, "out") not in others
 
 
 def test_a_run_that_its_runner_repeats_although_it_was_refused_is_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = Fake(True, "RUNNING")
-    monkeypatch.setattr(run_job, "ask_for", lambda job, launched: asked)
+    monkeypatch.setattr(run_job, "connect", lambda job, arguments: asked)
     monkeypatch.setattr(run_job, "_REFUSED_SECONDS", 0.05)
     write_refusal(Folder(str(tmp_path)), 3, "too many rejects")
     with pytest.raises(Refusal, match="too many rejects") as raised:
-        watch(Waiting(1000), Launch(RUNNERS["FlinkRunner"], POOL), tmp_path)
+        watch(Waiting(1000), ChosenRunner(RUNNERS["FlinkRunner"], POOL), tmp_path)
     assert raised.value.exit_code == 3
     assert asked.canceled
 
 
 def test_dataflow_has_its_own_word_for_machines_that_start(tmp_path: Path) -> None:
-    assert "No worker" not in watch(Waiting(40), Launch(RUNNERS["DataflowRunner"]), tmp_path)
+    assert "No worker" not in watch(Waiting(40), ChosenRunner(RUNNERS["DataflowRunner"]), tmp_path)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -157,8 +159,8 @@ def test_workers_that_write_are_not_called_silent(resumed: bool, tmp_path: Path)
     with Display(console, listen=False) as display, console.capture() as shown:
         watcher = Watcher(Unfinished(Folder(str(tmp_path))), display)
         watcher.look = lambda: None  # type: ignore[method-assign]
-        launched = Launch(RUNNERS["FlinkRunner"], POOL)
-        run_job._watch(Writing(40), JOB, launched, watcher, console)
+        chosen = ChosenRunner(RUNNERS["FlinkRunner"], POOL)
+        run_job._watch(Writing(40), JOB, chosen, watcher, console)
     assert "No worker" not in shown.get()
 
 

@@ -369,6 +369,6 @@ def test_the_template_has_parameters_that_the_command_takes() -> None:
             assert re.fullmatch(pattern, TEMPLATE_PARAMETERS[parameter["name"]])
     given = [f"--{name}={value}" for name, value in TEMPLATE_PARAMETERS.items()]
     launcher = ["--runner=DataflowRunner", "--project=p", "--region=r", "--temp_location=gs://b/t"]
-    options, launched = parse_options([*given, *launcher])
+    options, chosen = parse_options([*given, *launcher])
     assert (options.splits.folds, options.splits.holdout, options.splits.seed) == (3, 0.25, 7)
-    assert launched.arguments[0] == f"--sdk_container_image={TEMPLATE_PARAMETERS[IMAGE_PARAMETER]}"
+    assert chosen.arguments[0] == f"--sdk_container_image={TEMPLATE_PARAMETERS[IMAGE_PARAMETER]}"
