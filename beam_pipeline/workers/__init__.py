@@ -1,14 +1,11 @@
-"""Work in processes that may crash, hang or be killed without taking the run along.
+"""Work in processes that may crash, hang or be killed without ending the run.
 
-`watch` is what a process tells of its work, `serve` what runs in it, `process` one of them as the
-parent sees it, and `pool` all of them.
-
-Each process has a pipe of its own, so the death of one cannot leave a lock held or a message half
-read by another, and a counter in shared memory tells what it was doing.
+`serve` runs in a process, `pool` starts the processes and replaces lost ones. Each process has a
+pipe of its own, so that its death leaves no lock held and no message of another half read. Numbers
+in shared memory (`shared`) show which item it was working on.
 """
 
-from beam_pipeline.workers.pool import WorkerPool, shared_slots
-from beam_pipeline.workers.process import WorkerFailed, start_server
-from beam_pipeline.workers.watch import Later, Watch
+from beam_pipeline.workers.pool import WorkerFailed, WorkerPool, shared_slots, start_server
+from beam_pipeline.workers.serve import Later, Watch
 
 __all__ = ["Later", "Watch", "WorkerFailed", "WorkerPool", "shared_slots", "start_server"]

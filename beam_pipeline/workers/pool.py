@@ -1,23 +1,24 @@
-"""Tasks spread over worker processes; what is lost with a process is done again by another."""
+"""Spread tasks over worker processes; what a lost process was doing is done again by another."""
 
 import logging
+import multiprocessing
+import os
 import signal
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import wait
-from typing import Generic, TypeVar
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
-from beam_pipeline.workers.process import (
-    DEATHS_ALLOWED,
-    POLL_SECONDS,
-    Job,
-    Worker,
-    WorkerFailed,
-    start_worker,
-)
-from beam_pipeline.workers.watch import NOWHERE, Later, Watch
+from beam_pipeline.workers.serve import NOWHERE, Later, Watch, serve
+from beam_pipeline.workers.shared import SharedNumbers, place_sockets
 from headct.errors import StoreError
 from headct.reasons import Reason
 from headct.stores.retries import DEFAULT_PATIENCE
@@ -27,41 +28,73 @@ R = TypeVar("R")
 
 _logger = logging.getLogger(__name__)
 
-# At one item. A fault of a decoder ends its process by other signals: this one comes from outside,
-# as from a kernel that is short of memory, whatever the process is doing.
+_POLL_SECONDS = 1.0
+_KILL_SECONDS = 10.0
+_DEATHS_ALLOWED = 10  # in a row, of processes that had not begun an item
+# Per item. SIGKILL comes from outside, as from a kernel that is short of memory; a decoder's fault
+# ends the process by another signal.
 _KILLS_ALLOWED = 3
 _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
-_SLOTS: "WeakValueDictionary[int, threading.Semaphore]" = WeakValueDictionary()
-_SLOTS_CHANGE = threading.Lock()
+# Imported once, in a process without threads that all workers are forked from: a fork of this
+# process might inherit a lock that a thread of Beam or gRPC holds.
+_PRELOADED = [
+    "beam_pipeline.writing.shards",
+    "beam_pipeline.planning.inventory",
+    "beam_pipeline.workers.preloaded",
+]
+INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input, for `preloaded`
+# glibc returns large blocks to the kernel as soon as they are free and gets the next ones zeroed: a
+# tenth of the time of converting slices, which use blocks of the same size over and over.
+_KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 26),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 26),
+}
+
+_starting = threading.Lock()
+_slots: "WeakValueDictionary[int, threading.Semaphore]" = WeakValueDictionary()
+_slots_lock = threading.Lock()
+
+
+class WorkerFailed(RuntimeError):
+    """A function raised in a worker, or workers die whatever they do."""
+
+
+@dataclass
+class _Job:
+    """A task and its earlier failures, by item."""
+
+    task: Any
+    excluded: dict[int, Reason] = field(default_factory=dict)
+    losses: Counter[int] = field(default_factory=Counter)
 
 
 def shared_slots(number: int) -> threading.Semaphore:
-    """Slots for that many processes, the same for all pools of this process that use them now."""
-    with _SLOTS_CHANGE:
-        slots = _SLOTS.get(number)
+    """Return a semaphore of `number` slots, the same one for all pools that use it now."""
+    with _slots_lock:
+        slots = _slots.get(number)
         if slots is None:
-            _SLOTS[number] = slots = threading.Semaphore(number)
+            _slots[number] = slots = threading.Semaphore(number)
         return slots
 
 
 class WorkerPool(Generic[T, R]):
     """Runs a function over tasks in processes, which are started when there is work for them.
 
-    An item of a task that a process was working on when it died or hung is tried once more; if that
-    ends the same way, the item is excluded from its task, which is then done without it. One whose
-    process was killed from outside is tried three times more.
+    If a process dies or hangs while it works on an item, the item is tried once more. If that ends
+    the same way, the task is done without the item. An item whose process was killed from outside
+    is tried three more times.
 
     Args:
-        function: called as function(task, watch) in a process; it tells `watch` of each item that
-            it works on, and returns the task's result or a `Later` that gives it.
+        function: called as function(task, watch) in a process; it tells `watch` about each item,
+            and returns the task's result or a `Later` that gives the result.
         size: number of processes.
         patience: seconds on one item after which a process counts as hung.
-        storage_patience: seconds of waiting after which a store counts as failed; those that can
-            tell do so long before.
-        storage: what they wait for, in the message of that.
-        slots: where several pools of a process share a number of processes; a pool waits for its
-            first, and has more as far as there are any.
+        storage_patience: seconds of waiting after which a store counts as failed; most stores
+            report a failure long before.
+        storage: name of the store in that message.
+        slots: shared by several pools of this process to limit their processes together; a pool
+            waits for its first slot, and takes others only if they are free.
     """
 
     def __init__(
@@ -79,12 +112,12 @@ class WorkerPool(Generic[T, R]):
         self._storage_patience = storage_patience
         self._storage = storage
         self._slots = slots
-        self._workers: list[Worker] = []
-        self._queue: deque[Job] = deque()  # one, and those that are to be done again
+        self._workers: list[_Worker] = []
+        self._queue: deque[_Job] = deque()  # the next task, and tasks to retry
         self._idle_deaths = 0
 
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
-        """The results, in the order in which they are ready; see `submit` for what is raised."""
+        """Yield results in the order in which they are ready; raise as `submit` does."""
         try:
             for task in tasks:
                 yield from self.submit(task)
@@ -93,19 +126,19 @@ class WorkerPool(Generic[T, R]):
             self.close()
 
     def submit(self, task: T) -> Iterator[R]:
-        """Give a task to a process; yields what others have done while none was free.
+        """Give a task to a process; yield results that arrive while all processes are busy.
 
         Raises:
             HeadctError: the function raised it.
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
-        self._queue.append(Job(task))
+        self._queue.append(_Job(task))
         self._hand_out()
         while self._queue:
             yield from self._wait()
 
     def finish(self) -> Iterator[R]:
-        """The results of all tasks that are not done; raises as `submit` does."""
+        """Yield the results of all unfinished tasks; raise as `submit` does."""
         while self._queue or any(worker.is_busy for worker in self._workers):
             yield from self._wait()
 
@@ -113,22 +146,22 @@ class WorkerPool(Generic[T, R]):
         """End the processes."""
         while self._workers:
             self._workers.pop().stop()
-            self._give_back()
+            self._release_slot()
         self._queue.clear()
 
     def _hand_out(self) -> None:
         while self._queue and (worker := self._free_worker()) is not None:
             worker.give(self._queue.popleft())
 
-    def _free_worker(self) -> Worker | None:
+    def _free_worker(self) -> "_Worker | None":
         for worker in self._workers:
             if worker.job is None:
                 return worker
         if len(self._workers) < self._size and self._take_slot():
             try:
-                self._workers.append(start_worker(self._function))
+                self._workers.append(_start_worker(self._function))
             except BaseException:
-                self._give_back()
+                self._release_slot()
                 raise
             return self._workers[-1]
         return None
@@ -136,50 +169,184 @@ class WorkerPool(Generic[T, R]):
     def _take_slot(self) -> bool:
         return self._slots is None or self._slots.acquire(blocking=not self._workers)
 
-    def _give_back(self) -> None:
+    def _release_slot(self) -> None:
         if self._slots is not None:
             self._slots.release()
 
     def _wait(self) -> Iterator[R]:
-        """Wait until a process has something to say or is lost, and see to it."""
-        for worker in _ready(self._workers):
+        """Wait for a message; yield results and replace lost processes."""
+        ready = wait([worker.pipe for worker in self._workers if worker.is_busy], _POLL_SECONDS)
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
             for result in worker.receive():
                 self._idle_deaths = 0
                 yield result
-        for place, worker in enumerate(self._workers):
-            lost = self._loss(worker)
-            if lost is not None:
-                _logger.warning("A worker process %s; going on with another.", _LOSSES[lost])
-                self._do_again(worker, lost)
+        for number, worker in enumerate(self._workers):
+            loss = self._loss(worker)
+            if loss is not None:
+                _logger.warning("A worker process %s; going on with another.", _LOSSES[loss])
+                self._retry(worker, loss)
                 worker.stop()
-                self._workers[place] = start_worker(self._function)
+                self._workers[number] = _start_worker(self._function)
         self._hand_out()
 
-    def _loss(self, worker: Worker) -> Reason | None:
+    def _loss(self, worker: "_Worker") -> Reason | None:
+        """Return why a process is lost, None if it is not; raise if its store is."""
         if not worker.process.is_alive():
             return Reason.DECODER_CRASHED
         stalled = worker.stalled_for()
-        if worker.place != NOWHERE:
+        if worker.item != NOWHERE:
             return Reason.DECODER_TIMED_OUT if stalled > self._patience else None
         if stalled > self._storage_patience:
             raise StoreError(self._storage, f"no answer for {stalled:.0f} s")
         return None
 
-    def _do_again(self, worker: Worker, lost: Reason) -> None:
-        """What a lost process was to do, without the item at hand if another was lost there."""
-        if worker.place == NOWHERE:
+    def _retry(self, worker: "_Worker", loss: Reason) -> None:
+        """Queue the tasks of a lost process, without its item if the item failed before."""
+        if worker.item == NOWHERE:
             self._idle_deaths += worker.is_busy
-            if self._idle_deaths > DEATHS_ALLOWED:
+            if self._idle_deaths > _DEATHS_ALLOWED:
                 raise WorkerFailed("worker processes die before they touch a file")
         elif worker.job is not None:
-            killed = lost is Reason.DECODER_CRASHED and worker.process.exitcode == -signal.SIGKILL
-            worker.job.losses[worker.place] += 1
-            if worker.job.losses[worker.place] > (_KILLS_ALLOWED if killed else 1):
-                worker.job.excluded[worker.place] = lost
-        self._queue.extendleft(job for job in (worker.leaving, worker.job) if job is not None)
+            killed = loss is Reason.DECODER_CRASHED and worker.process.exitcode == -signal.SIGKILL
+            worker.job.losses[worker.item] += 1
+            if worker.job.losses[worker.item] > (_KILLS_ALLOWED if killed else 1):
+                worker.job.excluded[worker.item] = loss
+        self._queue.extendleft(job for job in (worker.uploading, worker.job) if job is not None)
 
 
-def _ready(workers: list[Worker]) -> list[Worker]:
-    busy = [worker.pipe for worker in workers if worker.is_busy]
-    ready = wait(busy, POLL_SECONDS)
-    return [worker for worker in workers if worker.pipe in ready]
+@dataclass
+class _Worker:
+    """A process as its parent sees it.
+
+    Attributes:
+        process: the process.
+        pipe: to it.
+        state: the number of the item that it works on, and a count of its reports.
+        job: its current task.
+        uploading: an earlier task whose upload is still running in a thread.
+    """
+
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    state: SharedNumbers
+    job: _Job | None = None
+    uploading: _Job | None = None
+    _seen: int = -1
+    _since: float = field(default_factory=time.monotonic)
+
+    @property
+    def item(self) -> int:
+        """Number of the task's item that the process works on; NOWHERE where it cannot crash."""
+        return int(self.state[0])
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether one of its tasks is unfinished."""
+        return self.job is not None or self.uploading is not None
+
+    def stalled_for(self) -> float:
+        """Return the seconds since the last report, 0 without a task."""
+        reports = int(self.state[1])
+        if not self.is_busy or reports != self._seen:
+            self._seen, self._since = reports, time.monotonic()
+        return time.monotonic() - self._since
+
+    def give(self, job: _Job) -> None:
+        """Send a task; `_loss` notices a process that is dead."""
+        self.job = job
+        self.state[0], self._seen, self._since = NOWHERE, -1, time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send((job.task, job.excluded))
+
+    def receive(self) -> Iterator[Any]:
+        """Read one message; yield the result if the message holds one.
+
+        Raises:
+            HeadctError: the function raised it.
+            WorkerFailed: the function raised anything else.
+        """
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(_POLL_SECONDS)
+            return
+        if kind == "refused":
+            raise content
+        if kind == "failed":
+            raise WorkerFailed(content)
+        if kind == "later":
+            self.job, self.uploading = None, self.job
+            return
+        if kind == "finished":
+            self.uploading = None
+        else:
+            self.job = None
+        yield content
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.join(_KILL_SECONDS)  # a process that waits for a dead disk cannot be killed
+        self.pipe.close()
+
+
+def start_server(source: str = "") -> None:
+    """Start the process that workers are forked from; it imports modules in the background.
+
+    Args:
+        source: the input if it is known, so that the directory of an archive is read only once.
+
+    Raises:
+        UsageError: there is no folder for temporary files.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    place_sockets()
+    with _environment(_KEEP_MEMORY | ({INPUT_VARIABLE: source} if source else {})):
+        forkserver.ensure_running()
+
+
+def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
+    """Start a process that does tasks with a function.
+
+    Raises:
+        WorkerFailed: processes die before they have begun.
+    """
+    start_server()
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(_DEATHS_ALLOWED):
+        ours, theirs = context.Pipe()
+        state = SharedNumbers()
+        state[0] = NOWHERE
+        process = context.Process(target=serve, args=(function, theirs, state), daemon=True)
+        with suppress(BrokenPipeError), _neutral_main():  # killed before it read what to do
+            process.start()
+        theirs.close()
+        state.close()
+        if process.pid is not None:
+            return _Worker(process, ours, state)
+        ours.close()
+    raise WorkerFailed("worker processes die before they can be told what to do")
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set those environment variables that are unset while the block runs."""
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _neutral_main() -> Iterator[None]:
+    """Keep a new process from importing the main module, which in a Beam worker is all of Beam."""
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main

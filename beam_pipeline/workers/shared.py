@@ -1,7 +1,4 @@
-"""What processes share with the one that started them, without a name in any file system.
-
-`multiprocessing` has it in `/dev/shm`, which some containers lack.
-"""
+"""Shared memory and sockets in containers that lack `/dev/shm` or have a long TMPDIR."""
 
 import mmap
 import os
@@ -14,17 +11,19 @@ from headct.errors import UsageError
 
 _NUMBERS = 2
 _BYTES = 8 * _NUMBERS
-# A socket's path has at most 107 bytes (unix(7)), and 103 on macOS, of which multiprocessing takes
-# 32 for "/pymp-xxxxxxxx/listener-xxxxxxxx".
+# A socket's path has at most 107 bytes (unix(7)), and 103 on macOS; multiprocessing uses 32 of them
+# for "/pymp-xxxxxxxx/listener-xxxxxxxx".
 _LONGEST_FOLDER = 103 - 32
-_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/run")  # where mkdtemp makes one of its own
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/run")  # mkdtemp makes a folder in one of them
 
 
 class SharedNumbers:
-    """A few whole numbers that this process and one that it starts see and change.
+    """Whole numbers that this process and one that it starts read and change.
+
+    `multiprocessing` would keep them in `/dev/shm`.
 
     Args:
-        descriptor: of the file that holds them; None to make one.
+        descriptor: of the file with the numbers; None to make a file.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -33,14 +32,14 @@ class SharedNumbers:
         if descriptor is not None:
             self.close()
 
-    def __getitem__(self, place: int) -> int:
-        return int(self._numbers[place])
+    def __getitem__(self, index: int) -> int:
+        return int(self._numbers[index])
 
-    def __setitem__(self, place: int, number: int) -> None:
-        self._numbers[place] = number
+    def __setitem__(self, index: int, number: int) -> None:
+        self._numbers[index] = number
 
     def close(self) -> None:
-        """Close the file, which no process can be given from then on; the numbers stay."""
+        """Close the file: no further process can get it. The numbers stay."""
         os.close(self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -62,10 +61,10 @@ def _unnamed_file() -> int:
 
 
 def place_sockets() -> None:
-    """Have multiprocessing make its sockets in a folder with a short path.
+    """Make multiprocessing create its sockets in a folder with a short path.
 
     Raises:
-        UsageError: there is none that can be written.
+        UsageError: no such folder can be written.
     """
     try:
         folder = tempfile.gettempdir()
@@ -79,7 +78,7 @@ def place_sockets() -> None:
         with suppress(OSError):
             tempfile.tempdir = short
             try:
-                util.get_temp_dir()  # makes one, and keeps to it
+                util.get_temp_dir()  # makes a folder, and returns the same one from now on
             finally:
                 tempfile.tempdir = folder
             return
