@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -42,15 +43,29 @@ def main(argv: Sequence[str], program: str = "python -m beam_pipeline") -> int:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
+    # Beam raises what matters, and logs more when its servers and threads end after a job.
+    handler.addFilter(lambda record: not record.name.startswith("apache_beam"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
-    return run_program("beam_pipeline", lambda: _preprocess(*parse_options(argv, program)))
+    return run_program("beam_pipeline", lambda: _run_command(argv, program))
 
 
 def options_of(_command: str) -> list[type[Declared]]:
     """Return the classes of the command's options."""
     return KINDS
+
+
+def _run_command(argv: Sequence[str], program: str) -> int:
+    options, chosen = parse_options(argv, program)
+    if not chosen.runner.is_local:
+        threading.excepthook = _log_thread
+    return _preprocess(options, chosen)
+
+
+def _log_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Log how a thread of gRPC ends when the other side of its connection goes away first."""
+    logging.getLogger("apache_beam").error("A thread ended: %r", arguments.exc_value)
 
 
 def _preprocess(options: Options, chosen: ChosenRunner) -> int:
