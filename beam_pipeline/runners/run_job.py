@@ -332,7 +332,8 @@ def _redirected_output(log: Path) -> Iterator[None]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     terminal = os.dup(2)
-    os.dup2(handler.stream.fileno(), 2)  # servers that Beam starts inherit the descriptor
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 2)  # servers that Beam starts inherit the descriptor
     try:
         yield
     finally:
