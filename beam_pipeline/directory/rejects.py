@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import TooManyRejects
 from headct.errors import UsageError
 from headct.layout import REJECTS
@@ -13,27 +14,36 @@ from headct.stores import Folder
 Reject = dict[str, str]  # a text for each of REJECT_COLUMNS
 
 
-def write_rejects(folder: Folder, files_seen: int, rejects: list[Reject], allowed: float) -> None:
-    """List the rejects, for the user to read, and raise if they are too many to trust the rest.
+def check_rejects(
+    unfinished: Unfinished, files_seen: int, rejects: list[Reject], allowed: float
+) -> None:
+    """Raise if there are too many rejects to trust the rest; list them for the user first.
+
+    Nothing is listed otherwise: another run may have completed the directory in the meantime, with
+    a list that also has the rejects found while writing.
 
     Args:
-        folder: of the output.
-        files_seen: how many files the input has.
-        rejects: one row per file that was not used, so far.
+        unfinished: the output's unfinished area.
+        files_seen: number of files in the input.
+        rejects: one row per rejected file, so far.
         allowed: fraction of the files.
 
     Raises:
         TooManyRejects: more than the allowed fraction.
-        UsageError: all of them.
-        OutputError: they cannot be listed.
+        UsageError: all files were rejected.
+        AlreadyComplete: another run has completed the directory.
+        OutputError: the rejects cannot be listed.
         StoreError: the folder's store fails.
     """
-    folder.write(REJECTS, encode_rejects(rejects))
-    if len(rejects) > allowed * files_seen:
-        explanation = _explain(folder, rejects)
+    too_many = len(rejects) > allowed * files_seen
+    if not too_many and len(rejects) < files_seen:
+        return
+    unfinished.check_needed()
+    unfinished.folder.write(REJECTS, encode_rejects(rejects))
+    explanation = _explain(unfinished.folder, rejects)
+    if too_many:
         raise TooManyRejects(files_seen, count_reasons(rejects), allowed, explanation)
-    if len(rejects) == files_seen:
-        raise UsageError(f"none of {files_seen} files can be used. {_explain(folder, rejects)}")
+    raise UsageError(f"none of {files_seen} files can be used. {explanation}")
 
 
 def read_rejects(folder: Folder) -> list[Reject]:

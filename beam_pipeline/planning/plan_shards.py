@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.rejects import Reject, write_rejects
+from beam_pipeline.directory.rejects import Reject, check_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.duplicates import (
@@ -112,7 +112,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
     keys, inventory, judgement = joined.keys, joined.inventory, joined.judgement
     files_seen = len(keys.usable) - joined.skipped
     rejects = _rejects(inventory, judgement.verdicts, keys.identity, options.labels.image_id)
-    write_rejects(unfinished.folder, files_seen, rejects, options.run.max_reject_fraction)
+    check_rejects(unfinished, files_seen, rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
     if options.splits.leak_check is not LeakCheck.OFF:

@@ -7,7 +7,7 @@ the same again.
 
 from contextlib import suppress
 
-from beam_pipeline.directory.rejects import Reject, read_rejects, write_rejects
+from beam_pipeline.directory.rejects import Reject, check_rejects, read_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
@@ -76,7 +76,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     rejects += [reject for result in results for reject in result.rejects]
     if rejects:  # else the input is not needed any more
         check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
-    write_rejects(folder, plan.files_seen, rejects, options.run.max_reject_fraction)
+    check_rejects(unfinished, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
     folder.make_durable(result.file for result in results)
     write_description(unfinished, plan, options, results, rejects)

@@ -147,7 +147,7 @@ def write_description(
         plan: of the shards.
         options: of the run.
         results: of all shards, in the plan's order.
-        rejects: one row per file that was not used, as they are listed in the folder.
+        rejects: one row per rejected file.
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}
@@ -155,8 +155,8 @@ def write_description(
     manifest = build_manifest(
         plan, options, results, {split: len(ids) for split, ids in patients.items()}, rejects
     )
-    files[REJECTS] = _describe_file(encode_rejects(rejects))
     for name, data in (
+        (REJECTS, encode_rejects(rejects)),
         (FEATURES, encode_json(describe_features(len(plan.labels), manifest["image"]))),
         (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
     ):

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from beam_pipeline.directory.index import index_table
-from beam_pipeline.directory.rejects import encode_rejects
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import Options
@@ -205,7 +204,6 @@ def test_all_that_describes_the_shards_is_written(
 ) -> None:
     # The card shows slices of the shards, which are not there; its tests are its own.
     monkeypatch.setattr("beam_pipeline.writing.manifest._write_card", lambda *_: None)
-    (tmp_path / "rejects.jsonl").write_bytes(encode_rejects(REJECTS))  # by the step before
     unfinished = Unfinished(Folder(str(tmp_path)))
     parts = [
         [row(0, "fold0", "one"), row(1, "fold0", "one"), row(2, "fold0", "two")],
