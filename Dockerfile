@@ -7,7 +7,7 @@ FROM gcr.io/dataflow-templates-base/python311-template-launcher-base AS template
 FROM apache/beam_python3.11_sdk:${BEAM_VERSION}
 
 WORKDIR /opt/headct
-COPY setup.py README.md LICENSE constraints.txt ./
+COPY pyproject.toml setup.py README.md LICENSE constraints.txt ./
 COPY headct ./headct
 COPY beam_pipeline ./beam_pipeline
 RUN pip install --no-cache-dir -c constraints.txt ".[gcp]"

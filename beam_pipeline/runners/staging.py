@@ -1,22 +1,20 @@
 """Packages for workers of Beam's own image: this one, and the versions that are installed here."""
 
-import shutil
-import subprocess
-import sys
+import base64
+import hashlib
 from importlib import metadata, util
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from beam_pipeline.errors import RunnerError
 from headct.errors import UsageError
 
 _PROJECT = "headct-shards"
-_SOURCE = Path(__file__).parents[2]
-_BUILT_FROM = ("setup.py", "README.md", "LICENSE", "headct", "beam_pipeline")
-_LEFT_OUT = ("__pycache__", "sample")
-_BUILD_SECONDS = 300
+_PACKAGES = ("headct", "beam_pipeline")
+_INSTALLED = Path(__file__).parents[2]
+_WHEEL = b"Wheel-Version: 1.0\nGenerator: headct\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def stage_package(folder: Path) -> list[str]:
@@ -26,8 +24,7 @@ def stage_package(folder: Path) -> list[str]:
         folder: to build in; keep it until the pipeline is submitted.
 
     Raises:
-        UsageError: the source tree is missing.
-        RunnerError: the package cannot be built.
+        UsageError: a requirement is not installed.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{pin}\n" for pin in pinned_requirements()))
@@ -74,41 +71,31 @@ def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build a wheel of the pipeline in a folder, without trainer and sample.
+    """Write a wheel of the pipeline, without the trainer, from the files that run here.
 
-    Raises:
-        UsageError: the source tree is missing.
-        RunnerError: the wheel cannot be built.
+    A clone and an installed wheel have the same files, so neither needs a build tool or a network.
     """
-    if not (_SOURCE / "setup.py").exists():
-        raise UsageError(
-            "workers that start from Beam's own image get this package from its source tree, which "
-            "is not here; give an image that has it, with --sdk_container_image"
-        )
-    copy = folder / "source"
-    copy.mkdir()
-    for name in _BUILT_FROM:
-        if (_SOURCE / name).is_dir():
-            ignore = shutil.ignore_patterns(*_LEFT_OUT)
-            shutil.copytree(_SOURCE / name, copy / name, ignore=ignore)
-        else:
-            shutil.copy(_SOURCE / name, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--wheel-dir", str(folder), str(copy)]
-    try:
-        built = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise RunnerError(
-            f"this package could not be built for workers in {_BUILD_SECONDS} s"
-        ) from None
-    if built.returncode:
-        raise RunnerError(f"this package cannot be built for workers: {_first_error(built.stderr)}")
-    (wheel,) = folder.glob("*.whl")
+    distribution = metadata.distribution(_PROJECT)
+    about = f"headct_shards-{distribution.version}.dist-info"
+    files = {
+        path.relative_to(_INSTALLED).as_posix(): path.read_bytes()
+        for package in _PACKAGES
+        for path in sorted((_INSTALLED / package).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    # An editable installation may keep its metadata as PKG-INFO.
+    described = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    files[f"{about}/METADATA"] = described.encode()
+    files[f"{about}/WHEEL"] = _WHEEL
+    record = [f"{name},{_record_hash(data)},{len(data)}\n" for name, data in files.items()]
+    files[f"{about}/RECORD"] = "".join([*record, f"{about}/RECORD,,\n"]).encode()
+    wheel = folder / f"headct_shards-{distribution.version}-py3-none-any.whl"
+    with ZipFile(wheel, "w", ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
     return wheel
 
 
-def _first_error(output: str) -> str:
-    """Return the first error that pip reports; its last lines are about pip itself."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return next(iter([*errors, *lines[-1:]]), "pip gives no reason")
+def _record_hash(data: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+    return f"sha256={digest}"

@@ -108,5 +108,5 @@ def _google_token(url: str) -> dict[str, str]:
         remedy = "rename it, or install google-auth and requests to have it left out"
         raise StoreError(url, what, remedy) from None
     credentials, _ = default(scopes=[_READ_ONLY])
-    credentials.refresh(Request())  # type: ignore[no-untyped-call]
+    credentials.refresh(Request())
     return {"Authorization": f"Bearer {credentials.token}"}

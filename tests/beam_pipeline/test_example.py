@@ -8,11 +8,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_pipeline.directory.example import decode_example, encode_example
+
+tf = pytest.importorskip("tensorflow")  # another implementation
+
 
 FEATURES: dict[str, Any] = {
     "image": b"\x89PNG\x00\xff" * 100,

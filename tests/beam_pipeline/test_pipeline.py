@@ -122,7 +122,7 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
 
 @pytest.mark.filterwarnings("ignore")  # of TensorFlow Datasets, which is only a witness here
 def test_a_directory_without_labels_claims_none(options: Options, tmp_path: Path) -> None:
-    import tensorflow_datasets as tfds
+    tfds = pytest.importorskip("tensorflow_datasets")
 
     folder = tmp_path / "unlabeled"
     pipeline.run_here(options.changed(labels=None, output=str(folder)))

@@ -11,7 +11,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -50,6 +49,7 @@ def test_opencv_reads_it(channels: int, dtype: str) -> None:
 
 @pytest.mark.parametrize(("channels", "dtype"), KINDS)
 def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
+    tf = pytest.importorskip("tensorflow")
     image = noise(channels, dtype)
     # 0 leaves the file's own channels; TensorFlow does not take 2.
     decoded = tf.io.decode_png(encode_png(image), 0, tf.as_dtype(dtype)).numpy()

@@ -1,41 +1,28 @@
-"""Why pip cannot build the package for workers, in the words of pip."""
+"""The wheel that workers install is whole: pip checks its record when it installs it."""
 
 import subprocess
+import sys
 from pathlib import Path
 
-import pytest
-
-from beam_pipeline.errors import RunnerError
 from beam_pipeline.runners import staging
+from headct import __version__
 
-OFFLINE = """\
-  error: subprocess-exited-with-error
-
-  x pip subprocess to install build dependencies did not run successfully.
-  ╰─> [3 lines of output]
-      Looking in indexes: http://127.0.0.1:1/
-      ERROR: Could not find a version that satisfies the requirement setuptools>=77 (\
-from versions: none)
-      ERROR: No matching distribution found for setuptools>=77
-      [end of output]
-
-  note: This error originates from a subprocess, and is likely not a problem with pip.
-"""
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("output", "why"),
-    [
-        (OFFLINE, "ERROR: Could not find a version that satisfies the requirement setuptools>=77"),
-        ("no space left\n", "no space left"),
-        ("", "pip gives no reason"),
-    ],
-)
-def test_the_cause_is_told_and_not_what_pip_ends_with(
-    output: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_workers_get_the_pipeline_without_the_trainer_and_without_a_source_tree(
+    tmp_path: Path,
 ) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", output)
-    monkeypatch.setattr(staging.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(RunnerError) as raised:
-        staging.build_wheel(tmp_path)
-    assert str(raised.value).startswith(f"this package cannot be built for workers: {why}")
+    wheel = staging.build_wheel(tmp_path)
+    target = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--disable-pip-version-check", "--target", target, wheel], check=True)
+    assert sorted(path.name for path in target.iterdir()) == [
+        "beam_pipeline",
+        "headct",
+        f"headct_shards-{__version__}.dist-info",
+    ]
+    for package in ("headct", "beam_pipeline"):
+        for path in (ROOT / package).rglob("*.*"):
+            if "__pycache__" not in path.parts:
+                assert (target / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
