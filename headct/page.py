@@ -1,6 +1,9 @@
 """HTML pages made from templates that extend `page.html.jinja`, the layout all reports share."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,3 +19,14 @@ def page_templates(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, as the layout's macro `table` takes it."""
+
+    caption: str
+    columns: list[tuple[str, str]]  # heading, and "text" or "number"
+    rows: list[list[Any]]  # cells; the first one is the row's heading
+    totals: Sequence[list[Any]] = ()  # rows below
+    note: str = ""  # a sentence below

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from beam_pipeline.card.page import write_card
+from beam_pipeline.card.card import write_card
 from beam_pipeline.directory.rejects import read_rejects
 from beam_pipeline.options import RunOptions, fill_in
 from beam_pipeline.writing.output import find_manifest

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_pipeline.card.tables import count, percent, with_minus
+from beam_pipeline.card.count_tables import count, percent, with_minus
 from beam_pipeline.card.totals import Choice
 from beam_pipeline.card.views import BIN, BINS, LOWEST, Histogram, Views
 
@@ -29,7 +29,7 @@ _MARGIN = 3  # bins shown beside those with pixels
 
 
 @dataclass(frozen=True)
-class Line:
+class Distribution:
     """A histogram to draw."""
 
     name: str  # in the legend
@@ -42,7 +42,7 @@ class Line:
 class Curve:
     """A line of a chart and its entry in the legend."""
 
-    line: Line
+    line: Distribution
     path: str  # of SVG
     x: int  # of the legend entry
     y: int
@@ -77,7 +77,12 @@ class Chart:
 
 
 def draw_chart(
-    name: str, title: str, caption: str, unit: str, lines: Sequence[Line], limits: Limits = ALL
+    name: str,
+    title: str,
+    caption: str,
+    unit: str,
+    lines: Sequence[Distribution],
+    limits: Limits = ALL,
 ) -> Chart:
     """Draw histograms: share of pixels per bin, on a logarithmic scale, over values.
 
@@ -207,9 +212,9 @@ def _measured(slices: Mapping[int, Views], rows: Sequence[int]) -> Histograms:
     ]
 
 
-def _slice_lines(slices: Histograms, kind: str) -> list[Line]:
+def _slice_lines(slices: Histograms, kind: str) -> list[Distribution]:
     return [
-        Line(_short(image_id), own[kind], number >= _COLORS, number % _COLORS + 1)
+        Distribution(_short(image_id), own[kind], number >= _COLORS, number % _COLORS + 1)
         for number, (image_id, own) in enumerate(slices)
     ]
 
@@ -220,8 +225,8 @@ def _short(name: str) -> str:
 
 def _before_and_after(name: str, title: str, caption: str, slices: Histograms) -> Chart:
     lines = [
-        Line("before repair", _total(slices, "unrepaired"), dashed=True, color=2),
-        Line("after repair", _total(slices, "hounsfield")),
+        Distribution("before repair", _total(slices, "unrepaired"), dashed=True, color=2),
+        Distribution("after repair", _total(slices, "hounsfield")),
     ]
     return draw_chart(name, title, caption, "HU", lines, _HOUNSFIELD)
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from pydicom.uid import UID
 from rich.filesize import decimal
 
-from beam_pipeline.card.tables import Table, count, percent, with_minus
+from beam_pipeline.card.count_tables import count, percent, with_minus
 from beam_pipeline.card.totals import Totals
 from beam_pipeline.card.views import Views
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.images.windows import FROM_FILE, PRESETS
 from beam_pipeline.options import Options, RunOptions
+from headct.page import Table
 
 Facts = list[tuple[str, Any]]
 Manifest = Mapping[str, Any]

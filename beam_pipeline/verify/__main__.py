@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from beam_pipeline.split_tables import print_by_split
-from beam_pipeline.verify.directory import Verification, verify_directory
 from beam_pipeline.verify.findings import Check, Finding, Findings
 from beam_pipeline.verify.splits import SplitSummary
+from beam_pipeline.verify.verification import Verification, verify_directory
 from headct.commands import run_program
 from headct.declarations import Declared, DefaultText, Location, OptionalLocation, parse_flags
 from headct.terminal import Terminal

@@ -54,7 +54,7 @@ def _with_page(error: HeadctError, folder: Folder) -> HeadctError:
     if not isinstance(error, TooManyRejects):
         return error
     # Imported late: only a refused run needs it.
-    from beam_pipeline.card.page import render_refused
+    from beam_pipeline.card.card import render_refused
 
     try:
         folder.write(CARD, render_refused(error.files_seen, read_rejects(folder)).encode())

@@ -181,7 +181,7 @@ def _write_card(
     folder: Folder, options: Options, manifest: dict[str, Any], rejects: Sequence[Reject]
 ) -> None:
     # Imported late: only this step of a run needs it.
-    from beam_pipeline.card.page import write_card
+    from beam_pipeline.card.card import write_card
 
     files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
     try:

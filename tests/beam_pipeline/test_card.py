@@ -2,17 +2,14 @@
 
 import base64
 import dataclasses
-import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -20,31 +17,27 @@ import pandas as pd
 import pytest
 
 from beam_pipeline import pipeline
-from beam_pipeline.card import charts, facts
+from beam_pipeline.card import charts
 from beam_pipeline.card.__main__ import main
-from beam_pipeline.card.charts import Line, draw_chart
-from beam_pipeline.card.page import write_card
-from beam_pipeline.card.totals import MOST_EXAMPLES, SAMPLED, Totals, add_up, choose
+from beam_pipeline.card.card import write_card
+from beam_pipeline.card.totals import SAMPLED
 from beam_pipeline.card.views import (
     BIN,
-    BINS,
     LOWEST,
     Views,
     ViewTask,
     source_pictures,
     view_slices,
 )
-from beam_pipeline.command_line import parse_options
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
-from beam_pipeline.images.windows import Window, parse_window
+from beam_pipeline.images.windows import parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
-from beam_pipeline.verify.directory import verify_directory
+from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
-from beam_pipeline.writing.run_record import describe_run, record_start
+from beam_pipeline.writing.run_record import record_start
 from headct.errors import StoreError, UsageError
-from headct.page import page_templates
 from headct.reasons import Reason
 from headct.stores import Folder, InputFiles
 from tests.beam_pipeline.card_page import Page
@@ -344,93 +337,6 @@ def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
     assert faults_of_page(shards / "report.html") == []
 
 
-# Drawings
-
-
-def histogram(shares: dict[int, int]) -> np.ndarray:
-    """So many pixels of each value."""
-    counted = np.zeros(BINS, np.int64)
-    for value, pixels in shares.items():
-        counted[(value - LOWEST) // BIN] = pixels
-    return counted
-
-
-def draw(*lines: Line, name: str = "one") -> ElementTree.Element:
-    """The figure of a chart."""
-    chart = draw_chart(name, "A title", "a caption", "HU", lines)
-    folder = Path(charts.__file__).parent
-    html = page_templates(folder).get_template("chart.html.jinja").module.chart(chart)  # type: ignore[attr-defined]
-    return ElementTree.fromstring(html)
-
-
-def numbers(path: ElementTree.Element | None) -> list[float]:
-    assert path is not None
-    return [float(number) for number in re.findall(r"-?[\d.]+", path.get("d", ""))]
-
-
-def lines_of(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
-    """The points of the lines of the first histogram."""
-    path = svg.findall(".//path")[-2].get("d", "")
-    found = [re.findall(r"[\d.]+", part) for part in path.split("M")[1:]]
-    return [list(zip(map(float, n[::2]), map(float, n[1::2]), strict=True)) for n in found]
-
-
-def ticks(svg: ElementTree.Element, axis: str) -> dict[str | None, float]:
-    """Positions of an axis's grid lines, by their labels."""
-    nodes = list(svg.iter())
-    pairs = pairwise(nodes)
-    return {
-        text.text: numbers(line)[axis == "y"]
-        for line, text in pairs
-        if line.get("class") == "grid" and text.get("class") == axis
-    }
-
-
-def test_lines_are_where_the_labels_of_the_axes_say() -> None:
-    svg = draw(Line("", histogram({0: 900, 992: 100})))
-    values, shares = ticks(svg, "x"), ticks(svg, "y")
-    assert [*shares] == ["100 %", "10 %", "1 %", "0.1 %", "0.01 %", "0.001 %"]
-    (before, most, _), (_, tenth, behind) = lines_of(svg)
-    zero, unit = values["0"], (values["1000"] - values["0"]) / 1000
-    assert [most[0], tenth[0]] == pytest.approx([zero + unit * 8, zero + unit * 1000], abs=0.2)
-    top, decade = shares["100 %"], shares["10 %"] - shares["100 %"]
-    heights = [top - decade * np.log10(0.9), top + decade]
-    assert [most[1], tenth[1]] == pytest.approx(heights, abs=0.2)
-    axis = numbers(svg.find(".//path[@class='axis']"))[2]
-    assert [before[1], behind[1]] == pytest.approx([axis, axis], abs=0.1)
-
-
-def test_a_chart_has_the_colors_of_the_page_and_words_for_who_cannot_see_it(page: Page) -> None:
-    figure = draw(Line("a <&>", histogram({0: 9})), Line("b", histogram({0: 5}), True, 4))
-    (svg,) = figure.iter("svg")
-    assert {node.tag for node in svg.iter()} == {"svg", "title", "desc", "path", "text"}
-    ids = {node.get("id"): node.text for node in svg.iter() if node.get("id")}
-    assert ids[svg.get("aria-labelledby")] == "A title"
-    assert ids[svg.get("aria-describedby")] == "Share of pixels in bins of 16 by HU: a <&>, b."
-    assert not any({"fill", "stroke", "style"} & set(node.attrib) for node in svg.iter())
-    classes = [node.get("class") for node in svg.iter("path")][-4:]
-    assert classes == ["line color-1"] * 2 + ["line color-4 dashed"] * 2
-    for number in range(1, 6):
-        assert f".chart .color-{number} {{ stroke: var(--series-{number}); }}" in page.styles
-    assert [text.text for text in svg.iter("text")][-2:] == ["a <&>", "b"]
-
-
-@pytest.mark.parametrize("number", [1, 2, 9, 10])
-def test_the_legend_has_room(number: int) -> None:
-    figure = draw(*(Line(f"line {place}", histogram({0: 1})) for place in range(number)))
-    (svg,) = figure.iter("svg")
-    lowest = max(float(text.get("y", "")) for text in svg.iter("text"))
-    assert 3 < float(svg.get("height", "")) - lowest < 10
-
-
-@pytest.mark.parametrize(
-    "shares", [{}, {0: 1}, {LOWEST: 1}, {65520: 1}, {LOWEST: 1, 65520: 1}, {3: 10**6, 5000: 1}]
-)
-def test_any_values_can_be_drawn(shares: dict[int, int]) -> None:
-    drawn = lines_of(draw(Line("", histogram(shares))))
-    assert len(drawn) == sum(each >= 2e-6 * sum(shares.values()) for each in shares.values())
-
-
 def test_no_card_loads_matplotlib(shards: Path, tmp_path: Path) -> None:
     copy, _ = again(shards, tmp_path)
     code = (
@@ -585,109 +491,7 @@ def test_pixels_are_counted_by_value(shards: Path, tmp_path: Path, write_slice: 
     assert filled(view.histograms["hounsfield"]) == {-3024: 1, -1024: 2, -1008: 1, 0: 3, 31728: 1}
 
 
-# Choices
-
-
-def totals_of(rows: int, positives: list[int], repaired: int = 0) -> Totals:
-    """So many rows, of which the first ones have each label."""
-    ends = [np.arange(number) for number in positives]
-    none = np.arange(max(positives, default=0), rows)
-    nothing = np.zeros(0, np.int64)
-    return Totals(
-        rows=rows,
-        labeled=rows if positives else 0,
-        splits=pd.DataFrame(),
-        slices_per_study=nothing,
-        slice_distances=nothing.astype(float),
-        matrices=[],
-        transfer_syntaxes=[],
-        co_occurrence=nothing.reshape(0, 0),
-        patients_with=(),
-        studies_with=(),
-        positives=tuple(ends),
-        negatives=none,
-        repaired={"shift": np.arange(repaired)} if repaired else {},
-    )
-
-
-def test_the_same_slices_are_chosen_again() -> None:
-    totals = totals_of(10_000, [50, 400, 3000], repaired=9)
-    first = choose(totals, ["a", "b", "c"], seed=3)
-    assert first == choose(totals, ["a", "b", "c"], seed=3)
-    assert first != choose(totals, ["a", "b", "c"], seed=4)
-    groups = first.examples
-    assert list(groups) == ["a", "b", "c", "no label", "repair: shift"]
-    assert [len(rows) for rows in groups.values()] == [2, 2, 2, 2, 1]
-    assert all(row < 50 for row in groups["a"])
-    assert all(row >= 3000 for row in groups["no label"])
-    assert len(first.sample) == SAMPLED
-    assert len(first.repaired) == 4
-
-
-def test_no_slice_stands_for_two_labels_unless_it_must() -> None:
-    groups = choose(totals_of(6, [2, 4, 6]), ["a", "b", "c"], seed=0).examples
-    assert groups == {"a": [0, 1], "b": [2, 3], "c": [4, 5]}
-    groups = choose(totals_of(2, [1, 1]), ["a", "b"], seed=0).examples
-    assert groups == {"a": [0], "b": [0], "no label": [1]}
-
-
-@pytest.mark.parametrize("labels", [1, 6, 14, 200])
-def test_few_files_are_read_however_many_labels_there_are(labels: int) -> None:
-    names = [f"label{number}" for number in range(labels)]
-    choice = choose(totals_of(100_000, [5000] * labels, 1000), names, seed=0)
-    assert len(choice.examples) == min(labels + 1, MOST_EXAMPLES) + 1
-    assert sum(map(len, choice.examples.values())) <= MOST_EXAMPLES + 1
-    assert len(choice.rows) <= 48
-
-
-def test_unlabeled_slices_are_shown_too() -> None:
-    choice = choose(totals_of(3, []), ["a"], seed=0)
-    assert choice.examples == {"slices": [0, 1, 2]}
-    assert choice.sample == [0, 1, 2]
-
-
-def test_totals_of_rows_by_hand() -> None:
-    import pyarrow.parquet as pq
-
-    from beam_pipeline.directory.index import index_table, write_index
-
-    row = {"image_id": "i", "shard": "s", "record": 0, "offset": 0, "bytes": 1, "rows": 8}
-    row |= {"image_offset": 0, "image_bytes": 1, "row_spacing": 0.5, "column_spacing": 0.5}
-    row |= {"columns": 9, "transfer_syntax": "1.2", "resized": False, "source": "a"}
-    places = [("p0", "t0", "fold1", 0.0), ("p0", "t1", "fold1", 5.0), ("p1", "t2", "fold0", None)]
-    places += [("p0", "t0", "fold1", 2.5), ("p0", "t0", "fold1", 10.0), ("p0", "t0", "fold1", 2.5)]
-    marks = [(1, 0), (1, 1), (0, 0), (0, 1), (-1, -1), (0, 0)]
-    rows: list[dict[str, Any]] = [
-        row
-        | {"patient_id": patient, "study_id": study, "series_id": study, "split": split}
-        | {"position_z": position, "label_a": a, "label_b": b, "repair": "none"}
-        for (patient, study, split, position), (a, b) in zip(places, marks, strict=True)
-    ]
-    rows[3]["repair"] = "shift"
-    file = io.BytesIO()
-    write_index(file, [index_table(rows, ["a", "b"])], ["a", "b"])
-    totals = add_up(pq.ParquetFile(file), ["a", "b"])
-    assert totals.splits.to_dict("index") == {
-        "fold0": {"patients": 1, "studies": 1, "series": 1, "slices": 1},
-        "fold1": {"patients": 1, "studies": 2, "series": 2, "slices": 5},
-    }
-    assert totals.co_occurrence.tolist() == [[2, 1], [1, 2]]
-    assert [places.tolist() for places in totals.positives] == [[0, 1], [1, 3]]
-    assert totals.negatives.tolist() == [2, 5]
-    assert (totals.patients_with, totals.studies_with) == ((1, 1), (2, 2))
-    assert (totals.rows, totals.labeled) == (6, 5)
-    assert sorted(totals.slices_per_study) == [1, 1, 4]
-    assert totals.slice_distances.tolist() == [5.0]  # of 2.5 and 7.5 mm
-    assert totals.matrices == [("8 x 9", 6)]
-    assert totals.transfer_syntaxes == [("1.2", 6)]
-    assert {name: places.tolist() for name, places in totals.repaired.items()} == {"shift": [3]}
-
-
 # Around it
-
-
-def command_of(options: dict[str, Any], counts: dict[str, int]) -> str:
-    return facts.command({"options": options, "counts": counts})
 
 
 def test_a_card_is_no_part_of_what_has_to_be_the_same(shards: Path, tmp_path: Path) -> None:
@@ -741,70 +545,3 @@ def test_what_is_no_shard_directory_is_said_in_a_line(
     error = capsys.readouterr().err
     assert error.startswith("card: error: ")
     assert error.count("\n") == 1
-
-
-def test_starts_are_counted(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))
-    assert describe_run(folder) is None
-    record_start(folder, "local")
-    record_start(folder, "FlinkRunner")
-    run = describe_run(folder)
-    assert run is not None
-    assert (run["runner"], run["starts"]) == ("FlinkRunner", 2)
-    assert 0 <= run["seconds"] < 60
-    told = facts.throughput({"run": run | {"seconds": 62.2}})
-    assert told[0] == ("runner", "FlinkRunner")
-    assert told[-1] == ("wall time", "0:01:02 from the first of 2 starts, pauses included")
-    for manifest in ({}, {"run": None}, {"run": run | {"seconds": "long"}}):
-        assert facts.throughput(manifest) == [("run", "not recorded")]
-    (tmp_path / ".unfinished" / "starts.json").write_bytes(b"[{")  # after a power failure
-    assert describe_run(folder) is None
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["--windows", "brain,stroke:41:39.5,dicom", "--voi", "linear", "--hu_repair", "off"],
-        ["--hu", "--identifiers", "keep", "--image_id", "sop_instance_uid", "--seed", "7"],
-        ["--labels", "there", "--label_columns", "a b,c", "--id_column", "x", "--holdout", "0.25"],
-        ["--labels", "there", "--label_columns", '$a b,"c, ""d"""'],
-        ["--folds_from", "there", "--group_by", "study", "--leak_check", "off", "--folds", "3"],
-    ],
-)
-def test_the_command_of_a_card_gives_the_same_options(
-    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shlex
-
-    monkeypatch.chdir(tmp_path)
-    options, _ = parse_options(["--input", "there", "--output", "out", *argv])
-    command = command_of(options.recorded(), {"rejected": 0, "files_seen": 1})
-    for place in ("$INPUT", "$LABELS", "$FOLDS_FROM"):
-        command = command.replace(f'"{place}"', "there")
-    words = shlex.split(command.replace("$OUTPUT", "out"))
-    again, _ = parse_options(words[words.index("beam_pipeline") + 1 :])
-    assert again.recorded() == options.recorded()
-
-
-def test_as_many_rejects_are_allowed_as_there_were() -> None:
-    recorded = Options.of(input="in", output="out").recorded()
-    assert command_of(recorded, {"rejected": 30, "files_seen": 269}).endswith(
-        "--max_reject_fraction 0.12"
-    )
-
-
-def test_the_key_of_hashes_is_asked_for_and_not_told() -> None:
-    recorded = Options.of(input="in", output="out").recorded() | {"identifiers": "hash"}
-    recorded["identifier_key_check"] = "0123456789"
-    command = command_of(recorded, {"rejected": 0, "files_seen": 1})
-    assert '--identifier_key_file "$KEY_FILE"' in command
-    assert "0123456789" not in command
-
-
-def test_windows_of_the_manifest_are_those_of_the_command() -> None:
-    recorded = Options.of(
-        input="in", output="out", windows=(Window("brain", 41.0, 80.0),)
-    ).recorded()
-    command = command_of(recorded, {"rejected": 0, "files_seen": 1})
-    assert "--windows brain:41.0:80.0" in command

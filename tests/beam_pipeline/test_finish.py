@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipeline.card import page
+from beam_pipeline.card import card
 from beam_pipeline.directory.rejects import encode_rejects
 from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
@@ -77,6 +77,6 @@ def test_a_page_explains_why_files_were_rejected(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_made_changes_no_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "render_refused", None)
+    monkeypatch.setattr(card, "render_refused", None)
     assert ". See there; correct" in refuse(tmp_path)
     assert not (tmp_path / "report.html").exists()

@@ -15,7 +15,7 @@ from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.identifiers import hash_id
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.verify.directory import verify_directory
+from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import UsageError
 from headct.layout import SHARDS_A_PART, plan_table

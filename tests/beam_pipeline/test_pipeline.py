@@ -38,8 +38,8 @@ from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
 from beam_pipeline.progress import show_summary
-from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check
+from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.output import read_refusal
 from headct.stores import Folder

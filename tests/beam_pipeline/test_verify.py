@@ -29,10 +29,10 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.description import IndexRows, rows_by_shard
-from beam_pipeline.verify.directory import verify_directory
 from beam_pipeline.verify.findings import Check, Finding, Findings, show_id
 from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
+from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Later, Watch
 from beam_pipeline.writing.finish import finish_directory
 from beam_pipeline.writing.manifest import manifest_digest

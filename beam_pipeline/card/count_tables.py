@@ -1,7 +1,6 @@
 """Tables of a card: rejects, labels, splits and shards; how a card writes numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,10 @@ from rich.filesize import decimal
 
 from beam_pipeline.card.totals import NO_LABEL, Totals
 from beam_pipeline.directory.rejects import Reject
+from headct.page import Table
 from headct.reasons import advice_for
 
 _NAMED_COLUMNS = 8  # with more labels, columns are numbered
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, as the page's macro takes it."""
-
-    caption: str
-    columns: list[tuple[str, str]]  # heading, and "text" or "number"
-    rows: list[list[Any]]  # cells; the first one is the row's heading
-    totals: list[list[Any]] | tuple[()] = ()  # rows below
-    note: str = ""  # a sentence below
 
 
 def count(number: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
-from beam_pipeline.card import charts, facts, tables
+from beam_pipeline.card import charts, count_tables, facts
 from beam_pipeline.card.totals import Choice, Totals, add_up, choose, rows_at
 from beam_pipeline.card.views import Views, ViewTask, view_in_process
 from beam_pipeline.directory.rejects import Reject, count_reasons
@@ -93,28 +93,28 @@ def _contents(
 ) -> dict[str, Any]:
     """Return the values of the card's template."""
     labeled = totals.labeled > 0
-    counts, split_tables = manifest["counts"], [tables.split_table(manifest, totals)]
+    counts, split_tables = manifest["counts"], [count_tables.split_table(manifest, totals)]
     label_tables, absent = [], []
     if labeled:
         label_tables = [
-            tables.label_table(manifest, totals),
-            tables.co_occurrence_table(manifest, totals),
+            count_tables.label_table(manifest, totals),
+            count_tables.co_occurrence_table(manifest, totals),
         ]
-        split_tables += [tables.fold_table(manifest), tables.shard_table(manifest)]
+        split_tables += [count_tables.fold_table(manifest), count_tables.shard_table(manifest)]
         positives = zip(manifest["labels"], totals.positives, strict=True)
         absent = [label for label, rows in positives if not len(rows)]
     return {
         "manifest": manifest,
         "labeled": labeled,
         "headline": facts.headline(manifest, totals),
-        "rejects": tables.reject_table(counts, rejects) if rejects else None,
+        "rejects": count_tables.reject_table(counts, rejects) if rejects else None,
         "absent": absent,
         "examples": choice.examples,
         "slices": slices,
         "charts": charts.value_charts(choice, slices, sum(counts["repaired"].values())),
         "labels": label_tables,
         "splits": split_tables,
-        "missing": tables.missing_in_splits(manifest) if labeled else [],
+        "missing": count_tables.missing_in_splits(manifest) if labeled else [],
         "geometry": facts.geometry(manifest, totals, slices.values()),
         "kinds": facts.kind_tables(totals, slices.values()),
         "identical": facts.identical_pixels(manifest),
@@ -133,12 +133,12 @@ def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
         {
             "files_seen": files_seen,
             "rejected": len(rejects),
-            "rejects": tables.reject_table(counts, rejects),
+            "rejects": count_tables.reject_table(counts, rejects),
         },
     )
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
     templates = page_templates(Path(__file__).parent)
-    templates.filters |= {"count": tables.count, "minus": tables.with_minus}
+    templates.filters |= {"count": count_tables.count, "minus": count_tables.with_minus}
     return templates.get_template(template).render(values)
