@@ -31,8 +31,7 @@ from headct.commands import run_program
 from headct.declarations import Declared
 from headct.errors import HeadctError, UsageError
 from headct.layout import CARD, LABELS_TABLE, MANIFEST
-from headct.stores import Folder, InputFiles
-from headct.stores.sources import encode_source
+from headct.stores import Folder, InputFiles, encode_source
 from headct.terminal import LineFormatter, Terminal
 
 

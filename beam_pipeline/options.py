@@ -24,8 +24,7 @@ from headct.declarations import (
 from headct.errors import UsageError
 from headct.layout import check_label_names
 from headct.printable import hide_secrets
-from headct.stores import Folder
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE, Folder
 
 _MAX_CHANNELS = 4  # of a PNG
 

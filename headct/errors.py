@@ -61,11 +61,18 @@ class StoreError(StorageError):
 class ObjectRefused(StoreError):
     """A store refused to return an object: the object's fault if others can be read.
 
-    Attributes:
+    Args:
+        store: see StoreError.
+        what: see StoreError.
+        remedy: see StoreError.
         is_foreign: whether another service answered, for example a proxy.
     """
 
-    is_foreign = False
+    def __init__(
+        self, store: str, what: str, remedy: str = RESUMES, *, is_foreign: bool = False
+    ) -> None:
+        super().__init__(store, what, remedy)
+        self.is_foreign = is_foreign
 
 
 class OutputError(StorageError):

@@ -24,8 +24,7 @@ from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_win
 from beam_pipeline.workers import Watch, WorkerPool
 from headct.errors import StoreError, UsageError
 from headct.reasons import Rejected
-from headct.stores import InputFiles
-from headct.stores.sources import decode_source
+from headct.stores import InputFiles, decode_source
 from headct.tfrecord import read_record
 
 # Bins of histograms: all values of 16 bits, signed or not; the outer bins take what is beyond.

@@ -20,8 +20,7 @@ from beam_pipeline.planning.plan import Keys
 from beam_pipeline.planning.text_tables import open_table
 from headct.errors import UsageError
 from headct.layout import INDEX, MANIFEST
-from headct.stores import open_file
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE, open_file
 
 _TABLES = {".parquet", ".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip"}
 _SPLIT, _IMAGE = "split", "image_id"

@@ -27,9 +27,15 @@ from beam_pipeline.planning.places import without_output
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table
 from headct.reasons import TRANSIENT, Rejected
-from headct.stores import FileInfo, InputFiles, find_input
-from headct.stores.inputs import Reading
-from headct.stores.sources import decode_source, encode_source, show_source
+from headct.stores import (
+    FileInfo,
+    InputFiles,
+    Reading,
+    decode_source,
+    encode_source,
+    find_input,
+    show_source,
+)
 
 # A part of the inventory is read by one task. The first are small, so that few files, too, keep
 # all workers busy; later ones are larger, so that millions of files are thousands of parts.

@@ -17,7 +17,7 @@ from beam_pipeline.planning.text_tables import TextTable, open_table
 from headct.errors import UsageError
 from headct.layout import MAX_LABELS, check_label_names
 from headct.printable import quoted
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE
 
 _BETWEEN = "\x1f"  # an image id and its class; no printable name holds it
 

@@ -14,7 +14,7 @@ from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.labels import PROBLEMS, Labels
 from headct.errors import UsageError
 from headct.reasons import Reason
-from headct.stores.sources import decode_source, show_source
+from headct.stores import decode_source, show_source
 
 _NAMES_AT_A_TIME = 10_000
 NO_LABEL = -1  # the place of a label that there is not

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from beam_pipeline.planning.identifiers import ordinal
-from headct.stores import InputFiles
-from headct.stores.sources import encode_source, show_source
+from headct.stores import InputFiles, encode_source, show_source
 
 
 def locate_sources(

@@ -41,8 +41,7 @@ from beam_pipeline.planning.plan import (
 from beam_pipeline.planning.plan_tables import write_plan_tables
 from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key
 from headct.layout import REJECT_COLUMNS, REJECTS_TABLE
-from headct.stores import InputFiles, find_input
-from headct.stores.sources import decode_source, show_source
+from headct.stores import InputFiles, decode_source, find_input, show_source
 
 REJECTS_SCHEMA = pa.schema({column: pa.string() for column in REJECT_COLUMNS})
 

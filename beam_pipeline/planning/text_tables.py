@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from headct.stores import open_file
-from headct.stores.compression import decompressed
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE, open_file
+from headct.stores.archives import decompressed
 
 _HEAD_BYTES = 1 << 12  # that tell what a file is
 _BLOCK_BYTES = 1 << 24  # of a CSV file that are parsed at a time

@@ -15,8 +15,7 @@ from beam_pipeline.planning.locate_sources import locate_sources
 from beam_pipeline.verify.findings import printable
 from headct.errors import UsageError
 from headct.reasons import Rejected
-from headct.stores import InputFiles
-from headct.stores.sources import decode_source
+from headct.stores import InputFiles, decode_source
 
 Pixels = NDArray[np.uint8 | np.uint16]
 

@@ -21,7 +21,7 @@ from beam_pipeline.workers.serve import NOWHERE, Later, Watch, serve
 from beam_pipeline.workers.shared import SharedNumbers, place_sockets
 from headct.errors import StoreError
 from headct.reasons import Reason
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headct.locks import Lock
-from headct.stores import is_local
-from headct.stores.stores import find_store
+from headct.stores import find_store, is_local
 
 
 @dataclass

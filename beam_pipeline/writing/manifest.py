@@ -36,8 +36,7 @@ from headct.layout import (
     ShardFile,
     written_table,
 )
-from headct.stores import Folder, find_input
-from headct.stores.folder import digest_file
+from headct.stores import Folder, digest_file, find_input
 
 # What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
 # decoders, resizing, deflate, examples, tables.

@@ -15,9 +15,7 @@ from beam_pipeline.writing.shards import ShardResult
 from headct.errors import StoreError
 from headct.layout import REJECTS_TABLE, SHARDS_A_PART, inventory_table, plan_table
 from headct.reasons import Reason, Rejected
-from headct.stores import InputFiles
-from headct.stores.inputs import Reading
-from headct.stores.sources import decode_source
+from headct.stores import InputFiles, Reading, decode_source
 
 _UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
 

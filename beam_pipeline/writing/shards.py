@@ -31,8 +31,7 @@ from headct.layout import (
     written_table,
 )
 from headct.reasons import TRANSIENT, Reason, Rejected
-from headct.stores import InputFiles, find_input
-from headct.stores.sources import decode_source, show_source
+from headct.stores import InputFiles, decode_source, find_input, show_source
 from headct.tfrecord import frame_record
 
 

@@ -1,4 +1,4 @@
-"""The folder that the pipeline writes to: files in it are whole or not there."""
+"""The folder that the pipeline writes to: its files are complete or do not exist."""
 
 import hashlib
 import os
@@ -13,131 +13,115 @@ from typing import Any, BinaryIO, cast
 from headct.errors import OutputError, UsageError
 from headct.stores.protocol import Store
 from headct.stores.retries import DEFAULT_PATIENCE
-from headct.stores.stores import find_store, is_local
+from headct.stores.urls import find_store, is_local
 
 
 def digest_file(file: BinaryIO) -> str:
-    """The SHA-256 of a file's bytes from here to its end, in hexadecimal."""
+    """Return the SHA-256 of the rest of a file, in hexadecimal."""
     return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, and the files in it.
+    """A folder and its files. Every method raises StoreError if the store fails.
 
     Attributes:
-        url: its path or URL.
-        patience: seconds after which a request that fails is given up.
+        url: path or URL of the folder.
+        patience: seconds after which a failing request is given up.
     """
 
     url: str
     patience: float = DEFAULT_PATIENCE
 
-    @property
-    def _place(self) -> tuple[Store, str]:
-        return find_store(self.url, self.patience)
-
-    def _path(self, name: str) -> str:
-        return posixpath.join(self._place[1], name)
+    def _locate(self, name: str = "") -> tuple[Store, str]:
+        """Return the store and the path of a file in it."""
+        store, root = find_store(self.url, self.patience)
+        return store, posixpath.join(root, name) if name else root
 
     def names(self) -> set[str]:
-        """The files and folders in it; none if it is not there."""
+        """Return the names of files and folders; none if the folder does not exist."""
         return {entry.partition("/")[0] for entry in self.entries()}
 
     def entries(self) -> set[str]:
-        """Return the same names, marked as `Store.entries` says."""
-        store, root = self._place
+        """Return the same names, marked as in `Store.entries`."""
+        store, root = self._locate()
         if root and store.info(root) is not None:
             raise UsageError(f"output {self.url} is a file, not a folder")
         return store.entries(root)
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there, and so whole."""
-        return self._place[0].info(self._path(name)) is not None
+        """Return whether a file exists, and so is complete."""
+        store, path = self._locate(name)
+        return store.info(path) is not None
 
     def version(self, name: str) -> str:
-        """Of a remote file, another text whenever its content changes; empty for a local one.
+        """Return a text that changes with a remote file's content; empty for a local file.
 
-        A local file's time of modification says nothing of its content after a power failure.
+        After a power failure, a local file may have lost content, but not its modification time.
         """
-        info = None if is_local(self.url) else self._place[0].info(self._path(name))
-        return info.version if info else ""
+        return "" if is_local(self.url) else self.stamp(name)
 
     def stamp(self, name: str) -> str:
-        """A text that changes when a file is written again; empty if there is none."""
-        info = self._place[0].info(self._path(name))
+        """Return a text that changes when a file is written again; empty if it does not exist."""
+        store, path = self._locate(name)
+        info = store.info(path)
         return info.version if info else ""
 
     def is_unchanged(self, name: str, version: str, sha256: str) -> bool:
-        """Whether a file is there and has the content that it had with a version and a SHA-256."""
+        """Return whether a file still has the content of a version and SHA-256."""
         if is_local(self.url):
             return self.exists(name) and self.sha256(name) == sha256
         return bool(version) and self.version(name) == version
 
     def read(self, name: str, length: int | None = None) -> bytes:
-        """A file's bytes, or the first of them.
-
-        Raises:
-            OSError: it cannot be read.
-            StoreError: its store fails.
-        """
-        return self._place[0].read(self._path(name), 0, length)
+        """Return a file's bytes, or the first `length`; raise OSError if it cannot be read."""
+        store, path = self._locate(name)
+        return store.read(path, 0, length)
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read; one of another machine is fetched whole.
-
-        Raises:
-            OSError: it cannot be read.
-            StoreError: its store fails.
-        """
-        return self._place[0].open(self._path(name))
+        """Open a file to read; a remote one is downloaded whole. Raise OSError if that fails."""
+        store, path = self._locate(name)
+        return store.open(path)
 
     def sha256(self, name: str) -> str:
-        """The SHA-256 of a file's bytes, in hexadecimal."""
+        """Return the SHA-256 of a file, in hexadecimal."""
         with self.open(name) as file:
             return digest_file(file)
 
     def remove_partial(self) -> None:
-        """Remove what killed processes left behind."""
-        store, root = self._place
+        """Remove unfinished files of killed processes."""
+        store, root = self._locate()
         store.remove_partial(root)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all in it, if it is there.
+        """Remove a file, or a folder with its content, if it exists.
 
         Raises:
             OutputError: it cannot be removed.
-            StoreError: the store fails.
         """
+        store, path = self._locate(name)
         try:
-            self._place[0].remove(self._path(name))
+            store.remove(path)
         except OSError as error:
             raise OutputError(f"cannot remove {name} in {self.url}: {error.strerror}") from error
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Write a file, whole or not at all; see `create`.
-
-        Raises:
-            OutputError: it cannot be written.
-            StoreError: the store fails.
-        """
+        """Write a file as `create` does."""
         with self.create(name, durable=durable) as file:
             file.write(data)
 
     def add(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one, and return whether it was written; see `Store.add`.
+        """Write a file unless it exists, as `Store.add` does; return whether it was written.
 
         Raises:
             OutputError: it cannot be written.
-            StoreError: the store fails.
         """
-        try:
-            return self._place[0].add(self._path(name), data)
-        except OSError as error:
-            raise self._cannot_write(name, error) from error
+        store, path = self._locate(name)
+        with self._writing(name):
+            return store.add(path, data)
 
     def make_durable(self, names: Iterable[str]) -> None:
-        """Wait until local files would outlast a power failure; most are on the disk by then.
+        """Wait until local files would survive a power failure; most are on the disk by then.
 
         Raises:
             OutputError: one cannot be written to the disk.
@@ -145,35 +129,34 @@ class Folder:
         if not is_local(self.url):
             return
         for name in names:
-            try:
-                with Path(self._path(name)).open("rb") as file:
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise self._cannot_write(name, error) from error
+            with self._writing(name), Path(self._locate(name)[1]).open("rb") as file:
+                os.fsync(file.fileno())
 
     @contextmanager
     def create(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
-        """A file to write and read, which gets its name when the block ends without an error.
+        """Open a file to write and read, which appears when the block ends without an error.
 
-        A local one is written beside its place and renamed; another is staged in a temporary file,
-        which no kill leaves behind, and uploaded.
+        A local file is written in the same folder and renamed; a remote one is staged in an unnamed
+        temporary file and uploaded.
 
         Args:
             name: of the file.
-            durable: whether to wait until a local file would outlast a power failure; else
-                `make_durable` is to follow, or its loss does no harm.
+            durable: whether to wait until a local file would survive a power failure; else call
+                `make_durable` later, unless its loss does no harm.
 
         Raises:
             OutputError: it cannot be written.
-            StoreError: the store fails.
         """
-        try:
-            with self._place[0].create(self._path(name), durable=durable) as file:
-                yield file
-        except OSError as error:
-            raise self._cannot_write(name, error) from error
+        store, path = self._locate(name)
+        with self._writing(name), store.create(path, durable=durable) as file:
+            yield file
 
-    def _cannot_write(self, name: str, error: OSError) -> OutputError:
-        # What goes elsewhere is staged here first.
-        place = "" if is_local(self.url) else f" (in {tempfile.gettempdir()}, TMPDIR)"
-        return OutputError(f"cannot write {name} in {self.url}: {error.strerror}{place}")
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Remote files are staged on this machine.
+            staged = "" if is_local(self.url) else f" (in {tempfile.gettempdir()}, TMPDIR)"
+            what = f"cannot write {name} in {self.url}: {error.strerror}{staged}"
+            raise OutputError(what) from error

@@ -1,19 +1,54 @@
-"""What every kind of store can do, and what it says of a file."""
+"""What a store can do, and how the paths of its files are written."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from headct.printable import escape_controls
+
+_CONTROL_CHARACTER = re.compile(r"[\0-\x1f\x7f]")
+_NO_NAMES = frozenset({"", ".", ".."})
+
+
+def encode_source(path: str) -> bytes:
+    """Return a path as tables hold it: names of files need not be UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def decode_source(stored: bytes) -> str:
+    """Return the path that was encoded, to open a file with."""
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def show_source(path: str) -> str:
+    """Return a path to print: control characters and invalid UTF-8 are escaped."""
+    return escape_controls(encode_source(path).decode("utf-8", "backslashreplace"))
+
+
+def is_usable(key: str) -> bool:
+    """Return whether obstore, which reads keys as paths, can request an object."""
+    return not _CONTROL_CHARACTER.search(key) and _NO_NAMES.isdisjoint(key.split("/"))
+
+
+def why_unusable(key: str) -> str:
+    """Describe what is wrong with a key that is not usable."""
+    if _CONTROL_CHARACTER.search(key):
+        return "its key has a control character"
+    if key.startswith("/") or key.endswith("/"):
+        return f"its key {'begins' if key.startswith('/') else 'ends'} with a slash"
+    return "its key has '//'" if "//" in key else "its key has the part '.' or '..'"
+
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What a listing says of a file.
+    """A file in a listing.
 
     Attributes:
         path: relative to the folder that was listed.
         size: bytes.
-        version: another one whenever the content changes: modification time or ETag.
+        version: changes whenever the content changes: modification time or ETag.
     """
 
     path: str
@@ -22,14 +57,14 @@ class FileInfo:
 
 
 class ReadableStore(Protocol):
-    """A place that keeps files under paths with slashes, to read.
+    """Files under paths with slashes, to read.
 
-    An OSError is a fault of the file that was asked for, and a StoreError one of the store.
+    An OSError is the fault of the requested file, a StoreError that of the store.
 
     Attributes:
-        readers: how many requests should be in flight at once.
-        read_together: how many files one of the readers should ask for in a row.
-        ranged_readers: the same as `readers` for small parts of files; 0 to read them in place.
+        readers: number of requests that should be in flight at once.
+        read_together: number of files that a reader should request in a row.
+        ranged_readers: like `readers`, for short ranges of files; 0 to read them without threads.
     """
 
     readers: int
@@ -37,34 +72,33 @@ class ReadableStore(Protocol):
     ranged_readers: int
 
     def list(self, folder: str) -> Iterator[FileInfo]:
-        """All files at all levels below a folder, without hidden ones, in the order of their paths.
+        """List the files below a folder, without hidden ones, ordered by the bytes of their paths.
 
         The order is that of the UTF-8 bytes of the whole path, in every store.
         """
         ...
 
     def info(self, path: str) -> FileInfo | None:
-        """What is known of a file, or None if there is none at this path."""
+        """Return size and version of a file, or None if there is no file."""
         ...
 
     def check_reachable(self, path: str) -> None:
-        """Raise Transient unless what holds a file is there, whether the file is or not.
+        """Raise Transient unless the folder of a file is reachable; the file may be missing.
 
-        A disk that is unmounted and a folder that is moved take all their files away: no verdict on
-        any of them.
+        A disk that is not mounted, or a folder that was moved, says nothing about its files.
         """
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder; in an object store, whether there are files below the path."""
+        """Return whether there is a folder; in a bucket, whether there are files below the path."""
         ...
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        """A file's bytes, or part of them; fewer than asked for where the file ends."""
+        """Return a file's bytes, or a range of them; fewer than `length` where the file ends."""
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file to read from its beginning to its end."""
+        """Open a file to read it from start to end."""
         ...
 
 
@@ -72,34 +106,34 @@ class Store(ReadableStore, Protocol):
     """A store to read and write."""
 
     def entries(self, folder: str) -> set[str]:
-        """Return what is in a folder; nothing if there is no folder.
+        """Return the names in a folder; nothing if there is no folder.
 
-        `/` follows a folder's name, and `/@` that of what is neither file nor folder: a link to a
-        folder or to nothing, a pipe.
+        The names of folders end with `/`; those of anything that is neither file nor folder (links
+        to folders or to nothing, pipes) end with `/@`.
         """
         ...
 
     def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:
-        """A file to write and read, which gets its name when the block ends without an error.
+        """Open a file to write and read, which appears when the block ends without an error.
 
         Args:
             path: of the file.
-            durable: whether to wait until a local file would outlast a power failure.
+            durable: whether to wait until a local file would survive a power failure.
         """
         ...
 
     def add(self, path: str, data: bytes) -> bool:
-        """Write a file unless there is one, and return whether it was written.
+        """Write a file unless it exists; return whether it was written.
 
-        Of several that try at once one writes it, where the store can tell; stores that lack links
-        or conditional requests cannot.
+        If several processes try at once, only one writes the file; except in stores without links
+        or conditional requests.
         """
         ...
 
     def remove_partial(self, folder: str) -> None:
-        """Remove what killed processes left of files in a folder, nothing of those that live."""
+        """Remove unfinished files of killed processes from a folder."""
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all in it, if it is there."""
+        """Remove a file, or a folder with its content, if it exists."""
         ...

@@ -1,4 +1,4 @@
-"""Requests that are tried again until patience is at an end."""
+"""The retry rule: repeat requests that fail in ways that may pass, for a limited time."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ from headct.errors import StoreError
 DEFAULT_PATIENCE = 600.0  # seconds
 _LONGEST_WAIT = 15.0  # seconds between two attempts
 _SECONDS_BETWEEN_WARNINGS = 30.0
-_FOREIGN_SECONDS = 20.0  # a proxy that restarts may take so long; a wrong address stays wrong
+_FOREIGN_SECONDS = 20.0  # enough for a proxy that restarts; a wrong address stays wrong
 
 T = TypeVar("T")
 
@@ -22,11 +22,11 @@ class Transient(Exception):
 
 
 class Foreign(Transient):
-    """An answer that is none of the store's protocol: a web page, another service.
+    """Another service than the store answered, for example with a web page.
 
     Args:
-        what: the answer is.
-        remedy: what to do if it stays so.
+        what: the answer was.
+        remedy: what to do if this lasts.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -35,7 +35,7 @@ class Foreign(Transient):
 
 
 def run_in_daemon_thread(request: Callable[[], T]) -> "Future[T]":
-    """Start a request; Ctrl-C ends a program that waits for the result while a store is silent."""
+    """Start a request; while a store is silent, Ctrl-C ends a program that waits for the result."""
     result: Future[T] = Future()
 
     def run() -> None:
@@ -50,7 +50,7 @@ def run_in_daemon_thread(request: Callable[[], T]) -> "Future[T]":
 
 
 class Patience:
-    """Repeats requests to one store while they fail in ways that may pass.
+    """Repeats failed requests to a store.
 
     Args:
         store: its URL or path, for messages.
@@ -63,25 +63,25 @@ class Patience:
         self._warned_at = float("-inf")
 
     def request(self, attempt: Callable[[], T]) -> T:
-        """The result of an attempt that did not raise Transient.
+        """Return the result of the first attempt that does not raise Transient.
 
-        The waits between attempts grow, and are random, so that many workers do not ask a store
-        that comes back all at once.
+        The waits between attempts grow, and are random, so that many workers do not return to a
+        recovering store all at once.
 
         Raises:
-            StoreError: none did in time; the message names the store and the last failure.
+            StoreError: all attempts failed; the message names the store and the last failure.
         """
         try:
             return attempt()  # nearly always
         except Transient as failure:
             self._warn(failure)
-        import tenacity  # takes longer to load than most runs fail
+        import tenacity  # imported lazily: most runs never retry
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Transient),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_WAIT),
-            stop=self._is_over,
-            before_sleep=self._before_sleep,
+            stop=lambda state: (state.seconds_since_start or 0.0) >= self._limit(_failure(state)),
+            before_sleep=lambda state: self._warn(_failure(state)),
             reraise=True,
         )
         try:
@@ -89,29 +89,23 @@ class Patience:
         except Foreign as failure:
             raise StoreError(self._store, str(failure), failure.remedy) from None
         except Transient as failure:
-            raise StoreError(
-                self._store, f"no answer for {self._seconds:g} s ({failure})"
-            ) from None
+            what = f"no answer for {self._seconds:g} s ({failure})"
+            raise StoreError(self._store, what) from None
 
-    def _is_over(self, state: Any) -> bool:
-        return bool(state.seconds_since_start >= self._longest(state.outcome.exception()))
-
-    def _longest(self, failure: BaseException | None) -> float:
-        """Seconds for which requests are repeated that fail so."""
+    def _limit(self, failure: BaseException) -> float:
+        """Return for how many seconds requests that fail in this way are repeated."""
         foreign = isinstance(failure, Foreign)
         return min(self._seconds, _FOREIGN_SECONDS) if foreign else self._seconds
 
-    def _before_sleep(self, state: Any) -> None:
-        if state.outcome is not None:
-            self._warn(state.outcome.exception())
-
-    def _warn(self, failure: BaseException | None) -> None:
+    def _warn(self, failure: BaseException) -> None:
         now = time.monotonic()
         if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
             self._warned_at = now
             logging.getLogger(__name__).warning(
-                "%s: %s; trying again for up to %g s.",
-                self._store,
-                failure,
-                self._longest(failure),
+                "%s: %s; trying again for up to %g s.", self._store, failure, self._limit(failure)
             )
+
+
+def _failure(state: Any) -> BaseException:
+    failure: BaseException = state.outcome.exception()
+    return failure

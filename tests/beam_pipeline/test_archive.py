@@ -19,7 +19,7 @@ from beam_pipeline import pipeline
 from beam_pipeline.options import Options
 from headct.errors import HeadctError, StoreError, UsageError
 from headct.stores import Folder, InputFiles, open_file
-from headct.stores.archive import ArchiveStore
+from headct.stores.archives import ArchiveStore
 from tests.beam_pipeline.conftest import WriteSlice
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +253,7 @@ def set_field(archive: Path, member: str, at: int, value: int) -> None:
         (lambda archive: set_field(archive, "bad", 8, 1), "Encrypted in the archive"),
         (
             lambda archive: set_field(archive, "bad", 10, 9),
-            "Compressed in the archive in a way that is not supported",
+            "Compressed in the archive by an unsupported method",
         ),
     ],
 )
@@ -323,7 +323,7 @@ def test_sizes_that_cannot_be_are_damage_and_take_no_memory(
 
 def test_another_method_is_told_from_damage(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {"a": ZEROS}, zipfile.ZIP_BZIP2)
-    with pytest.raises(OSError, match="in a way that is not supported"):
+    with pytest.raises(OSError, match="by an unsupported method"):
         InputFiles.parse(str(archive)).read("a")
 
 

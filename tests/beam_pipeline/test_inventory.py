@@ -31,9 +31,8 @@ from headct.declarations import Mark
 from headct.errors import StoreError
 from headct.layout import inventory_table, listing_table
 from headct.reasons import Reason
-from headct.stores import FileInfo, Folder, InputFiles
+from headct.stores import FileInfo, Folder, InputFiles, decode_source, encode_source, show_source
 from headct.stores.local import LocalStore
-from headct.stores.sources import decode_source, encode_source, show_source
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
 
 WriteSlice = Callable[..., Path]
@@ -640,7 +639,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_file(
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
-    monkeypatch.setattr("headct.stores.inputs.Reading.now", fail)
+    monkeypatch.setattr("headct.stores.input_files.Reading.now", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         inspect_part(0, Watch(), options=three)
     assert Unfinished(Folder(three.files.output)).find(inventory_table(0)) is None

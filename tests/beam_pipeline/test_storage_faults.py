@@ -27,9 +27,8 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 
 from beam_pipeline.card.totals import MOST_EXAMPLES, SAMPLED
-from headct.stores import InputFiles
-from headct.stores.remote import find_bucket
-from headct.stores.stores import find_store
+from headct.stores import InputFiles, find_store
+from headct.stores.buckets import find_bucket
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.headct.faulty_proxy import (
     Fault,

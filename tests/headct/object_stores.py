@@ -1,13 +1,16 @@
-"""Object stores on this machine: servers of S3 and of Google Cloud Storage that keep all in memory.
+"""Object stores on this machine: servers of S3 and Google Cloud Storage that keep data in memory.
 
-Their binaries are looked for on PATH, and else built once with Go, and kept in the user's cache.
+Their binaries are found on PATH, or built once with Go and kept in the user's cache. Without Go,
+moto serves S3.
 """
 
+import importlib.util
 import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -78,10 +81,10 @@ def free_port() -> int:
 
 @contextmanager
 def serve_s3(proxy: FaultyProxy) -> Iterator[ObjectServer]:
-    """Runs gofakes3 behind a proxy while the block lasts; skips the test where there is none."""
+    """Run gofakes3 or moto behind a proxy while the block lasts; skip the test without both."""
     port = free_port()
-    command = [find_binary(_GOFAKES3), "-host", f"127.0.0.1:{port}", "-backend", "memory"]
-    with _running([*command, "-initialbucket", S3_BUCKET, "-quiet"], port):
+    with _running(_s3_command(port), port):
+        _request(f"http://127.0.0.1:{port}/{S3_BUCKET}", b"", "PUT")
         proxy.pass_on_to(port)
         bucket = S3Store(
             S3_BUCKET,
@@ -115,6 +118,16 @@ def serve_gcs(proxy: FaultyProxy) -> Iterator[ObjectServer]:
         yield ObjectServer(bucket, f"gs://{GCS_BUCKET}")
 
 
+def _s3_command(port: int) -> list[str]:
+    try:
+        binary = find_binary(_GOFAKES3)
+    except pytest.skip.Exception:
+        if not all(map(importlib.util.find_spec, ("moto", "flask", "flask_cors"))):
+            raise
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [binary, "-host", f"127.0.0.1:{port}", "-backend", "memory", "-quiet"]
+
+
 def _sign_upload(head: str) -> str:
     """fake-gcs-server lets clients upload to an object's own address only by a signed URL."""
     return head.replace(" HTTP/1.1", "?X-Goog-Algorithm=x HTTP/1.1", 1) if _is_put(head) else head
@@ -134,11 +147,13 @@ def _is_put(head: str) -> bool:
 
 
 def _make_gcs_bucket(host: str) -> None:
-    request = urllib.request.Request(
-        f"http://{host}/storage/v1/b?project=test",
-        json.dumps({"name": GCS_BUCKET}).encode(),
-        {"Content-Type": "application/json"},
-    )
+    body = json.dumps({"name": GCS_BUCKET}).encode()
+    _request(f"http://{host}/storage/v1/b?project=test", body, "POST")
+
+
+def _request(url: str, body: bytes, method: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, body, headers, method=method)
     with urllib.request.urlopen(request, timeout=10) as answer:
         answer.read()
 

@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from headct.stores.remote import find_bucket
-from headct.stores.stores import find_input_store, find_store
+from headct.stores.buckets import find_bucket
+from headct.stores.urls import find_input_store, find_store
 from tests.headct.object_stores import S3_BUCKET, S3_CREDENTIALS
 
 LISTING = "the listing"  # in place of a key

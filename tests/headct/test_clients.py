@@ -11,7 +11,7 @@ import pytest
 from beam_pipeline.__main__ import main
 from headct.errors import OutputError
 from headct.stores import Folder, InputFiles, open_file
-from headct.stores.clients import open_store
+from headct.stores.bucket_clients import open_client
 from tests.headct.scripted_store import Answer, ScriptedStore, serve
 
 A_MOMENT = 1.0  # second of patience
@@ -34,7 +34,7 @@ def test_who_asks_google_may_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(store) as address:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "my-project")
-        google = open_store("gs://data", {}, {})
+        google = open_client("gs://data", {}, {})
         assert bytes(obstore.get(google, "a").bytes()) == b"slice"
     assert [asked["x-goog-user-project"] for asked in store.headers] == ["my-project"]
 

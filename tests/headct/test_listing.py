@@ -7,7 +7,7 @@ import pytest
 from headct.errors import StoreError, UsageError
 from headct.reasons import Reason, Rejected
 from headct.stores import InputFiles
-from headct.stores.listing import Pages
+from headct.stores.buckets import Pages
 from tests.headct.scripted_store import ScriptedStore, serve
 
 A_MOMENT = 1.0  # second of patience
@@ -75,7 +75,7 @@ def test_markers_of_folders_and_hidden_objects_are_left_out(store: ScriptedStore
 
 def test_a_store_that_cannot_be_listed_otherwise_says_so(store: ScriptedStore) -> None:
     store.objects = {"a//b": b"1"}
-    from headct.stores.remote import find_bucket
+    from headct.stores.buckets import find_bucket
 
     reading = find_bucket("s3://data", A_MOMENT)._reading
     with pytest.raises(StoreError) as refused:

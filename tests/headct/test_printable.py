@@ -5,7 +5,7 @@ import pytest
 
 from beam_pipeline.options import Options
 from headct.printable import escape_controls, hide_secrets, show_line, shown
-from headct.stores.sources import show_source
+from headct.stores import show_source
 from headct.terminal import LineFormatter, Terminal
 
 

@@ -8,7 +8,7 @@ from beam_pipeline.planning.label_file import LabelFile
 from headct.errors import HeadctError, StoreError
 from headct.reasons import ObjectFault, Reason
 from headct.stores import InputFiles
-from headct.stores.refusals import find_folder
+from headct.stores.input_files import find_folder
 from tests.headct.scripted_store import LISTING, Answer, ScriptedStore, refusal, serve
 
 A_MOMENT = 1.0  # second of patience
@@ -73,7 +73,7 @@ def test_access_that_is_withdrawn_during_a_run_is_no_verdict(store: ScriptedStor
     with pytest.raises(ObjectFault):
         read("1")
     store.answers = dict.fromkeys(store.objects, DENIED)
-    with pytest.raises(StoreError, match=r"access denied .*; then the same command resumes"):
+    with pytest.raises(StoreError, match=r"access denied .*; the same command resumes"):
         read("1")
 
 
@@ -99,7 +99,7 @@ def test_an_answer_that_is_none_of_the_protocol_is_not_waited_for_long(
     with pytest.raises(StoreError) as failed:
         list(InputFiles("s3://data/in", patience=A_MOMENT).list())
     assert str(failed.value) == (
-        "s3://data: the answer is no list of objects; check the endpoint and what stands between "
+        "s3://data: the answer is not a list of objects; check the endpoint, and proxies between "
         "it and this machine"
     )
 

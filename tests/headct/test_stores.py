@@ -29,8 +29,8 @@ from obstore.store import MemoryStore
 
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
 from headct.stores import FileInfo, Folder, InputFiles, is_local, open_file
+from headct.stores.buckets import ObjectStore
 from headct.stores.local import LocalStore
-from headct.stores.remote import ObjectStore
 
 A_MOMENT = 0.2  # seconds of patience
 
@@ -418,7 +418,7 @@ def test_so_many_files_are_read_ahead_as_memory_holds(
 ) -> None:
     monkeypatch.setattr(LocalStore, "readers", 7)
     monkeypatch.setattr(LocalStore, "read_together", together)
-    monkeypatch.setattr("headct.stores.inputs.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("headct.stores.input_files.ThreadPoolExecutor", AtOnce)
     read, count = LocalStore.read, [0]
 
     def counted(store: LocalStore, *arguments: Any) -> bytes:

@@ -65,26 +65,36 @@ class Cloud:
 
 
 @pytest.fixture(scope="module")
-def clouds() -> Iterator[dict[str, Cloud]]:
-    """Both servers, and the environment that leads to them."""
-    with FaultyProxy() as s3, FaultyProxy() as gcs, pytest.MonkeyPatch.context() as patch:
-        variables = {"AWS_ENDPOINT_URL": s3.address, "STORAGE_EMULATOR_HOST": gcs.address}
-        for name, value in (S3_CREDENTIALS | variables).items():
+def s3_cloud() -> Iterator[Cloud]:
+    """A server of S3, and the environment that leads to it."""
+    with FaultyProxy() as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in (S3_CREDENTIALS | {"AWS_ENDPOINT_URL": proxy.address}).items():
             patch.setenv(name, value)
-        with serve_s3(s3) as at_s3, serve_gcs(gcs) as at_gcs:
+        with serve_s3(proxy) as server:
             forget_stores()
-            yield {"s3": Cloud(at_s3, s3), "gs": Cloud(at_gcs, gcs)}
+            yield Cloud(server, proxy)
+            forget_stores()
+
+
+@pytest.fixture(scope="module")
+def gs_cloud() -> Iterator[Cloud]:
+    """A server of Google Cloud Storage, and the environment that leads to it."""
+    with FaultyProxy() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", proxy.address)
+        with serve_gcs(proxy) as server:
+            forget_stores()
+            yield Cloud(server, proxy)
             forget_stores()
 
 
 @pytest.fixture(params=["s3", "gs"])
-def cloud(request: pytest.FixtureRequest, clouds: dict[str, Cloud]) -> Cloud:
-    return renewed(clouds[request.param])
+def cloud(request: pytest.FixtureRequest) -> Cloud:
+    return renewed(request.getfixturevalue(f"{request.param}_cloud"))
 
 
 @pytest.fixture
-def s3(clouds: dict[str, Cloud]) -> Cloud:
-    return renewed(clouds["s3"])
+def s3(s3_cloud: Cloud) -> Cloud:
+    return renewed(s3_cloud)
 
 
 def renewed(cloud: Cloud) -> Cloud:
@@ -447,7 +457,7 @@ def test_a_cache_that_cannot_be_written(s3: Cloud, shards: Path, tmp_path: Path)
 # Answers that the servers do not give
 
 PAGE = b"<html><body>Please log in.</body></html>"
-ENDPOINT = "check the endpoint and what stands between it and this machine"
+ENDPOINT = "check the endpoint, and proxies between it and this machine"
 
 
 @pytest.mark.parametrize(
@@ -464,7 +474,7 @@ ENDPOINT = "check the endpoint and what stands between it and this machine"
         ),
         (
             Answer(200, PAGE),
-            ": the answer is not the part of an object that was asked for, as of an object that is"
+            ": the answer is not the requested range of an object, as of an object that is"
             f" stored with Content-Encoding: gzip; store it without, or {ENDPOINT}",
         ),
         (

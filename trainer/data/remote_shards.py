@@ -21,8 +21,8 @@ from headct.json_documents import LARGEST, refuse_large
 from headct.layout import INDEX, MANIFEST
 from headct.locks import Lock
 from headct.reasons import ObjectFault
+from headct.stores import find_store
 from headct.stores.retries import run_in_daemon_thread
-from headct.stores.stores import find_store
 from trainer.data.shard_cache import (
     FILLING,
     CachedFile,

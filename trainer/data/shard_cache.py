@@ -23,7 +23,7 @@ from uuid import uuid4
 from headct.errors import UsageError
 from headct.json_documents import parse_json, read_bytes
 from headct.locks import Lock
-from headct.stores.folder import digest_file
+from headct.stores import digest_file
 from trainer.files import write_json
 
 FILLING = ".filling"

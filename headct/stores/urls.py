@@ -1,4 +1,4 @@
-"""The store of a path or URL."""
+"""Find the store of a path or URL."""
 
 import io
 from contextlib import suppress
@@ -7,36 +7,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from headct.errors import HeadctError, ObjectRefused, StoreError, UsageError
-from headct.stores.object_keys import is_usable, why_unusable
-from headct.stores.protocol import ReadableStore, Store
+from headct.stores.protocol import ReadableStore, Store, is_usable, why_unusable
 from headct.stores.retries import DEFAULT_PATIENCE
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 
 
 def is_local(url: str) -> bool:
-    """Whether this is a path of the machine that asks, and not a URL of a store elsewhere."""
+    """Return whether this is a path of this machine."""
     return "://" not in url or url.startswith("file://")
 
 
 @lru_cache(maxsize=32)  # a store keeps its connections
 def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str]:
-    """The store of a path or URL, and the path in it.
+    """Return the store of a path or URL, and the path in it.
 
     Args:
         url: a path; or a URL of S3 (`s3://`), Google Cloud Storage (`gs://`), Azure (`az://`,
             `abfs://`, `abfss://`) or a web server (`http://`, `https://`).
-        patience: seconds after which a request that fails is given up.
+        patience: seconds after which a failing request is given up.
 
     Raises:
-        UsageError: there is no such kind of store, or the path cannot be one in it.
-        StoreError: its credentials cannot be used.
+        UsageError: the kind of store is unknown, or the path cannot exist in it.
+        StoreError: the settings of its client cannot be used.
     """
     if is_local(url):
         from headct.stores.local import LocalStore
 
         return LocalStore(patience), _absolute(url)
-    from headct.stores.remote import find_bucket
+    from headct.stores.buckets import find_bucket
 
     scheme, _, rest = url.partition("://")
     if scheme not in REMOTE_SCHEMES:
@@ -57,15 +56,14 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
 
 @lru_cache(maxsize=32)
 def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[ReadableStore, str]:
-    """The store to read a path or URL from, and the path in it.
+    """Return the store to read a path or URL from, and the path in it.
 
-    As `find_store`, but a path that leads through a ZIP archive (`rsna.zip/stage_2_train`) leads
-    into it.
+    A path may lead into a ZIP archive (`rsna.zip/stage_2_train`).
     """
     archive = _find_archive(url)
     if archive is None:
         return find_store(url, patience)
-    from headct.stores.archive import ArchiveStore
+    from headct.stores.archives import ArchiveStore
 
     return ArchiveStore(archive[0], patience), archive[1]
 
@@ -73,7 +71,7 @@ def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Read
 def _find_archive(url: str) -> tuple[str, str] | None:
     if not is_local(url) or ".zip" not in url.lower():
         return None
-    from headct.stores.archive import split_archive
+    from headct.stores.archives import split_archive
 
     return split_archive(_absolute(url))
 
@@ -83,10 +81,9 @@ def _absolute(url: str) -> str:
 
 
 def load_archive(url: str) -> None:
-    """Read the directory of a ZIP archive that a path leads through, if it does.
+    """Read the directory of the ZIP archive that a path leads into, for processes that fork later.
 
-    Whatever is forked from this process then need not. What is wrong with the archive is told where
-    its files are read.
+    Errors are reported when files of the archive are read.
     """
     if _find_archive(url) is not None:
         store, path = find_input_store(url)
@@ -95,17 +92,17 @@ def load_archive(url: str) -> None:
 
 
 def open_file(url: str, patience: float = DEFAULT_PATIENCE) -> BinaryIO:
-    """A file to read, also one in a ZIP archive; one of another machine is fetched whole.
+    """Open a file to read, also one in a ZIP archive; a remote file is downloaded whole.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
         StoreError: its store fails.
-        UsageError: what should be a ZIP archive is none.
+        UsageError: the path leads into a file that is not a ZIP archive.
     """
     store, path = find_input_store(url, patience)
-    if not path:  # an archive itself, of one compressed table
+    if not path:  # the archive itself, for example of one compressed table
         store, path = find_store(url, patience)
     try:
         return store.open(path) if is_local(url) else io.BytesIO(store.read(path))
-    except ObjectRefused as refusal:  # which of several files is worth more than the bucket
+    except ObjectRefused as refusal:  # name the file, not just its bucket
         raise StoreError(url, refusal.what, refusal.remedy) from None

@@ -1,18 +1,22 @@
-"""Files in a ZIP archive of this machine, read where they are, by any number of processes."""
+"""Files in ZIP archives, read in place by any number of processes, and compressed files."""
 
+import bz2
 import errno
 import gc
+import gzip
 import io
+import lzma
 import struct
 import zipfile
+import zlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,33 +25,32 @@ from numpy.typing import NDArray
 
 from headct.errors import StoreError, UsageError
 from headct.stores.local import LocalStore
-from headct.stores.protocol import FileInfo
-from headct.stores.sources import decode_source, encode_source
+from headct.stores.protocol import FileInfo, ReadableStore, decode_source, encode_source
 
-SUFFIX = ".zip"
+_SUFFIX = ".zip"
 
 _INFLATE_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment] # wrong in its stubs
 _ENCRYPTED = 1  # bit of a member's flags
-# A member's header, which its bytes follow; 4.3.7 of PKWARE's APPNOTE.TXT.
+# The header in front of a member's bytes; 4.3.7 of PKWARE's APPNOTE.TXT.
 _HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\3\4"
-# What can be read: bytes of a file to those in the archive, at most.
+# Supported methods: largest ratio of a file's bytes to its compressed bytes.
 _RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
-_PIECE = 1 << 15  # compressed bytes that are read at a time, where the first of a file are wanted
-_ODD = frozenset({"", ".", ".."})  # parts of a path that lead nowhere
-_LISTED = 1 << 12  # names that are taken out of the directory at a time
+_CHUNK = 1 << 15  # compressed bytes per read, to read only the start of a file
+_DROPPED = frozenset({"", ".", ".."})  # components of a path that lead nowhere
+_BATCH = 1 << 12  # names per step of a listing
 
 _MEMBER = np.dtype(
     [
-        ("start", np.int64),  # of the header
-        ("stored", np.int64),  # bytes in the archive
-        ("size", np.int64),  # bytes of the file
+        ("start", np.int64),  # offset of the header
+        ("stored", np.int64),  # compressed bytes
+        ("size", np.int64),  # bytes
         ("crc", np.uint32),
         ("method", np.uint16),
         ("flags", np.uint16),
     ]
 )
-# Of zipfile.ZipInfo.
+# Attributes of zipfile.ZipInfo.
 _ATTRIBUTES = {
     "start": "header_offset",
     "stored": "compress_size",
@@ -60,32 +63,32 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class _Directory:
-    """What an archive holds: for a million files no more than their names and 32 bytes each."""
+    """The directory of an archive, in 32 bytes per file and the names."""
 
     names: pa.LargeBinaryArray  # sorted
-    members: NDArray[Any]  # of _MEMBER, one per name
+    members: NDArray[Any]  # dtype _MEMBER, one per name
 
     def first(self, name: bytes) -> int:
-        """The place of the first name that is not before this one."""
+        """Return the index of the first name that is not before this one."""
         return bisect_left(range(len(self.names)), name, key=lambda at: self.names[at].as_py())
 
     def starts_with(self, at: int, prefix: bytes) -> bool:
-        """Whether there is a name at a place, and it begins so."""
+        """Return whether the name at an index exists and starts with a prefix."""
         return at < len(self.names) and bool(self.names[at].as_py().startswith(prefix))
 
     def find(self, name: bytes) -> Any:
-        """A file's entry, or None."""
+        """Return the entry of a file, or None."""
         at = self.first(name)
-        found = at < len(self.names) and self.names[at].as_py() == name
-        return self.members[at] if found else None
+        exists = at < len(self.names) and self.names[at].as_py() == name
+        return self.members[at] if exists else None
 
 
-class ArchiveStore:
+class ArchiveStore(ReadableStore):
     """The files of a ZIP archive, under paths relative to its top.
 
     Args:
         archive: its absolute path.
-        patience: seconds after which the disk or network that it is on is given up.
+        patience: seconds after which a failing disk or network is given up.
     """
 
     readers = LocalStore.readers
@@ -106,17 +109,17 @@ class ArchiveStore:
         return info
 
     def list(self, folder: str) -> Iterator[FileInfo]:
-        """See ReadableStore.
+        """List files.
 
         Raises:
-            UsageError: it is no ZIP archive.
-            StoreError: it cannot be read.
+            UsageError: this is not a ZIP archive.
+            StoreError: the archive cannot be read.
         """
         directory = self._directory()
         prefix = encode_source(f"{folder}/" if folder else "")
         at = directory.first(prefix)
-        while names := directory.names[at : at + _LISTED].to_pylist():
-            members = directory.members[at : at + _LISTED]
+        while names := directory.names[at : at + _BATCH].to_pylist():
+            members = directory.members[at : at + _BATCH]
             sizes, checksums = members["size"].tolist(), members["crc"].tolist()
             for name, size, crc in zip(names, sizes, checksums, strict=True):
                 if not name.startswith(prefix):
@@ -124,29 +127,26 @@ class ArchiveStore:
                 path = decode_source(name[len(prefix) :])
                 if not (path.startswith(".") or "/." in path):
                     yield FileInfo(path, size, _version(crc))
-            at += _LISTED
+            at += _BATCH
 
     def info(self, path: str) -> FileInfo | None:
-        """See ReadableStore; raises as `list` does."""
         member = self._directory().find(encode_source(path))
         if member is None:
             return None
         return FileInfo(path, int(member["size"]), _version(int(member["crc"])))
 
     def check_reachable(self, path: str) -> None:
-        """See ReadableStore. Every request raises StoreError where the archive is gone."""
+        """Do nothing: every request raises StoreError if the archive is gone."""
 
     def is_folder(self, path: str) -> bool:
-        """See ReadableStore; raises as `list` does. The archive itself is one."""
         directory, prefix = self._directory(), encode_source(f"{path}/")
         return not path or directory.starts_with(directory.first(prefix), prefix)
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        """See ReadableStore. A file that is read whole is compared with its checksum.
+        """Return a file's bytes, or a range of them; a whole file is compared with its checksum.
 
         Raises:
-            OSError: there is no such file, or it is damaged, encrypted or compressed in another way
-                than by Deflate.
+            OSError: the file is missing, damaged, encrypted or not compressed by Deflate.
             StoreError: the archive cannot be read.
         """
         archive = self._info()
@@ -156,11 +156,11 @@ class ArchiveStore:
         if member["flags"] & _ENCRYPTED:
             raise OSError(errno.EACCES, "Encrypted in the archive")
         if member["method"] not in _RATIOS:
-            raise OSError(errno.ENOTSUP, "Compressed in the archive in a way that is not supported")
+            raise OSError(errno.ENOTSUP, "Compressed in the archive by an unsupported method")
         size, stored = int(member["size"]), int(member["stored"])
-        # What a damaged directory says need not fit into the memory.
-        most = stored * _RATIOS[int(member["method"])]
-        if int(member["start"]) + stored > archive.size or size > most:
+        # A damaged directory may claim sizes that do not fit into memory.
+        limit = stored * _RATIOS[int(member["method"])]
+        if int(member["start"]) + stored > archive.size or size > limit:
             raise OSError(errno.EIO, "Damaged in the archive")
         end = size if length is None else min(start + length, size)
         first = self._first_byte(int(member["start"]))
@@ -174,7 +174,7 @@ class ArchiveStore:
         return data
 
     def _first_byte(self, header: int) -> int:
-        """Where a member's bytes begin."""
+        """Return the offset of a member's first byte."""
         data = self._disk.read(self._archive, header, _HEADER.size)
         if len(data) < _HEADER.size or not data.startswith(_SIGNATURE):
             raise OSError(errno.EIO, "Damaged in the archive")
@@ -182,40 +182,34 @@ class ArchiveStore:
         return header + _HEADER.size + int(name) + int(extra)
 
     def _inflate(self, first: int, stored: int, wanted: int) -> bytes:
-        """The first bytes of a member, as many as are wanted or as there are."""
+        """Decompress the first bytes of a member: as many as wanted, or all."""
         inflater = isal_zlib.decompressobj(wbits=-15)
-        pieces: list[bytes] = []
+        chunks: list[bytes] = []
         missing = wanted
         at, end = first, first + stored
-        # All at once where all is wanted; else in pieces, since a header is in the first of them.
-        piece = _PIECE if wanted < stored else stored
+        step = _CHUNK if wanted < stored else stored
         try:
             while missing > 0 and at < end and not inflater.eof:
-                data = self._disk.read(self._archive, at, min(piece, end - at))
-                pieces.append(inflater.decompress(data, missing))
-                missing -= len(pieces[-1])
-                at += piece
+                data = self._disk.read(self._archive, at, min(step, end - at))
+                chunks.append(inflater.decompress(data, missing))
+                missing -= len(chunks[-1])
+                at += step
         except _INFLATE_ERROR:
             raise OSError(errno.EIO, "Damaged in the archive") from None
-        return b"".join(pieces)
+        return b"".join(chunks)
 
     def open(self, path: str) -> BinaryIO:
-        """See ReadableStore; raises as `read` does."""
         return io.BytesIO(self.read(path))
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
-    """The archive that a path leads into, and the path in it; None if there is none.
-
-    Args:
-        path: absolute.
-    """
-    parts = path.split("/")
-    for number, part in enumerate(parts, start=1):
-        if part.lower().endswith(SUFFIX):
-            archive = "/".join(parts[:number])
+    """Return the archive that an absolute path leads into, and the path in it; None if none."""
+    names = path.split("/")
+    for number, name in enumerate(names, start=1):
+        if name.lower().endswith(_SUFFIX):
+            archive = "/".join(names[:number])
             if LocalStore(0.0).info(archive) is not None:
-                return archive, "/".join(parts[number:])
+                return archive, "/".join(names[number:])
     return None
 
 
@@ -225,7 +219,7 @@ def _version(crc: int) -> str:
 
 @lru_cache(maxsize=2)
 def _read_directory(archive: str, version: str) -> _Directory:
-    """An archive's directory, read once; `version` is what the file system says of the file."""
+    """Read the directory of an archive, once per version of its file."""
     try:
         names, members = _parse_directory(archive)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
@@ -235,17 +229,17 @@ def _read_directory(archive: str, version: str) -> _Directory:
         ) from None
     except OSError as error:
         raise StoreError(archive, error.strerror or type(error).__name__) from None
-    # Of several with one name the last counts, as where they are unpacked.
-    places = {name: at for at, name in enumerate(names)}
-    order = sorted(places)
+    # The last of several members with one name counts, as when an archive is unpacked.
+    indices = {name: at for at, name in enumerate(names)}
+    order = sorted(indices)
     return _Directory(
         pa.array(order, pa.large_binary()),
-        members[np.fromiter(map(places.__getitem__, order), np.int64, len(order))],
+        members[np.fromiter(map(indices.__getitem__, order), np.int64, len(order))],
     )
 
 
 def _parse_directory(archive: str) -> tuple[list[bytes], NDArray[Any]]:
-    """The names in an archive's own order, and what is said of each: [files] of _MEMBER."""
+    """Return the names and members of an archive, in its own order."""
     with _no_collection(), zipfile.ZipFile(archive) as file:
         infos = [info for info in file.infolist() if not info.filename.endswith("/")]
         members = np.empty(len(infos), _MEMBER)
@@ -260,7 +254,7 @@ def _parse_directory(archive: str) -> tuple[list[bytes], NDArray[Any]]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Else the collector looks through a million new objects again and again."""
+    """Pause garbage collection, which would scan a million new objects again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -271,7 +265,64 @@ def _no_collection() -> Iterator[None]:
 
 
 def _name(info: zipfile.ZipInfo) -> bytes:
-    parts = info.filename.split("/")
-    if _ODD.isdisjoint(parts):
-        return encode_source(info.filename)
-    return encode_source("/".join(part for part in parts if part not in _ODD))
+    names = info.filename.split("/")
+    return encode_source("/".join(name for name in names if name not in _DROPPED))
+
+
+# Compressed files
+
+_LAYERS = 3  # for example a .csv.gz in a .zip
+_MAGIC_BYTES = 16
+# Documents that are ZIP archives, by a member that only they have.
+_DOCUMENTS = (
+    ("xl/", "an Excel workbook"),
+    ("content.xml", "an OpenDocument file"),
+)
+
+
+@contextmanager
+def decompressed(file: BinaryIO) -> Iterator[io.BufferedReader]:
+    """Decompress a file of gzip, bzip2, xz, Zstandard or ZIP, recognized by its first bytes.
+
+    Raises:
+        OSError: the file is damaged, also if the block notices; or it is an archive of several
+            files, or needs a password.
+    """
+    try:
+        content = io.BufferedReader(cast(Any, file))
+        for _ in range(_LAYERS):
+            head = content.peek(_MAGIC_BYTES)
+            opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
+            if opener is None:
+                break
+            content = io.BufferedReader(opener(content))
+        yield content
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise OSError(f"it is damaged or cut ({error})") from None
+
+
+def _open_only_member(file: Any) -> Any:
+    archive = zipfile.ZipFile(file)
+    for member, document in _DOCUMENTS:
+        if any(name.startswith(member) for name in archive.namelist()):
+            raise OSError(f"it is {document}; save its sheet as CSV")
+    # The Finder of macOS adds a folder.
+    infos = [i for i in archive.infolist() if not i.is_dir() and i.filename[:9] != "__MACOSX/"]
+    if len(infos) != 1:
+        raise OSError(f"the archive holds {len(infos)} files, not one")
+    if infos[0].flag_bits & _ENCRYPTED:
+        raise OSError("the archive needs a password")
+    try:
+        return archive.open(infos[0])
+    except NotImplementedError:
+        raise OSError("the archive's compression is not supported; use Deflate") from None
+
+
+_OPENERS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b\x08", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+    (b"\x28\xb5\x2f\xfd", lambda file: pa.CompressedInputStream(file, "zstd")),
+    (b"PK\x03\x04", _open_only_member),
+    (b"PK\x05\x06", _open_only_member),  # an archive without members
+)

@@ -1,0 +1,408 @@
+"""The files of the input, and whose fault it is if one cannot be read."""
+
+import posixpath
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from typing import TypeVar
+
+from headct.errors import HeadctError, ObjectRefused, UsageError
+from headct.reasons import ObjectFault, Reason
+from headct.stores.protocol import FileInfo, ReadableStore
+from headct.stores.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
+from headct.stores.urls import find_input_store, find_store
+
+_WILDCARDS = frozenset("*?[")
+_AHEAD_BYTES = 1 << 26  # limit of read files in memory, waiting or being converted
+_GROUP_BYTES = 1 << 23  # limit of files that a reader requests in a row
+_LISTED = 1000  # files of a listing, and
+_TRIED = 16  # files and folders among them, to tell whether the store refuses all
+_Contents = deque[bytes | OSError]
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class InputFolder:
+    """Reads files below a folder.
+
+    Args:
+        root: the folder's path or URL.
+        patience: seconds after which a failing request is given up.
+    """
+
+    def __init__(self, root: str, patience: float) -> None:
+        self._root = root
+        self._patience = patience
+        self._readable = ""  # a file that could be read
+
+    @property
+    def store(self) -> ReadableStore:
+        """The store of the folder."""
+        return find_input_store(self._root, self._patience)[0]
+
+    def _path(self, source: str) -> str:
+        """Return the path in the store; keys of objects may have a slash where a name begins."""
+        folder = find_input_store(self._root, self._patience)[1]
+        return f"{folder.rstrip('/')}/{source}" if folder else source
+
+    def list(self) -> Iterator[FileInfo]:
+        """List all files."""
+        store, folder = find_input_store(self._root, self._patience)
+        return store.list(folder)
+
+    def info(self, source: str) -> FileInfo | None:
+        """Return size and version of a file, or None if it is missing."""
+        info = self.store.info(self._path(source))
+        return FileInfo(source, info.size, info.version) if info else None
+
+    def expect_info(self, source: str) -> FileInfo | None:
+        """Return size and version of a file that existed before; raise as `look_again` does."""
+        return self.info(source) or self._look_again(source, lambda: self.info(source))
+
+    def read(self, source: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a file's bytes, or a range of them.
+
+        Raises:
+            OSError: the file cannot be read; an ObjectFault if the store only keeps this one back.
+            StoreError: the store fails, or refuses other files, too.
+        """
+        path = self._path(source)
+
+        def read(path: str) -> bytes:
+            return self.store.read(path, start, length)
+
+        try:
+            return read(path)
+        except ObjectRefused as refusal:
+            store = refusal.store
+        return Patience(store, self._patience).request(lambda: self._judge(path, read))
+
+    def look_again(self, source: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read a file, or a range of it, that could not be read at the first attempt.
+
+        Raises:
+            OSError: it still cannot, although its folder was reachable before and after.
+            StoreError: its folder stays away, or the store fails.
+        """
+        return self._look_again(source, lambda: self.read(source, start, length))
+
+    def _look_again(self, source: str, look: Callable[[], T]) -> T:
+        path = self._path(source)
+
+        def attempt() -> T:
+            self.store.check_reachable(path)
+            try:
+                return look()
+            except OSError:
+                self.store.check_reachable(path)
+                raise
+
+        return Patience(self._root, self._patience).request(attempt)
+
+    def _judge(self, path: str, read: Callable[[str], bytes]) -> bytes:
+        """Read a file that was refused; if it is refused again, raise whose fault that is."""
+        works = self._can_read_another(path, read)
+        try:
+            return read(path)
+        except ObjectRefused as refusal:
+            if works:
+                raise ObjectFault(Reason.OBJECT_UNAVAILABLE, refusal.what) from None
+            if refusal.is_foreign:  # a proxy may be starting
+                raise Foreign(refusal.what, refusal.remedy) from None
+            raise
+
+    def _can_read_another(self, path: str, read: Callable[[str], bytes]) -> bool:
+        known = [self._readable] if self._readable else []
+        for other in chain(known, self._others()):
+            if other != path:
+                with suppress(ObjectRefused, OSError):
+                    read(other)
+                    self._readable = other
+                    return True
+        return False
+
+    def _others(self) -> Iterator[str]:
+        """Yield files of the start of the listing, and of other folders."""
+        paths = [info.path for info in islice(self.list(), _LISTED)]
+        yield from map(self._path, paths[:: max(1, len(paths) // _TRIED)])
+        store, folder = find_store(self._root, self._patience)
+        folders: list[str] = []
+        with suppress(HeadctError):  # a folder's name may not be a usable path
+            folders = sorted(name for name in store.entries(folder) if name.endswith("/"))
+        for name in folders[:: max(1, len(folders) // _TRIED)]:
+            for info in islice(store.list(self._path(name.rstrip("/"))), 1):
+                yield f"{self._path(name)}{info.path}"
+
+
+@lru_cache(maxsize=8)
+def find_folder(root: str, patience: float) -> InputFolder:
+    """Return the files below a folder; one object per process, as it remembers a readable file."""
+    return InputFolder(root, patience)
+
+
+class Reading:
+    """Reads ranges of files, several at once if the store is remote."""
+
+    def __init__(self, folder: InputFolder, threads: ThreadPoolExecutor | None) -> None:
+        self._folder = folder
+        self._threads = threads
+
+    def ahead(
+        self, items: Iterable[S], ask: Callable[[S], "Future[T]"]
+    ) -> Iterator[tuple[S, "Future[T]"]]:
+        """Yield items with the futures that `ask` returns for them, prefetching the next ones."""
+        remaining = iter(items)
+        asked: deque[tuple[S, Future[T]]] = deque()
+        in_flight = max(2 * self._folder.store.ranged_readers, 1)
+        while True:
+            for item in islice(remaining, in_flight - len(asked)):
+                asked.append((item, ask(item)))
+            if not asked:
+                return
+            yield asked.popleft()
+
+    def now(self, source: str, start: int, length: int) -> bytes:
+        """Return a range of a file.
+
+        Raises:
+            OSError: the file cannot be read, at a second attempt either.
+            StoreError: its store fails.
+        """
+        try:
+            return self._folder.read(source, start, length)
+        except OSError:
+            return self._folder.look_again(source, start, length)
+
+    def part(
+        self,
+        source: str,
+        start: int,
+        length: int,
+        use: Callable[[bytes], T],
+        *,
+        again: bool = True,
+    ) -> "Future[T]":
+        """Return the future result of a function of a range of a file.
+
+        Args:
+            source: the file.
+            start: first byte of the range.
+            length: bytes; the range ends with the file.
+            use: the function.
+            again: whether to read a second time before reporting that the file cannot be read.
+
+        `result()` raises an OSError if the file cannot be read, a StoreError if its store fails.
+        """
+
+        def read() -> T:
+            return use((self.now if again else self._folder.read)(source, start, length))
+
+        if self._threads is not None:
+            return self._threads.submit(read)
+        done: Future[T] = Future()
+        try:
+            done.set_result(read())
+        except Exception as error:  # as an executor does
+            done.set_exception(error)
+        return done
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The input: a folder, some of its files, or one.
+
+    Attributes:
+        root: the folder that sources are relative to.
+        pattern: glob pattern of sources; empty for all.
+        name: the only file of `root` that is meant; empty for all.
+        patience: seconds after which a failing request is given up.
+    """
+
+    root: str
+    pattern: str = ""
+    name: str = ""
+    patience: float = DEFAULT_PATIENCE
+
+    @classmethod
+    def parse(cls, text: str, patience: float = DEFAULT_PATIENCE) -> "InputFiles":
+        """Find a folder or ZIP archive, a file, or a pattern with `*`, `?` or `[...]`.
+
+        A file or folder of exactly this name has precedence over a pattern.
+
+        Raises:
+            UsageError: nothing is found.
+            StoreError: the store fails.
+        """
+        files = cls._find(text, patience)
+        if files is None:
+            raise UsageError(f"input {text} does not exist")
+        return files
+
+    @classmethod
+    def expect(cls, text: str, patience: float) -> "InputFiles":
+        """Find an input that existed before, as `parse` does; wait while it is away.
+
+        Raises:
+            StoreError: it stays away, or its store fails.
+        """
+
+        def attempt() -> InputFiles:
+            files = cls._find(text, patience)
+            if files is None:
+                find_input_store.cache_clear()  # it may be an archive that is away
+                raise Transient("the input is gone")
+            return files
+
+        return Patience(text, patience).request(attempt)
+
+    @classmethod
+    def _find(cls, text: str, patience: float) -> "InputFiles | None":
+        store, path = find_input_store(text, patience)
+        if store.is_folder(path):
+            return cls(text, patience=patience)
+        if store.info(path) is not None:
+            parent, name = posixpath.split(text)
+            return cls(parent or ".", name=name, patience=patience)
+        names = text.split("/")
+        first = 3 if "://" in text else 0  # behind the bucket
+        wild = next((i for i in range(first, len(names)) if _WILDCARDS & set(names[i])), None)
+        if wild is None:
+            return None
+        root = "/".join(names[:wild]) or ("/" if text.startswith("/") else ".")
+        store, path = find_input_store(root, patience)
+        if not store.is_folder(path):
+            return None
+        return cls(root, pattern="/".join(names[wild:]), patience=patience)
+
+    @property
+    def _folder(self) -> InputFolder:
+        return find_folder(self.root, self.patience)
+
+    def list(self) -> Iterator[FileInfo]:
+        """List the files, with paths relative to the root, ordered by the bytes of their paths.
+
+        Hidden files and folders are left out. `**` in a pattern matches any number of folders, also
+        none; without a pattern, all levels are listed.
+
+        Raises:
+            StoreError: a folder cannot be listed, or the store fails.
+        """
+        if self.name:
+            info = self._folder.expect_info(self.name)
+            return iter([info] if info else [])
+        files = self._folder.list()
+        if not self.pattern:
+            return files
+        return (info for info in files if self.matches(info.path))
+
+    def matches(self, source: str) -> bool:
+        """Return whether the pattern matches a path relative to the root."""
+        return bool(_compile(self.pattern).match(source))
+
+    def read(self, source: str) -> bytes:
+        """Return all bytes of a source.
+
+        Raises:
+            OSError: it cannot be read.
+            StoreError: the store fails.
+        """
+        return self._folder.read(source)
+
+    def look_again(self, source: str) -> bytes:
+        """Read a source that could not be read; raise as `InputFolder.look_again` does."""
+        return self._folder.look_again(source)
+
+    def info(self, source: str) -> FileInfo | None:
+        """Return size and version of a source, or None if it is missing."""
+        return self._folder.info(source)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Read ranges of files while the block runs."""
+        folder = self._folder
+        if not folder.store.ranged_readers:
+            yield Reading(folder, None)
+            return
+        threads = ThreadPoolExecutor(folder.store.ranged_readers)
+        try:
+            yield Reading(folder, threads)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def read_ahead(self, files: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
+        """Yield all bytes of each file, in order, or why it cannot be read.
+
+        The next files are prefetched; all in memory together have at most `_AHEAD_BYTES`, or are
+        one.
+
+        Args:
+            files: sources and their sizes, bytes.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        store = self._folder.store
+        groups = deque(_group(files, store.read_together))
+        threads = ThreadPoolExecutor(store.readers)
+        waiting: deque[tuple[Future[_Contents], int]] = deque()
+        try:
+            held = 0  # bytes of the current group and of the waiting ones
+            while groups or waiting:
+                contents: _Contents = deque()
+                size = 0
+                if waiting:
+                    future, size = waiting.popleft()
+                    contents = future.result()
+                while groups and len(waiting) < store.readers:
+                    more = sum(size for _, size in groups[0])
+                    if held and held + more > _AHEAD_BYTES:
+                        break
+                    waiting.append((threads.submit(self._read_group, groups.popleft()), more))
+                    held += more
+                while contents:
+                    yield contents.popleft()
+                held -= size
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read_group(self, files: Sequence[tuple[str, int]]) -> _Contents:
+        contents: _Contents = deque()
+        for source, _ in files:
+            try:
+                contents.append(self.read(source))
+            except OSError as error:
+                contents.append(error)
+        return contents
+
+
+@lru_cache(maxsize=8)
+def _compile(pattern: str) -> "re.Pattern[str]":
+    from wcmatch import glob  # imported lazily: patterns are rare
+
+    return re.compile(glob.translate(pattern, flags=glob.GLOBSTAR)[0][0])
+
+
+def _group(files: Sequence[tuple[str, int]], together: int) -> Iterator[Sequence[tuple[str, int]]]:
+    """Yield groups of files that a reader requests in a row."""
+    group: list[tuple[str, int]] = []
+    held = 0
+    for source, size in files:
+        if group and (len(group) == together or held + size > _GROUP_BYTES):
+            yield group
+            group, held = [], 0
+        group.append((source, size))
+        held += size
+    if group:
+        yield group
+
+
+@lru_cache(maxsize=8)  # a process runs many tasks
+def find_input(text: str, patience: float) -> InputFiles:
+    """Find an input as `InputFiles.expect` does, once per process."""
+    return InputFiles.expect(text, patience)
