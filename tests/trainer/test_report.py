@@ -20,8 +20,7 @@ from tests.trainer.made_runs import MANY, make_run
 from trainer.__main__ import main
 from trainer.command_line import parse_arguments
 from trainer.options import TrainOptions, run_identity
-from trainer.report.provenance import link_data_card, training_command
-from trainer.report.report import write_report
+from trainer.report.report import link_data_card, training_command, write_report
 from trainer.runs.run_directory import RunDirectory, read_description
 
 

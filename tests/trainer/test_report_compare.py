@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from tests.browser import LIGHT_PHONE, VIEWS, faults_of_page
 from tests.trainer.made_runs import make_run
 from trainer.__main__ import main
-from trainer.report.comparison_tables import verdict
+from trainer.report.compare import verdict
 
 
 def compare(*runs: Path) -> int:

@@ -23,7 +23,7 @@ from trainer.files import this_machine
 from trainer.networks.averaging import averaged_weights, copies
 from trainer.networks.model import load_classifier
 from trainer.options import TrainOptions
-from trainer.report import curves
+from trainer.report import plots
 from trainer.runs.job import Job, prepare_training
 from trainer.runs.run_directory import begin_run
 from trainer.training.phases import compile_phase
@@ -313,7 +313,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_epoch(
 
     options = {"checkpoint_seconds": 1e6, "epochs": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(curves, "save_figure", fail)
+        patch.setattr(plots, "save_figure", fail)
         with pytest.raises(OSError, match="no space"):
             train(make_job(**options))
     train(make_job(**options))

@@ -73,7 +73,16 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
             calibration = {"figures": fitted_on}
             if fitted_on in _WARNINGS:
                 display.say(f"temperatures and biases were fitted {_WARNINGS[fitted_on]}")
-    figures = describe(job) | {"calibration": calibration} | measured
+    uncalibrated = {"temperatures": None, "biases": None}
+    changes = job.calibration.changes
+    options = {
+        "split": job.split.name,
+        "shards": job.shards.location,
+        "digest": job.shards.digest(),
+        "tta": job.flip,
+        **(job.calibration.describe(labels) if changes else uncalibrated),
+    }
+    figures = {"options": options, "calibration": calibration, **measured}
     write_json(run.evaluation(job.name), figures)
     # A complete run has the predictions of its training for the fold that was left out.
     validation = fold_split(int(read_description(run)["options"]["fold"]))
@@ -161,21 +170,6 @@ def where_fitted(job: EvaluationJob) -> str:
         return UNKNOWN
     overlaps = ALL_LABELED in (fitted.split, job.split.name) or fitted.split == job.split.name
     return SAME_SLICES if fitted.digest == job.shards.digest() and overlaps else OTHER_SLICES
-
-
-def describe(job: EvaluationJob) -> dict[str, Any]:
-    """Describe what is measured, and how, for evaluation-NAME.json."""
-    uncalibrated = {"temperatures": None, "biases": None}
-    changes = job.calibration.changes
-    return {
-        "options": {
-            "split": job.split.name,
-            "shards": job.shards.location,
-            "digest": job.shards.digest(),
-            "tta": job.flip,
-            **(job.calibration.describe(job.shards.labels) if changes else uncalibrated),
-        },
-    }
 
 
 def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:

@@ -53,9 +53,13 @@ class Measured:
             for i, name in enumerate(self.names)
         }
 
-    def has_both(self, label: int) -> bool:
-        """Whether the label with this number has positives and negatives."""
-        return bool(0 < self.labels[:, label].sum() < len(self.labels))
+    @property
+    def defined(self) -> list[tuple[int, str]]:
+        """Numbers and names of the labels that have positives and negatives."""
+        positives = self.labels.sum(axis=0)
+        return [
+            (i, name) for i, name in enumerate(self.names) if 0 < positives[i] < len(self.labels)
+        ]
 
     def by_study(self, studies: npt.NDArray[Any]) -> Measured:
         """Group slices by study: a study is positive if any slice is, and has the highest score.

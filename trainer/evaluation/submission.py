@@ -1,4 +1,4 @@
-"""A Kaggle submission: `ID,Label`, a row for each image and label."""
+"""A Kaggle submission: `ID,Label`, one row per image and label."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ ID, LABEL = "ID", "Label"
 
 @dataclass(frozen=True)
 class Submission:
-    """Rows to write, and what became of the images that are asked for.
+    """The rows to write, and how the predictions fit the sample.
 
     Attributes:
         rows: columns ID, `<image id>_<label>`, and Label, a probability.
-        filled: images that are asked for and were not predicted.
-        left_out: images that were predicted and are not asked for.
-        unclear: rows whose ID fits two images and labels: `a_b_c` is label `c` of image `a_b`, or
-            `b_c` of `a`.
+        filled: images of the sample without a prediction.
+        left_out: predicted images that are not in the sample.
+        unclear: rows whose ID fits two images: `a_b_c` is label `c` of `a_b`, or `b_c` of `a`.
     """
 
     rows: pd.DataFrame
@@ -40,10 +39,10 @@ def build_submission(
     probabilities: npt.NDArray[np.floating[Any]],
     labels: Sequence[str],
 ) -> Submission:
-    """The rows of all images, in order, the labels of an image together.
+    """Return the rows of all images, in order; an image's labels stand together.
 
     Args:
-        image_ids: N of them.
+        image_ids: N image ids.
         probabilities: [N, L].
         labels: L names.
     """
@@ -53,20 +52,20 @@ def build_submission(
 
 
 def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
-    """The ids of a sample submission, in its order.
+    """Return the IDs of a sample submission, in its order.
 
     Raises:
-        UsageError: it cannot be read, or asks for something else than these labels of images.
+        UsageError: the file cannot be read, or an ID has none of the labels.
     """
     try:
         ids = pd.read_csv(path, usecols=[ID], dtype=str, na_filter=False)[ID].tolist()
     except OSError as error:
         raise UsageError(f"--sample_submission {path}: {error.strerror}") from None
     except ValueError as error:
-        told = str(error).splitlines()[0]
-        raise UsageError(f"--sample_submission {path}: cannot be read ({told})") from None
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--sample_submission {path}: cannot be read ({reason})") from None
     known = {*labels}
-    other = next((each for each in ids if not readings(each, known)), None)
+    other = next((row for row in ids if not readings(row, known)), None)
     if other is not None:
         raise UsageError(
             f"--sample_submission {path}: {other!r} is not <image id>_<label>; the labels"
@@ -76,18 +75,14 @@ def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
 
 
 def readings(row: str, labels: Collection[str]) -> list[tuple[str, str]]:
-    """The images and labels that an ID may stand for, the longest label first.
+    """Return the images and labels that an ID may stand for, the longest label first.
 
     >>> readings("a_midline_shift", {"midline_shift", "shift"})
     [('a', 'midline_shift'), ('a_midline', 'shift')]
     """
-    found = []
-    place = row.find("_")
-    while place >= 0:
-        if row[place + 1 :] in labels:
-            found.append((row[:place], row[place + 1 :]))
-        place = row.find("_", place + 1)
-    return found
+    words = row.split("_")
+    splits = (("_".join(words[:i]), "_".join(words[i:])) for i in range(1, len(words)))
+    return [(image, label) for image, label in splits if label in labels]
 
 
 def fit_to_sample(
@@ -96,34 +91,34 @@ def fit_to_sample(
     ids: Sequence[str],
     prevalence: Mapping[str, float],
 ) -> Submission:
-    """The rows that a sample submission asks for, in its order.
+    """Return the rows of a sample submission, in its order.
 
     Args:
-        image_ids: N that were predicted.
+        image_ids: N predicted images.
         probabilities: [N, L].
-        ids: as `read_sample` gives them.
-        prevalence: of each of the L labels where the network was trained: what an image gets of
-            which nothing is known, since the pipeline rejected its file.
+        ids: IDs that `read_sample` returned.
+        prevalence: prevalence of each of the L labels in the training data, for images that the
+            pipeline rejected.
     """
     # Of equal ids the first.
     answers = dict(zip(reversed(image_ids), reversed(probabilities.tolist()), strict=True))
     column_of = {label: number for number, label in enumerate(prevalence)}
-    read = {each: readings(each, column_of) for each in ids}
-    if several := [each for each, found in read.items() if len(found) > 1]:
-        # An image that is asked for has a row for each label.
-        asked = Counter(image for found in read.values() for image, _ in found)
-        images = {image for image, rows in asked.items() if rows == len(column_of)} | answers.keys()
-        for each in several:
-            likely = [pair for pair in read[each] if pair[0] in images] or read[each]
-            read[each] = sorted(likely, key=lambda pair: pair[0] not in answers)
+    pairs = {row: readings(row, column_of) for row in ids}
+    if unclear := [row for row, options in pairs.items() if len(options) > 1]:
+        # An image of the sample has a row for each label.
+        counts = Counter(image for options in pairs.values() for image, _ in options)
+        complete = {image for image, rows in counts.items() if rows == len(column_of)}
+        for row in unclear:
+            likely = [pair for pair in pairs[row] if pair[0] in complete or pair[0] in answers]
+            pairs[row] = sorted(likely or pairs[row], key=lambda pair: pair[0] not in answers)
     values = [
         answers[image][column_of[label]] if image in answers else prevalence[label]
-        for image, label in (read[each][0] for each in ids)
+        for image, label in (pairs[row][0] for row in ids)
     ]
-    named = {found[0][0] for found in read.values()}
+    images = {options[0][0] for options in pairs.values()}
     return Submission(
         rows=pd.DataFrame({ID: ids, LABEL: values}),
-        filled=len(named - answers.keys()),
-        left_out=len(answers.keys() - named),
-        unclear=sum(len(read[each]) > 1 for each in ids),
+        filled=len(images - answers.keys()),
+        left_out=len(answers.keys() - images),
+        unclear=sum(len(pairs[row]) > 1 for row in ids),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ SENSITIVITY = 0.95
 RATES = ("sensitivity", "specificity", "ppv", "npv")
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """A share of examples with its 95 % interval; None where there are no such examples."""
 
     value: float | None

@@ -1,190 +1,331 @@
-"""The plots of a run's report, a small one a label: many labels stay readable."""
+"""Draw curves: as inline SVG for pages, as PNG for TensorBoard and history.png.
+
+The colors of an SVG are variables of its page, so that it suits light and dark schemes.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import numpy.typing as npt
+from cycler import cycler
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.thresholds import OperatingPoint
-from trainer.report.drawings import Drawing, Line, draw_by_epoch, draw_in_unit_square
-from trainer.report.page import decimal, in_words
+from trainer.evaluation.metrics import Floats, Ints
+from trainer.files import write_whole
 
 History = list[dict[str, Any]]
-MARKERS = {"youden": "o", "sensitivity": "s"}
+Values = Sequence[float] | npt.NDArray[np.floating[Any]]
+
+# Matplotlib needs colors; these stand for variables of page.html.jinja.
+INK, MUTED, RULE = "#010101", "#020202", "#030303"
+SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(SERIES, 1)},
+}
+STYLE: dict[str, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=SERIES, linestyle=DASHES),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9.5,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a name may have dollar signs
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+DOTTED: dict[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
+# Distinguishable steps along each axis of a unit square.
+STEPS = 400
+# More names are illegible, and Matplotlib needs minutes to lay them out.
+MOST_NAMES = 30
+
+# Titles of x and y.
+ROC_AXES = ("1 - specificity", "sensitivity")
+PRECISION_AXES = ("recall (sensitivity)", "precision (PPV)")
+RELIABILITY_AXES = ("mean probability", "share of positives")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a plot."""
+
+    name: str
+    x: Values
+    y: Values
+
+
 DIAGONAL = Line("chance", (0, 1), (0, 1))
 
-
-def label_line(name: str, text: str) -> Markup:
-    """What stands below a plot of one label."""
-    return Markup("<strong>{}</strong> {}").format(name, text)
+plain_text = matplotlib.rc_context({"text.parse_math": False})  # a name may have dollar signs
 
 
-def roc_drawings(measured: Measured) -> list[Drawing]:
-    """ROC curves with the two thresholds on them; labels of one kind are left out."""
-    drawings = []
-    for i, name in enumerate(measured.names):
-        if not measured.has_both(i):
-            continue
-        false, true, _ = roc_curve(measured.labels[:, i], measured.predicted[:, i])
-        points = measured.points[name]
-        marks = [
-            (
-                1 - (each.rates["specificity"].value or 0),
-                each.rates["sensitivity"].value or 0,
-                MARKERS[each.rule],
-            )
-            for each in points
-        ]
-        svg = draw_in_unit_square(
-            [Line(name, false, true)],
-            "1 - specificity",
-            "sensitivity",
-            f"roc {name}",
-            marks,
-            [DIAGONAL],
-        )
-        area = figure_in_words(measured, name, "roc_auc")
-        alt = f"ROC curve of {name}: area {area}. {describe_points(points)}"
-        drawings.append(Drawing(svg, alt, label_line(name, f"AUC {area}")))
-    return drawings
+def draw_svg(salt: str, draw: Callable[..., None], *args: Any, **options: Any) -> Markup:
+    """Draw on new axes, and return an SVG element, transparent, with the page's font and colors.
+
+    Args:
+        salt: unique per plot of a page; Matplotlib derives the SVG's ids from it.
+        draw: `draw_in_unit_square` or `draw_by_epoch`.
+        args: arguments of `draw` after the axes.
+        options: the same, by name.
+    """
+    buffer = io.StringIO()
+    style: Any = STYLE | {"svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
+        # Inches, 96 pixels each.
+        figure = Figure(figsize=(3.0, 2.8 if draw is draw_in_unit_square else 2.6))
+        axes = figure.subplots()
+        # Fixed margins: Matplotlib finds the best more slowly than it draws.
+        figure.subplots_adjust(left=0.19, right=0.985, bottom=0.17, top=0.985)
+        draw(axes, *args, **options)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Ids must be unique on a page, and Matplotlib numbers each figure from 1.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    # Coordinates, in attributes, to a hundredth of a point.
+    svg = re.sub(r'"[^"]*"', lambda match: re.sub(r"(\d\.\d\d)\d+", r"\1", match[0]), svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r"<svg ", '<svg aria-hidden="true" focusable="false" ', svg, count=1)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return Markup(svg)
 
 
-def figure_in_words(measured: Measured, name: str, key: str) -> str:
-    """A label's figure with its interval."""
-    return in_words(measured.figures["labels"][name][key], measured.intervals["labels"][name][key])
+def draw_in_unit_square(
+    axes: Axes,
+    lines: Sequence[Line],
+    titles: tuple[str, str],
+    chance: Line | None = None,
+    marks: Sequence[tuple[float, float, str]] = (),
+    dots: bool = False,
+) -> None:
+    """Draw curves between 0 and 1, with a legend if there are several.
+
+    Args:
+        axes: axes to draw on.
+        lines: the curves.
+        titles: of x and y.
+        chance: dotted: the curve of guessing.
+        marks: points to mark: x, y and Matplotlib's marker.
+        dots: mark the curves' points, which are few.
+    """
+    if chance:
+        axes.plot(chance.x, chance.y, **DOTTED)
+    named: list[Line2D] = []
+    for line in lines:
+        x, y = thin(line.x, line.y)
+        named += axes.plot(x, y, marker="o" if dots else "", label=line.name)
+    for at_x, at_y, marker in marks:
+        axes.plot([at_x], [at_y], marker, color=INK, markersize=6, fillstyle="none")
+    ticks = np.linspace(0, 1, 5)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=titles[0], ylabel=titles[1])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    finish(axes, named)
 
 
-def describe_points(points: list[OperatingPoint]) -> str:
-    """The two thresholds of a ROC curve in words."""
-    titles = {"youden": "At the highest Youden index", "sensitivity": "At the fixed sensitivity"}
-    return " ".join(
-        f"{titles[each.rule]}, sensitivity {decimal(each.rates['sensitivity'].value)} and"
-        f" specificity {decimal(each.rates['specificity'].value)}."
-        for each in points
-    )
+def draw_by_epoch(
+    axes: Axes,
+    lines: Sequence[Line],
+    ylabel: str,
+    ylim: tuple[float | None, float | None] = (0, None),
+    best: int | None = None,
+    faint: Sequence[Line] = (),
+) -> None:
+    """Draw curves by epoch, with a legend if there are several.
+
+    Args:
+        axes: axes to draw on.
+        lines: the curves.
+        ylabel: what y is.
+        ylim: ends of the y axis; None: by the curves.
+        best: dotted: this epoch.
+        faint: thin gray curves without a name.
+    """
+    for line in faint:
+        axes.plot(line.x, line.y, color=MUTED, linestyle="-", linewidth=0.8, alpha=0.6)
+    if best is not None:
+        axes.axvline(best, **DOTTED)
+    named: list[Line2D] = []
+    for line in lines:
+        marker = "o" if len(line.x) <= 30 else ""
+        named += axes.plot(line.x, line.y, marker=marker, label=line.name)
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.set_ylim(*ylim)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(axes, named)
 
 
-def precision_drawings(measured: Measured) -> list[Drawing]:
-    """Precision-recall curves; labels of one kind are left out."""
-    drawings = []
-    for i, name in enumerate(measured.names):
-        if not measured.has_both(i):
-            continue
-        precision, recall, _ = precision_recall_curve(
-            measured.labels[:, i], measured.predicted[:, i]
-        )
-        share = float(measured.labels[:, i].mean())
-        svg = draw_in_unit_square(
-            [Line(name, recall, precision)],
-            "recall (sensitivity)",
-            "precision (PPV)",
-            f"precision {name}",
-            chance=[Line("chance", (0, 1), (share, share))],
-        )
-        average = figure_in_words(measured, name, "average_precision")
-        half = float(precision[recall >= 0.5].max())
-        alt = (
-            f"Precision-recall curve of {name}: average precision {average}, where guessing has"
-            f" {share:.3f}. At a recall of 0.5 or more, precision reaches {half:.3f}."
-        )
-        drawings.append(Drawing(svg, alt, label_line(name, f"AP {average}")))
-    return drawings
+def finish(axes: Axes, named: list[Line2D]) -> None:
+    """Add a grid, and a legend unless there are too few or too many names."""
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    if 1 < len(named) <= MOST_NAMES:
+        # Without `handles`, legends leave out names that begin with an underscore.
+        axes.legend(handles=named, fontsize=8)
 
 
-def calibration_drawings(measured: Measured, curves: dict[str, Any]) -> list[Drawing]:
-    """Reliability curves, as metrics.json has them for each label."""
-    drawings = []
-    for i, name in enumerate(measured.names):
-        bins, error = curves[name]["reliability"], curves[name]["calibration_error"]
-        svg = draw_in_unit_square(
-            [Line(name, [b["predicted"] for b in bins], [b["observed"] for b in bins])],
-            "mean probability",
-            "share of positives",
-            f"calibration {name}",
-            chance=[DIAGONAL],
-            dots=True,
-        )
-        mean, share = measured.predicted[:, i].mean(), measured.labels[:, i].mean()
-        alt = (
-            f"Calibration of {name} in {len(bins)} bins: calibration error {error:.3f}, mean"
-            f" probability {mean:.3f}, share of positives {share:.3f}. {describe_bins(bins)}"
-        )
-        text = f"error {error:.3f}; mean {mean:.3f}, observed {share:.3f}"
-        drawings.append(Drawing(svg, alt, label_line(name, text)))
-    return drawings
+def thin(x: Values, y: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Leave out points that cannot be distinguished from the one before; the last one stays."""
+    points = np.stack([np.asarray(x, float), np.asarray(y, float)])
+    steps = np.abs(np.diff(np.round(points * STEPS), axis=1)).sum(axis=0)
+    kept = np.concatenate(([True], steps > 0))
+    kept[-1] = True
+    return points[0, kept], points[1, kept]
 
 
-def describe_bins(bins: list[dict[str, Any]]) -> str:
-    """The lowest and the highest bin in words."""
-    ends = (bins[0], bins[-1]) if len(bins) > 1 else bins
-    return " ".join(
-        f"Of {each['examples']} with a mean probability of {each['predicted']:.3f},"
-        f" {each['observed']:.1%} are positive."
-        for each in ends
-    )
+def roc_line(name: str, labels: Ints, predicted: Floats) -> Line:
+    """The ROC curve of one label, from labels and probabilities [N]."""
+    false, true, _ = roc_curve(labels, predicted)
+    return Line(name, false, true)
 
 
-def training_drawings(history: History, names: tuple[str, ...], best: int) -> list[Drawing]:
-    """The course of training: loss, ROC AUC, learning rate and speed."""
-    return [loss_drawing(history, best), auc_drawing(history, names, best), *speed(history)]
+def precision_line(name: str, labels: Ints, predicted: Floats) -> Line:
+    """The precision-recall curve of one label, from labels and probabilities [N]."""
+    precision, recall, _ = precision_recall_curve(labels, predicted)
+    return Line(name, recall, precision)
+
+
+def reliability_line(name: str, bins: list[dict[str, Any]]) -> Line:
+    """The reliability curve of one label, from the bins of metrics.json."""
+    return Line(name, [each["predicted"] for each in bins], [each["observed"] for each in bins])
 
 
 def column(history: History, key: str) -> list[float]:
-    """A figure by epoch; a plot leaves a gap at NaN."""
+    """A figure by epoch; undefined ones are NaN, where a plot has a gap."""
     return [float("nan") if row[key] is None else row[key] for row in history]
 
 
-def loss_drawing(history: History, best: int) -> Drawing:
-    """Training and validation loss."""
-    epochs = [row["epoch"] for row in history]
-    training, validation = column(history, "loss"), column(history, "val_loss")
-    lines = [Line("training", epochs, training), Line("validation", epochs, validation)]
-    svg = draw_by_epoch(lines, "weighted log loss (nats)", "loss", best)
-    alt = (
-        f"Weighted log loss by epoch. Training: {training[0]:.4f} after the first,"
-        f" {training[-1]:.4f} after the last of {len(epochs)}. Validation: {validation[0]:.4f},"
-        f" {validation[-1]:.4f}; lowest {min(validation):.4f} in epoch {best}."
+def loss_lines(history: History) -> list[Line]:
+    """Training and validation loss by epoch."""
+    epochs = column(history, "epoch")
+    pairs = (("training", "loss"), ("validation", "val_loss"))
+    return [Line(name, epochs, column(history, key)) for name, key in pairs]
+
+
+def auc_lines(history: History, names: tuple[str, ...]) -> list[Line]:
+    """The ROC AUC of each label by epoch, then their mean."""
+    epochs, by_label = column(history, "epoch"), [row["val_roc_auc"] for row in history]
+    lines = [Line(name, epochs, column(by_label, name)) for name in names]
+    return [*lines, Line("mean", epochs, column(history, "val_mean_roc_auc"))]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; not pyplot's, which keeps every figure and looks for a display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically."""
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=100))
+
+
+@plain_text
+def plot_history(history: History, names: tuple[str, ...]) -> Figure:
+    """Loss and ROC AUC by epoch, side by side."""
+    figure = new_figure(12, 4.5)
+    loss, auc = figure.subplots(1, 2)
+    draw_by_epoch(loss, loss_lines(history), "nats")
+    draw_by_epoch(auc, auc_lines(history, names), "", (0, 1.02))
+    loss.set_title("Weighted log loss")
+    auc.set_title("ROC AUC, validation")
+    auc.lines[-1].set(color="black", linestyle="--")
+    auc.legend(handles=[*auc.lines][0 if len(names) <= MOST_NAMES else -1 :], fontsize=8)
+    return figure
+
+
+def plot_speed(history: History) -> Figure:
+    """Learning rate, images a second and the wait for input, by epoch."""
+    figure = new_figure(12, 3)
+    titles = {
+        "learning_rate": "Learning rate",
+        "images_per_second": "Images a second",
+        "input_wait": "Share of time waiting for input",
+    }
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        draw_by_epoch(axes, [Line(title, column(history, "epoch"), column(history, key))], title)
+    return figure
+
+
+@plain_text
+def plot_curves(measured: Measured, curves: dict[str, Any]) -> Figure:
+    """ROC, precision-recall and reliability curves, the last from the figures in metrics.json."""
+    labels, predicted = measured.labels, measured.predicted
+    rocs, precisions = (
+        [line(name, labels[:, i], predicted[:, i]) for i, name in measured.defined]
+        for line in (roc_line, precision_line)
     )
-    text = f"by epoch; the dotted line is epoch {best}, whose model was kept"
-    return Drawing(svg, alt, label_line("Log loss", text))
+    bins = [reliability_line(name, curves[name]["reliability"]) for name in measured.names]
+    figure = new_figure(15, 5)
+    roc, recall, reliability = figure.subplots(1, 3)
+    draw_in_unit_square(roc, rocs, ROC_AXES, DIAGONAL)
+    draw_in_unit_square(recall, precisions, PRECISION_AXES)
+    draw_in_unit_square(reliability, bins, RELIABILITY_AXES, DIAGONAL, dots=True)
+    return figure
 
 
-def auc_drawing(history: History, names: tuple[str, ...], best: int) -> Drawing:
-    """The mean ROC AUC, each label's faint behind it."""
-    epochs = [row["epoch"] for row in history]
-    mean = column(history, "val_mean_roc_auc")
-    faint = [
-        Line(name, epochs, column([row["val_roc_auc"] for row in history], name)) for name in names
-    ]
-    svg = draw_by_epoch([Line("mean", epochs, mean)], "ROC AUC, validation", "auc", best, faint, 1)
-    first, last = (None if np.isnan(each) else each for each in (mean[0], mean[-1]))
-    alt = (
-        f"Mean ROC AUC on the validation fold by epoch: {decimal(first)} after the first,"
-        f" {decimal(last)} after the last of {len(epochs)}."
-    )
-    return Drawing(svg, alt, label_line("ROC AUC", "mean of all labels; each label in gray"))
+def confusion(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
+    """Mean probability of each label (column) where each label (row) is true, [L, L].
+
+    It replaces a confusion matrix, since labels are not mutually exclusive. Rows of labels without
+    positives are NaN.
+    """
+    totals = labels.T.astype(np.float64) @ predicted
+    counts = labels.sum(axis=0)[:, None].astype(np.float64)
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
 
 
-def speed(history: History) -> list[Drawing]:
-    """Learning rate, and images a second with the wait for input in words."""
-    epochs = [row["epoch"] for row in history]
-    rate, images = column(history, "learning_rate"), column(history, "images_per_second")
-    wait = float(np.mean(column(history, "input_wait")))
-    return [
-        Drawing(
-            draw_by_epoch([Line("rate", epochs, rate)], "learning rate", "rate"),
-            f"Learning rate after each epoch: {rate[0]:.2g} first, {max(rate):.2g} at most,"
-            f" {rate[-1]:.2g} last.",
-            label_line("Learning rate", "after each epoch"),
-        ),
-        Drawing(
-            draw_by_epoch([Line("images", epochs, images)], "images a second", "speed"),
-            f"Images a second by epoch: {np.mean(images):.1f} on average, from {min(images):.1f}"
-            f" to {max(images):.1f}.",
-            label_line("Speed", f"images a second; {wait:.0%} of the time waiting for input"),
-        ),
-    ]
+@plain_text
+def plot_confusion(measured: Measured) -> Figure:
+    """`confusion` as a picture; without names and numbers if there are too many."""
+    figure, names = new_figure(6, 5), measured.names
+    axes = figure.subplots()
+    matrix = confusion(measured.labels, measured.predicted)
+    picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(picture, label="mean probability")
+    axes.set(xlabel="answered", ylabel="true")
+    if len(names) > MOST_NAMES:
+        return figure
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for row, label in np.argwhere(~np.isnan(matrix)):
+        value = matrix[row, label]
+        color = "white" if value > 0.5 else "black"
+        axes.text(label, row, f"{value:.2f}", ha="center", va="center", color=color)
+    return figure

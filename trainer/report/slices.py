@@ -1,120 +1,127 @@
-"""Slices that a model got right or wrong, and what it looked at."""
+"""Show a model's worst mistakes and best hits, with Grad-CAM: where it sees the label."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from headct.manifest import ImageSpec
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import evaluation_batches
 from trainer.evaluation.bootstrap import example_losses
+from trainer.evaluation.measured import Measured
+from trainer.evaluation.metrics import Floats, Ints
 from trainer.networks.model import load_classifier
-from trainer.report.figures import plot_slice
+from trainer.report.page import Picture
 from trainer.runs.job import EvaluationJob
 
 JPEG_QUALITY = 85
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A slice and label.
-
-    Attributes:
-        row: of the predictions.
-        label: its number.
-        loss: nats.
-    """
+class Answer(NamedTuple):
+    """A row of the predictions, and the number of one of its labels."""
 
     row: int
     label: int
-    loss: float
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A slice, beside it the same with its activation map, where there is one.
+def picture_slices(
+    job: EvaluationJob, slices: Measured, wanted: int
+) -> tuple[list[Picture], list[Picture]]:
+    """Return pictures of the worst mistakes and of the best hits.
 
-    Attributes:
-        source: data: URI of a JPEG.
-        alt: what it shows.
-        caption: what is true and what was answered; why there is no map.
+    Args:
+        job: the run and the split.
+        slices: predictions of the split.
+        wanted: number of each.
+
+    Raises:
+        UsageError: a shard is damaged.
     """
+    mistakes = worst_mistakes(slices.labels, slices.predicted, wanted)
+    answers = [*mistakes, *best_hits(slices.labels, slices.predicted, wanted)]
+    if not answers:
+        return [], []
+    images = read_images(job, [answer.row for answer in answers])
+    labels = np.array([answer.label for answer in answers])
+    classifier = load_classifier(job.run.model, job.xla, job.shards.image, len(slices.names))
+    heats = activation_maps(classifier, images, labels)
+    pictures = []
+    for answer, image, heat in zip(answers, images, heats, strict=True):
+        name = slices.names[answer.label]
+        truth = "present" if slices.labels[answer.row, answer.label] else "absent"
+        said = f"{name} is {truth}, answered {slices.predicted[answer.row, answer.label]:.3f}"
+        lack = lack_of_map(heat)
+        pictures.append(
+            Picture(
+                embed(gray_levels(image, job.shards.image), None if lack else heat),
+                f"CT slice, {said}."
+                + ("" if lack else f" Beside it, Grad-CAM of {name}, strongest {strongest(heat)}."),
+                f"{said} (row {answer.row})" + (f"; no map: {lack}" if lack else ""),
+            )
+        )
+    return pictures[: len(mistakes)], pictures[len(mistakes) :]
 
-    source: str
-    alt: str
-    caption: str
 
-
-def worst_mistakes(
-    labels: npt.NDArray[Any], predicted: npt.NDArray[Any], wanted: int
-) -> list[Answer]:
-    """The most expensive answers, one a slice; labels and probabilities are [N, L]."""
+def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
+    """Return the labels with the highest loss, one per slice; the arguments are [N, L]."""
     losses = example_losses(labels, predicted)
-    label = losses.argmax(axis=1)
-    highest = losses[np.arange(len(losses)), label]
-    order = np.argsort(-highest, kind="stable")[:wanted]
-    return [Answer(int(i), int(label[i]), float(highest[i])) for i in order]
+    order = np.argsort(-losses.max(axis=1), kind="stable")[:wanted]
+    return [Answer(int(row), int(losses[row].argmax())) for row in order]
 
 
-def best_hits(labels: npt.NDArray[Any], predicted: npt.NDArray[Any], wanted: int) -> list[Answer]:
-    """The surest true positives, one a slice, the labels taking turns; both are [N, L]."""
+def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
+    """Return the surest true positives, one per slice; the labels take turns. Both are [N, L]."""
     losses = example_losses(labels, predicted)
     queues = [
         [int(row) for row in np.argsort(losses[:, i], kind="stable") if labels[row, i] == 1]
         for i in range(labels.shape[1])
     ]
-    found: dict[int, Answer] = {}
-    while len(found) < wanted and any(queues):
+    hits: dict[int, Answer] = {}
+    while len(hits) < wanted and any(queues):
         for label, queue in enumerate(queues):
-            while queue and queue[0] in found:
+            while queue and queue[0] in hits:
                 queue.pop(0)
-            if queue and len(found) < wanted:
+            if queue and len(hits) < wanted:
                 row = queue.pop(0)
-                found[row] = Answer(row, label, float(losses[row, label]))
-    return list(found.values())
+                hits[row] = Answer(row, label)
+    return list(hits.values())
 
 
-def picture_answers(
-    job: EvaluationJob,
-    labels: npt.NDArray[Any],
-    predicted: npt.NDArray[Any],
-    answers: Sequence[Answer],
-) -> list[Picture]:
-    """Each answer's slice; labels and probabilities of the split are [N, L].
+def read_images(job: EvaluationJob, rows: Sequence[int]) -> npt.NDArray[Any]:
+    """Return the stored images of some rows of the split, in the order of `rows`.
 
     Raises:
         UsageError: a shard is damaged.
     """
-    if not answers:
-        return []
-    images = read_images(job, [each.row for each in answers])
-    chosen = np.array([each.label for each in answers])
-    classifier = load_classifier(job.run.model, job.xla, job.shards.image, labels.shape[1])
-    heats = activation_maps(classifier, images, chosen)
-    pictures = []
-    for answer, image, heat in zip(answers, images, heats, strict=True):
-        name = job.shards.labels[answer.label]
-        true = "present" if labels[answer.row, answer.label] else "absent"
-        probability = predicted[answer.row, answer.label]
-        said = f"{name} is {true}, answered {probability:.3f}"
-        lack = lack_of_map(heat)
-        pictures.append(
-            Picture(
-                source=embed(gray_levels(image, job.shards.image), None if lack else heat),
-                alt=f"CT slice, {said}."
-                + ("" if lack else f" Beside it, Grad-CAM of {name}, strongest {strongest(heat)}."),
-                caption=f"{said} (row {answer.row})" + (f"; no map: {lack}" if lack else ""),
-            )
-        )
-    return pictures
+    images: dict[int, Any] = {}
+    labels, start = len(job.shards.labels), 0
+    batches = evaluation_batches(job.split, job.shards.image, labels, job.batch_size)
+    with damage_reported((job.split,), job.shards.image, labels):
+        for batch in batches.as_numpy_iterator():
+            for row in rows:
+                if start <= row < start + len(batch["label"]):
+                    images[row] = batch["image"][row - start]
+            start += len(batch["label"])
+            if len(images) == len(set(rows)):
+                break
+    return np.stack([images[row] for row in rows])
+
+
+def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
+    """Return the first window of an image, or the brain window of Hounsfield units, 0 to 255."""
+    first = image[..., 0]
+    if not spec.is_hounsfield:
+        return first
+    return np.clip((first.astype(np.float32) + spec.hu_offset) / 80 * 255, 0, 255)
 
 
 def activation_maps(
@@ -122,14 +129,14 @@ def activation_maps(
 ) -> npt.NDArray[np.float32]:
     """Grad-CAM of one label per image, [B, h, w], 0 to 1 (Selvaraju et al., arXiv:1610.02391).
 
-    Between the last feature map and a logit there is a mean and a linear layer alone, so
-    the gradient is that layer's weights, and no backward pass is needed (their section 3).
-    A map shows what speaks for the label, and is zero where nothing does: `lack_of_map`.
+    Only a mean and a linear layer lie between the last feature map and a logit, so the gradient is
+    that layer's weights, and no backward pass is needed (their section 3). A map shows what speaks
+    for the label, and is zero where nothing does: see `lack_of_map`.
 
     Args:
         classifier: stored images → logits.
         images: stored images, [B, H, W, C].
-        label: which label to explain, [B].
+        label: number of the label to explain, [B].
     """
     core = classifier.get_layer("core")
     resized = np.asarray(classifier.get_layer("resize")(images))
@@ -139,14 +146,14 @@ def activation_maps(
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
     maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)
-    # Half-precision features can overflow; a map with a hole in it is none.
+    # Half-precision features can overflow: such a map is left out.
     maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)
 
 
 def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
-    """Why a map [h, w] has nothing to show; None if it has."""
+    """Return why a map [h, w] has nothing to show; None if it has."""
     if not heat.any():
         return "nothing in this slice speaks for the label"
     if heat.min() == heat.max():
@@ -155,7 +162,7 @@ def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
 
 
 def strongest(heat: npt.NDArray[Any]) -> str:
-    """Where a map [h, w] has its highest value, in words."""
+    """Say where a map [h, w] has its highest value."""
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     down = int(3 * (row + 0.5) / heat.shape[0])
     right = int(3 * (column + 0.5) / heat.shape[1])
@@ -165,35 +172,30 @@ def strongest(heat: npt.NDArray[Any]) -> str:
     return f"at the {' '.join(filter(None, (vertical, sideways)))}"
 
 
-def read_images(job: EvaluationJob, rows: Sequence[int]) -> npt.NDArray[Any]:
-    """The images of some rows of the split, in the order of `rows`."""
-    found: dict[int, Any] = {}
-    labels, start = len(job.shards.labels), 0
-    batches = evaluation_batches(job.split, job.shards.image, labels, job.batch_size)
-    with damage_reported((job.split,), job.shards.image, labels):
-        for batch in batches.as_numpy_iterator():
-            for row in rows:
-                if start <= row < start + len(batch["label"]):
-                    found[row] = batch["image"][row - start]
-            start += len(batch["label"])
-            if len(found) == len(set(rows)):
-                break
-    return np.stack([found[row] for row in rows])
-
-
-def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
-    """The first window of an image, or the brain window of Hounsfield units, 0 to 255."""
-    first = image[..., 0]
-    if not spec.is_hounsfield:
-        return first
-    return np.clip((first.astype(np.float32) + spec.hu_offset) / 80 * 255, 0, 255)
-
-
 def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
-    """A slice, and with its map if there is one, as a data: URI."""
+    """Draw a slice, and beside it the slice with its map; return a data: URI of a JPEG.
+
+    Args:
+        gray: 0 to 255, [H, W].
+        heat: activation map, [h, w], if there is one.
+    """
+    overlays = [None] if heat is None else [None, heat]
+    figure = Figure(figsize=(2.4 * len(overlays), 2.4))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)
+    extent = (0, gray.shape[1], gray.shape[0], 0)
+    grid = figure.subplots(1, len(overlays), squeeze=False)
+    for axes, overlay in zip(grid[0], overlays, strict=True):
+        axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=extent)
+        if overlay is not None:
+            # Pixels that do not speak for the label stay gray.
+            shown = 0.6 * np.sqrt(np.clip(overlay, 0, 1))
+            axes.imshow(
+                overlay, cmap="inferno", alpha=shown, extent=extent, interpolation="bilinear"
+            )
+        axes.axis("off")
     buffer = io.BytesIO()
-    options = {"quality": JPEG_QUALITY}
-    plot_slice(gray, heat).savefig(
-        buffer, format="jpeg", dpi=100, facecolor="black", pil_kwargs=options
+    figure.savefig(
+        buffer, format="jpeg", dpi=100, facecolor="black", pil_kwargs={"quality": JPEG_QUALITY}
     )
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,45 +1,31 @@
-"""The tables of a run's report: headings and rows, for the macro `table`."""
+"""The tables of a run's report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.metrics import Floats, Ints, label_log_losses
+from trainer.evaluation.metrics import label_log_losses
 from trainer.evaluation.thresholds import RATES, SENSITIVITY
-from trainer.report.figures import confusion
-from trainer.report.page import UNDEFINED, decimal, percent, with_interval
+from trainer.report.page import NUMBER, TEXT, UNDEFINED, Table, decimal, percent, with_interval
+from trainer.report.plots import confusion
 
-TEXT, NUMBER = "text", "number"
-RULES = {
-    "youden": "Threshold with the highest Youden index (sensitivity + specificity - 1)",
-    "sensitivity": f"Highest threshold with a sensitivity of at least {SENSITIVITY}",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a table shows; columns are (heading, "text" or "number")."""
-
-    caption: str
-    columns: list[tuple[str, str]]
-    rows: list[list[Any]]
-    totals: list[list[Any]] = field(default_factory=list)
-    note: str = ""
+RULES = (
+    "Threshold with the highest Youden index (sensitivity + specificity - 1)",
+    f"Highest threshold with a sensitivity of at least {SENSITIVITY}",
+)
 
 
-def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None) -> Table:
-    """ROC AUC and average precision; calibration errors where there are some."""
+def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None = None) -> Table:
+    """ROC AUC and average precision, and calibration errors if given."""
     figures, ends = measured.figures, measured.intervals
     rows = []
-    for name, each in figures["labels"].items():
-        between = ends["labels"][name]
-        row = [name, each["positives"], percent(each["positives"] / len(measured.labels))]
+    for name, label in figures["labels"].items():
+        row = [name, label["positives"], percent(label["positives"] / len(measured.labels))]
         for key in ("roc_auc", "average_precision"):
-            row.append(with_interval(each[key], between[key]))
+            row.append(with_interval(label[key], ends["labels"][name][key]))
         rows.append([*row, *([decimal(errors[name])] if errors else [])])
     mean = ["Mean", "", ""] + [
         with_interval(figures[f"mean_{key}"], ends[f"mean_{key}"])
@@ -58,22 +44,22 @@ def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None
 
 
 def loss_table(measured: Measured, prevalence: tuple[float, ...]) -> Table:
-    """The weighted log loss, label by label."""
-    share = np.array(measured.weights) / sum(measured.weights)
+    """The log loss of each label, and its part of the weighted mean."""
+    shares = np.array(measured.weights) / sum(measured.weights)
     alone = label_log_losses(measured.labels, np.tile(prevalence, (len(measured.labels), 1)))
     figures, ends = measured.figures, measured.intervals
     total = figures["weighted_log_loss"]
     rows = []
-    for i, (name, each) in enumerate(figures["labels"].items()):
-        part = share[i] * each["log_loss"]
-        loss = with_interval(each["log_loss"], ends["labels"][name]["log_loss"], 4)
+    for i, (name, label) in enumerate(figures["labels"].items()):
+        part = shares[i] * label["log_loss"]
+        loss = with_interval(label["log_loss"], ends["labels"][name]["log_loss"], 4)
         percentage = percent(part / total) if total else UNDEFINED
         weight = f"{measured.weights[i]:g}"
         rows.append([name, loss, decimal(alone[i], 4), weight, decimal(part, 4), percentage])
     sums = [
         "Weighted mean",
         with_interval(total, ends["weighted_log_loss"], 4),
-        decimal(float(share @ alone), 4),
+        decimal(float(shares @ alone), 4),
         f"{sum(measured.weights):g}",
         decimal(total, 4),
         percent(1),
@@ -90,36 +76,34 @@ def loss_table(measured: Measured, prevalence: tuple[float, ...]) -> Table:
 
 
 def threshold_tables(measured: Measured, what: str) -> list[Table]:
-    """A table for each way to choose a threshold; none where no label has both kinds."""
-    headings = ["Threshold", "TP", "FN", "TN", "FP", "Sensitivity", "Specificity", "PPV", "NPV"]
+    """One table per rule, with the labels that have positives and negatives."""
+    headings = ("Threshold", "TP", "FN", "TN", "FP", "Sensitivity", "Specificity", "PPV", "NPV")
+    columns = [("Label", TEXT), *((heading, NUMBER) for heading in headings)]
     tables = []
-    for number, text in enumerate(RULES.values()):
+    for number, title in enumerate(RULES if measured.defined else ()):
         rows: list[list[Any]] = []
-        for name, points in measured.points.items():
-            if points:
-                point = points[number]
-                found = [point.rates[each] for each in RATES]
-                rates = [with_interval(each.value, each.ends) for each in found]
-                rows.append([name, readable(point.threshold), *point.counts, *rates])
-        if rows:
-            columns = [("Label", TEXT), *((heading, NUMBER) for heading in headings)]
-            tables.append(Table(f"{text}, {what}", columns, rows))
+        for _, name in measured.defined:
+            point = measured.points[name][number]
+            rates = [with_interval(*point.rates[key]) for key in RATES]
+            rows.append([name, format_threshold(point.threshold), *point.counts, *rates])
+        tables.append(Table(f"{title}, {what}", columns, rows))
     return tables
 
 
-def readable(threshold: float) -> str:
-    """A threshold to four places; of a small one, what is not zero of it."""
+def format_threshold(threshold: float) -> str:
+    """Format a threshold with four decimal places, or as a power of ten if it is small."""
     return f"{threshold:.4f}" if threshold >= 0.001 else f"{threshold:.2e}"
 
 
-def mean_table(labels: Ints, predicted: Floats, names: tuple[str, ...]) -> Table:
+def confusion_table(measured: Measured) -> Table:
     """The mean probability of each label where each label is true."""
+    matrix = confusion(measured.labels, measured.predicted)
     rows = [
-        [name, *(UNDEFINED if np.isnan(each) else f"{each:.2f}" for each in row)]
-        for name, row in zip(names, confusion(labels, predicted), strict=True)
+        [name, *(UNDEFINED if np.isnan(value) else f"{value:.2f}" for value in row)]
+        for name, row in zip(measured.names, matrix, strict=True)
     ]
     return Table(
         "Mean probability of the label at the top where the label at the left is present",
-        [("Present", TEXT), *((name, NUMBER) for name in names)],
+        [("Present", TEXT), *((name, NUMBER) for name in measured.names)],
         rows,
     )

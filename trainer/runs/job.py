@@ -329,9 +329,8 @@ def prepare_report(options: ReportOptions) -> EvaluationJob:
     if not run.is_complete:
         raise UsageError(f"{options.run}: training is not complete, so there is nothing to report")
     access = {name: getattr(options, name) for name in ShardAccess.model_fields}
-    return prepare_evaluation(
-        EvaluateOptions(run=options.run, shards=options.shards, xla=options.xla, **access)
-    )
+    named = {"shards": options.shards} if options.shards else {}
+    return prepare_evaluation(EvaluateOptions(run=options.run, xla=options.xla, **named, **access))
 
 
 def prepare_crossval(options: CrossvalOptions) -> tuple[Job, ...]:

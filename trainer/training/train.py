@@ -31,7 +31,7 @@ from trainer.networks.hardware import (
 from trainer.networks.machine import describe_machine
 from trainer.networks.model import Classifier, build_classifier, load_classifier, take_weights
 from trainer.progress import next_command, show_figures
-from trainer.report import curves
+from trainer.report import plots, tensorboard
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
@@ -213,14 +213,14 @@ def _report_epoch(job: Job, progress: Progress, better: bool) -> None:
         f"{' (best so far)' if better else ''}"
     )
     write_json(job.run.path / "history.json", progress.history)
-    curves.log_epoch(job.run.path / "tensorboard", row)
+    tensorboard.log_epoch(job.run.path / "tensorboard", row)
 
 
 def draw_history(job: Job, progress: Progress) -> None:
     """Draw the history so far; after the checkpoint, so that no drawing can cost an epoch."""
     if progress.history:
-        figure = curves.plot_history(progress.history, job.shards.labels)
-        curves.save_figure(figure, job.run.path / "history.png")
+        figure = plots.plot_history(progress.history, job.shards.labels)
+        plots.save_figure(figure, job.run.path / "history.png")
 
 
 def finish(job: Job, progress: Progress) -> None:
