@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from beam_pipeline.command_line import KINDS, parse_options
-from beam_pipeline.dicom.other_files import BEGINNING, name_kind
+from beam_pipeline.dicom.dataset import BEGINNING, name_kind
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.earlier import read_earlier

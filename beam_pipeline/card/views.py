@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.dicom.header import OTHER_FUNCTION
 from beam_pipeline.dicom.hounsfield import (
     PixelEncoding,
     Repair,
     hounsfield_table,
     stored_values,
 )
-from beam_pipeline.dicom.slices import OTHER_FUNCTION, Slice, read_slice
+from beam_pipeline.dicom.slices import Slice, read_slice
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header

@@ -1,6 +1,6 @@
-"""DICOM bytes to what the pipeline needs of them, or the reason why they are of no use.
+"""DICOM bytes to CT slices, or the reason why a file is rejected.
 
-`dataset` parses a file up to its pixels, `attributes` reads values, `pixels` decodes with what
-`codestream` says of compressed images, `third_party` contains what other readers do with broken
-files, and `slices` says what makes a file a CT slice.
+In this order: `dataset` parses a file up to its pixels and contains what third-party parsers do,
+`attributes` reads values, `header` checks what makes a CT slice, `pixels` decodes with the help of
+`codestream`, `slices` reads a slice, and `hounsfield` repairs and rescales stored values.
 """

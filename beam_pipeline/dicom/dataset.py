@@ -1,15 +1,19 @@
-"""DICOM bytes to a data set of few attributes, and where its pixels are.
+"""Parse any DICOM file up to its pixels: a data set of few attributes, and where the pixels are.
 
-Nothing here knows of CT. The pixels are found, not read: inspection of a header and reading of a
-slice go through the same code.
+The pixels are found, not read: a header is inspected and a slice read by the same code.
 """
 
 import io
+import logging
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
@@ -22,12 +26,10 @@ from pydicom.uid import (
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
 from beam_pipeline.dicom.attributes import Elements
-from beam_pipeline.dicom.other_files import name_kind
-from beam_pipeline.dicom.third_party import contained
 from headct.reasons import Reason, Rejected
 
-# The pixels of a CT slice begin within a few KiB, behind large private elements within some more.
-# Made of nothing but empty items, so many bytes take pydicom 4 s and 120 MB.
+# The pixels of a CT slice begin within a few KiB, or somewhat later if private elements are large.
+# pydicom needs 4 s and 120 MB for so many bytes of empty items.
 MAX_HEADER_BYTES = 1 << 21
 # Header and pixels (4096 x 4096 of 16 bits) together, deflated or not.
 MAX_FILE_BYTES = MAX_HEADER_BYTES + (1 << 25)
@@ -41,18 +43,53 @@ _PIXEL_TAGS = {
 }
 _PIXEL_GROUP = 0x7FE0
 _VALUE_REPRESENTATIONS = frozenset(member.value.encode() for member in VR)
+BEGINNING = 1 << 10  # bytes that `name_kind` looks at
+
+_SIGNATURES = (
+    (0, b"PK\3\4", "ZIP archive"),
+    (257, b"ustar", "tar archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z archive"),
+    (0, b"Rar!\x1a\x07", "RAR archive"),
+    (0, b"BZh", "bzip2 archive"),
+    (0, b"\xfd7zXZ\0", "xz archive"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard archive"),
+    (344, b"n+1\0", "NIfTI image"),
+    (344, b"ni1\0", "NIfTI header"),
+    (4, b"n+2\0\r\n\x1a\n", "NIfTI image"),
+    (0, b"\x5c\x01\0\0", "Analyze header"),  # 348, the size of the header; NIfTI begins so, too
+    (0, b"NRRD000", "NRRD image"),
+    (0, b"ObjectType = ", "MetaImage"),
+    (0, b"NDims = ", "MetaImage"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG image"),
+    (0, b"\xff\xd8\xff", "JPEG image"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 image"),
+    (0, b"GIF8", "GIF image"),
+    (0, b"BM", "BMP image"),
+    (0, b"II*\0", "TIFF image"),
+    (0, b"MM\0*", "TIFF image"),
+    (8, b"WEBP", "WebP image"),
+    (0, b"\x93NUMPY", "NumPy array"),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5 file"),
+    (0, b"MATLAB 5.0", "MATLAB file"),
+    (0, b"PAR1", "Parquet table"),
+    (0, b"%PDF-", "PDF document"),
+)
+_PAGES = (b"<!doctype html", b"<html")
+_GZIP = b"\x1f\x8b"
+# Two threads that change and restore the same settings would restore each other's.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
 class PixelElement:
-    """Where the pixels are.
+    """The element of the pixels.
 
     Attributes:
-        keyword: of the attribute: integers or floating-point numbers.
-        vr: value representation; empty where the file does not say.
-        offset: of the value's first byte in the body.
-        length: of the value as the file says, bytes; None if it says "undefined", which is the
-            sign of an encapsulated code stream (DICOM PS3.5 A.4).
+        keyword: of the attribute, which differs for integers and floating-point numbers.
+        vr: value representation; empty if implicit.
+        offset: offset of the value's first byte in the body.
+        length: stated length of the value, bytes; None if undefined, as for an encapsulated code
+            stream (DICOM PS3.5 A.4).
     """
 
     keyword: str
@@ -63,16 +100,16 @@ class PixelElement:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file, read up to its pixels.
+    """A file that was parsed up to its pixels.
 
     Attributes:
-        dataset: of the attributes asked for, as far as the file has them.
-        media_class: SOP class of the file meta information; empty where the file has none.
-        transfer_syntax: its UID.
-        big_endian: the order of bytes in words.
-        body: the file's bytes; if these are deflated, its data set's bytes, inflated.
-        size: how many bytes `body` has when the file is read whole.
-        pixels: where they are, or None if they do not begin in `body`.
+        dataset: the requested attributes that the file has.
+        media_class: SOP class of the file meta information; empty if absent.
+        transfer_syntax: UID.
+        big_endian: byte order of words.
+        body: the file's bytes; the inflated data set of a deflated file.
+        size: size of `body` when the file is read whole.
+        pixels: element of the pixels, None if they do not begin in `body`.
         is_cut: whether `body` has no pixels and ends within an element.
     """
 
@@ -93,23 +130,86 @@ def check_beginning(data: bytes) -> None:
     (group 2) or of the identifying group 8.
 
     Raises:
-        Rejected: it is something else.
+        Rejected: the file is something else.
     """
     if data[128:132] == b"DICM" or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         return
     raise Rejected(Reason.NOT_DICOM, name_kind(data) if data else "empty file")
 
 
+def name_kind(beginning: bytes) -> str:
+    """Return what kind of file this is; empty for DICOM and for unknown kinds.
+
+    Args:
+        beginning: the first `BEGINNING` bytes.
+    """
+    if beginning[128:132] == b"DICM":  # the 128 bytes before may be another format's (PS3.10 7.1)
+        return ""
+    for offset, signature, kind in _SIGNATURES:
+        if beginning[offset : offset + len(signature)] == signature:
+            return kind
+    if beginning.lstrip()[:20].lower().startswith(_PAGES):
+        return "web page"
+    return _gzip_kind(beginning) if beginning.startswith(_GZIP) else ""
+
+
+def _gzip_kind(beginning: bytes) -> str:
+    try:
+        inside = zlib.decompressobj(wbits=31).decompress(beginning, BEGINNING)
+    except zlib.error:
+        return "gzip archive"
+    if inside[128:132] == b"DICM":
+        return "compressed DICOM file"
+    kind = "" if inside.startswith(_GZIP) else name_kind(inside)
+    return f"compressed {kind}" if kind else "gzip archive"
+
+
+@contextmanager
+def contained(reason: Reason) -> Iterator[None]:
+    """Run third-party parsers on untrusted bytes; turn their failures into Rejected.
+
+    Parsers raise any exception on broken files, from IndexError to RecursionError, and their
+    messages, warnings and log lines quote the header. So only the exception's type is reported, and
+    warnings and pydicom's log lines are dropped. The settings of pydicom, `warnings` and `logging`
+    are restored at the end; one thread at a time changes them.
+
+    Raises:
+        Rejected: with `reason`, for any exception but a Rejected.
+        MemoryError: the machine is short of memory; limits were checked before.
+    """
+    with _ONE_AT_A_TIME, _hushed():
+        try:
+            yield
+        except (Rejected, MemoryError):
+            raise
+        except Exception as error:
+            raise Rejected(reason, type(error).__name__) from None
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    propagate = logger.propagate
+    # Handlers of the root, such as the terminal, get nothing; handlers of pydicom's logger stay.
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.propagate = propagate
+
+
 def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
     """Read a file up to its pixels.
 
     Args:
-        data: its first bytes, or all.
-        size: of the whole file, bytes.
-        tags: the attributes to read; others are skipped.
+        data: the first bytes of the file, or all.
+        size: size of the whole file, bytes.
+        tags: attributes to read; others are skipped.
 
     Raises:
-        Rejected: it is no DICOM file, or broken before its pixels.
+        Rejected: it is not a DICOM file, or broken before its pixels.
     """
     check_beginning(data)
     with contained(Reason.UNREADABLE):
@@ -140,15 +240,15 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Inflate a data set (DICOM PS3.5 A.5), as far as the bytes go.
+    """Inflate a data set (DICOM PS3.5 A.5), which may be cut off.
 
     Args:
         data: a raw deflate stream (RFC 1951).
-        limit: bytes that the result may have; no more is ever allocated.
+        limit: most bytes to allocate for the result.
 
     Raises:
-        Rejected: there is more.
-        zlib.error: it is no deflate stream.
+        Rejected: the result is longer than the limit.
+        zlib.error: it is not a deflate stream.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = stream.decompress(data, limit)
@@ -158,20 +258,20 @@ def inflate(data: bytes, limit: int) -> bytes:
 
 
 class _UntilPixels:
-    """Stops pydicom at the pixels, and remembers what it read of their element."""
+    """Stops pydicom at the pixels, and keeps the tag, VR and length of their element."""
 
     def __init__(self) -> None:
         self._seen: tuple[BaseTag, str, int] | None = None
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
-        # The group first: comparing tags costs much, and nearly none are in the pixels' group.
+        # The group first: comparing tags is slow, and few are in the pixels' group.
         if tag >> 16 != _PIXEL_GROUP or tag not in _PIXEL_TAGS:
             return False
         self._seen = tag, vr or "", length
         return True
 
     def element(self, position: int, implicit: bool) -> PixelElement | None:
-        """The pixels' element, which begins at a position (DICOM PS3.5 7.1)."""
+        """Return the pixels' element, which begins at a position (DICOM PS3.5 7.1)."""
         if self._seen is None:
             return None
         tag, vr, length = self._seen
@@ -185,18 +285,18 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _is_short(element: DataElement | RawDataElement) -> bool:
-    """Whether an element has less bytes than it says."""
+    """Return whether an element has fewer bytes than its length says."""
     return isinstance(element, RawDataElement) and element.length > len(element.value or b"")
 
 
 def uid_of(dataset: Dataset, keyword: str) -> str:
-    """A UID; empty where it is absent, or no text."""
+    """Return a UID; empty if it is absent or not text."""
     value = Elements(dataset).value(keyword)
     return str(value) if isinstance(value, str) else ""
 
 
 def _guess_syntax(source: io.BytesIO) -> str:
-    """The native transfer syntax whose first data element looks like the one here."""
+    """Return the native transfer syntax whose first data element would look like this one."""
     beginning = source.read(6)
     source.seek(-len(beginning), io.SEEK_CUR)
     if len(beginning) < 6 or beginning[4:] not in _VALUE_REPRESENTATIONS:

@@ -31,9 +31,8 @@ from pydicom.uid import (
 )
 
 from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
-from beam_pipeline.dicom.dataset import PixelElement
+from beam_pipeline.dicom.dataset import PixelElement, contained
 from beam_pipeline.dicom.hounsfield import PixelEncoding
-from beam_pipeline.dicom.third_party import contained
 from headct.reasons import Reason, Rejected
 
 Patterns = NDArray[np.uint8] | NDArray[np.uint16]

@@ -1,146 +1,35 @@
-"""What makes a DICOM file a CT slice, and what is taken of it."""
+"""Read a slice's pixels, compare pixels of files, and store headers between the two readings."""
 
 import hashlib
-import math
-import re
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import BinaryIO, NoReturn
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedCTImageStorage,
-)
 
-from beam_pipeline.dicom.attributes import FUNCTIONAL_GROUPS, Attributes
-from beam_pipeline.dicom.dataset import (
-    MAX_FILE_BYTES,
-    MAX_HEADER_BYTES,
-    Parsed,
-    PixelElement,
-    check_beginning,
-    parse,
-    uid_of,
-)
+from beam_pipeline.dicom.dataset import parse
+from beam_pipeline.dicom.header import TAGS, Header, check_header, checksum
 from beam_pipeline.dicom.hounsfield import PixelEncoding
-from beam_pipeline.dicom.pixels import (
-    NATIVE,
-    Patterns,
-    check_native_length,
-    encapsulated_pixels,
-    is_supported,
-    native_pixels,
-)
-from beam_pipeline.dicom.third_party import contained
+from beam_pipeline.dicom.pixels import NATIVE, Patterns, encapsulated_pixels, native_pixels
 from headct.reasons import Reason, Rejected
 
-# Larger than any CT matrix (4096 x 4096), small enough to hold: bounds memory before allocation.
-MAX_PIXELS = 1 << 24
+# Noise makes a few rows in the middle of an image unique.
+_FINGERPRINT_BYTES = 1 << 14
 
-FIRST_BYTES = 1 << 15  # of a file: its header, nearly always
-_DEFLATED = str(DeflatedExplicitVRLittleEndian)
-# With 16 bits a pixel, the pixels are words in the order that most machines have them in.
-_PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-_MAX_RESCALE = 1e6  # no slope or intercept of Hounsfield units comes near
-_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-# Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
-VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-OTHER_FUNCTION = "OTHER"
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
-_MAX_ID = 64  # characters of a UI, and of an LO (DICOM PS3.5 table 6.2-1)
-# All that is read of a header: what is not among them counts as absent. Behind each are its type in
-# the CT and Enhanced CT Image IODs and where DICOM PS3.3 defines it. Type 1 has a value, type 2 may
-# be empty, and de-identified files lack it, 3 is optional, C depends on others (PS3.5 7.4). What is
-# marked "+" is required here; other attributes of type 1 may be absent, since a slice can be
-# converted without them.
-_KEYWORDS = (
-    "SOPClassUID",  # 1, C.12.1; may be in the file meta information alone
-    "SOPInstanceUID",  # 1, C.12.1; for image ids only
-    "ImageType",  # 1, C.8.2.1; localizers
-    "Modality",  # 1, C.7.3.1; where the SOP class is none of CT
-    "PatientID",  # 2, C.7.1.1; without it the study stands for the patient
-    "PatientName",  # 2, C.7.1.1; for names in paths only
-    "AccessionNumber",  # 2, C.7.2.1; for numbers in paths only
-    "StudyInstanceUID",  # 1+, C.7.2.1
-    "SeriesInstanceUID",  # 1+, C.7.3.1
-    "ImagePositionPatient",  # 1, C.7.6.2; 1C, C.7.6.16.2.3
-    "SamplesPerPixel",  # 1+, C.7.6.3
-    "PhotometricInterpretation",  # 1+, C.7.6.3
-    "NumberOfFrames",  # 1, C.7.6.6; absent from a CT Image
-    "Rows",  # 1+, C.7.6.3
-    "Columns",  # 1+, C.7.6.3
-    "PixelSpacing",  # 1, C.7.6.2; C.7.6.16.2.1
-    "BitsAllocated",  # 1+, C.7.6.3
-    "BitsStored",  # 1+, C.7.6.3
-    "HighBit",  # 1, C.7.6.3; always BitsStored - 1
-    "PixelRepresentation",  # 1+, C.7.6.3
-    "PixelPaddingValue",  # 1C, C.7.5.1
-    "PixelPaddingRangeLimit",  # 1C, C.7.6.3
-    "WindowCenter",  # 1C, C.11.2; C.7.6.16.2.10
-    "WindowWidth",  # 1C, C.11.2; C.7.6.16.2.10
-    "VOILUTFunction",  # 3, C.11.2; C.7.6.16.2.10
-    "RescaleIntercept",  # 1+, C.8.2.1; C.7.6.16.2.9
-    "RescaleSlope",  # 1+, C.8.2.1; C.7.6.16.2.9
-    "RescaleType",  # 1C, C.8.2.1; 1, C.7.6.16.2.9
-    *FUNCTIONAL_GROUPS,
+_CARRIED = (
+    "position_z",
+    "pixel_spacing",
+    "rows",
+    "columns",
+    "transfer_syntax",
+    "window",
+    "voi_function",
+    "pixel_offset",
+    "beginning",
+    "identity",
 )
-_TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the pipeline takes from a CT slice's header.
-
-    Attributes:
-        sop_instance_uid: empty where the file has none.
-        patient_id: as written in the file; empty where the file has none.
-        study_id: Study Instance UID.
-        series_id: Series Instance UID.
-        position_z: third coordinate of Image Position (Patient), mm; NaN if absent.
-        pixel_spacing: between rows and between columns, mm; NaN if absent.
-        rows: height of the stored matrix.
-        columns: width of the stored matrix.
-        transfer_syntax: its UID.
-        encoding: how a pixel's bits become Hounsfield units.
-        window: center and width, HU, the first of several; None if absent.
-        pixel_offset: of the pixel data's first byte in the file; None in a deflated file.
-        identifiers: PatientID, PatientName and its components, AccessionNumber: to look for them in
-            the file's path, and never written.
-        beginning: checksum of all bytes before the pixels, which with the same bytes need not be
-            read again; empty where that is no use.
-        identity: checksum of what says which slice it is: ids, position and size.
-        voi_function: of the window, one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if it is
-            none of these.
-    """
-
-    sop_instance_uid: str
-    patient_id: str
-    study_id: str
-    series_id: str
-    position_z: float
-    pixel_spacing: tuple[float, float]
-    rows: int
-    columns: int
-    transfer_syntax: str
-    encoding: PixelEncoding
-    window: tuple[float, float] | None = None
-    pixel_offset: int | None = None
-    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    beginning: str = ""
-    identity: str = ""
-    voi_function: str = ""
-
-    @property
-    def is_native(self) -> bool:
-        """Whether the pixels are not compressed."""
-        return self.transfer_syntax in NATIVE
+_ENCODING = tuple(field.name for field in fields(PixelEncoding))
 
 
 @dataclass(frozen=True)
@@ -148,41 +37,12 @@ class Slice:
     """A CT slice.
 
     Attributes:
-        header: of the same file.
-        pixels: bit patterns as stored, uint8 or uint16 [rows, columns]; read-only.
+        header: the header.
+        pixels: stored bit patterns, uint8 or uint16 [rows, columns]; read-only.
     """
 
     header: Header
     pixels: Patterns
-
-
-def read_header(file: BinaryIO, size: int) -> Header:
-    """Read and check a slice's header; its pixels are not read.
-
-    Args:
-        file: at its beginning.
-        size: of the whole file, bytes.
-
-    Raises:
-        Rejected: the file is not a usable CT slice, as far as its header tells; `read_slice` says
-            the same of it.
-    """
-    beginning = file.read(FIRST_BYTES)
-    check_beginning(beginning)
-    if len(beginning) < size:
-        parsed = _parse_beginning(beginning, size)
-        if parsed is not None:
-            return _header(parsed)[0]
-    return _header(parse(beginning + file.read(MAX_FILE_BYTES), size, _TAGS))[0]
-
-
-def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
-    """A file of which only the first bytes are there, if they reach up to its pixels."""
-    with suppress(Rejected):  # what is cut may look broken
-        parsed = parse(beginning, size, _TAGS)
-        if parsed.pixels and parsed.transfer_syntax != _DEFLATED:
-            return parsed
-    return None
 
 
 def read_slice(data: bytes, known: Header | None = None) -> Slice:
@@ -190,7 +50,7 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
 
     Args:
         data: a DICOM file's bytes.
-        known: the file's header as it was read before; it is used unless it has changed.
+        known: the header from an earlier reading; used if the file's header is unchanged.
 
     Raises:
         Rejected: the file is not a usable CT slice.
@@ -199,8 +59,8 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
         shape = known.rows, known.columns
         words = np.frombuffer(data, "<u2", shape[0] * shape[1], known.pixel_offset or 0)
         return _check_slice(known, words.astype(np.uint16, copy=False).reshape(shape))
-    parsed = parse(data, len(data), _TAGS)
-    header, element = _header(parsed)
+    parsed = parse(data, len(data), TAGS)
+    header, element = check_header(parsed)
     shape, encoding = (header.rows, header.columns), header.encoding
     if header.transfer_syntax in NATIVE:
         pixels = native_pixels(
@@ -212,215 +72,86 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
 
 
 def _is_unchanged(data: bytes, known: Header) -> bool:
-    """Whether a file has the header that it had before, and all of its pixels."""
+    """Return whether a file has the same header as before, and all of its pixels."""
     if not known.beginning or known.pixel_offset is None:
         return False
     end = known.pixel_offset + 2 * known.rows * known.columns
-    return len(data) >= end and _checksum(data[: known.pixel_offset]) == known.beginning
-
-
-def _checksum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
+    return len(data) >= end and checksum(data[: known.pixel_offset]) == known.beginning
 
 
 def _check_slice(header: Header, pixels: Patterns) -> Slice:
-    few = pixels[len(pixels) // 2]  # tell nearly every image from a constant one
+    few = pixels[len(pixels) // 2]  # one row shows that most images are not constant
     if few.min() == few.max() and pixels.min() == pixels.max():
         raise Rejected(Reason.CONSTANT_IMAGE)
     pixels.flags.writeable = False
     return Slice(header, pixels)
 
 
-def _header(parsed: Parsed) -> tuple[Header, PixelElement]:
-    """A file's header, and where its pixels are: checked as far as can be without reading them."""
-    with contained(Reason.UNREADABLE):
-        if parsed.pixels is None:
-            _raise_without_pixels(parsed)
-        attributes = Attributes(parsed.dataset)
-        element = _check_kind(attributes, parsed, parsed.pixels)
-        rows, columns = _shape(attributes)
-        encoding = _encoding(attributes)
-        transfer_syntax = _transfer_syntax(parsed)
-        ids = (
-            _identifier(attributes, "SOPInstanceUID", required=False),
-            _identifier(attributes, "PatientID", required=False),
-            _identifier(attributes, "StudyInstanceUID"),
-            _identifier(attributes, "SeriesInstanceUID"),
-        )
-        spacing = attributes.numbers("PixelSpacing", 2)
-        position = attributes.numbers("ImagePositionPatient", 3)[2]
-        is_plain = transfer_syntax in _PLAIN and encoding.bits_allocated == 16
-        header = Header(
-            *ids,
-            position_z=position,
-            pixel_spacing=(spacing[0], spacing[1]),
-            rows=rows,
-            columns=columns,
-            transfer_syntax=transfer_syntax,
-            encoding=encoding,
-            window=_window(attributes),
-            voi_function=_voi_function(attributes),
-            identifiers=_identifiers(attributes),
-            pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
-            beginning=_checksum(parsed.body[: element.offset]) if is_plain else "",
-            identity=_checksum(repr((ids, (position, spacing, rows, columns))).encode()),
-        )
-    if parsed.size > MAX_FILE_BYTES:
-        raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
-    if transfer_syntax in NATIVE:
-        check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
-    return header, element
+def encode_header(header: Header) -> str:
+    """Encode the fields of a header that conversion needs, without ids, as text.
 
-
-def _identifiers(attributes: Attributes) -> tuple[str, ...]:
-    name = attributes.plain_text("PatientName")
-    texts = attributes.plain_text("PatientID"), attributes.plain_text("AccessionNumber")
-    return tuple(filter(None, (*texts, name, *re.split(r"[\^=\s]+", name))))
-
-
-def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) -> str:
-    """An id; empty where there is none but blanks, or values that are empty."""
-    text = attributes.text(keyword, required=required)
-    if len(text) > _MAX_ID:
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} has more than {_MAX_ID} characters")
-    if text.strip("\\ \0\t\r\n"):
-        return text
-    if required:
-        raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
-    return ""
-
-
-def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:
-    """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
-    _check_class(attributes, parsed)
-    if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
-        raise Rejected(Reason.LOCALIZER)
-    if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
-        raise Rejected(Reason.MULTI_FRAME)
-    if attributes.integer("SamplesPerPixel") != 1:
-        raise Rejected(Reason.NOT_GRAYSCALE)
-    # Both kinds of monochrome hold the same Hounsfield units: which end is white concerns the
-    # display alone, after the VOI transformation (DICOM PS3.3 C.7.6.3.1.2).
-    if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Rejected(Reason.NOT_GRAYSCALE)
-    if pixels.keyword != "PixelData":
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{pixels.keyword} for PixelData")
-    # Multi-energy CT also makes maps of electron density, iodine and the like (PS3.3 C.11.1.1.2).
-    if attributes.text("RescaleType", required=False) not in ("", "HU", "US"):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
-    return pixels
-
-
-def _check_class(attributes: Attributes, parsed: Parsed) -> None:
-    # De-identified files may keep the SOP class in the file meta information only.
-    sop_class = attributes.text("SOPClassUID", required=False) or parsed.media_class
-    if sop_class in _CT_CLASSES:
-        return
-    if attributes.text("Modality", required=False) != "CT":
-        raise Rejected(Reason.NOT_CT)
-    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
-        # Pictures of dose reports, of 3D views, of a screen: gray levels, not Hounsfield units.
-        raise Rejected(Reason.SECONDARY_CAPTURE)
-
-
-def _raise_without_pixels(parsed: Parsed) -> NoReturn:
-    """Tell an object that has no image from a file that ends before its image, or its class."""
-    classes = (uid_of(parsed.dataset, "SOPClassUID"), parsed.media_class)
-    if any(sop_class in _CT_CLASSES for sop_class in classes):
-        if parsed.size > MAX_HEADER_BYTES:
-            detail = f"no pixels begin in the first {MAX_HEADER_BYTES} bytes"
-            raise Rejected(Reason.TOO_LARGE, detail)
-        raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
-    if any(UID(sop_class).name.endswith("Image Storage") for sop_class in classes):
-        raise Rejected(Reason.NOT_CT)
-    if parsed.is_cut or not any(classes):
-        detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
-        raise Rejected(Reason.UNREADABLE, detail)
-    # Structured reports, RT structures and plans, DICOMDIR: no images at all.
-    raise Rejected(Reason.NO_PIXELS)
-
-
-def _shape(attributes: Attributes) -> tuple[int, int]:
-    rows, columns = attributes.integer("Rows"), attributes.integer("Columns")
-    if rows < 1 or columns < 1:
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"Rows x Columns is {rows} x {columns}")
-    if rows * columns > MAX_PIXELS:
-        raise Rejected(Reason.TOO_LARGE, f"{rows} x {columns} pixels")
-    return rows, columns
-
-
-def _transfer_syntax(parsed: Parsed) -> str:
-    syntax = parsed.transfer_syntax
-    if not is_supported(syntax):
-        # The registered name, never what else a file may have written there.
-        name = UID(syntax).name
-        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
-    return syntax
-
-
-def _encoding(attributes: Attributes) -> PixelEncoding:
-    allocated = attributes.integer("BitsAllocated")
-    if allocated not in (8, 16):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"BitsAllocated is {allocated}, not 8 or 16")
-    stored = attributes.integer("BitsStored")
-    high_bit = attributes.integer("HighBit", default=stored - 1)
-    if not 1 <= stored <= high_bit + 1 <= allocated:
-        raise Rejected(
-            Reason.INVALID_ATTRIBUTE,
-            f"BitsStored {stored} and HighBit {high_bit} do not fit BitsAllocated {allocated}",
-        )
-    representation = attributes.integer("PixelRepresentation")
-    if representation not in (0, 1):
-        raise Rejected(
-            Reason.INVALID_ATTRIBUTE, f"PixelRepresentation is {representation}, not 0 or 1"
-        )
-    return PixelEncoding(
-        bits_allocated=allocated,
-        bits_stored=stored,
-        high_bit=high_bit,
-        signed=representation == 1,
-        slope=_rescale(attributes, "RescaleSlope"),
-        intercept=_rescale(attributes, "RescaleIntercept"),
-        padding=_padding(attributes, stored, signed=representation == 1),
-    )
-
-
-def _rescale(attributes: Attributes, keyword: str) -> float:
-    value = attributes.number(keyword)
-    if abs(value) > _MAX_RESCALE or (value == 0 and keyword == "RescaleSlope"):
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is out of range")
-    return value
-
-
-def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int, int] | None:
-    """The range of stored values that mark pixels outside the image (DICOM PS3.3 C.7.5.1.1.2).
-
-    It should have the pixels' sign (C.7.5.1), but is often written with the other: a US of 63536
-    for signed pixels is -2000.
+    Empty if an unchanged file could not be recognized.
     """
-    if attributes.value("PixelPaddingValue") is None:
+    if not header.beginning and not header.identity:
+        return ""
+    known = [getattr(header, name) for name in _CARRIED]
+    encoding = [getattr(header.encoding, name) for name in _ENCODING]
+    return json.dumps([*known, encoding], separators=(",", ":"))
+
+
+def decode_header(text: str) -> Header | None:
+    """Decode a header of `encode_header`; its ids are empty, None stands for no text."""
+    if not text:
         return None
-    value = attributes.integer("PixelPaddingValue")
-    limit = attributes.integer("PixelPaddingRangeLimit", default=value)
-    lowest = -(1 << (stored - 1)) if signed else 0
-    values = range(lowest, lowest + (1 << stored))
-
-    def resign(number: int) -> int:
-        readings = (number, number - (1 << 16), number + (1 << 16))
-        return next((reading for reading in readings if reading in values), number)
-
-    first, last = sorted((resign(value), resign(limit)))
-    return first, last
+    *known, encoding = json.loads(text)
+    values: dict[str, Any] = dict(zip(_CARRIED, known, strict=True))
+    values["pixel_spacing"] = tuple(values["pixel_spacing"])
+    values["window"] = _pair(values["window"])
+    described: dict[str, Any] = dict(zip(_ENCODING, encoding, strict=True))
+    described["padding"] = _pair(described["padding"])
+    values["encoding"] = PixelEncoding(**described)
+    return Header(sop_instance_uid="", patient_id="", study_id="", series_id="", **values)
 
 
-def _window(attributes: Attributes) -> tuple[float, float] | None:
-    center, width = attributes.first_number("WindowCenter"), attributes.first_number("WindowWidth")
-    return (center, width) if math.isfinite(center) and width > 0 and width < math.inf else None
+def _pair(values: list[Any] | None) -> tuple[Any, Any] | None:
+    return (values[0], values[1]) if values else None
 
 
-def _voi_function(attributes: Attributes) -> str:
-    try:
-        name = attributes.text("VOILUTFunction", required=False).upper()
-    except Rejected:
-        return OTHER_FUNCTION
-    return name if name in ("", *VOI_FUNCTIONS) else OTHER_FUNCTION
+def pixel_bytes(header: Header, size: int) -> int:
+    """Return the number of bytes of a file's pixels; compressed pixels reach to the file's end.
+
+    Args:
+        header: header of a file that is not deflated.
+        size: size of the file, bytes.
+    """
+    assert header.pixel_offset is not None
+    rest = size - header.pixel_offset
+    matrix = header.rows * header.columns * header.encoding.bits_allocated // 8
+    return min(rest, matrix) if header.is_native else rest
+
+
+def fingerprint_range(offset: int, size: int) -> tuple[int, int]:
+    """Return the first byte and the length of the range that `fingerprint` uses.
+
+    Args:
+        offset: offset of the pixels' first byte.
+        size: size of the pixels, bytes.
+    """
+    start = offset + max((size - _FINGERPRINT_BYTES) // 2, 0)
+    return start, min(_FINGERPRINT_BYTES, size)
+
+
+def fingerprint(middle: bytes, read_all: Callable[[], bytes]) -> int:
+    """Return 64 bits, never 0, which are the same for files with the same pixels.
+
+    Args:
+        middle: the bytes of `fingerprint_range`.
+        read_all: reads all bytes of the pixels; called if those in the middle are uniform.
+    """
+    data = read_all() if middle == middle[:2] * (len(middle) // 2) else middle
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+
+def digest_pixels(data: bytes) -> bytes:
+    """Return 128 bits that identify pixels."""
+    return hashlib.blake2b(data, digest_size=16).digest()

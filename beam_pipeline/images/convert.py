@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from beam_pipeline.dicom.header import OTHER_FUNCTION, VOI_FUNCTIONS, Header
 from beam_pipeline.dicom.hounsfield import (
     PADDING_HU,
     PixelEncoding,
@@ -15,7 +16,7 @@ from beam_pipeline.dicom.hounsfield import (
     choose_repair,
     hounsfield_table,
 )
-from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
+from beam_pipeline.dicom.slices import Slice
 from beam_pipeline.images.png import Scanlines
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions

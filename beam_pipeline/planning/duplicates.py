@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom.fingerprint import digest_pixels
+from beam_pipeline.dicom.slices import digest_pixels
 from headct.stores import InputFiles
 
 NOT_IDENTICAL = -1

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from beam_pipeline.dicom.fingerprint import fingerprint, fingerprint_range, pixel_bytes
-from beam_pipeline.dicom.header_text import encode_header
-from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.slices import encode_header, fingerprint, fingerprint_range, pixel_bytes
 from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options

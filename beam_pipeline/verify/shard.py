@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom.slices import MAX_PIXELS
+from beam_pipeline.dicom.header import MAX_PIXELS
 from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.verify.description import IndexRows

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from beam_pipeline.dicom.header_text import decode_header
+from beam_pipeline.dicom.header import Header
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.dicom.slices import Header, read_slice
+from beam_pipeline.dicom.slices import decode_header, read_slice
 from beam_pipeline.directory.example import encode_example
 from beam_pipeline.directory.index import index_table
 from beam_pipeline.directory.rejects import Reject

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.dicom.attributes import Attributes
-from beam_pipeline.dicom.slices import _KEYWORDS
+from beam_pipeline.dicom.header import _KEYWORDS
 from headct.reasons import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 

@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from beam_pipeline.dicom.header import OTHER_FUNCTION, VOI_FUNCTIONS, Header
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, RepairPolicy
-from beam_pipeline.dicom.slices import OTHER_FUNCTION, VOI_FUNCTIONS, Header, Slice
+from beam_pipeline.dicom.slices import Slice
 from beam_pipeline.images.convert import convert_slice, letterbox
 from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions

@@ -14,15 +14,9 @@ import pytest
 from pydicom import config, uid
 
 from beam_pipeline.dicom.dataset import MAX_HEADER_BYTES
-from beam_pipeline.dicom.header_text import decode_header, encode_header
+from beam_pipeline.dicom.header import MAX_PIXELS, OTHER_FUNCTION, Header, read_header
 from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
-from beam_pipeline.dicom.slices import (
-    MAX_PIXELS,
-    OTHER_FUNCTION,
-    Header,
-    read_header,
-    read_slice,
-)
+from beam_pipeline.dicom.slices import decode_header, encode_header, read_slice
 from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.dicom.header_text import decode_header, encode_header
+from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
-from beam_pipeline.dicom.slices import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.slices import decode_header, encode_header
 from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.identifiers import hash_id, is_study, name_of, patient_of_study

@@ -12,7 +12,8 @@ import numpy as np
 import pydicom
 from pydicom import uid
 
-from beam_pipeline.dicom.slices import Header, read_header, read_slice
+from beam_pipeline.dicom.header import Header, read_header
+from beam_pipeline.dicom.slices import read_slice
 from headct.reasons import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
 

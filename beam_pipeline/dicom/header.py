@@ -1,0 +1,370 @@
+"""Read and check the header of a CT slice."""
+
+import hashlib
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import BinaryIO, NoReturn
+
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+from beam_pipeline.dicom.attributes import FUNCTIONAL_GROUPS, Attributes
+from beam_pipeline.dicom.dataset import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    Parsed,
+    PixelElement,
+    check_beginning,
+    contained,
+    parse,
+    uid_of,
+)
+from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.dicom.pixels import (
+    NATIVE,
+    check_native_length,
+    is_supported,
+)
+from headct.reasons import Reason, Rejected
+
+# Larger than any CT matrix (4096 x 4096); checked before memory is allocated.
+MAX_PIXELS = 1 << 24
+
+FIRST_BYTES = 1 << 15  # hold the header of nearly every file
+_DEFLATED = str(DeflatedExplicitVRLittleEndian)
+# With 16 bits per pixel, the pixels are words in the byte order of most machines.
+_PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+_MAX_RESCALE = 1e6  # far above any slope or intercept of Hounsfield units
+_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+# Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
+VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+OTHER_FUNCTION = "OTHER"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
+_MAX_ID = 64  # characters of a UI, and of an LO (DICOM PS3.5 table 6.2-1)
+# The attributes that are read; others count as absent. Comments give the type in the CT and
+# Enhanced CT Image IODs and where DICOM PS3.3 defines the attribute. Type 1 has a value, type 2 may
+# be empty (de-identified files lack it), type 3 is optional, C is conditional (PS3.5 7.4). "+" marks
+# those required here; a slice can be converted without the others of type 1.
+_KEYWORDS = (
+    "SOPClassUID",  # 1, C.12.1; may be in the file meta information alone
+    "SOPInstanceUID",  # 1, C.12.1; for image ids only
+    "ImageType",  # 1, C.8.2.1; localizers
+    "Modality",  # 1, C.7.3.1; where the SOP class is none of CT
+    "PatientID",  # 2, C.7.1.1; without it the study stands for the patient
+    "PatientName",  # 2, C.7.1.1; for names in paths only
+    "AccessionNumber",  # 2, C.7.2.1; for numbers in paths only
+    "StudyInstanceUID",  # 1+, C.7.2.1
+    "SeriesInstanceUID",  # 1+, C.7.3.1
+    "ImagePositionPatient",  # 1, C.7.6.2; 1C, C.7.6.16.2.3
+    "SamplesPerPixel",  # 1+, C.7.6.3
+    "PhotometricInterpretation",  # 1+, C.7.6.3
+    "NumberOfFrames",  # 1, C.7.6.6; absent from a CT Image
+    "Rows",  # 1+, C.7.6.3
+    "Columns",  # 1+, C.7.6.3
+    "PixelSpacing",  # 1, C.7.6.2; C.7.6.16.2.1
+    "BitsAllocated",  # 1+, C.7.6.3
+    "BitsStored",  # 1+, C.7.6.3
+    "HighBit",  # 1, C.7.6.3; always BitsStored - 1
+    "PixelRepresentation",  # 1+, C.7.6.3
+    "PixelPaddingValue",  # 1C, C.7.5.1
+    "PixelPaddingRangeLimit",  # 1C, C.7.6.3
+    "WindowCenter",  # 1C, C.11.2; C.7.6.16.2.10
+    "WindowWidth",  # 1C, C.11.2; C.7.6.16.2.10
+    "VOILUTFunction",  # 3, C.11.2; C.7.6.16.2.10
+    "RescaleIntercept",  # 1+, C.8.2.1; C.7.6.16.2.9
+    "RescaleSlope",  # 1+, C.8.2.1; C.7.6.16.2.9
+    "RescaleType",  # 1C, C.8.2.1; 1, C.7.6.16.2.9
+    *FUNCTIONAL_GROUPS,
+)
+TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A CT slice's header.
+
+    Attributes:
+        sop_instance_uid: empty if absent.
+        patient_id: as written in the file; empty if absent.
+        study_id: Study Instance UID.
+        series_id: Series Instance UID.
+        position_z: third coordinate of Image Position (Patient), mm; NaN if absent.
+        pixel_spacing: between rows and between columns, mm; NaN if absent.
+        rows: height of the stored matrix.
+        columns: width of the stored matrix.
+        transfer_syntax: UID.
+        encoding: how a pixel's bits become Hounsfield units.
+        window: center and width, HU; the first pair if there are several, None if absent.
+        pixel_offset: offset of the first byte of pixel data in the file; None in a deflated file.
+        identifiers: PatientID, PatientName and its components, AccessionNumber; searched for in the
+            file's path, never written.
+        beginning: checksum of the bytes before the pixels; if unchanged, the header is not parsed
+            again. Empty if the header has to be parsed in any case.
+        identity: checksum of ids, position and size, which identify the slice.
+        voi_function: one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if unknown.
+    """
+
+    sop_instance_uid: str
+    patient_id: str
+    study_id: str
+    series_id: str
+    position_z: float
+    pixel_spacing: tuple[float, float]
+    rows: int
+    columns: int
+    transfer_syntax: str
+    encoding: PixelEncoding
+    window: tuple[float, float] | None = None
+    pixel_offset: int | None = None
+    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    beginning: str = ""
+    identity: str = ""
+    voi_function: str = ""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the pixels are uncompressed."""
+        return self.transfer_syntax in NATIVE
+
+
+def read_header(file: BinaryIO, size: int) -> Header:
+    """Read and check a slice's header, without its pixels.
+
+    Args:
+        file: at its beginning.
+        size: size of the whole file, bytes.
+
+    Raises:
+        Rejected: the header shows that the file is not a usable CT slice; `read_slice` raises the
+            same.
+    """
+    beginning = file.read(FIRST_BYTES)
+    check_beginning(beginning)
+    if len(beginning) < size:
+        parsed = _parse_beginning(beginning, size)
+        if parsed is not None:
+            return check_header(parsed)[0]
+    return check_header(parse(beginning + file.read(MAX_FILE_BYTES), size, TAGS))[0]
+
+
+def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
+    """Parse the first bytes of a file, if they reach to its pixels."""
+    with suppress(Rejected):  # a header that is cut off may look broken
+        parsed = parse(beginning, size, TAGS)
+        if parsed.pixels and parsed.transfer_syntax != _DEFLATED:
+            return parsed
+    return None
+
+
+def checksum(data: bytes) -> str:
+    """Return 96 bits of a checksum, as text."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
+    """Return a file's header and where its pixels are, after all checks that need no pixels.
+
+    Raises:
+        Rejected: the file is not a usable CT slice.
+    """
+    with contained(Reason.UNREADABLE):
+        if parsed.pixels is None:
+            _raise_without_pixels(parsed)
+        attributes = Attributes(parsed.dataset)
+        element = _check_kind(attributes, parsed, parsed.pixels)
+        rows, columns = _shape(attributes)
+        encoding = _encoding(attributes)
+        transfer_syntax = _transfer_syntax(parsed)
+        ids = (
+            _identifier(attributes, "SOPInstanceUID", required=False),
+            _identifier(attributes, "PatientID", required=False),
+            _identifier(attributes, "StudyInstanceUID"),
+            _identifier(attributes, "SeriesInstanceUID"),
+        )
+        spacing = attributes.numbers("PixelSpacing", 2)
+        position = attributes.numbers("ImagePositionPatient", 3)[2]
+        is_plain = transfer_syntax in _PLAIN and encoding.bits_allocated == 16
+        header = Header(
+            *ids,
+            position_z=position,
+            pixel_spacing=(spacing[0], spacing[1]),
+            rows=rows,
+            columns=columns,
+            transfer_syntax=transfer_syntax,
+            encoding=encoding,
+            window=_window(attributes),
+            voi_function=_voi_function(attributes),
+            identifiers=_identifiers(attributes),
+            pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
+            beginning=checksum(parsed.body[: element.offset]) if is_plain else "",
+            identity=checksum(repr((ids, (position, spacing, rows, columns))).encode()),
+        )
+    if parsed.size > MAX_FILE_BYTES:
+        raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
+    if transfer_syntax in NATIVE:
+        check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
+    return header, element
+
+
+def _identifiers(attributes: Attributes) -> tuple[str, ...]:
+    name = attributes.plain_text("PatientName")
+    texts = attributes.plain_text("PatientID"), attributes.plain_text("AccessionNumber")
+    return tuple(filter(None, (*texts, name, *re.split(r"[\^=\s]+", name))))
+
+
+def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) -> str:
+    """Return an id; empty if it has only blanks or empty values."""
+    text = attributes.text(keyword, required=required)
+    if len(text) > _MAX_ID:
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} has more than {_MAX_ID} characters")
+    if text.strip("\\ \0\t\r\n"):
+        return text
+    if required:
+        raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+    return ""
+
+
+def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:
+    """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
+    _check_class(attributes, parsed)
+    if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
+        raise Rejected(Reason.LOCALIZER)
+    if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
+        raise Rejected(Reason.MULTI_FRAME)
+    if attributes.integer("SamplesPerPixel") != 1:
+        raise Rejected(Reason.NOT_GRAYSCALE)
+    # Both hold the same Hounsfield units: they differ in which end is displayed as white, after the
+    # VOI transformation (DICOM PS3.3 C.7.6.3.1.2).
+    if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Rejected(Reason.NOT_GRAYSCALE)
+    if pixels.keyword != "PixelData":
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{pixels.keyword} for PixelData")
+    # Multi-energy CT also makes maps of electron density or iodine (PS3.3 C.11.1.1.2).
+    if attributes.text("RescaleType", required=False) not in ("", "HU", "US"):
+        raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
+    return pixels
+
+
+def _check_class(attributes: Attributes, parsed: Parsed) -> None:
+    # De-identified files may keep the SOP class in the file meta information only.
+    sop_class = attributes.text("SOPClassUID", required=False) or parsed.media_class
+    if sop_class in _CT_CLASSES:
+        return
+    if attributes.text("Modality", required=False) != "CT":
+        raise Rejected(Reason.NOT_CT)
+    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
+        # Pictures of dose reports, 3D views or screens have gray levels, not Hounsfield units.
+        raise Rejected(Reason.SECONDARY_CAPTURE)
+
+
+def _raise_without_pixels(parsed: Parsed) -> NoReturn:
+    """Raise the reason for which a file has no pixels."""
+    classes = (uid_of(parsed.dataset, "SOPClassUID"), parsed.media_class)
+    if any(sop_class in _CT_CLASSES for sop_class in classes):
+        if parsed.size > MAX_HEADER_BYTES:
+            detail = f"no pixels begin in the first {MAX_HEADER_BYTES} bytes"
+            raise Rejected(Reason.TOO_LARGE, detail)
+        raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
+    if any(UID(sop_class).name.endswith("Image Storage") for sop_class in classes):
+        raise Rejected(Reason.NOT_CT)
+    if parsed.is_cut or not any(classes):
+        detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
+        raise Rejected(Reason.UNREADABLE, detail)
+    # Structured reports, RT structures and plans, DICOMDIR.
+    raise Rejected(Reason.NO_PIXELS)
+
+
+def _shape(attributes: Attributes) -> tuple[int, int]:
+    rows, columns = attributes.integer("Rows"), attributes.integer("Columns")
+    if rows < 1 or columns < 1:
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"Rows x Columns is {rows} x {columns}")
+    if rows * columns > MAX_PIXELS:
+        raise Rejected(Reason.TOO_LARGE, f"{rows} x {columns} pixels")
+    return rows, columns
+
+
+def _transfer_syntax(parsed: Parsed) -> str:
+    syntax = parsed.transfer_syntax
+    if not is_supported(syntax):
+        # Only a registered name: a file may have any text here.
+        name = UID(syntax).name
+        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
+    return syntax
+
+
+def _encoding(attributes: Attributes) -> PixelEncoding:
+    allocated = attributes.integer("BitsAllocated")
+    if allocated not in (8, 16):
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"BitsAllocated is {allocated}, not 8 or 16")
+    stored = attributes.integer("BitsStored")
+    high_bit = attributes.integer("HighBit", default=stored - 1)
+    if not 1 <= stored <= high_bit + 1 <= allocated:
+        raise Rejected(
+            Reason.INVALID_ATTRIBUTE,
+            f"BitsStored {stored} and HighBit {high_bit} do not fit BitsAllocated {allocated}",
+        )
+    representation = attributes.integer("PixelRepresentation")
+    if representation not in (0, 1):
+        raise Rejected(
+            Reason.INVALID_ATTRIBUTE, f"PixelRepresentation is {representation}, not 0 or 1"
+        )
+    return PixelEncoding(
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high_bit,
+        signed=representation == 1,
+        slope=_rescale(attributes, "RescaleSlope"),
+        intercept=_rescale(attributes, "RescaleIntercept"),
+        padding=_padding(attributes, stored, signed=representation == 1),
+    )
+
+
+def _rescale(attributes: Attributes, keyword: str) -> float:
+    value = attributes.number(keyword)
+    if abs(value) > _MAX_RESCALE or (value == 0 and keyword == "RescaleSlope"):
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is out of range")
+    return value
+
+
+def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int, int] | None:
+    """Return the range of stored values outside the image (DICOM PS3.3 C.7.5.1.1.2).
+
+    The values should have the pixels' sign (C.7.5.1), but are often written with the other: a US of
+    63536 for signed pixels is -2000.
+    """
+    if attributes.value("PixelPaddingValue") is None:
+        return None
+    value = attributes.integer("PixelPaddingValue")
+    limit = attributes.integer("PixelPaddingRangeLimit", default=value)
+    lowest = -(1 << (stored - 1)) if signed else 0
+    values = range(lowest, lowest + (1 << stored))
+
+    def resign(number: int) -> int:
+        readings = (number, number - (1 << 16), number + (1 << 16))
+        return next((reading for reading in readings if reading in values), number)
+
+    first, last = sorted((resign(value), resign(limit)))
+    return first, last
+
+
+def _window(attributes: Attributes) -> tuple[float, float] | None:
+    center, width = attributes.first_number("WindowCenter"), attributes.first_number("WindowWidth")
+    return (center, width) if math.isfinite(center) and width > 0 and width < math.inf else None
+
+
+def _voi_function(attributes: Attributes) -> str:
+    try:
+        name = attributes.text("VOILUTFunction", required=False).upper()
+    except Rejected:
+        return OTHER_FUNCTION
+    return name if name in ("", *VOI_FUNCTIONS) else OTHER_FUNCTION
