@@ -53,7 +53,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds be
 _MAX_ID = 64  # characters of a UI, and of an LO (DICOM PS3.5 table 6.2-1)
 # The attributes that are read; others count as absent. Comments give the type in the CT and
 # Enhanced CT Image IODs and where DICOM PS3.3 defines the attribute. Type 1 has a value, type 2 may
-# be empty (de-identified files lack it), type 3 is optional, C is conditional (PS3.5 7.4). "+" marks
+# be empty (de-identified files lack it), 3 is optional, C is conditional (PS3.5 7.4). "+" marks
 # those required here; a slice can be converted without the others of type 1.
 _KEYWORDS = (
     "SOPClassUID",  # 1, C.12.1; may be in the file meta information alone
