@@ -24,8 +24,8 @@ from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
 from beam_pipeline.workers import start_server
-from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
+from beam_pipeline.writing.output_lock import lock_output
 from beam_pipeline.writing.run_record import record_start
 from headct.commands import run_program
 from headct.declarations import Declared

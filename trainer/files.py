@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and disks that take no more."""
+"""Write files that are complete or do not exist, and report full disks in one line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 
 import psutil
 
-from headct.errors import HeadctError, StorageError
+from headct.errors import RESUMES, HeadctError, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What only writing ends in.
+# Only writing fails like this.
 _UNWRITABLE = (*FULL, errno.EROFS)
-# What writing may end in, too, where nothing else is done.
+# Writing may fail like this, too; so may other work.
 _LOST = (
     *_UNWRITABLE,
     errno.EACCES,
@@ -33,30 +33,30 @@ _LOST = (
     errno.ENOENT,
     errno.ENOTDIR,
 )
-# What `write_whole` leaves where its process is killed: the file's name, machine and process.
+# Names that `write_whole` gives to unfinished files: file, machine and process.
 UNFINISHED = re.compile(r"\..+-([0-9a-f]{8})-(\d+)(\.\w+)?")
-# Of versions before, which did not name the machine.
-_OF_UNKNOWN_MACHINE = re.compile(r"\..+-\d+(\.\w+)?")
-# A file of another machine's process that nothing was written to for so long is not in progress.
+# The same in earlier versions, without the machine.
+_UNFINISHED_SOMEWHERE = re.compile(r"\..+-\d+(\.\w+)?")
+# An unfinished file of another machine is abandoned if it has not changed for this long.
 _ABANDONED_SECONDS = 24 * 3600
 
 
 @cache
 def this_machine() -> str:
-    """Eight hexadecimal digits for what the number of a process is of: a machine or a container."""
+    """Return eight hexadecimal digits for the machine or container that numbers processes."""
     namespace = ""
-    with suppress(OSError):  # Linux alone has them
-        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 # no path
+    with suppress(OSError):  # only Linux has it
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def unfinished_path(path: Path) -> Path:
-    """Where this process writes what will be `path`."""
+    """Return the path that this process writes to before it renames the file to `path`."""
     return path.with_name(f".{path.stem}-{this_machine()}-{os.getpid()}{path.suffix}")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with another name; the file gets its own when it is complete.
+    """Call `write` with a temporary path; rename the file to `path` when it is complete.
 
     Raises:
         StorageError: the file cannot be written.
@@ -73,18 +73,24 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that any parser reads: without NaN and Infinity."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def full_disk_reported(
     path: Path | None = None, kinds: tuple[int, ...] = _UNWRITABLE
 ) -> Iterator[None]:
-    """Says in one line that a file cannot be written, if that is what went wrong.
+    """Turn failures to write into an error of one line.
 
     Args:
         path: the file, if it is known.
-        kinds: the system's numbers for what may go wrong.
+        kinds: error numbers that mean a failure to write.
 
     Raises:
-        StorageError: the disk is full or read-only, a quota is used up, or a limit is reached.
+        StorageError: the disk is full or read-only, or a quota or limit is reached.
     """
     try:
         yield
@@ -94,33 +100,26 @@ def full_disk_reported(
         reason = disk_trouble(error, kinds)
         if reason is None:
             raise
-        place = path or getattr(error, "filename", None)
-        where = f"cannot write {place}" if place else "cannot write to the disk"
-        raise StorageError(f"{where}: {reason}; the same command resumes") from None
+        file = path or getattr(error, "filename", None) or "to the disk"
+        raise StorageError(f"cannot write {file}: {reason}; {RESUMES}") from None
 
 
 def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> str | None:
-    """Why a file could not be written, in the system's words, if that is what an exception is of.
+    """Return the system's message if an exception means that a file could not be written.
 
-    TensorFlow, HDF5 and Arrow quote the system's words in exceptions of their own.
+    TensorFlow, HDF5 and Arrow quote this message in exceptions of their own.
     """
     if isinstance(error, OSError) and error.errno in kinds:
         return os.strerror(error.errno)
-    quoted = (os.strerror(each) for each in _UNWRITABLE if each in kinds)
-    return next((words for words in quoted if words in str(error)), None)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that any reader takes: no NaN, no Infinity."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    quoted = (os.strerror(kind) for kind in _UNWRITABLE if kind in kinds)
+    return next((message for message in quoted if message in str(error)), None)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what processes that are no more did not write to its end.
+    """Remove unfinished files of processes that have ended.
 
-    Of this machine's processes it is known whether they are: others may share the folder, and
-    their files go when they have long been left alone.
+    Other machines may share the folder; whether their processes have ended is not known, so their
+    files are removed when they have not changed for a day.
     """
     for path in folder.glob(".*"):
         if _is_abandoned(path) and path.is_dir():
@@ -130,11 +129,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a file is one that its process will not finish."""
-    named = UNFINISHED.fullmatch(path.name)
-    if named and named[1] == this_machine():
-        return not psutil.pid_exists(int(named[2]))
-    if not (named or _OF_UNKNOWN_MACHINE.fullmatch(path.name)):
+    """Return whether no process will finish a file."""
+    match = UNFINISHED.fullmatch(path.name)
+    if match and match[1] == this_machine():
+        return not psutil.pid_exists(int(match[2]))
+    if not (match or _UNFINISHED_SOMEWHERE.fullmatch(path.name)):
         return False
     try:
         return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS

@@ -227,7 +227,7 @@ def test_two_processes_do_not_train_one_run(
 ) -> None:
     job = make_job(epochs=1)
     script = (
-        "import sys, time; from pathlib import Path; from trainer.runs.lock import held\n"
+        "import sys, time; from pathlib import Path; from trainer.runs.run_lock import held\n"
         "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     argv = [sys.executable, "-c", script, str(job.run.path)]

@@ -15,7 +15,7 @@ from trainer.data.shards import ShardDirectory
 from trainer.files import remove_unfinished, write_json
 from trainer.options import TrainOptions, run_identity
 from trainer.runs.documents import RunDescription, TrainingShards
-from trainer.runs.lock import LOCK
+from trainer.runs.run_lock import LOCK
 
 
 @dataclass(frozen=True)

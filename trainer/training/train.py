@@ -36,8 +36,8 @@ from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
 from trainer.runs.job import Job, evaluation_of
-from trainer.runs.lock import held
 from trainer.runs.run_directory import begin_run
+from trainer.runs.run_lock import held
 from trainer.runs.trained_on import write_trained_on
 from trainer.training.feeds import Feed, open_feed
 from trainer.training.input_clock import InputClock

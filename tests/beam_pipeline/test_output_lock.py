@@ -13,8 +13,8 @@ from beam_pipeline.__main__ import main
 from beam_pipeline.options import Options
 from beam_pipeline.writing import begun
 from beam_pipeline.writing.begun import Begun
-from beam_pipeline.writing.lock import lock_output
 from beam_pipeline.writing.output import check_begun, prepare_output, write_refusal
+from beam_pipeline.writing.output_lock import lock_output
 from headct.errors import UsageError
 from headct.stores import Folder
 

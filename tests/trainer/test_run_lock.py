@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headct.errors import UsageError
-from trainer.runs.lock import held
+from trainer.runs.run_lock import held
 
 
 def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
