@@ -2,9 +2,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from tests.trainer.test_plots import HISTORY
-from trainer.report.plots import new_figure
 from trainer.report.tensorboard import log_epoch, log_picture
 
 
@@ -31,7 +31,7 @@ def test_an_epoch_in_tensorboard(tmp_path: Path) -> None:
 
 
 def test_a_picture_in_tensorboard(tmp_path: Path) -> None:
-    figure = new_figure(1, 0.5)
+    figure = Figure(figsize=(1, 0.5))
     figure.patch.set_facecolor((1, 0, 0, 0.5))
     log_picture(tmp_path, "curves", figure, 7)
     ((step, name, (width, height, png)),) = events(tmp_path)

@@ -1,1 +1,1 @@
-"""Predictions of a saved run, and figures of them."""
+"""Predictions of a saved run: their figures and calibration, submissions, exported models."""

@@ -1,1 +1,1 @@
-"""Pages and plots of a run."""
+"""Pages about runs: the report of one run, and the comparison of several."""

@@ -15,12 +15,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -244,13 +243,6 @@ def auc_lines(history: History, names: tuple[str, ...]) -> list[Line]:
     return [*lines, Line("mean", epochs, column(history, "val_mean_roc_auc"))]
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure; not pyplot's, which keeps every figure and looks for a display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=100))
@@ -259,7 +251,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 @plain_text
 def plot_history(history: History, names: tuple[str, ...]) -> Figure:
     """Loss and ROC AUC by epoch, side by side."""
-    figure = new_figure(12, 4.5)
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     loss, auc = figure.subplots(1, 2)
     draw_by_epoch(loss, loss_lines(history), "nats")
     draw_by_epoch(auc, auc_lines(history, names), "", (0, 1.02))
@@ -272,7 +264,7 @@ def plot_history(history: History, names: tuple[str, ...]) -> Figure:
 
 def plot_speed(history: History) -> Figure:
     """Learning rate, images a second and the wait for input, by epoch."""
-    figure = new_figure(12, 3)
+    figure = Figure(figsize=(12, 3), layout="constrained")
     titles = {
         "learning_rate": "Learning rate",
         "images_per_second": "Images a second",
@@ -292,7 +284,7 @@ def plot_curves(measured: Measured, curves: dict[str, Any]) -> Figure:
         for line in (roc_line, precision_line)
     )
     bins = [reliability_line(name, curves[name]["reliability"]) for name in measured.names]
-    figure = new_figure(15, 5)
+    figure = Figure(figsize=(15, 5), layout="constrained")
     roc, recall, reliability = figure.subplots(1, 3)
     draw_in_unit_square(roc, rocs, ROC_AXES, DIAGONAL)
     draw_in_unit_square(recall, precisions, PRECISION_AXES)
@@ -314,8 +306,8 @@ def confusion(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
 @plain_text
 def plot_confusion(measured: Measured) -> Figure:
     """`confusion` as a picture; without names and numbers if there are too many."""
-    figure, names = new_figure(6, 5), measured.names
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes, names = figure.subplots(), measured.names
     matrix = confusion(measured.labels, measured.predicted)
     picture = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(picture, label="mean probability")

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from headct.layout import IMAGE
 from headct.manifest import ImageSpec
 from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import evaluation_batches
+from trainer.data.index import read_index
+from trainer.data.input_pipeline import Evaluation, lowest_label
+from trainer.data.random_access import read_record
 from trainer.evaluation.bootstrap import example_losses
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints
@@ -100,20 +102,14 @@ def read_images(job: EvaluationJob, rows: Sequence[int]) -> npt.NDArray[Any]:
     """Return the stored images of some rows of the split, in the order of `rows`.
 
     Raises:
-        UsageError: a shard is damaged.
+        UsageError: the index or a record is damaged.
     """
-    images: dict[int, Any] = {}
-    labels, start = len(job.shards.labels), 0
-    batches = evaluation_batches(job.split, job.shards.image, labels, job.batch_size)
-    with damage_reported((job.split,), job.shards.image, labels):
-        for batch in batches.as_numpy_iterator():
-            for row in rows:
-                if start <= row < start + len(batch["label"]):
-                    images[row] = batch["image"][row - start]
-            start += len(batch["label"])
-            if len(images) == len(set(rows)):
-                break
-    return np.stack([images[row] for row in rows])
+    image, labels = job.shards.image, len(job.shards.labels)
+    index = read_index(job.shards, (job.split,))
+    reader = Evaluation(image, labels, len(rows), lowest_label(job.split))
+    with damage_reported((job.split,), image, labels):
+        records = [read_record(index, row) for row in rows]
+        return np.asarray(reader.read(records)[IMAGE])
 
 
 def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
@@ -181,7 +177,6 @@ def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
     """
     overlays = [None] if heat is None else [None, heat]
     figure = Figure(figsize=(2.4 * len(overlays), 2.4))
-    FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)
     extent = (0, gray.shape[1], gray.shape[0], 0)
     grid = figure.subplots(1, len(overlays), squeeze=False)
