@@ -24,10 +24,15 @@ from trainer.data.shards import ShardDirectory
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
 from trainer.progress import Display
-from trainer.runs.calibration import Calibration, choose_calibration
-from trainer.runs.continuing import find_origin, take_network
-from trainer.runs.job import check_model
-from trainer.runs.run_directory import RunDirectory, check_fit, described_data, read_description
+from trainer.runs.evaluation_setup import Calibration, choose_calibration
+from trainer.runs.run_directory import (
+    RunDirectory,
+    check_fit,
+    check_model,
+    described_data,
+    read_description,
+)
+from trainer.runs.training_setup import find_origin, take_network
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
@@ -129,14 +134,15 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
         given = take_network(given, origin)
     load_libraries(given.backend)
     from trainer.networks.hardware import choose_precision, compute_capability, seeded
-    from trainer.networks.model import build_classifier, take_weights
+    from trainer.networks.model import build_classifier
+    from trainer.networks.saved_models import copy_saved_weights
 
     policy = choose_precision(given.precision, compute_capability())
     prevalence = with_label_counts(shards).prevalence(fold)
     with seeded(given.seed):
         classifier = build_classifier(given, shards.image, prevalence, policy, builder)
     if origin is not None:
-        take_weights(classifier, origin.run.model)
+        copy_saved_weights(origin.run.model, classifier.core)
     return classifier.model
 
 
@@ -210,7 +216,7 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     check_model(directory)
     calibration = choose_calibration(directory, labels, temperature)
     load_libraries()
-    from trainer.networks.model import load_classifier
+    from trainer.networks.saved_models import load_classifier
 
     image = ImageSpec(**described_data(description)["image"])
     xla = description["options"].get("xla", "auto")

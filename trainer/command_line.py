@@ -65,7 +65,7 @@ def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
     if not isinstance(options, CompareOptions):
         check_backend(options.backend)
     if isinstance(options, CrossvalOptions):
-        from trainer.runs.job import prepare_crossval
+        from trainer.runs.training_setup import prepare_crossval
 
         jobs = prepare_crossval(options)
         load_libraries(options.backend)
@@ -75,7 +75,7 @@ def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
     elif isinstance(options, TrainOptions):
         _run_training(options, builder)
     elif isinstance(options, ExportOptions):
-        from trainer.runs.job import prepare_export
+        from trainer.runs.evaluation_setup import prepare_export
 
         saved = prepare_export(options)
         load_libraries(options.backend)
@@ -83,7 +83,7 @@ def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
 
         export(saved, options.output, parse_formats(options.formats))
     elif isinstance(options, ReportOptions):
-        from trainer.runs.job import prepare_report
+        from trainer.runs.evaluation_setup import prepare_report
 
         job = prepare_report(options)
         load_libraries(options.backend)
@@ -100,7 +100,7 @@ def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
 
 def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
     """Train, unless the run is complete."""
-    from trainer.runs.job import prepare_training
+    from trainer.runs.training_setup import prepare_training
 
     job = prepare_training(options, builder)
     if job.run.is_complete:
@@ -116,7 +116,7 @@ def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> 
 
 def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
     """Evaluate or predict."""
-    from trainer.runs.job import prepare_evaluation
+    from trainer.runs.evaluation_setup import prepare_evaluation
 
     job = prepare_evaluation(options)
     load_libraries(options.backend)

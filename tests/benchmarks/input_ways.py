@@ -19,28 +19,30 @@ from trainer.data.input_pipeline import (
     training_records,
     with_options,
 )
-from trainer.runs.job import Job
+from trainer.runs.training_setup import TrainingSetup
 from trainer.training.feeds import Cached
 
 BATCH = 32
 
 
-def make_ways(job: Job, dicom: Path | None, copies: int) -> dict[str, Callable[[int], int]]:
+def make_ways(
+    setup: TrainingSetup, dicom: Path | None, copies: int
+) -> dict[str, Callable[[int], int]]:
     """What is measured: each way reads an epoch and says how many images it gave."""
-    size = job.options.image_size
-    cached = fill_cache(job.training, job.shards.image, size, None, lambda _: None)
-    job = replace(job, training=job.training * copies)
+    size = setup.options.image_size
+    cached = fill_cache(setup.training, setup.shards.image, size, None, lambda _: None)
+    setup = replace(setup, training=setup.training * copies)
     cached = ImageCache(cached.images * copies, np.tile(cached.labels, (copies, 1)))
-    cached = Cached(job, cached, cached)
-    files = [str(shard.path) for split in job.training for shard in split.shards]
+    cached = Cached(setup, cached, cached)
+    files = [str(shard.path) for split in setup.training for shard in split.shards]
     ways: dict[str, Callable[[int], int]] = {
         "(a) floor": lambda _: int(floor(files).reduce(np.int64(0), lambda n, _: n + 1)),
-        "(b) ours": lambda turn: drain(ours(job, turn)),
-        "(c) tutorial": lambda _: drain(tutorial(files, size, len(job.shards.labels))),
+        "(b) ours": lambda turn: drain(ours(setup, turn)),
+        "(c) tutorial": lambda _: drain(tutorial(files, size, len(setup.shards.labels))),
     }
     if dicom:
-        index = pd.read_parquet(job.shards.path / "index.parquet", columns=["split", "source"])
-        trained = index["split"].isin({split.name for split in job.training})
+        index = pd.read_parquet(setup.shards.path / "index.parquet", columns=["split", "source"])
+        trained = index["split"].isin({split.name for split in setup.training})
         loader = DicomLoader([dicom / each for each in index["source"][trained]] * copies, size)
         ways["(d) dicom"] = lambda _: loader.epoch()
     ways[f"(e) cached at {size}"] = lambda turn: drain(cached.batches(Order(0, turn)))
@@ -61,9 +63,9 @@ def floor(files: list[str]) -> Any:
     return with_options(records.map(decode, CORES, deterministic=False).prefetch(PREFETCHED))
 
 
-def ours(job: Job, epoch: int) -> Any:
-    records = training_records(job.training, Order(0, epoch), job.options.shuffle_buffer)
-    return training_batches(records, job.shards.image, len(job.shards.labels), BATCH)
+def ours(setup: TrainingSetup, epoch: int) -> Any:
+    records = training_records(setup.training, Order(0, epoch), setup.options.shuffle_buffer)
+    return training_batches(records, setup.shards.image, len(setup.shards.labels), BATCH)
 
 
 def tutorial(files: list[str], size: int, labels: int) -> Any:

@@ -25,18 +25,18 @@ from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.progress import Display
 from trainer.runs.checkpoint import Progress
-from trainer.runs.job import Job, prepare_training
+from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import Feed, OnDevice, open_feed
-from trainer.training.phases import compile_phase
-from trainer.training.train import train_epoch
+from trainer.training.loop import train_epoch
+from trainer.training.training_model import compile_phase
 
 
 class Constant(OnDevice):
     """Asks the device for the same batch in every step."""
 
     def rows(self, order: Order) -> Any:
-        rows = np.arange(self.job.options.batch_size)
-        return np.tile(rows, (self.job.steps, 1))
+        rows = np.arange(self.setup.options.batch_size)
+        return np.tile(rows, (self.setup.steps, 1))
 
 
 def describe_gpu() -> str | None:
@@ -64,26 +64,26 @@ def measure(
     capability = compute_capability()
     free = free_device_memory(capability)
     cache = "device" if way == "cached" else "none"
-    job = prepare_training(TrainOptions(**dict(options) | {"cache": cache}))
-    copies = math.ceil(steps * options.batch_size / count(job.training))
+    setup = prepare_training(TrainOptions(**dict(options) | {"cache": cache}))
+    copies = math.ceil(steps * options.batch_size / count(setup.training))
     quiet = Display(Console(quiet=True))
-    job = replace(job, training=job.training * copies, display=quiet)
+    setup = replace(setup, training=setup.training * copies, display=quiet)
     policy = choose_precision(options.precision, capability)
-    classifier = build_classifier(options, job.shards.image, job.prevalence, policy)
-    feed = constant_feed(job) if way == "constant" else open_feed(job, free)
-    model = compile_phase(job, feed, classifier, False, choose_xla("auto", capability, False))
-    rows = [train_epoch(job, feed, model, Progress(epoch=n), None) for n in range(epochs)][1:]
+    classifier = build_classifier(options, setup.shards.image, setup.prevalence, policy)
+    feed = constant_feed(setup) if way == "constant" else open_feed(setup, free)
+    model = compile_phase(setup, feed, classifier, False, choose_xla("auto", capability, False))
+    rows = [train_epoch(setup, feed, model, Progress(epoch=n), None) for n in range(epochs)][1:]
     speed = harmonic_mean(row["images_per_second"] for row in rows)
     waiting = fmean(row["input_wait"] for row in rows)
     return speed, waiting, None if capability is None else peak_memory()
 
 
-def constant_feed(job: Job) -> Feed:
-    size, image = job.options.image_size, job.shards.image
-    shape = (job.options.batch_size, size, size, image.channels)
+def constant_feed(setup: TrainingSetup) -> Feed:
+    size, image = setup.options.image_size, setup.shards.image
+    shape = (setup.options.batch_size, size, size, image.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(image.dtype)
-    cached = ImageCache((pixels,), np.zeros((len(pixels), len(job.shards.labels)), np.float32))
-    return Constant(job, cached, cached)
+    cached = ImageCache((pixels,), np.zeros((len(pixels), len(setup.shards.labels)), np.float32))
+    return Constant(setup, cached, cached)
 
 
 def peak_memory() -> int:

@@ -33,7 +33,7 @@ from tests.benchmarks.report import Figures, show, spread
 from trainer.data.shards import count
 from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
-from trainer.runs.job import prepare_training
+from trainer.runs.training_setup import prepare_training
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     load_libraries()
     from tests.benchmarks.input_ways import BATCH, make_ways
 
-    job = prepare_training(
+    setup = prepare_training(
         TrainOptions(
             shards=options.shards,
             run=Path("no such run"),
@@ -61,14 +61,14 @@ def main() -> None:
             batch_size=BATCH,
         )
     )
-    rows = measure(make_ways(job, options.dicom, options.copies), options.repeats)
-    image = job.shards.image
+    rows = measure(make_ways(setup, options.dicom, options.copies), options.repeats)
+    image = setup.shards.image
     stored = f"{image.height} x {image.width} x {image.channels}"
     table = Figures(
         f"Input, images stored as {stored}", ("way", "images/s", "of (a)", "CPU ms an image"), rows
     )
     notes = describe_machine(["tensorflow", "numpy", "pydicom"])
-    slices = count(job.training)
+    slices = count(setup.training)
     notes["data"] = f"{slices} slices, {options.copies} times an epoch, batches of {BATCH}"
     show(Console(highlight=False), [table], notes)
 

@@ -209,7 +209,7 @@ def one_convolution(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(shards: Path, two_blocks_for_five: None, made_once: Callable[..., Path]) -> Path:
     """A finished run that no test changes."""
     from trainer.options import TrainOptions
-    from trainer.runs.job import prepare_training
+    from trainer.runs.training_setup import prepare_training
     from trainer.training.train import train
 
     def make(run: Path) -> None:

@@ -14,8 +14,7 @@ from trainer.data.shards import ShardDirectory, Split
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predict import Predictions, write_parquet
 from trainer.progress import Display
-from trainer.runs.calibration import Calibration
-from trainer.runs.job import EvaluationJob
+from trainer.runs.evaluation_setup import Calibration, EvaluationSetup
 from trainer.runs.run_directory import RunDirectory
 
 MANY = tuple(
@@ -56,7 +55,7 @@ def make_run(
     skill: float = 2.0,
     digest: str = "d" * 64,
     **options: Any,
-) -> EvaluationJob:
+) -> EvaluationSetup:
     """Writes the run, and returns the question that ends its training."""
     path.mkdir(parents=True)
     image = ImageSpec(8, 8, 3, "uint8", 0)
@@ -66,7 +65,7 @@ def make_run(
     split = Split("fold0", count, patients, tuple(predictions.labels.sum(axis=0)), ())
     shards = ShardDirectory(path, names, windows, image, (split,), "", str(path / "shards"))
     prevalence = tuple(float(each) for each in predictions.labels.mean(axis=0))
-    job = EvaluationJob(
+    job = EvaluationSetup(
         RunDirectory(path),
         shards,
         split,

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.networks.augment import Augment, affine_grid, sample_bilinear
+from trainer.networks.image_layers import Augment, affine_grid, sample_bilinear
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 2)).astype(np.float32)
 

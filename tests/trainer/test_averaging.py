@@ -9,13 +9,7 @@ import numpy.typing as npt
 import pytest
 from keras import layers
 
-from trainer.networks.averaging import (
-    AveragedModel,
-    averaged_weights,
-    copies,
-    make_training_model,
-    reset_averages,
-)
+from trainer.training.training_model import TrainingModel, copy_values
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(60, 4)).astype(np.float32)
@@ -32,11 +26,11 @@ class Recorder(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        self.values.append(copies(self.variables))
+        self.values.append(copy_values(self.variables))
 
 
 def array(variable: Any) -> npt.NDArray[Any]:
-    (value,) = copies([variable])
+    (value,) = copy_values([variable])
     return value
 
 
@@ -46,7 +40,7 @@ def make_model(momentum: float, accumulate: int = 1) -> Any:
     hidden = layers.BatchNormalization(momentum=0.5)(layers.Dense(3)(inputs))
     hidden = layers.Dropout(0.1, seed=1)(hidden)
     core = keras.Model(inputs, layers.Dense(1)(hidden))
-    model = make_training_model(inputs, core(inputs), core, momentum, accumulate)
+    model = TrainingModel(inputs, core(inputs), core, momentum, accumulate)
     optimizer = keras.optimizers.SGD(
         0.05, gradient_accumulation_steps=accumulate if accumulate > 1 else None
     )
@@ -59,7 +53,7 @@ def test_averages_by_hand(accumulate: int) -> None:
     momentum = 0.4  # below that of the warm-up from the third update on
     model = make_model(momentum, accumulate)
     recorder = Recorder(model.averaged)
-    expected = copies(model.averaged)
+    expected = copy_values(model.averaged)
     model.fit(IMAGES, TARGETS, batch_size=5, shuffle=False, verbose=0, callbacks=[recorder])
     assert len(recorder.values) == 12
     for update, values in enumerate(recorder.values[accumulate - 1 :: accumulate], 1):
@@ -84,7 +78,7 @@ def test_statistics_are_averaged_too() -> None:
 def test_the_first_weights_are_soon_forgotten() -> None:
     model = make_model(0.9999)
     model.averaged[0].assign(np.full((4, 3), 1000.0))
-    model.reset()
+    model.reset_averages()
     model.averaged[0].assign(np.zeros((4, 3)))
     for _ in range(100):
         model.average()
@@ -95,8 +89,8 @@ def test_the_first_weights_are_soon_forgotten() -> None:
 def test_averages_are_put_in_for_a_while() -> None:
     model = make_model(0.5)
     model.fit(IMAGES, TARGETS, batch_size=5, epochs=2, verbose=0)
-    trained = copies(model.averaged)
-    with averaged_weights(model):
+    trained = copy_values(model.averaged)
+    with model.averaged_weights():
         for weight, average in zip(model.averaged, model.averages, strict=True):
             np.testing.assert_array_equal(array(weight), array(average))
         assert not np.allclose(array(model.averaged[0]), trained[0])
@@ -108,7 +102,7 @@ def test_averages_are_put_in_for_a_while() -> None:
 def test_a_new_phase_begins_with_the_weights_as_they_are() -> None:
     model = make_model(0.9)
     model.fit(IMAGES, TARGETS, batch_size=5, verbose=0)
-    reset_averages(model)
+    model.reset_averages()
     assert array(model.steps_done) == 0
     for weight, average in zip(model.averaged, model.averages, strict=True):
         np.testing.assert_array_equal(array(weight), array(average))
@@ -116,12 +110,14 @@ def test_a_new_phase_begins_with_the_weights_as_they_are() -> None:
 
 def test_without_a_momentum_there_are_none() -> None:
     model = make_model(0.0)
-    assert not isinstance(model, AveragedModel)
-    before = copies(model.weights)
-    with averaged_weights(model):
+    assert not model.averages
+    assert not any("steps_done" in variable.path for variable in model.variables)
+    before = copy_values(model.weights)
+    with model.averaged_weights():
         for weight, value in zip(model.weights, before, strict=True):
             np.testing.assert_array_equal(array(weight), value)
-    reset_averages(model)
+    model.reset_averages()
+    model.fit(IMAGES, TARGETS, batch_size=5, verbose=0)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own

@@ -7,7 +7,7 @@ import pytest
 
 from headct.errors import UsageError
 from trainer.networks.backbones import adapt_kernel, build_backbone, make_network
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 
 GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
 

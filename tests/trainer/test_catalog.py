@@ -5,7 +5,7 @@ import pytest
 
 from headct.errors import UsageError
 from trainer.networks.catalog import BACKBONES, check_weights, find_backbone
-from trainer.networks.normalize import NORMALIZATIONS
+from trainer.networks.image_layers import NORMALIZATIONS
 
 
 def test_keras_has_every_network() -> None:

@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) 
     before = state(model)
     with pytest.raises(UsageError, match="checkpoint of epoch 4, step 2 is of another") as raised:
         restored(model, Checkpoint(Progress(4, 2), arrays))
-    shapes = {"less": "not there in it, [3, 2]", "more": "[3] in it, not there", "shape": "[2, 3]"}
+    shapes = {"less": "missing in it, [3, 2]", "more": "[3] in it, missing", "shape": "[2, 3]"}
     assert f"{name} is {shapes[change]} in" in str(raised.value)
     assert "\n" not in str(raised.value)
     for one, other in zip(before, state(model), strict=True):

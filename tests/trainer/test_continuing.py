@@ -15,9 +15,9 @@ from keras import layers
 import trainer
 from headct.errors import UsageError
 from trainer.__main__ import main
-from trainer.networks.averaging import copies
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 from trainer.runs import checkpoint
+from trainer.training.training_model import copy_values
 
 
 def read(path: Path) -> Any:
@@ -32,8 +32,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class Stopped(Exception):
         pass
 
-    def stop(job: Any, feed: Any, classifier: Any, *_: Any) -> None:
-        found.append(copies(classifier.model.weights))
+    def stop(setup: Any, feed: Any, classifier: Any, *_: Any) -> None:
+        found.append(copy_values(classifier.model.weights))
         raise Stopped
 
     monkeypatch.setattr("trainer.training.train.run_epochs", stop)
@@ -63,7 +63,7 @@ def test_a_seed_makes_the_model_that_training_begins_with(
     random.seed(5)
     np.random.seed(5)
     first, second, other = (
-        copies(trainer.build_model(opened, seed=seed, **options).weights) for seed in (0, 0, 1)
+        copy_values(trainer.build_model(opened, seed=seed, **options).weights) for seed in (0, 0, 1)
     )
     assert (random.random(), np.random.random()) == expected
     assert equal(first, second)
@@ -86,11 +86,11 @@ def test_it_starts_from_the_whole_best_model(
 ) -> None:
     changes = {"precision": "bfloat16", "dropout": 0.5, "augment": 0.0, "seed": 7}
     weights = beginning(begun, **(more | changes))
-    assert equal(weights, copies(load_classifier(finished / "model.keras").weights))
+    assert equal(weights, copy_values(load_classifier(finished / "model.keras").weights))
     built = trainer.build_model(
         trainer.open_shards(more["shards"]), continue_from=finished, **changes
     )
-    assert equal(weights, copies(built.weights))
+    assert equal(weights, copy_values(built.weights))
     described = read(more["run"] / "run.json")
     assert described["options"] | changes == described["options"]
     assert described["options"]["model"] == "smallresnet"

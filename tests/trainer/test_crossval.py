@@ -36,12 +36,12 @@ FOLDS: list[dict[str, Any]] = [
 @pytest.fixture
 def summary(tmp_path: Path) -> dict[str, Any]:
     """Of two folds of two labels, and four slices of two patients."""
-    jobs = []
+    setups = []
     for fold in FOLDS:
         path = tmp_path / f"{fold['split']}.json"
         path.write_text(json.dumps(fold))
         shards = SimpleNamespace(labels=("a", "any"))
-        jobs.append(
+        setups.append(
             SimpleNamespace(shards=shards, weights=(1, 3), run=SimpleNamespace(metrics=path))
         )
     columns = {
@@ -49,7 +49,7 @@ def summary(tmp_path: Path) -> dict[str, Any]:
         "label_any": [1, 1, 0, 0], "label_a": [1, 0, 1, 0],
         "probability_any": [0.5] * 4, "probability_a": [0.75, 0.25, 0.75, 0.25],
     }  # fmt: skip
-    made: Any = tuple(jobs)
+    made: Any = tuple(setups)
     return summarize(made, pd.DataFrame(columns))
 
 

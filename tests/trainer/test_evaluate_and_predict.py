@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 import trainer
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 
 
 @pytest.fixture
@@ -464,7 +464,7 @@ def test_what_training_compiles_prediction_compiles(
         compiled.append(model.jit_compile)
         return np.zeros((len(images), 3), np.float32)
 
-    monkeypatch.setattr("trainer.networks.model.compute_capability", lambda: (9, 0))
+    monkeypatch.setattr("trainer.networks.saved_models.compute_capability", lambda: (9, 0))
     monkeypatch.setattr("trainer.evaluation.predict.predict_batch", note)
     assert main(["evaluate", "--run", str(run), *flags]) == 0
     output = ["--shards", str(shards), "--output", str(tmp_path / "submission.csv")]

@@ -24,8 +24,9 @@ from headct.manifest import ImageSpec
 from trainer.__main__ import main
 from trainer.evaluation import export
 from trainer.files import this_machine
-from trainer.networks.model import build_classifier, load_classifier
+from trainer.networks.model import build_classifier
 from trainer.networks.portable import in_float32
+from trainer.networks.saved_models import load_classifier
 from trainer.options import TrainOptions
 from trainer.runs import outputs
 

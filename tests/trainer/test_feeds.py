@@ -16,9 +16,9 @@ from trainer.data.image_cache import ImageCache
 from trainer.data.input_pipeline import Order
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.runs.job import Job, prepare_training
+from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_type
-from trainer.training.phases import compile_phase
+from trainer.training.training_model import compile_phase
 
 RANDOM = np.random.default_rng(0)
 JAX = keras.backend.backend() == "jax"
@@ -61,8 +61,8 @@ def test_a_balanced_stream_is_as_mixed_as_a_cache(
     repeated, distinct = [], []
     for cache in ("none", "ram"):
         given = tiny | {"sampling": "balanced", "cache": cache}
-        job = prepare_training(TrainOptions(shards=shards, run=tmp_path / cache, **given))
-        feed = open_feed(job, None)
+        setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / cache, **given))
+        feed = open_feed(setup, None)
         batches = [
             [image.tobytes() for image in images]
             for epoch in range(12)
@@ -77,8 +77,8 @@ def test_a_balanced_stream_is_as_mixed_as_a_cache(
 
 def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     given = tiny | {"sampling": "balanced"}
-    job = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
-    feed = open_feed(job, None)
+    setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
+    feed = open_feed(setup, None)
     whole, rest = (list(feed.batches(Order(0, 1, n)).as_numpy_iterator()) for n in (0, 2))
     assert (len(whole), len(rest)) == (5, 3)
     for (images, labels), (again, same) in zip(whole[2:], rest, strict=True):
@@ -87,24 +87,28 @@ def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path:
 
 
 @pytest.fixture
-def job(shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None) -> Job:
+def setup(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None
+) -> TrainingSetup:
     given = tiny | {"cache": "device", "image_size": 16, "ema": 0.9, "precision": "bfloat16"}
     return prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
 
 
-def compiled(job: Job, xla: bool) -> tuple[Any, Any]:
+def compiled(setup: TrainingSetup, xla: bool) -> tuple[Any, Any]:
     """A compiled model that looks its images up, and a batch for it."""
     images, labels = make_images((40, 16, 16, 3), "uint8"), np.zeros((40, 3), np.float32)
     cached = ImageCache((images,), labels)
-    classifier = build_classifier(job.options, job.shards.image, job.prevalence, "mixed_bfloat16")
-    model = compile_phase(job, OnDevice(job, cached, cached), classifier, False, xla)
+    classifier = build_classifier(
+        setup.options, setup.shards.image, setup.prevalence, "mixed_bfloat16"
+    )
+    model = compile_phase(setup, OnDevice(setup, cached, cached), classifier, False, xla)
     return model, (np.arange(8, dtype=row_type()), labels[:8])
 
 
 @pytest.mark.skipif(JAX, reason="JAX compiles everything for the device")
-def test_tensorflow_has_a_gpus_kernel_for_all_of_the_step(job: Job) -> None:
+def test_tensorflow_has_a_gpus_kernel_for_all_of_the_step(setup: TrainingSetup) -> None:
     """Also without XLA, which would bring its own."""
-    model, batch = compiled(job, xla=False)
+    model, batch = compiled(setup, xla=False)
     step = tf.function(lambda rows, labels: model.train_step((rows, labels)))
     graph = step.get_concrete_function(*map(tf.constant, batch)).graph.as_graph_def()
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
@@ -129,8 +133,8 @@ def has_gpu_kernel(node: Any) -> bool:
     )
 
 
-def test_the_compiled_step_never_asks_the_host(job: Job) -> None:
-    model, batch = compiled(job, xla=True)
+def test_the_compiled_step_never_asks_the_host(setup: TrainingSetup) -> None:
+    model, batch = compiled(setup, xla=True)
     text = compiled_text(model, batch)
     assert re.search(r"\bgather\(", text)
     for word in ("infeed", "outfeed", "send(", "recv(", "callback", "copy-start"):

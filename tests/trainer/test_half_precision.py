@@ -9,11 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from headct.manifest import ImageSpec
-from trainer.networks.averaging import copies
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.training.losses import WeightedBinaryCrossentropy
-from trainer.training.optimizers import build_optimizer
+from trainer.training.training_model import WeightedBinaryCrossentropy, build_optimizer, copy_values
 
 JAX = keras.backend.backend() == "jax"  # which else compiles each operation by itself
 RANDOM = np.random.default_rng(0)
@@ -63,7 +61,7 @@ def first_update(policy: str) -> tuple[npt.NDArray[np.float64], Any]:
 
 
 def flat(backbone: Any) -> npt.NDArray[np.float64]:
-    values = [each.ravel() for each in copies(backbone.trainable_variables)]
+    values = [each.ravel() for each in copy_values(backbone.trainable_variables)]
     return np.concatenate(values).astype(np.float64)
 
 

@@ -14,7 +14,7 @@ from trainer.data.index import read_index, with_label_counts
 from trainer.data.random_access import read_record, records_at
 from trainer.data.shards import Shard, read_shard_directory
 from trainer.options import TrainOptions
-from trainer.runs.job import prepare_training
+from trainer.runs.training_setup import prepare_training
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -143,8 +143,8 @@ def test_positives_that_the_manifest_does_not_state_come_from_the_index(
     for entry in (splits["fold2"], *splits["fold2"]["shards"]):
         del entry["label_counts"]["any"]
     data = read_shard_directory(edit_manifest(splits=splits))
-    job = prepare_training(TrainOptions(shards=data.path, run=tmp_path / "run", **tiny))
-    assert job.prevalence == stated.prevalence(0)
+    setup = prepare_training(TrainOptions(shards=data.path, run=tmp_path / "run", **tiny))
+    assert setup.prevalence == stated.prevalence(0)
     with pytest.raises(UsageError, match="no label_counts of upper"):
         data.prevalence(0)
     assert data.split("all").label_counts == (None, None, None)

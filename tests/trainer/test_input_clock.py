@@ -2,7 +2,7 @@ import time
 
 import tensorflow as tf
 
-from trainer.training.input_clock import InputClock
+from trainer.training.loop import InputClock
 
 
 def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
@@ -21,16 +21,16 @@ def test_the_clock_sees_a_slow_source_and_not_a_slow_consumer() -> None:
 
 
 def test_the_clock_counts_no_time_in_which_the_device_computes() -> None:
-    clock = InputClock(handed=2, computed=1)
-    clock.start(0)
+    clock = InputClock(dispatched=2, computed=1)
+    clock.request(0)
     time.sleep(0.05)
-    clock.stop(0)
+    clock.receive(0)
     assert clock.waited == 0
-    clock.start(1)
+    clock.request(1)
     time.sleep(0.05)
-    clock.has_computed(2)
+    clock.mark_computed(2)
     time.sleep(0.02)
-    clock.stop(1)
+    clock.receive(1)
     assert 0.02 <= clock.waited < 0.05
 
 

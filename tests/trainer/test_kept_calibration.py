@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headct.errors import UsageError
-from trainer.runs.calibration import (
+from trainer.runs.evaluation_setup import (
     Calibration,
     choose_calibration,
     read_calibration,

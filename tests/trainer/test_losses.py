@@ -11,7 +11,7 @@ from trainer.data.input_pipeline import Order
 from trainer.data.priors import log_odds
 from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows
 from trainer.evaluation.metrics import probabilities, weighted_log_loss
-from trainer.training.losses import WeightedBinaryCrossentropy
+from trainer.training.training_model import WeightedBinaryCrossentropy
 
 
 def test_by_hand() -> None:

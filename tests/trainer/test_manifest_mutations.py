@@ -23,7 +23,8 @@ from trainer.options import (
     PredictOptions,
     TrainOptions,
 )
-from trainer.runs.job import prepare_crossval, prepare_evaluation, prepare_export, prepare_training
+from trainer.runs.evaluation_setup import prepare_evaluation, prepare_export
+from trainer.runs.training_setup import prepare_crossval, prepare_training
 
 MUTANTS, ALL_MUTANTS = 500, 2000
 RUNS, ALL_RUNS = 100, 400

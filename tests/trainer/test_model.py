@@ -7,7 +7,8 @@ import pytest
 
 from headct.errors import UsageError
 from headct.manifest import ImageSpec
-from trainer.networks.model import Classifier, build_classifier, load_classifier
+from trainer.networks.model import Classifier, build_classifier
+from trainer.networks.saved_models import load_classifier
 from trainer.options import TrainOptions
 
 PREVALENCE = (0.1, 0.0, 0.5)

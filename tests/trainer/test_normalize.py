@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.networks.catalog import BACKBONES
-from trainer.networks.normalize import NORMALIZATIONS, Normalize
+from trainer.networks.image_layers import NORMALIZATIONS, Normalize
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
 

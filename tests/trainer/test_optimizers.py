@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.options import TrainOptions
-from trainer.training.optimizers import build_optimizer, build_schedule, learning_rate
+from trainer.training.training_model import build_optimizer, build_schedule, learning_rate
 
 
 def make_options(**changes: Any) -> TrainOptions:

@@ -8,8 +8,12 @@ from keras import layers
 
 from trainer.networks.model import Classifier
 from trainer.options import TrainOptions
-from trainer.training.optimizers import learning_rate
-from trainer.training.phases import batch_norms, compile_phase, settle_statistics
+from trainer.training.training_model import (
+    batch_norms,
+    compile_phase,
+    learning_rate,
+    settle_statistics,
+)
 
 BACKBONE = ("conv/kernel", "conv/bias")
 NORM = ("norm/gamma", "norm/beta")
@@ -21,15 +25,15 @@ HEAD = ("head/kernel", "head/bias")
 )
 def test_running_statistics_arrive_within_a_short_run(steps: int, momentum: float) -> None:
     norm = keras.layers.BatchNormalization()
-    settle_statistics(SimpleNamespace(layers=[norm, keras.layers.ReLU()]), steps)
+    settle_statistics([norm], steps)
     assert norm.momentum == pytest.approx(momentum)
 
 
 class Stored:
     """A feed whose batches are what the classifier takes."""
 
-    def network(self, classifier: Classifier) -> Any:
-        return keras.Model(classifier.model.inputs, classifier.model.outputs)
+    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
+        return classifier.model.inputs, classifier.model.outputs
 
 
 def make_classifier(policy: str = "float32") -> Classifier:
@@ -48,8 +52,9 @@ def compiled(
     """The model of a phase of a run of 20 steps an epoch: 2 epochs of the head, 3 of all."""
     given = {"epochs": 5, "freeze_epochs": 2, "warmup_epochs": 0.0, "learning_rate": 1.0}
     options = TrainOptions(shards="s", run=Path("r"), **(given | changes))
-    job: Any = SimpleNamespace(options=options, steps=20, weights=(1.0, 3.0), rates=())
-    return compile_phase(job, Stored(), classifier or make_classifier(), frozen, xla)
+    setup: Any = SimpleNamespace(options=options, steps=20, weights=(1.0, 3.0), rates=())
+    feed: Any = Stored()
+    return compile_phase(setup, feed, classifier or make_classifier(), frozen, xla)
 
 
 def names(variables: list[Any]) -> list[str]:

@@ -16,7 +16,7 @@ from trainer.evaluation.predict import (
     to_frame,
     write_parquet,
 )
-from trainer.runs.calibration import Calibration
+from trainer.runs.evaluation_setup import Calibration
 
 
 class Brightness:

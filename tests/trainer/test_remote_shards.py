@@ -25,8 +25,8 @@ from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory
 from trainer.options import ShardAccess, TrainOptions
 from trainer.progress import Display
-from trainer.runs.job import prepare_training
 from trainer.runs.run_directory import begin_run
+from trainer.runs.training_setup import prepare_training
 
 PATIENCE = 4.0
 COPY = """

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.networks.resize import Resize, resize_matrix
+from trainer.networks.image_layers import Resize, resize_matrix
 
 
 def test_halving_four_pixels_by_hand() -> None:

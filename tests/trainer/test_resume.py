@@ -17,7 +17,7 @@ from trainer.__main__ import main
 from trainer.options import TrainOptions
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint
-from trainer.runs.job import prepare_training
+from trainer.runs.training_setup import prepare_training
 from trainer.training.train import train
 
 pytestmark = pytest.mark.filterwarnings(  # Keras's own, with JAX
@@ -89,7 +89,7 @@ def start(
         small = {"image_size": 16, "augment": 0.0, "checkpoint_steps": 1, "report": False}
         given = tiny | small | changes
         with monkeypatch.context() as patch:
-            patch.setattr("trainer.training.train.draw_history", lambda *_: None)
+            patch.setattr("trainer.training.loop.draw_history", lambda *_: None)
             patch.setattr(checkpoint, "save", save_and_stop)
             run = tmp_path / name
             train(prepare_training(TrainOptions(shards=shards, run=run, backend=BACKEND, **given)))

@@ -20,25 +20,24 @@ from trainer.__main__ import main
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import split_figures
 from trainer.files import this_machine
-from trainer.networks.averaging import averaged_weights, copies
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 from trainer.options import TrainOptions
 from trainer.report import plots
-from trainer.runs.job import Job, prepare_training
 from trainer.runs.run_directory import begin_run
-from trainer.training.phases import compile_phase
+from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.train import train
+from trainer.training.training_model import TrainingModel, compile_phase, copy_values
 
 ROOT = Path(__file__).parents[2]
 
-JobMaker = Callable[..., Job]
+JobMaker = Callable[..., TrainingSetup]
 
 
 @pytest.fixture
 def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None) -> JobMaker:
-    """Makes a job of the tiny options with some changed, in a run directory of that name."""
+    """Makes a setup of the tiny options with some changed, in a run directory of that name."""
 
-    def make(name: str = "run", **changes: Any) -> Job:
+    def make(name: str = "run", **changes: Any) -> TrainingSetup:
         given = tiny | {"report": False} | changes
         return prepare_training(TrainOptions(shards=shards, run=tmp_path / name, **given))
 
@@ -108,7 +107,7 @@ def test_balanced_sampling_leaves_natural_probabilities(
         frame = pd.read_parquet(run / "predictions-fold0.parquet")
         head = load_classifier(run / "model.keras").get_layer("core").get_layer("head")
         mean[cache] = frame["probability_upper"].mean()
-        assert copies([head.bias])[0][0] < -1.5
+        assert copy_values([head.bias])[0][0] < -1.5
         assert mean[cache] < 0.2
     assert list(mean.values()) == pytest.approx([mean["none"]] * len(mean), rel=0.05)
 
@@ -162,7 +161,7 @@ def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None
     def figures(*arguments: Any) -> dict[str, Any]:
         return split_figures(*arguments) | {"weighted_log_loss": next(remaining)}
 
-    monkeypatch.setattr("trainer.training.train.split_figures", figures)
+    monkeypatch.setattr("trainer.training.loop.split_figures", figures)
 
 
 def test_it_stops_when_nothing_gets_better(
@@ -179,21 +178,21 @@ def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
     make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses_to_come(monkeypatch, [2, 3, 5, 4, 1])
-    job = make_job(epochs=6, freeze_epochs=3, patience=1)
+    setup = make_job(epochs=6, freeze_epochs=3, patience=1)
     compiled = []
 
-    def note(job: Job, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
-        compiled.append((frozen, copies(classifier.backbone.weights)))
-        return compile_phase(job, feed, classifier, frozen, xla)
+    def note(setup: TrainingSetup, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
+        compiled.append((frozen, copy_values(classifier.backbone.weights)))
+        return compile_phase(setup, feed, classifier, frozen, xla)
 
-    monkeypatch.setattr("trainer.training.train.compile_phase", note)
-    train(job)
+    monkeypatch.setattr("trainer.training.loop.compile_phase", note)
+    train(setup)
     assert [frozen for frozen, _ in compiled] == [True, False]
     # Two epochs of the head, then three of everything.
     assert read(tmp_path / "run" / "metrics.json")["epochs"] == 5
-    trained = load_classifier(job.run.model).get_layer("core").get_layer("backbone")
+    trained = load_classifier(setup.run.model).get_layer("core").get_layer("backbone")
     for variable, before in zip(trained.weights, compiled[1][1], strict=True):
-        assert not np.array_equal(copies([variable])[0], before), variable.path
+        assert not np.array_equal(copy_values([variable])[0], before), variable.path
 
 
 @pytest.mark.usefixtures("one_convolution")
@@ -213,11 +212,13 @@ def test_an_infinite_loss_stops_with_a_report(
 def test_a_validation_without_numbers_ends_in_one_line(
     make_job: JobMaker, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    averaged_weights = TrainingModel.averaged_weights
+
     def break_weights(model: Any) -> Any:
         model.get_layer("core").get_layer("head").bias.assign(np.full(3, np.nan))
         return averaged_weights(model)
 
-    monkeypatch.setattr("trainer.training.train.averaged_weights", break_weights)
+    monkeypatch.setattr(TrainingModel, "averaged_weights", break_weights)
     with pytest.raises(Diverged, match="21 of 21 slices of fold0 a logit that is not finite"):
         train(make_job(cache=cache))
 
@@ -225,39 +226,39 @@ def test_a_validation_without_numbers_ends_in_one_line(
 def test_two_processes_do_not_train_one_run(
     make_job: JobMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = make_job(epochs=1)
+    setup = make_job(epochs=1)
     script = (
         "import sys, time; from pathlib import Path; from trainer.runs.run_lock import held\n"
         "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
-    argv = [sys.executable, "-c", script, str(job.run.path)]
+    argv = [sys.executable, "-c", script, str(setup.run.path)]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UsageError, match=f"in use by process {other.pid} on "):
-            train(job)
-        assert not job.run.description.exists()
+            train(setup)
+        assert not setup.run.description.exists()
         other.kill()
-    train(job)
-    assert job.run.is_complete
+    train(setup)
+    assert setup.run.is_complete
 
 
 def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
-    job = make_job(epochs=1, cache="disk")
+    setup = make_job(epochs=1, cache="disk")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    begin_run(job.run, job.options, job.shards)
-    job.run.cache.mkdir()
+    begin_run(setup.run, setup.options, setup.shards)
+    setup.run.cache.mkdir()
     names = [
-        job.run.path / f".model-{this_machine()}-{ended.pid}.keras",
-        job.run.checkpoints / f".epoch-0001-step-00000000-{this_machine()}-{ended.pid}.npz",
+        setup.run.path / f".model-{this_machine()}-{ended.pid}.keras",
+        setup.run.checkpoints / f".epoch-0001-step-00000000-{this_machine()}-{ended.pid}.npz",
     ]
-    alive = job.run.path / f".history-{this_machine()}-{os.getppid()}.json"
+    alive = setup.run.path / f".history-{this_machine()}-{os.getppid()}.json"
     for path in (*names, alive):
         path.write_bytes(b"half")
-    train(job)
+    train(setup)
     assert [path for path in (*names, alive) if path.exists()] == [alive]
-    assert not job.run.cache.exists(), "a complete run needs none"
+    assert not setup.run.cache.exists(), "a complete run needs none"
 
 
 def test_both_kinds_of_cache_train_alike(make_job: JobMaker, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.networks.averaging import AveragedModel, copies, make_training_model
 from trainer.options import TrainOptions
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
-from trainer.training import train
-from trainer.training.train import last_epoch, run_epochs
+from trainer.training import loop as loop_module
+from trainer.training.loop import last_epoch, run_epochs
+from trainer.training.training_model import TrainingModel, copy_values
 
 
 class Loop:
@@ -24,7 +24,7 @@ class Loop:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         given = {"epochs": 5, "freeze_epochs": 2, "patience": 1} | changes
-        self.job: Any = SimpleNamespace(
+        self.setup: Any = SimpleNamespace(
             options=TrainOptions(shards="s", run=folder, **given),
             run=SimpleNamespace(checkpoints=folder),
             display=SimpleNamespace(say=lambda line: self.said.append(line)),
@@ -37,12 +37,12 @@ class Loop:
         inputs = keras.layers.Input((1,))
         self.core = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(inputs))
         for name in ("compile_phase", "train_epoch", "validate_epoch"):
-            monkeypatch.setattr(train, name, getattr(self, name))
-        monkeypatch.setattr(train, "draw_history", lambda job, progress: None)
+            monkeypatch.setattr(loop_module, name, getattr(self, name))
+        monkeypatch.setattr(loop_module, "draw_history", lambda setup, progress: None)
 
-    def compile_phase(self, job: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
+    def compile_phase(self, setup: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
         inputs = keras.layers.Input((1,))
-        model = make_training_model(inputs, self.core(inputs), self.core, 0.5, 1)
+        model = TrainingModel(inputs, self.core(inputs), self.core, 0.5, 1)
         optimizer = keras.optimizers.SGD(0.0, name="optimizer")
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer, loss="mse")
@@ -51,7 +51,7 @@ class Loop:
         return model
 
     def train_epoch(
-        self, job: Any, feed: Any, model: Any, progress: Progress, saved: Checkpoint | None
+        self, setup: Any, feed: Any, model: Any, progress: Progress, saved: Checkpoint | None
     ) -> dict[str, Any]:
         self.epochs.append((progress.epoch, model.frozen))
         self.began.append({**state(model), "saved": saved is not None})
@@ -62,19 +62,19 @@ class Loop:
         return {}
 
     def validate_epoch(
-        self, job: Any, feed: Any, classifier: Any, model: Any, progress: Progress, row: Any
+        self, setup: Any, feed: Any, classifier: Any, model: Any, progress: Progress, row: Any
     ) -> None:
         row["val_loss"] = self.losses[progress.epoch]
-        progress.end_epoch(row, job.options.freeze_epochs, job.options.patience)
+        progress.end_epoch(row, setup.options.freeze_epochs, setup.options.patience)
 
     def run(self, saved: Checkpoint | None = None) -> Progress:
         feed: Any = None
-        return run_epochs(self.job, feed, feed, False, saved)
+        return run_epochs(self.setup, feed, feed, False, saved)
 
 
-def state(model: AveragedModel) -> dict[str, float]:
+def state(model: TrainingModel) -> dict[str, float]:
     numbers = (model.averaged[0], model.averages[0], model.steps_done, model.optimizer.iterations)
-    values = (float(each.squeeze()) for each in copies(list(numbers)))
+    values = (float(each.squeeze()) for each in copy_values(list(numbers)))
     return dict(zip(("weight", "average", "averaged", "updates"), values, strict=True))
 
 
@@ -119,7 +119,7 @@ def test_without_epochs_of_the_head_everything_is_trained(
 
 def test_a_head_that_gets_no_better_leaves_everything_its_own_epochs(loop: Loop) -> None:
     loop.losses[1] = 9.0
-    loop.job.options = TrainOptions(
+    loop.setup.options = TrainOptions(
         shards="s", run=Path("r"), epochs=6, freeze_epochs=3, patience=1
     )
     loop.run()
@@ -139,9 +139,9 @@ def test_a_run_that_has_stopped_does_nothing_more(loop: Loop) -> None:
 
 
 def test_the_number_of_epochs(loop: Loop) -> None:
-    assert last_epoch(loop.job, Progress()) == 5
-    assert last_epoch(loop.job, Progress(thawed=2)) == 5
-    assert last_epoch(loop.job, Progress(thawed=1)) == 4
+    assert last_epoch(loop.setup, Progress()) == 5
+    assert last_epoch(loop.setup, Progress(thawed=2)) == 5
+    assert last_epoch(loop.setup, Progress(thawed=1)) == 4
 
 
 def test_resumed_where_a_phase_begins_only_the_weights_are_taken_over(loop: Loop) -> None:

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from trainer.networks.windows import ApplyWindows
+from trainer.networks.image_layers import ApplyWindows
 
 
 def stored(*hounsfield: float) -> np.ndarray:

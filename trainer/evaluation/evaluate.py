@@ -26,10 +26,9 @@ from trainer.evaluation.metrics import (
 from trainer.evaluation.predict import Predictions, predict_job, write_parquet
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 from trainer.progress import next_command, show_figures
-from trainer.runs.calibration import write_calibration
-from trainer.runs.job import EvaluationJob
+from trainer.runs.evaluation_setup import EvaluationSetup, write_calibration
 from trainer.runs.run_directory import read_description
 from trainer.runs.trained_on import describe_overlap, find_overlap
 
@@ -46,10 +45,10 @@ _WARNINGS = {
 _OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
 
 
-def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
+def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
     """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
 
-    NAME is the split, followed by what differs from training (`EvaluationJob.name`): the files
+    NAME is the split, followed by what differs from training (`EvaluationSetup.name`): the files
     that training wrote are never replaced.
 
     Raises:
@@ -100,8 +99,8 @@ def evaluate(job: EvaluationJob, fit_temperature: bool) -> None:
 
 
 def fit_and_cross_fit(
-    job: EvaluationJob, predictions: Predictions
-) -> tuple[EvaluationJob, Predictions, dict[str, Any]]:
+    job: EvaluationSetup, predictions: Predictions
+) -> tuple[EvaluationSetup, Predictions, dict[str, Any]]:
     """Fit temperatures and biases, write them into the run, and show how the loss changes.
 
     Returns:
@@ -163,7 +162,7 @@ def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     }
 
 
-def where_fitted(job: EvaluationJob) -> str:
+def where_fitted(job: EvaluationSetup) -> str:
     """Return whether the calibration was fitted on the slices that are measured, if known."""
     fitted = job.calibration
     if not fitted.split:
@@ -172,7 +171,7 @@ def where_fitted(job: EvaluationJob) -> str:
     return SAME_SLICES if fitted.digest == job.shards.digest() and overlaps else OTHER_SLICES
 
 
-def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
+def predict_labeled(model: Any, job: EvaluationSetup) -> Predictions:
     """Predict a labeled split.
 
     Raises:
@@ -184,7 +183,7 @@ def predict_labeled(model: Any, job: EvaluationJob) -> Predictions:
     return predictions
 
 
-def measure(predictions: Predictions, job: EvaluationJob) -> dict[str, Any]:
+def measure(predictions: Predictions, job: EvaluationSetup) -> dict[str, Any]:
     """Return all figures of a labeled split, by slice and by study."""
     texts = predictions.texts
     slices = Measured(

@@ -31,12 +31,10 @@ from trainer.evaluation.metrics import Floats, probabilities
 from trainer.evaluation.predict import predict_batch
 from trainer.files import disk_trouble, full_disk_reported, unfinished_path, write_json
 from trainer.native_log import held_back
-from trainer.networks.model import load_classifier
 from trainer.networks.portable import in_float32, portable_logits
-from trainer.networks.saved_models import first_line, load_model
+from trainer.networks.saved_models import first_line, load_classifier, load_model
 from trainer.options import parse_windows
-from trainer.runs.calibration import Calibration
-from trainer.runs.job import SavedRun
+from trainer.runs.evaluation_setup import Calibration, SavedRun
 
 FILES: Mapping[str, str] = MappingProxyType(
     {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}

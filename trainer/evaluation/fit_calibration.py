@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
 from trainer.evaluation.metrics import Floats, Ints
-from trainer.runs.calibration import Calibration
+from trainer.runs.evaluation_setup import Calibration
 
 _HIGHEST_TEMPERATURE = 20.0
 _GROUPS = 10

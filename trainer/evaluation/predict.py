@@ -21,9 +21,8 @@ from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.submission import Submission, build_submission, fit_to_sample, read_sample
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
-from trainer.networks.model import load_classifier
-from trainer.runs.calibration import Calibration
-from trainer.runs.job import EvaluationJob
+from trainer.networks.saved_models import load_classifier
+from trainer.runs.evaluation_setup import Calibration, EvaluationSetup
 from trainer.runs.run_directory import read_description
 from trainer.runs.trained_on import describe_overlap, find_overlap
 
@@ -60,7 +59,7 @@ class Predictions:
         return probabilities(self.logits)
 
 
-def predict(job: EvaluationJob, output: Path, sample: Path | None = None) -> None:
+def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> None:
     """Predict a split, labeled or not, and write `output` in the format of its suffix.
 
     Args:
@@ -125,7 +124,7 @@ def explain_differences(submission: Submission, sample: Path | None) -> list[str
     return lines
 
 
-def predict_job(model: Any, job: EvaluationJob, title: str) -> Predictions:
+def predict_job(model: Any, job: EvaluationSetup, title: str) -> Predictions:
     """Predict the job's split with its calibration, and show the progress.
 
     Raises:

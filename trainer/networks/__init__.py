@@ -1,1 +1,4 @@
-"""From a stored image to logits: layers, backbones, and what they are computed on."""
+"""From a stored image to logits: layers, backbones, saved models, and the devices they run on.
+
+Imports `trainer.data` and the modules at the top of `trainer`.
+"""

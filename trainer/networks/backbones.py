@@ -1,8 +1,9 @@
-"""The convolutional networks, by name, with the weights they start from."""
+"""Build backbones, by name or by the caller's function, with the weights they start from."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import h5py
@@ -17,15 +18,17 @@ from trainer.networks.saved_models import first_line, load_model
 
 _FloatArray = npt.NDArray[np.float32]
 
+OWN_NORMALIZATION = "tf"  # of the input of a caller's backbone: gray levels from -1 to 1
+
 
 def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
-    """Makes the network: [B, S, S, C] → feature map [B, h, w, D].
+    """Build a backbone: [B, S, S, C] → feature map [B, h, w, D].
 
-    Where the weights are of another number of channels, the kernel of the first convolution is
-    adapted (`adapt_kernel`).
+    If the weights are for another number of channels, the first convolution's kernel is adapted
+    (`adapt_kernel`).
 
     Raises:
-        UsageError: the weights cannot be had, or are of another network.
+        UsageError: the weights cannot be loaded, or belong to another network.
     """
     if weights == "none":
         return make_network(name, image_size, channels)
@@ -41,7 +44,7 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
 
 
 def make_network(name: str, image_size: int, channels: int, weights: str | None = None) -> Any:
-    """Makes the network, with random weights unless told `imagenet`."""
+    """Make a network with random weights, or ImageNet's if `weights` is "imagenet"."""
     backbone = BACKBONES[name]
     shape = (image_size, image_size, channels)
     if not backbone.maker:
@@ -49,23 +52,23 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     extra = {"include_preprocessing": False} if backbone.preprocesses else {}
     maker = getattr(keras.applications, backbone.maker)
     with warnings.catch_warnings():
-        # A channel a window is on purpose.
+        # One channel per window is intended.
         warnings.filterwarnings("ignore", "This model usually expects 1 or 3 input channels")
         network = maker(include_top=False, weights=weights, input_shape=shape, **extra)
-    # So that a saved model says where it is; EfficientNetV2 takes no other name as an argument.
+    # Saved models are searched for this name; EfficientNetV2 takes no name as an argument.
     network.name = "backbone"
     return network
 
 
 def _fetch_imagenet(name: str, image_size: int) -> Any:
-    """The network as Keras publishes it, from its cache or the network.
+    """Make the network with ImageNet's weights from Keras's download cache or a download.
 
     Raises:
-        UsageError: it can be had from neither.
+        UsageError: the download failed.
     """
     try:
         return make_network(name, image_size, 3, "imagenet")
-    except Exception as error:  # Keras raises a bare Exception where the download fails.
+    except Exception as error:  # Keras raises a bare Exception if the download fails.
         if type(error) is not Exception and not isinstance(error, OSError):
             raise
         raise UsageError(
@@ -75,30 +78,29 @@ def _fetch_imagenet(name: str, image_size: int) -> Any:
 
 
 def _backbone_of_run(name: str, path: str) -> Any:
-    """The backbone of a model that a run saved.
+    """Load the backbone of a model that a run saved.
 
     Raises:
         UsageError: the file is no such model.
     """
     try:
-        classifier = load_model(path)
-        return classifier.get_layer("core").get_layer("backbone")
+        return load_model(path).get_layer("core").get_layer("backbone")
     except (UsageError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
 
 
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
-    """Loads a weights file into a network of as many channels as it was written for.
+    """Load a weights file into a network with the file's number of channels.
 
     Raises:
-        UsageError: it is of another network, or no weights file.
+        UsageError: the file belongs to another network, or is no weights file.
     """
     network = make_network(name, image_size, channels)
     try:
         source = _source_channels(path, _first_kernel(network))
         if source != channels:
             network = make_network(name, image_size, source)
-        # Where a layer finds no weights, Keras only warns, and leaves it as it is.
+        # Keras only warns if the file lacks the weights of a layer.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
@@ -108,48 +110,53 @@ def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
 
 
 def _first_kernel(network: Any) -> tuple[int, ...]:
-    """The shape of the first convolution's kernel: [kh, kw, channels, F]."""
-    return next(tuple(each.shape) for each in network.weights if len(each.shape) == 4)
+    """Return the shape of the first convolution's kernel: [kh, kw, channels, F]."""
+    return next(tuple(weight.shape) for weight in network.weights if len(weight.shape) == 4)
 
 
 def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
-    """The channels of the file's first convolution, which is `kernel` but for their number."""
-    found: set[int] = set()
+    """Return the input channels of the first convolution in a weights file.
+
+    Args:
+        path: the file.
+        kernel: shape of the convolution's kernel; the file's may differ in the input channels.
+    """
+    candidates: set[int] = set()
 
     def visit(_: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim == 4:
             rows, columns, channels, filters = item.shape
             if (rows, columns, filters) == (kernel[0], kernel[1], kernel[3]):
-                found.add(int(channels))
+                candidates.add(int(channels))
 
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             file.visititems(visit)
-    # Later layers have as many channels as the first has filters, more than images have windows.
-    return kernel[2] if kernel[2] in found else min(found, default=kernel[2])
+    # Later layers of this shape have more input channels than images have windows.
+    return kernel[2] if kernel[2] in candidates else min(candidates, default=kernel[2])
 
 
 def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
-    """Copies every weight, the first convolution's adapted to the target's channels.
+    """Copy every weight; adapt the first convolution to the target's channels.
 
     Raises:
         UsageError: the two are not the same network.
     """
-    arrays = [np.asarray(each) for each in source.get_weights()]
-    shapes = [tuple(each.shape) for each in target.weights]
-    differing = [i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s]
+    arrays = source.get_weights()
+    shapes = [tuple(weight.shape) for weight in target.weights]
+    differing = {i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s}
     first_kernel = shapes.index(_first_kernel(target))
-    if len(arrays) != len(shapes) or any(each != first_kernel for each in differing):
+    if len(arrays) != len(shapes) or differing - {first_kernel}:
         raise UsageError(f"--weights {origin}: no weights of {name}")
     arrays[first_kernel] = adapt_kernel(arrays[first_kernel], shapes[first_kernel])
     target.set_weights(arrays)
 
 
 def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
-    """Fits the first convolution, [kh, kw, source channels, F], to another number of channels.
+    """Fit the first convolution, [kh, kw, source channels, F], to another number of channels.
 
-    Every channel gets the mean over the source's, times source channels / channels: an image that
-    is the same in all channels gives what it gave before. Other weights pass unchanged.
+    Every channel gets the mean over the source channels, times source channels / channels: an image
+    with equal channels gives the same output as before.
     """
     if weights.shape == tuple(shape):
         return weights
@@ -159,7 +166,7 @@ def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
 
 
 def small_resnet(shape: tuple[int, int, int]) -> Any:
-    """Five residual blocks from 32 to 256 channels (He et al., arXiv:1603.05027)."""
+    """Make five residual blocks from 32 to 256 channels (He et al., arXiv:1603.05027)."""
     inputs = layers.Input(shape)
     x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem")(inputs)
     for stage, filters in enumerate((32, 64, 128, 256)):
@@ -170,7 +177,7 @@ def small_resnet(shape: tuple[int, int, int]) -> Any:
 
 
 def residual_block(x: Any, filters: int, stride: int, name: str) -> Any:
-    """Norm, ReLU and convolution, twice, beside a shortcut."""
+    """Apply norm, ReLU and convolution twice, and add a shortcut."""
     y = layers.ReLU(name=f"{name}_relu1")(
         layers.BatchNormalization(momentum=0.9, name=f"{name}_norm1")(x)
     )
@@ -182,3 +189,34 @@ def residual_block(x: Any, filters: int, stride: int, name: str) -> Any:
     )
     y = layers.Conv2D(filters, 3, 1, "same", use_bias=False, name=f"{name}_conv2")(y)
     return layers.Add(name=f"{name}_add")([x, y])
+
+
+def build_own_backbone(builder: Callable[..., Any], name: str, shape: tuple[int, int, int]) -> Any:
+    """Call a function that makes a backbone, and check the result.
+
+    Args:
+        builder: (S, S, C) → keras.Model, float32 [B, S, S, C] from -1 to 1 → features [B, h, w, D]
+            or [B, D].
+        name: of the function.
+        shape: its argument.
+
+    Raises:
+        UsageError: the result is no such model, or could not be loaded after it is saved.
+    """
+    network = builder(shape)
+    wanted = f"want a keras.Model from {[None, *shape]} to features [B, h, w, D] or [B, D]"
+    if not isinstance(network, keras.Model):
+        raise UsageError(f"--model {name}: made {type(network).__name__}; {wanted}")
+    inputs, outputs = (getattr(network, side, None) for side in ("input_shape", "output_shape"))
+    if inputs != (None, *shape) or not isinstance(outputs, tuple) or len(outputs) not in (2, 4):
+        raise UsageError(f"--model {name}: made a model from {inputs} to {outputs}; {wanted}")
+    try:
+        saved = keras.saving.serialize_keras_object(network)
+        keras.saving.deserialize_keras_object(saved, safe_mode=True)
+    except (ValueError, TypeError, AttributeError, ImportError, NotImplementedError) as error:
+        reason = first_line(error)
+        raise UsageError(
+            f"--model {name}: could not be loaded once it is saved ({reason})"
+        ) from None
+    network.name = "backbone"
+    return network

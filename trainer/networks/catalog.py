@@ -1,6 +1,6 @@
-"""The networks by name: what keras.applications calls them and how they want their input.
+"""Backbones by name: their functions in keras.applications and the input that they expect.
 
-Imports no Keras, so that a wrong name is known at once.
+Imports no Keras, so that a wrong name is reported at once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from headct.errors import UsageError
 
 @dataclass(frozen=True)
 class Backbone:
-    """How a network is made and fed.
+    """How to make a network and prepare its input.
 
     Attributes:
         maker: its function in keras.applications; empty for `backbones.small_resnet`.
-        normalization: a key of `normalize.NORMALIZATIONS`.
-        preprocesses: whether it would normalize its input itself unless told not to.
-        smallest: the smallest image side it takes, in pixels.
+        normalization: a key of `image_layers.NORMALIZATIONS`.
+        preprocesses: whether it has layers that normalize its input, which are left out.
+        smallest: its smallest image side, pixels.
     """
 
     maker: str
@@ -55,17 +55,17 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "convnextsmall": Backbone("ConvNeXtSmall", "torch", True),
         "convnextbase": Backbone("ConvNeXtBase", "torch", True),
         "convnextlarge": Backbone("ConvNeXtLarge", "torch", True),
-        # For a processor, or a first look: 2.4 million weights, trained from scratch.
+        # For a CPU, or a first try: 2.4 million weights, trained from scratch.
         "smallresnet": Backbone("", "tf", smallest=16),
     }
 )
 
 
 def find_backbone(name: str, image_size: int) -> Backbone:
-    """The backbone called `name`.
+    """Return the backbone called `name`.
 
     Raises:
-        UsageError: there is none, or it cannot take such an image.
+        UsageError: the name is unknown, or the image is too small.
     """
     if name not in BACKBONES:
         close = did_you_mean(name, BACKBONES)
@@ -79,10 +79,10 @@ def find_backbone(name: str, image_size: int) -> Backbone:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Finds out before anything is built whether there can be such weights.
+    """Check that weights can exist, before anything is built.
 
     Raises:
-        UsageError: a file that is missing, or pretrained weights that do not exist.
+        UsageError: the file is missing, or the network has no pretrained weights.
     """
     if weights == "imagenet" and not BACKBONES[name].maker:
         raise UsageError(f"--weights imagenet: {name} has none; use --weights none or a file")

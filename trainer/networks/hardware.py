@@ -1,12 +1,14 @@
-"""What the machine has, and the arithmetic and compiler that suit it."""
+"""Devices of this machine, and the precision and compiler that suit them."""
 
 from __future__ import annotations
 
 import os
+import platform
 import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -21,7 +23,7 @@ from trainer.data.damage import is_of_data, reason
 from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
 
-_OF_DEVICES = (
+_DEVICE_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.FailedPreconditionError,
     tf.errors.InternalError,
@@ -34,22 +36,22 @@ _OF_DEVICES = (
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """The lowest CUDA compute capability of the GPUs that Keras uses; None without a GPU."""
+    """Return the lowest CUDA compute capability of the GPUs that Keras uses; None without a GPU."""
     if keras.backend.backend() == "jax":
-        gpus = [each for each in jax_devices() if each.platform == "gpu"]
-        found = [tuple(int(n) for n in each.compute_capability.split(".")) for each in gpus]
+        gpus = [device for device in jax_devices() if device.platform == "gpu"]
+        versions = [tuple(map(int, gpu.compute_capability.split("."))) for gpu in gpus]
     else:
-        devices = tf.config.list_physical_devices("GPU")
-        details = [tf.config.experimental.get_device_details(each) for each in devices]
-        found = [tuple(each.get("compute_capability", (0, 0))) for each in details]
-    return min(((each[0], each[1]) for each in found), default=None)
+        gpus = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        versions = [tuple(detail.get("compute_capability", (0, 0))) for detail in details]
+    return min(((version[0], version[1]) for version in versions), default=None)
 
 
 def jax_devices() -> list[Any]:
-    """What JAX computes on.
+    """Return the devices that JAX computes on.
 
     Raises:
-        UsageError: it finds none of those that it is told to use.
+        UsageError: JAX finds no device of the requested platform.
     """
     import jax
 
@@ -64,9 +66,10 @@ def jax_devices() -> list[Any]:
 
 
 def free_device_memory(capability: tuple[int, int] | None) -> int | None:
-    """Bytes that this process may still take on the device, or on the machine without a GPU.
+    """Return the bytes that this process can still allocate on the GPU, or in memory without one.
 
-    None where nobody tells: on a part of a GPU (MIG), say.
+    Returns:
+        None if unknown, as on a part of a GPU (MIG).
 
     Raises:
         UsageError: the driver does not answer.
@@ -75,7 +78,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
         return int(psutil.virtual_memory().available)
     if keras.backend.backend() == "jax":
         return _free_jax_memory()
-    # TensorFlow takes all that is free with its first tensor: what is used of that counts then.
+    # TensorFlow reserves all free memory with its first tensor; from then on, count its own use.
     has_begun = memory_before_tensorflow.cache_info().currsize > 0
     free = memory_before_tensorflow(visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")))
     if free is None or not has_begun:
@@ -84,17 +87,18 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
 
 
 def _free_jax_memory() -> int | None:
-    """The least that JAX has left on one of its devices: each holds all images."""
-    found = [each.memory_stats() for each in jax_devices()]
-    if not all(each and "bytes_limit" in each for each in found):
+    """Return the least free memory of JAX's devices: every device holds all images."""
+    stats = [device.memory_stats() for device in jax_devices()]
+    if not all(stat and "bytes_limit" in stat for stat in stats):
         return None
-    return min(int(each["bytes_limit"]) - int(each["bytes_in_use"]) for each in found)
+    return min(int(stat["bytes_limit"]) - int(stat["bytes_in_use"]) for stat in stats)
 
 
 def visible_gpu(variable: str | None) -> str | None:
-    """The first GPU of CUDA_VISIBLE_DEVICES, the one that TensorFlow computes on.
+    """Return the first GPU of CUDA_VISIBLE_DEVICES, on which TensorFlow computes.
 
-    As nvidia-smi names it: a number, or a unique id. None where nvidia-smi has no name for it.
+    Returns:
+        Its number or unique id for nvidia-smi; None if nvidia-smi does not know it.
     """
     if variable is None:
         return "0"
@@ -104,7 +108,7 @@ def visible_gpu(variable: str | None) -> str | None:
 
 @cache
 def memory_before_tensorflow(gpu: str | None) -> int | None:
-    """Bytes that are free on a GPU before TensorFlow takes them.
+    """Return the bytes that are free on a GPU before TensorFlow reserves them.
 
     Raises:
         UsageError: the driver does not answer.
@@ -125,13 +129,13 @@ def memory_before_tensorflow(gpu: str | None) -> int | None:
 
 
 def leave_gpu_to_jax() -> None:
-    """Keeps TensorFlow, which only reads data then, from taking the GPU's memory."""
+    """With JAX, hide the GPU from TensorFlow, which then only reads data."""
     if keras.backend.backend() == "jax":
         tf.config.set_visible_devices([], "GPU")
 
 
 def begin_session(seed: int) -> None:
-    """Seeds everything, and lets Keras number from 0 what has no name: checkpoints go by names."""
+    """Seed all random numbers and reset Keras's automatic names, which checkpoints depend on."""
     policy = keras.config.dtype_policy()
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
@@ -140,7 +144,7 @@ def begin_session(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds everything for a while; Python's and NumPy's random numbers go on as before."""
+    """Seed all random numbers for a while; restore Python's and NumPy's states afterwards."""
     before = random.getstate(), np.random.get_state()
     keras.utils.set_random_seed(seed)
     try:
@@ -151,10 +155,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
-    """The Keras dtype policy for `asked`, as `options.TrainOptions.precision` has it.
+    """Return the Keras dtype policy for `options.TrainOptions.precision`.
 
-    Tensor cores take float16 from compute capability 7.0 on and bfloat16, which needs no
-    loss scaling, from 8.0 on.
+    Tensor cores support float16 from compute capability 7.0, and bfloat16, which needs no loss
+    scaling, from 8.0.
     """
     if asked == "auto":
         if capability is None or capability < (7, 0):
@@ -165,13 +169,13 @@ def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
 
 
 def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bool) -> bool:
-    """Whether to compile with XLA.
+    """Return whether to compile with XLA.
 
-    On a processor it takes minutes to compile and its convolutions are slower than oneDNN's.
-    JAX has nothing else; Keras uses no XLA where TensorFlow's operations are deterministic.
+    On a CPU, compiling takes minutes and XLA's convolutions are slower than oneDNN's. JAX always
+    uses XLA; Keras does not use it with deterministic operations of TensorFlow.
 
     Raises:
-        UsageError: it is asked for where there is none.
+        UsageError: XLA is requested but not available.
     """
     if keras.backend.backend() == "jax":
         return True
@@ -181,21 +185,21 @@ def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bo
 
 
 def make_deterministic() -> None:
-    """Lets each operation give the same bits each time, on GPUs too."""
+    """Make operations reproducible to the last bit, on GPUs too."""
     tf.config.experimental.enable_op_determinism()
     if keras.backend.backend() == "jax":
-        # Read when JAX first looks for devices.
+        # JAX reads the flags when it first looks for devices.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def use_all_devices(batch_size: int) -> int:
-    """Spreads each batch over all devices that JAX has; how many there are.
+    """Spread batches over all of JAX's devices; return their number.
 
-    Keras's distribution is JAX's alone: with TensorFlow one GPU is used.
+    Keras distributes with JAX only: with TensorFlow one GPU is used.
 
     Raises:
-        UsageError: the batch cannot be divided among them, or there is none.
+        UsageError: the batch size is no multiple of the number of devices, or there is no device.
     """
     if keras.backend.backend() != "jax":
         return 1
@@ -210,7 +214,7 @@ def use_all_devices(batch_size: int) -> int:
 
 
 def unused_gpus() -> int:
-    """How many GPUs Keras leaves alone with TensorFlow."""
+    """Return the number of idle GPUs."""
     if keras.backend.backend() == "jax":
         return 0
     return max(len(tf.config.list_physical_devices("GPU")) - 1, 0)
@@ -218,7 +222,7 @@ def unused_gpus() -> int:
 
 @contextmanager
 def device_errors_reported() -> Iterator[None]:
-    """Says in one line that memory does not suffice, or that a device failed.
+    """Turn errors of a device, and lack of memory, into one line.
 
     Raises:
         UsageError: an allocation failed.
@@ -244,26 +248,52 @@ def device_errors_reported() -> Iterator[None]:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    if isinstance(error, RuntimeError):  # JAX has no exception of its own for it
+    """Return whether an allocation failed."""
+    if isinstance(error, RuntimeError):  # JAX has no specific exception
         return "RESOURCE_EXHAUSTED" in str(error)
     return isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
 
 
 def _is_of_device(error: Exception) -> bool:
-    """Whether an error is neither of data nor of what a program computes."""
+    """Return whether a device caused an error, rather than data or a bug."""
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
         return True
     if isinstance(error, tf.errors.InvalidArgumentError) and "device" not in reason(error):
         return False
-    return isinstance(error, _OF_DEVICES) and not is_of_data(error)
+    return isinstance(error, _DEVICE_ERRORS) and not is_of_data(error)
 
 
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Makes layers under `name`; keras.applications offers no other way to say it."""
+    """Create layers under a dtype policy; keras.applications has no argument for it."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe this machine for the report, without its name or its user's.
+
+    Returns:
+        Time (UTC), backend, devices, CPU cores, memory (GiB) and system.
+    """
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "backend": keras.backend.backend(),
+        "devices": _name_devices(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def _name_devices() -> list[str]:
+    """Return one product name per device that Keras computes on."""
+    if keras.backend.backend() == "jax":
+        return [str(device.device_kind) for device in jax_devices()]
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus[:1]]
+    return [str(detail.get("device_name", "GPU")) for detail in details] or ["cpu"]

@@ -1,4 +1,4 @@
-"""Models as Keras saves them: files that may come from anywhere."""
+"""Load models that Keras saved: untrusted files, loaded in Keras's safe mode."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras import layers
 
 from headct.errors import UsageError
+from headct.manifest import ImageSpec
+from trainer.networks.hardware import choose_xla, compute_capability
+from trainer.networks.image_layers import Resize
 
-# Keras compresses nothing of what it saves, so a member that grows by more than this is no model.
+# Keras compresses nothing that it saves: an archive that grows by more than this is no model.
 _GROWTH = 1 << 26
 _LONGEST = 200  # characters of a reason
 
 
 def load_model(path: str | Path) -> Any:
-    """Loads a model; nothing that the file names is run but Keras's own layers.
+    """Load a model without running any code that the file names except Keras's own layers.
 
     Raises:
-        UsageError: it cannot be read; the message says why, in a few words.
+        UsageError: the file cannot be read; the message is short and does not name the file.
     """
     try:
         _check_sizes(path)
@@ -29,7 +33,7 @@ def load_model(path: str | Path) -> Any:
 
 
 def _check_sizes(path: str | Path) -> None:
-    """Raise if a member of an archive is far larger than the file says that it is stored."""
+    """Raise ValueError if an archive would unpack to far more than its own size."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -39,6 +43,67 @@ def _check_sizes(path: str | Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, of which Keras's have many."""
+    """Return the first line of an error's message; Keras's messages have many."""
     lines = str(error).strip().splitlines()
     return lines[0][:_LONGEST] if lines else type(error).__name__
+
+
+def load_classifier(
+    path: Path, xla: str = "auto", image: ImageSpec | None = None, labels: int | None = None
+) -> Any:
+    """Load the model that a run saved.
+
+    Args:
+        path: model.keras of a run.
+        xla: whether to compile its predictions, as `options.TrainOptions.xla`.
+        image: the stored images that it must take; None: not checked.
+        labels: the number of labels that it must predict; None: not checked.
+
+    Raises:
+        UsageError: the file is missing or unreadable, or holds another network.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such model; training has not finished an epoch yet")
+    jit_compile = choose_xla(xla, compute_capability(), deterministic=False)
+    try:
+        model = load_model(path)
+        _check_classifier(model, image, labels)
+    except UsageError as error:
+        raise UsageError(f"{path}: no saved model ({error})") from None
+    model.jit_compile = jit_compile
+    return model
+
+
+def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -> None:
+    """Check that a model has the layers, input and output of `model.build_classifier`.
+
+    Raises:
+        UsageError: it has not.
+    """
+    try:
+        core = model.get_layer("core")
+        head, pool = core.get_layer("head"), core.get_layer("pool")
+        takes = (*model.input_shape[1:], str(model.inputs[0].dtype))
+        answers = model.output_shape[1:]
+        of_type = isinstance(model.get_layer("resize"), Resize) and isinstance(head, layers.Dense)
+        features = pool.input.shape
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise UsageError("it is no classifier that a run saves") from None
+    if not of_type or len(features) != 4 or features[-1] != head.kernel.shape[0]:
+        raise UsageError("it is no classifier that a run saves")
+    if image and takes != (image.height, image.width, image.channels, image.dtype):
+        raise UsageError(f"it takes images of {takes}, the run's are of another shape or type")
+    if labels and answers != (labels,):
+        raise UsageError(f"it answers {answers}, the run has {labels} labels")
+
+
+def copy_saved_weights(path: Path, core: Any) -> None:
+    """Copy all weights of a saved classifier, including its head, into the core of a new one.
+
+    Raises:
+        UsageError: the file cannot be read, or holds another network.
+    """
+    weights = load_classifier(path).get_layer("core").get_weights()
+    if [array.shape for array in weights] != [tuple(weight.shape) for weight in core.weights]:
+        raise UsageError(f"--continue_from: {path} is the model of another network")
+    core.set_weights(weights)

@@ -31,7 +31,7 @@ from trainer.report.run_plots import (
 from trainer.report.slices import picture_slices
 from trainer.report.tables import confusion_table, loss_table, ranking_table, threshold_tables
 from trainer.report.tensorboard import log_picture
-from trainer.runs.job import EvaluationJob
+from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run_directory import RunDirectory, read_description
 
 SECTIONS = {
@@ -50,7 +50,7 @@ FEW_STUDIES, FEW_POSITIVES = 100, 20
 UNRECORDED = "not recorded"
 
 
-def write_report(job: EvaluationJob, mistakes: int) -> None:
+def write_report(job: EvaluationSetup, mistakes: int) -> None:
     """Write report.html into a complete run, and its plots into the TensorBoard logs.
 
     Args:
@@ -153,7 +153,7 @@ def study_caution(studies: Measured) -> str:
     return " ".join(warnings)
 
 
-def picture_values(job: EvaluationJob, slices: Measured, wanted: int) -> dict[str, Any]:
+def picture_values(job: EvaluationSetup, slices: Measured, wanted: int) -> dict[str, Any]:
     """Return the values of the section of mistakes and hits; only the run's shards have slices."""
     missing = "" if job.same_shards else "no slices: the shards are not those of the run"
     sections = {key: title for key, title in SECTIONS.items() if wanted or key != "answers"}

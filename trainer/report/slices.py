@@ -21,9 +21,9 @@ from trainer.data.random_access import read_record
 from trainer.evaluation.bootstrap import example_losses
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints
-from trainer.networks.model import load_classifier
+from trainer.networks.saved_models import load_classifier
 from trainer.report.page import Picture
-from trainer.runs.job import EvaluationJob
+from trainer.runs.evaluation_setup import EvaluationSetup
 
 JPEG_QUALITY = 85
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 def picture_slices(
-    job: EvaluationJob, slices: Measured, wanted: int
+    job: EvaluationSetup, slices: Measured, wanted: int
 ) -> tuple[list[Picture], list[Picture]]:
     """Return pictures of the worst mistakes and of the best hits.
 
@@ -98,7 +98,7 @@ def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
     return list(hits.values())
 
 
-def read_images(job: EvaluationJob, rows: Sequence[int]) -> npt.NDArray[Any]:
+def read_images(job: EvaluationSetup, rows: Sequence[int]) -> npt.NDArray[Any]:
     """Return the stored images of some rows of the split, in the order of `rows`.
 
     Raises:

@@ -1,1 +1,4 @@
-"""A run directory: what it is, what is in it, who works on it."""
+"""Run directories: their files, checkpoints and training patients, and the setup of commands.
+
+Imports `trainer.data`, `trainer.networks.catalog` and the modules at the top of `trainer`.
+"""

@@ -1,7 +1,7 @@
-"""Training states on disk: whole or not at all, the newest good one used.
+"""Training states on disk: written atomically; the newest undamaged one is used.
 
-A checkpoint is one uncompressed .npz: an array per variable, named by the variable's path, and
-the position as JSON. Zip keeps a CRC of each array, so a damaged file is known as such.
+A checkpoint is one uncompressed .npz: one array per variable, named by the variable's path, and
+the progress as JSON. Zip keeps a CRC per array, so damage is detected.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from headct.errors import UsageError
 from trainer.files import write_whole
 
 KEPT = 2
-CACHE_NAME = "image_cache"
+CACHE_NAME = "image_cache"  # the variable with a device's images, which is not saved
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        epoch: epochs that are behind it.
-        step: steps of the next epoch that are behind it too.
-        history: a row of figures for each of those epochs.
-        thawed: the epoch after which the whole network is trained; None while the head alone is.
+        epoch: completed epochs.
+        step: completed steps of the next epoch.
+        history: one row of figures per completed epoch.
+        thawed: the epoch after which the whole network trains; None while only the head trains.
         best_loss: the lowest validation loss so far; None before the first.
-        phase_loss: the lowest since the phase began: the head's, or the whole network's.
-        since_best: epochs since then.
-        stopped: whether it stopped for want of a better loss.
+        phase_loss: the lowest validation loss of the phase (head or whole network).
+        since_best: epochs since phase_loss.
+        stopped: stopped early: no improvement.
     """
 
     epoch: int = 0
@@ -49,20 +49,19 @@ class Progress:
     stopped: bool = False
 
     def begins_phase(self) -> bool:
-        """Whether the next step is the first that trains the whole network."""
+        """Return whether the next step is the first one of the whole network's phase."""
         return self.epoch == self.thawed and not self.step
 
     def end_epoch(self, row: dict[str, Any], head_epochs: int, patience: int) -> bool:
-        """Takes note of an epoch; whether its validation loss is the lowest so far.
+        """Record an epoch, and return whether its validation loss is the lowest so far.
 
-        The epochs without a better loss count within a phase. Where they are at an end, the
-        head's phase gives way to the whole network's, which else might never be trained; in the
-        latter, training stops.
+        When patience runs out in the head's phase, the whole network's phase begins; in that phase,
+        training stops.
 
         Args:
-            row: its figures.
-            head_epochs: epochs that train the head alone, at most.
-            patience: epochs to go on for without a better loss; 0: for ever.
+            row: figures of the epoch.
+            head_epochs: the largest number of epochs of the head's phase.
+            patience: epochs of a phase without improvement before it ends; 0: unlimited.
         """
         loss = row["val_loss"]
         better = self.best_loss is None or loss < self.best_loss
@@ -82,105 +81,103 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A position, and the value of every variable there by its group and path."""
+    """Progress, and the value of every variable by group and path."""
 
     progress: Progress
     arrays: dict[str, npt.NDArray[Any]]
 
 
 def weights(model: Any) -> dict[str, Any]:
-    """A model's weights, statistics, averages and generators by path.
-
-    Not the images that a cache keeps on the device.
-    """
-    return _by_path("weights", [each for each in model.variables if each.name != CACHE_NAME])
+    """Return weights, statistics, averages and random states by path, without cached images."""
+    return _by_path("weights", [v for v in model.variables if v.name != CACHE_NAME])
 
 
 def metrics(model: Any) -> dict[str, Any]:
-    """The running means of an epoch by path."""
+    """Return the running means of an epoch by path."""
     return _by_path("metrics", model.metrics_variables)
 
 
 def variables(model: Any) -> dict[str, Any]:
-    """All that a compiled model's training depends on, by group and path.
+    """Return every variable that training depends on, by group and path.
 
-    Not by position: that changes with what is trainable.
+    Positions would change with what is trainable.
     """
     return weights(model) | _by_path("optimizer", model.optimizer.variables) | metrics(model)
 
 
 def _by_path(group: str, variables: list[Any]) -> dict[str, Any]:
-    """Variables by group and path; those that share a path are numbered."""
-    found: dict[str, Any] = {}
+    """Return variables by group and path; a repeated path gets a number."""
+    named: dict[str, Any] = {}
     times: Counter[str] = Counter()
-    for each in variables:
-        times[each.path] += 1
-        repeated = f"#{times[each.path]}" if times[each.path] > 1 else ""
-        found[f"{group}/{each.path}{repeated}"] = each
-    return found
+    for variable in variables:
+        times[variable.path] += 1
+        suffix = f"#{times[variable.path]}" if times[variable.path] > 1 else ""
+        named[f"{group}/{variable.path}{suffix}"] = variable
+    return named
 
 
 def capture(model: Any, progress: Progress) -> Checkpoint:
-    """Copies a model's state."""
+    """Copy a model's state."""
     if hasattr(model, "jax_state_sync"):
         # Within an epoch, JAX's state lives outside the model's variables.
         model.jax_state_sync()
-    found = variables(model).items()
+    named = variables(model).items()
     return Checkpoint(
-        progress, {k: np.array(keras.ops.convert_to_numpy(v.value)) for k, v in found}
+        progress, {k: np.array(keras.ops.convert_to_numpy(v.value)) for k, v in named}
     )
 
 
 def restore(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives a model, built and compiled as it was, its state back.
+    """Restore the state of a model that is built and compiled as it was.
 
     Raises:
-        UsageError: the checkpoint is of another model.
+        UsageError: the checkpoint belongs to another model.
     """
     _assign(variables(model), checkpoint, "")
 
 
 def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives a model its weights alone, where another optimizer takes over.
+    """Restore only the weights, when a new phase has a new optimizer.
 
     Raises:
-        UsageError: the checkpoint is of another model.
+        UsageError: the checkpoint belongs to another model.
     """
     _assign(weights(model), checkpoint, "weights/")
 
 
 def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
-    """Gives back the running means of an epoch, which Keras resets as it enters one.
+    """Restore the running means, which Keras resets when an epoch begins.
 
     Raises:
-        UsageError: the checkpoint is of another model.
+        UsageError: the checkpoint belongs to another model.
     """
     _assign(metrics(model), checkpoint, "metrics/")
 
 
-def _assign(found: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
-    """Gives variables the values of a group, if names and shapes are the same."""
+def _assign(named: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
+    """Assign the values of a group to variables with the same names and shapes."""
     stored = {k: v for k, v in checkpoint.arrays.items() if k.startswith(group)}
-    here = {name: tuple(each.shape) for name, each in found.items()}
-    there = {name: each.shape for name, each in stored.items()}
+    here = {name: tuple(variable.shape) for name, variable in named.items()}
+    there = {name: array.shape for name, array in stored.items()}
     differing = sorted(here.items() ^ there.items())
     if differing:
         name = differing[0][0]
-        shapes = (list(each[name]) if name in each else "not there" for each in (there, here))
+        before, now = (list(side[name]) if name in side else "missing" for side in (there, here))
         raise UsageError(
-            "the checkpoint of epoch {}, step {} is of another network, or of another version of"
-            " the trainer or of Keras: {} is {} in it, {} in this network; train in a new run"
-            " directory".format(checkpoint.progress.epoch, checkpoint.progress.step, name, *shapes)
+            f"the checkpoint of epoch {checkpoint.progress.epoch}, step"
+            f" {checkpoint.progress.step} is of another network, or of another version of the"
+            f" trainer or of Keras: {name} is {before} in it, {now} in this network; train in a new"
+            " run directory"
         )
-    for name, variable in found.items():
+    for name, variable in named.items():
         variable.assign(stored[name])
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint and removes all but the newest two."""
-    where = checkpoint.progress
-    path = folder / f"epoch-{where.epoch:04d}-step-{where.step:08d}.npz"
-    text = json.dumps(asdict(where), allow_nan=False).encode()
+    """Write a checkpoint, and remove all but the newest two."""
+    progress = checkpoint.progress
+    path = folder / f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.npz"
+    text = json.dumps(asdict(progress), allow_nan=False).encode()
     named: dict[str, Any] = checkpoint.arrays | {"progress": np.frombuffer(text, np.uint8)}
     write_whole(path, lambda unfinished: np.savez(unfinished, **named))
     for old in checkpoints(folder)[:-KEPT]:
@@ -188,38 +185,38 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes all checkpoints: a complete run needs none, and they are large."""
+    """Remove all checkpoints: a complete run needs none, and they are large."""
     for path in checkpoints(folder):
         path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest last."""
+    """Return the checkpoints of a run, newest last."""
     return sorted(folder.glob("epoch-*.npz"))
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+    """Load the newest undamaged checkpoint; return None if there is no checkpoint.
 
     Raises:
-        UsageError: all of them are damaged.
+        UsageError: all checkpoints are damaged.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    paths = checkpoints(folder)
+    for path in reversed(paths):
         try:
             return load(path)
         except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             continue
-    if found:
+    if paths:
         raise UsageError(
-            f"{folder}: no checkpoint can be read ({', '.join(path.name for path in found)});"
+            f"{folder}: no checkpoint can be read ({', '.join(path.name for path in paths)});"
             " remove them to train from the first step"
         )
     return None
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads one checkpoint.
+    """Read one checkpoint.
 
     Raises:
         ValueError, OSError, KeyError, EOFError, TypeError, BadZipFile: the file is damaged.

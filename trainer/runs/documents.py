@@ -56,7 +56,7 @@ class TrainingShards:
     image_ids: Text = ""
 
 
-class Origin(BaseModel):
+class ContinuedFrom(BaseModel):
     """The run whose model a training started from."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -80,7 +80,7 @@ class RunDescription:
         must("an object with a text per package"),
     ]
     continued_from: (
-        Annotated[Origin, must("an object with run and model_sha256, or null")] | None
+        Annotated[ContinuedFrom, must("an object with run and model_sha256, or null")] | None
     ) = None
 
 

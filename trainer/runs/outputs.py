@@ -1,4 +1,4 @@
-"""Whether a command can write what it is asked for: checked before it works for hours."""
+"""Check that a command can write its output, before it works for hours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headct.layout import INDEX
 from trainer.files import FULL, full_disk_reported, remove_unfinished, unfinished_path
 from trainer.options import parse_formats
 
-# By a file that tells what a folder is, what its owner writes into it; see `RunDirectory`.
+# Names that a run or a shard directory writes, by the file that identifies such a folder.
 _OWNED = {
     "run.json": (
         *("*.json", "model.keras", "history.png", "report.html"),
@@ -24,10 +24,10 @@ _OWNED = {
 
 
 def check_formats(text: str) -> None:
-    """Looks for what writes formats of export, and for what checks them.
+    """Check that the packages for the formats of an export are installed.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: one is missing.
     """
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(text) else ()
     for name in needed:
@@ -39,10 +39,10 @@ def check_formats(text: str) -> None:
 
 
 def check_new_folder(output: Path) -> None:
-    """Looks into a folder that is to be made, or empty, and tries to write there.
+    """Check that a folder is new or empty, and writable.
 
     Raises:
-        UsageError: it has something in it, or cannot be written.
+        UsageError: it is not.
     """
     if output.is_dir():
         remove_unfinished(output)
@@ -52,10 +52,10 @@ def check_new_folder(output: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Makes the folder of a file that a command is to write, and tries to write into it.
+    """Create the folder of an output file, and check that the file can be written.
 
     Raises:
-        UsageError: it cannot be written, or the file is one of a run or of a shard directory.
+        UsageError: it cannot, or it would be among the files of a run or a shard directory.
     """
     try:
         if path.is_dir():
@@ -63,42 +63,43 @@ def check_output(path: Path) -> None:
         _refuse_owned(path)
         check_writable(path.resolve().parent, f"--output {path}")
         path.resolve().parent.mkdir(parents=True, exist_ok=True)
-        unfinished_path(path).touch()  # whose name is the longer one
+        unfinished_path(path).touch()  # its name is longer
         unfinished_path(path).unlink()
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from None
 
 
 def _refuse_owned(path: Path) -> None:
-    """Looks for a name that belongs to a run or to shards.
+    """Refuse a name that belongs to a run or a shard directory.
 
     Raises:
         UsageError: it does.
     """
-    place = path.resolve()
-    for known, names in _OWNED.items():
-        owned = any(fnmatch(place.name, name) for name in names)
-        if owned and (place.parent / known).is_file():
+    target = path.resolve()
+    for marker, names in _OWNED.items():
+        owned = any(fnmatch(target.name, name) for name in names)
+        if owned and (target.parent / marker).is_file():
             raise UsageError(
-                f"--output {path}: would be among the files of a run or of shards, beside {known};"
+                f"--output {path}: would be among the files of a run or of shards, beside {marker};"
                 " choose another name or folder"
             )
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Tries to write into a folder, or into the one that it is to be made in; leaves nothing.
+    """Check that a folder, or its nearest existing parent, is writable; leave no file.
 
     Args:
-        folder: that is there or not.
-        option: that names it, and its value.
+        folder: need not exist.
+        option: the option and its value, for the message.
 
     Raises:
-        UsageError: it cannot be written.
-        StorageError: its disk is full.
+        UsageError: it is not writable.
+        StorageError: the disk is full.
     """
     try:
-        place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with full_disk_reported(folder, FULL), TemporaryFile(dir=place):
+        parents = (folder, *folder.absolute().parents)
+        existing = next(parent for parent in parents if parent.exists())
+        with full_disk_reported(folder, FULL), TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UsageError(f"{option}: cannot be written ({error.strerror})") from None

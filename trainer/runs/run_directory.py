@@ -1,9 +1,9 @@
-"""The run directory: what is in it, that one run alone is in it, whole files only."""
+"""The run directory: its files, and its description in run.json."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,91 +18,59 @@ from trainer.runs.documents import RunDescription, TrainingShards
 from trainer.runs.run_lock import LOCK
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The names of a run's files.
+    """The paths of a run's files."""
 
-    run.json          options, data and versions; written first
-    trained_on.parquet
-                      whom it is trained on, as hashes
-    .lock             held by the process that trains
-    checkpoints/      where to go on from; empty once the run is complete
-    model.keras       the best model so far
-    history.json      one row per epoch
-    predictions-FOLD.parquet
-                      of the best model, for the fold that was left out
-    machine.json      what it was trained on, and when
-    metrics.json      written last: with it the run is complete
-    evaluation-NAME.json, predictions-NAME.parquet
-                      what `evaluate` found: NAME is the split, and what was done otherwise than
-                      in training (`fold0-tta`)
-    """
-
-    path: Path
-
-    @property
-    def description(self) -> Path:
-        """What the run is."""
-        return self.path / "run.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Training states, newest last."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The best model, uint8 images in, logits out."""
-        return self.path / "model.keras"
-
-    @property
-    def metrics(self) -> Path:
-        """The figures of the best model on the validation fold."""
-        return self.path / "metrics.json"
-
-    @property
-    def machine(self) -> Path:
-        """What the run was trained on, and when."""
-        return self.path / "machine.json"
-
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
-
-    @property
-    def temperatures(self) -> Path:
-        """What `evaluate --fit_temperature` found."""
-        return self.path / "temperatures.json"
-
-    @property
-    def trained_on(self) -> Path:
-        """Hashes of the ids of the training examples and their patients."""
-        return self.path / "trained_on.parquet"
-
-    @property
-    def cache(self) -> Path:
-        """Decoded images of --cache disk, while the run is not complete."""
-        return self.path / "cache"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Options, data and versions; written first.
+        self.description = path / "run.json"
+        # Hashes of the ids of training examples and their patients.
+        self.trained_on = path / "trained_on.parquet"
+        # Training states; removed when the run is complete.
+        self.checkpoints = path / "checkpoints"
+        # Decoded images of --cache disk; removed when the run is complete.
+        self.cache = path / "cache"
+        # The best model so far: stored images → logits.
+        self.model = path / "model.keras"
+        # One row per epoch.
+        self.history = path / "history.json"
+        # Devices and versions that trained the run, and the time.
+        self.machine = path / "machine.json"
+        # The best model's figures for the validation fold; written last.
+        self.metrics = path / "metrics.json"
+        self.report = path / "report.html"
+        # The calibration that `evaluate --fit_temperature` fitted.
+        self.temperatures = path / "temperatures.json"
 
     def predictions(self, name: str) -> Path:
-        """The best model's predictions for a split, or a variant of them."""
+        """Return the path of predictions; the name is a split or a variant such as `fold0-tta`."""
         return self.path / f"predictions-{name}.parquet"
 
     def evaluation(self, name: str) -> Path:
-        """Their figures."""
+        """Return the path of the figures of such predictions."""
         return self.path / f"evaluation-{name}.json"
 
     @property
     def is_complete(self) -> bool:
-        """Whether training ran to its end."""
+        """Whether training has finished."""
         return self.metrics.is_file()
+
+
+def check_model(run: RunDirectory) -> None:
+    """Check that a run has a model.
+
+    Raises:
+        UsageError: it has none yet.
+    """
+    if not run.model.is_file():
+        raise UsageError(f"{run.path}: no model yet; training has not finished an epoch")
 
 
 def _describe_run(
     options: TrainOptions, shards: ShardDirectory, prevalence: Sequence[float]
 ) -> dict[str, Any]:
-    """The content of run.json."""
+    """Return the content of run.json."""
     packages = ["keras", "tensorflow", "numpy", "scikit-learn"]
     packages += ["jax"] if options.backend == "jax" else []
     return {
@@ -122,9 +90,9 @@ def _describe_run(
 
 
 def _locate(shards: ShardDirectory) -> str:
-    """The path or URL by which later commands find the shards, wherever they are started.
+    """Return the absolute path or URL of the shards, for later commands.
 
-    A password in a URL is not written down: such commands have to be told the shards again.
+    Passwords in a URL are left out: later commands need `--shards` then.
     """
     return (
         hide_secrets(shards.location) if "://" in shards.location else str(shards.path.absolute())
@@ -132,16 +100,16 @@ def _locate(shards: ShardDirectory) -> str:
 
 
 def describe_data(shards: ShardDirectory) -> dict[str, Any]:
-    """What a model depends on: labels, windows and the stored image."""
+    """Describe what a model depends on: labels, windows and the stored image."""
     return {
         "labels": list(shards.labels),
-        "windows": [asdict(each) for each in shards.windows],
+        "windows": [asdict(window) for window in shards.windows],
         "image": asdict(shards.image),
     }
 
 
 def described_data(description: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says of the same, without keys that nothing depends on."""
+    """Return `describe_data` of the shards that a run was trained on, from its run.json."""
     trained = check_document(description["shards"], TrainingShards, "run.json")
     return {
         "labels": trained.labels,
@@ -153,10 +121,15 @@ def described_data(description: dict[str, Any]) -> dict[str, Any]:
 def check_fit(
     description: dict[str, Any], shards: ShardDirectory, may_lack_labels: bool = True
 ) -> None:
-    """Compares what a run was trained on with what it shall answer for.
+    """Check that a run's model fits other shards.
+
+    Args:
+        description: run.json of the run.
+        shards: the other shards.
+        may_lack_labels: whether unlabeled shards are accepted.
 
     Raises:
-        UsageError: other labels, windows or images.
+        UsageError: labels, windows or images differ.
     """
     trained, here = described_data(description), describe_data(shards)
     unlabeled = may_lack_labels and shards.is_unlabeled
@@ -171,30 +144,30 @@ def check_fit(
 def check_run(
     options: TrainOptions, shards: ShardDirectory, continued: dict[str, str] | None = None
 ) -> RunDirectory:
-    """The run directory, which is new, or holds this very run; nothing is written.
+    """Check that the run directory is new or holds this run; write nothing.
 
     Args:
         options: of the run.
-        shards: that it is trained on.
-        continued: what `continuing.Origin.recorded` says, if it starts from another run.
+        shards: its training data.
+        continued: `Origin.recorded()`, if it starts from another run's model.
 
     Raises:
-        UsageError: it holds another run, or something else.
+        UsageError: the directory holds another run, or something else.
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
         _refuse_other_run(run, options, shards, continued)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise UsageError(f"--run {run.path}: exists and is no run directory")
-    else:  # a path of the shards, say, that no reader would take
-        described = _describe_run(options, shards, [0.0] * len(shards.labels))  # not known yet
+    else:  # a value that could not be read again, such as an odd path of the shards
+        described = _describe_run(options, shards, [0.0] * len(shards.labels))
         check_document(described, RunDescription, f"--run {run.path}: for run.json")
     return run
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a folder holds more than the lock of a run that did not begin."""
-    return any(each.name != LOCK for each in folder.iterdir())
+    """Return whether a folder holds more than the lock of a run that did not begin."""
+    return any(path.name != LOCK for path in folder.iterdir())
 
 
 def begin_run(
@@ -203,16 +176,16 @@ def begin_run(
     shards: ShardDirectory,
     continued: dict[str, str] | None = None,
 ) -> None:
-    """Says in the directory what the run is, unless it does; removes what was not written whole.
+    """Write run.json, unless it exists, and remove unfinished files.
 
     Args:
         run: the directory.
         options: of the run.
-        shards: that it is trained on.
-        continued: see `check_run`.
+        shards: its training data.
+        continued: `Origin.recorded()`, if it starts from another run's model.
 
     Raises:
-        UsageError: another run began in it meanwhile.
+        UsageError: another run began in the directory meanwhile.
     """
     check_run(options, shards, continued)
     remove_unfinished(run.path)
@@ -229,10 +202,10 @@ def _refuse_other_run(
     shards: ShardDirectory,
     continued: dict[str, str] | None,
 ) -> None:
-    """Says what differs between the run that is there and the one asked for.
+    """Compare the run in the directory with the requested one.
 
     Raises:
-        UsageError: anything does.
+        UsageError: they differ; the message says in what.
     """
     before = read_description(run)
     differing = [
@@ -254,17 +227,17 @@ def _refuse_other_run(
 
 
 def _shown_option(value: Any) -> str:
-    """An option's value as it is given, unless that would not be one short line."""
+    """Return an option's value as given, or quoted and shortened if it is not one short line."""
     text = str(value)
     plain = isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_SHOWN
     return text if plain or value is None or isinstance(value, bool) else shown(value)
 
 
 def read_description(run: RunDirectory) -> dict[str, Any]:
-    """Reads run.json.
+    """Read run.json.
 
     Raises:
-        UsageError: it is not there, not whole, or has a wrong value.
+        UsageError: it is missing or damaged, or has a wrong value.
     """
     try:
         description: dict[str, Any] = parse_json(read_bytes(run.description), str(run.description))

@@ -1,7 +1,7 @@
-"""Whom a run was trained on: hashes, so that no run holds an id, and what they say of others.
+"""Patients of a training: recorded as hashes, and compared with the patients of other splits.
 
-trained_on.parquet has one row per training example: hashes of its patient's id and of its own. They
-are keyed with the digest of the shards, so that the files of two runs tell nothing together.
+trained_on.parquet has one row per training example: hashes of its patient's id and of its own. The
+hashes are keyed with the digest of the shards, so that the files of two runs cannot be joined.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from trainer.data.shards import ShardDirectory, Split
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
 
-# 10^6 ids against 10^6 others: one in 10^7 finds an equal hash of another id.
+# Among 10^6 ids and 10^6 others, a collision has a probability of 10^-7.
 _BYTES = 8
 Hashes = npt.NDArray[np.uint64]
 
 
 def hash_ids(ids: Iterable[str], column: str, digest: str) -> Hashes:
-    """The hash of each id of a column, [N]; `digest` is that of the training shards."""
+    """Hash the ids of a column, [N], keyed with the digest of the training shards."""
     key, numbers, texts = digest.encode()[:64], *pd.factorize(np.asarray(ids, object))
     hashes = [
-        blake2b(each.encode(), digest_size=_BYTES, key=key, person=column.encode()).digest()
-        for each in texts
+        blake2b(text.encode(), digest_size=_BYTES, key=key, person=column.encode()).digest()
+        for text in texts
     ]
     return np.frombuffer(b"".join(hashes), np.dtype("<u8")).astype(np.uint64)[numbers]
 
 
 def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
-    """The hashes of the examples of some splits, one row per example.
+    """Hash the ids of the examples of splits, one row per example.
 
     Raises:
-        UsageError: the index of the shards does not say whose they are.
+        UsageError: the index of the shards has no ids.
     """
     ids, digest = read_ids(shards, splits), shards.digest()
     return pd.DataFrame({name: hash_ids(ids[name], name, digest) for name in COMPARED_IDS})
 
 
 def write_trained_on(path: Path, hashes: pd.DataFrame) -> None:
-    """Writes the hashes of training examples, whole or not at all."""
+    """Write the hashes of training examples atomically."""
     write_whole(path, lambda unfinished: hashes.to_parquet(unfinished, index=False))
 
 
 def read_trained_on(path: Path) -> pd.DataFrame:
-    """Reads what `write_trained_on` wrote.
+    """Read the hashes of training examples.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UsageError: it is damaged, or something else.
+        FileNotFoundError: the file is missing.
+        UsageError: it is damaged, or another file.
     """
     try:
         hashes = pd.read_parquet(path, columns=[*COMPARED_IDS])
@@ -74,13 +74,13 @@ def read_trained_on(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of what is measured a run was trained on.
+    """Patients of a split that a run was trained on.
 
     Attributes:
-        patients: how many of them.
-        all_patients: of how many.
-        examples: of these patients.
-        by: the columns of ids that told.
+        patients: their number.
+        all_patients: number of all patients of the split.
+        examples: number of examples of patients that the run was trained on.
+        by: the columns of ids that were compared.
     """
 
     patients: int
@@ -90,49 +90,51 @@ class Overlap:
 
     @property
     def trained_on(self) -> bool | int:
-        """Whether all patients were trained on, or none; else how many."""
+        """True for all patients, False for none, else their number."""
         return self.patients if 0 < self.patients < self.all_patients else self.patients > 0
 
 
 def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[str, ...]:
-    """The columns whose ids mean the same where a run was trained and in other shards.
+    """Return the columns whose ids are comparable between a run's shards and others.
 
     Args:
         described: `shards` of run.json.
-        shards: the others.
+        shards: the other shards.
     """
     if described["digest"] == shards.digest():
         return COMPARED_IDS
     before = (described.get("patient_ids", ""), described.get("image_ids", ""))
     kinds = zip(COMPARED_IDS, before, (shards.patient_ids, shards.image_ids), strict=True)
-    found = [
+    comparable = [
         name
         for name, there, here in kinds
         if ORDINAL not in (there, here) and (there == here or not (there and here))
     ]
-    # File names may be those of other images elsewhere: patients, where they are known, decide.
-    certain = PATIENT_ID in found and before[0] and shards.patient_ids
-    return (PATIENT_ID,) if certain else tuple(found)
+    # Image ids may be file names, which other images can share: prefer known patient ids.
+    certain = PATIENT_ID in comparable and before[0] and shards.patient_ids
+    return (PATIENT_ID,) if certain else tuple(comparable)
 
 
 def find_overlap(
     run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
 ) -> Overlap | None:
-    """Looks for the patients of a run's training, and of the runs that it continues, among others.
+    """Find the patients of a split that a run, or a run that it continues, was trained on.
 
-    A patient is known by the own id, or by any image. None where ids tell nothing, or a run does
-    not say whom it was trained on.
+    A patient is recognized by its id or by the id of any of its images.
 
     Args:
-        run: that was trained.
-        shards: that the examples are of.
-        texts: ids of the examples, [N] each.
+        run: the trained run.
+        shards: the shards of the split.
+        texts: ids of the split's examples, [N] each.
+
+    Returns:
+        None if ids are not comparable, or a run does not record its training examples.
 
     Raises:
-        UsageError: what the run says is damaged.
+        UsageError: a file of the run is damaged.
     """
-    runs = [_find_examples(each, shards, texts) for each in _lineage(run)]
-    known = np.logical_or.reduce([found for _, found in runs])
+    runs = [_find_examples(ancestor, shards, texts) for ancestor in _lineage(run)]
+    known = np.logical_or.reduce([examples for _, examples in runs])
     if not known.any() and not all(columns for columns, _ in runs):
         return None
     patients = np.unique(texts[PATIENT_ID][known])
@@ -142,11 +144,11 @@ def find_overlap(
 
 
 def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
-    """A run, the run whose model it started from, and so on."""
+    """Yield a run, the run whose model it started from, and so on."""
     seen = set()
-    while (place := run.path.resolve()) not in seen:
+    while (path := run.path.resolve()) not in seen:
         yield run
-        seen.add(place)
+        seen.add(path)
         if not run.description.is_file() or not (
             origin := read_description(run).get("continued_from")
         ):
@@ -157,11 +159,14 @@ def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
 def _find_examples(
     run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
 ) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
-    """The columns that tell, and which examples one run was trained on, [N]; none if unknown."""
+    """Return the compared columns, and which examples a run was trained on, [N].
+
+    Without a record there are no columns.
+    """
     known = np.zeros(len(texts[IMAGE_ID]), np.bool_)
     try:
         trained = read_trained_on(run.trained_on)
-    except FileNotFoundError:  # of an earlier version, or of shards without an index
+    except FileNotFoundError:  # an earlier version, or shards without an index
         return (), known
     described = read_description(run)["shards"]
     columns = comparable_ids(described, shards)
@@ -172,11 +177,11 @@ def _find_examples(
 
 
 def describe_overlap(overlap: Overlap | None, by_split: bool | None) -> dict[str, Any]:
-    """What figures say of it.
+    """Return the entries of figures about an overlap.
 
     Args:
-        overlap: as found by ids.
-        by_split: whether the split was trained on, as far as it is known without ids.
+        overlap: from `find_overlap`.
+        by_split: whether the split was trained on, if that is known without ids.
     """
     if overlap is None:
         return {"trained_on": by_split, "overlap": None}

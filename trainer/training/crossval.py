@@ -19,8 +19,8 @@ from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
 from trainer.progress import explain_weights, next_command, number
-from trainer.runs.job import Job
 from trainer.runs.run_directory import RunDirectory
+from trainer.runs.training_setup import TrainingSetup
 from trainer.training.train import train
 
 _POOLED = (
@@ -30,43 +30,43 @@ _POOLED = (
 )
 
 
-def crossvalidate(jobs: tuple[Job, ...]) -> None:
+def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
     """Trains what is not complete; writes out_of_fold.parquet and crossval.json above the runs.
 
     Raises:
         UsageError: the weights cannot be had, or a shard is damaged.
         Diverged: a loss is no longer finite.
     """
-    folder = jobs[0].run.path.parent
-    for job in jobs:
-        if not job.run.is_complete:
-            job.display.say(f"{job.validation.name}: {job.run.path}")
-            train(replace(job, is_part=True))
+    folder = setups[0].run.path.parent
+    for setup in setups:
+        if not setup.run.is_complete:
+            setup.display.say(f"{setup.validation.name}: {setup.run.path}")
+            train(replace(setup, is_fold=True))
             # The last fold's network and images, which hold the device's memory.
             keras.utils.clear_session()
             gc.collect()
     frame = pd.concat(
-        [pd.read_parquet(job.run.predictions(job.validation.name)) for job in jobs],
+        [pd.read_parquet(setup.run.predictions(setup.validation.name)) for setup in setups],
         ignore_index=True,
     )
     write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
     shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
-    summary = summarize(jobs, frame)
+    summary = summarize(setups, frame)
     write_json(folder / "crossval.json", summary)
-    display = jobs[0].display
+    display = setups[0].display
     display.console.print(summary_table(summary, str(folder)))
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
     display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
-    display.point_out(next_command("compare", runs=[job.run.path for job in jobs]))
+    display.point_out(next_command("compare", runs=[setup.run.path for setup in setups]))
 
 
-def summarize(jobs: tuple[Job, ...], frame: pd.DataFrame) -> dict[str, Any]:
+def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[str, Any]:
     """Figures of all slices together, and their mean and spread over the folds."""
-    names, weights = jobs[0].shards.labels, jobs[0].weights
+    names, weights = setups[0].shards.labels, setups[0].weights
     labels = frame[[f"label_{name}" for name in names]].to_numpy()
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
-    folds = [read_json(job.run.metrics) for job in jobs]
+    folds = [read_json(setup.run.metrics) for setup in setups]
     return {
         "label_weights": dict(zip(names, weights, strict=True)),
         "folds": {each["split"]: _brief(each) for each in folds},

@@ -1,7 +1,6 @@
-"""How images come to the training step: streamed, from a cache, or from the device itself.
+"""How images reach the training step: streamed, from a cache, or from the device's own memory.
 
-Each feed has a network whose input is what its batches carry; all share the classifier's
-layers.
+Every feed has its own input; all share the classifier's layers.
 """
 
 from __future__ import annotations
@@ -31,120 +30,135 @@ from trainer.data.input_pipeline import (
 from trainer.data.random_access import records_at
 from trainer.data.sampling import epoch_rows
 from trainer.data.shards import count
-from trainer.networks.averaging import make_training_model
+from trainer.evaluation.metrics import probabilities
+from trainer.evaluation.predict import check_finite, predict_split
+from trainer.networks.image_layers import Resize
 from trainer.networks.model import Classifier
-from trainer.networks.resize import Resize
 from trainer.runs.checkpoint import CACHE_NAME
-from trainer.runs.job import Job
+from trainer.runs.training_setup import TrainingSetup
 
 
 class Feed(Protocol):
-    """What training needs of its input."""
+    """The input of training and validation."""
 
-    def network(self, classifier: Classifier) -> Any:
-        """A model from what a batch carries to logits."""
+    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
+        """Return the symbolic input of a training step, and the logits computed from it."""
 
     def batches(self, order: Order) -> Any:
-        """The batches of an epoch that are still to come: dataset of (input, labels)."""
+        """Return the remaining batches of an epoch: dataset of (input, labels)."""
 
-    def validation_logits(self, classifier: Classifier) -> Any:
-        """Logits and labels of the validation fold; None where they are to be streamed."""
+    def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
+        """Return labels and probabilities of the validation fold, [N, L] each."""
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """Decodes in every epoch; holds nothing."""
+    """Decodes all images in every epoch and keeps nothing."""
 
-    job: Job
+    setup: TrainingSetup
 
-    def network(self, classifier: Classifier) -> Any:
+    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Stored images → logits."""
-        inputs, outputs = classifier.model.inputs, classifier.model.outputs
-        return _training_model(self.job, classifier, inputs, outputs)
+        return classifier.model.inputs, classifier.model.outputs
 
     def batches(self, order: Order) -> Any:
-        """Stored images and labels."""
-        job, options = self.job, self.job.options
+        """Return stored images and labels."""
+        setup, options = self.setup, self.setup.options
         skip = order.skip
-        if job.index is None:
-            # With JAX, Keras looks at a batch first where a model is new: after resuming, too.
+        if setup.index is None:
+            # With JAX, Keras takes a batch to build a new model; after resuming, too.
             peeks = keras.backend.backend() == "jax"
-            records = training_records(job.training, order, options.shuffle_buffer, peeks)
+            records = training_records(setup.training, order, options.shuffle_buffer, peeks)
         else:
-            rows = epoch_rows(job.index.labels, job.steps, options.batch_size, order, balanced=True)
-            records, skip = records_at(job.index, rows.ravel()), 0
+            rows = epoch_rows(
+                setup.index.labels, setup.steps, options.batch_size, order, balanced=True
+            )
+            records, skip = records_at(setup.index, rows.ravel()), 0
         batches = training_batches(
-            records, job.shards.image, len(job.shards.labels), options.batch_size, skip
+            records, setup.shards.image, len(setup.shards.labels), options.batch_size, skip
         )
-        return batches.take(job.steps - order.skip)
+        return batches.take(setup.steps - order.skip)
 
-    def validation_logits(self, classifier: Classifier) -> Any:
-        """Streams the validation fold."""
-        return None
+    def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
+        """Stream the validation fold through the classifier."""
+        setup = self.setup
+        predictions = predict_split(
+            classifier.model,
+            setup.shards,
+            setup.validation,
+            setup.options.batch_size,
+            setup.display.update,
+        )
+        return predictions.labels, predictions.probabilities
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Takes resized images out of caches in memory or on disk."""
+    """Reads resized images from caches in memory or on disk."""
 
-    job: Job
+    setup: TrainingSetup
     cached: ImageCache
     validation: ImageCache
 
     def rows(self, order: Order) -> npt.NDArray[np.int64]:
-        """The rows of each batch."""
-        job = self.job
-        balanced = job.options.sampling == "balanced"
-        return epoch_rows(self.cached.labels, job.steps, job.options.batch_size, order, balanced)
+        """Return the rows of the cache for each batch, [steps, B]."""
+        setup = self.setup
+        balanced = setup.options.sampling == "balanced"
+        return epoch_rows(
+            self.cached.labels, setup.steps, setup.options.batch_size, order, balanced
+        )
 
-    def network(self, classifier: Classifier) -> Any:
+    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Resized images → logits."""
-        size, image = self.job.options.image_size, self.job.shards.image
+        size, image = self.setup.options.image_size, self.setup.shards.image
         inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
-        return _training_model(self.job, classifier, inputs, classifier.core(Resize(size)(inputs)))
+        return inputs, classifier.core(Resize(size)(inputs))
 
     def batches(self, order: Order) -> Any:
-        """Resized images and labels."""
+        """Return resized images and labels."""
         rows = tf.data.Dataset.from_tensor_slices(self.rows(order))
-        size, image = self.job.options.image_size, self.job.shards.image
-        shape = (self.job.options.batch_size, size, size, image.channels)
+        size, image = self.setup.options.image_size, self.setup.shards.image
+        shape = (self.setup.options.batch_size, size, size, image.channels)
 
         def gather(chosen: Any) -> tuple[Any, Any]:
-            # Said to be without state: with --deterministic others are called one after the other.
+            # Declared stateless: with --deterministic, stateful functions run one after the other.
             dtype = tf.as_dtype(image.dtype)
             pixels = tf.numpy_function(self.cached.take, [chosen], dtype, stateful=False)
             return tf.ensure_shape(pixels, shape), tf.gather(self.cached.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
 
-    def validation_logits(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Runs the core over the cached validation fold."""
-        cached, size = self.validation, self.job.options.batch_size
-        logits = []
-        for start in range(0, len(cached.labels), size):
-            rows = np.arange(start, start + size) % len(cached.labels)
-            logits.append(classifier.core.predict_on_batch(cached.take(rows).astype(np.float32)))
-            self.job.display.update(min(start + size, len(cached.labels)))
-        return np.concatenate(logits)[: len(cached.labels)], cached.labels.astype(np.int64)
+    def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
+        """Run the core over the cached validation fold."""
+        size, total = self.setup.options.batch_size, len(self.validation.labels)
+        batches = []
+        for start in range(0, total, size):
+            # The last batch is filled up from the first rows, so that all have one shape.
+            images = self.validation.take(np.arange(start, start + size) % total)
+            batches.append(classifier.core.predict_on_batch(images.astype(np.float32)))
+            self.setup.display.update(min(start + size, total))
+        logits = np.concatenate(batches)[:total]
+        check_finite(logits, self.setup.validation.name)
+        return self.validation.labels.astype(np.int64), probabilities(logits)
 
 
 class OnDevice(Cached):
-    """Holds the training images in the device's memory; a batch is nothing but rows."""
+    """Keeps the training images in the device's memory; a batch holds only their rows."""
 
     @cached_property
     def lookup(self) -> LookUp:
-        """The images, copied to the device once for all networks."""
+        """The images, copied to the device once for all phases."""
         (images,) = self.cached.images
         return LookUp(images)
 
-    def network(self, classifier: Classifier) -> Any:
+    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Rows of the cache → logits."""
         inputs = layers.Input((), dtype=row_type())
-        resized = Resize(self.job.options.image_size)(self.lookup(inputs))
-        return _training_model(self.job, classifier, inputs, classifier.core(resized))
+        resized = Resize(self.setup.options.image_size)(self.lookup(inputs))
+        return inputs, classifier.core(resized)
 
     def batches(self, order: Order) -> Any:
-        """Rows and labels."""
+        """Return rows and labels."""
         rows = self.rows(order)
         labels = self.cached.labels[rows]
         return with_options(
@@ -152,26 +166,20 @@ class OnDevice(Cached):
         )
 
 
-def _training_model(job: Job, classifier: Classifier, inputs: Any, outputs: Any) -> Any:
-    """The model that `fit` trains, with averages if the options ask for them."""
-    options = job.options
-    return make_training_model(inputs, outputs, classifier.core, options.ema, options.accumulate)
-
-
 def row_type() -> str:
-    """The dtype of row numbers: JAX has 32 bits alone.
+    """Return the dtype of row numbers: int32 for JAX, which has no 64 bits.
 
-    100,000 images of 224 x 224 x 3 are seven times as many bytes as 32 bits count; TensorFlow
-    gets 64, for it may reckon where a row begins in the numbers' own type.
+    TensorFlow gets int64, because it may compute byte offsets in this type: 100,000 images of
+    224 x 224 x 3 have seven times as many bytes as int32 can count.
     """
     return "int32" if keras.backend.backend() == "jax" else "int64"
 
 
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Rows [B] → images [B, S, S, C], out of a variable that is never trained.
+    """Rows [B] → images [B, S, S, C], from a variable that is not trained.
 
-    It holds 32-bit words, whatever they stand for: TensorFlow gathers no uint8 and no uint16 on a
-    GPU, and would bring all images to the processor in each step.
+    The variable holds 32-bit words, because TensorFlow has no GPU kernel to gather uint8 or uint16
+    and would copy all images to the CPU in every step.
     """
 
     def __init__(self, images: npt.NDArray[Any]) -> None:
@@ -188,55 +196,55 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         )
 
     def call(self, rows: Any) -> Any:
-        """Gathers."""
+        """Gather the images of some rows."""
         values = ops.view(ops.take(self.cached, rows, axis=0), self.kind)
         return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
-        """Images of the stored type."""
+        """Return images of the stored type."""
         return keras.KerasTensor((*rows.shape, *self.stored), dtype=self.kind)
 
 
 def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The bytes of each image, [N, ...], as 32-bit words, [N, W], filled up with zeros."""
-    each = images.reshape(len(images), -1)
-    missing = -each.shape[1] * each.itemsize % 4
+    """View the bytes of images, [N, ...], as 32-bit words, [N, W], padded with zeros."""
+    flat = images.reshape(len(images), -1)
+    missing = -flat.shape[1] * flat.itemsize % 4
     if missing:
-        each = np.pad(each, ((0, 0), (0, missing // each.itemsize)))
-    return each.view(np.float32)
+        flat = np.pad(flat, ((0, 0), (0, missing // flat.itemsize)))
+    return flat.view(np.float32)
 
 
-def open_feed(job: Job, free_device_memory: int | None) -> Feed:
-    """Makes the feed that --cache asks for, and fills it.
+def open_feed(setup: TrainingSetup, free_device_memory: int | None) -> Feed:
+    """Make the feed for `--cache`, and fill its caches.
 
     Args:
-        job: what to train on.
+        setup: the run.
         free_device_memory: bytes; None if unknown.
 
     Raises:
         UsageError: there is too little memory or disk space.
     """
-    options, image = job.options, job.shards.image
+    options, image = setup.options, setup.shards.image
     if options.cache == "none":
-        return _Stream(job)
-    needed = cache_bytes(job.training, image, options.image_size)
+        return _Stream(setup)
+    needed = cache_bytes(setup.training, image, options.image_size)
     room = ""
     if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
         room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
-    job.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
-    job.display.begin("filling the cache", count(job.training) + job.validation.examples)
+    setup.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
+    trained = count(setup.training)
+    setup.display.begin("filling the cache", trained + setup.validation.examples)
     folder = None
     if options.cache == "disk":
-        folder = Path(options.cache_dir) if options.cache_dir else job.run.cache
-    cached = fill_cache(job.training, image, options.image_size, folder, job.display.update)
-    trained = count(job.training)
+        folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache
+    cached = fill_cache(setup.training, image, options.image_size, folder, setup.display.update)
     validation = fill_cache(
-        (job.validation,),
+        (setup.validation,),
         image,
         options.image_size,
         folder,
-        lambda done: job.display.update(trained + done),
+        lambda done: setup.display.update(trained + done),
     )
-    job.display.end()
-    return (OnDevice if options.cache == "device" else Cached)(job, cached, validation)
+    setup.display.end()
+    return (OnDevice if options.cache == "device" else Cached)(setup, cached, validation)

@@ -1,0 +1,293 @@
+"""Layers between a stored image and the backbone, computed on the device in float32.
+
+Resize          any image → a square
+ApplyWindows    Hounsfield units → gray levels 0 to 255
+Augment         random changes of training images
+Normalize       gray levels → the range that the backbone was trained on
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+# Augmentation at strength 1, chosen so that the result still looks like a head in a scanner.
+_ROTATION = math.radians(15)
+_SCALE = 0.1
+SHIFT = 0.05
+_CONTRAST = 0.1
+_BRIGHTNESS = 0.05
+
+_Constants = npt.NDArray[np.float32]
+
+
+class _ImageLayer(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
+    """A layer that computes in float32 under every dtype policy and keeps the shape of images."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape of the input."""
+        return input_shape
+
+
+def resize_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
+    """Return the linear map from `size_in` pixels of a row to `size_out` pixels.
+
+    A triangle filter at half-pixel centers, widened by the scale when the image shrinks: the same
+    as `tf.image.resize(method="bilinear", antialias=True)` and `jax.image.resize`.
+
+    Returns:
+        float32 [size_out, size_in]; every row sums to 1.
+    """
+    scale = size_in / size_out
+    reach = max(scale, 1.0)
+    centers = (np.arange(size_out) + 0.5) * scale - 0.5
+    distance = np.abs(np.arange(size_in)[None, :] - centers[:, None])
+    weights = np.maximum(0.0, 1.0 - distance / reach)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+@keras.saving.register_keras_serializable("headct")
+class Resize(_ImageLayer):
+    """Any [B, H, W, C] → float32 [B, size, size, C], same unit, with antialiasing.
+
+    Two matrix products: XLA compiles them, both backends return the same numbers, and TensorFlow's
+    antialiased resize has no GPU kernel.
+    """
+
+    def __init__(self, size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, images: Any) -> Any:
+        """Resize rows, then columns."""
+        images = ops.cast(images, "float32")
+        _, height, width, _ = images.shape
+        if height != self.size:
+            rows = ops.convert_to_tensor(resize_matrix(height, self.size))
+            images = ops.einsum("oh,bhwc->bowc", rows, images)
+        if width != self.size:
+            columns = ops.convert_to_tensor(resize_matrix(width, self.size))
+            images = ops.einsum("ow,bhwc->bhoc", columns, images)
+        return images
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return [B, size, size, C]."""
+        return (input_shape[0], self.size, self.size, input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, for a saved model."""
+        return {**super().get_config(), "size": self.size}
+
+
+@keras.saving.register_keras_serializable("headct")
+class ApplyWindows(_ImageLayer):
+    """Stored values [B, H, W, 1] → float32 gray levels 0 to 255, [B, H, W, windows].
+
+    LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2: ((x - c) / w + 0.5) · 255, clipped.
+
+    Args:
+        centers: window centers, HU.
+        widths: window widths, HU.
+        hu_offset: added to a stored value to get Hounsfield units.
+        jitter: range of random changes while training: the center moves by up to this fraction of
+            the width, the width changes by up to this factor.
+        seed: of the random changes.
+    """
+
+    def __init__(
+        self,
+        centers: list[float],
+        widths: list[float],
+        hu_offset: float,
+        jitter: float,
+        seed: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.centers, self.widths = list(centers), list(widths)
+        self.hu_offset, self.jitter, self.seed = hu_offset, jitter, seed
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Apply every window to each image."""
+        centers = ops.reshape(ops.convert_to_tensor(self.centers, "float32"), (1, 1, 1, -1))
+        widths = ops.reshape(ops.convert_to_tensor(self.widths, "float32"), (1, 1, 1, -1))
+        if training and self.jitter > 0:
+            shape = (ops.shape(images)[0], 1, 1, len(self.centers))
+            centers = centers + widths * _uniform(shape, self.jitter, self.generator)
+            widths = widths * ops.exp(_uniform(shape, self.jitter, self.generator))
+        hounsfield = ops.cast(images, "float32") + self.hu_offset
+        levels = ((hounsfield - centers) / widths + 0.5) * 255
+        return ops.clip(levels, 0.0, 255.0)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the input's shape with one channel per window."""
+        return (*input_shape[:-1], len(self.centers))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, for a saved model."""
+        names = ("centers", "widths", "hu_offset", "jitter", "seed")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _uniform(shape: tuple[Any, ...], reach: float, generator: Any) -> Any:
+    """Draw uniform numbers within ± reach."""
+    return keras.random.uniform(shape, -reach, reach, "float32", generator)
+
+
+def affine_grid(angle: Any, scale: Any, shift: Any, flip: Any, size: int) -> tuple[Any, Any]:
+    """Return where in the source each target pixel lies.
+
+    Args:
+        angle: radians, [B].
+        scale: magnification, [B].
+        shift: rows and columns as a fraction of the size, [B, 2].
+        flip: 1 or -1, [B]; -1 mirrors left and right.
+        size: side of the square image, pixels.
+
+    Returns:
+        Source rows and columns, float32 [B, size, size].
+    """
+    middle = (size - 1) / 2
+    centered = ops.arange(size, dtype="float32") - middle
+    rows = ops.reshape(centered, (1, size, 1))
+    columns = ops.reshape(centered, (1, 1, size))
+    cosine, sine, across = (
+        ops.reshape(factor, (-1, 1, 1))
+        for factor in (ops.cos(angle) / scale, ops.sin(angle) / scale, flip)
+    )
+    down, right = (ops.reshape(shift[:, axis], (-1, 1, 1)) * size for axis in (0, 1))
+    source_rows = cosine * rows - sine * columns + down + middle
+    source_columns = (sine * rows + cosine * columns) * across + right + middle
+    return source_rows, source_columns
+
+
+def sample_bilinear(images: Any, rows: Any, columns: Any) -> Any:
+    """Interpolate [B, S, S, C] at float rows and columns [B, S, S]; pixels outside are 0."""
+    size, channels = images.shape[1], images.shape[-1]
+    top, left = ops.floor(rows), ops.floor(columns)
+    pixels = ops.reshape(images, (-1, channels))
+    first = ops.reshape(ops.arange(ops.shape(images)[0], dtype="int32") * size * size, (-1, 1, 1))
+    total = 0.0
+    for below in (0, 1):
+        for beside in (0, 1):
+            row, column = top + below, left + beside
+            weight = (1 - ops.abs(rows - row)) * (1 - ops.abs(columns - column))
+            inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+            weight = ops.where(inside, weight, 0.0)
+            pixel = ops.clip(row, 0, size - 1) * size + ops.clip(column, 0, size - 1)
+            values = ops.take(pixels, first + ops.cast(pixel, "int32"), axis=0)
+            total = total + values * ops.expand_dims(weight, -1)
+    return total
+
+
+@keras.saving.register_keras_serializable("headct")
+class Augment(_ImageLayer):
+    """float32 [B, S, S, C] of 0 to 255 → the same, changed at random while training.
+
+    Flip, rotation, scale and shift are one affine map, so pixels are interpolated once. The
+    generator's state is a variable of the model: a checkpoint holds it, and a resumed run continues
+    with the same images.
+    """
+
+    def __init__(self, strength: float, seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.strength = strength
+        self.seed = seed
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def uniform(self, shape: tuple[Any, ...], reach: float) -> Any:
+        """Draw uniform numbers within ± reach · strength."""
+        return _uniform(shape, reach * self.strength, self.generator)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Move each image, and change its contrast and brightness."""
+        if not training or self.strength == 0:
+            return images
+        batch = ops.shape(images)[0]
+        flip = ops.sign(_uniform((batch,), 1.0, self.generator))
+        rows, columns = affine_grid(
+            angle=self.uniform((batch,), _ROTATION),
+            scale=ops.exp(self.uniform((batch,), _SCALE)),
+            shift=self.uniform((batch, 2), SHIFT),
+            flip=ops.where(flip < 0, -1.0, 1.0),
+            size=images.shape[1],
+        )
+        images = sample_bilinear(images, rows, columns)
+        contrast = ops.exp(self.uniform((batch, 1, 1, 1), _CONTRAST))
+        brightness = self.uniform((batch, 1, 1, 1), _BRIGHTNESS * 255)
+        return ops.clip((images - 127.5) * contrast + 127.5 + brightness, 0.0, 255.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, for a saved model."""
+        return {**super().get_config(), "strength": self.strength, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """(x - mean) / deviation per channel of red, green, blue; `bgr` puts blue first."""
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    bgr: bool = False
+
+
+# As in `keras.applications.imagenet_utils.preprocess_input`.
+NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
+    {
+        "caffe": Normalization((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), bgr=True),
+        "torch": Normalization(
+            (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
+        ),
+        "tf": Normalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        # EfficientNetV2 S, M and L divide by 128 and subtract 1.
+        "tf128": Normalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0)),
+    }
+)
+
+
+@keras.saving.register_keras_serializable("headct")
+class Normalize(_ImageLayer):
+    """float32 [B, H, W, C] of 0 to 255 → float32 of the same shape.
+
+    Images of three channels count as RGB. With another number of channels, every channel gets the
+    mean of the three constants.
+    """
+
+    def __init__(self, mode: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, images: Any) -> Any:
+        """Normalize every channel."""
+        mean, deviation, order = self.constants(images.shape[-1])
+        images = (images - mean) / deviation
+        return images if (order[:-1] < order[1:]).all() else ops.flip(images, axis=-1)
+
+    def constants(self, channels: int) -> tuple[_Constants, _Constants, npt.NDArray[np.int64]]:
+        """Return mean [C] and deviation [C] per channel, and the order of the output's channels."""
+        chosen = NORMALIZATIONS[self.mode]
+        mean = np.asarray(chosen.mean, np.float32)
+        deviation = np.asarray(chosen.deviation, np.float32)
+        order = np.arange(channels)
+        if channels != 3:
+            mean = np.full(channels, mean.mean(), np.float32)
+            deviation = np.full(channels, deviation.mean(), np.float32)
+        elif chosen.bgr:
+            order = order[::-1]
+        return mean, deviation, order
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, for a saved model."""
+        return {**super().get_config(), "mode": self.mode}
