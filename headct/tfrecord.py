@@ -25,14 +25,12 @@ class CorruptRecord(ValueError):
     Attributes:
         what: is wrong, in a few words.
         offset: of the record in its file, bytes.
-        end: offset of the next record; None if unknown.
     """
 
-    def __init__(self, what: str, offset: int, end: int | None = None) -> None:
+    def __init__(self, what: str, offset: int) -> None:
         super().__init__(f"{what} at byte {offset}")
         self.what = what
         self.offset = offset
-        self.end = end
 
 
 def frame_record(data: bytes) -> bytes:
@@ -71,7 +69,7 @@ def read_record(file: BinaryIO, offset: int) -> bytes | None:
     if len(data) < length or len(tail) < _TAIL.size:
         raise CorruptRecord("truncated data", offset)
     if _TAIL.unpack(tail) != (_masked_crc(data),):
-        raise CorruptRecord("bad checksum of the data", offset, offset + length + FRAME_BYTES)
+        raise CorruptRecord("bad checksum of the data", offset)
     return data
 
 

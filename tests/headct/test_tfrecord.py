@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from headct.tfrecord import (
     DATA_OFFSET,
-    FRAME_BYTES,
     CorruptRecord,
     check_lengths,
     frame_record,
@@ -68,17 +67,16 @@ def test_every_cut_is_found() -> None:
     for length in range(1, len(second)):
         with pytest.raises(CorruptRecord, match="truncated") as found:
             list(read_records(io.BytesIO(first + second[:length])))
-        assert (found.value.offset, found.value.end) == (len(first), None)
+        assert found.value.offset == len(first)
 
 
-def test_reading_goes_on_after_damaged_data() -> None:
+def test_the_record_after_damaged_data_can_be_read() -> None:
     first, second = bytearray(frame_record(b"first")), frame_record(b"second")
     first[13] ^= 1
     file = io.BytesIO(first + second)
-    with pytest.raises(CorruptRecord, match="checksum of the data") as found:
+    with pytest.raises(CorruptRecord, match="checksum of the data at byte 0"):
         read_record(file, 0)
-    assert found.value.end == len(first) == len(b"first") + FRAME_BYTES
-    assert read_record(file, found.value.end) == b"second"
+    assert read_record(file, len(first)) == b"second"
     assert read_record(file, len(first) + len(second)) is None
 
 
