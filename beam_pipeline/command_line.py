@@ -60,10 +60,26 @@ def parse_options(
         **{name: given.pop(name) for name in flags(RunnerOptions) if name in given}
     )
     runner = choose_runner(start.runner)
-    _check_given(given, others)
-    options = _complete(Options.of(**given), given, runner)
+    options = complete_options(given, runner, others)
     arguments = complete_arguments(runner, others, parser._option_string_actions)
     return options, ChosenRunner(runner, tuple(arguments), start.cancel_on_interrupt)
+
+
+def complete_options(
+    given: Mapping[str, Any], runner: Runner, others: Sequence[str] = ()
+) -> Options:
+    """Return the options of a run, completed with what its runner and environment decide.
+
+    Args:
+        given: the options that were given, by their names.
+        runner: the runner.
+        others: arguments that the pipeline does not know, perhaps the runner's.
+
+    Raises:
+        UsageError: a value is not allowed, or an option unknown.
+    """
+    _check_given(given, others)
+    return _complete(Options.of(**given), given, runner)
 
 
 def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
@@ -94,7 +110,7 @@ def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
         )
 
 
-def _complete(options: Options, given: dict[str, Any], runner: Runner) -> Options:
+def _complete(options: Options, given: Mapping[str, Any], runner: Runner) -> Options:
     """Return options completed with what depends on the runner and the environment."""
     changes: dict[str, Any] = {}
     if "workers" not in given and runner.is_local:

@@ -75,6 +75,7 @@ class Display(logging.Handler):
         self._write = self._bars.add_task("Write slices", total=None, note="")
 
     def __enter__(self) -> Self:
+        self._before = LOGGER.level, LOGGER.propagate, logging.root.manager.disable
         if self._listen:
             LOGGER.addHandler(self)
             LOGGER.setLevel(logging.INFO)
@@ -90,7 +91,9 @@ class Display(logging.Handler):
     ) -> None:
         self._bars.stop()
         LOGGER.removeHandler(self)
-        logging.disable(logging.NOTSET)
+        level, LOGGER.propagate, disabled = self._before
+        LOGGER.setLevel(level)
+        logging.disable(disabled)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add up a step's counts and show them."""

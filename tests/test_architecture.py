@@ -38,6 +38,8 @@ ROOMS = {
         {"transforms", "pipeline"},
         {"runners"},
         {"command_line"},
+        {"run"},
+        {"api"},
         {"__main__", "verify", "card.__main__"},
     ),
     "trainer": (

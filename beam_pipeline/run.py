@@ -1,0 +1,164 @@
+"""What a preprocessing run does, in order."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from rich.console import Console
+
+from beam_pipeline.dicom.dataset import BEGINNING, name_kind
+from beam_pipeline.directory.unfinished import Unfinished
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.planning.earlier import read_earlier
+from beam_pipeline.planning.label_file import LabelFile
+from beam_pipeline.planning.label_match import check_labels_fit
+from beam_pipeline.planning.labels import Labels
+from beam_pipeline.planning.places import check_output_is_not_read, check_places
+from beam_pipeline.progress import Display, Watcher, show_summary
+from beam_pipeline.runners.choose import ChosenRunner
+from beam_pipeline.workers import start_server
+from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
+from beam_pipeline.writing.output_lock import lock_output
+from beam_pipeline.writing.run_record import record_start
+from headct.errors import HeadctError, UsageError
+from headct.layout import CARD, LABELS_TABLE, MANIFEST
+from headct.stores import Folder, InputFiles, encode_source
+
+
+def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, Any] | None:
+    """Write a shard directory, unless it is complete.
+
+    Args:
+        options: of the run.
+        chosen: the runner.
+        console: to print progress and a summary to.
+
+    Returns:
+        The manifest; None if the runner only wrote a template.
+
+    Raises:
+        HeadctError: as `headct.errors` and `beam_pipeline.errors` list them.
+    """
+    folder = options.files.folder
+    labels = _check_input(options)
+    if not chosen.runner.is_local:
+        chosen = _find_job_server(chosen)
+    with lock_output(folder.url) as lock:
+        manifest = prepare_output(folder, options, alone=lock.alone)
+        if manifest is not None:
+            console.print(
+                f"{options.files.output} is complete: nothing to do.", soft_wrap=True, markup=False
+            )
+            _show_summary(console, manifest, folder, None)
+            return manifest
+        lock.share()
+        check_begun(folder, options)
+        if labels is None:
+            console.print("No labels given: every slice goes to the split test.")
+        else:
+            labels.keep(Unfinished(folder))
+            del labels
+        return _run(options, chosen, folder, console)
+
+
+def _run(
+    options: Options, chosen: ChosenRunner, folder: Folder, console: Console
+) -> dict[str, Any] | None:
+    record_start(folder, chosen.runner.name)
+    began = time.monotonic()
+    start = _run_here if chosen.runner.is_local else _run_elsewhere
+    if not start(options, chosen, folder, console):
+        Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
+        return None
+    finished = find_manifest(folder)
+    if finished is None:
+        raise HeadctError(f"the run ended without {MANIFEST} in {options.files.output}")
+    _show_summary(console, finished, folder, time.monotonic() - began)
+    return finished
+
+
+def _show_summary(
+    console: Console, manifest: dict[str, Any], folder: Folder, seconds: float | None
+) -> None:
+    show_summary(console, manifest, folder.url, seconds, has_card=folder.exists(CARD))
+
+
+def _run_here(options: Options, chosen: ChosenRunner, folder: Folder, console: Console) -> bool:
+    start_server(options.files.input)
+    # Imported late: a wrong option is answered without the seconds that Beam takes to load.
+    from beam_pipeline import pipeline
+
+    with Display(console) as display:
+        try:
+            pipeline.run_here(options)
+        except Exception:  # Beam's, which wraps whatever ended a step
+            if display.refusal is None:
+                raise
+            raise display.refusal from None
+    return True
+
+
+def _find_job_server(chosen: ChosenRunner) -> ChosenRunner:
+    from beam_pipeline.runners.job_server import find_job_server
+
+    return find_job_server(chosen)
+
+
+def _run_elsewhere(
+    options: Options, chosen: ChosenRunner, folder: Folder, console: Console
+) -> bool:
+    from beam_pipeline.runners.run_job import run_job
+
+    with Display(console, listen=False) as display:
+        return run_job(options, chosen, Watcher(Unfinished(folder), display), console)
+
+
+def _check_input(options: Options) -> Labels | None:
+    """Read the labels, and raise for what would end the run after the headers were read."""
+    files = options.files
+    check_places(options)
+    input_files = InputFiles.parse(files.input, files.storage_patience)
+    check_output_is_not_read(input_files, files.output)
+    found = input_files.list()
+    first = next(found, None)
+    if first is None:
+        raise UsageError(f"input {files.input} holds no files")
+    _check_kind(input_files, files.input)
+    label_file = LabelFile.of(files, options.labels)
+    labels = label_file.read() if label_file else None
+    if labels:
+        check_labels_fit(
+            labels.image_ids,
+            str(files.labels),
+            (encode_source(info.path) for info in chain([first], found)),
+            partial(_read_uids, input_files),
+            hidden=options.labels.image_id is ImageId.ORDINAL,
+        )
+    splits = options.splits
+    if splits.folds_from:
+        read_earlier(splits.folds_from, splits.group_by, files.storage_patience).check(options)
+    return labels
+
+
+def _check_kind(files: InputFiles, text: str) -> None:
+    """Refuse a file that stands for many, in a form that is not read in place."""
+    if not files.name:
+        return
+    kind = ""
+    with suppress(OSError), files.reading() as reading:  # else it will be rejected
+        kind = name_kind(reading.now(files.name, 0, BEGINNING))
+    if kind:
+        raise UsageError(
+            f"input {text} is not DICOM ({kind}); want DICOM files in a folder, or in a ZIP "
+            "archive whose name ends in .zip"
+        )
+
+
+def _read_uids(files: InputFiles, sources: Sequence[bytes]) -> Iterator[str]:
+    # Imported late: labels nearly always fit the files' names.
+    from beam_pipeline.planning.inventory import read_uids
+
+    return read_uids(files, sources)
