@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -24,133 +24,17 @@ _LISTED = 1000  # files of a listing, and
 _TRIED = 16  # files and folders among them, to tell whether the store refuses all
 _Contents = deque[bytes | OSError]
 
+_readable: dict[str, str] = {}  # root of an input: a file that could be read
+
 T = TypeVar("T")
 S = TypeVar("S")
-
-
-class InputFolder:
-    """Reads files below a folder.
-
-    Args:
-        root: the folder's path or URL.
-        patience: seconds after which a failing request is given up.
-    """
-
-    def __init__(self, root: str, patience: float) -> None:
-        self._root = root
-        self._patience = patience
-        self._readable = ""  # a file that could be read
-
-    @property
-    def store(self) -> ReadableStore:
-        """The store of the folder."""
-        return find_input_store(self._root, self._patience)[0]
-
-    def _path(self, source: str) -> str:
-        """Return the path in the store; keys of objects may have a slash where a name begins."""
-        folder = find_input_store(self._root, self._patience)[1]
-        return f"{folder.rstrip('/')}/{source}" if folder else source
-
-    def list(self) -> Iterator[FileInfo]:
-        """List all files."""
-        store, folder = find_input_store(self._root, self._patience)
-        return store.list(folder)
-
-    def info(self, source: str) -> FileInfo | None:
-        """Return size and version of a file, or None if it is missing."""
-        info = self.store.info(self._path(source))
-        return FileInfo(source, info.size, info.version) if info else None
-
-    def expect_info(self, source: str) -> FileInfo | None:
-        """Return size and version of a file that existed before; raise as `look_again` does."""
-        return self.info(source) or self._look_again(source, lambda: self.info(source))
-
-    def read(self, source: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes, or a range of them.
-
-        Raises:
-            OSError: the file cannot be read; an ObjectFault if the store only keeps this one back.
-            StoreError: the store fails, or refuses other files, too.
-        """
-        path = self._path(source)
-
-        def read(path: str) -> bytes:
-            return self.store.read(path, start, length)
-
-        try:
-            return read(path)
-        except ObjectRefused as refusal:
-            store = refusal.store
-        return Patience(store, self._patience).request(lambda: self._judge(path, read))
-
-    def look_again(self, source: str, start: int = 0, length: int | None = None) -> bytes:
-        """Read a file, or a range of it, that could not be read at the first attempt.
-
-        Raises:
-            OSError: it still cannot, although its folder was reachable before and after.
-            StoreError: its folder stays away, or the store fails.
-        """
-        return self._look_again(source, lambda: self.read(source, start, length))
-
-    def _look_again(self, source: str, look: Callable[[], T]) -> T:
-        path = self._path(source)
-
-        def attempt() -> T:
-            self.store.check_reachable(path)
-            try:
-                return look()
-            except OSError:
-                self.store.check_reachable(path)
-                raise
-
-        return Patience(self._root, self._patience).request(attempt)
-
-    def _judge(self, path: str, read: Callable[[str], bytes]) -> bytes:
-        """Read a file that was refused; if it is refused again, raise whose fault that is."""
-        works = self._can_read_another(path, read)
-        try:
-            return read(path)
-        except ObjectRefused as refusal:
-            if works:
-                raise ObjectFault(Reason.OBJECT_UNAVAILABLE, refusal.what) from None
-            if refusal.is_foreign:  # a proxy may be starting
-                raise Foreign(refusal.what, refusal.remedy) from None
-            raise
-
-    def _can_read_another(self, path: str, read: Callable[[str], bytes]) -> bool:
-        known = [self._readable] if self._readable else []
-        for other in chain(known, self._others()):
-            if other != path:
-                with suppress(ObjectRefused, OSError):
-                    read(other)
-                    self._readable = other
-                    return True
-        return False
-
-    def _others(self) -> Iterator[str]:
-        """Yield files of the start of the listing, and of other folders."""
-        paths = [info.path for info in islice(self.list(), _LISTED)]
-        yield from map(self._path, paths[:: max(1, len(paths) // _TRIED)])
-        store, folder = find_store(self._root, self._patience)
-        folders: list[str] = []
-        with suppress(HeadctError):  # a folder's name may not be a usable path
-            folders = sorted(name for name in store.entries(folder) if name.endswith("/"))
-        for name in folders[:: max(1, len(folders) // _TRIED)]:
-            for info in islice(store.list(self._path(name.rstrip("/"))), 1):
-                yield f"{self._path(name)}{info.path}"
-
-
-@lru_cache(maxsize=8)
-def find_folder(root: str, patience: float) -> InputFolder:
-    """Return the files below a folder; one object per process, as it remembers a readable file."""
-    return InputFolder(root, patience)
 
 
 class Reading:
     """Reads ranges of files, several at once if the store is remote."""
 
-    def __init__(self, folder: InputFolder, threads: ThreadPoolExecutor | None) -> None:
-        self._folder = folder
+    def __init__(self, files: "InputFiles", threads: ThreadPoolExecutor | None) -> None:
+        self._files = files
         self._threads = threads
 
     def ahead(
@@ -159,7 +43,7 @@ class Reading:
         """Yield items with the futures that `ask` returns for them, prefetching the next ones."""
         remaining = iter(items)
         asked: deque[tuple[S, Future[T]]] = deque()
-        in_flight = max(2 * self._folder.store.ranged_readers, 1)
+        in_flight = max(2 * self._files.store.ranged_readers, 1)
         while True:
             for item in islice(remaining, in_flight - len(asked)):
                 asked.append((item, ask(item)))
@@ -175,9 +59,9 @@ class Reading:
             StoreError: its store fails.
         """
         try:
-            return self._folder.read(source, start, length)
+            return self._files.read(source, start, length)
         except OSError:
-            return self._folder.look_again(source, start, length)
+            return self._files.look_again(source, start, length)
 
     def part(
         self,
@@ -201,7 +85,7 @@ class Reading:
         """
 
         def read() -> T:
-            return use((self.now if again else self._folder.read)(source, start, length))
+            return use((self.now if again else self._files.read)(source, start, length))
 
         if self._threads is not None:
             return self._threads.submit(read)
@@ -281,8 +165,14 @@ class InputFiles:
         return cls(root, pattern="/".join(names[wild:]), patience=patience)
 
     @property
-    def _folder(self) -> InputFolder:
-        return find_folder(self.root, self.patience)
+    def store(self) -> ReadableStore:
+        """The store of the root."""
+        return find_input_store(self.root, self.patience)[0]
+
+    def _path(self, source: str) -> str:
+        """Return the path in the store; keys of objects may have a slash where a name begins."""
+        folder = find_input_store(self.root, self.patience)[1]
+        return f"{folder.rstrip('/')}/{source}" if folder else source
 
     def list(self) -> Iterator[FileInfo]:
         """List the files, with paths relative to the root, ordered by the bytes of their paths.
@@ -294,9 +184,11 @@ class InputFiles:
             StoreError: a folder cannot be listed, or the store fails.
         """
         if self.name:
-            info = self._folder.expect_info(self.name)
+            look = partial(self.info, self.name)
+            info = look() or self._look_again(self.name, look)
             return iter([info] if info else [])
-        files = self._folder.list()
+        store, folder = find_input_store(self.root, self.patience)
+        files = store.list(folder)
         if not self.pattern:
             return files
         return (info for info in files if self.matches(info.path))
@@ -305,33 +197,94 @@ class InputFiles:
         """Return whether the pattern matches a path relative to the root."""
         return bool(_compile(self.pattern).match(source))
 
-    def read(self, source: str) -> bytes:
-        """Return all bytes of a source.
-
-        Raises:
-            OSError: it cannot be read.
-            StoreError: the store fails.
-        """
-        return self._folder.read(source)
-
-    def look_again(self, source: str) -> bytes:
-        """Read a source that could not be read; raise as `InputFolder.look_again` does."""
-        return self._folder.look_again(source)
-
     def info(self, source: str) -> FileInfo | None:
         """Return size and version of a source, or None if it is missing."""
-        return self._folder.info(source)
+        info = self.store.info(self._path(source))
+        return FileInfo(source, info.size, info.version) if info else None
+
+    def read(self, source: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return a source's bytes, or a range of them.
+
+        Raises:
+            OSError: it cannot be read; an ObjectFault if the store only keeps this one back.
+            StoreError: the store fails, or refuses other files, too.
+        """
+        path = self._path(source)
+
+        def read(path: str) -> bytes:
+            return self.store.read(path, start, length)
+
+        try:
+            return read(path)
+        except ObjectRefused as refusal:
+            store = refusal.store
+        return Patience(store, self.patience).request(lambda: self._judge(path, read))
+
+    def look_again(self, source: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read a source, or a range of it, that could not be read at the first attempt.
+
+        Raises:
+            OSError: it still cannot, although its folder was reachable before and after.
+            StoreError: its folder stays away, or the store fails.
+        """
+        return self._look_again(source, lambda: self.read(source, start, length))
+
+    def _look_again(self, source: str, look: Callable[[], T]) -> T:
+        path = self._path(source)
+
+        def attempt() -> T:
+            self.store.check_reachable(path)
+            try:
+                return look()
+            except OSError:
+                self.store.check_reachable(path)
+                raise
+
+        return Patience(self.root, self.patience).request(attempt)
+
+    def _judge(self, path: str, read: Callable[[str], bytes]) -> bytes:
+        """Read a file that was refused; if it is refused again, raise whose fault that is."""
+        works = self._can_read_another(path, read)
+        try:
+            return read(path)
+        except ObjectRefused as refusal:
+            if works:
+                raise ObjectFault(Reason.OBJECT_UNAVAILABLE, refusal.what) from None
+            if refusal.is_foreign:  # a proxy may be starting
+                raise Foreign(refusal.what, refusal.remedy) from None
+            raise
+
+    def _can_read_another(self, path: str, read: Callable[[str], bytes]) -> bool:
+        for other in chain([_readable.get(self.root, path)], self._others()):
+            if other != path:
+                with suppress(ObjectRefused, OSError):
+                    read(other)
+                    _readable[self.root] = other
+                    return True
+        return False
+
+    def _others(self) -> Iterator[str]:
+        """Yield files of the start of the listing, and of other folders."""
+        files, root = find_input_store(self.root, self.patience)
+        paths = [info.path for info in islice(files.list(root), _LISTED)]
+        yield from map(self._path, paths[:: max(1, len(paths) // _TRIED)])
+        store, folder = find_store(self.root, self.patience)
+        folders: list[str] = []
+        with suppress(HeadctError):  # a folder's name may not be a usable path
+            folders = sorted(name for name in store.entries(folder) if name.endswith("/"))
+        for name in folders[:: max(1, len(folders) // _TRIED)]:
+            for info in islice(store.list(self._path(name.rstrip("/"))), 1):
+                yield f"{self._path(name)}{info.path}"
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """Read ranges of files while the block runs."""
-        folder = self._folder
-        if not folder.store.ranged_readers:
-            yield Reading(folder, None)
+        if not self.store.ranged_readers:
+            yield Reading(self, None)
             return
-        threads = ThreadPoolExecutor(folder.store.ranged_readers)
+        threads = ThreadPoolExecutor(self.store.ranged_readers)
         try:
-            yield Reading(folder, threads)
+            yield Reading(self, threads)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -347,7 +300,7 @@ class InputFiles:
         Raises:
             StoreError: the store fails.
         """
-        store = self._folder.store
+        store = self.store
         groups = deque(_group(files, store.read_together))
         threads = ThreadPoolExecutor(store.readers)
         waiting: deque[tuple[Future[_Contents], int]] = deque()
