@@ -164,7 +164,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
         "runs": run_table(runs),
         "figures": [figure_table(runs, figure) for figure in FIGURES],
         "unpaired": [run.title for run in others if run not in paired],
-        "differences": [difference_table(first, paired, each) for each in FIGURES if paired],
+        "differences": [difference_table(first, paired, figure) for figure in FIGURES if paired],
         "samples": SAMPLES,
         "course": course_plots(runs),
         "roc": label_plots(runs, "ROC curves", AUC, roc_line, ROC_AXES, DIAGONAL),

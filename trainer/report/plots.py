@@ -221,7 +221,7 @@ def precision_line(name: str, labels: Ints, predicted: Floats) -> Line:
 
 def reliability_line(name: str, bins: list[dict[str, Any]]) -> Line:
     """The reliability curve of one label, from the bins of metrics.json."""
-    return Line(name, [each["predicted"] for each in bins], [each["observed"] for each in bins])
+    return Line(name, [point["predicted"] for point in bins], [point["observed"] for point in bins])
 
 
 def column(history: History, key: str) -> list[float]:
