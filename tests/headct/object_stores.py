@@ -49,10 +49,12 @@ class ObjectServer:
     Attributes:
         bucket: the only one it has.
         url: of the bucket, as the pipeline is told it.
+        is_slow: whether it needs seconds to list thousands of objects.
     """
 
     bucket: Any
     url: str
+    is_slow: bool = False
 
     def put(self, objects: dict[str, bytes]) -> None:
         """Store objects, by their keys."""
@@ -83,8 +85,11 @@ def free_port() -> int:
 def serve_s3(proxy: FaultyProxy) -> Iterator[ObjectServer]:
     """Run gofakes3 or moto behind a proxy while the block lasts; skip the test without both."""
     port = free_port()
-    with _running(_s3_command(port), port):
-        _request(f"http://127.0.0.1:{port}/{S3_BUCKET}", b"", "PUT")
+    command = _s3_command(port)
+    with _running(command, port):
+        # moto lets only public buckets be written without a signature.
+        public = {"x-amz-acl": "public-read-write"}
+        _request(f"http://127.0.0.1:{port}/{S3_BUCKET}", b"", "PUT", public)
         proxy.pass_on_to(port)
         bucket = S3Store(
             S3_BUCKET,
@@ -94,7 +99,7 @@ def serve_s3(proxy: FaultyProxy) -> Iterator[ObjectServer]:
             region="us-east-1",
             client_options={"allow_http": True},
         )
-        yield ObjectServer(bucket, f"s3://{S3_BUCKET}")
+        yield ObjectServer(bucket, f"s3://{S3_BUCKET}", is_slow="moto.server" in command)
 
 
 @contextmanager
@@ -148,11 +153,11 @@ def _is_put(head: str) -> bool:
 
 def _make_gcs_bucket(host: str) -> None:
     body = json.dumps({"name": GCS_BUCKET}).encode()
-    _request(f"http://{host}/storage/v1/b?project=test", body, "POST")
+    json_type = {"Content-Type": "application/json"}
+    _request(f"http://{host}/storage/v1/b?project=test", body, "POST", json_type)
 
 
-def _request(url: str, body: bytes, method: str) -> None:
-    headers = {"Content-Type": "application/json"}
+def _request(url: str, body: bytes, method: str, headers: dict[str, str]) -> None:
     request = urllib.request.Request(url, body, headers, method=method)
     with urllib.request.urlopen(request, timeout=10) as answer:
         answer.read()
