@@ -4,7 +4,6 @@ The steps log what they did, with the counts as an attribute of the log record: 
 shows the lines, a terminal the display that is made of the counts.
 """
 
-import json
 import logging
 import time
 from collections import Counter
@@ -17,8 +16,8 @@ from pyarrow import ArrowException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete
+from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.split_tables import print_by_split
 from headct.commands import spell
 from headct.errors import HeadctError
@@ -215,10 +214,9 @@ class Watcher:
                 )
 
     def _look_at_plan(self) -> None:
-        plan = json.loads(self._unfinished.read_plan())
-        shards, slices, notes = len(plan["shards"]), plan["slices"], plan["notes"]
-        self._count("plan", shards_planned=shards, slices_planned=slices)
-        for note in notes:
+        plan = self._unfinished.read_plan()
+        self._count("plan", shards_planned=len(plan.shards), slices_planned=plan.slices)
+        for note in plan.notes:
             self._display.say(note)
 
     def _new(self, kind: str) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.earlier import read_earlier
 from beam_pipeline.planning.label_file import LabelFile
@@ -19,10 +18,11 @@ from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.places import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, Watcher, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
+from beam_pipeline.shards.output import check_begun, find_manifest, prepare_output
+from beam_pipeline.shards.output_lock import lock_output
+from beam_pipeline.shards.run_record import record_start
+from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
-from beam_pipeline.writing.output import check_begun, find_manifest, prepare_output
-from beam_pipeline.writing.output_lock import lock_output
-from beam_pipeline.writing.run_record import record_start
 from headct.errors import HeadctError, UsageError
 from headct.layout import CARD, LABELS_TABLE, MANIFEST
 from headct.stores import Folder, InputFiles, encode_source

@@ -18,9 +18,9 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import report, say
+from beam_pipeline.shards.finish import finish_directory
+from beam_pipeline.shards.writer import Written, write_shard
 from beam_pipeline.workers import WorkerPool, shared_slots
-from beam_pipeline.writing.finish import finish_directory
-from beam_pipeline.writing.shards import Written, write_shard
 from headct.errors import HeadctError
 
 _NAMESPACE = "beam_pipeline"

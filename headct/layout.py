@@ -198,6 +198,11 @@ def count_input(counts: Mapping[str, Any]) -> int:
     return int(counts.get("files_seen", 0)) + int(counts.get("unlabeled_skipped", 0))
 
 
+def ordinal(noun: str, number: int) -> str:
+    """Return an id that leads nowhere: `patient_000001` for number 0 of `patient`."""
+    return f"{noun}_{number + 1:06d}"
+
+
 def label_column(label: str) -> str:
     """The column of a label."""
     return f"{LABEL_PREFIX}{label}"

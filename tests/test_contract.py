@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.directory.example import decode_example
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.shards.finish import finish_directory
+from beam_pipeline.shards.formats import decode_example
+from beam_pipeline.shards.output import prepare_output
+from beam_pipeline.shards.run_record import record_start
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
-from beam_pipeline.writing.finish import finish_directory
-from beam_pipeline.writing.output import prepare_output
-from beam_pipeline.writing.run_record import record_start
-from beam_pipeline.writing.shards import write_shard
 from headct import layout
 from headct.errors import UsageError
 from headct.json_documents import check_document

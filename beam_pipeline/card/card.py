@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from beam_pipeline.card import charts, count_tables, facts
 from beam_pipeline.card.totals import Choice, Totals, add_up, choose, rows_at
 from beam_pipeline.card.views import Views, ViewTask, view_in_process
-from beam_pipeline.directory.rejects import Reject, count_reasons
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId
 from beam_pipeline.planning.locate_sources import locate_sources
+from beam_pipeline.shards.rejects import Reject, count_reasons
 from headct.errors import StoreError
 from headct.layout import CARD, count_input
 from headct.page import page_templates

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from rich.filesize import decimal
 
 from beam_pipeline.card.totals import NO_LABEL, Totals
-from beam_pipeline.directory.rejects import Reject
+from beam_pipeline.shards.rejects import Reject
 from headct.page import Table
 from headct.reasons import advice_for
 

@@ -18,10 +18,10 @@ from beam_pipeline.dicom.hounsfield import (
     stored_values,
 )
 from beam_pipeline.dicom.slices import Slice, read_slice
-from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
 from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
+from beam_pipeline.shards.formats import decode_example
 from beam_pipeline.workers import Watch, WorkerPool
 from headct.errors import StoreError, UsageError
 from headct.reasons import Rejected

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.slices import digest_pixels
+from beam_pipeline.shards.unfinished import IdenticalPixels
 from headct.stores import InputFiles
 
 NOT_IDENTICAL = -1
@@ -26,23 +27,6 @@ class PixelRange:
     source: str
     offset: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class IdenticalPixels:
-    """How many slices have identical pixels.
-
-    Attributes:
-        groups: of slices that have the same pixels.
-        slices: in these groups.
-        groups_across_patients: with more than one patient.
-        groups_with_conflicting_labels: whose slices differ in a label.
-    """
-
-    groups: int = 0
-    slices: int = 0
-    groups_across_patients: int = 0
-    groups_with_conflicting_labels: int = 0
 
 
 def find_candidates(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:

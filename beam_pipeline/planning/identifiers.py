@@ -83,11 +83,6 @@ def name_of(source: str) -> str:
     return stem if stem and dot and not suffix.isdigit() else name
 
 
-def ordinal(noun: str, number: int) -> str:
-    """`noun_000001` for number 0, and so on."""
-    return f"{noun}_{number + 1:06d}"
-
-
 def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
     """The same for many numbers: strings."""
     digits = pc.utf8_lpad(pc.cast(pa.array(numbers + 1), pa.string()), 6, "0")

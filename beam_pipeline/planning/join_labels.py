@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import replace_uid
@@ -24,6 +23,7 @@ from beam_pipeline.planning.label_match import (
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.plan import SKIPPED, Judgement, Keys, find_slices, judge
 from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key, read_keys
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 
 _AT_A_TIME = 1 << 16  # label ids that are hashed together

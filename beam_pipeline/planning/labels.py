@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.layout import LABELS_TABLE
 from headct.reasons import Reason
 

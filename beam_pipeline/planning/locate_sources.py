@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from beam_pipeline.planning.identifiers import ordinal
+from headct.layout import ordinal
 from headct.stores import InputFiles, encode_source, show_source
 
 

@@ -4,27 +4,21 @@ Of all files at once only numbers are held, some 100 bytes a file: names and hea
 of the inventory at a time, on their way to the shards' plans.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.rejects import Reject, check_rejects
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
-    IdenticalPixels,
     PixelRange,
     compare_pixels,
     count_identical,
     find_candidates,
 )
 from beam_pipeline.planning.earlier import KnownSplits, read_earlier
-from beam_pipeline.planning.identifiers import ordinal
 from beam_pipeline.planning.identity import Identity
 from beam_pipeline.planning.join_labels import JoinedFiles, join_labels
 from beam_pipeline.planning.plan import (
@@ -40,57 +34,12 @@ from beam_pipeline.planning.plan import (
 )
 from beam_pipeline.planning.plan_tables import write_plan_tables
 from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key
-from headct.layout import REJECT_COLUMNS, REJECTS_TABLE
+from beam_pipeline.shards.rejects import Reject, check_rejects
+from beam_pipeline.shards.unfinished import Plan, Unfinished
+from headct.layout import REJECT_COLUMNS, REJECTS_TABLE, ordinal
 from headct.stores import InputFiles, decode_source, find_input, show_source
 
 REJECTS_SCHEMA = pa.schema({column: pa.string() for column in REJECT_COLUMNS})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is known before the shards are written.
-
-    Attributes:
-        labels: names of the classes.
-        files_seen: how many files the input has, without those that are skipped.
-        skipped: how many files are left out since the label file does not name them.
-        labels_without_file: how many labeled image ids have no file.
-        identifying_paths: how many files have their own patient's identifiers in the paths that are
-            written.
-        image_id: what tells slices apart, `file_name` or `sop_instance_uid`.
-        labels_joined_by: what the ids of the label file are of a file; None without one.
-        notes: what was decided by the data, in sentences.
-        identical: slices with identical pixels among those to write.
-        shards: the shards' file names, in order.
-        slices: how many there are to write.
-        without_patient_id: how many of them do not name their patient, and of how many studies.
-    """
-
-    labels: tuple[str, ...]
-    files_seen: int
-    skipped: int
-    labels_without_file: int
-    identifying_paths: int
-    image_id: str
-    labels_joined_by: str | None
-    notes: tuple[str, ...]
-    identical: IdenticalPixels
-    shards: tuple[str, ...]
-    slices: int
-    without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
-
-    def encode(self) -> bytes:
-        """As JSON."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Plan":
-        """The plan that was encoded."""
-        values = json.loads(data)
-        values["identical"] = IdenticalPixels(**values["identical"])
-        for name in ("labels", "shards", "notes"):
-            values[name] = tuple(values[name])
-        return cls(**values)
 
 
 def plan_shards(parts: int, options: Options) -> Plan:
@@ -143,7 +92,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
     identity = keys.identity
     del keys, joined
     write_plan_tables(inventory, judgement, dealt, numbers, identity, options)
-    unfinished.write_plan(plan.encode())
+    unfinished.write_plan(plan)
     return plan
 
 

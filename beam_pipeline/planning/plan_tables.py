@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.unfinished import with_metadata
 from beam_pipeline.options import Options
 from beam_pipeline.planning.identifiers import number_ids, ordinals
 from beam_pipeline.planning.identity import Identity
 from beam_pipeline.planning.plan import Deal, Judgement
 from beam_pipeline.planning.read_inventory import Inventory
+from beam_pipeline.shards.unfinished import with_metadata
 from headct.layout import ID_COLUMNS, SHARDS_A_PART, ShardFile, label_column, plan_table
 
 # Slices whose plans are written in one pass over the inventory: bounds memory.

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.keys import key_check
 from beam_pipeline.options import Options
 from beam_pipeline.planning.identifiers import is_study
@@ -19,6 +18,7 @@ from beam_pipeline.planning.image_keys import image_keys
 from beam_pipeline.planning.inventory import find_key
 from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
 from headct.layout import ID_COLUMNS, inventory_table
 

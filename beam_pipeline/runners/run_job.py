@@ -33,7 +33,7 @@ from beam_pipeline.runners.jobs import (
     connect,
     flink_cluster,
 )
-from beam_pipeline.writing.output import read_refusal
+from beam_pipeline.shards.output import read_refusal
 from headct.errors import HeadctError, Interrupted
 from headct.layout import JOB
 from headct.stores import Folder, is_local

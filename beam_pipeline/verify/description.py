@@ -17,10 +17,9 @@ from jsonschema import Draft202012Validator, ValidationError
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.directory.index import index_schema
-from beam_pipeline.directory.rejects import Reject
+from beam_pipeline.shards.formats import describe_dataset, describe_features, index_schema
+from beam_pipeline.shards.rejects import Reject
 from beam_pipeline.verify.findings import Check, Findings, printable, show_json
-from beam_pipeline.writing.tfds import describe_dataset, describe_features
 from headct.layout import DATASET_INFO, FEATURES, INDEX, REJECT_COLUMNS, REJECTS
 from headct.reasons import Reason
 from headct.stores import Folder

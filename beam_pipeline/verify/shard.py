@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.header import MAX_PIXELS
-from beam_pipeline.directory.example import decode_example
 from beam_pipeline.images.png import decode_png, read_png_header
+from beam_pipeline.shards.formats import decode_example
 from beam_pipeline.verify.description import IndexRows
 from beam_pipeline.verify.findings import Check, Findings, printable, show_id
 from beam_pipeline.verify.source import Conversion, SourceFile

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 from rich.progress import track
 
+from beam_pipeline.shards.manifest import manifest_digest
 from beam_pipeline.verify.description import (
     check_index,
     check_metadata,
@@ -31,7 +32,6 @@ from beam_pipeline.verify.shard import ShardReport, ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.splits import IdenticalImages, SplitSummary, check_partition
 from beam_pipeline.workers import Watch, WorkerPool
-from beam_pipeline.writing.manifest import manifest_digest
 from headct.errors import UsageError
 from headct.layout import MANIFEST, UNLABELED_SPLIT, ShardFile, count_input
 from headct.stores import Folder

@@ -39,7 +39,7 @@ _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 # Imported once, in a process without threads that all workers are forked from: a fork of this
 # process might inherit a lock that a thread of Beam or gRPC holds.
 _PRELOADED = [
-    "beam_pipeline.writing.shards",
+    "beam_pipeline.shards.writer",
     "beam_pipeline.planning.inventory",
     "beam_pipeline.workers.preloaded",
 ]

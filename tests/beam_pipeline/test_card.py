@@ -34,9 +34,9 @@ from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
+from beam_pipeline.shards.run_record import record_start
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
-from beam_pipeline.writing.run_record import record_start
 from headct.errors import StoreError, UsageError
 from headct.reasons import Reason
 from headct.stores import Folder, InputFiles

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pydicom import config
 from pydicom.uid import ImplicitVRLittleEndian
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import (
     NOT_IDENTICAL,
@@ -22,6 +21,7 @@ from beam_pipeline.planning.duplicates import (
     join_groups,
 )
 from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import Watch
 from headct.errors import StoreError
 from headct.layout import inventory_table

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipeline.directory.example import decode_example, encode_example
+from beam_pipeline.shards.formats import decode_example, encode_example
 
 tf = pytest.importorskip("tensorflow")  # another implementation
 

@@ -10,9 +10,9 @@ from beam_pipeline.planning.identifiers import (
     hash_id,
     holds_identifier,
     number_ids,
-    ordinal,
     ordinals,
 )
+from headct.layout import ordinal
 
 KEY = b"sixteen bytes or more"
 

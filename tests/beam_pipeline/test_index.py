@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.directory.index import index_schema, index_table, write_index
+from beam_pipeline.shards.formats import index_schema, index_table, write_index
 
 
 def row(shard: str, number: int, **other: Any) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 from headct.reasons import Reason
 from headct.stores import Folder

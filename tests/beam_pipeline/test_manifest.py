@@ -9,20 +9,20 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from beam_pipeline.directory.index import index_table
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.writing.manifest import (
+from beam_pipeline.shards.formats import index_table
+from beam_pipeline.shards.manifest import (
     build_manifest,
     describe_features,
+    describe_shards,
     describe_splits,
     manifest_digest,
-    write_description,
 )
-from beam_pipeline.writing.shards import ShardResult
+from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.writer import ShardResult
 from headct.layout import written_table
 from headct.stores import Folder
 
@@ -199,11 +199,7 @@ def row(number: int, split: str, patient: str) -> dict[str, Any]:
     }
 
 
-def test_all_that_describes_the_shards_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The card shows slices of the shards, which are not there; its tests are its own.
-    monkeypatch.setattr("beam_pipeline.writing.manifest._write_card", lambda *_: None)
+def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
     unfinished = Unfinished(Folder(str(tmp_path)))
     parts = [
         [row(0, "fold0", "one"), row(1, "fold0", "one"), row(2, "fold0", "two")],
@@ -212,10 +208,9 @@ def test_all_that_describes_the_shards_is_written(
     ]
     for shard, rows in zip(PLAN.shards, parts, strict=True):
         unfinished.write(written_table(shard), index_table(rows, ["any"]))
-    write_description(
+    manifest = describe_shards(
         unfinished, PLAN, Options.of(input="in", output=str(tmp_path)), RESULTS, REJECTS
     )
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {name: split["patients"] for name, split in manifest["splits"].items()} == {
         "fold0": 3,
         "fold1": 1,

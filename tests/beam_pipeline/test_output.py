@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from beam_pipeline.options import Options
-from beam_pipeline.writing.output import (
+from beam_pipeline.shards.output import (
     find_manifest,
     finish_output,
     prepare_output,

@@ -11,10 +11,10 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.options import Options
-from beam_pipeline.writing import begun
-from beam_pipeline.writing.begun import Begun
-from beam_pipeline.writing.output import check_begun, prepare_output, write_refusal
-from beam_pipeline.writing.output_lock import lock_output
+from beam_pipeline.shards import run_record
+from beam_pipeline.shards.output import check_begun, prepare_output, write_refusal
+from beam_pipeline.shards.output_lock import lock_output
+from beam_pipeline.shards.run_record import Begun
 from headct.errors import UsageError
 from headct.stores import Folder
 
@@ -92,7 +92,7 @@ def test_no_other_run_is_let_in(options: Options, monkeypatch: pytest.MonkeyPatc
         prepare_output(folder, options.changed(folds=3), alone=False)
     with pytest.raises(UsageError, match=r"another run writes to output .* now; wait for its end"):
         prepare_output(folder, options.changed(overwrite=True), alone=False)
-    monkeypatch.setattr(begun, "code_digest", lambda: "another version's")
+    monkeypatch.setattr(run_record, "code_digest", lambda: "another version's")
     with pytest.raises(UsageError, match="with other options or another version; choose another"):
         prepare_output(folder, options, alone=False)
     assert folder.exists(".unfinished/refusal.json")

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.options import (
     GroupBy,
@@ -45,6 +44,7 @@ from beam_pipeline.planning.plan import (
     number_by_appearance,
 )
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.errors import HeadctError, UsageError
 from headct.layout import (

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, Watcher, show_summary
+from beam_pipeline.shards.finish import finish_directory
+from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
-from beam_pipeline.writing.finish import finish_directory
-from beam_pipeline.writing.shards import write_shard
 from headct.reasons import TRANSIENT
 from headct.stores import Folder
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipeline.directory.rejects import Reject, check_rejects, count_reasons, encode_rejects
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import AlreadyComplete, TooManyRejects
+from beam_pipeline.shards.rejects import Reject, check_rejects, count_reasons, encode_rejects
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 from headct.reasons import Reason
 from headct.stores import Folder

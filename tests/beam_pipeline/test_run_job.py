@@ -7,13 +7,13 @@ import grpc
 import pytest
 from rich.console import Console
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal
 from beam_pipeline.progress import Display, Watcher
 from beam_pipeline.runners import run_job
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.jobs import Job, JobClient
-from beam_pipeline.writing.output import write_refusal
+from beam_pipeline.shards.output import write_refusal
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import Interrupted
 from headct.stores import Folder
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipeline.card.totals import MOST_EXAMPLES, SAMPLED, Totals, add_up, choose
-from beam_pipeline.directory.index import index_table, write_index
+from beam_pipeline.shards.formats import index_table, write_index
 
 
 def totals_of(rows: int, positives: list[int], repaired: int = 0) -> Totals:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.directory.unfinished import (
+from beam_pipeline.errors import AlreadyComplete
+from beam_pipeline.shards.unfinished import (
     Unfinished,
     decode_table,
     encode_table,
     table_metadata,
     with_metadata,
 )
-from beam_pipeline.errors import AlreadyComplete
 from headct.errors import OutputError
 from headct.stores import Folder
 

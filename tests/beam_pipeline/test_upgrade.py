@@ -12,12 +12,12 @@ import pytest
 from beam_pipeline import options as options_module
 from beam_pipeline.__main__ import main
 from beam_pipeline.card.__main__ import main as make_card
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import EarlierDefault, LeakCheck, Options, fill_in
+from beam_pipeline.shards import run_record
+from beam_pipeline.shards.output import prepare_output
+from beam_pipeline.shards.run_record import Begun
+from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.verify.__main__ import main as verify
-from beam_pipeline.writing import begun
-from beam_pipeline.writing.begun import Begun
-from beam_pipeline.writing.output import prepare_output
 from headct.stores import Folder
 from trainer.data.shards import read_shard_directory
 
@@ -110,7 +110,7 @@ def age(folder: Path, recorded: dict[str, Any], without: tuple[str, ...] = ()) -
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    from beam_pipeline.writing.manifest import manifest_digest
+    from beam_pipeline.shards.manifest import manifest_digest
 
     return manifest_digest(manifest)
 
@@ -205,7 +205,11 @@ def test_any_other_program_begins_again(
     assert folder.exists(".unfinished/inventory/00000.arrow")
     assert caplog.messages == []
     for name, value in changed.items():
-        place = "beam_pipeline.__version__" if name == "__version__" else f"{begun.__name__}.{name}"
+        place = (
+            "beam_pipeline.__version__"
+            if name == "__version__"
+            else f"{run_record.__name__}.{name}"
+        )
         monkeypatch.setattr(place, value)
     prepare_output(folder, options)
     assert not folder.exists(".unfinished/inventory/00000.arrow")
@@ -216,18 +220,18 @@ def test_any_other_program_begins_again(
 def test_code_that_decides_what_is_written_tells_builds_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = Path(begun.beam_pipeline.__file__).parent
+    package = Path(run_record.beam_pipeline.__file__).parent
     copied = Path(shutil.copytree(package, tmp_path / "copy"))
-    digests = [begun.code_digest()]
-    for changed in (None, "progress.py", "dicom/slices.py", "layout.py", "planning/new.py"):
+    digests = [run_record.code_digest()]
+    for changed in (None, "progress.py", "dicom/slices.py", "keys.py", "planning/new.py"):
         if changed:
             with (copied / changed).open("a") as file:
                 file.write("# changed\n")
-        monkeypatch.setattr(begun.beam_pipeline, "__file__", str(copied / "__init__.py"))
-        begun.code_digest.cache_clear()
-        digests.append(begun.code_digest())
+        monkeypatch.setattr(run_record.beam_pipeline, "__file__", str(copied / "__init__.py"))
+        run_record.code_digest.cache_clear()
+        digests.append(run_record.code_digest())
     monkeypatch.undo()
-    begun.code_digest.cache_clear()
+    run_record.code_digest.cache_clear()
     assert [a == b for a, b in pairwise(digests)] == [
         *(True, True),
         *(False, False, False),

@@ -16,17 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.directory.example import (
-    decode_example,
-    encode_example,
-)
-from beam_pipeline.directory.index import index_table, write_index
 from beam_pipeline.images.png import encode_png
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.shards.finish import finish_directory
+from beam_pipeline.shards.formats import (
+    decode_example,
+    encode_example,
+    index_table,
+    write_index,
+)
+from beam_pipeline.shards.manifest import manifest_digest
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.description import IndexRows, rows_by_shard
 from beam_pipeline.verify.findings import Check, Finding, Findings, show_id
@@ -34,9 +38,6 @@ from beam_pipeline.verify.shard import ShardTask, check_shard
 from beam_pipeline.verify.source import Conversion
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Later, Watch
-from beam_pipeline.writing.finish import finish_directory
-from beam_pipeline.writing.manifest import manifest_digest
-from beam_pipeline.writing.shards import write_shard
 from headct.errors import StoreError
 from headct.reasons import Reason
 from headct.stores.local import LocalStore

@@ -32,10 +32,10 @@ from unittest import mock
 import numpy as np
 from rich.console import Console
 
-from beam_pipeline.directory.unfinished import decode_table
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import _part_size
-from beam_pipeline.writing.finish import finish_directory
+from beam_pipeline.shards.finish import finish_directory
+from beam_pipeline.shards.unfinished import decode_table
 from headct.layout import MANIFEST, PLAN, SHARDS_A_PART, UNFINISHED, ShardFile
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.report import Figures, markdown, show

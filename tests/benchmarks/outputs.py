@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from beam_pipeline.directory.example import decode_example
+from beam_pipeline.shards.formats import decode_example
 from headct.tfrecord import read_records
 
 

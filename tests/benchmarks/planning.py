@@ -24,11 +24,11 @@ import pyarrow as pa
 from pyarrow import csv
 from rich.console import Console
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import SCHEMA, _part_size
 from beam_pipeline.planning.labels import RSNA_LABELS
 from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.layout import inventory_table
 from headct.stores import Folder
 from tests.benchmarks.machine import describe_machine

@@ -12,14 +12,12 @@ import pyarrow as pa
 from beam_pipeline.dicom.header import Header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import decode_header, read_slice
-from beam_pipeline.directory.example import encode_example
-from beam_pipeline.directory.index import index_table
-from beam_pipeline.directory.rejects import Reject
-from beam_pipeline.directory.unfinished import Unfinished, table_metadata
 from beam_pipeline.images.convert import Image, convert_slice
 from beam_pipeline.images.png import SIGNATURE, encode_scanlines
 from beam_pipeline.options import ImageId, ImageOptions, Options
-from beam_pipeline.planning.identifiers import ordinal
+from beam_pipeline.shards.formats import encode_example, index_table
+from beam_pipeline.shards.rejects import Reject
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Later, Watch
 from headct.layout import (
     SHARDS_A_PART,
@@ -27,6 +25,7 @@ from headct.layout import (
     index_columns,
     label_column,
     labels_of,
+    ordinal,
     plan_table,
     written_table,
 )

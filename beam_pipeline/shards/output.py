@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import Refusal
 from beam_pipeline.options import Options, fill_in
-from beam_pipeline.writing.begun import Begun
+from beam_pipeline.shards.run_record import Begun
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import OutputError, UsageError
 from headct.layout import (
     CARD,

@@ -1,22 +1,26 @@
-"""How an unfinished directory was begun: by which program, and with which options."""
+"""Records of an unfinished directory: program and options that began it, starts of its run."""
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import beam_pipeline
+import headct
 from beam_pipeline.options import Options
-from headct.layout import OPTIONS
+from headct.layout import OPTIONS, STARTS
 from headct.stores import Folder
 
 # The code that decides what the tables of an unfinished directory and its shards hold.
 _DECIDING = (
-    *("dicom", "directory", "images", "planning", "writing/shards.py", "storage/sources.py"),
-    *("keys.py", "layout.py", "options.py", "shown.py"),
+    *("dicom", "images", "planning", "shards/formats.py", "shards/unfinished.py"),
+    *("shards/writer.py", "keys.py", "options.py"),
 )
+_DECIDING_BELOW = ("layout.py", "printable.py", "tfrecord.py", "stores/protocol.py")  # of headct
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,50 @@ def code_digest() -> str:
     A changed verdict or decoder changes no version number and no table's schema while it is
     developed, and must not be mixed with what was written before.
     """
-    root = Path(beam_pipeline.__file__).parent
     digest = hashlib.sha256()
-    for name in _DECIDING:
-        place = root / name
-        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    roots = Path(beam_pipeline.__file__).parent, Path(headct.__file__).parent
+    for root, names in zip(roots, (_DECIDING, _DECIDING_BELOW), strict=True):
+        for module in (root / name for name in names):
+            for path in [module] if module.suffix else sorted(module.rglob("*.py")):
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def record_start(folder: Folder, runner: str) -> None:
+    """Record in an unfinished directory that a run starts now; raises what Folder.write raises."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    starts = [*_read_starts(folder), {"at": now, "runner": runner}]
+    folder.write(STARTS, json.dumps(starts).encode(), durable=False)
+
+
+def describe_run(folder: Folder) -> dict[str, Any] | None:
+    """Return the manifest's `run` for a run that ends now; None if no start was recorded.
+
+    `runner` is the last one; `started` is the first start; `starts` is above 1 if the run was
+    resumed; `seconds` are those since the first start, pauses included.
+    """
+    starts = _read_starts(folder)
+    with suppress(LookupError, TypeError, ValueError):
+        began = datetime.fromisoformat(starts[0]["at"])
+        seconds = (datetime.now(UTC) - began).total_seconds()
+        return {
+            "runner": starts[-1]["runner"],
+            "started": starts[0]["at"],
+            "starts": len(starts),
+            "seconds": round(max(seconds, 0.0), 1),  # clocks of two machines may differ
+        }
+    return None
+
+
+def _read_starts(folder: Folder) -> list[dict[str, str]]:
+    if not folder.exists(STARTS):
+        return []
+    with suppress(ValueError, FileNotFoundError):  # cut by a power failure; or another run is done
+        starts = json.loads(folder.read(STARTS))
+        if isinstance(starts, list):
+            return [
+                start
+                for start in starts
+                if isinstance(start, dict) and {"at", "runner"} <= start.keys()
+            ]
+    return []

@@ -15,7 +15,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import google_crc32c
@@ -31,6 +31,69 @@ _MAGIC_BYTES = 8  # of an Arrow file; its schema follows
 _METADATA_BYTES = 1 << 15  # enough for nearly every schema
 _WRITERS = 16  # threads that wait for a store far away
 _TYPICAL_BYTES = 1 << 20  # of a table: bounds how many are read ahead
+
+
+@dataclass(frozen=True)
+class IdenticalPixels:
+    """Numbers of slices with identical pixels.
+
+    Attributes:
+        groups: sets of slices with the same pixels.
+        slices: slices in all groups.
+        groups_across_patients: groups with more than one patient.
+        groups_with_conflicting_labels: groups whose slices differ in a label.
+    """
+
+    groups: int = 0
+    slices: int = 0
+    groups_across_patients: int = 0
+    groups_with_conflicting_labels: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of all shards, without their slices.
+
+    Attributes:
+        labels: names of the classes.
+        files_seen: number of files in the input, without skipped ones.
+        skipped: number of files without a row in the label file, with `--unlabeled skip`.
+        labels_without_file: number of labeled image ids without a file.
+        identifying_paths: number of files whose written path holds an identifier of their patient.
+        image_id: ids that tell slices apart, `file_name` or `sop_instance_uid`.
+        labels_joined_by: kind of the label file's ids (`LabelForm`); None without a label file.
+        notes: decisions that depend on the data, as sentences.
+        identical: planned slices with identical pixels.
+        shards: the shards' file names, in order.
+        slices: number of planned slices.
+        without_patient_id: number of planned slices without a PatientID, and of their studies.
+    """
+
+    labels: tuple[str, ...]
+    files_seen: int
+    skipped: int
+    labels_without_file: int
+    identifying_paths: int
+    image_id: str
+    labels_joined_by: str | None
+    notes: tuple[str, ...]
+    identical: IdenticalPixels
+    shards: tuple[str, ...]
+    slices: int
+    without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
+
+    def encode(self) -> bytes:
+        """Return the plan as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Plan":
+        """Return the plan that was encoded."""
+        values = json.loads(data)
+        values["identical"] = IdenticalPixels(**values["identical"])
+        for name in ("labels", "shards", "notes"):
+            values[name] = tuple(values[name])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -106,13 +169,13 @@ class Unfinished:
         if self.folder.exists(MANIFEST):
             raise AlreadyComplete(f"{self.folder.url} is complete")
 
-    def write_plan(self, data: bytes) -> None:
-        """Write what is planned for all shards; raises as `write` does."""
-        self.folder.write(PLAN, data, durable=False)
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan of all shards; raises what `write` raises."""
+        self.folder.write(PLAN, plan.encode(), durable=False)
 
-    def read_plan(self) -> bytes:
-        """What `write_plan` wrote; raises as `read` does."""
-        return self._read(PLAN)
+    def read_plan(self) -> Plan:
+        """Return the plan that `write_plan` wrote; raises what `read` raises."""
+        return Plan.decode(self._read(PLAN))
 
     def names(self, kind: str) -> set[str]:
         """The tables there are of a kind: `listing`, `inventory`, `plan` or `written`."""

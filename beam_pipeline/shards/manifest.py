@@ -14,29 +14,24 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
-from beam_pipeline.directory.index import write_index
-from beam_pipeline.directory.rejects import Reject, count_reasons, encode_rejects
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.images.convert import HU_OFFSET
 from beam_pipeline.options import Options
-from beam_pipeline.planning.plan_shards import Plan
-from beam_pipeline.writing.optional_card import CARD_PATIENCE, card_optional, may_try_card
-from beam_pipeline.writing.run_record import describe_run
-from beam_pipeline.writing.shards import ShardResult
-from beam_pipeline.writing.tfds import describe_dataset, describe_features
-from headct.errors import StoreError, UsageError
+from beam_pipeline.shards.formats import describe_dataset, describe_features, write_index
+from beam_pipeline.shards.rejects import Reject, count_reasons, encode_rejects
+from beam_pipeline.shards.run_record import describe_run
+from beam_pipeline.shards.unfinished import Plan, Unfinished
+from beam_pipeline.shards.writer import ShardResult
 from headct.layout import (
     DATASET_INFO,
     FEATURES,
     INDEX,
-    MANIFEST,
     MANIFEST_ORIGIN,
     REJECTS,
     SCHEMA_VERSION,
     ShardFile,
     written_table,
 )
-from headct.stores import Folder, digest_file, find_input
+from headct.stores import digest_file
 
 # What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
 # decoders, resizing, deflate, examples, tables.
@@ -132,17 +127,17 @@ def _software() -> dict[str, str]:
     }
 
 
-def write_description(
+def describe_shards(
     unfinished: Unfinished,
     plan: Plan,
     options: Options,
     results: Sequence[ShardResult],
     rejects: Sequence[Reject],
-) -> None:
-    """Write all that describes the shards and is not written yet, the manifest last.
+) -> dict[str, Any]:
+    """Write the files that describe the shards, and return the manifest, which is not written.
 
     Args:
-        unfinished: holds the rows of each shard's index.
+        unfinished: has the index rows of each shard.
         plan: of the shards.
         options: of the run.
         results: of all shards, in the plan's order.
@@ -166,29 +161,11 @@ def write_description(
     run = describe_run(folder)
     if run is not None:
         manifest["run"] = run
-    if may_try_card(folder):
-        with card_optional(folder):
-            _write_card(folder, options, manifest, rejects)
-    folder.write(MANIFEST, encode_json(manifest))
+    return manifest
 
 
 def _describe_file(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _write_card(
-    folder: Folder, options: Options, manifest: dict[str, Any], rejects: Sequence[Reject]
-) -> None:
-    # Imported late: only this step of a run needs it.
-    from beam_pipeline.card.card import write_card
-
-    files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
-    try:
-        source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
-    except (StoreError, UsageError):  # it was there when the run began
-        source = None
-    with folder.open(INDEX) as index:
-        write_card(folder, index, manifest, rejects, source, timeout)
 
 
 def _write_index(

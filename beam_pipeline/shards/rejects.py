@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from beam_pipeline.directory.unfinished import Unfinished
 from beam_pipeline.errors import TooManyRejects
+from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 from headct.layout import REJECTS
 from headct.reasons import advice_for

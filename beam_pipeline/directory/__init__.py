@@ -1,1 +1,0 @@
-"""The formats of a shard directory's files, and of one that is not finished."""

@@ -1,1 +1,0 @@
-"""Shards, and what describes them."""
