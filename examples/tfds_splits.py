@@ -5,16 +5,16 @@
 It takes `pip install tensorflow-datasets`.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import tensorflow_datasets as tfds
+
+import headct
 
 if __name__ == "__main__":
     folder = sys.argv[1]
     builder = tfds.builder_from_directory(folder)
-    names = json.loads(Path(folder, "manifest.json").read_text())["labels"]
+    names = headct.open(folder).labels
     print("splits:", {name: split.num_examples for name, split in builder.info.splits.items()})
     # Whole epochs of a small data set are kept in memory by default; this reads only its beginning.
     reading = tfds.ReadConfig(try_autocache=False)

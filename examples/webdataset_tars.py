@@ -2,41 +2,37 @@
 
     python examples/webdataset_tars.py out/shards fold0 out/webdataset
 
-Needs `pip install webdataset pandas pyarrow`. The PNGs are copied as they are.
+Needs `pip install webdataset`. The PNGs are copied as they are.
 """
 
 import sys
 from pathlib import Path
 
-import pandas as pd
 import webdataset
 
+import headct
 
-def convert(folder: Path, split: str, output: Path) -> int:
-    """Write `<split>-000000.tar` and so on; returns how many slices they hold."""
-    index = pd.read_parquet(folder / "index.parquet")
-    index = index[index["split"] == split]
-    columns = [name for name in index.columns if name.startswith("label_")]
-    names = [name.removeprefix("label_") for name in columns]
+
+def convert(shards: headct.Shards, output: Path) -> None:
+    """Write `000000.tar` and so on."""
     output.mkdir(parents=True, exist_ok=True)
-    with webdataset.ShardWriter(f"{output}/{split}-%06d.tar", maxcount=1000, verbose=0) as tars:
-        for shard, rows in index.groupby("shard", sort=True):
-            data = (folder / shard).read_bytes()
-            for _, row in rows.sort_values("record").iterrows():
-                begin = row["image_offset"]
-                tars.write(
-                    {
-                        "__key__": row["image_id"].replace(".", "_"),
-                        "png": data[begin : begin + row["image_bytes"]],
-                        "json": {
-                            "labels": dict(zip(names, map(int, row[columns]), strict=True)),
-                            "patient_id": row["patient_id"],
-                        },
-                    }
-                )
-    return len(index)
+    labels, patients = shards.label_values, shards.rows["patient_id"]
+    with webdataset.ShardWriter(f"{output}/%06d.tar", maxcount=1000, verbose=0) as tars:
+        for position, image_id in enumerate(labels.index):
+            tars.write(
+                {
+                    "__key__": image_id.replace(".", "_"),
+                    "png": shards.png(position),
+                    "json": {
+                        "labels": labels.iloc[position].to_dict(),
+                        "patient_id": patients[position],
+                    },
+                }
+            )
 
 
 if __name__ == "__main__":
     source, split, target = sys.argv[1:]
-    print(f"{convert(Path(source), split, Path(target))} slices are in {target}")
+    shards = headct.open(source, split)
+    convert(shards, Path(target))
+    print(f"{len(shards)} slices are in {target}")

@@ -21,8 +21,9 @@ ROOMS = {
         {"reasons", "layout", "terminal"},
         {"commands", "json_documents"},
         {"declarations", "manifest"},
+        {"png"},
         {"stores"},
-        {"completion"},
+        {"completion", "reader"},
         {"cli"},
     ),
     "beam_pipeline": (

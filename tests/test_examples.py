@@ -10,12 +10,10 @@ import runpy
 import subprocess
 import sys
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import nbformat
 import numpy as np
 import pandas as pd
@@ -23,6 +21,7 @@ import pytest
 import tensorflow as tf
 from nbclient import NotebookClient
 
+import headct
 from beam_pipeline.__main__ import main
 from examples.sample import write_sample
 from tests.benchmarks import random_access
@@ -101,22 +100,6 @@ def test_tensorflow_datasets(shards: Path, run_script: RunScript) -> None:
     assert re.search(r"a batch: \(\d, 64, 64, 3\) positives: \{'epidural': \d+, ", told)
 
 
-def test_a_volume_of_a_patient(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a volume of (" in run("examples/patient_slices.py", shards / "windows")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    volume = load_example("patient_slices").volume
-    index = pd.read_parquet(shards / "windows" / "index.parquet")
-    patient = index["patient_id"].iloc[0]
-    rows = index[index["patient_id"] == patient].sort_values("position_z")
-    found = volume(shards / "windows", patient)
-    assert found.shape == (len(rows), 64, 64, 3)
-    for image, (_, row) in zip(found, rows.iterrows(), strict=True):
-        records = tf.data.TFRecordDataset(str(shards / "windows" / row["shard"]))
-        record = next(iter(records.skip(row["record"]))).numpy()
-        png = tf.train.Example.FromString(record).features.feature["image"].bytes_list.value[0]
-        np.testing.assert_array_equal(image, tf.io.decode_png(png).numpy())
-
-
 def examples_of(folder: Path, splits: list[str]) -> dict[str, tuple[np.ndarray, list[int]]]:
     """Image and labels by the image id, read in sequence by TensorFlow."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -132,85 +115,39 @@ def examples_of(folder: Path, splits: list[str]) -> dict[str, tuple[np.ndarray, 
     return found
 
 
-@pytest.mark.parametrize("kind", ["windows", "hu"])
-def test_random_reads_equal_a_sequential_read(shards: Path, kind: str) -> None:
-    folder, splits = shards / kind, ["fold0", "fold1"]
-    example = load_example("shard_images")
-    expected = examples_of(folder, splits)
-    index = pd.read_parquet(folder / "index.parquet").sample(frac=1, random_state=0)
-    images = example.ShardImages(folder, index)
-    assert len(images) == len(expected)
-    for image_id, (image, labels) in zip(index["image_id"], images, strict=True):
-        assert (image.dtype, image.flags.writeable) == (images.dtype, True)
-        np.testing.assert_array_equal(image, expected[image_id][0])
-        assert labels.tolist() == expected[image_id][1]
-    told = run("examples/shard_images.py", folder, *splits)
-    assert told.startswith(f"{len(expected)} images; one in the middle: {images.shape}")
-
-
-@pytest.mark.parametrize("kind", ["windows", "hu"])
-def test_without_isal_images_are_the_same(
-    shards: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fast = load_example("shard_images")
-    monkeypatch.setitem(sys.modules, "isal", None)
-    plain = load_example("shard_images")
-    assert (fast.zlib.__name__, plain.zlib) == ("isal.isal_zlib", zlib)
-    found = plain.read_splits(shards / kind, ["fold0"])
-    expected = fast.read_splits(shards / kind, ["fold0"])
-    for (image, _), (other, _) in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(image, other)
-
-
-def test_a_png_of_another_writer_is_an_error_rather_than_other_pixels(shards: Path) -> None:
-    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
-    up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-    _, png = cv2.imencode(".png", images[0][0], up)
-    with pytest.raises(ValueError, match="another writer"):
-        images.decode(png.tobytes())
-
-
-def test_a_mistyped_split_is_an_error_rather_than_no_images(shards: Path) -> None:
-    read_splits = load_example("shard_images").read_splits
-    with pytest.raises(ValueError, match=r"no split \['fold7'\]: there are \['fold0', 'fold1'\]"):
-        read_splits(shards / "windows", ["fold0", "fold7"])
-
-
 @pytest.mark.parametrize(
     ("kind", "shape", "dtype"), [("windows", (3, 64, 64), "uint8"), ("hu", (1, 64, 64), "int32")]
 )
-def test_a_dataset_for_pytorch(
-    shards: Path, kind: str, shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_for_pytorch(shards: Path, kind: str, shape: tuple[int, ...], dtype: str) -> None:
     """Without torch, which is five gigabytes: it takes anything that has a length and items.
 
     It warns of arrays that are not writable, and calculates with no uint16.
     """
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    images = load_example("shard_images").read_splits(shards / kind, ["fold0"])
-    dataset = load_example("pytorch_dataset").ShardDataset(images)
+    images = headct.open(shards / kind, "fold0")
+    dataset = load_example("pytorch_dataset").Tensors(images)
     assert len(dataset) == len(images)
     image, labels = dataset[1]
     assert (image.shape, image.dtype, image.flags.c_contiguous) == (shape, dtype, True)
-    np.testing.assert_array_equal(image.transpose(1, 2, 0), images[1][0])
+    np.testing.assert_array_equal(image.transpose(1, 2, 0), images[1]["image"])
     assert (labels.shape, labels.dtype) == ((6,), np.float32)
     expected = labels.copy()
     labels += 1  # as smoothing them in place does
     image += 1
     np.testing.assert_array_equal(dataset[1][1], expected)
+    (batched,) = dataset.__getitems__([1])
+    np.testing.assert_equal(batched, dataset[1])
 
 
 def test_a_dataset_is_read_by_several_processes_at_once(shards: Path) -> None:
     """Whether they are forked, as DataLoader's are by default, or get it pickled."""
     code = """if True:
         import multiprocessing, sys
-        from pathlib import Path
         import numpy as np
         sys.path.insert(0, "examples")
-        from pytorch_dataset import ShardDataset
-        from shard_images import read_splits
+        import headct
+        from pytorch_dataset import Tensors
 
-        dataset = ShardDataset(read_splits(Path(sys.argv[1]), ["fold0", "fold1"]))
+        dataset = Tensors(headct.open(sys.argv[1]))
         rows = [*range(len(dataset))] * 4
         expected = [dataset[row] for row in rows]
         for method in ("fork", "spawn"):
@@ -224,30 +161,15 @@ def test_a_dataset_is_read_by_several_processes_at_once(shards: Path) -> None:
     assert run("-c", code, shards / "windows") == f"fork {4 * slices}\nspawn {4 * slices}\n"
 
 
-def test_the_benchmark_of_reading_compares_all_ways(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    images = load_example("shard_images").read_splits(shards / "windows", ["fold0"])
+def test_the_benchmark_of_reading_compares_all_ways(shards: Path, tmp_path: Path) -> None:
+    images = headct.open(shards / "windows", "fold0")
     ways = random_access.make_ways(images, tmp_path / "png")
     rows = random_access.tabulate(random_access.measure(ways, len(images), reads=2, repeats=1))
     assert [row[:2] for row in rows] == [(o, w) for o in ("random", "in order") for w in ways]
-    assert [ways["(b) isal"](row).tolist() for row in range(len(images))] == [
-        image.transpose(2, 0, 1).tolist() for image, _ in images
-    ]
-    ways["(b) isal"] = lambda row: ways["(c) zlib"](row) ^ 1
+    right = ways["(b) headct"]
+    ways["(b) headct"] = lambda row: right(row) ^ 1
     with pytest.raises(AssertionError, match="Mismatched elements"):
         random_access.measure(ways, len(images), reads=2, repeats=1)
-
-
-def test_random_access_needs_neither_tensorflow_nor_beam_nor_protobuf(shards: Path) -> None:
-    code = (
-        "import sys, runpy; sys.argv[1:] = sys.argv[2:]; "
-        "runpy.run_path('examples/shard_images.py', run_name='__main__'); "
-        "heavy = {'tensorflow', 'apache_beam', 'google.protobuf', 'keras', 'trainer'}; "
-        "assert not heavy & {*sys.modules}, heavy & {*sys.modules}"
-    )
-    assert "images; one in the middle" in run("-c", code, "x", shards / "windows", "fold0")
 
 
 def test_batches_for_jax(shards: Path) -> None:
@@ -298,7 +220,7 @@ def test_a_notebook_from_shards_to_a_look_at_a_model(
 
 
 def test_windows_chosen_afterwards(shards: Path, run_script: RunScript) -> None:
-    told = run_script("window_hounsfield.py", shards / "hu", "fold0")
+    told = run_script("window_hounsfield.py", shards / "hu")
     assert "brain (64, 64), uint8" in told
     lowest, highest = re.findall(r"(-?\d+) to (-?\d+) HU", told)[0]
     assert -1024 <= int(lowest) < -950, "air"

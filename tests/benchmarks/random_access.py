@@ -6,8 +6,7 @@ The slices are linked under new names until there are enough, and made into shar
 turns, in one process, from the page cache, as uint8 [C, H, W]:
 
 (a) `files`: the same PNGs as files of their own, read by `np.fromfile` and `cv2.imdecode`;
-(b) `isal`: `ShardDataset` of examples/pytorch_dataset.py, with isal;
-(c) `zlib`: the same where isal is not installed.
+(b) `headct`: `headct.open`, transposed.
 
 In each turn all read the same slices, some of all shards at random and the first ones in order.
 Images a second and CPU time, medians of --repeats turns after one that warms up, before which some
@@ -15,25 +14,21 @@ slices' pixels are compared.
 """
 
 import argparse
-import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from isal import isal_zlib
 from rich.console import Console
 
+import headct
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.processes import run_module
 from tests.benchmarks.report import Figures, show, spread
 from tests.benchmarks.ways import copy_usable, replicate
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 Read = Callable[[int], np.ndarray]
 # Images a second and CPU ms an image, by the order and the way.
 Costs = dict[tuple[str, str], list[tuple[float, float]]]
@@ -52,59 +47,42 @@ def main() -> None:
         costs = measure(ways, len(images), options.reads, options.repeats)
     columns = ("order", "way", "images/s", "of (a)", "CPU ms an image")
     table = Figures("Reading slices one by one", columns, tabulate(costs))
-    notes = describe_machine(["numpy", "opencv-python-headless", "isal"])
-    notes["zlib"] = zlib.ZLIB_RUNTIME_VERSION
-    notes["data"] = f"{len(images)} slices, {images.shape}; {options.reads} reads in a turn"
+    notes = describe_machine(["numpy", "opencv-python-headless", "imagecodecs"])
+    notes["data"] = f"{len(images)} slices, {images.image_shape}; {options.reads} reads in a turn"
     show(Console(highlight=False), [table], notes)
 
 
-def make_shards(source: Path, slices: int, scratch: Path) -> Any:
-    """`ShardImages` of new shards."""
+def make_shards(source: Path, slices: int, scratch: Path) -> headct.Shards:
+    """New shards, opened."""
     usable, _ = copy_usable(source, scratch / "slices")
     if not usable:
         raise SystemExit(f"{source} holds no uncompressed 512 x 512 CT slices")
     arguments = ["--input", str(replicate(usable, slices, scratch / "links"))]
     arguments += ["--output", str(scratch / "shards"), "--leak_check", "off"]
     run_module("beam_pipeline", arguments, scratch / "log", timeout=600)
-    sys.path.append(str(EXAMPLES))  # they import each other as scripts of one folder do
-    from shard_images import read_splits
-
-    return read_splits(scratch / "shards", ["test"])
+    return headct.open(scratch / "shards")
 
 
-def make_ways(images: Any, folder: Path) -> dict[str, Read]:
+def make_ways(images: headct.Shards, folder: Path) -> dict[str, Read]:
     """What is measured: each reads one image, uint8 [C, H, W]."""
-    import shard_images
-    from pytorch_dataset import ShardDataset
-
     files = write_files(images, folder)
-    dataset = ShardDataset(images)
 
     def read_file(row: int) -> np.ndarray:
         image = cv2.imdecode(np.fromfile(files[row], np.uint8), cv2.IMREAD_UNCHANGED)
         return np.ascontiguousarray(image.transpose(2, 0, 1))
 
-    def read_by(inflate: Any) -> Read:
-        def read(row: int) -> np.ndarray:
-            shard_images.zlib = inflate
-            image, _ = dataset[row]
-            return image
+    def read_shard(row: int) -> np.ndarray:
+        return np.ascontiguousarray(images[row]["image"].transpose(2, 0, 1))
 
-        return read
-
-    return {"(a) files": read_file, "(b) isal": read_by(isal_zlib), "(c) zlib": read_by(zlib)}
+    return {"(a) files": read_file, "(b) headct": read_shard}
 
 
-def write_files(images: Any, folder: Path) -> list[str]:
-    """A PNG file for each row; their paths."""
+def write_files(images: headct.Shards, folder: Path) -> list[str]:
+    """Write a PNG file for each image; return their paths."""
     folder.mkdir()
     paths = [folder / f"{row}.png" for row in range(len(images))]
-    for path, shard, begin, size in zip(
-        paths, images.shard, images.offset, images.size, strict=True
-    ):
-        with images.files[shard].open("rb") as file:
-            file.seek(begin)
-            path.write_bytes(file.read(size))
+    for row, path in enumerate(paths):
+        path.write_bytes(images.png(row))
     return [str(path) for path in paths]
 
 

@@ -27,8 +27,8 @@ import tensorflow as tf
 
 from headct.layout import ID_COLUMNS, IMAGE, IMAGE_ID, LABEL, POSITION, UNLABELED, fold_number
 from headct.manifest import ImageSpec
+from headct.png import decode_pngs
 from headct.tfrecord import check_lengths
-from trainer.data.png import decode_pngs
 from trainer.data.shards import Split
 
 # Those that this process may use, where the system tells.

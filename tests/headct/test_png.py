@@ -9,7 +9,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from headct import png as module
 from headct.manifest import ImageSpec
+from headct.png import decode_pngs
 from tests.trainer.png_files import (
     chunk,
     header,
@@ -21,8 +23,6 @@ from tests.trainer.png_files import (
     png_with_chunks,
     unfiltered,
 )
-from trainer.data import png as module
-from trainer.data.png import decode_pngs
 
 KINDS = [(channels, dtype) for channels in (1, 2, 3, 4) for dtype in ("uint8", "uint16")]
 
@@ -59,7 +59,7 @@ def test_plain_pngs_need_no_other_decoder(
     image = noise(channels, dtype)
     data = plain_png(image)
     expected = by_tensorflow(data, spec_of(image))
-    monkeypatch.delattr(module, "decode_any")
+    monkeypatch.delattr(module, "_decode_any")
     np.testing.assert_array_equal(decoded(data, spec_of(image)), image)
     np.testing.assert_array_equal(expected, image)
 

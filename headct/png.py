@@ -1,11 +1,8 @@
-"""PNG (W3C Recommendation, ISO/IEC 15948) to pixels, fast for what the shards hold.
+"""PNG (W3C Recommendation, ISO/IEC 15948) to pixels, fast for the PNGs of shards.
 
-They hold PNGs of one IDAT chunk whose rows are not filtered: decoding is an inflate, and dropping
-a byte a row, in a third of the time that libpng takes. Any other PNG is left to TensorFlow's
-decoder, which is libpng.
+Shards hold PNGs with one IDAT chunk whose rows are not filtered: decoding inflates it and drops a
+byte per row, in a third of the time that libpng takes. libpng decodes any other PNG.
 """
-
-from __future__ import annotations
 
 import struct
 import zlib
@@ -14,8 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
-from imagecodecs import DeflateError, deflate_decode
+from imagecodecs import DeflateError, PngError, deflate_decode, png_decode
 
 from headct.manifest import ImageSpec
 
@@ -31,18 +27,18 @@ Pixels = npt.NDArray[Any]
 
 
 def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None:
-    """Decodes PNGs, the pixels the same as those of `tf.io.decode_png`.
+    """Decode PNGs, mostly without the GIL; the pixels are those of `tf.io.decode_png`.
 
-    In the plain ones zlib's checksum (Adler-32) is checked, but not the chunks' CRCs: a TFRecord
-    has its own. No more is inflated than the image has bytes. Without the GIL, mostly.
+    In plain PNGs zlib's checksum (Adler-32) is checked, but not the chunks' CRCs: a TFRecord has
+    its own. No more is inflated than the image has bytes.
 
     Args:
-        pngs: n of them.
-        image: what they are to hold.
+        pngs: n PNGs.
+        image: what each must hold.
         pixels: to write into, [n, H, W, C] of the image's dtype.
 
     Raises:
-        ValueError: one is damaged, or holds another image.
+        ValueError: a PNG is damaged, or holds another image.
     """
     row = image.width * image.channels * pixels.itemsize
     rows, before = np.empty((image.height, 1 + row), np.uint8), _plain_beginning(image)
@@ -52,11 +48,11 @@ def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None
             if not rows[:, 0].any():
                 _drop_filter_bytes(rows, into)
                 continue
-        into[...] = decode_any(png, image)
+        into[...] = _decode_any(png, image)
 
 
 def _plain_beginning(image: ImageSpec) -> bytes:
-    """All that precedes the IDAT chunk in a plain PNG of `image`."""
+    """Return the bytes before the IDAT chunk in a plain PNG of `image`."""
     bits = np.dtype(image.dtype).itemsize * 8
     fields = image.width, image.height, bits, COLOR_TYPES[image.channels]
     header = b"IHDR" + HEADER.pack(*fields, 0, 0, 0)
@@ -65,7 +61,7 @@ def _plain_beginning(image: ImageSpec) -> bytes:
 
 
 def _is_plain(png: bytes, before: bytes) -> bool:
-    """Whether `before` and a single IDAT chunk are all there is."""
+    """Whether a PNG is `before`, a single IDAT chunk and the end."""
     length = len(png) - len(before) - len(END) - 12
     return (
         length >= 0
@@ -97,27 +93,28 @@ def _drop_filter_bytes(rows: npt.NDArray[np.uint8], into: Pixels) -> None:
         into.byteswap(inplace=True)
 
 
-def decode_any(png: bytes, image: ImageSpec) -> Pixels:
-    """Decodes a PNG of any writer, [H, W, C]; gray and palettes may stand for RGB.
+def _decode_any(png: bytes, image: ImageSpec) -> Pixels:
+    """Decode a PNG of any writer, [H, W, C]; gray and palettes may stand for RGB.
 
     Raises:
         ValueError: it is damaged, or holds another image.
     """
     _check_header(png, image)
-    # TensorFlow cannot be asked for two channels, but gives those of gray with alpha as they are.
-    channels = 0 if image.channels == 2 else image.channels
     try:
-        with tf.device("/CPU:0"):
-            found = tf.io.decode_png(png, channels=channels, dtype=tf.as_dtype(image.dtype))
-    except tf.errors.InvalidArgumentError:
+        decoded = np.asarray(png_decode(png))
+    except (PngError, UnicodeDecodeError):  # some messages of libpng are no text
         raise ValueError("its PNG is damaged") from None
-    if found.shape != (image.height, image.width, image.channels):
-        raise ValueError(f"its PNG holds {tuple(found.shape)}")
-    return np.asarray(found)
+    if not png.endswith(END):  # libpng does not read it
+        raise ValueError("its PNG is damaged")
+    if decoded.ndim == 2:
+        decoded = np.repeat(decoded[..., None], image.channels, axis=2)
+    if decoded.shape != (image.height, image.width, image.channels):
+        raise ValueError(f"its PNG holds {decoded.shape}")
+    return decoded
 
 
 def _check_header(png: bytes, image: ImageSpec) -> None:
-    """Compares what a PNG says of its image with what it is to be, before anything is allocated.
+    """Compare a PNG's header with the image it must hold, before anything is allocated.
 
     Raises:
         ValueError: it is no PNG, or of another size, depth or color.
