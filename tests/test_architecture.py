@@ -41,7 +41,7 @@ ROOMS = {
         {"command_line"},
         {"run"},
         {"api"},
-        {"__main__", "verify", "card.__main__"},
+        {"__main__", "verify", "show", "card.__main__"},
     ),
     "trainer": (
         {

@@ -8,7 +8,6 @@ from typing import Any
 
 from headct import commands
 from headct.declarations import choose_command, parse_flags
-from trainer.files import full_disk_reported
 from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
     CompareOptions,
@@ -56,6 +55,8 @@ def run_command(options: Options, builder: Callable[..., Any] | None = None) -> 
     Raises:
         HeadctError: as `headct.errors` lists them.
     """
+    from trainer.files import full_disk_reported
+
     with full_disk_reported():
         _run_command(options, builder)
 

@@ -37,7 +37,9 @@ def test_each_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: headct {name} ")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: headct {name} ")
+    assert ("--holdout" in shown) == (name == "preprocess")
 
 
 @pytest.mark.parametrize(
