@@ -1,4 +1,4 @@
-"""The data flow, from top to bottom: between steps move numbers and names of files, no more."""
+"""The data flow, from top to bottom; only numbers of tables move between steps."""
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -12,9 +12,9 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
     """DICOM files to a shard directory, on any runner."""
     (
         pipeline
-        | InspectFiles(options)  # one element: the parts of the inventory
+        | InspectFiles(options)  # one element: outcomes of parts of the inventory
         | PlanShards(options)  # numbers of shards
-        | WriteShards(options)  # one element: those that were written
+        | WriteShards(options)  # one element: outcomes of shards
         | FinishDirectory(options)  # writes manifest.json
     )
 

@@ -1,7 +1,7 @@
-"""What a user sees during a run, and at its end.
+"""Show the progress of a run, and its summary.
 
-The steps log what they did, with the counts as an attribute of the log record: a cluster's log
-shows the lines, a terminal the display that is made of the counts.
+Steps log lines, which a cluster's log shows, with counts as an attribute, which a display adds up.
+If the steps run elsewhere, a `FolderPoller` reads the counts from the output folder.
 """
 
 import logging
@@ -30,26 +30,29 @@ _SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
 
 
 def report(message: str, **counts: int) -> None:
-    """Log what was done; `counts` are added up by the display."""
+    """Log what was done; the display adds up the counts."""
     LOGGER.info(message, extra={"counts": counts})
 
 
 def say(sentence: str) -> None:
-    """Log what was decided by the data: the display prints it."""
+    """Log a decision that depended on the data; the display prints it."""
     LOGGER.info(sentence, extra={"sentence": sentence})
 
 
 def report_refusal(error: HeadctError) -> None:
-    """Log why the run ends: the display keeps it, should the output not be there to tell it."""
+    """Log why the run ends; the display keeps the error in case the output cannot be written."""
     LOGGER.error(str(error), extra={"refusal": error})
 
 
 class Display(logging.Handler):
-    """Shows how far a run is: live on a terminal, a line now and then elsewhere.
+    """Shows the progress of a run: live on a terminal, as a line now and then elsewhere.
 
     Args:
         console: to print to.
-        listen: whether to take what the steps report in this process; else `show` is told.
+        listen: whether to handle the log of steps in this process; otherwise call `show`.
+
+    Attributes:
+        refusal: the error that ends the run, once it is logged.
     """
 
     def __init__(self, console: Console, *, listen: bool = True) -> None:
@@ -95,7 +98,7 @@ class Display(logging.Handler):
         logging.disable(disabled)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Add up a step's counts and show them."""
+        """Add the counts of a step and show them."""
         self.refusal = getattr(record, "refusal", self.refusal)
         if self.refusal is not None:
             logging.disable()  # Beam would log a traceback of the step that raises it
@@ -112,7 +115,7 @@ class Display(logging.Handler):
         self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
     def show(self, counts: Counter[str]) -> None:
-        """Show counts, all of them."""
+        """Replace the counts and show them."""
         if counts["slices_planned"] and not self._counts["slices_planned"]:
             self._writing_since = time.monotonic()
             self._done_before = _slices_done(counts)  # by earlier runs
@@ -153,16 +156,16 @@ def _slices_done(counts: Counter[str]) -> int:
 
 
 def _damaged() -> AbstractContextManager[None]:
-    """Pass over a table that a power failure damaged: the run will write it again."""
+    """Skip a table that a power failure damaged: the run writes it again."""
     return suppress(ValueError, LookupError, TypeError, ArrowException)
 
 
-class Watcher:
-    """Tells a display what the output folder shows of a run that is elsewhere.
+class FolderPoller:
+    """Reads the counts of a run elsewhere from the output folder, for a display.
 
     Args:
-        unfinished: of the output.
-        display: is told the counts.
+        unfinished: unfinished area of the output.
+        display: shows the counts.
     """
 
     def __init__(self, unfinished: Unfinished, display: Display) -> None:
@@ -174,21 +177,21 @@ class Watcher:
 
     @property
     def folder(self) -> Folder:
-        """The output."""
+        """The output folder."""
         return self._unfinished.folder
 
     def look(self) -> None:
-        """Look at what is new.
+        """Read new tables and show the counts.
 
         Raises:
             StoreError: the output's store fails.
         """
-        with suppress(FileNotFoundError, AlreadyComplete):  # it was removed at this moment
+        with suppress(FileNotFoundError, AlreadyComplete):  # the run has just finished
             self._look()
         self._display.show(self._counts)
 
     def sees_workers(self) -> bool:
-        """Whether a worker has written anything since the watcher was made; raises as `look`."""
+        """Return whether a worker has written anything since the start; raise as `look` does."""
         return self._unfinished.signs() != self._before
 
     def _look(self) -> None:
@@ -197,8 +200,8 @@ class Watcher:
                 self._count(name, files_listed=self._unfinished.read_metadata(name)["files"])
         for name in self._new("inventory"):
             with _damaged():
-                part = self._unfinished.read_metadata(name)
-                files, rejected = part["files"], part["rejected"]
+                inspected = self._unfinished.read_metadata(name)
+                files, rejected = inspected["files"], inspected["rejected"]
                 self._count(name, files_inspected=files, rejected_by_header=rejected)
         if not self._counts["shards_planned"]:
             with _damaged():
@@ -235,13 +238,13 @@ def show_summary(
     *,
     has_card: bool = True,
 ) -> None:
-    """Print what a shard directory holds and what to do next.
+    """Print the contents of a shard directory and the next command.
 
     Args:
         console: to print to.
-        manifest: of the directory.
-        output: its path or URL.
-        seconds: that the run took, or None if the directory was complete before.
+        manifest: manifest of the directory.
+        output: path or URL of the directory.
+        seconds: duration of the run, None if the directory was complete before.
         has_card: whether there is a data card.
     """
     counts = manifest["counts"]
@@ -260,7 +263,7 @@ def show_summary(
 
 
 def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
-    """What a manifest counts, in lines; directories of before lack some of it."""
+    """Yield the counts of a manifest as lines; older directories lack some of them."""
     rejected = counts["rejected_by_reason"]
     yield from (f"rejected {count:>6}  {reason}" for reason, count in rejected.items())
     if may_pass := sum(count for reason, count in rejected.items() if reason in TRANSIENT):
@@ -281,9 +284,9 @@ def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
             f"{identical['groups_across_patients']} of more than one patient, "
             f"{identical['groups_with_conflicting_labels']} with labels that differ"
         )
-    if found := counts.get("identifying_paths"):
+    if files := counts.get("identifying_paths"):
         yield (
-            f"{found} files have their patient's ID, name or accession number in their path, which "
+            f"{files} files have their patient's ID, name or accession number in their path, which "
             "the index, the rejects and the data card show: --image_id ordinal hides all paths"
         )
 

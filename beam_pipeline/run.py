@@ -16,7 +16,7 @@ from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
 from beam_pipeline.planning.places import check_output_is_not_read, check_places
-from beam_pipeline.progress import Display, Watcher, show_summary
+from beam_pipeline.progress import Display, FolderPoller, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
 from beam_pipeline.shards.output import check_begun, find_manifest, prepare_output
 from beam_pipeline.shards.output_lock import lock_output
@@ -113,7 +113,7 @@ def _run_elsewhere(
     from beam_pipeline.runners.run_job import run_job
 
     with Display(console, listen=False) as display:
-        return run_job(options, chosen, Watcher(Unfinished(folder), display), console)
+        return run_job(options, chosen, FolderPoller(Unfinished(folder), display), console)
 
 
 def _check_input(options: Options) -> Labels | None:

@@ -1,8 +1,7 @@
-"""The Beam steps: each keys, counts and wires; the work is in the function that it names.
+"""Thin Beam wrappers; the named functions do the work.
 
-What is known of files lies in tables of the output folder, which workers write and read. Elements
-are numbers and names of these tables, or a HeadctError that ends the run: the steps behind it
-pass it on, and the last leaves word of it.
+Workers keep what they know about files in tables of the output folder. Elements are numbers of
+these tables, or a HeadctError that ends the run: later steps pass it on, and the last records it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,10 +24,10 @@ from headct.errors import HeadctError
 
 _NAMESPACE = "beam_pipeline"
 
-_ERROR = "error"  # the key of what ends the run, instead of a task's
+_ERROR = "error"  # key of an error that ends the run
 
-Task = tuple[str, int | HeadctError]  # with a key that spreads them over workers
-Outcome = tuple[None, int | HeadctError]  # with the only key there is
+Task = tuple[str, int | HeadctError]  # keyed to spread tasks over workers
+Outcome = tuple[None, int | HeadctError]  # keyed by None: a single group
 Gathered = tuple[None, Iterable[int | HeadctError]]
 
 
@@ -40,7 +39,7 @@ class InspectFiles(beam.PTransform):
         self._options = options
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Gathered]:
-        """One element: what became of each part of the inventory."""
+        """Return one element: the outcomes of all parts of the inventory."""
         inspect = partial(inspect_part, options=self._options)
         return (
             begin
@@ -60,7 +59,7 @@ class PlanShards(beam.PTransform):
         self._options = options
 
     def expand(self, parts: beam.PCollection[Gathered]) -> beam.PCollection[Task]:
-        """Numbers of shards in the plan."""
+        """Return the numbers of the planned shards."""
         return parts | "Plan shards" >> beam.FlatMap(_plan_shards, self._options)
 
 
@@ -72,7 +71,7 @@ class WriteShards(beam.PTransform):
         self._options = options
 
     def expand(self, shards: beam.PCollection[Task]) -> beam.PCollection[Gathered]:
-        """One element: what became of each shard."""
+        """Return one element: the outcomes of all shards."""
         write = partial(write_shard, options=self._options)
         return (
             shards
@@ -83,14 +82,14 @@ class WriteShards(beam.PTransform):
 
 
 class FinishDirectory(beam.PTransform):
-    """Writes what describes the shards, the manifest last; or why there is none."""
+    """Writes the files that describe the shards, the manifest last; or records why not."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
 
     def expand(self, shards: beam.PCollection[Gathered]) -> beam.PCollection[None]:
-        """Nothing: the directory is the result."""
+        """Return an empty result; the output is on disk."""
         return shards | "Describe shards" >> beam.Map(_finish_directory, self._options)
 
 
@@ -129,10 +128,10 @@ def _finish_directory(shards: Gathered, options: Options) -> None:
 
 
 def _count_done(gathered: Gathered) -> int:
-    """How many tasks were done.
+    """Return the number of completed tasks.
 
     Raises:
-        HeadctError: one was not, or what came before; the first of several by its message.
+        HeadctError: a task or an earlier step failed; the first of several by its message.
     """
     outcomes = list(gathered[1])
     errors = [outcome for outcome in outcomes if isinstance(outcome, HeadctError)]
@@ -161,10 +160,9 @@ def _report_written(shard: Written) -> None:
 
 
 class _RunTasks(beam.DoFn):
-    """Runs tasks in processes beside the worker's own.
+    """Runs tasks in processes of their own: a decoder that crashes or hangs costs one slice.
 
-    A decoder that crashes or hangs costs its slice, whatever the runner. A runner may give a worker
-    several bundles at once: together they have no more processes than one.
+    A runner may give a worker several bundles at once: they share one limit of processes.
     """
 
     def __init__(
@@ -179,12 +177,12 @@ class _RunTasks(beam.DoFn):
         self._done = Metrics.counter(_NAMESPACE, function.func.__name__)  # type: ignore[attr-defined]
 
     def start_bundle(self) -> None:
-        """Forget the tasks of a bundle that failed."""
+        """Drop the tasks of a bundle that failed."""
         self.teardown()
         self._failed = False
 
     def process(self, group: tuple[str, Iterable[Any]]) -> Iterable[Outcome]:
-        """Give tasks to the processes; yields the outcomes of those that are done by then."""
+        """Give tasks to the processes; yield the outcomes that are ready."""
         for task in group[1]:
             if isinstance(task, HeadctError):
                 yield None, task
@@ -192,14 +190,14 @@ class _RunTasks(beam.DoFn):
                 yield from self._outcomes(self._open().submit(task))
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
-        """Wait for the tasks that are not done."""
+        """Wait for unfinished tasks."""
         if self._pool is not None and not self._failed:
             for outcome in self._outcomes(self._pool.finish()):
                 yield GlobalWindows.windowed_value(outcome)
         self.teardown()
 
     def teardown(self) -> None:
-        """End the processes: a worker keeps none that has nothing to do."""
+        """End the processes; an idle worker keeps none."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None

@@ -1,4 +1,4 @@
-"""Attributes of a data set, as the types they should have."""
+"""Read attributes of a data set as the types that they should have."""
 
 import math
 import re
@@ -13,8 +13,8 @@ from pydicom.tag import BaseTag, Tag
 
 from headct.reasons import Reason, Rejected
 
-# Sequences of an enhanced image's functional groups that hold what a plain image has at its top
-# level (DICOM PS3.3 C.7.6.16.2, C.8.15.3).
+# Functional groups of an enhanced image hold what a plain image has at its top level (DICOM PS3.3
+# C.7.6.16.2, C.8.15.3).
 FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 _MACROS = (
     "PixelMeasuresSequence",
@@ -23,20 +23,20 @@ _MACROS = (
     "FrameVOILUTSequence",
     "CTImageFrameTypeSequence",
 )
-# Value representations that neither the character set nor other elements have a part in.
+# Value representations whose values depend on no character set and no other element.
 _PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
-# Texts; every character set of DICOM reads ASCII alike, but for escape sequences and what JIS X
-# 0201 has for a backslash and a tilde (DICOM PS3.5 6.1).
+# Texts. All character sets of DICOM read ASCII alike, except for escape sequences and for backslash
+# and tilde in JIS X 0201 (DICOM PS3.5 6.1).
 _TEXT = frozenset({"LO", "SH"})
 _DEPENDS_ON_CHARACTER_SET = re.compile(rb"[^\x00-\x7f]|[\x1b\\~]")
-_LONGEST_COMMON = 64  # bytes; bounds what is kept
+_LONGEST_COMMON = 64  # bytes; bounds the cache
 
 
 class Attributes:
-    """A data set's attributes, those of its only frame first.
+    """Attributes of a data set; those of its only frame come first.
 
     Attributes:
-        frames: how many the functional groups have.
+        frames: number of frames in the functional groups.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -50,10 +50,10 @@ class Attributes:
         self.frames = max(map(len, groups), default=1)
 
     def value(self, keyword: str) -> Any:
-        """An attribute's value, or None where it is absent or empty.
+        """Return an attribute's value, None if it is absent or empty.
 
         Raises:
-            Rejected: its bytes are no value of its kind.
+            Rejected: its bytes are not a value of its type.
         """
         for source in self._sources:
             value = source.value(keyword)
@@ -62,7 +62,7 @@ class Attributes:
         return None
 
     def texts(self, keyword: str) -> tuple[str, ...]:
-        """An attribute's texts, without the blanks around them; none where it is absent."""
+        """Return an attribute's texts without surrounding blanks; none if it is absent."""
         value = self.value(keyword)
         values = _values(value)
         if not all(isinstance(item, str) for item in values):
@@ -70,7 +70,7 @@ class Attributes:
         return tuple(item.strip(" \0") for item in values)
 
     def text(self, keyword: str, *, required: bool = True) -> str:
-        """An attribute's text.
+        """Return an attribute's text.
 
         Raises:
             Rejected: it is required, and absent or empty.
@@ -81,16 +81,16 @@ class Attributes:
         return text
 
     def plain_text(self, keyword: str) -> str:
-        """A text read as UTF-8 whatever the character set is; empty where it is absent."""
+        """Return a text as UTF-8, whatever its character set; empty if it is absent."""
         value = next(filter(None, (source.stored(keyword) for source in self._sources)), b"")
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         return text.strip(" \0")
 
     def number(self, keyword: str, default: float | None = None) -> float:
-        """An attribute's only number, which may be written several times.
+        """Return an attribute's number, which may be repeated.
 
         Raises:
-            Rejected: there is no default and it is absent; or it is no finite number, or several.
+            Rejected: it is absent and has no default, is not finite, or has several values.
         """
         value = self.value(keyword)
         if value is None:
@@ -103,14 +103,14 @@ class Attributes:
         return number
 
     def integer(self, keyword: str, default: int | None = None) -> int:
-        """The same for a whole number."""
+        """Return an attribute's whole number; raise as `number` does."""
         number = self.number(keyword, default)
         if number % 1:
             raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one integer")
         return int(number)
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
-        """`count` finite numbers, NaN where the attribute is absent or not that."""
+        """Return `count` finite numbers; NaNs if the attribute is anything else."""
         try:
             numbers = tuple(_number(item) for item in _values(self.value(keyword)))
         except Rejected:
@@ -120,7 +120,7 @@ class Attributes:
         return numbers
 
     def first_number(self, keyword: str) -> float:
-        """The first of several numbers, NaN where there is none."""
+        """Return the first of several numbers, NaN without any."""
         try:
             values = _values(self.value(keyword))
         except Rejected:
@@ -129,7 +129,7 @@ class Attributes:
 
 
 class Elements:
-    """A data set's elements; pydicom's own look-up costs more than all else of reading a header."""
+    """Elements of a data set; pydicom's own look-up would take most of the time per header."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -138,7 +138,7 @@ class Elements:
         }
 
     def value(self, keyword: str) -> Any:
-        """An attribute's value, or None where it is absent."""
+        """Return an attribute's value, None if it is absent."""
         tag, vr = _look_up(keyword)
         element = self._elements.get(tag)
         if element is None:
@@ -148,28 +148,28 @@ class Elements:
                 implicit, little = element.is_implicit_VR, element.is_little_endian
                 return _convert(tag, element.VR, element.value, implicit, little)
             return self._dataset[tag].value
-        except Exception as error:  # bytes may be anything, and so is what pydicom raises
+        except Exception as error:  # pydicom may raise anything on untrusted bytes
             detail = f"{keyword}: {type(error).__name__}"
             raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
 
     def stored(self, keyword: str) -> Any:
-        """The bytes of an attribute's value, or what pydicom has made of them."""
+        """Return an attribute's bytes, or the value that pydicom has made of them."""
         element = self._elements.get(_look_up(keyword)[0])
         return None if element is None else element.value
 
     def items(self, keyword: str) -> Sequence[Dataset]:
-        """A sequence's items; none where it is absent."""
+        """Return a sequence's items; none if it is absent."""
         return [item for item in _values(self.value(keyword)) if isinstance(item, Dataset)]
 
 
 @cache  # a few keywords, looked up in every file
 def _look_up(keyword: str) -> tuple[int, str]:
-    """An attribute's tag and the value representation that the standard gives it."""
+    """Return an attribute's tag and standard value representation."""
     return int(Tag(keyword)), dictionary_VR(keyword)
 
 
 def _is_common(element: RawDataElement, vr: str) -> bool:
-    """Whether an element's value depends on its own bytes alone, and many files may have it."""
+    """Return whether a value depends on its own bytes alone and may recur in many files."""
     value = element.value
     if not value or len(value) > _LONGEST_COMMON or (element.VR or vr) != vr:
         return False
@@ -178,7 +178,7 @@ def _is_common(element: RawDataElement, vr: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _convert(tag: int, vr: str | None, value: bytes, implicit: bool, little_endian: bool) -> Any:
-    """Reads a value as pydicom does: most of a header's are those of the file before."""
+    """Convert a value as pydicom does; most values of a header are those of the file before."""
     raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, implicit, little_endian)
     return convert_raw_data_element(raw).value
 
@@ -190,7 +190,7 @@ def _values(value: Any) -> Sequence[Any]:
 
 
 def _number(item: Any) -> float:
-    """NaN for what is no number; bytes and underscores are none, whatever Python makes of them."""
+    """Return a number, NaN for anything else; Python would accept bytes and underscores."""
     if isinstance(item, bytes) or (type(item) is not int and "_" in str(item)):
         return math.nan
     try:

@@ -1,11 +1,11 @@
-"""What compressed images say of themselves, read before a decoder allocates anything for it."""
+"""Read a compressed image's own description before a decoder allocates memory for it."""
 
 import re
 from dataclasses import dataclass, field
 
 from headct.reasons import Reason, Rejected
 
-# More scans than any encoder writes: each costs a pass over the whole image.
+# More scans than any encoder writes; a scan costs a pass over the whole image.
 _MAX_SCANS = 1000
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
@@ -30,12 +30,12 @@ class CodeStream:
     """A compressed image's own description.
 
     Attributes:
-        rows: its height.
-        columns: its width.
-        components: samples a pixel.
-        precision: bits a sample.
-        signed: whether samples are; only JPEG 2000 can tell.
-        size: bytes from the beginning of the image to its end; whatever follows is no part of it.
+        rows: height.
+        columns: width.
+        components: samples per pixel.
+        precision: bits per sample.
+        signed: whether samples are signed, which only JPEG 2000 says.
+        size: bytes from the beginning of the image to its end, without what follows.
     """
 
     rows: int
@@ -47,10 +47,10 @@ class CodeStream:
 
 
 def describe_jpeg(frame: bytes) -> CodeStream:
-    """A JPEG or JPEG-LS image's description (ITU-T T.81 B.2.2, T.87 C.2.2).
+    """Return the description of a JPEG or JPEG-LS image (ITU-T T.81 B.2.2, T.87 C.2.2).
 
     Raises:
-        Rejected: it is broken before the end of its frame header, or has no end.
+        Rejected: its frame header is broken, or it has no end.
     """
     if frame[:2] != b"\xff\xd8":
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG image")
@@ -66,10 +66,10 @@ def describe_jpeg(frame: bytes) -> CodeStream:
 
 
 def describe_j2k(frame: bytes) -> CodeStream:
-    """A JPEG 2000 code stream's description (ITU-T T.800 A.5.1).
+    """Return the description of a JPEG 2000 code stream (ITU-T T.800 A.5.1).
 
     Raises:
-        Rejected: it is broken in its main header, or has no end.
+        Rejected: its main header is broken, or it has no end.
     """
     if frame[:4] != _J2K_BEGINNING or len(frame) < 45:
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG 2000 code stream")
@@ -89,15 +89,15 @@ def describe_j2k(frame: bytes) -> CodeStream:
 
 
 def bare_j2k(frame: bytes) -> bytes:
-    """The code stream without the JP2 boxes that some writers leave around it.
+    """Return a code stream without the JP2 boxes that some writers leave around it.
 
-    DICOM allows none (PS3.5 A.4.4); its own attributes say all that they could.
+    DICOM allows no boxes (PS3.5 A.4.4); its attributes hold the same information.
     """
     return frame[frame.find(_J2K_BEGINNING) :] if frame.startswith(_JP2_SIGNATURE) else frame
 
 
 def _frame_header(frame: bytes) -> int:
-    """Where the marker of a JPEG image's frame header is."""
+    """Return the position of the marker of a JPEG image's frame header."""
     position = 2
     while position + 4 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
@@ -115,14 +115,14 @@ def _frame_header(frame: bytes) -> int:
 
 
 def _jpeg_end(frame: bytes, position: int) -> int:
-    """Where a JPEG image ends: decoders fill what is missing with gray.
+    """Return where a JPEG image ends; decoders would fill a missing rest with gray.
 
     Args:
-        frame: the image, and whatever follows it.
-        position: of its frame header.
+        frame: the image, and bytes that may follow it.
+        position: position of its frame header.
 
     Raises:
-        Rejected: it has no end, another image begins in it, or it has too many scans.
+        Rejected: it has no end or too many scans, or another image begins in it.
     """
     is_jpeg_ls = frame[position + 1] == _JPEG_LS_FRAME_START
     markers = _JPEG_LS_MARKER if is_jpeg_ls else _JPEG_MARKER
@@ -142,10 +142,10 @@ def _jpeg_end(frame: bytes, position: int) -> int:
 
 
 def _j2k_end(frame: bytes) -> int:
-    """Where a JPEG 2000 code stream ends (ITU-T T.800 A.4).
+    """Return where a JPEG 2000 code stream ends (ITU-T T.800 A.4).
 
-    Tile-parts say how long they are. Where they do not, or not what is true, the last marker that
-    may be the end is taken: the decoder finds what is missing before it.
+    Tile-parts state their length. If one does not, or states a wrong length, the last marker that
+    may be the end counts: the decoder notices what is missing before it.
     """
     position = known = len(_J2K_BEGINNING) - 2
     while frame[position : position + 1] == b"\xff":
@@ -167,5 +167,5 @@ def _j2k_end(frame: bytes) -> int:
 
 
 def _length(frame: bytes, position: int) -> int:
-    """The length of the marker segment at a position, without its marker."""
+    """Return the length of the marker segment at a position, without its marker."""
     return int.from_bytes(frame[position + 2 : position + 4], "big")

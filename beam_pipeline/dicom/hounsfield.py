@@ -1,7 +1,7 @@
-"""Stored pixel values to Hounsfield units, and the repairs of badly encoded files.
+"""Turn stored pixel values into Hounsfield units, and repair badly encoded files.
 
-Everything here is computed once for each possible bit pattern of a pixel (a look-up table of at
-most 65,536 entries), so that a slice costs one table look-up a pixel.
+Hounsfield units are computed once per possible bit pattern of a pixel (a table of at most 65,536
+entries), so that a slice costs one table look-up per pixel.
 """
 
 import math
@@ -22,34 +22,34 @@ _SHIFT = 1000
 _NEGATIVE = 2048  # the lowest 12-bit word that two's complement reads as negative
 _LOWEST_WRAPPED = 3072  # -1024 HU, wrapped
 _LOWEST_SHIFTED = 3096  # -1000 HU, wrapped
-# A head CT is more than a tenth air. Where air is at the top of the 12-bit range, it was wrapped:
-# no bone gets there, and metal fills far less.
+# More than a tenth of a head CT is air. Air at the top of the 12-bit range was wrapped: bone is
+# not so bright, and metal fills far less.
 _WRAPPED_AIR_FRACTION = 0.05
 # Noise of air reaches below -1000 HU in far more pixels than metal has in the same few values.
 _NOISE_FRACTION = 0.001
-# Outside of the field of view there is no metal, only what the scanner pads with.
+# Outside the field of view there is no metal, only padding.
 _PADDING_FRACTION = 0.01
-_CORNER = 8  # a block of an eighth of the sides at a corner lies outside of the inscribed circle
+_CORNER = 8  # a block of an eighth of the sides at a corner lies outside the inscribed circle
 
 # No scanner produces values beyond these; metal and extended scales reach some 30,000 HU.
 _LOWEST_HU, _HIGHEST_HU = -32768.0, 32767.0
 _BONE_HU = 2000.0  # the densest cortical bone; teeth and metal are brighter, in few pixels
 _AIR_HU = (-1200.0, -800.0)  # with its noise
 _SOFT_TISSUE_HU = (-150.0, 150.0)  # from fat to clotted blood
-_PADDED_HU = -4096.0  # what scanners pad with is not lower
-# Where more of an image is brighter than bone, its values are looked at; real slices of heads
-# have 0.2 % at most. Corners are a sixteenth of the image.
+_PADDED_HU = -4096.0  # scanners do not pad with lower values
+# If more of an image is brighter than bone, all its values are examined; real slices of heads have
+# 0.2 % at most. Corners are a sixteenth of the image.
 _BRIGHT_FRACTION = 0.03
-_ROWS_LOOKED_AT = 32  # at first, evenly spread
+_ROWS_LOOKED_AT = 32  # evenly spread, before all are
 _MOST = 0.5
-_MUCH = 0.25  # of metal: far more than any head has
+_MUCH = 0.25  # more metal than any head has
 _FEW = 0.01
-_TISSUE_FRACTION = 0.0005  # of the last slice of a head, where the skin is cut
+_TISSUE_FRACTION = 0.0005  # as in the last slice of a head, which cuts the skin
 _NEARLY_ALL = 0.95
 
 
 class Repair(StrEnum):
-    """What was done to a badly encoded file's values."""
+    """Repair of a badly encoded file's values."""
 
     NONE = "none"
     SHIFT = "shift"
@@ -60,7 +60,7 @@ class Repair(StrEnum):
 
 
 class RepairPolicy(StrEnum):
-    """Which repair to apply: decided file by file, never, or always one of the two."""
+    """Which repairs to apply: chosen per file, none, or always one of the two."""
 
     AUTO = "auto"
     OFF = "off"
@@ -74,12 +74,12 @@ class PixelEncoding:
 
     Attributes:
         bits_allocated: 8 or 16.
-        bits_stored: how many of them hold the value.
-        high_bit: where its most significant bit is.
+        bits_stored: number of bits that hold the value.
+        high_bit: position of the value's most significant bit.
         signed: two's complement (Pixel Representation 1).
-        slope: HU a stored unit.
+        slope: HU per stored unit.
         intercept: HU of stored value 0.
-        padding: lowest and highest stored value that mark pixels outside the image, or None.
+        padding: lowest and highest stored value of pixels outside the image, or None.
     """
 
     bits_allocated: int
@@ -101,9 +101,9 @@ class PixelEncoding:
 
 
 def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
-    """The stored value of every bit pattern of a pixel.
+    """Return the stored value of every bit pattern of a pixel.
 
-    Bits outside of the stored ones are ignored (DICOM PS3.5 8.1.1: they may hold anything).
+    Bits outside the stored ones are ignored (DICOM PS3.5 8.1.1: they may hold anything).
 
     Returns:
         int64 [2 ** bits_allocated].
@@ -117,7 +117,7 @@ def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
 
 
 def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
-    """The Hounsfield units of every bit pattern of a pixel.
+    """Return the Hounsfield units of every bit pattern of a pixel.
 
     Returns:
         float64 [2 ** bits_allocated], HU; padding is PADDING_HU.
@@ -138,7 +138,7 @@ def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.floa
 
 
 def _reading(encoding: PixelEncoding, repair: Repair) -> PixelEncoding:
-    """Where the values are, and whether they have a sign, once repaired."""
+    """Return the encoding by which a repair reads the values."""
     if repair is Repair.LOW_BITS:
         return replace(encoding, high_bit=encoding.bits_stored - 1)
     if repair in (Repair.SIGNED, Repair.UNSIGNED):
@@ -161,16 +161,16 @@ def _unwrap(values: NDArray[np.int64], repair: Repair) -> NDArray[np.int64]:
 def choose_repair(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding, policy: RepairPolicy
 ) -> Repair:
-    """Which repair a file needs, as its values show.
+    """Return the repair that a file's values call for.
 
     Args:
         pixels: bit patterns, uint8 or uint16 [rows, columns].
-        encoding: of the same file.
-        policy: OFF takes the values as the header says; the two forced repairs apply where the
-            header allows a wrap of 12-bit words.
+        encoding: the file's encoding.
+        policy: OFF takes the values as the header says; the two forced repairs apply if the header
+            allows a wrap of 12-bit words.
 
     Raises:
-        Rejected: the values are none that a scanner produces, and no repair is certain.
+        Rejected: no scanner produces the values, and no repair is certain.
     """
     if policy is RepairPolicy.OFF:
         return Repair.NONE
@@ -189,13 +189,13 @@ def choose_repair(
 def _are_in_low_bits(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
 ) -> bool:
-    """Whether values are in a word's lowest bits, though High Bit says otherwise.
+    """Return whether values are in a word's lowest bits, although High Bit says otherwise.
 
     High Bit shall be Bits Stored - 1 (DICOM PS3.3 C.7.6.3.1); pydicom and GDCM read the lowest bits
-    whatever it says. It is obeyed where nothing is in the bits below those that it names.
+    whatever it says. Here High Bit counts if the bits below those that it names are empty.
 
     Raises:
-        Rejected: other bits hold something, too.
+        Rejected: bits are used on both sides.
     """
     below = (1 << (encoding.high_bit + 1 - encoding.bits_stored)) - 1
     if not int(np.bitwise_or.reduce(pixels, axis=None)) & below:
@@ -213,13 +213,13 @@ def _are_in_low_bits(
 
 
 def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
-    """Which repair 12-bit words need whose header allows a wrap.
+    """Return the repair of 12-bit words whose header allows a wrap.
 
-    Where no air is at the top of the range, nothing is wrong. Else both repairs read 3096 to 4095
-    as -1000 to -1 HU, and differ from 2048 to 3095: the published shift keeps these as they are, as
-    bone and metal, sign extension makes them less than -1000 HU. They are that if air is noise
-    around -1000 HU instead of clipped there, or if the corners, where no metal can be, hold such
-    values as padding.
+    Without air at the top of the range, nothing is wrong. Otherwise both repairs read 3096 to 4095
+    as -1000 to -1 HU, and differ from 2048 to 3095: the published shift keeps these values as bone
+    and metal, sign extension makes them less than -1000 HU. The latter is right if air is noise
+    around -1000 HU instead of clipped there, or if the corners, which hold no metal, are padded
+    with such values.
     """
     if np.mean(values >= _LOWEST_WRAPPED) < _WRAPPED_AIR_FRACTION:
         return Repair.NONE
@@ -227,13 +227,13 @@ def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
 
 
 def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> Repair:
-    """Whether the values have the other sign than Pixel Representation says.
+    """Return the repair of values with the other sign than Pixel Representation says.
 
-    They have if the header's reading gives values that no scanner produces, or air as bright as
-    metal, while the other gives those of a CT slice.
+    The sign is wrong if the header's reading gives values that no scanner produces, or air as
+    bright as metal, and the other sign gives the values of a CT slice.
 
     Raises:
-        Rejected: the header's reading is impossible, and the other is none of a CT slice.
+        Rejected: neither reading gives the values of a CT slice.
     """
     if _is_plausible(pixels, encoding):
         return Repair.NONE
@@ -259,12 +259,12 @@ def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixel
 
 
 def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool) -> bool:
-    """Whether the other sign makes a CT slice of the values.
+    """Return whether the values are those of a CT slice with the other sign.
 
     Args:
         said: the values as the header says.
         other: the same pixels' values with the other sign.
-        is_wrong: whether the header's reading is none of a CT slice.
+        is_wrong: whether the header's reading is impossible for a CT slice.
     """
     changed = said.values != other.values
     share = other.share(changed)
@@ -278,13 +278,13 @@ def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool
 
 
 def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> bool:
-    """Whether nearly all values are within what a CT slice has: fast, and sometimes wrongly not."""
+    """Return whether nearly all values fit a CT slice: a fast check with false negatives."""
     if encoding.high_bit != encoding.bits_stored - 1 or encoding.slope <= 0:
         return False
     lowest, highest, brightest = _bounds(encoding)
     if highest is not None and _in_words(pixels, encoding).max() > highest:
         return False
-    # Too low values would be black anyhow; where a sign is wrong, there are many.
+    # Values that are too low would be black anyhow; a wrong sign makes many of them.
     some = _in_words(pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)], encoding)
     if lowest is not None and some.min() < lowest:
         return False
@@ -294,7 +294,7 @@ def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixe
 def _in_words(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
 ) -> NDArray[np.integer]:
-    """The stored values in the lowest bits of words, without their bits masked if unsigned."""
+    """Return the stored values in the lowest bits of words; unsigned ones are not masked."""
     if not encoding.signed:
         return pixels
     unused = encoding.bits_allocated - encoding.bits_stored
@@ -304,7 +304,7 @@ def _in_words(
 
 @lru_cache(maxsize=16)
 def _bounds(encoding: PixelEncoding) -> tuple[int | None, int | None, int]:
-    """The stored values of the lowest and the highest HU, if there are lower and higher, and bone.
+    """Return the stored values of the lowest HU, the highest HU and bone; None if out of range.
 
     Args:
         encoding: with a slope above 0.
@@ -330,7 +330,7 @@ def _cached_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64
 
 @dataclass(frozen=True)
 class _Distribution:
-    """How often each value is in an image.
+    """Frequencies of the values in an image.
 
     Attributes:
         values: float64 [n], HU.
@@ -341,23 +341,23 @@ class _Distribution:
     counts: NDArray[np.int64]
 
     def share(self, which: NDArray[np.bool_]) -> float:
-        """The fraction of the pixels that some of the values are in."""
+        """Return the fraction of the pixels that have the selected values."""
         return float(self.counts[which].sum() / max(self.counts.sum(), 1))
 
     def share_above_bone(self) -> float:
         return self.share(self.values > _BONE_HU)
 
     def is_impossible(self) -> bool:
-        """Whether values are beyond all scanners; a single one below marks what is outside."""
+        """Return whether values are beyond all scanners; a single low value may be padding."""
         below = np.count_nonzero(self.values < _LOWEST_HU)
         return bool(below > 1 or (self.values > _HIGHEST_HU).any())
 
     def are_in(self, lowest: float, highest: float) -> NDArray[np.bool_]:
-        """Which of the values are in a range, both ends included."""
+        """Return which values are in a range, both ends included."""
         return (self.values >= lowest) & (self.values <= highest)
 
     def is_ct_slice(self) -> bool:
-        """Whether a CT slice may have these values: below air is one of padding, if any."""
+        """Return whether a CT slice may have these values; one value below air may be padding."""
         below = np.sort(self.counts[self.values < _AIR_HU[0]])
         return bool(
             not self.is_impossible()
@@ -367,8 +367,8 @@ class _Distribution:
 
 
 def _reaches_below_air(values: NDArray[np.int64]) -> bool:
-    """Whether wrapped values are, in part, less than -1000 HU."""
-    # 3095 by itself is where a range of -1000 to 3095 HU clips metal.
+    """Return whether some wrapped values are less than -1000 HU."""
+    # A range of -1000 to 3095 HU clips metal at 3095.
     noise = (values >= _LOWEST_WRAPPED) & (values < _LOWEST_SHIFTED - 1)
     if np.mean(noise) >= _NOISE_FRACTION:
         return True

@@ -1,8 +1,7 @@
-"""The bytes of a data set's pixels to the bit patterns that they stand for.
+"""Decode the bytes of pixels to bit patterns.
 
-One decoder serves each transfer syntax, whatever else is installed, so that the same file gives
-the same pixels everywhere; all are called as functions of their own (imagecodecs), not as plugins
-of pydicom, which takes the first that it finds and logs the messages of those that fail.
+Each transfer syntax has one decoder of imagecodecs, so that the same file gives the same pixels
+everywhere. pydicom would take the first plugin that it finds, and log messages of those that fail.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,23 +59,23 @@ _MORE_BITS = b"\x5a" * 64
 
 
 def is_supported(transfer_syntax: str) -> bool:
-    """Whether pixels in this transfer syntax (a UID) can be read."""
+    """Return whether pixels in a transfer syntax (a UID) can be read."""
     return transfer_syntax in NATIVE or transfer_syntax in _DECODERS
 
 
 def check_native_length(
     pixels: PixelElement, size: int, shape: tuple[int, int], allocated: int
 ) -> None:
-    """Raise unless all of an uncompressed image's pixels are there.
+    """Raise unless all pixels of an uncompressed image are there.
 
     Args:
-        pixels: where they are said to be.
-        size: of the body that they are in, bytes.
+        pixels: their element.
+        size: size of the body that holds them, bytes.
         shape: rows, columns.
-        allocated: bits a pixel.
+        allocated: bits per pixel.
 
     Raises:
-        Rejected: bytes are missing, or the file does not say how many there are.
+        Rejected: bytes are missing, or the file does not state their number.
     """
     if pixels.length is None:
         raise Rejected(Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
@@ -89,24 +88,24 @@ def check_native_length(
 def native_pixels(
     body: bytes, pixels: PixelElement, shape: tuple[int, int], allocated: int, big_endian: bool
 ) -> Patterns:
-    """An uncompressed image (DICOM PS3.5 8.1, annexes A.1 to A.3 and A.5).
+    """Return an uncompressed image (DICOM PS3.5 8.1, annexes A.1 to A.3 and A.5).
 
     Args:
-        body: what the pixels are in; they were checked to be all there.
-        pixels: where they are.
+        body: bytes that hold all pixels.
+        pixels: their element.
         shape: rows, columns.
-        allocated: bits a pixel, 8 or 16.
-        big_endian: the order of bytes in words.
+        allocated: bits per pixel, 8 or 16.
+        big_endian: byte order of words.
 
     Returns:
-        uint8 or uint16 [rows, columns], read-only where it is a view of `body`.
+        uint8 or uint16 [rows, columns]; read-only if it is a view of `body`.
     """
     count = shape[0] * shape[1]
     if allocated == 16:
         order = ">u2" if big_endian else "<u2"
         words = np.frombuffer(body, order, count, pixels.offset)
         return words.astype(np.uint16, copy=False).reshape(shape)
-    if big_endian and pixels.vr == "OW":  # two pixels a word, the first in its low byte
+    if big_endian and pixels.vr == "OW":  # two pixels per word, the first in its low byte
         words = np.frombuffer(body, ">u2", -(-count // 2), pixels.offset)
         return words.astype("<u2").view(np.uint8)[:count].reshape(shape)
     return np.frombuffer(body, np.uint8, count, pixels.offset).reshape(shape)
@@ -119,20 +118,20 @@ def encapsulated_pixels(
     encoding: PixelEncoding,
     transfer_syntax: str,
 ) -> Patterns:
-    """A compressed image, decoded (DICOM PS3.5 8.2 and A.4).
+    """Decode a compressed image (DICOM PS3.5 8.2 and A.4).
 
     Args:
-        body: what the pixels are in.
-        pixels: where they are.
+        body: bytes that hold the pixels.
+        pixels: their element.
         shape: rows, columns.
-        encoding: of the pixels, as the header has it.
-        transfer_syntax: a supported one's UID.
+        encoding: encoding of the pixels in the header.
+        transfer_syntax: UID of a supported transfer syntax.
 
     Returns:
-        uint8 or uint16 [rows, columns], where a native image would have its bits.
+        uint8 or uint16 [rows, columns], with the bits where a native image has them.
 
     Raises:
-        Rejected: the code stream is cut or broken, or is not the image the header describes.
+        Rejected: the code stream is cut off or broken, or another image than the header describes.
     """
     frame, missing = _single_frame(body, pixels)
     try:
@@ -150,13 +149,13 @@ def _check_length(found: int, shape: tuple[int, int], allocated: int) -> None:
 
 
 def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
-    """The fragments of the only frame, joined; before them is an offset table (PS3.5 A.4).
+    """Join the fragments of the only frame, which follow an offset table (PS3.5 A.4).
 
-    What is no fragment ends them, as the sequence delimiter does: a decoder finds out whether the
-    image is whole, and ignores whatever follows it.
+    Anything but a fragment ends them, like the sequence delimiter: a decoder finds out whether the
+    image is whole, and ignores what follows it.
 
     Returns:
-        The joined fragments; and how many bytes the last one has, if it should have more.
+        The joined fragments; and what is missing of the last one, empty if nothing is.
     """
     end = len(body) if pixels.length is None else min(len(body), pixels.offset + pixels.length)
     items: list[bytes] = []
@@ -181,17 +180,17 @@ def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
 
 
 def _check_offsets(table: bytes, fragments: Sequence[bytes]) -> None:
-    """Raise if an offset table tells of several frames.
+    """Raise if an offset table lists several frames.
 
-    The header counts the frames, and most tables that contradict it are wrong: they name each
-    fragment, or nothing that is there. At the places of a true one, images begin.
+    The header counts the frames, and most tables that contradict it are wrong: they list every
+    fragment, or offsets that do not exist. At the offsets of a correct table, images begin.
     """
     offsets = {*np.frombuffer(table, "<u4", len(table) // 4).tolist()}
-    places = accumulate((8 + len(fragment) for fragment in fragments), initial=0)
+    starts = accumulate((8 + len(fragment) for fragment in fragments), initial=0)
     images = {
-        place: fragment[:2]
-        for place, fragment in zip(places, fragments, strict=False)
-        if place in offsets
+        start: fragment[:2]
+        for start, fragment in zip(starts, fragments, strict=False)
+        if start in offsets
     }
     if len(images) > 1 and images.keys() == offsets and len({*images.values()}) == 1:
         raise Rejected(Reason.MULTI_FRAME, f"{len(images)} frames in the offset table")
@@ -203,19 +202,19 @@ def _decode_jpeg(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) 
     image, behind = frame[: stream.size], frame[stream.size :]
     samples = _decode(imagecodecs.jpeg8_decode, image, shape)
     if len(behind) > 1 or behind.strip(b"\0"):
-        # More than the pad byte that may follow: perhaps the image was cut, and the end is that of
-        # another. libjpeg decodes additional bits only where it needs them.
+        # More than a pad byte follows: perhaps the image was cut off, and the end is another's.
+        # libjpeg decodes additional bits only if it needs them.
         more = image[:-2] + _MORE_BITS + image[-2:]
         if not np.array_equal(samples, _decode(imagecodecs.jpeg8_decode, more, shape)):
             raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream ends before the image")
-    return _place(samples, stream, encoding)
+    return _align(samples, stream, encoding)
 
 
 def _decode_jpegls(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
     stream = describe_jpeg(frame)
     _check_stream(stream, shape, encoding)
     samples = _decode(imagecodecs.jpegls_decode, frame[: stream.size], shape)
-    return _place_signed(samples, stream, encoding)
+    return _align_signed(samples, stream, encoding)
 
 
 def _decode_j2k(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
@@ -223,11 +222,11 @@ def _decode_j2k(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -
     stream = describe_j2k(frame)
     _check_stream(stream, shape, encoding)
     samples = _decode(imagecodecs.jpeg2k_decode, frame[: stream.size], shape)
-    return _place_signed(samples, stream, encoding)
+    return _align_signed(samples, stream, encoding)
 
 
 def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
-    """Byte planes, each packed by itself (DICOM PS3.5 annex G)."""
+    """Decode byte planes that are packed separately (DICOM PS3.5 annex G)."""
     segments = int.from_bytes(frame[:4], "little")
     if segments != encoding.bits_allocated // 8:
         raise Rejected(Reason.CORRUPT_PIXELS, "segments are not the bytes of a pixel")
@@ -236,14 +235,14 @@ def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -
     try:
         with contained(Reason.CORRUPT_PIXELS):
             decoded = imagecodecs.dicomrle_decode(frame, dtype, out=buffer)
-    except Rejected:  # of whatever follows the pixels in a segment, too
+    except Rejected:  # perhaps only because bytes follow the pixels in a segment
         decoded = _unpack_planes(frame, shape[0] * shape[1], segments)
     _check_length(len(decoded), shape, encoding.bits_allocated)
     return np.frombuffer(decoded, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
 def _unpack_planes(frame: bytes, size: int, segments: int) -> bytes:
-    """Byte planes of a size, the most significant first, as bytes of little-endian pixels."""
+    """Turn byte planes, the most significant first, into bytes of little-endian pixels."""
     offsets = np.frombuffer(frame[: 4 + 4 * segments].ljust(4 + 4 * segments), "<u4")[1:].tolist()
     if any(end < start for start, end in pairwise((_RLE_HEADER, *offsets))):
         raise Rejected(Reason.CORRUPT_PIXELS, "segments in no order")
@@ -254,13 +253,13 @@ def _unpack_planes(frame: bytes, size: int, segments: int) -> bytes:
     if any(len(plane) < size for plane in planes[:-1]):
         raise Rejected(Reason.CORRUPT_PIXELS, "a segment is too short")
     pixels = np.empty((len(planes[-1]), segments), np.uint8)
-    for place, plane in enumerate(reversed(planes)):
-        pixels[:, place] = np.frombuffer(plane, np.uint8, len(pixels))
+    for number, plane in enumerate(reversed(planes)):
+        pixels[:, number] = np.frombuffer(plane, np.uint8, len(pixels))
     return pixels.tobytes()
 
 
 def _unpack_bits(segment: bytes, size: int) -> bytes:
-    """The first bytes of a packed segment (DICOM PS3.5 G.3.2), `size` if it has so many."""
+    """Unpack at most `size` bytes of a segment (DICOM PS3.5 G.3.2)."""
     unpacked, position = bytearray(), 0
     while len(unpacked) < size and position < len(segment):
         control = segment[position]
@@ -282,7 +281,7 @@ def _decode_uncompressed(frame: bytes, shape: tuple[int, int], encoding: PixelEn
 
 
 def _check_stream(stream: CodeStream, shape: tuple[int, int], encoding: PixelEncoding) -> None:
-    """Raise unless a code stream is the image that the header describes, which is bounded."""
+    """Raise unless a code stream is the image that the header describes."""
     if (stream.rows, stream.columns) != shape:
         raise Rejected(
             Reason.CORRUPT_PIXELS,
@@ -293,14 +292,14 @@ def _check_stream(stream: CodeStream, shape: tuple[int, int], encoding: PixelEnc
     if not 1 < stream.precision <= encoding.bits_allocated:
         raise Rejected(
             Reason.CORRUPT_PIXELS,
-            f"{stream.precision} bits a sample in {encoding.bits_allocated} allocated",
+            f"{stream.precision} bits per sample in {encoding.bits_allocated} allocated",
         )
 
 
 def _decode(
     decoder: Callable[[bytes], NDArray[np.generic]], frame: bytes, shape: tuple[int, int]
 ) -> NDArray[np.uint16]:
-    """Samples of up to 16 bits in two's complement."""
+    """Decode samples of up to 16 bits; negative ones are in two's complement."""
     with contained(Reason.CORRUPT_PIXELS):
         decoded = decoder(frame)
     if decoded.shape != shape or decoded.dtype.kind not in "iu" or decoded.dtype.itemsize > 2:
@@ -308,10 +307,10 @@ def _decode(
     return decoded.astype(np.uint16)
 
 
-def _place(samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncoding) -> Patterns:
-    """Put samples where a native image has its stored bits.
+def _align(samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncoding) -> Patterns:
+    """Shift samples to where a native image has its stored bits.
 
-    A code stream as wide as the high bit holds whole words; a narrower one the stored bits alone.
+    A code stream as wide as the high bit holds whole words, a narrower one only the stored bits.
     """
     if stream.precision <= encoding.high_bit:
         shift = encoding.high_bit + 1 - encoding.bits_stored
@@ -319,19 +318,19 @@ def _place(samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncod
     return samples.astype(np.uint8) if encoding.bits_allocated == 8 else samples
 
 
-def _place_signed(
+def _align_signed(
     samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncoding
 ) -> Patterns:
-    """The same for code streams whose precision may be less than Bits Stored.
+    """Shift samples of code streams whose precision may be less than Bits Stored.
 
-    JPEG-LS has no sign, and JPEG 2000's may disagree with Pixel Representation: the header's
+    JPEG-LS has no sign, and JPEG 2000's may contradict Pixel Representation: the header's sign
     counts, and the sign bit is the code stream's highest.
     """
     highest = (1 << stream.precision) - 1
     samples = samples & np.uint16(highest)
     if encoding.signed and stream.precision < encoding.bits_stored:
         samples[samples > highest // 2] |= np.uint16(0xFFFF - highest)
-    return _place(samples, stream, encoding)
+    return _align(samples, stream, encoding)
 
 
 _DECODERS: dict[str, Callable[[bytes, tuple[int, int], PixelEncoding], Patterns]] = {

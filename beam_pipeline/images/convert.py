@@ -1,4 +1,4 @@
-"""A slice to the image that is stored: repair, window by look-up table, fit to size."""
+"""Turn a slice into the stored image: repair, window by look-up table, fit to size."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,28 +22,28 @@ from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
 from headct.reasons import Reason, Rejected
 
-# Slices are spread over processes. Threads within one gain nothing on top, and OpenCV's spend a
-# fifth of the whole time on waiting for each other.
+# Slices are spread over processes: OpenCV's threads would spend a fifth of the time waiting for
+# each other.
 cv2.setNumThreads(1)
 
-# Stored Hounsfield units are offset to be unsigned: a sample of 0 is the lowest, -1024 HU.
+# Stored Hounsfield units are offset to be unsigned: a sample of 0 is -1024 HU.
 HU_OFFSET = -1024
 _HIGHEST_HU = 65535 + HU_OFFSET
 
-# One look-up reads all channels of a pixel: they are packed into one word.
+# Channels of a pixel are packed into one word, so that one look-up reads all.
 _PACKED_CHANNELS = 4
-# Of four channels OpenCV drops the last fifty times faster than NumPy copies the others.
+# OpenCV drops the last of four channels fifty times faster than NumPy copies the others.
 _DROPPED_TO = 3
 
 
 @dataclass(frozen=True)
 class Image:
-    """A slice as it is stored.
+    """The stored image of a slice.
 
     Attributes:
-        scanlines: its pixels, ready to be encoded.
+        scanlines: pixels in the layout for encoding.
         pixel_spacing: between rows and between columns of `pixels`, mm; NaN if unknown.
-        repair: what was done to the file's values.
+        repair: repair of the file's values.
         resized: whether the file's matrix had another size.
     """
 
@@ -56,7 +56,7 @@ class Image:
     def pixels(self) -> NDArray[Any]:
         """uint8 [size, size, windows], or uint16 [size, size, 1]: HU - HU_OFFSET.
 
-        A row's samples are adjacent, rows need not be.
+        Samples of a row are contiguous, rows may not be.
         """
         return self.scanlines.pixels
 
@@ -65,7 +65,7 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
     """Convert a slice.
 
     Raises:
-        Rejected: its own window is asked for and cannot be had, or its values are none of CT.
+        Rejected: the file's own window is wanted and absent, or its values are not those of CT.
     """
     encoding, spacing = source.header.encoding, source.header.pixel_spacing
     size = options.image_size
@@ -83,7 +83,7 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
 def _resolve(
     options: ImageOptions, header: Header
 ) -> tuple[tuple[Window, ...], tuple[VoiFunction, ...]]:
-    """Each channel's window and its function, with what the file brings along filled in."""
+    """Return window and VOI function per channel, with the file's own filled in."""
     windows, functions = options.windows, (options.voi,) * len(options.windows)
     if all(window.center is not None for window in windows):
         return windows, functions
@@ -98,10 +98,10 @@ def _resolve(
 
 
 def voi_function_of(header: Header, default: VoiFunction) -> VoiFunction:
-    """The function of a file's own window: the one it names, else the default.
+    """Return the function of a file's own window, or the default if the file names none.
 
     Raises:
-        Rejected: it names another than DICOM's.
+        Rejected: the file names a function that DICOM does not define.
     """
     if header.voi_function == OTHER_FUNCTION:
         names = ", ".join(VOI_FUNCTIONS)
@@ -112,7 +112,7 @@ def voi_function_of(header: Header, default: VoiFunction) -> VoiFunction:
 def render(
     hounsfield: NDArray[np.float64], windows: tuple[Window, ...], voi: tuple[VoiFunction, ...]
 ) -> NDArray[Any]:
-    """The samples that Hounsfield units are stored as: [*shape, channels]."""
+    """Return the stored samples of Hounsfield units: [*shape, channels]."""
     if windows:
         return apply_windows(hounsfield, windows, voi)
     clipped = np.clip(np.floor(hounsfield + 0.5), HU_OFFSET, _HIGHEST_HU) - HU_OFFSET
@@ -120,7 +120,7 @@ def render(
 
 
 def _lay_out(stored: NDArray[Any], windows: int) -> Scanlines:
-    """What was looked up, [height, width], laid out to be encoded."""
+    """Lay out looked-up words, [height, width], for encoding."""
     if windows != _DROPPED_TO:
         return Scanlines.of(_unpack(stored, windows))
     height, width = stored.shape
@@ -130,7 +130,7 @@ def _lay_out(stored: NDArray[Any], windows: int) -> Scanlines:
 
 
 def _unpack(stored: NDArray[Any], windows: int) -> NDArray[Any]:
-    """What was looked up, as [height, width, channels]."""
+    """Turn looked-up words into [height, width, channels]."""
     if not windows:
         return stored[..., None]
     if windows == _DROPPED_TO:
@@ -149,26 +149,26 @@ def _table(
     windows: tuple[Window, ...],
     voi: tuple[VoiFunction, ...],
 ) -> NDArray[Any]:
-    """What every bit pattern is stored as: windows' gray levels packed in int32, or uint16."""
+    """Return the stored samples of every bit pattern: packed gray levels in int32, or uint16."""
     samples = render(hounsfield_table(encoding, repair), windows, voi)
     if windows:
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)
         packed[:, : len(windows)] = samples
-        samples = packed.view(np.int32)  # the only 32-bit integers that OpenCV knows
+        samples = packed.view(np.int32)  # OpenCV has no uint32
     table = samples.ravel()
     table.flags.writeable = False
     return table
 
 
 def letterbox(pixels: NDArray[Any], size: int, border: NDArray[Any]) -> NDArray[Any]:
-    """Scale to fit a square, keeping the shape, and centre it on a border.
+    """Scale an image to fit a square, keeping its aspect ratio, and center it on a border.
 
     Shrinks by area averages, which keep thin bright rims; enlarges linearly.
 
     Args:
         pixels: uint8 or uint16 [height, width, channels].
         size: height and width of the result, pixels.
-        border: [channels], the samples around.
+        border: [channels], samples of the border.
 
     Returns:
         [size, size, channels], of the same dtype.

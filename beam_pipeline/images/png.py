@@ -1,4 +1,4 @@
-"""PNG (W3C Recommendation, ISO/IEC 15948) without row filters, deflated by ISA-L.
+"""Encode and decode PNG (W3C Recommendation, ISO/IEC 15948), deflated by ISA-L.
 
 CT slices in narrow windows are mostly flat: unfiltered rows deflate to fewer bytes than filtered
 ones, in a fraction of the time.
@@ -15,26 +15,26 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Of ISA-L's four levels: as small as level 3 on windowed CT slices, as fast as level 0.
+# On windowed CT slices ISA-L's level 2 is as small as level 3, and as fast as level 0.
 _DEFLATE_LEVEL = 2
-# At these levels ISA-L takes one hash of the first bytes from a register that holds an address
-# (.write_first_byte in igzip_icf_body_h1_gr_bt.asm), so that processes may find different matches.
-# Fewer bytes than it looks ahead go through other code, and once there is a history all do.
+# For the first bytes ISA-L computes a hash from a register that holds an address (.write_first_byte
+# in igzip_icf_body_h1_gr_bt.asm), so that processes may find different matches. Fewer bytes than
+# its look-ahead take another path, and so does everything after them.
 _FLUSHED_FIRST = 16
 # PNG color types by the number of channels: gray, gray + alpha, RGB, RGB + alpha.
-_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-_CHANNELS = {color_type: channels for channels, color_type in _COLOUR_TYPES.items()}
-# Bytes before the stream of a PNG with one IDAT chunk (the signature, IHDR, the chunk's length and
-# kind), and behind it (its CRC, IEND).
-_BEFORE, _BEHIND = 41, 16
-_INTERLACE = 28  # place of the interlace method
+_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+_CHANNELS = {color_type: channels for channels, color_type in _COLOR_TYPES.items()}
+# Bytes before the stream of a PNG with one IDAT chunk (signature, IHDR, the chunk's length and
+# kind), and after it (CRC, IEND).
+_BEFORE, _AFTER = 41, 16
+_INTERLACE = 28  # offset of the interlace method
 # OpenCV decodes to BGR order, and gray with alpha to BGRA.
 _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 3]}
 
 
 @dataclass(frozen=True)
 class PngHeader:
-    """What a PNG says of its image.
+    """Shape and type of a PNG's image.
 
     Attributes:
         shape: height, width, channels.
@@ -47,13 +47,13 @@ class PngHeader:
 
 @dataclass(frozen=True)
 class Scanlines:
-    """An image in the memory that a PNG is deflated from, so that encoding it copies nothing.
+    """An image in the layout that a PNG is deflated from, so that encoding it copies nothing.
 
     Attributes:
-        rows: uint8 [height, 1 + bytes of a row]: each row's big-endian samples behind its filter
-            byte, which is 0 for none.
-        pixels: the same image as uint8 or uint16 [height, width, channels], 1 to 4 channels. Of
-            `blank`, it is a view of `rows` to be filled in, which is not contiguous.
+        rows: uint8 [height, 1 + bytes per row]: per row a filter byte, which is 0 for none, and
+            big-endian samples.
+        pixels: the same image as uint8 or uint16 [height, width, channels], 1 to 4 channels. In
+            `blank`, a view of `rows` that is not contiguous.
     """
 
     rows: NDArray[np.uint8]
@@ -61,19 +61,19 @@ class Scanlines:
 
     @classmethod
     def blank(cls, height: int, width: int, channels: int) -> "Scanlines":
-        """Of 8 bits a sample, to be filled in: its pixels are undefined."""
+        """Return an image of 8 bits per sample whose pixels are to be filled in."""
         rows = np.empty((height, 1 + width * channels), np.uint8)
         rows[:, 0] = 0
         return cls(rows, rows[:, 1:].reshape(height, width, channels))
 
     @classmethod
     def of(cls, image: NDArray[np.uint8] | NDArray[np.uint16]) -> "Scanlines":
-        """An image that lies elsewhere, uint8 or uint16 [height, width, channels].
+        """Copy an image, uint8 or uint16 [height, width, channels].
 
         Raises:
             ValueError: another dtype or shape.
         """
-        if image.ndim != 3 or image.shape[2] not in _COLOUR_TYPES or 0 in image.shape:
+        if image.ndim != 3 or image.shape[2] not in _COLOR_TYPES or 0 in image.shape:
             raise ValueError(
                 f"cannot write shape {image.shape} as PNG: want [height, width, 1 to 4]"
             )
@@ -87,23 +87,11 @@ class Scanlines:
         return cls(rows, image)
 
 
-def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """A PNG file's bytes.
-
-    Args:
-        image: uint8 or uint16 [height, width, channels], 1 to 4 channels.
-
-    Raises:
-        ValueError: another dtype or shape.
-    """
-    return encode_scanlines(Scanlines.of(image))
-
-
-def encode_scanlines(lines: Scanlines) -> bytes:
-    """A PNG file's bytes, of an image that lies in memory as they are made of it."""
+def encode_png(lines: Scanlines) -> bytes:
+    """Return the bytes of a PNG file without row filters."""
     height, width, channels = lines.pixels.shape
     depth = 8 * lines.pixels.itemsize
-    header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, _COLOR_TYPES[channels], 0, 0, 0)
     return b"".join(
         (
             SIGNATURE,
@@ -115,7 +103,7 @@ def encode_scanlines(lines: Scanlines) -> bytes:
 
 
 def _deflate(rows: NDArray[np.uint8]) -> bytes:
-    """A zlib stream, the same in every process."""
+    """Return a zlib stream that is the same in every process."""
     stream = isal_zlib.compressobj(_DEFLATE_LEVEL)
     data = rows.ravel()
     first = stream.compress(data[:_FLUSHED_FIRST]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
@@ -128,10 +116,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def read_png_header(data: bytes) -> PngHeader:
-    """What a PNG says of its image, every chunk's CRC checked; pixels are not decoded.
+    """Read a PNG's header and check the CRC of every chunk, without decoding pixels.
 
     Raises:
-        ValueError: not a PNG, one of another kind than `encode_png` writes, or one that is damaged.
+        ValueError: not a PNG, of another kind than `encode_png` writes, or damaged.
     """
     if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG")
@@ -146,18 +134,18 @@ def read_png_header(data: bytes) -> PngHeader:
 
 
 def decode_png(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
-    """The pixels of a PNG, [height, width, channels], red first.
+    """Return the pixels of a PNG, [height, width, channels], red first.
 
-    A PNG as `encode_png` writes it is inflated, in a fifth of the time that libpng takes.
+    A PNG of `encode_png` is inflated, in a fifth of the time that libpng takes.
 
     Args:
         data: a PNG.
-        header: what `read_png_header` returned for it, which has checked its chunks.
+        header: its header from `read_png_header`.
 
     Raises:
         ValueError: the PNG cannot be decoded.
     """
-    length = len(data) - _BEFORE - _BEHIND
+    length = len(data) - _BEFORE - _AFTER
     alone = data[_BEFORE - 8 : _BEFORE] == struct.pack(">I4s", max(length, 0), b"IDAT")
     if alone and not data[_INTERLACE]:
         rows = _inflate(data, header)
@@ -170,12 +158,12 @@ def decode_png(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
 
 
 def _inflate(data: bytes, header: PngHeader) -> NDArray[np.uint8]:
-    """The rows of a PNG with one IDAT chunk: uint8 [height, 1 + bytes of a row]."""
+    """Return the rows of a PNG with one IDAT chunk: uint8 [height, 1 + bytes per row]."""
     height, width, channels = header.shape
     rows = np.empty((height, 1 + width * channels * np.dtype(header.dtype).itemsize), np.uint8)
     try:
         # The library's stub does not allow any buffer as the output; the library does.
-        size = len(deflate_decode(memoryview(data)[_BEFORE:-_BEHIND], out=rows.data.cast("B")))  # type: ignore[arg-type]
+        size = len(deflate_decode(memoryview(data)[_BEFORE:-_AFTER], out=rows.data.cast("B")))  # type: ignore[arg-type]
     except DeflateError:
         size = -1
     if size != rows.size:
@@ -184,7 +172,7 @@ def _inflate(data: bytes, header: PngHeader) -> NDArray[np.uint8]:
 
 
 def _decode_any(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
-    """The pixels of a PNG with filtered rows, several IDAT chunks or interlaced rows."""
+    """Decode a PNG with filtered rows, several IDAT chunks or interlaced rows."""
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

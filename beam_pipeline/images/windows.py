@@ -1,4 +1,4 @@
-"""Hounsfield units to gray levels, as the DICOM standard defines VOI windows."""
+"""VOI windows of the DICOM standard: Hounsfield units to gray levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FROM_FILE = "dicom"
 
 
 class VoiFunction(StrEnum):
-    """How Hounsfield units between black and white become gray levels."""
+    """Function from Hounsfield units to gray levels."""
 
     LINEAR_EXACT = "linear_exact"
     LINEAR = "linear"
@@ -36,8 +36,8 @@ class Window:
     """A range of Hounsfield units shown from black to white.
 
     Attributes:
-        name: names the channel in the manifest.
-        center: HU shown as mid-gray; None for the window that each file brings along.
+        name: name of the channel in the manifest.
+        center: HU shown as mid-gray; None for each file's own window.
         width: HU from black to white, above 0; None like `center`.
     """
 
@@ -56,17 +56,17 @@ class Window:
             )
 
     def __str__(self) -> str:
-        """As `parse_window` takes it."""
+        """Return the text that `parse_window` parses."""
         if self.center is None or PRESETS.get(self.name) == (self.center, self.width):
             return self.name
         return f"{self.name}:{self.center:g}:{self.width:g}"
 
 
 def parse_window(text: str) -> Window:
-    """A preset's name, `dicom` for each file's own, or `name:center:width` in HU.
+    """Parse a preset's name, `dicom` for each file's own window, or `name:center:width` in HU.
 
     Raises:
-        ValueError: none of these.
+        ValueError: the text is none of these.
     """
     name, *numbers = text.strip().split(":")
     if not numbers and name in PRESETS:
@@ -88,16 +88,16 @@ def apply_windows(
     windows: Sequence[Window],
     functions: VoiFunction | Sequence[VoiFunction] = VoiFunction.LINEAR_EXACT,
 ) -> NDArray[np.uint8]:
-    """Gray levels of every window, rounded half up.
+    """Return gray levels of every window, rounded half up.
 
     Args:
         hounsfield: HU, any shape.
         windows: one per channel, each with a center and a width.
-        functions: of all windows, or of each. LINEAR_EXACT (DICOM PS3.3 C.11.2.1.3.2) is black at
-            center - width/2 and below, white at center + width/2 and above. LINEAR (C.11.2.1.2.1),
-            which was made for whole numbers, is black at center - width/2 too, and white at
-            center + width/2 - 1. SIGMOID (C.11.2.1.3.1) has the same slope in its center as
-            LINEAR_EXACT, and reaches neither black nor white.
+        functions: one for all windows, or one per window. LINEAR_EXACT (DICOM PS3.3
+            C.11.2.1.3.2) is black at center - width/2 and below, white at center + width/2 and
+            above. LINEAR (C.11.2.1.2.1), made for whole numbers, is black at center - width/2 too,
+            and white at center + width/2 - 1. SIGMOID (C.11.2.1.3.1) has the slope of LINEAR_EXACT
+            in its center, and reaches neither black nor white.
 
     Returns:
         uint8 [*shape, len(windows)].
@@ -115,7 +115,7 @@ def apply_windows(
 def _exact_levels(
     hounsfield: NDArray[np.float64], window: Window, function: VoiFunction
 ) -> NDArray[np.float64]:
-    """Gray levels from 0.0 to 255.0 of a window with a center and a width."""
+    """Return gray levels from 0.0 to 255.0 of a window with a center and a width."""
     center, width = np.float64(window.center), np.float64(window.width)
     if function is VoiFunction.SIGMOID:
         exponent = np.clip(-4.0 * (hounsfield - center) / width, -500.0, 500.0)  # no overflow
@@ -125,6 +125,6 @@ def _exact_levels(
     if function is VoiFunction.LINEAR:
         # A width of 1 or less has no values between black and white.
         width = np.maximum(width - 1, 1e-9)
-    # Multiplied before divided, so that halves of a gray level are exact and round alike.
+    # Multiply before dividing, so that halves of a gray level are exact and round alike.
     linear: NDArray[np.float64] = np.clip((hounsfield - lowest) * 255.0 / width, 0.0, 255.0)
     return linear

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from beam_pipeline.errors import RunnerError
 from beam_pipeline.options import Options
-from beam_pipeline.progress import Watcher
+from beam_pipeline.progress import FolderPoller
 from beam_pipeline.runners.choose import DATAFLOW, ChosenRunner
 from beam_pipeline.runners.failures import cause, lost_service, lost_worker
 from beam_pipeline.runners.job_server import prepare_servers
@@ -48,7 +48,7 @@ _REMOTE_LOOK_SECONDS = 10.0
 _logger = logging.getLogger(__name__)
 
 
-def run_job(options: Options, chosen: ChosenRunner, watcher: Watcher, console: Console) -> bool:
+def run_job(options: Options, chosen: ChosenRunner, poller: FolderPoller, console: Console) -> bool:
     """Submit the pipeline and wait until it ends; or watch the job of an earlier command.
 
     Returns:
@@ -74,7 +74,7 @@ def run_job(options: Options, chosen: ChosenRunner, watcher: Watcher, console: C
                     handle, job = _submit(options, chosen, folder, console)
                 if handle is None:
                     return False
-                _watch(handle, job, chosen, watcher, console)
+                _watch(handle, job, chosen, poller, console)
             except HeadctError:
                 raise
             except Exception as error:
@@ -212,11 +212,11 @@ def _watch(
     handle: SubmittedJob | JobClient,
     job: Job | None,
     chosen: ChosenRunner,
-    watcher: Watcher,
+    poller: FolderPoller,
     console: Console,
 ) -> None:
     """Wait until a job ends, and show its progress."""
-    seconds = _LOOK_SECONDS if is_local(watcher.folder.url) else _REMOTE_LOOK_SECONDS
+    seconds = _LOOK_SECONDS if is_local(poller.folder.url) else _REMOTE_LOOK_SECONDS
     is_dataflow = chosen.runner is DATAFLOW
     # Dataflow starts machines, which takes minutes, and says so itself.
     expected = math.inf if is_dataflow else time.monotonic() + _FIRST_SIGN_SECONDS
@@ -225,12 +225,12 @@ def _watch(
     last_accepted = time.monotonic()
     try:
         while not handle.wait(seconds):
-            watcher.look()
+            poller.look()
             if time.monotonic() > expected:
                 expected = math.inf
-                if not watcher.sees_workers():
-                    _print(console, _explain_silence(chosen, watcher.folder.url))
-            refusal = read_refusal(watcher.folder)
+                if not poller.sees_workers():
+                    _print(console, _explain_silence(chosen, poller.folder.url))
+            refusal = read_refusal(poller.folder)
             if refusal is None:
                 last_accepted = time.monotonic()
             elif time.monotonic() - last_accepted > patience:

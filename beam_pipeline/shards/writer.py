@@ -13,7 +13,7 @@ from beam_pipeline.dicom.header import Header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import decode_header, read_slice
 from beam_pipeline.images.convert import Image, convert_slice
-from beam_pipeline.images.png import SIGNATURE, encode_scanlines
+from beam_pipeline.images.png import SIGNATURE, encode_png
 from beam_pipeline.options import ImageId, ImageOptions, Options
 from beam_pipeline.shards.formats import encode_example, index_table
 from beam_pipeline.shards.rejects import Reject
@@ -276,7 +276,7 @@ def _why(rejected: Rejected) -> dict[str, str]:
 
 def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, Any]:
     return {
-        "image": encode_scanlines(image.scanlines),
+        "image": encode_png(image.scanlines),
         "image_id": row["image_id"],
         "label": [row[label_column(label)] for label in labels_of(row)],
         "patient_id": row["patient_id"],

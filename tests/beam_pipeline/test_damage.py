@@ -13,7 +13,7 @@ from rich.console import Console
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import Display, Watcher
+from beam_pipeline.progress import Display, FolderPoller
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
 from beam_pipeline.shards.finish import finish_directory
@@ -96,8 +96,8 @@ def test_the_same_command_ends_with_the_same_bytes(
     for path in files:
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     options = options.changed(output=str(output))
-    watcher = Watcher(Unfinished(options.files.folder), Display(Console(file=StringIO())))
-    watcher.look()
+    poller = FolderPoller(Unfinished(options.files.folder), Display(Console(file=StringIO())))
+    poller.look()
     finish_directory(write_shards(options), options)
     assert digest_of(options) == digest
 
@@ -112,7 +112,7 @@ def test_only_the_record_is_whole(
         if path.is_file() and path.name != "options.json":
             path.write_bytes(DAMAGE[damage](path.read_bytes()))
     options = options.changed(output=str(output))
-    Watcher(Unfinished(options.files.folder), Display(Console(file=StringIO()))).look()
+    FolderPoller(Unfinished(options.files.folder), Display(Console(file=StringIO()))).look()
     finish_directory(write_shards(options), options)
     assert digest_of(options) == digest
 

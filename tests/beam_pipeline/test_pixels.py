@@ -433,7 +433,7 @@ def test_color_in_the_code_stream_alone() -> None:
 
 def test_more_bits_than_are_allocated() -> None:
     data = make_dicom(ramp("uint8"), syntax=uid.JPEG2000, frame=j2k(ramp("uint16")))
-    assert rejection(data) == (Reason.CORRUPT_PIXELS, "16 bits a sample in 8 allocated")
+    assert rejection(data) == (Reason.CORRUPT_PIXELS, "16 bits per sample in 8 allocated")
 
 
 def test_a_progressive_jpeg_of_countless_scans_is_not_decoded() -> None:

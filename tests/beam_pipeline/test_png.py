@@ -20,7 +20,6 @@ from beam_pipeline.images.png import (
     Scanlines,
     decode_png,
     encode_png,
-    encode_scanlines,
     read_png_header,
 )
 
@@ -42,7 +41,7 @@ def read_with_opencv(png: bytes, channels: int) -> np.ndarray:
 @pytest.mark.parametrize(("channels", "dtype"), KINDS)
 def test_opencv_reads_it(channels: int, dtype: str) -> None:
     image = noise(channels, dtype)
-    decoded = read_with_opencv(encode_png(image), channels)
+    decoded = read_with_opencv(encode_png(Scanlines.of(image)), channels)
     assert decoded.dtype == dtype
     np.testing.assert_array_equal(decoded, image)
 
@@ -52,14 +51,14 @@ def test_tensorflow_reads_it(channels: int, dtype: str) -> None:
     tf = pytest.importorskip("tensorflow")
     image = noise(channels, dtype)
     # 0 leaves the file's own channels; TensorFlow does not take 2.
-    decoded = tf.io.decode_png(encode_png(image), 0, tf.as_dtype(dtype)).numpy()
+    decoded = tf.io.decode_png(encode_png(Scanlines.of(image)), 0, tf.as_dtype(dtype)).numpy()
     np.testing.assert_array_equal(decoded, image)
 
 
 def test_an_image_that_was_filled_in_is_encoded_as_any_other() -> None:
     lines = Scanlines.blank(*IMAGE.shape)
     lines.pixels[:] = IMAGE
-    assert encode_scanlines(lines) == encode_png(IMAGE)
+    assert encode_png(lines) == encode_png(Scanlines.of(IMAGE))
 
 
 @pytest.mark.parametrize(("channels", "dtype"), KINDS)
@@ -76,21 +75,21 @@ def test_a_view_of_memory_like_that_of_scanlines_is_encoded_as_any_other(first: 
     whole = np.full((5, 8), 200, np.uint8)
     whole[:, 0] = first
     part = whole[:, 1:].reshape(5, 7, 1)
-    assert encode_png(part) == encode_png(part.copy())
+    assert encode_png(Scanlines.of(part)) == encode_png(Scanlines.of(part.copy()))
 
 
 # Images whose later rows begin as the first does: with 100 gray levels, few other rows repeat.
 ENCODE_MANY = """
 import hashlib
 import numpy as np
-from beam_pipeline.images.png import encode_png
+from beam_pipeline.images.png import Scanlines, encode_png
 
 generator = np.random.default_rng(0)
 checksum = hashlib.sha256()
 for _ in range(20_000):
     image = generator.integers(0, 100, (12, 40, 1), np.uint8)
     image[7:, :6] = image[0, :6]
-    checksum.update(encode_png(image))
+    checksum.update(encode_png(Scanlines.of(image)))
 print(checksum.hexdigest())
 """
 
@@ -113,7 +112,7 @@ def images(draw: st.DrawFn) -> np.ndarray:
 @given(images())
 @settings(deadline=None, max_examples=50)
 def test_round_trip(image: np.ndarray) -> None:
-    png = encode_png(image)
+    png = encode_png(Scanlines.of(image))
     np.testing.assert_array_equal(read_with_opencv(png, image.shape[2]), image)
     header = read_png_header(png)
     assert header == PngHeader(image.shape, str(image.dtype))
@@ -124,7 +123,7 @@ def test_round_trip(image: np.ndarray) -> None:
 
 def test_a_pixel_by_hand() -> None:
     """One gray pixel of 16 bits: the filter byte, then the value, big-endian."""
-    png = encode_png(np.full((1, 1, 1), 0x1234, np.uint16))
+    png = encode_png(Scanlines.of(np.full((1, 1, 1), 0x1234, np.uint16)))
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert png[8:33] == (
         struct.pack(">I", 13)
@@ -139,11 +138,11 @@ def test_a_pixel_by_hand() -> None:
 
 def test_an_image_that_is_not_contiguous() -> None:
     image = np.arange(10 * 14 * 3, dtype=np.uint8).reshape(10, 14, 3)[::2, ::-2]
-    np.testing.assert_array_equal(read_with_opencv(encode_png(image), 3), image)
+    np.testing.assert_array_equal(read_with_opencv(encode_png(Scanlines.of(image)), 3), image)
 
 
 def test_the_same_image_is_the_same_bytes() -> None:
-    assert encode_png(IMAGE) == encode_png(IMAGE.copy())
+    assert encode_png(Scanlines.of(IMAGE)) == encode_png(Scanlines.of(IMAGE.copy()))
 
 
 @pytest.mark.parametrize(
@@ -151,13 +150,13 @@ def test_the_same_image_is_the_same_bytes() -> None:
 )
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot write shape"):
-        encode_png(np.zeros(shape, np.uint8))
+        encode_png(Scanlines.of(np.zeros(shape, np.uint8)))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "uint32", "float32", "bool"])
 def test_other_dtypes_are_refused(dtype: str) -> None:
     with pytest.raises(ValueError, match=f"cannot write dtype {dtype}"):
-        encode_png(np.zeros((5, 7, 1), dtype))
+        encode_png(Scanlines.of(np.zeros((5, 7, 1), dtype)))
 
 
 def as_png(header: bytes, *streams: bytes) -> bytes:
@@ -207,7 +206,7 @@ def test_a_damaged_stream_in_sound_chunks_is_found(stream: bytes) -> None:
 
 
 def test_every_flipped_bit_is_found() -> None:
-    png = encode_png(IMAGE)
+    png = encode_png(Scanlines.of(IMAGE))
     for place in range(8 * len(png)):
         damaged = bytearray(png)
         damaged[place // 8] ^= 1 << place % 8
@@ -216,7 +215,7 @@ def test_every_flipped_bit_is_found() -> None:
 
 
 def test_every_cut_is_found() -> None:
-    png = encode_png(IMAGE)
+    png = encode_png(Scanlines.of(IMAGE))
     for length in range(len(png)):
         with pytest.raises(ValueError, match="PNG"):
             read_png_header(png[:length])
@@ -225,6 +224,6 @@ def test_every_cut_is_found() -> None:
 def test_a_png_of_another_kind() -> None:
     palette = struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)
     palette += struct.pack(">I", zlib.crc32(palette[4:]))
-    rest = encode_png(IMAGE)[33:]
+    rest = encode_png(Scanlines.of(IMAGE))[33:]
     with pytest.raises(ValueError, match="another kind"):
         read_png_header(b"\x89PNG\r\n\x1a\n" + palette + rest)

@@ -11,7 +11,7 @@ from rich.console import Console
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import Display, Watcher, show_summary
+from beam_pipeline.progress import Display, FolderPoller, show_summary
 from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.shards.writer import write_shard
@@ -55,14 +55,14 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     unfinished = Unfinished(Folder(options.files.output))
     printed = io.StringIO()
     display = Shown(Console(file=printed), listen=False)
-    watcher = Watcher(unfinished, display)
-    watcher.look()
+    poller = FolderPoller(unfinished, display)
+    poller.look()
     assert +display.counts == Counter()
     files = sum(list_parts(options.files))
-    watcher.look()
+    poller.look()
     assert +display.counts == Counter(files_listed=files)
     rejected = inspect_part(0, Watch(), options=options).rejected
-    watcher.look()
+    poller.look()
     assert rejected > 0
     found = Counter(files_listed=files, files_inspected=files, rejected_by_header=rejected)
     assert +display.counts == found
@@ -70,15 +70,15 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     shards = len(plan.shards)
     found += Counter(shards_planned=shards, slices_planned=plan.slices)
     for number in range(shards):
-        watcher.look()
+        poller.look()
         assert +display.counts == found
         examples, lost = write(number, options)
         found += Counter(shards_written=1, slices_written=examples, rejected_while_writing=lost)
-    watcher.look()
+    poller.look()
     assert +display.counts == found
     assert found["rejected_while_writing"] > 0
     finish_directory(shards, options)
-    watcher.look()
+    poller.look()
     assert +display.counts == found
     assert printed.getvalue().count(plan.notes[0]) == 1
 
@@ -100,11 +100,11 @@ def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
 
 def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
     display = Shown(Console(file=io.StringIO()), listen=False)
-    watcher = Watcher(Unfinished(Folder(options.files.output)), display)
+    poller = FolderPoller(Unfinished(Folder(options.files.output)), display)
     files = sum(list_parts(options.files))
-    watcher.look()
+    poller.look()
     shutil.rmtree(options.files.output)
-    watcher.look()
+    poller.look()
     assert +display.counts == Counter(files_listed=files)
 
 

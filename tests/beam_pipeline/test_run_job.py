@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from beam_pipeline.errors import Refusal
-from beam_pipeline.progress import Display, Watcher
+from beam_pipeline.progress import Display, FolderPoller
 from beam_pipeline.runners import run_job
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.jobs import Job, JobClient
@@ -73,8 +73,8 @@ def interrupt(asked: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s
 def watch(handle: Waiting, chosen: ChosenRunner, output: Path) -> str:
     console = Console()
     with Display(console, listen=False) as display, console.capture() as shown:
-        watcher = Watcher(Unfinished(Folder(str(output))), display)
-        run_job._watch(handle, JOB, chosen, watcher, console)
+        poller = FolderPoller(Unfinished(Folder(str(output))), display)
+        run_job._watch(handle, JOB, chosen, poller, console)
     return shown.get()
 
 
@@ -157,10 +157,10 @@ def test_workers_that_write_are_not_called_silent(resumed: bool, tmp_path: Path)
         listing.write_bytes(b"old")
     console = Console()
     with Display(console, listen=False) as display, console.capture() as shown:
-        watcher = Watcher(Unfinished(Folder(str(tmp_path))), display)
-        watcher.look = lambda: None  # type: ignore[method-assign]
+        poller = FolderPoller(Unfinished(Folder(str(tmp_path))), display)
+        poller.look = lambda: None  # type: ignore[method-assign]
         chosen = ChosenRunner(RUNNERS["FlinkRunner"], POOL)
-        run_job._watch(Writing(40), JOB, chosen, watcher, console)
+        run_job._watch(Writing(40), JOB, chosen, poller, console)
     assert "No worker" not in shown.get()
 
 

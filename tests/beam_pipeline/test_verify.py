@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.images.png import encode_png
+from beam_pipeline.images.png import Scanlines, encode_png
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
@@ -384,7 +384,7 @@ def test_a_patient_in_two_folds(shards: Path) -> None:
 def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
     def copy(records: Records) -> None:
         for gray, example in enumerate(each for some in records.values() for each in some):
-            example["image"] = [encode_png(np.full((16, 16, 3), gray, np.uint8))]
+            example["image"] = [encode_png(Scanlines.of(np.full((16, 16, 3), gray, np.uint8)))]
         records[OTHER_FOLD][0]["image"] = records[FIRST][0]["image"]
         records[OTHER_FOLD][1]["image"] = records[OTHER_FOLD][2]["image"]
 
@@ -395,7 +395,7 @@ def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
 
 
 def png(*shape: int, bits: int = 8) -> list[bytes]:
-    return [encode_png(np.zeros(shape, np.uint8 if bits == 8 else np.uint16))]
+    return [encode_png(Scanlines.of(np.zeros(shape, np.uint8 if bits == 8 else np.uint16)))]
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
+
+from tests.headct.ports import free_port
 
 POOL_HOSTS = ("127.0.0.2", "127.0.0.3")  # of each host's pool
 
@@ -41,6 +44,18 @@ JAVA = (
 _ROOT = Path(__file__).parents[2]
 _STARTED_WITHIN = 240.0  # seconds: JVMs start slowly on a busy machine
 _ANSWER_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports that the parts of a cluster listen at, with those of the documentation as defaults."""
+
+    pool: int = 50000
+
+    @classmethod
+    def free(cls) -> Self:
+        """Return ports that nobody listens at."""
+        return cls(*(free_port() for _ in fields(cls)))
 
 
 @dataclass
@@ -136,6 +151,53 @@ class LocalCluster:
             if process.poll() is not None:
                 log = (self.folder / f"{name}.log").read_text().splitlines()
                 raise RuntimeError("\n".join([f"{name} ended:", *log[-20:]]))
+
+
+@dataclass
+class LocalEngine(LocalCluster, ABC):
+    """A cluster of Flink or Spark on this machine.
+
+    Attributes:
+        job_server: Beam's jar.
+    """
+
+    job_server: Path
+
+    @property
+    @abstractmethod
+    def commands(self) -> Sequence[Sequence[str]]:
+        """Return the pipeline's arguments, per way to submit a job."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start all processes.
+
+        Raises:
+            Unavailable: a package cannot be had.
+            TimeoutError: something did not start.
+        """
+
+
+Engine = TypeVar("Engine", bound=LocalEngine)
+
+
+@contextmanager
+def running(cluster: Engine) -> Iterator[Engine]:
+    """Run a cluster while the block lasts; raises as `start` does."""
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def run_until_interrupted(cluster: LocalEngine) -> None:
+    """Run a cluster until Ctrl-C, and print how to use it."""
+    with running(cluster):
+        for arguments in cluster.commands:
+            print("python -m beam_pipeline ... " + " ".join(arguments), flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 def ask(url: str) -> Any:

@@ -8,17 +8,16 @@ What is started, each a process, and where it listens unless `Ports` says otherw
 4. Beam's job server, at 127.0.0.1:8099, its artifacts at 127.0.0.1:8098.
 """
 
-import signal
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
+from tests.engines import cluster
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted, running
 from tests.engines.jars import FLINK_SERIES, flink_jars, job_server
-from tests.headct.ports import free_port
 
 SLOTS = 2  # of each task manager
 
@@ -59,32 +58,24 @@ io.tmp.dirs: {folder}
 
 
 @dataclass(frozen=True)
-class Ports:
-    """Where the parts of a cluster listen."""
+class Ports(cluster.Ports):
+    """Ports of the parts of a Flink cluster."""
 
     rest: int = 8081
     rpc: int = 6123
-    pool: int = 50000
     jobs: int = 8099
     artifacts: int = 8098
 
-    @staticmethod
-    def free() -> "Ports":
-        """Some that nobody listens at."""
-        return Ports(*(free_port() for _ in range(5)))
-
 
 @dataclass
-class LocalFlink(LocalCluster):
+class LocalFlink(LocalEngine):
     """A cluster on this machine.
 
     Attributes:
         ports: where its parts listen.
-        job_server: the jar of Beam's.
     """
 
     ports: Ports
-    job_server: Path
     _managers: dict[int, str] = field(default_factory=dict, kw_only=True)  # ids, started last
 
     @property
@@ -113,13 +104,13 @@ class LocalFlink(LocalCluster):
         endpoint = f"localhost:{self.ports.jobs}"
         return ["--runner", "FlinkRunner", "--job_endpoint", endpoint, *self.worker_arguments]
 
-    def start(self) -> None:
-        """Start all of it.
+    @property
+    def commands(self) -> list[list[str]]:
+        """Return the pipeline's arguments, per way to submit a job."""
+        return [self.submitting_arguments, self.service_arguments]
 
-        Raises:
-            Unavailable: a package cannot be had.
-            TimeoutError: something did not start.
-        """
+    def start(self) -> None:
+        """Start all processes."""
         ports = self.ports
         (self.folder / "conf").mkdir()
         settings = {"rest": ports.rest, "rpc": ports.rpc, "slots": SLOTS, "folder": self.folder}
@@ -173,29 +164,12 @@ class LocalFlink(LocalCluster):
 def flink_cluster(
     folder: Path, environment: Mapping[str, str], ports: Ports
 ) -> Iterator[LocalFlink]:
-    """A cluster while the block lasts; raises as `LocalFlink.start` does.
-
-    Args:
-        folder: an empty one.
-        environment: of its processes, beside this process's.
-        ports: where its parts listen.
-    """
-    cluster = LocalFlink(folder, environment, ports, job_server("flink"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-def _run(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with flink_cluster(folder.absolute(), {}, Ports()) as cluster:
-        print("python -m beam_pipeline ... " + " ".join(cluster.submitting_arguments))
-        print("python -m beam_pipeline ... " + " ".join(cluster.service_arguments), flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+    """Run a cluster in an empty folder while the block lasts; raises as `LocalFlink.start` does."""
+    with running(LocalFlink(folder, environment, job_server("flink"), ports)) as started:
+        yield started
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]))
+    home = Path(sys.argv[1]).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    run_until_interrupted(LocalFlink(home, {}, job_server("flink"), Ports()))

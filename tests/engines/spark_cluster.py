@@ -7,16 +7,15 @@ What is started, each a process, and where it listens unless `Ports` says otherw
 3. a pool of SDK workers for each of them, at 127.0.0.2:50000 and 127.0.0.3:50000.
 """
 
-import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.engines.cluster import JAVA, POOL_HOSTS, LocalCluster, ask
+from tests.engines import cluster
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted, running
 from tests.engines.jars import job_server, spark_jars
-from tests.headct.ports import free_port
 
 CORES = 2  # of each worker
 
@@ -31,31 +30,23 @@ _DRIVER = {
 
 
 @dataclass(frozen=True)
-class Ports:
-    """Where the parts of a cluster listen."""
+class Ports(cluster.Ports):
+    """Ports of the parts of a Spark cluster."""
 
     master: int = 7077
     rest: int = 6066
     page: int = 8080
-    pool: int = 50000
-
-    @staticmethod
-    def free() -> "Ports":
-        """Some that nobody listens at."""
-        return Ports(*(free_port() for _ in range(4)))
 
 
 @dataclass
-class LocalSpark(LocalCluster):
+class LocalSpark(LocalEngine):
     """A cluster on this machine.
 
     Attributes:
         ports: where its parts listen.
-        job_server: the jar of Beam's.
     """
 
     ports: Ports
-    job_server: Path
 
     @property
     def worker_arguments(self) -> list[str]:
@@ -77,13 +68,13 @@ class LocalSpark(LocalCluster):
             *self.worker_arguments,
         ]
 
-    def start(self) -> None:
-        """Start all of it.
+    @property
+    def commands(self) -> list[list[str]]:
+        """Return the pipeline's arguments, per way to submit a job."""
+        return [self.submitting_arguments]
 
-        Raises:
-            Unavailable: a package cannot be had.
-            TimeoutError: something did not start.
-        """
+    def start(self) -> None:
+        """Start all processes."""
         ports = self.ports
         self.start_pools(ports.pool)
         self._start_spark(
@@ -128,28 +119,12 @@ class LocalSpark(LocalCluster):
 def spark_cluster(
     folder: Path, environment: Mapping[str, str], ports: Ports
 ) -> Iterator[LocalSpark]:
-    """A cluster while the block lasts; raises as `LocalSpark.start` does.
-
-    Args:
-        folder: an empty one.
-        environment: of its processes, beside this process's.
-        ports: where its parts listen.
-    """
-    cluster = LocalSpark(folder, environment, ports, job_server("spark"))
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-def _run(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with spark_cluster(folder.absolute(), {}, Ports()) as cluster:
-        print("python -m beam_pipeline ... " + " ".join(cluster.submitting_arguments), flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+    """Run a cluster in an empty folder while the block lasts; raises as `LocalSpark.start` does."""
+    with running(LocalSpark(folder, environment, job_server("spark"), ports)) as started:
+        yield started
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]))
+    home = Path(sys.argv[1]).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    run_until_interrupted(LocalSpark(home, {}, job_server("spark"), Ports()))
