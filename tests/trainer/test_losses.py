@@ -8,8 +8,7 @@ import pytest
 from scipy.special import softmax
 
 from trainer.data.input_pipeline import Order
-from trainer.data.priors import log_odds
-from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows
+from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows, log_odds
 from trainer.evaluation.metrics import probabilities, weighted_log_loss
 from trainer.training.training_model import WeightedBinaryCrossentropy
 

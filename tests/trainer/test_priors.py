@@ -1,6 +1,6 @@
 import numpy as np
 
-from trainer.data.priors import log_odds, priors
+from trainer.data.sampling import log_odds, priors
 
 
 def test_log_odds_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Which examples an epoch takes, and how often."""
+"""Which examples an epoch takes, how often, and the shares of positives a network begins with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:  # it loads TensorFlow
     from trainer.data.input_pipeline import Order
+
+
+# A label without positives, or without negatives, is still learnable.
+_RAREST = 1e-4
 
 
 def epoch_rows(
@@ -50,3 +54,14 @@ def balanced_rates(labels: npt.NDArray[np.float32]) -> tuple[float, ...]:
 def _groups(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """The groups that each example is in: those of its labels, or the last one, [N, L + 1]."""
     return np.column_stack([labels > 0, ~(labels > 0).any(axis=1)])
+
+
+def priors(shares: npt.ArrayLike) -> tuple[float, ...]:
+    """Shares of positives, [L], kept away from 0 and 1: what is answered by prevalence alone."""
+    return tuple(float(share) for share in np.clip(shares, _RAREST, 1 - _RAREST))
+
+
+def log_odds(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """log(p / (1 - p)) of the priors of shares, [L]."""
+    kept = np.array(priors(shares))
+    return np.asarray(np.log(kept / (1 - kept)))

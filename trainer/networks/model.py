@@ -17,7 +17,7 @@ import keras
 from keras import layers
 
 from headct.manifest import ImageSpec
-from trainer.data.priors import log_odds
+from trainer.data.sampling import log_odds
 from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_own_backbone
 from trainer.networks.catalog import find_backbone
 from trainer.networks.hardware import dtype_policy

@@ -16,7 +16,7 @@ from headct.json_documents import key_path, read_document
 from headct.layout import fold_split
 from headct.manifest import ImageSpec
 from headct.printable import shown
-from trainer.data.priors import priors
+from trainer.data.sampling import priors
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
 from trainer.files import write_json
