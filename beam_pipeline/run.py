@@ -11,11 +11,11 @@ from rich.console import Console
 
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.earlier import read_earlier
+from beam_pipeline.planning.folds_from import read_earlier
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels
-from beam_pipeline.planning.places import check_output_is_not_read, check_places
+from beam_pipeline.planning.output_checks import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, FolderPoller, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
 from beam_pipeline.shards.output import check_begun, find_manifest, prepare_output

@@ -15,13 +15,13 @@ from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.slices import encode_header, fingerprint, fingerprint_range, pixel_bytes
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import (
+from beam_pipeline.planning.output_checks import without_output
+from beam_pipeline.planning.pseudonyms import (
     hash_id,
     holds_identifier,
     name_of,
     patient_of_study,
 )
-from beam_pipeline.planning.places import without_output
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table

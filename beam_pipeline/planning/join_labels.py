@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 from beam_pipeline.planning.inventory import replace_uid
 from beam_pipeline.planning.label_file import LabelFile
 from beam_pipeline.planning.label_match import (

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 from beam_pipeline.planning.labels import PROBLEMS, Labels
 from headct.errors import UsageError
 from headct.reasons import Reason

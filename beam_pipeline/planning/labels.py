@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.layout import LABELS_TABLE
 from headct.reasons import Reason

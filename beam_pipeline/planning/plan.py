@@ -9,10 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from beam_pipeline.options import GroupBy, ImageId, LeakCheck, SplitOptions, Unlabeled
-from beam_pipeline.planning.assignment import Splits, assign_splits
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, join_groups
-from beam_pipeline.planning.folds import assign_shards
-from beam_pipeline.planning.identity import NO_UID, Identity
+from beam_pipeline.planning.folds import Splits, assign_shards, assign_splits
+from beam_pipeline.planning.image_ids import NO_UID, Identity
 from beam_pipeline.planning.label_match import NO_LABEL, LabelMatch
 from beam_pipeline.planning.labels import PROBLEMS, Labels
 from headct.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile

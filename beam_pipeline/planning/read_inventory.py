@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from beam_pipeline.keys import key_check
 from beam_pipeline.options import Options
-from beam_pipeline.planning.identifiers import is_study
-from beam_pipeline.planning.identity import NO_UID, choose_identity
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import NO_UID, choose_identity, image_keys
 from beam_pipeline.planning.inventory import find_key
 from beam_pipeline.planning.label_match import FilePlaces
 from beam_pipeline.planning.plan import Keys
+from beam_pipeline.planning.pseudonyms import is_study
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
 from headct.layout import ID_COLUMNS, inventory_table

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from beam_pipeline.planning.assignment import Splits, assign_splits
+from beam_pipeline.planning.folds import Splits, assign_splits
 from headct.errors import UsageError
 
 GROUPS = np.repeat(np.arange(20), 5)

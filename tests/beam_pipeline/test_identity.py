@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.options import Identifiers, ImageId
-from beam_pipeline.planning.identity import NO_UID, Identity, choose_identity
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import NO_UID, Identity, choose_identity, image_keys
 
 
 def choose(

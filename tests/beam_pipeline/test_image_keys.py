@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 
 
 @given(st.lists(st.text(max_size=8)))

@@ -17,7 +17,6 @@ from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.slices import decode_header, encode_header
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.identifiers import hash_id, is_study, name_of, patient_of_study
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
@@ -25,6 +24,7 @@ from beam_pipeline.planning.inventory import (
     inspect_part,
     list_parts,
 )
+from beam_pipeline.planning.pseudonyms import hash_id, is_study, name_of, patient_of_study
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import Watch
 from headct.declarations import Mark

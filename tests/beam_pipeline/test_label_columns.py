@@ -1,6 +1,6 @@
 import pytest
 
-from beam_pipeline.planning.label_columns import WideColumns, find_long, find_wide
+from beam_pipeline.planning.label_file import WideColumns, find_long, find_wide
 from beam_pipeline.planning.labels import RSNA_LABELS
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_pipeline.planning import label_match
-from beam_pipeline.planning.identifiers import name_of
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
     FilePlaces,
@@ -21,6 +20,7 @@ from beam_pipeline.planning.label_match import (
     settle_repeated,
 )
 from beam_pipeline.planning.labels import PROBLEMS, Labels
+from beam_pipeline.planning.pseudonyms import name_of
 from headct.errors import UsageError
 from headct.reasons import Reason
 

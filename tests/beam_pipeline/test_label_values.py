@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from beam_pipeline.planning.label_values import check_values, parse_values
+from beam_pipeline.planning.label_file import check_values, parse_values
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from beam_pipeline.options import (
 )
 from beam_pipeline.planning import plan
 from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
-from beam_pipeline.planning.identity import Identity
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import Identity, image_keys
 from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
 from beam_pipeline.planning.label_match import NO_LABEL, LabelForm, LabelIndex, match_labels
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
@@ -523,7 +522,7 @@ def test_how_the_inventory_and_the_plan_are_cut_does_not_matter(
     changes: dict[str, Any] = {"examples_per_shard": 2, "identifiers": Identifiers.HASH}
     whole = plan_rows(rows, label_lines(rows), part_rows=1000, output="whole", **changes)
     assert len(whole.plan.shards) == 75  # of 75 and 74 slices: 38 and 37
-    monkeypatch.setattr("beam_pipeline.planning.plan_tables._SLICES_A_PASS", 32)  # 16 shards
+    monkeypatch.setattr("beam_pipeline.planning.plan_shards._SLICES_A_PASS", 32)  # 16 shards
     parts = plan_rows(rows, label_lines(rows), part_rows=7, output="parts", **changes)
     assert parts.plan == whole.plan
     assert parts.rejects == whole.rejects

@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options, fill_in
-from beam_pipeline.planning.identifiers import hash_id, is_study, patient_of_study, study_of
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.image_ids import image_keys
 from beam_pipeline.planning.inventory import replace_uid
 from beam_pipeline.planning.plan import Keys
+from beam_pipeline.planning.pseudonyms import hash_id, is_study, patient_of_study, study_of
 from beam_pipeline.planning.text_tables import open_table
 from headct.errors import UsageError
 from headct.layout import INDEX, MANIFEST

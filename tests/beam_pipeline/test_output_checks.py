@@ -8,7 +8,7 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.options import Options
-from beam_pipeline.planning.places import (
+from beam_pipeline.planning.output_checks import (
     check_output_is_not_read,
     check_places,
     without_output,

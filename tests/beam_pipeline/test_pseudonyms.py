@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.identifiers import (
+from beam_pipeline.planning.pseudonyms import (
     hash_id,
     holds_identifier,
     number_ids,

@@ -14,11 +14,10 @@ import pytest
 from beam_pipeline import pipeline
 from beam_pipeline.keys import key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
-from beam_pipeline.planning.earlier import Earlier, KnownSplits, read_earlier
-from beam_pipeline.planning.identifiers import hash_id
-from beam_pipeline.planning.identity import Identity
-from beam_pipeline.planning.image_keys import image_keys
+from beam_pipeline.planning.folds_from import Earlier, KnownSplits, read_earlier
+from beam_pipeline.planning.image_ids import Identity, image_keys
 from beam_pipeline.planning.plan import Keys
+from beam_pipeline.planning.pseudonyms import hash_id
 from headct.errors import UsageError
 
 KEY, OTHER_KEY = b"sixteen bytes or more", b"another key, as long"
