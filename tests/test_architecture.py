@@ -49,7 +49,7 @@ ROOMS = {
             "files",
             "native_log",
             "options",
-            "progress",
+            "display",
         },
         {"data"},
         {"networks.catalog"},

@@ -21,9 +21,9 @@ from trainer.data.dicom import convert, pipeline_flags
 from trainer.data.index import with_label_counts
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory
+from trainer.display import Display
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
-from trainer.progress import Display
 from trainer.runs.evaluation_setup import Calibration, choose_calibration
 from trainer.runs.run_directory import (
     RunDirectory,

@@ -8,6 +8,7 @@ from typing import Any
 
 from headct import commands
 from headct.declarations import choose_command, parse_flags
+from trainer.display import next_command
 from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
     CompareOptions,
@@ -20,7 +21,6 @@ from trainer.options import (
     TrainOptions,
     parse_formats,
 )
-from trainer.progress import next_command
 
 COMMANDS: dict[str, type[Options]] = {
     "train": TrainOptions,
@@ -107,7 +107,9 @@ def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> 
     if job.run.is_complete:
         job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
         is_shown = not options.report or job.run.report.is_file()
-        job.display.point_out(next_command("evaluate" if is_shown else "report", run=options.run))
+        job.display.print_unwrapped(
+            next_command("evaluate" if is_shown else "report", run=options.run)
+        )
         return
     load_libraries(options.backend)
     from trainer.training.train import train

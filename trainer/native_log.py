@@ -1,7 +1,7 @@
-"""Loads TensorFlow and Keras, and holds back what C++ libraries write to stderr meanwhile.
+"""Load TensorFlow and Keras without the messages that their C++ libraries print.
 
-TensorFlow announces its instruction sets and missing CUDA drivers then, whatever its log
-level says (tensorflow/tensorflow#100442). Nothing is lost where loading fails.
+TensorFlow reports instruction sets and missing CUDA drivers at any log level
+(tensorflow/tensorflow#100442). If loading fails, the messages are shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STDERR = 2
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Sends file descriptor 2 to a temporary file, and shows it only after an exception."""
+    """Redirect file descriptor 2 to a temporary file; show its content after an exception."""
     sys.stderr.flush()
     kept = os.dup(_STDERR)
     with tempfile.TemporaryFile() as file:
@@ -40,14 +40,14 @@ def held_back() -> Iterator[None]:
 
 
 def check_backend(name: str) -> None:
-    """Compares the backend that is asked for with what this process has or will have.
+    """Check that Keras can use a backend in this process.
 
     Raises:
-        UsageError: it is not installed, or Keras computes with another one.
+        UsageError: the backend is not installed, or Keras uses another one.
     """
     if name != "tensorflow" and find_spec(name) is None:
         raise UsageError(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
-    # TensorFlow imports Keras, which asks for its backend then and never again.
+    # Keras chooses its backend once, when it is imported; TensorFlow imports it.
     keras, wanted = sys.modules.get("keras"), os.environ.get("KERAS_BACKEND") or name
     if keras is not None and (loaded := keras.backend.backend()) != name:
         raise UsageError(
@@ -62,14 +62,14 @@ def check_backend(name: str) -> None:
 
 
 def load_libraries(backend: str | None = None) -> None:
-    """Imports TensorFlow and Keras and looks for devices, in silence; later on errors are heard.
+    """Import TensorFlow and Keras and look for devices, without output unless that fails.
 
     Args:
-        backend: what Keras shall compute with; else it goes by KERAS_BACKEND and its own file.
+        backend: for Keras; None: Keras reads KERAS_BACKEND and its configuration file.
 
     Raises:
-        UsageError: Keras computes with another one.
-        ModuleNotFoundError: one of them is not installed.
+        UsageError: Keras already uses another backend.
+        ModuleNotFoundError: a library is not installed.
     """
     if backend is not None:
         check_backend(backend)
@@ -81,14 +81,14 @@ def load_libraries(backend: str | None = None) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        # It advises against several models in one process, of which there are good ones here.
+        # It warns about several models in one process, which are intended here.
         tf.get_logger().setLevel(logging.ERROR)
         import keras  # noqa: F401
 
 
 @contextmanager
 def _keras_computes_with(backend: str | None) -> Iterator[None]:
-    """Tells Keras, if it is imported meanwhile, what to compute with."""
+    """Set the backend that Keras chooses if it is imported while the block runs."""
     before = os.environ.get("KERAS_BACKEND")
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend

@@ -14,6 +14,7 @@ from rich.console import Console
 from trainer.data.image_cache import ImageCache
 from trainer.data.input_pipeline import Order
 from trainer.data.shards import count
+from trainer.display import Display
 from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
@@ -23,7 +24,6 @@ from trainer.networks.hardware import (
 )
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
-from trainer.progress import Display
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import Feed, OnDevice, open_feed

@@ -11,9 +11,9 @@ import numpy as np
 
 from headct.manifest import ImageSpec, Window
 from trainer.data.shards import ShardDirectory, Split
+from trainer.display import Display
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predict import Predictions, write_parquet
-from trainer.progress import Display
 from trainer.runs.evaluation_setup import Calibration, EvaluationSetup
 from trainer.runs.run_directory import RunDirectory
 

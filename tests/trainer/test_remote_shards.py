@@ -23,8 +23,8 @@ from tests.headct.scripted_store import Answer, ScriptedStore, forget_stores, re
 from trainer.__main__ import main
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory
+from trainer.display import Display
 from trainer.options import ShardAccess, TrainOptions
-from trainer.progress import Display
 from trainer.runs.run_directory import begin_run
 from trainer.runs.training_setup import prepare_training
 
@@ -32,7 +32,7 @@ PATIENCE = 4.0
 COPY = """
 import sys
 from trainer.options import ShardAccess
-from trainer.progress import Display
+from trainer.display import Display
 from trainer.data.shard_source import find_shards
 url, cache = sys.argv[1:]
 source = find_shards(url, ShardAccess(shard_cache=cache), Display())

@@ -4,8 +4,8 @@ import pytest
 
 from headct.errors import UsageError
 from trainer.data.shard_source import LocalShards, find_shards
+from trainer.display import Display
 from trainer.options import ShardAccess
-from trainer.progress import Display
 
 
 @pytest.mark.parametrize(

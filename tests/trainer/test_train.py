@@ -145,7 +145,7 @@ def test_head_first_then_everything_resumed_between_the_two(
     options = {"freeze_epochs": 1, "batch_norm": "frozen"}
     train(make_job("whole", **options))
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.progress.Display.update", stop_in_the_second_epoch)
+        patch.setattr("trainer.display.Display.update", stop_in_the_second_epoch)
         with pytest.raises(Killed):
             train(make_job("broken", **options))
     train(make_job("broken", **options))

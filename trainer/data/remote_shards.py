@@ -34,9 +34,9 @@ from trainer.data.shard_cache import (
     version_folder,
 )
 from trainer.data.shards import ShardDirectory, Split, parse_manifest
+from trainer.display import Display
 from trainer.files import write_whole
 from trainer.options import ShardAccess
-from trainer.progress import Display
 
 GB = 10**9
 _FILES_IN_FLIGHT = 8

@@ -11,8 +11,8 @@ from typing import Protocol
 from headct.errors import UsageError
 from headct.stores import REMOTE_SCHEMES, is_local
 from trainer.data.shards import ShardDirectory, Split, check_files, is_folder, read_shard_directory
+from trainer.display import Display
 from trainer.options import ShardAccess
-from trainer.progress import Display
 
 _ONE_SLASH = re.compile(rf"({'|'.join(REMOTE_SCHEMES)}):/([^/].*)")
 

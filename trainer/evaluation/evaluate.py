@@ -10,6 +10,7 @@ import numpy as np
 from headct.errors import UsageError
 from headct.layout import fold_split
 from trainer.data.shards import ALL_LABELED
+from trainer.display import next_command, show_figures
 from trainer.evaluation.fit_calibration import (
     count_groups,
     cross_calibrate,
@@ -27,7 +28,6 @@ from trainer.evaluation.predict import Predictions, predict_job, write_parquet
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
-from trainer.progress import next_command, show_figures
 from trainer.runs.evaluation_setup import EvaluationSetup, write_calibration
 from trainer.runs.run_directory import read_description
 from trainer.runs.trained_on import describe_overlap, find_overlap
@@ -94,8 +94,8 @@ def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
             " extreme."
         )
     show_figures(display, figures, f"{run.path}: {job.name}")
-    display.point_out(f"written: {run.evaluation(job.name)}, {path.name}")
-    display.point_out(next_command("export", run=run.path))
+    display.print_unwrapped(f"written: {run.evaluation(job.name)}, {path.name}")
+    display.print_unwrapped(next_command("export", run=run.path))
 
 
 def fit_and_cross_fit(

@@ -100,7 +100,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
         files = {name: FILES[name] for name in formats}
         write_json(folder / DESCRIPTION, describe_export(saved, files, compared))
     for path in (*files.values(), DESCRIPTION):
-        saved.display.point_out(f"written: {output / path}")
+        saved.display.print_unwrapped(f"written: {output / path}")
     saved.display.say(
         f"input `{INPUT}`: {model.inputs[0].dtype} {list(model.input_shape[1:])};"
         f" output `{OUTPUT}`: probabilities of {', '.join(saved.labels)}"

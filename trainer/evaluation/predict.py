@@ -84,7 +84,7 @@ def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> N
         predictions = predictions.without_labels()
     if output.suffix == ".parquet":
         write_parquet(output, predictions, labels)
-        display.point_out(f"written: {output}, {split.examples} slices of {split.name}")
+        display.print_unwrapped(f"written: {output}, {split.examples} slices of {split.name}")
         return
     image_ids = predictions.texts["image_id"].tolist()
     if wanted is None:
@@ -96,7 +96,7 @@ def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> N
         display.say(line)
     rows = submission.rows
     write_whole(output, lambda path: rows.to_csv(path, index=False, float_format="%.9g"))
-    display.point_out(
+    display.print_unwrapped(
         f"written: {output}, {len(rows)} rows for {split.examples} slices of {split.name}"
     )
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.json_documents import read_json
+from trainer.display import Display, explain_weights
 from trainer.evaluation.bootstrap import (
     SAMPLES,
     Array,
@@ -22,7 +23,6 @@ from trainer.evaluation.bootstrap import (
 )
 from trainer.evaluation.measured import Measured, measure_frame, read_predictions
 from trainer.options import label_weights
-from trainer.progress import Display, explain_weights
 from trainer.report.page import (
     NUMBER,
     TEXT,
@@ -174,7 +174,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
         "options": option_table(runs),
     }
     write_page(output, "compare.html.jinja", **values)
-    Display().point_out(f"written: {output}")
+    Display().print_unwrapped(f"written: {output}")
 
 
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:

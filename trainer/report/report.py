@@ -15,11 +15,11 @@ from markupsafe import Markup
 from headct.declarations import flags
 from headct.json_documents import read_json
 from headct.layout import CARD
+from trainer.display import explain_figures, explain_weights
 from trainer.evaluation.measured import Measured, measure_frame, read_predictions
 from trainer.evaluation.thresholds import SENSITIVITY
 from trainer.networks.catalog import BACKBONES
 from trainer.options import TrainOptions
-from trainer.progress import explain_figures, explain_weights
 from trainer.report.page import code, decimal, plural, spread, write_page
 from trainer.report.plots import plot_confusion, plot_curves, plot_history, plot_speed
 from trainer.report.run_plots import (
@@ -96,7 +96,7 @@ def write_report(job: EvaluationSetup, mistakes: int) -> None:
         "options": option_rows(description["options"]),
     }
     write_page(run.report, "report.html.jinja", **values)
-    job.display.point_out(f"written: {run.report}")
+    job.display.print_unwrapped(f"written: {run.report}")
 
 
 def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from headct.printable import shown
 from trainer.data.sampling import priors
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
+from trainer.display import Display
 from trainer.files import write_json
 from trainer.options import (
     EvaluateOptions,
@@ -28,7 +29,6 @@ from trainer.options import (
     ShardAccess,
     label_weights,
 )
-from trainer.progress import Display
 from trainer.runs.documents import Temperatures
 from trainer.runs.outputs import check_formats, check_new_folder, check_output, check_writable
 from trainer.runs.run_directory import (

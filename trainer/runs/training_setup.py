@@ -15,9 +15,9 @@ from trainer.data.index import Index, read_ids, read_index, with_label_counts
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory, Split, count
+from trainer.display import Display
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import CrossvalOptions, TrainOptions, label_weights
-from trainer.progress import Display
 from trainer.runs.outputs import check_writable
 from trainer.runs.run_directory import (
     RunDirectory,

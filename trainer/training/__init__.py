@@ -1,1 +1,4 @@
-"""The loop that trains, and what happens between its steps."""
+"""Training: the model's step, the loop around it, the input of both, and cross-validation.
+
+The top of the trainer: imports every other room.
+"""

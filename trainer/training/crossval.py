@@ -1,4 +1,4 @@
-"""A run for each fold, and one prediction for every slice from a model that never saw it."""
+"""Train one run per fold, and predict every slice by the model that did not see it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.text import Text
 
 from headct.json_documents import read_json
 from headct.printable import show_line
+from trainer.display import explain_weights, next_command, number
 from trainer.evaluation.bootstrap import intervals
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
-from trainer.progress import explain_weights, next_command, number
 from trainer.runs.run_directory import RunDirectory
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.train import train
@@ -31,10 +31,10 @@ _POOLED = (
 
 
 def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
-    """Trains what is not complete; writes out_of_fold.parquet and crossval.json above the runs.
+    """Train incomplete runs; write out_of_fold.parquet and crossval.json above their folders.
 
     Raises:
-        UsageError: the weights cannot be had, or a shard is damaged.
+        UsageError: the weights cannot be loaded, or a shard is damaged.
         Diverged: a loss is no longer finite.
     """
     folder = setups[0].run.path.parent
@@ -42,7 +42,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         if not setup.run.is_complete:
             setup.display.say(f"{setup.validation.name}: {setup.run.path}")
             train(replace(setup, is_fold=True))
-            # The last fold's network and images, which hold the device's memory.
+            # Free the device's memory of this fold's network and images.
             keras.utils.clear_session()
             gc.collect()
     frame = pd.concat(
@@ -57,21 +57,21 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
     display.console.print(summary_table(summary, str(folder)))
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
-    display.point_out(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
-    display.point_out(next_command("compare", runs=[setup.run.path for setup in setups]))
+    display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+    display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
 
 
 def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[str, Any]:
-    """Figures of all slices together, and their mean and spread over the folds."""
+    """Return the figures of all slices together, and mean and deviation over the folds."""
     names, weights = setups[0].shards.labels, setups[0].weights
     labels = frame[[f"label_{name}" for name in names]].to_numpy()
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
     folds = [read_json(setup.run.metrics) for setup in setups]
     return {
         "label_weights": dict(zip(names, weights, strict=True)),
-        "folds": {each["split"]: _brief(each) for each in folds},
+        "folds": {fold["split"]: _brief(fold) for fold in folds},
         "over_folds": {
-            name: mean_and_spread([each[name] for each in folds])
+            name: mean_and_spread([fold[name] for fold in folds])
             for name in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
         },
         "out_of_fold": {
@@ -85,14 +85,14 @@ def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[st
 
 
 def _brief(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the summary says of one fold."""
+    """Return the summary's entry of one fold."""
     kept = ("examples", "best_epoch", "weighted_log_loss", "mean_roc_auc", "mean_average_precision")
     return {name: metrics[name] for name in kept}
 
 
 def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation of what is defined."""
-    defined = np.array([each for each in values if each is not None])
+    """Return mean and sample standard deviation of the defined values."""
+    defined = np.array([value for value in values if value is not None])
     return {
         "mean": float(defined.mean()) if len(defined) else None,
         "deviation": float(defined.std(ddof=1)) if len(defined) > 1 else None,
@@ -100,13 +100,13 @@ def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
 
 
 def summary_table(summary: dict[str, Any], title: str) -> Table:
-    """A row a fold, then mean and spread, then all slices together."""
+    """Make a table: one row per fold, mean and deviation, then all slices together."""
     figures = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
     table = Table(title=Text(show_line(title)), title_justify="left")
     for name in ("", "examples", "log loss", "mean ROC AUC", "mean avg. precision"):
         table.add_column(name, justify="left" if not name else "right")
-    for fold, each in summary["folds"].items():
-        table.add_row(fold, str(each["examples"]), *(number(each[name]) for name in figures))
+    for name, fold in summary["folds"].items():
+        table.add_row(name, str(fold["examples"]), *(number(fold[figure]) for figure in figures))
     table.add_section()
     over = summary["over_folds"]
     table.add_row("mean", "", *(number(over[name]["mean"]) for name in figures))

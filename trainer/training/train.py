@@ -8,6 +8,7 @@ import keras
 
 from trainer.data.damage import damage_reported
 from trainer.data.shards import count
+from trainer.display import next_command, show_figures
 from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.predict import write_parquet
 from trainer.files import write_json
@@ -26,7 +27,6 @@ from trainer.networks.hardware import (
 )
 from trainer.networks.model import build_classifier
 from trainer.networks.saved_models import copy_saved_weights, load_classifier
-from trainer.progress import next_command, show_figures
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Progress
@@ -121,4 +121,4 @@ def _finish(setup: TrainingSetup, progress: Progress) -> None:
     path = setup.options.run
     show_figures(setup.display, figures, f"{path}: {name}, epoch {best['epoch']}")
     if not setup.is_fold:
-        setup.display.point_out(next_command("evaluate", run=path))
+        setup.display.print_unwrapped(next_command("evaluate", run=path))

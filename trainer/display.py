@@ -1,4 +1,4 @@
-"""What the terminal shows: a live line on a terminal, a line now and then elsewhere."""
+"""Terminal output: progress (a live line, or occasional lines), and figures with explanations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPARSE_SECONDS = 30.0
 
 @dataclass
 class Display:
-    """Shows one phase at a time: an epoch's steps, or the examples of a split."""
+    """Shows the progress of one task at a time, such as the steps of an epoch."""
 
     console: Console = field(
         default_factory=lambda: Console(highlight=False, soft_wrap=True, emoji=False)
@@ -38,15 +38,15 @@ class Display:
     before: int = 0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         self.console.print(show_line(text), markup=False)
 
-    def point_out(self, text: str) -> None:
-        """A line with a path or a command, which is never broken, so that it can be copied."""
+    def print_unwrapped(self, text: str) -> None:
+        """Print a line with a path or a command without wrapping, so that it can be copied."""
         self.console.print(show_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
-        """A new phase of `total` parts, of which `done` were done before."""
+        """Begin a task of `total` items, `done` of them done by an earlier start."""
         self.end()
         self.title, self.total, self.before = title, total, done
         self.started = self.last_line = time.monotonic()
@@ -64,7 +64,7 @@ class Display:
             self.task = self.live.add_task(title, total=total, completed=done, detail="")
 
     def update(self, done: int, detail: Callable[[], str] = str) -> None:
-        """`done` parts of the phase are done; `detail` is made only where it is shown."""
+        """Show that `done` items are done; `detail` is called only if it is shown."""
         if self.live is not None:
             self.live.update(self.task, completed=done, detail=detail())
         elif time.monotonic() - self.last_line >= _SPARSE_SECONDS:
@@ -73,21 +73,21 @@ class Display:
             self.say(", ".join(filter(None, parts)))
 
     def time_left(self, done: int) -> str:
-        """How long the rest takes at the speed so far; nothing before any part is done."""
+        """Estimate the remaining time from the speed so far; empty before the first item."""
         if done <= self.before:
             return ""
-        each = (time.monotonic() - self.started) / (done - self.before)
-        return f"{timedelta(seconds=round(each * (self.total - done)))} left"
+        per_item = (time.monotonic() - self.started) / (done - self.before)
+        return f"{timedelta(seconds=round(per_item * (self.total - done)))} left"
 
     def end(self) -> None:
-        """Takes the live line away."""
+        """Remove the live line."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure, or a dash where it is not defined."""
+    """Format a figure; a dash if it is undefined."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -98,32 +98,32 @@ def next_command(name: str, **options: PurePath | Sequence[PurePath]) -> str:
 
 
 def span(ends: list[float] | None) -> str:
-    """An interval, or a dash where it is not defined."""
+    """Format an interval; a dash if it is undefined."""
     return "-" if ends is None else f"{ends[0]:.3f}-{ends[1]:.3f}"
 
 
 def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
-    """The figures of a split, and in plain words what they mean."""
+    """Print the figures of a split, and explain them."""
     display.console.print(_figures_table(figures, title))
     for line in explain_figures(figures):
         display.say(line)
 
 
 def _figures_table(figures: dict[str, Any], title: str) -> Table:
-    """The figures of a split, one row per label; 80 columns hold labels of 16 letters."""
+    """Make a table with one row per label; labels of 16 letters fit into 80 columns."""
     table = Table(title=Text(show_line(title)), title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:
         table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")
     ranges = figures["intervals_95"]
-    for label, each in figures["labels"].items():
+    for label, of_label in figures["labels"].items():
         table.add_row(
             Text(label),
-            str(each["positives"]),
-            number(each["log_loss"]),
-            number(each["roc_auc"]),
+            str(of_label["positives"]),
+            number(of_label["log_loss"]),
+            number(of_label["roc_auc"]),
             span(ranges["labels"][label]["roc_auc"]),
-            number(each["average_precision"]),
+            number(of_label["average_precision"]),
         )
     table.add_section()
     table.add_row(
@@ -139,7 +139,7 @@ def _figures_table(figures: dict[str, Any], title: str) -> Table:
 
 
 def explain_weights(weights: Mapping[str, float]) -> str:
-    """The weights of labels in a log loss: those of the most labels come last, as `others`."""
+    """Describe the weights of labels in a log loss; the most frequent weight is `others`."""
     (usual, _), *rest = Counter(weights.values()).most_common()
     if not rest:
         return "all labels alike"
@@ -148,7 +148,7 @@ def explain_weights(weights: Mapping[str, float]) -> str:
 
 
 def explain_figures(figures: dict[str, Any]) -> list[str]:
-    """What the figures of a split mean beside guessing, and why one is missing."""
+    """Compare the figures of a split with guessing, and explain missing ones."""
     loss = number(figures["weighted_log_loss"], 3)
     ends = figures["intervals_95"]["weighted_log_loss"]
     lines = [
@@ -165,9 +165,9 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
         lines.append(f"Weights in the log loss: {explain_weights(figures['label_weights'])}.")
     lines += explain_training(figures)
     split = figures["split"]
-    for label, each in figures["labels"].items():
-        if each["roc_auc"] is None:
-            kind = "negatives" if each["positives"] else "positives"
+    for label, of_label in figures["labels"].items():
+        if of_label["roc_auc"] is None:
+            kind = "negatives" if of_label["positives"] else "positives"
             lines.append(f"{label}: no ROC AUC, since there are no {kind} in {split}.")
     if ends is None:
         lines.append(f"There are no intervals, since {split} holds one patient.")
@@ -175,7 +175,7 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
 
 
 def explain_training(figures: dict[str, Any]) -> list[str]:
-    """What figures say of unseen patients, where it is less than it seems."""
+    """Warn if figures do not hold for unseen patients."""
     split, trained = figures["split"], figures.get("trained_on", False)
     if trained is None:
         return [
@@ -185,7 +185,7 @@ def explain_training(figures: dict[str, Any]) -> list[str]:
     if not trained:
         return []
     by = (figures.get("overlap") or {}).get("by", [])
-    # File names may be those of other patients' images.
+    # Image ids may be file names, which other patients' images can share.
     known = " (known by image_id alone)" if by == ["image_id"] else ""
     if trained is True:
         return [f"{split} was trained on{known}: these figures say nothing of unseen patients."]
@@ -196,9 +196,9 @@ def explain_training(figures: dict[str, Any]) -> list[str]:
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """Whether the log loss is better than that of the prevalence, with its interval or without.
+    """Say whether the log loss, with its interval, is better than that of the prevalence.
 
-    There is no verdict on patients that a run was trained on, or may have been.
+    There is no verdict if the run was, or may have been, trained on the same patients.
     """
     trained = figures.get("trained_on", False)
     if trained is not False:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from trainer import progress
-from trainer.progress import Display, explain_figures, explain_weights, show_figures
+from trainer.display import Display, explain_figures, explain_weights, show_figures
 
 
 @pytest.fixture
