@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trainer import progress
+from trainer import display
 from trainer.display import Display, explain_figures, explain_weights, show_figures
 
 
@@ -13,7 +13,7 @@ from trainer.display import Display, explain_figures, explain_weights, show_figu
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which only the test moves."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     return now
 
 
