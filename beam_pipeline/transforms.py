@@ -5,19 +5,21 @@ these tables, or a HeadctError that ends the run: later steps pass it on, and th
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import report, say
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.writer import Written, write_shard
 from beam_pipeline.workers import WorkerPool, shared_slots
 from headct.errors import HeadctError
@@ -104,7 +106,9 @@ def _list_files(_: None, options: Options) -> Iterator[Task]:
 
 def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
     try:
-        plan = plan_shards(_count_done(parts), options)
+        done = _count_done(parts)
+        with _system_allocator():
+            plan = plan_shards(done, options)
     except HeadctError as error:
         yield _ERROR, error
         return
@@ -124,7 +128,22 @@ def _finish_directory(shards: Gathered, options: Options) -> None:
         written: int | HeadctError = _count_done(shards)
     except HeadctError as error:
         written = error
-    finish_directory(written, options)
+    with _system_allocator():
+        finish_directory(written, options)
+
+
+@contextmanager
+def _system_allocator() -> Iterator[None]:
+    """Let Arrow allocate from the system: its own allocator keeps a fifth more than it gives.
+
+    The programs set `ARROW_DEFAULT_MEMORY_POOL`; a runner's worker and a caller from Python do not.
+    """
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def _count_done(gathered: Gathered) -> int:

@@ -1,152 +1,63 @@
-"""Which room may import which, without circles, and that docs/architecture.md says the same.
+"""docs/architecture.md lists every module in the order of the imports, and says what is true.
 
 test_walls.py has the walls between packages.
 """
 
-import ast
 import re
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import architecture_page as page
 
-# Each room may import those before it, and the modules at the top of its package that are named
-# with them. `verify` is a program of its own.
-ROOMS = {
-    "headct": (
-        {"errors", "locks", "page", "printable", "tfrecord"},
-        {"reasons", "layout", "terminal"},
-        {"commands", "json_documents"},
-        {"declarations", "manifest"},
-        {"png"},
-        {"stores"},
-        {"completion", "reader"},
-        {"cli"},
-    ),
-    "beam_pipeline": (
-        {"errors", "split_tables"},
-        {"keys", "dicom", "images.windows"},
-        {"options"},
-        {"images", "workers"},
-        {"shards"},
-        {"progress"},
-        {"planning"},
-        {"card"},
-        {"shards.finish"},
-        {"transforms", "pipeline"},
-        {"runners"},
-        {"command_line"},
-        {"run"},
-        {"api"},
-        {"__main__", "verify", "show", "card.__main__"},
-    ),
-    "trainer": (
-        {
-            "errors",
-            "files",
-            "native_log",
-            "options",
-            "display",
-        },
-        {"data"},
-        {"networks.catalog"},
-        {"runs"},
-        {"networks"},
-        {"evaluation"},
-        {"report"},
-        {"training"},
-        {"command_line"},
-        {"api", "__main__"},
-    ),
-}
+TEXT = page.PAGE.read_text(encoding="utf-8")
 
 
-SECTIONS = {"headct": "The ground floor", "beam_pipeline": "The pipeline", "trainer": "The trainer"}
-PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("package", page.PACKAGES)
+def test_imports_point_down_in_the_list_of_modules(package: str) -> None:
+    """`ordered` raises a CycleError where rooms, or modules of one room, import each other."""
+    assert page.listing(package) in TEXT, "write the page: python -m tests.architecture_page"
 
 
-def modules(package: str) -> Iterator[tuple[str, Path]]:
-    for path in sorted((ROOT / package).rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
-        if path.name != "__init__.py":
-            yield name, path
+def test_no_module_is_missing_and_every_module_says_what_it_is() -> None:
+    for package in page.PACKAGES:
+        lines = page.listing(package).splitlines()
+        assert len(lines) == len(page.modules(package)) - 1
+        assert not [line for line in lines if len(line.split(maxsplit=1)) < 2]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """What a module imports when it runs; not for its types alone."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def floor(package: str, module: str) -> int | None:
-    """The number of the room that a module is in, from the bottom."""
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        for number, rooms in enumerate(ROOMS[package]):
-            if ".".join(parts[:length]) in rooms:
-                return number
-    return None
-
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_imports_point_down(package: str) -> None:
-    wrong = []
-    for name, path in modules(package):
-        above = floor(package, name)
-        assert above is not None, f"{package}.{name} is in no room"
-        for imported in imports(path):
-            if not imported.startswith(f"{package}."):
-                continue
-            below = floor(package, imported.removeprefix(f"{package}."))
-            if below is not None and below > above:
-                wrong.append(f"{name} imports {imported}")
-    assert not wrong
-
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
-    """Not even within a function, where Python would let it."""
-    names = {f"{package}.{name}" for name, _ in modules(package)}
-    TopologicalSorter(
-        {f"{package}.{name}": names.intersection(imports(path)) for name, path in modules(package)}
-    ).prepare()  # raises a CycleError, which names the circle
-
-
-def entries(package: str) -> set[str]:
-    """Modules and folders at the top of a package, as the page writes them."""
-    names = {f"{name.partition('.')[0]}/" for name, _ in modules(package) if "." in name}
-    return names | {f"{name}.py" for name, _ in modules(package) if "." not in name}
-
-
-@pytest.mark.parametrize("package", ROOMS)
-def test_the_page_lists_all_rooms_from_top_to_bottom(package: str) -> None:
-    section = PAGE.partition(f"## {SECTIONS[package]}\n")[2]
-    block = section.partition("```\n")[2].partition("```")[0]
-    listed = [line.split()[0] for line in block.splitlines()]
-    assert set(listed) == entries(package)
-    assert len(listed) == len(set(listed))
-    floors = [floor(package, name.rstrip("/").removesuffix(".py")) for name in listed]
-    assert floors == sorted(floors, reverse=True)
-
-
-def test_the_page_names_what_stands_elsewhere_than_its_folder() -> None:
-    for package, rooms in ROOMS.items():
-        for name in (name for names in rooms for name in names if "." in name):
-            assert f"`{name.replace('.', '/')}.py`" in PAGE, f"{package}.{name}"
+def test_exceptions_are_needed() -> None:
+    for module in page.APART:
+        assert module in page.modules(module.partition(".")[0])
+        assert f"`{module.partition('.')[2].replace('.', '/')}.py`" in TEXT
 
 
 def test_the_page_names_what_imports_beam() -> None:
-    (named,) = re.findall(r"Only ([^.]*(?:\.py[^.]*)*) import Apache Beam", PAGE)
-    found = {
-        f"{name.partition('.')[0]}/" if "." in name else f"{name}.py"
-        for name, path in modules("beam_pipeline")
-        if any(imported.split(".")[0] == "apache_beam" for imported in imports(path))
-    }
+    (named,) = re.findall(r"Only ([^.]*(?:\.py[^.]*)*) import Apache Beam", TEXT)
+    found = set()
+    for name, path in page.modules("beam_pipeline").items():
+        if re.search(r"^\s*(?:import|from) apache_beam", path.read_text(encoding="utf-8"), re.M):
+            room = page.entry(name).removeprefix("beam_pipeline.")
+            is_room = page.modules("beam_pipeline")[page.entry(name)].name == "__init__.py"
+            found.add(f"{room}/" if is_room else f"{room}.py")
     assert set(re.findall(r"`(.*?)`", named)) == found
+
+
+@pytest.mark.parametrize(
+    ("imported", "cycle"), [({"a": {"b"}, "b": {"c"}}, False), ({"a": {"b"}, "b": {"a"}}, True)]
+)
+def test_a_circle_is_an_error(imported: dict[str, set[str]], cycle: bool) -> None:
+    if cycle:
+        with pytest.raises(page.CycleError):
+            page.ordered({"a", "b"}, imported)
+    else:
+        assert page.ordered({"a", "b", "c"}, imported) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_that_a_page_names_are_there(name: str) -> None:
+    text = (page.ROOT / name).read_text(encoding="utf-8")
+    named = set(
+        re.findall(r"`((?:headct|beam_pipeline|trainer|tests|docs|examples)/[\w./-]+)`", text)
+    )
+    assert named
+    assert not [path for path in sorted(named) if not (page.ROOT / path).exists()]

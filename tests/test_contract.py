@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.formats import decode_example
 from beam_pipeline.shards.output import prepare_output
 from beam_pipeline.shards.run_record import record_start

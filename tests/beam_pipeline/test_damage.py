@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, FolderPoller
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.output import prepare_output
 from beam_pipeline.shards.run_record import describe_run, record_start
 from beam_pipeline.shards.unfinished import Unfinished

@@ -6,8 +6,8 @@ import pytest
 
 from beam_pipeline.card import card
 from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.rejects import encode_rejects
 from headct.errors import OutputError, StoreError
 from headct.reasons import Reason

@@ -12,7 +12,7 @@ from beam_pipeline.__main__ import main
 from beam_pipeline.card import card, views
 from beam_pipeline.card.__main__ import main as make_card
 from beam_pipeline.errors import AlreadyComplete
-from beam_pipeline.shards.finish import card_optional, may_try_card
+from beam_pipeline.finish import card_optional, may_try_card
 from beam_pipeline.workers import Watch
 from headct.errors import OutputError, StoreError, UsageError
 from headct.stores import Folder

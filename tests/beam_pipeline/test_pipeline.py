@@ -31,12 +31,12 @@ from rich.console import Console
 from beam_pipeline import pipeline
 from beam_pipeline.command_line import parse_options
 from beam_pipeline.errors import Refusal
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.duplicates import IdenticalPixels
 from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
 from beam_pipeline.progress import show_summary
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.output import read_refusal
 from beam_pipeline.shards.rejects import read_rejects
 from beam_pipeline.shards.unfinished import encode_table
@@ -373,7 +373,7 @@ def test_two_runs_at_once_end_in_one_right_directory(
 ) -> None:
     """Another run completes the directory when this one is about to begin a step."""
     options = options.changed(output=str(tmp_path / "out"))
-    module = "beam_pipeline.shards.finish" if step == "_finish" else "beam_pipeline.transforms"
+    module = "beam_pipeline.finish" if step == "_finish" else "beam_pipeline.transforms"
     monkeypatch.setattr(f"{module}.{step}", partial(finish_first, getattr_of(module, step)))
     pipeline.run_here(options)
     assert contents(tmp_path / "out") == contents(shards)

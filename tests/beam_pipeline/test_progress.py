@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, FolderPoller, show_summary
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch

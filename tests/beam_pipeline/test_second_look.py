@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.errors import Refusal
+from beam_pipeline.finish import check_rejections, finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.shards.finish import check_rejections, finish_directory
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.shards.writer import ShardResult, write_shard
 from beam_pipeline.workers import Later, Watch

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.images.png import Scanlines, encode_png
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.formats import (
     decode_example,
     encode_example,

@@ -32,9 +32,9 @@ from unittest import mock
 import numpy as np
 from rich.console import Console
 
+from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import _part_size
-from beam_pipeline.shards.finish import finish_directory
 from beam_pipeline.shards.unfinished import decode_table
 from headct.layout import MANIFEST, PLAN, SHARDS_A_PART, UNFINISHED, ShardFile
 from tests.benchmarks.machine import describe_machine

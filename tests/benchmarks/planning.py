@@ -105,6 +105,7 @@ def _labels(image_ids: pa.ChunkedArray, rng: np.random.Generator) -> pa.Table:
 
 def plan(folder: Path, parts: int) -> None:
     """Plan in this process, and print what it took."""
+    pa.set_memory_pool(pa.system_memory_pool())  # as in a run
     before = resource.getrusage(resource.RUSAGE_SELF)
     began, cpu = time.monotonic(), time.process_time()
     found = plan_shards(parts, options(folder))
