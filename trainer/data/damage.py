@@ -1,7 +1,7 @@
-"""Which record of which shard is damaged: looked for only once something has failed.
+"""Location of damaged records, searched for only after a failure.
 
-Records come from several shards at once, and shuffled, so that whoever fails on one cannot say
-where it was. The shards are read again then, in order.
+Records come shuffled from several shards, so the failing code does not know their location.
+After a failure, the shards are read again, in order.
 """
 
 from __future__ import annotations
@@ -22,36 +22,34 @@ from headct.tfrecord import read_records
 from trainer.data.input_pipeline import CORES, Evaluation, lowest_label
 from trainer.data.shards import Shard, Split
 
-# What a pipeline raises whose records are damaged, or too few; some of it a device raises, too.
-# TensorFlow quotes a record that it cannot parse, which Python takes for text.
+# Exceptions of a pipeline with damaged or missing records; a device raises some of them, too.
+# UnicodeDecodeError: TensorFlow's message quotes the unparsable record.
 _FAILURES = (
     UnicodeDecodeError,
     tf.errors.DataLossError,
     tf.errors.FailedPreconditionError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
-    # A TensorFlow exception that a function of ours has raised.
+    # raised for exceptions of our own functions
     tf.errors.UnknownError,
 )
 _LONGEST_REASON = 200
-_OF_A_GRAPH = (
-    "Graph execution error:"  # then where in Python's code, and what in the last paragraph
-)
-# Records that are looked at together, until some of them cannot be read.
+_OF_A_GRAPH = "Graph execution error:"  # a stack trace follows; the cause is in the last paragraph
+# Records read together, until a read fails.
 AT_ONCE = 16
 
 
 @contextmanager
 def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> Iterator[None]:
-    """Says in one line which record of `splits` is damaged, if that is what went wrong.
+    """Report the damaged record of `splits` in one line if damage caused the failure.
 
     Args:
-        splits: all that is read.
-        image: what the manifest says of each image.
-        labels: how many an example has.
+        splits: the data that is read.
+        image: format of the images.
+        labels: number of labels.
 
     Raises:
-        UsageError: a record is damaged, or a shard has more or fewer than the manifest says.
+        UsageError: a record is damaged, or a shard's record count is not the manifest's.
     """
     try:
         yield
@@ -61,7 +59,7 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
         found = find_damage(splits, image, labels)
         lost = re.search(r"DataLossError: (.*)", f"{type(error).__name__}: {error}")
         if found is None and lost:
-            # Of whole shards: where the index says that a record is, there is none.
+            # all records are readable: an offset in the index is wrong
             found = f"shards or {INDEX} are damaged ({lost[1]}); `make verify` says how"
         if found is None:
             raise
@@ -69,13 +67,13 @@ def damage_reported(splits: tuple[Split, ...], image: ImageSpec, labels: int) ->
 
 
 def is_of_data(error: Exception) -> bool:
-    """Whether records can be to blame: TensorFlow says that an error comes from an iterator."""
+    """Return whether data can be the cause: TensorFlow's message names an iterator."""
     certain = (UnicodeDecodeError, tf.errors.DataLossError)
     return isinstance(error, certain) or "Iterator" in str(error)
 
 
 def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str | None:
-    """The first record that is damaged, and how; several shards are read at once."""
+    """Describe the first damaged record; read several shards in parallel."""
     tasks = [
         partial(_find_in_shard, shard, Evaluation(image, labels, AT_ONCE, lowest_label(split)).read)
         for split in splits
@@ -89,7 +87,7 @@ def find_damage(splits: tuple[Split, ...], image: ImageSpec, labels: int) -> str
 
 
 def _find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
-    """What is wrong with the first record that `read` cannot read; None if all are well."""
+    """Describe the first record that `read` cannot read; None if there is no such record."""
     found = 0
     try:
         with shard.path.open("rb") as file:
@@ -107,7 +105,7 @@ def _find_in_shard(shard: Shard, read: Callable[[list[bytes]], object]) -> str |
 
 
 def _find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | None:
-    """As `find_in_shard`, one record after the other."""
+    """Do the same as `_find_in_shard`, one record at a time."""
     number = 0
     try:
         with shard.path.open("rb") as file:
@@ -120,9 +118,9 @@ def _find_among(shard: Shard, read: Callable[[list[bytes]], object]) -> str | No
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in one line, without what TensorFlow puts around it."""
+    """Return the message of an exception in one line, without TensorFlow's additions."""
     if isinstance(error, UnicodeDecodeError) or "Could not parse example" in str(error):
-        # The rest is the record itself, with a patient's ids.
+        # TensorFlow's message has the record, with a patient's ids
         return "it is no tf.train.Example"
     said = error.message if isinstance(error, tf.errors.OpError) else str(error)
     if str(said).startswith(_OF_A_GRAPH):

@@ -1,6 +1,6 @@
-"""DICOM files → images as a run was trained on, by the pipeline's own command.
+"""Conversion of DICOM files to images like those of a run, with the pipeline's command.
 
-The trainer shares no code with the pipeline: it asks for a shard directory, as a user would.
+The trainer does not import the pipeline: it runs the command, as a user would.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from headct.json_documents import parse_json
 from headct.layout import REJECT_COLUMNS, REJECTS
 from trainer.data.shards import PREPROCESSING
 
-# What is not chosen by a value.
+# Options that are not passed on as they are.
 _HOUNSFIELD = "hu"
 _OF_WINDOWS = "voi"
 _CHOICES = tuple(name for name in PREPROCESSING if name not in (_HOUNSFIELD, _OF_WINDOWS))
 
 
 def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
-    """The options of `python -m beam_pipeline` that make such images.
+    """Return the options of `python -m beam_pipeline` for such images.
 
     Args:
-        windows: as a manifest has them: name, center and width in Hounsfield units.
+        windows: as in a manifest: name, center and width in Hounsfield units.
         options: `ShardDirectory.preprocessing`.
 
     Raises:
-        UsageError: they are not known.
+        UsageError: an option is unknown.
     """
     missing = [name for name in PREPROCESSING if name not in options]
     if missing:
@@ -50,14 +50,14 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
 
 
 def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
-    """Makes a shard directory, whose split `test` has all slices of `source`.
+    """Write a shard directory with all slices of `source` in split `test`.
 
     Returns:
-        What was rejected: source, image_id, reason and detail of each file.
+        The rejected files: source, image_id, reason and detail.
 
     Raises:
-        UsageError: nothing could be converted; the message is the pipeline's.
-        StorageError: a store failed, or there is no room for what is converted.
+        UsageError: no file was converted; the message is the pipeline's.
+        StorageError: a store failed, or the disk is full.
     """
     given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
     argv = [sys.executable, "-m", "beam_pipeline", *given]

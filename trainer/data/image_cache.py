@@ -1,8 +1,7 @@
-"""Decoded, resized images kept between epochs: in memory, or in a file mapped into it.
+"""Cache of decoded, resized images between epochs, in memory or memory-mapped files.
 
-One uint8 (or uint16) array a split, so that runs on other folds find on disk what an
-earlier one left. A value differs by at most half a gray level from the one that resizing
-in the model gives, because it is rounded once more.
+One uint8 (or uint16) array per split, so runs on other folds can reuse the files. Values
+differ by at most half a gray level from resizing in the model: they are rounded once more.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from trainer.data.shards import Split, count
 from trainer.files import remove_unfinished, write_whole
 
 GIGABYTE = 1e9
-# What a cache may take of the memory that is free when it is made.
+# Fraction of the free memory that a cache may use.
 _SHARE = 0.8
 _DECODED_AT_ONCE = 8
 
@@ -42,18 +41,18 @@ Pixels = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageCache:
-    """The images and labels of some splits, one after the other.
+    """The images and labels of some splits, in order.
 
     Attributes:
-        images: [n, S, S, C], uint8 or uint16: all in one array, or a memory-mapped one a split.
-        labels: float32 [N, L] of all.
+        images: [n, S, S, C], uint8 or uint16: one array, or one memory-mapped array per split.
+        labels: float32 [N, L].
     """
 
     images: tuple[Pixels, ...]
     labels: npt.NDArray[np.float32]
 
     def take(self, rows: npt.NDArray[np.int64]) -> Pixels:
-        """Copies the images of `rows`, [B] → [B, S, S, C]."""
+        """Copy the images of `rows`, [B] → [B, S, S, C]."""
         starts = np.cumsum([0, *(len(each) for each in self.images)])
         parts = np.searchsorted(starts, rows, side="right") - 1
         taken = np.empty((len(rows), *self.images[0].shape[1:]), self.images[0].dtype)
@@ -64,15 +63,15 @@ class ImageCache:
 
 
 def cache_bytes(splits: tuple[Split, ...], image: ImageSpec, size: int) -> int:
-    """Bytes of the images of `splits`, resized."""
+    """Return the bytes of the resized images of `splits`."""
     return count(splits) * size * size * image.channels * np.dtype(image.dtype).itemsize
 
 
 def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
-    """Compares what a cache needs with what there is.
+    """Compare the size of a cache with the free memory.
 
     Raises:
-        UsageError: it needs more than its share.
+        UsageError: the cache is too large.
     """
     if needed > _SHARE * free:
         raise UsageError(
@@ -88,13 +87,13 @@ def fill_cache(
     folder: Path | None,
     on_image: Callable[[int], None],
 ) -> ImageCache:
-    """Decodes and resizes all images of `splits`, or maps the files that hold them already.
+    """Decode and resize all images of `splits`, or map existing files.
 
-    The files are in `folder`; None keeps the images in memory. `on_image` hears how many
-    are done.
+    The files are in `folder`; None keeps the images in memory. `on_image` gets the number
+    of finished images.
 
     Raises:
-        UsageError: a shard is damaged, or there is too little memory or disk space.
+        UsageError: a shard is damaged, or memory or disk space is too small.
     """
     if folder is not None:
         return _map_splits(splits, image, size, folder, on_image)
@@ -105,20 +104,20 @@ def fill_cache(
 
 @dataclass(frozen=True)
 class _Offset:
-    """Passes a number on, `before` added."""
+    """A callback that adds `before` to a number."""
 
     hear: Callable[[int], None]
     before: int
 
     def __call__(self, done: int) -> None:
-        """Passes it on."""
+        """Call `hear`."""
         self.hear(self.before + done)
 
 
 def _read_splits(
     splits: tuple[Split, ...], image: ImageSpec, size: int, on_image: Callable[[int], None]
 ) -> ImageCache:
-    """All images in one array in memory, which a device can take as it is."""
+    """Read all images into one array, ready to copy to a device."""
     images = np.empty((count(splits), size, size, image.channels), image.dtype)
     labels, done = [], 0
     for split in splits:
@@ -135,7 +134,7 @@ def _map_splits(
     folder: Path,
     on_image: Callable[[int], None],
 ) -> ImageCache:
-    """The images of each split in a file of its own."""
+    """Map the images, one file per split."""
     parts, done = [], 0
     for split in splits:
         parts.append(_map_split(split, image, size, folder, _Offset(on_image, done)))
@@ -146,7 +145,7 @@ def _map_splits(
 def _map_split(
     split: Split, image: ImageSpec, size: int, folder: Path, on_image: Callable[[int], None]
 ) -> tuple[Pixels, npt.NDArray[np.float32]]:
-    """Images and labels of a split, in two files named after its content and the size."""
+    """Map the images and labels of a split: two files named by content and size."""
     content = "".join(each.sha256 for each in split.shards)
     name = f"{hashlib.sha256(content.encode()).hexdigest()[:16]}-{size}"
     pixels, labels = folder / f"{name}-images.npy", folder / f"{name}-labels.npy"
@@ -169,10 +168,10 @@ def _map_split(
 
 
 def _allocate(path: Path) -> None:
-    """Takes a file's space at once: a disk that is full while pages are written kills a process.
+    """Allocate a file's space: a disk that fills up during page writes kills a process.
 
     Raises:
-        OSError: there is too little.
+        OSError: the disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
@@ -180,10 +179,10 @@ def _allocate(path: Path) -> None:
 
 
 def _check_disk(folder: Path, needed: int) -> None:
-    """Compares the space that a split takes with what is free.
+    """Compare the size of a split with the free disk space.
 
     Raises:
-        UsageError: there is too little.
+        UsageError: the disk is too small.
     """
     free = psutil.disk_usage(os.fspath(folder)).free
     if needed > free:
@@ -196,10 +195,10 @@ def _check_disk(folder: Path, needed: int) -> None:
 def _decode_into(
     images: Pixels, split: Split, image: ImageSpec, size: int, on_image: Callable[[int], None]
 ) -> npt.NDArray[np.float32]:
-    """Decodes a split into `images`, in parallel; its labels [n, L].
+    """Decode a split into `images`, in parallel; return its labels, [n, L].
 
     Raises:
-        UsageError: a shard is damaged, or holds another number of examples.
+        UsageError: a shard is damaged, or has a wrong number of examples.
     """
     files = [str(shard.path) for shard in split.shards if shard.examples]
     wanted = len(split.label_counts)
@@ -213,7 +212,7 @@ def _decode_into(
             end = done + len(classes)
             if end > split.examples:
                 break
-            # The last batch is filled up.
+            # the last batch is padded
             images[done:end], labels[done:end] = pixels[: len(classes)], classes
             done = end
             on_image(done)
@@ -223,7 +222,7 @@ def _decode_into(
 
 
 def resized(pixels: Any, labels: Any, size: int) -> tuple[Any, Any]:
-    """Resizes images, [B, H, W, C], on the processor, and rounds them to their own type."""
+    """Resize images, [B, H, W, C], on the CPU, and round them to their own dtype."""
     if pixels.shape[1:3] == (size, size):
         return pixels, labels
     smooth = tf.image.resize(pixels, (size, size), antialias=True)

@@ -1,4 +1,4 @@
-"""index.parquet, as far as training needs it: labels, and where each record lies."""
+"""Reader of index.parquet: labels, ids and locations of the records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headct.layout import IMAGE_ID, INDEX, PATIENT_ID, label_column
 from trainer.data.shards import ShardDirectory, Split, count
 
 SHARD, RECORD, OFFSET, BYTES = ("shard", "record", "offset", "bytes")
-# The ids by which examples of two directories are compared.
+# Ids for comparing the examples of two directories.
 COMPARED_IDS = (PATIENT_ID, IMAGE_ID)
 
 Labels = npt.NDArray[np.float32]
@@ -28,9 +28,9 @@ class Index:
     Attributes:
         labels: float32 [N, L].
         files: the shards.
-        file: which of `files` an example is in, [N].
-        offset: where its record begins in there, bytes, [N].
-        size: of its record, framing included, bytes, [N].
+        file: index into `files` per example, [N].
+        offset: start of the record in the file, bytes, [N].
+        size: of the record with its framing, bytes, [N].
     """
 
     labels: Labels
@@ -41,7 +41,7 @@ class Index:
 
 
 def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
-    """Whose each example of `splits` is: patient_id and image_id, one row per example.
+    """Return patient_id and image_id of `splits`, one row per example.
 
     Raises:
         UsageError: index.parquet is missing, damaged, or not of these shards.
@@ -55,10 +55,10 @@ def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Reads some columns of index.parquet.
+    """Read some columns of index.parquet.
 
     Raises:
-        UsageError: it is missing, damaged, or without one of them.
+        UsageError: the file is missing, damaged, or lacks a column.
     """
     try:
         return pd.read_parquet(path, columns=columns)
@@ -71,7 +71,7 @@ def _unreadable(path: Path, error: Exception) -> UsageError:
 
 
 def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
-    """Reads the examples of `splits`.
+    """Read the examples of `splits`.
 
     Raises:
         UsageError: index.parquet is missing, damaged, or not of these shards.
@@ -106,10 +106,10 @@ def read_index(shards: ShardDirectory, splits: tuple[Split, ...]) -> Index:
 
 
 def with_label_counts(shards: ShardDirectory) -> ShardDirectory:
-    """The same shards; positives that the manifest does not state are counted in the index.
+    """Return the same shards; take missing label counts from the index.
 
     Raises:
-        UsageError: a number is missing, and index.parquet too, or it is not of these shards.
+        UsageError: a count is missing, and index.parquet is missing or not of these shards.
     """
 
     def counted(split: Split) -> Split:

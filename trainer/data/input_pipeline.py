@@ -1,11 +1,10 @@
-"""Shards → batches, with tf.data: read and decoded in parallel, in a seeded order.
+"""Batches from shards, with tf.data: parallel reading and decoding, in a seeded order.
 
-The order of an epoch depends on the seed and the epoch alone, and records are skipped
-before they are decoded: a resumed run takes up an epoch in the middle at little cost.
+The order of an epoch depends only on the seed and the epoch, and records are skipped
+before decoding: resuming in the middle of an epoch is cheap.
 
-TensorFlow reads, shuffles and parses; the images of a batch are decoded by threads of our own.
-Whatever is wrong with a record ends in an exception of TensorFlow's; `damage` says then which one
-it is.
+TensorFlow reads, shuffles and parses; our own threads decode the images of a batch.
+A damaged record raises a TensorFlow exception; `damage` then locates the record.
 """
 
 from __future__ import annotations
@@ -31,46 +30,46 @@ from headct.png import decode_pngs
 from headct.tfrecord import check_lengths
 from trainer.data.shards import Split
 
-# Those that this process may use, where the system tells.
+# Cores that this process may use, if the system reports them.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PREFETCHED = 4
-# Of batches that wait for the device, unless one alone is larger.
+# Limit of all prefetched batches; at least one is prefetched.
 _PREFETCHED_BYTES = 1 << 30
 _READ_BUFFER = 4 << 20
 _SHARDS_AT_ONCE = 16
-# TensorFlow takes an array over without a copy if it begins at a multiple of this.
+# TensorFlow uses an array without copying if its address is a multiple of this.
 _ALIGNMENT = 64
-# Features of bytes that evaluation reads.
+# Text features that evaluation reads.
 TEXTS = (IMAGE_ID, *ID_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Order:
-    """Where training is in its data: `skip` batches of `epoch` are behind it."""
+    """Position of training in its data: `skip` batches of `epoch` are done."""
 
     seed: int
     epoch: int
     skip: int = 0
 
     def generator(self) -> np.random.Generator:
-        """Random numbers of this epoch alone."""
+        """Return the random generator of this epoch."""
         return np.random.default_rng([self.seed, self.epoch])
 
 
 def as_written(function: Callable[..., Any]) -> Any:
-    """Keeps AutoGraph from reading a function's source, which each epoch would do again.
+    """Keep AutoGraph from rereading a function's source in every epoch.
 
-    The source on disk may be another by then: a run of days outlives many an update.
+    The source on disk may change during a long run.
     """
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def with_options(dataset: Any) -> Any:
-    """Keeps the order exact, the clock at the very end of the pipeline, and the end prompt.
+    """Make the order deterministic, keep the last stage last, and end iterators promptly.
 
-    TensorFlow's tuning, which finds no better numbers than CORES, is left out: in one epoch
-    of three an iterator's end waits for the tuner's thread, which sleeps for up to as long as
-    the epoch took, a minute at most (TensorFlow 2.21).
+    Autotuning is off: it finds no better values than CORES, and in one epoch of three the end
+    of an iterator waits for the tuner's thread, which sleeps for up to the length of the epoch,
+    at most a minute (TensorFlow 2.21).
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -82,13 +81,13 @@ def with_options(dataset: Any) -> Any:
 def training_records(
     splits: tuple[Split, ...], order: Order, buffer: int, repeatable: bool = False
 ) -> Any:
-    """The serialized examples of a whole epoch, shuffled.
+    """Return the serialized examples of an epoch, shuffled.
 
     Args:
-        splits: what to train on.
-        order: which epoch.
-        buffer: records that the shuffle chooses from.
-        repeatable: whether each iterator gives this order, and not the first alone.
+        splits: training data.
+        order: seed and epoch.
+        buffer: size of the shuffle buffer, records.
+        repeatable: whether every iterator has this order, not just the first.
     """
     generator = order.generator()
     shards = [shard for split in splits for shard in split.shards if shard.examples]
@@ -100,7 +99,7 @@ def training_records(
 def training_batches(
     records: Any, image: ImageSpec, labels: int, batch_size: int, skip: int = 0
 ) -> Any:
-    """Decodes all but the first `skip` batches; what fills no batch at the end is left out.
+    """Decode all but the first `skip` batches; an incomplete last batch is dropped.
 
     Returns:
         Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]).
@@ -110,10 +109,10 @@ def training_batches(
 
 
 def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: int) -> Any:
-    """Every example of a split once, in the order of the shards.
+    """Return every example of a split once, in the order of the shards.
 
-    The last batch is filled up with black images, so that all have one shape; whoever reads
-    it keeps the first `split.examples` rows.
+    The last batch is padded with black images to the common shape; the caller keeps the
+    first `split.examples` rows.
 
     Returns:
         Dataset of dicts: image, label int64 [B, L], position_z float32 [B], and TEXTS.
@@ -124,28 +123,28 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
 
 
 def decoded(batches: Any, reader: Training | Evaluation) -> Any:
-    """Makes arrays of batches of serialized examples, in parallel."""
+    """Decode batches of serialized examples in parallel."""
     image, batch_size = reader.image, reader.batch_size
     size = batch_size * image.height * image.width * image.channels
     held = _PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize)
-    # A batch is spread over all cores; the next is begun before its last image is done.
+    # All cores share a batch; the next batch starts before the last image is done.
     arrays = batches.map(as_written(reader.read), 1 + -(-CORES // batch_size))
     return with_options(arrays.prefetch(max(1, min(PREFETCHED, held))))
 
 
 def read_records(files: list[str]) -> Any:
-    """Serialized examples, a few from each of several shards in turn."""
+    """Return serialized examples, several shards interleaved."""
     return _in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
 
 
 def read_shard(file: Any) -> Any:
-    """Serialized examples of one shard."""
+    """Return the serialized examples of a shard."""
     checked = tf.numpy_function(_check_lengths, [file], tf.string, stateful=False)
     return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
 
 
 def _check_lengths(path: bytes) -> bytes:
-    """Return the path of a shard whose records have the lengths that they say.
+    """Check the record lengths of a shard; return its path.
 
     Raises:
         ValueError: a length is wrong, or the file cannot be read.
@@ -159,7 +158,7 @@ def _check_lengths(path: bytes) -> bytes:
 
 
 def _in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
-    """What `read` makes of each of a number of shards, some of them side by side."""
+    """Apply `read` to all shards, several in parallel, and interleave the results."""
     return shards.interleave(
         as_written(read),
         cycle_length=min(_SHARDS_AT_ONCE, number),
@@ -170,11 +169,11 @@ def _in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes the images of a batch side by side.
+    """Decodes the images of a batch in parallel.
 
     Attributes:
-        image: what each holds.
-        rows: of the array that comes out; what is left over is black.
+        image: format of the images.
+        rows: of the result; unused rows are black.
     """
 
     image: ImageSpec
@@ -184,7 +183,7 @@ class Decoder:
         """Up to `rows` PNGs → [rows, H, W, C].
 
         Raises:
-            ValueError: one is damaged, or holds another image.
+            ValueError: a PNG is damaged, or has another format.
         """
         image, found = self.image, len(pngs)
         pixels = aligned((self.rows, image.height, image.width, image.channels), image.dtype)
@@ -202,16 +201,16 @@ class Decoder:
 
 @cache
 def decoders() -> ThreadPoolExecutor:
-    """The threads that decode in this process; TensorFlow never lets go of who calls them."""
+    """Return the decoding threads; TensorFlow keeps their calling threads alive."""
     atexit.register(end_pipelines)
     return ThreadPoolExecutor(CORES, "decoder")
 
 
 def end_pipelines() -> None:
-    """Ends all iterators while the interpreter still runs.
+    """End all iterators while the interpreter still runs.
 
-    The end of one waits for the functions of ours that it has called; later on, these would wait
-    for the interpreter, and the process would never end.
+    An iterator waits for its running Python functions; later, these would wait for the
+    interpreter, and the process would hang.
     """
     for name in ("last_exc", "last_value", "last_traceback"):
         setattr(sys, name, None)
@@ -222,7 +221,7 @@ def end_pipelines() -> None:
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """An array, not filled, that becomes a tensor without being copied."""
+    """Return an uninitialized array that converts to a tensor without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -231,11 +230,11 @@ def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True)
 class Training:
-    """What training needs of a batch of examples.
+    """Reads images and labels for training.
 
     Attributes:
-        image: what each example holds.
-        labels: how many it has.
+        image: format of the images.
+        labels: number of labels.
         batch_size: of all batches.
     """
 
@@ -256,13 +255,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluation needs of a batch of examples.
+    """Reads images, labels, positions and texts for evaluation.
 
     Attributes:
-        image: what each example holds.
-        labels: how many it has.
-        batch_size: of all batches, the last one filled up.
-        lowest: UNLABELED where examples may have no labels, else 0.
+        image: format of the images.
+        labels: number of labels.
+        batch_size: of all batches; the last one is padded.
+        lowest: UNLABELED if examples may have no labels, else 0.
     """
 
     image: ImageSpec
@@ -291,7 +290,7 @@ class Evaluation:
 
 def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
     """PNGs, up to `rows` → the stored images in their own dtype, [rows, H, W, C]."""
-    # Said to be without state: with --deterministic others are called one after the other.
+    # stateless: --deterministic would call stateful functions one at a time
     pixels = tf.numpy_function(
         Decoder(image, rows), [pngs], tf.as_dtype(image.dtype), stateful=False
     )
@@ -299,12 +298,12 @@ def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
 
 
 def lowest_label(split: Split) -> int:
-    """UNLABELED where a split may have no labels, 0 in a fold."""
+    """Return UNLABELED if a split may have no labels, 0 for a fold."""
     return UNLABELED if fold_number(split.name) is None else 0
 
 
 def _checked_labels(labels: Any, lowest: int) -> Any:
-    """Passes labels on, int64 [B, L], if all are `lowest` to 1."""
+    """Check that labels, int64 [B, L], are `lowest` to 1; return them."""
     function = _LabelCheck(lowest)
     checked = tf.numpy_function(function, [labels], tf.int64, stateful=False)
     return tf.ensure_shape(checked, labels.shape)
@@ -312,15 +311,15 @@ def _checked_labels(labels: Any, lowest: int) -> Any:
 
 @dataclass(frozen=True)
 class _LabelCheck:
-    """Passes labels on that are `lowest` to 1."""
+    """Checks that labels are `lowest` to 1."""
 
     lowest: int
 
     def __call__(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Compares all.
+        """Return the labels.
 
         Raises:
-            ValueError: one is out of range.
+            ValueError: a label is out of range.
         """
         wrong = labels[(labels < self.lowest) | (labels > 1)]
         if wrong.size:
@@ -329,15 +328,15 @@ class _LabelCheck:
 
 
 def _checked_texts(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """Passes texts on.
+    """Return the texts.
 
     Raises:
-        ValueError: one is not UTF-8.
+        ValueError: a text is not UTF-8.
     """
     for text in texts.ravel():
         try:
             text.decode()
         except UnicodeDecodeError:
-            # Which text it is would be said of a patient.
+            # without the text: it may identify a patient
             raise ValueError("an id that is not UTF-8") from None
     return texts

@@ -1,7 +1,7 @@
-"""Records in any order, by their places in the index.
+"""Reading of records in any order, by their offsets in the index.
 
-A stream that draws with replacement cannot read its shards one after the other: an example that
-is drawn twenty times shall come at twenty places of the epoch.
+Sampling with replacement cannot read shards in order: an example that is drawn twenty times
+has twenty positions in the epoch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from trainer.data.input_pipeline import CORES, as_written
 
 
 def records_at(index: Index, rows: npt.NDArray[np.int64]) -> Any:
-    """The serialized examples of `rows`, [n], in that order: dataset of strings."""
+    """Return the serialized examples of `rows`, [n], in order: dataset of strings."""
 
     def read(row: Any) -> Any:
-        # Said to be without state: with --deterministic others are called one after the other.
+        # stateless: --deterministic would call stateful functions one at a time
         function = partial(read_record, index)
         record = tf.numpy_function(function, [row], tf.string, stateful=False)
         return tf.ensure_shape(record, ())
@@ -34,10 +34,10 @@ def records_at(index: Index, rows: npt.NDArray[np.int64]) -> Any:
 
 
 def read_record(index: Index, row: int) -> bytes:
-    """The serialized example of one row.
+    """Return the serialized example of a row.
 
     Raises:
-        tf.errors.DataLossError: there is no whole record at its place.
+        tf.errors.DataLossError: no valid record at its offset.
     """
     path, offset, size = index.files[index.file[row]], index.offset[row], index.size[row]
     with path.open("rb", buffering=0) as file:

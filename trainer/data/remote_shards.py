@@ -1,4 +1,4 @@
-"""Shards in a bucket: the files that a command needs are copied to the cache, once."""
+"""Shards in a bucket: copies the files that a command needs to the cache."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RemoteShards:
         self._copied = 0  # bytes
 
     def open(self) -> ShardDirectory:
-        """Read the current manifest; the folder of its copy stays while the result exists."""
+        """Read the current manifest; its folder in the cache stays while the result exists."""
         try:
             with _warnings_shown(self._display):
                 data = self._read(MANIFEST, 0, LARGEST + 1)
@@ -163,7 +163,7 @@ class RemoteShards:
         await asyncio.gather(*map(copy_in_turn, sorted(files, key=lambda file: -file.bytes)))
 
     async def _copy_file(self, folder: Path, file: CachedFile) -> None:
-        """Copy a file, a second time if its content is not what the manifest says.
+        """Copy a file; retry once if its content differs from the manifest.
 
         Raises:
             UsageError: the file is missing or damaged.
@@ -208,7 +208,7 @@ class RemoteShards:
         return digest.hexdigest(), size
 
     def _read(self, name: str, start: int, length: int) -> bytes:
-        """Return a range of an object; empty behind its end.
+        """Return a range of an object; empty beyond its end.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -226,7 +226,7 @@ class RemoteShards:
 
 @contextmanager
 def _warnings_shown(display: Display) -> Iterator[None]:
-    """Show warnings about requests that are tried again."""
+    """Show warnings about retries."""
     handler = logging.Handler()
     handler.emit = lambda record: display.say(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("headct.stores")

@@ -1,4 +1,4 @@
-"""The cache of shards: which copies are complete, in use or obsolete, and how much room is left.
+"""The cache of shards: complete, used and obsolete copies, and the free space.
 
     CACHE/NAME-HASH/VERSION/    HASH of the URL, VERSION of the manifest
         manifest.json, index.parquet, shards
@@ -6,7 +6,7 @@
         .in_use                 locked (shared) by every process that reads the copy
         .filling                locked by the process that copies files
 
-A file that another version of the same directory has, too, is linked instead of copied.
+A file that another version of the directory also has is linked instead of copied.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CachedFile:
     sha256: str
 
     def is_in(self, folder: Path) -> bool:
-        """Return whether a folder has the file; it is only hashed without a record of that.
+        """Return whether a folder has the file; hash the file only if there is no record.
 
         Raises:
             UsageError: the file cannot be read.
@@ -143,7 +143,7 @@ def free_bytes(cache: Path, limit: int | None) -> int:
 
     Args:
         cache: its folder.
-        limit: bytes that the cache may take; None for all free space of its disk.
+        limit: maximum bytes of the cache; None for all free disk space.
     """
     free = shutil.disk_usage(cache).free
     return free if limit is None else max(0, min(free, limit - _used_bytes(cache)))

@@ -1,4 +1,4 @@
-"""Where shards are: a folder of this machine, or a bucket that they are copied from."""
+"""Sources of shards: a local folder, or a bucket with a local cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ONE_SLASH = re.compile(rf"({'|'.join(REMOTE_SCHEMES)}):/([^/].*)")
 
 
 class ShardSource(Protocol):
-    """A shard directory, here or in a bucket."""
+    """A shard directory, local or in a bucket."""
 
     def open(self) -> ShardDirectory:
         """Read the current manifest.
@@ -41,7 +41,7 @@ class ShardSource(Protocol):
 
 @dataclass(frozen=True)
 class LocalShards:
-    """A folder of this machine."""
+    """A local folder."""
 
     path: Path
 
@@ -62,7 +62,7 @@ def find_shards(
     """Return the source that a path or URL names.
 
     Raises:
-        UsageError: it is no URL of a bucket.
+        UsageError: the URL names no bucket.
         StoreError: the settings of the bucket's client cannot be used.
     """
     text = os.fspath(location)

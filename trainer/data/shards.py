@@ -1,6 +1,6 @@
-"""What a shard directory says of itself: labels, windows, image, splits.
+"""The labels, windows, image format and splits of a shard directory, from its manifest.
 
-Reads the manifest and the index, without TensorFlow: a wrong directory is known at once.
+Does not import TensorFlow, so an invalid directory fails immediately.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from headct.layout import (
 from headct.manifest import ImageSpec, Manifest, Window
 from headct.printable import LONGEST_SHOWN
 
-# Options of the pipeline that an image depends on, beside the windows, in the manifest.
+# Pipeline options in the manifest that affect the images, besides the windows.
 PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
 
 
 @dataclass(frozen=True)
 class File:
-    """What the manifest says of a file that lies beside it."""
+    """The manifest's entry of a file next to it."""
 
     name: str
     bytes: int
@@ -41,7 +41,7 @@ class File:
 
 @dataclass(frozen=True)
 class Shard:
-    """One TFRecord file and what the manifest says is in it."""
+    """A TFRecord file and its entry in the manifest."""
 
     path: Path
     examples: int
@@ -49,16 +49,16 @@ class Shard:
     sha256: str
 
 
-# What stands for all labeled splits together, where a split is asked for.
+# Name that selects all labeled splits together.
 ALL_LABELED = "all"
 
 
 @dataclass(frozen=True)
 class Split:
-    """A named part of the data.
+    """A named subset of the data.
 
     Attributes:
-        label_counts: positives of each label, [L]; None where the manifest has no number.
+        label_counts: positives per label, [L]; None if not in the manifest.
     """
 
     name: str
@@ -73,14 +73,14 @@ class ShardDirectory:
     """A finished shard directory.
 
     Attributes:
-        path: the folder on this machine that its files are read from.
+        path: the local folder with its files.
         location: the path or URL that the user gave.
-        index: what the manifest says of index.parquet, if it says anything.
-        preprocessing: by which options of the pipeline the images were made, as far as it says.
-        patient_ids: of what kind they are; the ids of two directories of one kind can be compared,
-            but for ordinals. Empty where the manifest does not say.
-        image_ids: the same of images.
-        lease: of a copy, keeps its files as long as it exists.
+        index: the manifest's entry of index.parquet, if any.
+        preprocessing: the pipeline options of the images that the manifest records.
+        patient_ids: kind of patient ids; ids of the same kind are comparable between directories,
+            except ordinals. Empty if the manifest does not say.
+        image_ids: kind of image ids, likewise.
+        lease: keeps the files of a cached copy while this object exists.
     """
 
     path: Path
@@ -97,10 +97,10 @@ class ShardDirectory:
     lease: object = field(default=None, compare=False, repr=False)
 
     def split(self, name: str) -> Split:
-        """The split called `name`, or all labeled ones as one.
+        """Return the split called `name`, or all labeled splits as one.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such split.
         """
         if name == ALL_LABELED:
             return _together(self.labeled())
@@ -111,10 +111,10 @@ class ShardDirectory:
         raise UsageError(f"{self.location}: no split {name!r}; there are {names}")
 
     def first_shard(self) -> Split:
-        """The first shard that has examples, as a split.
+        """Return the first shard with examples, as a split.
 
         Raises:
-            UsageError: none has.
+            UsageError: no shard has any.
         """
         for split in self.splits:
             for shard in split.shards:
@@ -123,26 +123,26 @@ class ShardDirectory:
         raise UsageError(f"{self.location}: no split has examples")
 
     def labeled(self) -> tuple[Split, ...]:
-        """The folds and the hold-out, as far as they have examples."""
+        """Return the folds and the hold-out, without empty ones."""
         return tuple(s for s in self.splits if s.name != UNLABELED_SPLIT and s.examples)
 
     @property
     def is_unlabeled(self) -> bool:
-        """Whether no slice has a label; earlier versions name RSNA's labels all the same."""
+        """Whether no slice has a label; older versions list RSNA's labels even then."""
         counts = [number for each in self.splits for number in each.label_counts]
         return not self.labels or not (self.labeled() or any(number != 0 for number in counts))
 
     def folds(self) -> tuple[Split, ...]:
-        """The cross-validation folds, by number."""
+        """Return the cross-validation folds by number."""
         numbers = {split.name: fold_number(split.name) for split in self.splits}
         folds = [split for split in self.splits if numbers[split.name] is not None]
         return tuple(sorted(folds, key=lambda split: numbers[split.name] or 0))
 
     def training_and_validation(self, fold: int) -> tuple[tuple[Split, ...], Split]:
-        """The folds to train on, and the one to validate on.
+        """Return the folds to train on and the fold to validate on.
 
         Raises:
-            UsageError: there is no such fold, or no other, or one of them is empty.
+            UsageError: no such fold, no other fold, or no examples in either set.
         """
         names = [each.name for each in self.folds()]
         if not names:
@@ -158,10 +158,10 @@ class ShardDirectory:
         return training, validation
 
     def prevalence(self, fold: int) -> tuple[float, ...]:
-        """The share of positives of each label in what is trained on without `fold`.
+        """Return the fraction of positives per label in the training folds.
 
         Raises:
-            UsageError: the positives are not known; `index.with_label_counts` finds them.
+            UsageError: counts are unknown; call `index.with_label_counts` first.
         """
         training, _ = self.training_and_validation(fold)
         shares = []
@@ -172,7 +172,7 @@ class ShardDirectory:
         return tuple(shares)
 
     def digest(self) -> str:
-        """A sha256 of what is in the directory, whenever and by whatever it was made."""
+        """Return a SHA-256 of the content alone, not of date or software version."""
         content = {
             "labels": self.labels,
             "windows": [asdict(each) for each in self.windows],
@@ -186,28 +186,28 @@ def _together(splits: tuple[Split, ...]) -> Split:
     return Split(
         name=ALL_LABELED,
         examples=count(splits),
-        patients=sum(each.patients for each in splits),  # none is in two
+        patients=sum(each.patients for each in splits),  # no patient is in two splits
         label_counts=_add_counts(splits),
         shards=tuple(shard for each in splits for shard in each.shards),
     )
 
 
 def _add_counts(splits: tuple[Split, ...]) -> tuple[int | None, ...]:
-    """Positives of each label in all of `splits`, [L]; None where a split has no number."""
+    """Return positives per label in all `splits`, [L]; None if a split has no count."""
     each = zip(*(split.label_counts for split in splits), strict=True)
     return tuple(None if None in counts else sum(filter(None, counts)) for counts in each)
 
 
 def count(splits: tuple[Split, ...]) -> int:
-    """Examples in all of `splits`."""
+    """Return the number of examples in `splits`."""
     return sum(each.examples for each in splits)
 
 
 def read_shard_directory(path: Path, location: str = "", lease: object = None) -> ShardDirectory:
-    """Reads and checks the manifest of a directory on this machine.
+    """Read and check the manifest of a local directory.
 
     Raises:
-        UsageError: no directory, no manifest, or one that is wrong.
+        UsageError: no directory, no manifest, or an invalid one.
     """
     location = location or str(path)
     if not is_folder(path):
@@ -220,18 +220,18 @@ def read_shard_directory(path: Path, location: str = "", lease: object = None) -
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this is a folder; what cannot be a path is none."""
+    """Return whether the path is a folder; False for invalid paths."""
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long, or a folder that may not be searched
+    except OSError:  # the name is too long, or permission is denied
         return False
 
 
 def parse_manifest(data: bytes, path: Path, location: str, lease: object = None) -> ShardDirectory:
-    """Return the shard directory that a manifest describes; its files lie in `path`.
+    """Return the shard directory that a manifest describes; its files are in `path`.
 
     Raises:
-        UsageError: it is of another version, a value is wrong, or two contradict each other.
+        UsageError: wrong version, an invalid value, or contradictory values.
     """
     manifest = headct.manifest.parse_manifest(data, f"{location}/{MANIFEST}")
     index, options = manifest.files.get(INDEX), manifest.options
@@ -267,7 +267,7 @@ def _split(path: Path, manifest: Manifest, name: str) -> Split:
 
 
 def _kind_of_ids(options: dict[str, Any]) -> str:
-    """What the pipeline wrote for ids of a header; hashes of two keys are of two kinds."""
+    """Return the kind of DICOM header ids; every hash key is a kind of its own."""
     kind, key = options.get("identifiers"), options.get("identifier_key_check")
     if kind == "hash":
         return f"hash {key}"[:LONGEST_SHOWN] if key else ORDINAL
@@ -275,7 +275,7 @@ def _kind_of_ids(options: dict[str, Any]) -> str:
 
 
 def _kind_of_image_ids(options: dict[str, Any], identity: Any) -> str:
-    """What the pipeline wrote for ids of images; `identity` is what tells them apart."""
+    """Return the kind of image ids; `identity` is the source of unique ids."""
     kind = options.get("image_id")
     if kind == "auto" and identity == "sop_instance_uid":
         of_header = _kind_of_ids(options)
@@ -286,10 +286,10 @@ def _kind_of_image_ids(options: dict[str, Any], identity: Any) -> str:
 
 
 def check_files(splits: tuple[Split, ...]) -> None:
-    """Compares each shard's size on disk with the manifest.
+    """Compare the size of every shard on disk with the manifest.
 
     Raises:
-        UsageError: a shard is missing or of another size.
+        UsageError: a shard is missing or has another size.
     """
     for shard in (shard for split in splits for shard in split.shards):
         try:
