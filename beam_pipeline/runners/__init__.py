@@ -1,4 +1,4 @@
-"""Beam runners: which there are, and a job on one of them from submission to its end.
+"""Beam runners: the list of runners, and a job from submission to its end.
 
-Beam is imported inside functions, so that a wrong option is answered before Beam has loaded.
+Functions import Beam, so that errors of options appear before Beam has loaded.
 """

@@ -1,4 +1,4 @@
-"""Addresses of clusters and job services: the forms that options take, and whether one answers."""
+"""Addresses of clusters and job services: checks of their form, and of a host that answers."""
 
 import re
 import socket
@@ -15,14 +15,14 @@ _NEVER = r"(?!)"
 
 @dataclass(frozen=True)
 class _Form:
-    """The values that an option takes.
+    """Valid values of an option.
 
     Attributes:
         scheme: regular expression of an address's beginning.
-        wanted: examples for a message.
+        wanted: examples for an error message.
         here: regular expression of values for an engine on this machine.
         elsewhere: regular expression of values without a host.
-        several: whether an address may name several hosts, one of which leads.
+        several: whether an address may name several hosts, with one leader among them.
     """
 
     scheme: str
@@ -53,16 +53,16 @@ ADDRESS_OPTIONS = tuple(_FORMS)
 
 
 def is_here(option: str, value: str) -> bool:
-    """Return whether a value asks for an engine on this machine, such as Spark's `local[4]`."""
+    """Return whether a value requests an engine on this machine, such as Spark's `local[4]`."""
     return bool(re.fullmatch(_FORMS[option].here, value))
 
 
 def check_address(option: str, value: str) -> None:
-    """Raise if a value is not an address, or no host answers there.
+    """Raise if a value is not an address, or no host answers at the address.
 
     Raises:
-        UsageError: the option takes no such value.
-        RunnerError: no host that the value names can be reached.
+        UsageError: the value is invalid for the option.
+        RunnerError: no host of the address can be reached.
     """
     if is_here(option, value) or re.fullmatch(_FORMS[option].elsewhere, value):
         return
@@ -80,7 +80,7 @@ def check_address(option: str, value: str) -> None:
 
 
 def _hosts(option: str, value: str) -> list[tuple[str, int]]:
-    """Return the hosts and ports that an address names, at least one."""
+    """Return the hosts and ports of an address, at least one."""
     form = _FORMS[option]
     wrong = UsageError(f"--{option} {value}: want {form.wanted}")
     scheme = re.match(form.scheme, value)

@@ -1,4 +1,4 @@
-"""The runners that the pipeline can run on, and checks of a call before anything starts."""
+"""Runners of the pipeline, and checks of a runner's options before a run starts."""
 
 import argparse
 import shutil
@@ -16,12 +16,12 @@ _ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Runner:
-    """A runner.
+    """A Beam runner.
 
     Attributes:
         name: value of `--runner`.
-        required: flags that the runner needs, each with an example; not needed with the address of
-            a job service, which has them.
+        required: flags that the runner needs, with an example per flag; the address of a job
+            service replaces the flags.
         shares_files: whether workers may see local paths of the machine that starts a run.
     """
 
@@ -31,18 +31,18 @@ class Runner:
 
     @property
     def is_local(self) -> bool:
-        """Whether the run stays in processes of this command."""
+        """Whether the run uses only processes of this command."""
         return self is LOCAL
 
 
 @dataclass(frozen=True)
 class ChosenRunner:
-    """Where and how to run; none of it decides what is written.
+    """Runner, and its options; without effect on the output.
 
     Attributes:
-        runner: to run on.
+        runner: the runner.
         arguments: Beam's options for the runner.
-        cancel_on_interrupt: whether Ctrl-C cancels a job that would otherwise continue.
+        cancel_on_interrupt: whether Ctrl-C cancels the job; otherwise the job continues.
     """
 
     runner: Runner
@@ -69,10 +69,10 @@ _RUNNERS = (
     DATAFLOW,
 )
 RUNNERS = {runner.name: runner for runner in _RUNNERS}
-# Runners with a job server in Java, by the names in the job server's options.
+# Runners with a job server in Java, and their names in the job server's options.
 ENGINES = {"FlinkRunner": "flink", "SparkRunner": "spark"}
 _MASTERS = {"FlinkRunner": "flink_master", "SparkRunner": "spark_master_url"}
-# Beam's DirectRunner looks for a program on the network, and else works in one process.
+# Beam's DirectRunner looks for a program on the network, or else uses only one process.
 _ALIASES = {"DirectRunner": LOCAL.name}
 _REFUSED = {
     "DaskRunner": "it computes some steps twice and drops what a bundle ends with, so that counts "
@@ -82,10 +82,10 @@ _REFUSED = {
 
 
 def choose_runner(name: str) -> Runner:
-    """Return the runner with a name, in any case, with or without `Runner` at its end.
+    """Return the runner with a name, ignoring case and a trailing `Runner`.
 
     Raises:
-        UsageError: there is no such runner, or it is known to fail.
+        UsageError: the runner is unknown, or known to fail.
     """
     names = {known.lower(): known for known in (*RUNNERS, *_ALIASES, *_REFUSED)}
     known = names.get(name.lower()) or names.get(f"{name.lower()}runner")
@@ -100,15 +100,15 @@ def choose_runner(name: str) -> Runner:
 
 
 def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) -> list[str]:
-    """Check a runner's arguments; return them with the options that follow from others.
+    """Check a runner's arguments; return them with the options that they imply.
 
     Args:
-        runner: to run on.
-        argv: arguments that the pipeline's own parser does not know.
-        own: the pipeline's options, to suggest.
+        runner: the runner.
+        argv: arguments unknown to the pipeline's own parser.
+        own: the pipeline's options, for suggestions.
 
     Raises:
-        UsageError: an option is unknown or has no usable value, or one is missing.
+        UsageError: an option is unknown, missing or has an unusable value.
         RunnerError: the runner cannot be reached.
     """
     if runner.is_local:
@@ -132,10 +132,10 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
 
 
 def place_path(runner: Runner, option: str, path: str | None) -> str | None:
-    """Return a path as workers can open it: absolute, since their working directories differ.
+    """Return a path that workers can open: absolute, since working directories differ.
 
     Raises:
-        UsageError: the path is local, and the runner's workers cannot see it.
+        UsageError: the path is local, and invisible to the runner's workers.
     """
     if path is None or runner.is_local or not is_local(path):
         return path
@@ -154,7 +154,7 @@ def _beam_parser() -> argparse.ArgumentParser:
     for options in pipeline_options.PipelineOptions.__subclasses__():
         if options.__module__ == pipeline_options.__name__:
             options._add_argparse_args(parser)
-    # Beam's defaults of addresses are valid values, so that a missing option would go unseen.
+    # Beam's default addresses are valid: a missing option would go unnoticed.
     parser.set_defaults(**dict.fromkeys(ADDRESS_OPTIONS))
     return parser
 
@@ -182,7 +182,7 @@ def _check_known(
 
 
 def _described_options(endpoint: str) -> set[str]:
-    """Return the options that a job service adds to those of Beam's Python library."""
+    """Return the options that a job service adds to Beam's Python options."""
     import grpc
     from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
@@ -202,7 +202,7 @@ def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
 
 
 def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:
-    """Return options that follow from others or from what is installed."""
+    """Return options implied by other options or by installed software."""
     implied = {}
     prism = shutil.which("prism")
     if runner.name == "PrismRunner" and not parsed.prism_location and prism:
@@ -211,13 +211,13 @@ def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:
         # Workers are threads of this process: containers would need Docker and a package.
         implied["environment_type"] = "LOOPBACK"
     if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
-        # Dataflow starts 12 threads per worker, and each would start decoder processes.
+        # Dataflow starts 12 threads per worker, and every thread would start decoder processes.
         implied["number_of_worker_harness_threads"] = "1"
     return implied
 
 
 def _runs_here(runner: Runner, parsed: argparse.Namespace) -> bool:
-    """Return whether the engine itself runs on this machine, and ends with the command."""
+    """Return whether the engine runs on this machine, and ends with the command."""
     if runner.name == "PrismRunner":
         return True
     option = _MASTERS.get(runner.name)
@@ -234,7 +234,7 @@ def _required(runner: Runner, parsed: argparse.Namespace) -> Iterable[tuple[str,
 
 
 def _check_java(runner: Runner, parsed: argparse.Namespace) -> None:
-    """Raise if the run starts Beam's job server, and there is no Java."""
+    """Raise if the run starts Beam's job server, but Java is missing."""
     engine = ENGINES.get(runner.name)
     if not engine or parsed.job_endpoint or getattr(parsed, f"{engine}_submit_uber_jar"):
         return

@@ -1,4 +1,4 @@
-"""Errors of runners: the cause in one line, and whether a worker or a service was lost."""
+"""Errors of runners: the cause on one line, and detection of lost workers and services."""
 
 import re
 from typing import Any
@@ -21,26 +21,26 @@ _LOST_WORKER = re.compile(
 
 
 def cause(error: BaseException) -> str:
-    """Return the line that says what went wrong, from a worker's traceback or Java's exceptions."""
+    """Return the line with the cause, from a worker's traceback or Java's exceptions."""
     text = _BEAM_PREFIX.sub("", _text(error), count=1)
     if _PYTHON_TRACEBACK in text:
         line = _python_cause(text.rpartition(_PYTHON_TRACEBACK)[2])
     else:
         line = _java_cause(text)
-    if line == "unknown error":  # Beam's message for a job that failed without one
+    if line == "unknown error":  # Beam's message for a job without an error message
         line = "it gives no reason: look at the cluster's logs"
     line = line or type(error).__name__
     return line if len(line) <= _LENGTH else f"{line[:_LENGTH]}..."
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Return whether an error says that a worker was lost, rather than that a step failed."""
+    """Return whether an error reports a lost worker, rather than a failed step."""
     text = _text(error)
     return _PYTHON_TRACEBACK not in text and bool(_LOST_WORKER.search(text))
 
 
 def lost_service(error: BaseException) -> bool:
-    """Return whether the job service, which reports a job's state, was lost."""
+    """Return whether the job service was lost; the service reports a job's state."""
     import grpc
 
     if not isinstance(error, grpc.RpcError):
@@ -55,7 +55,7 @@ def _text(error: BaseException) -> str:
 
 
 def _python_cause(traceback: str) -> str:
-    """Return the first line after the stack frames, which are indented."""
+    """Return the first line after the indented stack frames."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     return next((line.strip() for line in lines if not line[0].isspace()), lines[-1].strip())
 

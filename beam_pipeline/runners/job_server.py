@@ -1,4 +1,4 @@
-"""The servers that a run starts, Beam's job server and Prism: their jars, and their end."""
+"""Servers that a run starts (Beam's job server, Prism): their jars, and their end."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ from beam_pipeline.runners.jobs import flink_cluster
 from headct.errors import UsageError
 
 _MANIFEST = "META-INF/MANIFEST.MF"
-# Packages that Spark's own scripts open on Java 17, and Beam does not. Without them, Spark cannot
-# report the exception of a task, and the job waits for that task forever.
+# Packages that Spark's own scripts open on Java 17, unlike Beam. Without these packages Spark
+# cannot report the exception of a task, and the job waits for the task forever.
 _SPARK_OPENED = (
     *("java.lang", "java.lang.reflect", "java.io", "java.net", "java.util.concurrent"),
     *("java.util.concurrent.atomic", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
@@ -31,8 +31,8 @@ def find_job_server(chosen: ChosenRunner) -> ChosenRunner:
     """Add the jar of the job server to the arguments of a run that starts a job server.
 
     Raises:
-        UsageError: the given jar cannot be used.
-        RunnerError: Beam's own jar cannot be downloaded, or the Flink cluster does not tell its
+        UsageError: the given jar is unusable.
+        RunnerError: Beam's own jar cannot be downloaded, or the Flink cluster does not report its
             version.
     """
     from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
@@ -52,7 +52,7 @@ def find_job_server(chosen: ChosenRunner) -> ChosenRunner:
 
 
 def _flink_version(chosen: ChosenRunner) -> list[str]:
-    """Return an option with the cluster's version: Beam would take its newest job server."""
+    """Return an option with the cluster's version: Beam's default is its newest job server."""
     cluster = flink_cluster(chosen)
     if cluster is None or any(word.startswith("--flink_version") for word in chosen.arguments):
         return []
@@ -65,12 +65,12 @@ def _flink_version(chosen: ChosenRunner) -> list[str]:
 
 
 def prepare_servers(chosen: ChosenRunner, options: Any, folder: Path) -> None:
-    """Change Beam's options so that servers which Beam starts work, and end with this process.
+    """Change Beam's options so that Beam's servers work, and end with this process.
 
     Args:
         chosen: the runner.
-        options: Beam's PipelineOptions, which are changed.
-        folder: for a script; keep it until the pipeline is submitted.
+        options: Beam's PipelineOptions; changed in place.
+        folder: folder for a script; keep until the pipeline is submitted.
     """
     from apache_beam.options.pipeline_options import JobServerOptions, PrismRunnerOptions
 
@@ -95,7 +95,7 @@ def prepare_servers(chosen: ChosenRunner, options: Any, folder: Path) -> None:
 
 
 def _download(option: str, engine: str, options: Any) -> str:
-    """Return the path in Beam's cache of Beam's own jar, or of a jar given by a URL."""
+    """Return the path, in Beam's cache, of Beam's own jar or of a jar given by URL."""
     from apache_beam.options.pipeline_options import JobServerOptions
     from apache_beam.runners.portability.flink_runner import FlinkJarJobServer
     from apache_beam.runners.portability.spark_runner import SparkJarJobServer

@@ -1,4 +1,4 @@
-"""Submitted jobs: watch them, ask for their state, cancel them."""
+"""Submitted jobs: wait for them, query their state, cancel them."""
 
 import json
 import threading
@@ -20,13 +20,13 @@ _SILENCE_SECONDS = 60.0  # a service that restarts may not know its jobs for a w
 
 @dataclass(frozen=True)
 class Job:
-    """A job that outlives the command; the output folder keeps it for the next command.
+    """A job that outlives the command; recorded in the output folder for the next command.
 
     Attributes:
         runner: name of the runner.
         id: the runner's id of the job; the job's name on Flink, whose ids Beam does not report.
-        service: whom to ask: the address of a job service, the URL of a Flink cluster, or
-            `project/region`.
+        service: service that knows the job: the address of a job service, the URL of a Flink
+            cluster, or `project/region`.
     """
 
     runner: str
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def link(self) -> str:
-        """Where a user can look at the job."""
+        """Page of the job for the user."""
         if self.runner != DATAFLOW.name:
             return f"at {self.service}"
         project, region = self.service.split("/")
@@ -45,7 +45,7 @@ class Job:
 
 
 class SubmittedJob:
-    """A job that this process submitted, with the result that Beam returned for it."""
+    """A job that this process submitted, with Beam's result object."""
 
     def __init__(self, result: Any) -> None:
         self._result = result
@@ -76,11 +76,11 @@ class SubmittedJob:
 
 
 class JobClient(ABC):
-    """Asks a service about a job, whichever process submitted the job.
+    """Asks a service about a job, submitted by any process.
 
     Attributes:
-        runs_job: whether the service runs the job itself, rather than passing requests on to a
-            cluster that may ignore them.
+        runs_job: whether the service itself runs the job; otherwise the service forwards requests
+            to a cluster, and the cluster may ignore them.
     """
 
     runs_job = True
@@ -90,7 +90,7 @@ class JobClient(ABC):
 
     @abstractmethod
     def state(self) -> str:
-        """Return a state of Beam's PipelineState; UNKNOWN without an answer or such a job."""
+        """Return a state of Beam's PipelineState; UNKNOWN without an answer or without the job."""
 
     @abstractmethod
     def cancel(self) -> None:
@@ -100,7 +100,7 @@ class JobClient(ABC):
         """Wait for some seconds; return whether the job has ended.
 
         Raises:
-            RuntimeError: the job failed, or the service has not known it for a minute.
+            RuntimeError: the job failed, or was unknown to the service for a minute.
         """
         time.sleep(seconds)
         state = self.state()
@@ -115,8 +115,8 @@ def connect(job: Job, arguments: Sequence[str]) -> JobClient:
     """Return a client for a job.
 
     Args:
-        job: to ask about.
-        arguments: of the runner, with the credentials for Dataflow.
+        job: the job.
+        arguments: arguments of the runner, with the credentials for Dataflow.
     """
     if job.runner == DATAFLOW.name:
         return _DataflowJob(job.id, arguments)
@@ -126,7 +126,7 @@ def connect(job: Job, arguments: Sequence[str]) -> JobClient:
 
 
 class _ServiceJob(JobClient):
-    """A job of a portable job service, which may not know what its cluster does."""
+    """A job of a portable job service; the service may not know its cluster's state."""
 
     runs_job = False
 
@@ -183,25 +183,25 @@ class _DataflowJob(JobClient):
 
 @dataclass(frozen=True)
 class FlinkCluster:
-    """The REST interface of a Flink cluster; every method raises OSError without an answer.
+    """REST interface of a Flink cluster; every method raises OSError without an answer.
 
     https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/
 
     Attributes:
-        url: of the interface, with its scheme.
+        url: URL of the interface, with its scheme.
     """
 
     url: str
 
     def version(self) -> str:
-        """Return the version as Beam names it, such as 1.19."""
+        """Return the version in Beam's form, such as 1.19."""
         return ".".join(self.request("/config")["flink-version"].split(".")[:2])
 
     def advice(self) -> list[str]:
-        """Return a sentence per setting that a job of hours needs and that is not set."""
+        """Return one sentence per missing setting that a job of hours needs."""
         settings = {entry["key"]: entry["value"] for entry in self.request("/jobmanager/config")}
         advice = []
-        # Flink 1.19 renamed it.
+        # Flink 1.19 renamed this setting.
         strategy = settings.get("restart-strategy.type") or settings.get("restart-strategy")
         if strategy in (None, "none", "off", "disable"):
             advice.append(
@@ -234,7 +234,7 @@ def flink_cluster(chosen: ChosenRunner) -> FlinkCluster | None:
 
 
 class _FlinkJob(JobClient):
-    """The newest job of a name on a Flink cluster."""
+    """The newest job with a name on a Flink cluster."""
 
     def __init__(self, name: str, url: str) -> None:
         super().__init__()

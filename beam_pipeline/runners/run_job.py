@@ -1,4 +1,4 @@
-"""Run the pipeline as a job on a Beam runner, and show what the output folder tells of it."""
+"""Run the pipeline as a job on a Beam runner; show progress from the output folder."""
 
 import json
 import logging
@@ -40,16 +40,16 @@ from headct.stores import Folder, is_local
 from headct.terminal import LineFormatter
 
 _CANCEL_SECONDS = 60.0
-_REFUSED_SECONDS = 30.0  # a runner may repeat the step that refuses a run for so long
-_FIRST_SIGN_SECONDS = 60.0  # workers should have begun by then
-_LOOK_SECONDS = 1.0  # between two looks at a local folder
+_REFUSED_SECONDS = 30.0  # time for a runner to repeat the step that refuses a run
+_FIRST_SIGN_SECONDS = 60.0  # workers should have started by then
+_LOOK_SECONDS = 1.0  # interval between reads of a local folder
 _REMOTE_LOOK_SECONDS = 10.0
 
 _logger = logging.getLogger(__name__)
 
 
 def run_job(options: Options, chosen: ChosenRunner, poller: FolderPoller, console: Console) -> bool:
-    """Submit the pipeline and wait until it ends; or watch the job of an earlier command.
+    """Submit the pipeline, or reattach to an earlier command's job; wait for the job's end.
 
     Returns:
         False if the runner only wrote a template, True if the job ran.
@@ -57,7 +57,7 @@ def run_job(options: Options, chosen: ChosenRunner, poller: FolderPoller, consol
     Raises:
         RunnerError: the runner failed.
         Refusal: a worker ended the run.
-        Interrupted: Ctrl-C was pressed; the message says what becomes of the job.
+        Interrupted: Ctrl-C was pressed; the message says whether the job continues.
         StoreError: the output's store fails.
     """
     folder = options.files.folder
@@ -121,8 +121,8 @@ def _submit(
     """Submit the pipeline.
 
     Returns:
-        The job, None for a template; and what finds the job again, None if the job ends with
-        this process.
+        The job, None for a template; and the record to find the job again, None if the job ends
+        with this process.
     """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -159,7 +159,7 @@ def _submit(
 
 
 def _staged_package(chosen: ChosenRunner, folder: Path) -> list[str]:
-    """Return Beam's options by which workers of Beam's own image install this package."""
+    """Return Beam's options that install this package on workers of Beam's own image."""
     from apache_beam.options.pipeline_options import (
         PipelineOptions,
         PortableOptions,
@@ -179,7 +179,7 @@ def _staged_package(chosen: ChosenRunner, folder: Path) -> list[str]:
 
 
 def _advising_cluster(chosen: ChosenRunner, console: Console) -> FlinkCluster | None:
-    """Return the Flink cluster if its address is given and it answers; print its advice."""
+    """Return the Flink cluster if its given address answers; print advice on its settings."""
     cluster = flink_cluster(chosen)
     if cluster is None:
         return None
@@ -196,7 +196,7 @@ def _advising_cluster(chosen: ChosenRunner, console: Console) -> FlinkCluster | 
 def _job_of(
     result: Any, chosen: ChosenRunner, cluster: FlinkCluster | None, options: Any
 ) -> Job | None:
-    """Return what finds the job again; None if the job ends with this process."""
+    """Return the record to find the job again; None if the job ends with this process."""
     from apache_beam.options.pipeline_options import GoogleCloudOptions, PortableOptions
 
     name, cloud = chosen.runner.name, options.view_as(GoogleCloudOptions)
@@ -215,12 +215,12 @@ def _watch(
     poller: FolderPoller,
     console: Console,
 ) -> None:
-    """Wait until a job ends, and show its progress."""
+    """Wait for a job's end, and show its progress."""
     seconds = _LOOK_SECONDS if is_local(poller.folder.url) else _REMOTE_LOOK_SECONDS
     is_dataflow = chosen.runner is DATAFLOW
-    # Dataflow starts machines, which takes minutes, and says so itself.
+    # Dataflow takes minutes to start machines, and reports their start itself.
     expected = math.inf if is_dataflow else time.monotonic() + _FIRST_SIGN_SECONDS
-    # Dataflow tries four times and then fails the job, which whoever watches the job should see.
+    # Dataflow fails the job after four tries; observers of the job should see this failure.
     patience = math.inf if is_dataflow else _REFUSED_SECONDS
     last_accepted = time.monotonic()
     try:
@@ -242,7 +242,7 @@ def _watch(
 
 
 def _explain_silence(chosen: ChosenRunner, output: str) -> str:
-    """Say where to look for what keeps workers from starting."""
+    """Return advice on where to find why workers do not start."""
     from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
     options = PipelineOptions(list(chosen.arguments)).view_as(PortableOptions)
@@ -259,7 +259,7 @@ def _explain_silence(chosen: ChosenRunner, output: str) -> str:
 
 
 def _after_failure(error: Exception, job: Job | None) -> str:
-    """Say what becomes of the job and what to do; empty if nothing is known."""
+    """Return the job's fate and advice; empty if the fate is unknown."""
     if lost_service(error) and job:
         return (
             f" (the job service was lost; the cluster may still run job {job.id}); the same command"
@@ -273,7 +273,7 @@ def _after_failure(error: Exception, job: Job | None) -> str:
 def _after_interrupt(
     handle: SubmittedJob | JobClient, job: Job | None, chosen: ChosenRunner
 ) -> str:
-    """Say what becomes of an interrupted job; cancel it if the user asked for that."""
+    """Return the fate of an interrupted job; cancel the job if the user asked for it."""
     if job is None:
         with suppress(Exception):  # the runner's client may raise anything
             handle.cancel()
@@ -294,7 +294,7 @@ def _after_interrupt(
         )
     end = time.monotonic() + _CANCEL_SECONDS
     while time.monotonic() < end:
-        with suppress(Exception):  # asked again
+        with suppress(Exception):  # retried
             state = client.state()
             if state in ENDED:
                 how = "was canceled" if state == "CANCELLED" else f"had ended before ({state})"
@@ -324,7 +324,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _redirected_output(log: Path) -> Iterator[None]:
-    """Send Beam's log, and what its threads and servers print, to a file while the block runs."""
+    """Send the log and output of Beam, its threads and servers to a file while the block runs."""
     handler = logging.FileHandler(log)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""Packages for workers of Beam's own image: this one, and the versions that are installed here."""
+"""Packages for workers of Beam's own image: this package, and pinned requirements."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def stage_package(folder: Path) -> list[str]:
     """Build a wheel; return Beam's options that install it and the pinned requirements on workers.
 
     Args:
-        folder: to build in; keep it until the pipeline is submitted.
+        folder: build folder; keep until the pipeline is submitted.
 
     Raises:
         UsageError: a requirement is not installed.
@@ -34,9 +34,9 @@ def stage_package(folder: Path) -> list[str]:
 
 
 def pinned_requirements() -> list[str]:
-    """Return the pipeline's requirements as `name==version`, in the versions installed here.
+    """Return the pipeline's requirements as `name==version`, with the installed versions.
 
-    Google's libraries are included if they are installed, the trainer's requirements are not.
+    Includes Google's libraries if they are installed; excludes the trainer's requirements.
 
     Raises:
         UsageError: a requirement is not installed.
@@ -71,7 +71,7 @@ def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Write a wheel of the pipeline, without the trainer, from the files that run here.
+    """Write a wheel of the pipeline, without the trainer, from the installed files.
 
     A clone and an installed wheel have the same files, so neither needs a build tool or a network.
     """

@@ -1,9 +1,9 @@
-"""Run a command that ends when the process that started it ends, even by SIGKILL.
+"""Run a command that ends with its parent process, even after SIGKILL.
 
     python tied.py PARENT COMMAND ...
 
-`PARENT` is the id of the process that started this one. Only Linux ties processes: elsewhere the
-command is left running if its parent is killed.
+`PARENT` is the id of the parent process. Only Linux ties processes: on other systems the command
+keeps running if its parent is killed.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main(parent: int, command: list[str]) -> None:
-    """Become the command, unless the parent has ended already."""
+    """Replace this process by the command, unless the parent has already ended."""
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

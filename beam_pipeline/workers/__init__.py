@@ -1,8 +1,8 @@
-"""Work in processes that may crash, hang or be killed without ending the run.
+"""Worker processes that may crash, hang or be killed without ending the run.
 
-`serve` runs in a process, `pool` starts the processes and replaces lost ones. Each process has a
-pipe of its own, so that its death leaves no lock held and no message of another half read. Numbers
-in shared memory (`shared`) show which item it was working on.
+`serve` runs in a process; `pool` starts the processes and replaces lost ones. A process shares its
+pipe with no other process: its death leaves no lock held and no other message half read. Numbers
+in shared memory (`shared`) name the process's current item.
 """
 
 from beam_pipeline.workers.pool import WorkerFailed, WorkerPool, shared_slots, start_server

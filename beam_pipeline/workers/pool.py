@@ -1,4 +1,4 @@
-"""Spread tasks over worker processes; what a lost process was doing is done again by another."""
+"""Pool of worker processes; the tasks of a lost process are retried in another."""
 
 import logging
 import multiprocessing
@@ -30,26 +30,26 @@ _logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _KILL_SECONDS = 10.0
-_DEATHS_ALLOWED = 10  # in a row, of processes that had not begun an item
-# Per item. SIGKILL comes from outside, as from a kernel that is short of memory; a decoder's fault
-# ends the process by another signal.
+_DEATHS_ALLOWED = 10  # consecutive deaths of processes before their first item
+# Kills per item. SIGKILL comes from outside, such as from a kernel that is short of memory; a
+# decoder's fault ends the process by another signal.
 _KILLS_ALLOWED = 3
 _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
-# Imported once, in a process without threads that all workers are forked from: a fork of this
-# process might inherit a lock that a thread of Beam or gRPC holds.
+# Imported once, in a fork server without threads: a fork of this process might inherit a lock that
+# a thread of Beam or gRPC holds.
 _PRELOADED = [
     "beam_pipeline.shards.writer",
     "beam_pipeline.planning.inventory",
     "beam_pipeline.workers.preloaded",
 ]
 INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input, for `preloaded`
-# glibc returns large blocks to the kernel as soon as they are free and gets the next ones zeroed: a
-# tenth of the time of converting slices, which use blocks of the same size over and over.
+# glibc returns free large blocks to the kernel and gets the next blocks zeroed: a tenth of the time
+# of converting slices, because slices reuse blocks of the same size.
 _KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 26),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 26),
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own would keep 30 MB more than it gives
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own allocator would keep 30 MB more
 }
 
 _starting = threading.Lock()
@@ -58,12 +58,12 @@ _slots_lock = threading.Lock()
 
 
 class WorkerFailed(RuntimeError):
-    """A function raised in a worker, or workers die whatever they do."""
+    """A function raised in a worker, or workers keep dying."""
 
 
 @dataclass
 class _Job:
-    """A task and its earlier failures, by item."""
+    """A task, and the failures of its earlier attempts by item."""
 
     task: Any
     excluded: dict[int, Reason] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class _Job:
 
 
 def shared_slots(number: int) -> threading.Semaphore:
-    """Return a semaphore of `number` slots, the same one for all pools that use it now."""
+    """Return a semaphore of `number` slots; pools in use at the same time share the semaphore."""
     with _slots_lock:
         slots = _slots.get(number)
         if slots is None:
@@ -80,22 +80,21 @@ def shared_slots(number: int) -> threading.Semaphore:
 
 
 class WorkerPool(Generic[T, R]):
-    """Runs a function over tasks in processes, which are started when there is work for them.
+    """Runs a function over tasks in processes, started on demand.
 
-    If a process dies or hangs while it works on an item, the item is tried once more. If that ends
-    the same way, the task is done without the item. An item whose process was killed from outside
-    is tried three more times.
+    If a process dies or hangs while it works on an item, the pool retries the item once. After a
+    second failure the task runs without the item. After a kill from outside, the pool retries the
+    item up to three times.
 
     Args:
-        function: called as function(task, watch) in a process; it tells `watch` about each item,
-            and returns the task's result or a `Later` that gives the result.
+        function: called as function(task, watch) in a process; reports every item to `watch`, and
+            returns the task's result or a `Later` that returns the result.
         size: number of processes.
-        patience: seconds on one item after which a process counts as hung.
-        storage_patience: seconds of waiting after which a store counts as failed; most stores
-            report a failure long before.
-        storage: name of the store in that message.
-        slots: shared by several pools of this process to limit their processes together; a pool
-            waits for its first slot, and takes others only if they are free.
+        patience: timeout of one item, seconds; a process that exceeds it counts as hung.
+        storage_patience: timeout of the store, seconds; most stores report a failure long before.
+        storage: name of the store in the timeout's message.
+        slots: limit on processes, shared by several pools; a pool waits for its first slot, and
+            takes further slots only if they are free.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class WorkerPool(Generic[T, R]):
         self._idle_deaths = 0
 
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
-        """Yield results in the order in which they are ready; raise as `submit` does."""
+        """Yield results as they become ready; raise as `submit` does."""
         try:
             for task in tasks:
                 yield from self.submit(task)
@@ -127,7 +126,7 @@ class WorkerPool(Generic[T, R]):
             self.close()
 
     def submit(self, task: T) -> Iterator[R]:
-        """Give a task to a process; yield results that arrive while all processes are busy.
+        """Send a task to a process; yield results that arrive while all processes are busy.
 
         Raises:
             HeadctError: the function raised it.
@@ -191,7 +190,7 @@ class WorkerPool(Generic[T, R]):
         self._hand_out()
 
     def _loss(self, worker: "_Worker") -> Reason | None:
-        """Return why a process is lost, None if it is not; raise if its store is."""
+        """Return why a process is lost, None if it is alive; raise if its store failed."""
         if not worker.process.is_alive():
             return Reason.DECODER_CRASHED
         stalled = worker.stalled_for()
@@ -202,7 +201,7 @@ class WorkerPool(Generic[T, R]):
         return None
 
     def _retry(self, worker: "_Worker", loss: Reason) -> None:
-        """Queue the tasks of a lost process, without its item if the item failed before."""
+        """Queue the tasks of a lost process; exclude its item if the item failed before."""
         if worker.item == NOWHERE:
             self._idle_deaths += worker.is_busy
             if self._idle_deaths > _DEATHS_ALLOWED:
@@ -217,12 +216,12 @@ class WorkerPool(Generic[T, R]):
 
 @dataclass
 class _Worker:
-    """A process as its parent sees it.
+    """The parent's view of a worker process.
 
     Attributes:
         process: the process.
-        pipe: to it.
-        state: the number of the item that it works on, and a count of its reports.
+        pipe: connection to the process.
+        state: number of the process's current item, and a count of the process's reports.
         job: its current task.
         uploading: an earlier task whose upload is still running in a thread.
     """
@@ -237,30 +236,30 @@ class _Worker:
 
     @property
     def item(self) -> int:
-        """Number of the task's item that the process works on; NOWHERE where it cannot crash."""
+        """Number of the current item in the task; NOWHERE while the process cannot crash."""
         return int(self.state[0])
 
     @property
     def is_busy(self) -> bool:
-        """Whether one of its tasks is unfinished."""
+        """Whether a task of the process is unfinished."""
         return self.job is not None or self.uploading is not None
 
     def stalled_for(self) -> float:
-        """Return the seconds since the last report, 0 without a task."""
+        """Return the seconds since the last report; 0 without a task."""
         reports = int(self.state[1])
         if not self.is_busy or reports != self._seen:
             self._seen, self._since = reports, time.monotonic()
         return time.monotonic() - self._since
 
     def give(self, job: _Job) -> None:
-        """Send a task; `_loss` notices a process that is dead."""
+        """Send a task; `_loss` detects a dead process."""
         self.job = job
         self.state[0], self._seen, self._since = NOWHERE, -1, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send((job.task, job.excluded))
 
     def receive(self) -> Iterator[Any]:
-        """Read one message; yield the result if the message holds one.
+        """Read one message; yield the result if the message has one.
 
         Raises:
             HeadctError: the function raised it.
@@ -285,17 +284,17 @@ class _Worker:
         yield content
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self.process.kill()
-        self.process.join(_KILL_SECONDS)  # a process that waits for a dead disk cannot be killed
+        self.process.join(_KILL_SECONDS)  # a process blocked on a dead disk cannot be killed
         self.pipe.close()
 
 
 def start_server(source: str = "") -> None:
-    """Start the process that workers are forked from; it imports modules in the background.
+    """Start the fork server of the workers; the server imports modules in the background.
 
     Args:
-        source: the input if it is known, so that the directory of an archive is read only once.
+        source: the input, if known; the server reads an archive's directory once for all workers.
 
     Raises:
         UsageError: there is no folder for temporary files.
@@ -307,10 +306,10 @@ def start_server(source: str = "") -> None:
 
 
 def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
-    """Start a process that does tasks with a function.
+    """Start a process that runs a function over tasks.
 
     Raises:
-        WorkerFailed: processes die before they have begun.
+        WorkerFailed: processes die at their start.
     """
     start_server()
     context = multiprocessing.get_context("forkserver")
@@ -319,7 +318,7 @@ def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
         state = SharedNumbers()
         state[0] = NOWHERE
         process = context.Process(target=serve, args=(function, theirs, state), daemon=True)
-        with suppress(BrokenPipeError), _neutral_main():  # killed before it read what to do
+        with suppress(BrokenPipeError), _neutral_main():  # killed before it read its task
             process.start()
         theirs.close()
         state.close()
@@ -331,7 +330,7 @@ def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set those environment variables that are unset while the block runs."""
+    """Set environment variables while the block runs; keep variables that are already set."""
     added = [name for name in variables if name not in os.environ]
     os.environ.update({name: variables[name] for name in added})
     try:
@@ -343,7 +342,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _neutral_main() -> Iterator[None]:
-    """Keep a new process from importing the main module, which in a Beam worker is all of Beam."""
+    """Keep a new process from importing the main module: in a Beam worker, all of Beam."""
     with _starting:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""Imported by the process that workers are forked from: reads the directory of an archive once."""
+"""Imported by the workers' fork server: reads an archive's directory once for all workers."""
 
 import os
 

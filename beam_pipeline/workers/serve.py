@@ -1,4 +1,4 @@
-"""What runs in a worker process, and what the process reports about its task."""
+"""Main loop of a worker process, and the process's reports about its current item."""
 
 import gc
 import multiprocessing
@@ -19,15 +19,15 @@ from headct.reasons import Reason
 
 R = TypeVar("R")
 
-NOWHERE = -1  # in place of an item's number
+NOWHERE = -1  # stands for an item's number
 
 
 class Watch:
-    """Reports which item of its task a process works on.
+    """Reports the current item of a process's task.
 
     Attributes:
-        excluded: items not to touch, by number, and why: earlier processes crashed or hung there.
-        last: the item that the process worked on last.
+        excluded: numbers of items to skip, and why: earlier processes crashed or hung on them.
+        last: number of the process's last item.
     """
 
     def __init__(self, excluded: Mapping[int, Reason] | None = None, state: Any = None) -> None:
@@ -36,11 +36,11 @@ class Watch:
         self.last = NOWHERE
 
     def waiting(self) -> None:
-        """Report that no decoder is running: the process waits for a store, or cannot crash."""
+        """Report that no decoder is running: the process cannot crash, or waits for a store."""
         self._report(NOWHERE)
 
     def working(self, item: int) -> None:
-        """Report that work on an item begins, which may crash or hang the process."""
+        """Report the start of work on an item; the work may crash or hang the process."""
         self.last = item
         self._report(item)
 
@@ -52,20 +52,20 @@ class Watch:
 
 @dataclass(frozen=True)
 class Later(Generic[R]):
-    """The rest of a task that waits for a store; it runs in a thread, beside the next task.
+    """The end of a task that waits for a store; runs in a thread, beside the next task.
 
     Attributes:
-        finish: returns the task's result; it touches no item.
+        finish: returns the task's result without decoding any item.
     """
 
     finish: Callable[[], R]
 
 
 def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -> None:
-    """Do tasks until the other end of the pipe is closed."""
+    """Run tasks until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    gc.freeze()  # modules stay: do not search them for garbage again and again
+    gc.freeze()  # modules stay: later collections skip them
     sending = threading.Lock()
 
     def send(outcome: tuple[str, Any]) -> None:
@@ -98,14 +98,14 @@ def _outcome(kind: str, action: Callable[[], Any], watch: Watch) -> tuple[str, A
         return "refused", error
     except MemoryError:
         watch.working(watch.last)
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does; the parent starts another
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does; the parent starts a new process
         raise
-    except Exception:  # a bug: its traceback goes to where the user can see it
+    except Exception:  # a bug: the user sees its traceback
         return "failed", traceback.format_exc()
 
 
 def _exit_with_parent() -> None:
-    """End a worker whose parent was killed: it must not go on writing."""
+    """End the worker when its parent is killed: the worker must stop writing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

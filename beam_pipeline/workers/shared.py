@@ -1,4 +1,4 @@
-"""Shared memory and sockets in containers that lack `/dev/shm` or have a long TMPDIR."""
+"""Shared memory and sockets for containers without `/dev/shm` or with a long TMPDIR."""
 
 import mmap
 import os
@@ -18,12 +18,12 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/run")  # mkdtemp makes a folder in one o
 
 
 class SharedNumbers:
-    """Whole numbers that this process and one that it starts read and change.
+    """Integers that this process and its child processes read and change.
 
-    `multiprocessing` would keep them in `/dev/shm`.
+    `multiprocessing` would keep the integers in `/dev/shm`.
 
     Args:
-        descriptor: of the file with the numbers; None to make a file.
+        descriptor: file descriptor of the numbers; None to create a file.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -39,7 +39,7 @@ class SharedNumbers:
         self._numbers[index] = number
 
     def close(self) -> None:
-        """Close the file: no further process can get it. The numbers stay."""
+        """Close the file: no further process can open the numbers. The numbers stay."""
         os.close(self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,7 +64,7 @@ def place_sockets() -> None:
     """Make multiprocessing create its sockets in a folder with a short path.
 
     Raises:
-        UsageError: no such folder can be written.
+        UsageError: no folder with a short path can be written.
     """
     try:
         folder = tempfile.gettempdir()
@@ -78,7 +78,7 @@ def place_sockets() -> None:
         with suppress(OSError):
             tempfile.tempdir = short
             try:
-                util.get_temp_dir()  # makes a folder, and returns the same one from now on
+                util.get_temp_dir()  # creates a folder, and returns the same folder from now on
             finally:
                 tempfile.tempdir = folder
             return
