@@ -1,11 +1,11 @@
-"""Read the shards of head-CT slices; what the pipeline and the trainer share.
+"""Reader for shards of head-CT slices, and code that the pipeline and the trainer share.
 
     import headct
 
     shards = headct.open("out/shards", split="fold0")
     example = shards[0]
 
-`help(headct.open)` has the rest. Importing this package loads nothing else.
+See `help(headct.open)`. Importing this package imports no submodules.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,7 @@ __version__ = "0.1.0"
 def open(location: "str | os.PathLike[str]", split: str | None = None) -> "Shards":
     """Open a shard directory: a folder, or a URL (`s3://`, `gs://`, `az://`, `https://`).
 
-    Reads the manifest and the index, and images one by one when they are asked for. Needs neither
-    TensorFlow nor Beam.
+    Reads the manifest and the index; reads images on access. Needs neither TensorFlow nor Beam.
 
         shards = headct.open("out/shards")
         len(shards), shards.labels, shards.splits
@@ -49,7 +48,7 @@ def open(location: "str | os.PathLike[str]", split: str | None = None) -> "Shard
 
 
 def __getattr__(name: str) -> Any:
-    """Load the class of what `open` returns when it is asked for."""
+    """Import `Shards` on first access."""
     if name == "Shards":
         from headct.reader import Shards
 

@@ -1,4 +1,4 @@
-"""The commands of both programs: what they do, how they end, and how the next one is spelled."""
+"""Commands of both programs: descriptions, exit codes, and spelling in messages."""
 
 import os
 import shlex
@@ -17,8 +17,8 @@ class Command(NamedTuple):
     """A command of `headct`.
 
     Attributes:
-        module: what `python -m` starts.
-        text: what the command does.
+        module: argument of `python -m`.
+        text: description of the command.
     """
 
     module: str
@@ -39,10 +39,10 @@ COMMANDS = {
     "compare": Command("trainer", "write a page that sets finished runs side by side"),
 }
 
-_INTERRUPTED = 130  # as a shell counts it: 128 and the number of SIGINT
+_INTERRUPTED = 130  # shell convention: 128 plus the number of SIGINT
 _OWN = ("headct", "beam_pipeline", "trainer")
 
-# Options that a command requires and make has a default for.
+# Required options with a default in the Makefile.
 _DEFAULTS_OF_MAKE = {
     "train": {"run": "out/run"},
     "predict": {"run": "out/run", "output": "out/run/submission.csv"},
@@ -57,11 +57,11 @@ _HAVE_BACKEND = ("train", "crossval", "evaluate", "predict", "report")
 
 
 def spell(name: str, **options: str | PurePath | Sequence[PurePath] | None) -> str:
-    """Return a command as the user would type it, in the form that started this process.
+    """Return a command line in the form that started this process.
 
     Args:
         name: of the command.
-        options: to give it: a path, or several; None is left out.
+        options: of the command: a path, or several; None is omitted.
     """
     if name not in _HAVE_BACKEND:
         options.pop("backend", None)
@@ -70,7 +70,7 @@ def spell(name: str, **options: str | PurePath | Sequence[PurePath] | None) -> s
     form = os.environ.get(STARTED_BY)
     if form == "make":
         for option, value in given.items():
-            if isinstance(value, list):  # make takes several words as one
+            if isinstance(value, list):  # make needs one word per option
                 words[option] = shlex.quote(words[option])
         return " ".join(["make", name, *(f"{key.upper()}={word}" for key, word in words.items())])
     for option, default in _DEFAULTS_OF_MAKE.get(name, {}).items():
@@ -90,15 +90,15 @@ def _shell_words(value: str | PurePath | Sequence[PurePath]) -> str:
 def run_program(
     name: str, run: Callable[[], int | None], *, error: str = "error: ", resumes: bool = True
 ) -> int:
-    """Run a program, and return its exit code; its errors become one line on stderr.
+    """Run a program and return its exit code; print its errors as one line on stderr.
 
     Args:
         name: of the program, in messages.
         run: the program; returns its exit code, None for 0.
-        error: stands before the message of an error.
+        error: prefix of error messages.
         resumes: whether the same command resumes after Ctrl-C.
     """
-    stderr = sys.stderr  # which a runner may replace
+    stderr = sys.stderr  # a runner may replace sys.stderr
     try:
         return run() or 0
     except ModuleNotFoundError as missing:

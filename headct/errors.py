@@ -1,11 +1,11 @@
-"""Errors caused by input or environment; every other exception is a bug and keeps its traceback.
+"""Errors caused by input or environment; any other exception is a bug with a traceback.
 
 HeadctError                one line for the user, and the exit code
  ├── UsageError            bad options, input, shards or run directory   (exit code 2)
  ├── Interrupted           Ctrl-C                                        (exit code 130)
  └── StorageError          a store or a disk failed                      (exit code 5)
       ├── StoreError       a store failed, or refused access
-      │    └── ObjectRefused   perhaps one object only: other objects decide
+      │    └── ObjectRefused   perhaps only this object: try other objects
       └── OutputError      the output could not be written
 
 `beam_pipeline.errors` and `trainer.errors` add their own.
@@ -19,7 +19,7 @@ class HeadctError(Exception):
 
 
 class Interrupted(HeadctError):
-    """The user does not want to wait any longer."""
+    """The user pressed Ctrl-C."""
 
     exit_code = 130
 
@@ -31,7 +31,7 @@ class UsageError(HeadctError):
 
 
 class StorageError(HeadctError):
-    """A store or a disk failed, refused access, or has no room."""
+    """A store or a disk failed, refused access, or is full."""
 
     exit_code = 5
 
@@ -44,7 +44,7 @@ class StoreError(StorageError):
 
     Args:
         store: its URL or path.
-        what: happened, in a few words; never a value from a header.
+        what: the failure, in a few words; never a value from a header.
         remedy: what to do.
     """
 
@@ -76,4 +76,4 @@ class ObjectRefused(StoreError):
 
 
 class OutputError(StorageError):
-    """The output could not be written; what is whole stays, and a second start resumes."""
+    """The output could not be written; complete files stay, and the next run resumes."""

@@ -1,7 +1,7 @@
-"""JSON files that others may have written: parsed strictly and checked against a model.
+"""Strict parsing of untrusted JSON files, and validation against a model.
 
-A model is a pydantic dataclass whose types say in words what a value must be (`Must`). Further keys
-than it names are allowed.
+A model is a pydantic dataclass; its types describe allowed values in words (`must`). Unknown keys
+are allowed.
 """
 
 import json
@@ -19,15 +19,15 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from headct.errors import UsageError
 from headct.printable import LONGEST_SHOWN, shown
 
-LARGEST = 1 << 26  # bytes; the manifest of 10^8 slices takes a tenth of it
+LARGEST = 1 << 26  # bytes; the manifest of 10^8 slices has a tenth of this
 _CONTROLS = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 
 def must(description: str) -> WrapValidator:
-    """Annotate a type with what its values must be, for error messages.
+    """Annotate a type with a description of allowed values, for error messages.
 
-    Stands last in `Annotated`. Errors within a value (an item of a list, a field of an object) keep
-    their own message.
+    Must be last in `Annotated`. Errors within a value (an item of a list, a field of an object)
+    keep their own message.
     """
 
     def check(value: Any, handler: Any) -> Any:
@@ -42,7 +42,7 @@ def must(description: str) -> WrapValidator:
 
 
 def _without_controls(value: str) -> str:
-    """Refuse what moves a terminal's cursor, ends a line, or has no encoding."""
+    """Refuse control characters, line ends and surrogates."""
     if _CONTROLS.search(value):
         raise ValueError("has control characters")
     return value
@@ -56,16 +56,16 @@ def read_document(path: Path, model: Any) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: it cannot be read, is no JSON, or has a wrong value.
+        UsageError: the file cannot be read, is not JSON, or has an invalid value.
     """
     return check_document(parse_json(read_bytes(path), str(path)), model, str(path))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that should be there.
+    """Read a JSON file that must exist.
 
     Raises:
-        UsageError: it is gone, or damaged.
+        UsageError: the file is missing or damaged.
     """
     try:
         return parse_json(read_bytes(path), str(path))
@@ -74,11 +74,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, unless it is absurdly large.
+    """Read a file, up to `LARGEST` bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsageError: it is no file, too large, or cannot be read.
+        UsageError: not a file, too large, or unreadable.
     """
     try:
         if path.exists() and not path.is_file():
@@ -94,10 +94,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def refuse_large(size: int, name: str) -> None:
-    """Check that a file of so many bytes can be such a document.
+    """Check the size of a document, bytes.
 
     Raises:
-        UsageError: it is too large.
+        UsageError: the document is too large.
     """
     if size > LARGEST:
         raise UsageError(f"{name}: more than {LARGEST >> 20} MiB; that is no such file")
@@ -112,7 +112,7 @@ def check_document(document: Any, model: Any, name: str) -> Any:
         name: of the file, for messages.
 
     Raises:
-        UsageError: a value is wrong or missing; the message names the first one.
+        UsageError: a value is invalid or missing; the message names the first one.
     """
     try:
         return _adapter(model).validate_python(document)
@@ -126,7 +126,7 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
 
 
 def _describe(error: ErrorDetails) -> str:
-    """Say where a value is wrong, and what it must be, in one line."""
+    """Return the path of an invalid value and the allowed values, in one line."""
     path = error["loc"]
     if error["type"] == "missing":
         return f"{key_path(path)}: is missing"
@@ -139,7 +139,7 @@ def parse_json(data: bytes, name: str) -> Any:
     """Parse JSON without NaN, Infinity or duplicate keys.
 
     Raises:
-        UsageError: it is no such JSON.
+        UsageError: the data are invalid.
     """
     try:
         return json.loads(
@@ -181,7 +181,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def key_path(path: Iterable[str | int]) -> str:
-    """Return the path to a value in a document, for instance `splits.fold0.shards[3].file`."""
+    """Return the path to a value in a document, for example `splits.fold0.shards[3].file`."""
     shown_path = ""
     for key in path:
         if isinstance(key, int):

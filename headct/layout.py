@@ -1,7 +1,7 @@
-"""The shard directory, the contract with whoever reads it; and the names of an unfinished one.
+"""Names in a shard directory, the contract with its readers, and in an unfinished directory.
 
-Every file, split, feature and column is named here, and only here; `tests/test_contract.py` checks
-a directory that was written and the README's tables against this module.
+Only this module names files, splits, features and columns; `tests/test_contract.py` compares a
+written directory and the README's tables with this module.
 """
 
 import re
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1  # of the manifest; bump when existing readers would misread 
 
 DATASET = "ich"
 FILE_FORMAT = "tfrecord"
-# How TensorFlow Datasets makes a shard's name of the above.
+# Pattern of shard names for TensorFlow Datasets.
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 MANIFEST = "manifest.json"  # written last: a directory that has it is complete
@@ -26,13 +26,13 @@ DATASET_INFO = "dataset_info.json"
 FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO)  # beside the shards
 CARD = "report.html"  # not reproducible (date, speed), so not in the digest; may be absent
 
-ORDINAL = "ordinal"  # a kind of ids: numbers that mean nothing outside their directory
+ORDINAL = "ordinal"  # a kind of ids: numbers without meaning outside their directory
 
 UNLABELED_SPLIT = "test"
 UNLABELED = -1  # in place of a missing label
 HOLDOUT_SPLIT = "holdout"
 
-# The manifest's keys: what is in the directory, and how it came to be.
+# The manifest's keys: content of the directory, and its origin.
 MANIFEST_CONTENT = (
     *("schema_version", "labels", "windows", "image", "counts", "splits", "files"),
     *("image_id", "labels_joined_by", "notes"),
@@ -41,12 +41,12 @@ MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 
 
 def fold_split(number: int) -> str:
-    """The name of a cross-validation fold, numbered from 0."""
+    """Return the name of a cross-validation fold, numbered from 0."""
     return f"fold{number}"
 
 
 def fold_number(split: str) -> int | None:
-    """Return a fold's number; None for other splits, whose labels may be missing."""
+    """Return a fold's number; None for other splits, which may lack labels."""
     match = re.fullmatch(r"fold(\d+)", split)
     return int(match[1]) if match else None
 
@@ -60,12 +60,12 @@ _SHARD_NAME = re.compile(
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard's place in its split.
+    """A shard's position in its split.
 
     Attributes:
-        split: its name.
+        split: name of the split.
         number: of the shard, from 0.
-        of: how many shards the split has.
+        of: number of shards in the split.
     """
 
     split: str
@@ -74,7 +74,7 @@ class ShardFile:
 
     @property
     def name(self) -> str:
-        """The shard's file name, as TensorFlow Datasets expects it."""
+        """File name in the format of TensorFlow Datasets."""
         return f"{DATASET}-{self.split}.{FILE_FORMAT}-{self.number:05d}-of-{self.of:05d}"
 
     @classmethod
@@ -82,7 +82,7 @@ class ShardFile:
         """Return the shard of a file name.
 
         Raises:
-            ValueError: `name` makes no such file name.
+            ValueError: `name` is not the file name of a shard.
         """
         found = _SHARD_NAME.fullmatch(name)
         if found:
@@ -128,7 +128,7 @@ class Column(NamedTuple):
     """A column of the index.
 
     Attributes:
-        name: of the column; one that stands for a column per label ends in `LABEL`.
+        name: of the column; ends in `LABEL` if there is one column per label.
         dtype: by Arrow's name.
         meaning: with its unit.
     """
@@ -166,14 +166,14 @@ INDEX_COLUMNS = (
     Column("resized", "bool", "whether the file's matrix had another size than the image"),
     Column("source", "string", "the file, relative to the input"),
 )
-REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # texts, of a line of rejects
+REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # text fields of a line of rejects
 
 
 def check_label_names(names: Sequence[str]) -> None:
-    """Raise a ValueError, which says what is right, for names that labels cannot have.
+    """Raise a ValueError for invalid label names; the message states the rule.
 
-    They end up in columns, file formats, plots and on the terminal, and some of these make no
-    difference between upper and lower case.
+    Columns, file formats, plots and the terminal use the names, some without distinguishing
+    upper and lower case.
     """
     if len(names) > MAX_LABELS:
         raise ValueError(f"there are {len(names)} classes; want at most {MAX_LABELS}")
@@ -191,30 +191,30 @@ def check_label_names(names: Sequence[str]) -> None:
 
 
 def count_input(counts: Mapping[str, Any]) -> int:
-    """How many files the input has, by a manifest's counts; `files_seen` is without skipped ones.
+    """Return the number of input files from a manifest's counts, with skipped files.
 
-    Older manifests count no skipped files.
+    Older manifests do not count skipped files.
     """
     return int(counts.get("files_seen", 0)) + int(counts.get("unlabeled_skipped", 0))
 
 
 def ordinal(noun: str, number: int) -> str:
-    """Return an id that leads nowhere: `patient_000001` for number 0 of `patient`."""
+    """Return an anonymous id: `patient_000001` for number 0 of `patient`."""
     return f"{noun}_{number + 1:06d}"
 
 
 def label_column(label: str) -> str:
-    """The column of a label."""
+    """Return the column of a label."""
     return f"{LABEL_PREFIX}{label}"
 
 
 def labels_of(columns: Iterable[str]) -> list[str]:
-    """The labels that some columns are of, in their order."""
+    """Return the labels of the label columns, in order."""
     return [name.removeprefix(LABEL_PREFIX) for name in columns if name.startswith(LABEL_PREFIX)]
 
 
 def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Name and type of each column of an index with some labels."""
+    """Yield name and type of the columns of an index with some labels."""
     names = [*labels]
     for column in INDEX_COLUMNS:
         if column.name == label_column(LABEL_PLACEHOLDER):
@@ -223,40 +223,40 @@ def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield column.name, column.dtype
 
 
-# What follows is of an output folder that is not finished, and of no concern to readers.
-# `UNFINISHED` holds what steps leave to others until then.
+# Names in an unfinished output folder; readers do not need them.
+# `UNFINISHED` holds intermediate data that steps pass to each other.
 UNFINISHED = ".unfinished"
 PLAN = f"{UNFINISHED}/plan.json"
 STARTS = f"{UNFINISHED}/starts.json"  # of runs
-JOB = f"{UNFINISHED}/job.json"  # that writes the folder, on a runner that outlives its launcher
-OPTIONS = f"{UNFINISHED}/options.json"  # that the folder was begun with
+JOB = f"{UNFINISHED}/job.json"  # writes the folder, on a runner that outlives its launcher
+OPTIONS = f"{UNFINISHED}/options.json"  # of the first run
 REFUSAL = f"{UNFINISHED}/refusal.json"  # why the run ended
-CARD_ATTEMPTS = f"{UNFINISHED}/card_attempts"  # how often the card was begun
-RESERVE = f"{UNFINISHED}/reserve"  # room on a full disk for the word of why
+CARD_ATTEMPTS = f"{UNFINISHED}/card_attempts"  # number of attempts to write the card
+RESERVE = f"{UNFINISHED}/reserve"  # space for the refusal on a full disk
 
-# Tables in it; see `unfinished`.
+# Tables in `UNFINISHED`; see `unfinished`.
 REJECTS_TABLE = "rejects"
 LABELS_TABLE = "labels"
-# Shards in one table of the plan. A task reads all of it for the sake of one: 1 % of what the
-# shard's files have, and an eighth of the requests that planning needs.
+# Shards per table of the plan. A task reads a whole table for one shard, 1 % of the bytes of the
+# shard's files; in return, planning needs an eighth of the requests.
 SHARDS_A_PART = 8
 
 
 def listing_table(part: int) -> str:
-    """A part of the input's listing."""
+    """Return the table of a part of the input's listing."""
     return f"listing/{part:05d}"
 
 
 def inventory_table(part: int) -> str:
-    """The same part of the inventory."""
+    """Return the table of the same part of the inventory."""
     return f"inventory/{part:05d}"
 
 
 def plan_table(part: int) -> str:
-    """The slices of some shard files, a record batch each."""
+    """Return the table of slices of some shard files: one record batch per file."""
     return f"plan/{part:05d}"
 
 
 def written_table(shard: str) -> str:
-    """The rows of a shard file's index, and what else is to be said of it."""
+    """Return the table of a shard file's index rows and its description."""
     return f"written/{shard}"

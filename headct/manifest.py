@@ -1,4 +1,4 @@
-"""manifest.json as readers of shards need it, checked: a wrong value is one line that names it."""
+"""Model of manifest.json for readers of shards; errors name the invalid value in one line."""
 
 import re
 from collections import Counter
@@ -93,7 +93,7 @@ Options = Annotated[dict[str, Any], must("an object of options")]
 
 @dataclass(frozen=True)
 class Window:
-    """A display window in Hounsfield units; without numbers where each file brought its own."""
+    """A display window in Hounsfield units; without numbers if files had their own windows."""
 
     name: Name
     center: Hounsfield | None
@@ -108,7 +108,7 @@ Windows = Annotated[
 
 
 def _zero_for_null(value: Any) -> Any:
-    """Return 0 for null, which stands in manifests of windowed images."""
+    """Return 0 for null, the value in manifests of windowed images."""
     return 0 if value is None else value
 
 
@@ -127,7 +127,7 @@ class ImageSpec:
 
     @property
     def is_hounsfield(self) -> bool:
-        """Whether windows are still to be chosen."""
+        """Whether values are Hounsfield units: no window is applied yet."""
         return self.dtype == "uint16"
 
 
@@ -136,7 +136,7 @@ Image = Annotated[ImageSpec, must("an object with height, width and channels")]
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file beside the shards."""
+    """A file next to the shards."""
 
     bytes: Count
     sha256: Sha256
@@ -144,7 +144,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard of a split; `label_counts` has the positives per label, where known."""
+    """A shard of a split; `label_counts` has the positives per label, if known."""
 
     file: FileName
     examples: Count
@@ -155,7 +155,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """A split; `label_counts` has the positives per label, where known."""
+    """A split; `label_counts` has the positives per label, if known."""
 
     examples: Count
     patients: Count
@@ -171,7 +171,7 @@ _Split = Annotated[SplitEntry, must("an object with examples, patients and shard
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard directory says of itself.
+    """The manifest of a shard directory.
 
     Attributes:
         schema_version: of the manifest.
@@ -179,9 +179,9 @@ class Manifest:
         windows: one per channel; none in shards of Hounsfield units.
         image: the stored image.
         splits: by name.
-        files: what else is in the directory, by name.
+        files: other files in the directory, by name.
         options: of the pipeline's run.
-        image_id: what tells images apart.
+        image_id: the source of unique image ids.
     """
 
     schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]
@@ -206,18 +206,18 @@ class Manifest:
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
-    """Return a manifest whose values are allowed and consistent.
+    """Parse a manifest; check that its values are valid and consistent.
 
     Args:
-        data: of the file.
+        data: content of the file.
         name: of the file, for messages.
 
     Raises:
-        UsageError: it is of another version, a value is wrong, or two contradict each other.
+        UsageError: wrong version, an invalid value, or contradictory values.
     """
     document = parse_json(data, name)
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:  # which may differ in any other way too
+    if version != SCHEMA_VERSION:  # other versions may differ in every key
         raise UsageError(
             f"{name}: schema_version {shown(version)}; this version reads {SCHEMA_VERSION}"
         )
@@ -227,10 +227,10 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
 
 
 def check_consistency(manifest: Manifest, name: str) -> None:
-    """Compare the values of a manifest with each other.
+    """Check that the values of a manifest are consistent.
 
     Raises:
-        UsageError: two contradict each other; the message says where.
+        UsageError: two values contradict each other; the message names them.
     """
     seen = {MANIFEST, INDEX, REJECTS}
     for split, entry in manifest.splits.items():

@@ -1,7 +1,7 @@
-"""PNG (W3C Recommendation, ISO/IEC 15948) to pixels, fast for the PNGs of shards.
+"""PNG decoder (W3C Recommendation, ISO/IEC 15948), fast for the PNGs of shards.
 
-Shards hold PNGs with one IDAT chunk whose rows are not filtered: decoding inflates it and drops a
-byte per row, in a third of the time that libpng takes. libpng decodes any other PNG.
+PNGs of shards have one IDAT chunk with unfiltered rows: the decoder inflates the chunk and drops
+a byte per row, three times as fast as libpng. libpng decodes all other PNGs.
 """
 
 import struct
@@ -16,10 +16,10 @@ from imagecodecs import DeflateError, PngError, deflate_decode, png_decode
 from headct.manifest import ImageSpec
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Width, height, bits a sample, color type, compression, filter method, interlace.
+# Width, height, bits per sample, color type, compression, filter method, interlace.
 HEADER = struct.Struct(">IIBBBBB")
 END = b"\0\0\0\0IEND\xae\x42\x60\x82"
-# Gray, gray + alpha, RGB, RGB + alpha; the palette's are RGB.
+# Gray, gray + alpha, RGB, RGB + alpha; palettes are RGB.
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 _CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4, 3: 3}
 
@@ -27,18 +27,18 @@ Pixels = npt.NDArray[Any]
 
 
 def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None:
-    """Decode PNGs, mostly without the GIL; the pixels are those of `tf.io.decode_png`.
+    """Decode PNGs, mostly without the GIL; the result equals `tf.io.decode_png`.
 
-    In plain PNGs zlib's checksum (Adler-32) is checked, but not the chunks' CRCs: a TFRecord has
-    its own. No more is inflated than the image has bytes.
+    For plain PNGs, check zlib's checksum (Adler-32), but not the chunks' CRCs: a TFRecord has its
+    own. Inflate at most the bytes of the image.
 
     Args:
         pngs: n PNGs.
-        image: what each must hold.
-        pixels: to write into, [n, H, W, C] of the image's dtype.
+        image: required format.
+        pixels: output, [n, H, W, C] of the image's dtype.
 
     Raises:
-        ValueError: a PNG is damaged, or holds another image.
+        ValueError: a PNG is damaged, or has another format.
     """
     row = image.width * image.channels * pixels.itemsize
     rows, before = np.empty((image.height, 1 + row), np.uint8), _plain_beginning(image)
@@ -61,7 +61,7 @@ def _plain_beginning(image: ImageSpec) -> bytes:
 
 
 def _is_plain(png: bytes, before: bytes) -> bool:
-    """Whether a PNG is `before`, a single IDAT chunk and the end."""
+    """Return whether a PNG is `before`, a single IDAT chunk and the end."""
     length = len(png) - len(before) - len(END) - 12
     return (
         length >= 0
@@ -71,14 +71,14 @@ def _is_plain(png: bytes, before: bytes) -> bool:
 
 
 def inflate(png: bytes, before: int, rows: npt.NDArray[np.uint8]) -> None:
-    """Fills `rows` from the IDAT chunk at byte `before` of a plain PNG.
+    """Fill `rows` from the IDAT chunk at byte `before` of a plain PNG.
 
     Raises:
-        ValueError: the data are damaged, or of another size.
+        ValueError: the data are damaged, or have another size.
     """
     data = memoryview(png)[before + 8 : -len(END) - 4]
     try:
-        # Any buffer will do, whatever is declared.
+        # any buffer works, despite the type hint
         size = len(deflate_decode(data, out=rows.data.cast("B")))  # type: ignore[arg-type]
     except DeflateError:
         size = -1
@@ -87,24 +87,24 @@ def inflate(png: bytes, before: int, rows: npt.NDArray[np.uint8]) -> None:
 
 
 def _drop_filter_bytes(rows: npt.NDArray[np.uint8], into: Pixels) -> None:
-    """Copies unfiltered rows, [H, 1 + bytes of a row], into an image, [H, W, C]."""
+    """Copy unfiltered rows, [H, 1 + bytes per row], into an image, [H, W, C]."""
     into.view(np.uint8).reshape(len(rows), -1)[:] = rows[:, 1:]
     if into.dtype == np.uint16 and np.little_endian:
         into.byteswap(inplace=True)
 
 
 def _decode_any(png: bytes, image: ImageSpec) -> Pixels:
-    """Decode a PNG of any writer, [H, W, C]; gray and palettes may stand for RGB.
+    """Decode a PNG of any writer, [H, W, C]; expand gray and palettes to RGB.
 
     Raises:
-        ValueError: it is damaged, or holds another image.
+        ValueError: the PNG is damaged, or has another format.
     """
     _check_header(png, image)
     try:
         decoded = np.asarray(png_decode(png))
-    except (PngError, UnicodeDecodeError):  # some messages of libpng are no text
+    except (PngError, UnicodeDecodeError):  # some messages of libpng are not UTF-8
         raise ValueError("its PNG is damaged") from None
-    if not png.endswith(END):  # libpng does not read it
+    if not png.endswith(END):  # libpng does not read the end
         raise ValueError("its PNG is damaged")
     if decoded.ndim == 2:
         decoded = np.repeat(decoded[..., None], image.channels, axis=2)
@@ -114,10 +114,10 @@ def _decode_any(png: bytes, image: ImageSpec) -> Pixels:
 
 
 def _check_header(png: bytes, image: ImageSpec) -> None:
-    """Compare a PNG's header with the image it must hold, before anything is allocated.
+    """Compare a PNG's header with the required format, before any allocation.
 
     Raises:
-        ValueError: it is no PNG, or of another size, depth or color.
+        ValueError: not a PNG, or another size, depth or color.
     """
     if not png.startswith(_SIGNATURE) or png[12:16] != b"IHDR" or len(png) < 16 + HEADER.size:
         raise ValueError("its image is no PNG")

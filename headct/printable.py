@@ -1,10 +1,10 @@
-"""Untrusted text, made printable: no control characters of file names, no passwords of URLs."""
+"""Printing of untrusted text: escapes control characters, hides secrets in URLs."""
 
 import json
 import re
 from typing import Any
 
-# What ends a line, moves the cursor or turns the direction of writing.
+# Characters that end a line, move the cursor or change the direction of writing.
 _UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\",;]+")
 _SECRET = re.compile(
@@ -16,12 +16,12 @@ _HIDDEN = "***"
 
 
 def escape_controls(text: str) -> str:
-    r"""A text in which `\x1b` stands for the character ESC, and so on."""
+    r"""Escape control characters: `\x1b` for ESC, and so on."""
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def hide_secrets(text: str) -> str:
-    """A text without the passwords, tokens and signatures of the URLs in it."""
+    """Hide passwords, tokens and signatures in the URLs of a text."""
     if "=" not in text and "@" not in text:
         return text
     return _SECRET.sub(rf"\1={_HIDDEN}", _URL.sub(lambda found: _hide(found[0]), text))
@@ -31,7 +31,7 @@ def _hide(url: str) -> str:
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     user, at, host = place.rpartition("@")
-    # The container of an address of Azure stands there, too.
+    # in URLs of Azure, the user may be a container
     if at and (":" in user or scheme.lower() in ("http", "https")):
         place = f"{_HIDDEN}@{host}"
     shown = f"{scheme}://{place}{slash}{path}"
@@ -41,7 +41,7 @@ def _hide(url: str) -> str:
 
 
 def show_line(text: object) -> str:
-    """A message as one line of a terminal or a log."""
+    """Return a message as one printable line, without secrets."""
     return escape_controls(hide_secrets(str(text)))
 
 
@@ -49,7 +49,7 @@ _LONGEST_QUOTE = 40  # characters
 
 
 def quoted(text: str) -> str:
-    """A text of the user's in quotes, for a message: control characters escaped, and cut."""
+    """Quote user text for a message: shortened, control characters escaped."""
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}...")
 
 
@@ -57,7 +57,7 @@ LONGEST_SHOWN = 60  # characters
 
 
 def shown(value: Any) -> str:
-    """A value of a JSON or TOML file for a message: short, one line, printable characters."""
+    """Format a JSON or TOML value for a message: short, one line, printable."""
     if isinstance(value, dict):
         return "{...}" if value else "{}"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Why a file is rejected: the reasons of rejects.jsonl, and the errors that carry one."""
+"""Reasons for rejecting a file, as in rejects.jsonl, and errors with a reason."""
 
 import errno
 from enum import StrEnum
@@ -6,16 +6,16 @@ from typing import Self
 
 
 class Reason(StrEnum):
-    """Why a file is not used: a closed list, written to rejects.jsonl.
+    """Reason for rejecting a file: a closed list, written to rejects.jsonl.
 
     Attributes:
-        advice: what to do about it, a sentence.
+        advice: remedy, a sentence.
     """
 
     advice: str
 
     def __new__(cls, value: str, advice: str) -> Self:
-        """A reason cannot be added without advice."""
+        """Require advice with every reason."""
         reason = str.__new__(cls, value)
         reason._value_, reason.advice = value, advice
         return reason
@@ -129,11 +129,11 @@ class Reason(StrEnum):
 
 
 def advice_for(reason: str) -> str:
-    """Return what to do about a reason; nothing for one of another version."""
+    """Return the advice for a reason; empty for reasons of other versions."""
     return next((known.advice for known in Reason if known.value == reason), "")
 
 
-# Reasons that may be gone when the same file is read again: asked again when a run resumes.
+# Transient reasons: files are read again when a run resumes.
 TRANSIENT = frozenset(
     {
         Reason.VANISHED,
@@ -156,7 +156,7 @@ class Rejected(Exception):
 
     @classmethod
     def unread(cls, error: OSError) -> "Rejected":
-        """What a file that cannot be read is rejected with."""
+        """Return the rejection of an unreadable file."""
         if isinstance(error, FileNotFoundError):
             return cls(Reason.VANISHED)
         if isinstance(error, ObjectFault):
@@ -165,11 +165,11 @@ class Rejected(Exception):
 
 
 class ObjectFault(OSError):
-    """A store has an object, and will not hand it out, whatever becomes of others.
+    """A store has an object but does not return it; other objects are not affected.
 
     Args:
-        reason: to reject it with.
-        what: keeps it back; never a value from a header.
+        reason: of the rejection.
+        what: the cause; never a value from a header.
     """
 
     def __init__(self, reason: Reason, what: str) -> None:

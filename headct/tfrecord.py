@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: frames to write, to read and to check.
+"""TFRecord files without TensorFlow: writing, reading and checking of records.
 
 A record is a length (uint64), its checksum (uint32), the data and their checksum:
 https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
@@ -23,7 +23,7 @@ class CorruptRecord(ValueError):
     """A record is cut short or fails a checksum.
 
     Attributes:
-        what: is wrong, in a few words.
+        what: the error, in a few words.
         offset: of the record in its file, bytes.
     """
 
@@ -41,7 +41,7 @@ def frame_record(data: bytes) -> bytes:
 
 
 def read_records(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the data of each record of a file, checked.
+    """Yield the checked data of a file's records.
 
     Raises:
         CorruptRecord: a record is cut short or fails a checksum.
@@ -57,7 +57,7 @@ def read_record(file: BinaryIO, offset: int) -> bytes | None:
 
     Args:
         file: to read from, at the beginning of a record.
-        offset: of that record in the file, bytes; for messages only.
+        offset: of the record in the file, bytes; for messages only.
 
     Raises:
         CorruptRecord: the record is cut short or fails a checksum.
@@ -76,8 +76,8 @@ def read_record(file: BinaryIO, offset: int) -> bytes | None:
 def check_lengths(file: BinaryIO) -> None:
     """Check the length of every record without reading data: a few microseconds per record.
 
-    TensorFlow allocates as many bytes as a length says, and ends the process if there are not as
-    many: check a file from elsewhere first.
+    TensorFlow allocates the stated length and ends the process if the memory is too small:
+    check untrusted files first.
 
     Args:
         file: unbuffered.
@@ -100,13 +100,13 @@ def _read_length(file: BinaryIO, offset: int) -> int | None:
     if len(head) < _HEAD.size:
         raise CorruptRecord("truncated length", offset)
     length, checksum = _HEAD.unpack(head)
-    # No allocation for a length that no message has, even if its checksum is right.
+    # do not allocate impossible lengths, even if the checksum is right
     if checksum != _masked_crc(head[:_LENGTH_BYTES]) or length > _MAX_DATA_BYTES:
         raise CorruptRecord("bad checksum of the length", offset)
     return int(length)
 
 
 def _masked_crc(data: bytes) -> int:
-    """Return the CRC-32C, rotated and offset so that a checksum of checksums stays sound."""
+    """Return the CRC-32C, rotated and offset so that checksums of checksums stay sound."""
     checksum: int = google_crc32c.value(data)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Whether a failed request is the fault of an object or of the store, and whether it may pass."""
+"""Classification of failed requests: fault of an object or the store, transient or not."""
 
 import errno
 import re
@@ -19,13 +19,13 @@ RANGE_NOT_SATISFIABLE = 416
 _STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
 _CODE = re.compile(r"<Code>([\w.]+)</Code>")
 _CAUSE = re.compile(r'message: "([^"]+)"')
-# Timeouts, "too early" and "slow down"; other answers from 400 to 499 would be the same again.
+# Timeouts, "too early" and "slow down"; retrying does not help for other statuses from 400 to 499.
 _RETRIED = frozenset({408, 425, 429})
 _RETRIED_CODES = ("RequestTimeout", "OperationAborted", "ConditionalRequestConflict")
 _REDIRECT = "Received redirect"  # to another region or endpoint than the configured one
 _MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 
-# Codes of S3, Google Cloud Storage and Azure that concern one object, and what they mean.
+# Codes of S3, Google Cloud Storage and Azure that concern one object, with their meaning.
 _OBJECT_FAULTS = {
     "InvalidObjectState": "archived",
     "BlobArchived": "archived",
@@ -35,7 +35,7 @@ _OBJECT_FAULTS = {
     "BlobUsesCustomerSpecifiedEncryption": "encrypted with a key of the customer",
     "KMS.": "encrypted with a key that cannot be used",
 }
-# Codes that concern the credentials, whatever the request.
+# Codes that concern the credentials.
 _CREDENTIALS = (
     "ExpiredToken",
     "InvalidToken",
@@ -46,9 +46,9 @@ _CREDENTIALS = (
     "UserProjectMissing",
     "Requester Pays",
 )
-# Google Cloud Storage decompresses such objects on the way.
+# Google Cloud Storage decompresses these objects in transit.
 _AS_WITH_GZIP = ", as of an object that is stored with Content-Encoding: gzip"
-# Texts in obstore's messages about answers that no store gives, and what they mean.
+# Texts in obstore's messages about responses of other services, with their meaning.
 _FOREIGN = {
     "InvalidListResponse": "the answer is not a list of objects",
     "NotPartial": f"the answer is not the requested range of an object{_AS_WITH_GZIP}",
@@ -78,17 +78,17 @@ def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exce
     Args:
         error: raised by obstore.
         url: of the bucket, for messages.
-        reading: whether the request was to read an object, whose fault it may be.
+        reading: whether the request reads an object; the failure may be the object's fault.
 
     Returns:
         FileNotFoundError: there is no such object.
-        ObjectFault: the store keeps this object back.
+        ObjectFault: the store does not return this object.
         ObjectRefused: refused; whether it is the object's fault depends on other objects.
-        Transient: the failure may pass.
-        StoreError: the failure will last.
+        Transient: a retry may succeed.
+        StoreError: a retry would fail, too.
     """
     text, code = str(error), status(error)
-    answer = _answer(text)  # without the object's key, which may be any text
+    answer = _answer(text)  # without the object's key: a key may be any text
     if isinstance(error, InvalidPathError):
         return StoreError(url, "an object's key is not a path", "rename it")
     if any(sign in answer for sign in _MISSING_BUCKETS):
@@ -123,13 +123,13 @@ def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exce
 
 
 def _advice(url: str) -> str:
-    """Return how to gain access to a bucket."""
+    """Return advice on access to a bucket."""
     scheme = url.partition("://")[0].replace("https", "http").replace("s3a", "s3")
     return _WHO_HAS_ACCESS.get(scheme, _WHO_HAS_ACCESS["az"])
 
 
 def _answer(text: str) -> str:
-    """Return the status and body of the answer that obstore's message quotes."""
+    """Return the status and body of the response from obstore's message."""
     found = _STATUS.search(text)
     return text[found.start() :].partition("\n\nDebug source")[0] if found else ""
 
@@ -139,13 +139,13 @@ def _meaning(text: str, signs: dict[str, str]) -> str:
 
 
 def status(error: BaseException) -> int:
-    """Return the HTTP status of the answer; 0 without an answer."""
+    """Return the HTTP status of the response; 0 without a response."""
     found = _STATUS.search(str(error))
     return int(found[1][:3]) if found else 0
 
 
 def describe(error: BaseException) -> str:
-    """Describe a failure in a few words, without the object's address that obstore's text has."""
+    """Describe a failure in a few words, without the object's address in obstore's message."""
     text = str(error)
     if found := _STATUS.search(text):
         code = _CODE.search(text)

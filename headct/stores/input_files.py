@@ -1,4 +1,4 @@
-"""The files of the input, and whose fault it is if one cannot be read."""
+"""Input files: listing, prefetching, and telling unreadable files from failing stores."""
 
 import posixpath
 import re
@@ -18,10 +18,10 @@ from headct.stores.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
 from headct.stores.urls import find_input_store, find_store
 
 _WILDCARDS = frozenset("*?[")
-_AHEAD_BYTES = 1 << 26  # limit of read files in memory, waiting or being converted
-_GROUP_BYTES = 1 << 23  # limit of files that a reader requests in a row
-_LISTED = 1000  # files of a listing, and
-_TRIED = 16  # files and folders among them, to tell whether the store refuses all
+_AHEAD_BYTES = 1 << 26  # limit of prefetched files in memory, bytes
+_GROUP_BYTES = 1 << 23  # limit of files that a reader requests together, bytes
+_LISTED = 1000  # listed files, and
+_TRIED = 16  # tried files and folders, to detect a store that refuses all
 _Contents = deque[bytes | OSError]
 
 _readable: dict[str, str] = {}  # root of an input: a file that could be read
@@ -55,7 +55,7 @@ class Reading:
         """Return a range of a file.
 
         Raises:
-            OSError: the file cannot be read, at a second attempt either.
+            OSError: the file cannot be read, even on retry.
             StoreError: its store fails.
         """
         try:
@@ -72,14 +72,14 @@ class Reading:
         *,
         again: bool = True,
     ) -> "Future[T]":
-        """Return the future result of a function of a range of a file.
+        """Apply a function to a range of a file; return a future of the result.
 
         Args:
             source: the file.
             start: first byte of the range.
             length: bytes; the range ends with the file.
             use: the function.
-            again: whether to read a second time before reporting that the file cannot be read.
+            again: whether to retry once before reporting an unreadable file.
 
         `result()` raises an OSError if the file cannot be read, a StoreError if its store fails.
         """
@@ -104,8 +104,8 @@ class InputFiles:
     Attributes:
         root: the folder that sources are relative to.
         pattern: glob pattern of sources; empty for all.
-        name: the only file of `root` that is meant; empty for all.
-        patience: seconds after which a failing request is given up.
+        name: the only file of `root` to use; empty for all.
+        patience: timeout of a failing request with retries, seconds.
     """
 
     root: str
@@ -120,7 +120,7 @@ class InputFiles:
         A file or folder of exactly this name has precedence over a pattern.
 
         Raises:
-            UsageError: nothing is found.
+            UsageError: no input exists there.
             StoreError: the store fails.
         """
         files = cls._find(text, patience)
@@ -130,16 +130,16 @@ class InputFiles:
 
     @classmethod
     def expect(cls, text: str, patience: float) -> "InputFiles":
-        """Find an input that existed before, as `parse` does; wait while it is away.
+        """Find an input that existed before, as `parse` does; wait while it is unavailable.
 
         Raises:
-            StoreError: it stays away, or its store fails.
+            StoreError: the input stays unavailable, or its store fails.
         """
 
         def attempt() -> InputFiles:
             files = cls._find(text, patience)
             if files is None:
-                find_input_store.cache_clear()  # it may be an archive that is away
+                find_input_store.cache_clear()  # the input may be an unavailable archive
                 raise Transient("the input is gone")
             return files
 
@@ -170,15 +170,15 @@ class InputFiles:
         return find_input_store(self.root, self.patience)[0]
 
     def _path(self, source: str) -> str:
-        """Return the path in the store; keys of objects may have a slash where a name begins."""
+        """Return the path in the store; keys of objects may begin with a slash."""
         folder = find_input_store(self.root, self.patience)[1]
         return f"{folder.rstrip('/')}/{source}" if folder else source
 
     def list(self) -> Iterator[FileInfo]:
         """List the files, with paths relative to the root, ordered by the bytes of their paths.
 
-        Hidden files and folders are left out. `**` in a pattern matches any number of folders, also
-        none; without a pattern, all levels are listed.
+        Hidden files and folders are omitted. `**` in a pattern matches any number of folders,
+        including none; without a pattern, all levels are listed.
 
         Raises:
             StoreError: a folder cannot be listed, or the store fails.
@@ -206,7 +206,7 @@ class InputFiles:
         """Return a source's bytes, or a range of them.
 
         Raises:
-            OSError: it cannot be read; an ObjectFault if the store only keeps this one back.
+            OSError: the file cannot be read; an ObjectFault if the store refuses only this file.
             StoreError: the store fails, or refuses other files, too.
         """
         path = self._path(source)
@@ -221,11 +221,11 @@ class InputFiles:
         return Patience(store, self.patience).request(lambda: self._judge(path, read))
 
     def look_again(self, source: str, start: int = 0, length: int | None = None) -> bytes:
-        """Read a source, or a range of it, that could not be read at the first attempt.
+        """Retry reading a source, or a range of it.
 
         Raises:
-            OSError: it still cannot, although its folder was reachable before and after.
-            StoreError: its folder stays away, or the store fails.
+            OSError: the file is unreadable, and its folder was reachable before and after.
+            StoreError: the folder stays unreachable, or the store fails.
         """
         return self._look_again(source, lambda: self.read(source, start, length))
 
@@ -243,7 +243,7 @@ class InputFiles:
         return Patience(self.root, self.patience).request(attempt)
 
     def _judge(self, path: str, read: Callable[[str], bytes]) -> bytes:
-        """Read a file that was refused; if it is refused again, raise whose fault that is."""
+        """Retry a refused file; if refused again, raise an error of the file or the store."""
         works = self._can_read_another(path, read)
         try:
             return read(path)
@@ -264,7 +264,7 @@ class InputFiles:
         return False
 
     def _others(self) -> Iterator[str]:
-        """Yield files of the start of the listing, and of other folders."""
+        """Yield files from the start of the listing, and from other folders."""
         files, root = find_input_store(self.root, self.patience)
         paths = [info.path for info in islice(files.list(root), _LISTED)]
         yield from map(self._path, paths[:: max(1, len(paths) // _TRIED)])
@@ -289,10 +289,9 @@ class InputFiles:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def read_ahead(self, files: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
-        """Yield all bytes of each file, in order, or why it cannot be read.
+        """Yield the bytes of all files, in order, or the error of an unreadable file.
 
-        The next files are prefetched; all in memory together have at most `_AHEAD_BYTES`, or are
-        one.
+        The next files are prefetched, up to `_AHEAD_BYTES` in memory, or a single larger file.
 
         Args:
             files: sources and their sizes, bytes.
@@ -305,7 +304,7 @@ class InputFiles:
         threads = ThreadPoolExecutor(store.readers)
         waiting: deque[tuple[Future[_Contents], int]] = deque()
         try:
-            held = 0  # bytes of the current group and of the waiting ones
+            held = 0  # bytes of the current and the waiting groups
             while groups or waiting:
                 contents: _Contents = deque()
                 size = 0
@@ -342,7 +341,7 @@ def _compile(pattern: str) -> "re.Pattern[str]":
 
 
 def _group(files: Sequence[tuple[str, int]], together: int) -> Iterator[Sequence[tuple[str, int]]]:
-    """Yield groups of files that a reader requests in a row."""
+    """Yield groups of files that a reader requests together."""
     group: list[tuple[str, int]] = []
     held = 0
     for source, size in files:
