@@ -1,4 +1,4 @@
-"""An earlier assignment of patients to splits, and whom of this run it knows."""
+"""Splits of an earlier assignment, looked up for the slices of a run."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,11 +35,11 @@ class Earlier:
     """An earlier assignment.
 
     Attributes:
-        path: as the user gave it.
-        ids: the column of image ids and that of patients or studies, as far as there are any.
-        splits: of each row; None for one that has no split.
+        path: path that the user gave.
+        ids: columns of image ids and of patient or study ids, if present.
+        splits: split per row, or None.
         group_column: `patient_id` or `study_id`.
-        options: of the shard directory's run, with its `identity`; none of a table.
+        options: options of the shard directory's run, with its `identity`; empty for a table.
     """
 
     path: str
@@ -49,7 +49,7 @@ class Earlier:
     options: dict[str, Any] = field(default_factory=dict)
 
     def why_no_groups(self, options: Options) -> str:
-        """Why ids of patients cannot be compared with this run's; empty if they can."""
+        """Return why patient ids cannot be compared with this run's; empty if they can."""
         if self.group_column not in self.ids:
             return _NO_ID
         kind = self.options.get("identifiers")
@@ -58,7 +58,7 @@ class Earlier:
         return _OTHER_KEY if kind == Identifiers.HASH and not self._has_key(options) else ""
 
     def why_no_images(self, options: Options) -> str:
-        """Why ids of images cannot be compared with this run's; empty if they can."""
+        """Return why image ids cannot be compared with this run's; empty if they can."""
         if _IMAGE not in self.ids:
             return _NO_ID
         kind = self.options.get("image_id")
@@ -72,7 +72,7 @@ class Earlier:
         return ""
 
     def check(self, options: Options) -> None:
-        """Raise a UsageError if no ids can be compared with this run's."""
+        """Raise a UsageError if neither kind of id can be compared with this run's."""
         if self.why_no_groups(options) and self.why_no_images(options):
             raise UsageError(f"--folds_from {self.path} cannot be joined: {self._reasons(options)}")
 
@@ -96,18 +96,17 @@ class Earlier:
         key: Callable[[], bytes],
         options: Options,
     ) -> "KnownSplits":
-        """Find the splits of this run's slices: by their patients, or else by their images.
+        """Find the splits of this run's slices by patient, or else by image.
 
         Args:
-            keys: of all files.
-            used: the files that are slices.
-            groups: the text of each number of `keys.ids[group_column]`.
-            key: returns what this run's ids are hashed with in the inventory; empty if they are
-                kept.
-            options: of this run.
+            keys: keys of all files.
+            used: indices of the files that are slices.
+            groups: text per number of `keys.ids[group_column]`.
+            key: returns the hash key of the ids in the inventory; empty if ids are kept.
+            options: options of this run.
 
         Raises:
-            UsageError: none is known, or one patient has two splits.
+            UsageError: no slice is known, or a patient has two splits.
         """
         found = []
         if not self.why_no_groups(options):
@@ -127,7 +126,7 @@ class Earlier:
     def _by_group(
         self, groups: Sequence[str], key: Callable[[], bytes]
     ) -> list[NDArray[np.object_]]:
-        """The split of each group, by its id as it is and as this run hashes it."""
+        """Return the split of each group, by plain id and by this run's hashed id."""
         frame = pd.DataFrame({"id": self.ids[self.group_column], "split": self.splits})
         frame = frame[frame["id"] != ""].dropna().drop_duplicates()
         kind = self.options.get("identifiers")
@@ -154,7 +153,7 @@ class Earlier:
     def _by_image(
         self, keys: Keys, used: NDArray[np.int64], key: Callable[[], bytes], options: Options
     ) -> list[NDArray[np.object_]]:
-        """The split of each slice, by its image id in each form that it may have."""
+        """Return the split of each slice, per possible form of the image id."""
         texts = self.ids[_IMAGE]
         kind = self.options.get("image_id")
         kind = self.options["identity"] if kind == ImageId.AUTO else kind
@@ -184,11 +183,11 @@ class Earlier:
 
 @dataclass(frozen=True)
 class KnownSplits:
-    """What an earlier assignment says of this run's slices.
+    """Splits of this run's slices in an earlier assignment.
 
     Attributes:
-        splits: of each slice; None if it is not known.
-        note: whom it knows, in a sentence.
+        splits: split per slice; None if unknown.
+        note: sentence on the number of patients or studies that keep their split.
     """
 
     splits: NDArray[np.object_]
@@ -214,7 +213,7 @@ def _keys(texts: Sequence[str] | NDArray[np.object_]) -> pd.Index:
 
 
 def _lookup(known: pd.Index, splits: Any, wanted: pd.Index) -> NDArray[np.object_]:
-    """The split of each wanted id, or None."""
+    """Return the split of each wanted id, or None."""
     found = pd.Series(splits, known, dtype=object).reindex(wanted)
     return found.where(found.notna(), None).to_numpy(np.object_)
 
@@ -223,14 +222,14 @@ def read_earlier(path: str, group_by: GroupBy, patience: float = DEFAULT_PATIENC
     """Read an earlier assignment.
 
     Args:
-        path: a shard directory; or a table, CSV or Parquet, with the column `split` and one of
+        path: a shard directory; or a CSV or Parquet table with the column `split` and one of
             `image_id`, `patient_id` and `study_id`.
-        group_by: what must not be in two folds.
-        patience: seconds after which a request that fails is given up.
+        group_by: unit that must not be in two folds.
+        patience: seconds to retry a failing request.
 
     Raises:
-        UsageError: it cannot be read, or has other columns.
-        StoreError: its store fails.
+        UsageError: the assignment is unreadable or lacks a column.
+        StoreError: the store fails.
     """
     is_table = PurePosixPath(path).suffix.lower() in _TABLES
     table = path if is_table else f"{path.rstrip('/')}/{INDEX}"
@@ -266,5 +265,5 @@ def _read_options(path: str, patience: float) -> dict[str, Any]:
         manifest = json.loads(file.read())
     if not isinstance(manifest, dict) or not isinstance(manifest.get("options"), dict):
         raise ValueError(f"{path} is not a shard directory's manifest")
-    identity = manifest.get(_IMAGE, ImageId.FILE_NAME.value)  # earlier versions had no other
+    identity = manifest.get(_IMAGE, ImageId.FILE_NAME.value)  # the only one of old versions
     return {**fill_in(manifest["options"]), "identity": identity}

@@ -1,4 +1,4 @@
-"""What is known of every input file before its pixels are converted: one row per file."""
+"""The inventory: one row per input file, with ids and header but no pixels."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -36,11 +36,11 @@ from headct.stores import (
     show_source,
 )
 
-# A part of the inventory is read by one task. The first are small, so that few files, too, keep
-# all workers busy; later ones are larger, so that millions of files are thousands of parts.
+# One task reads one part. The first parts are small, to keep all workers busy with few files;
+# later parts are larger, to keep the number of parts in the thousands for millions of files.
 _SMALLEST_PART, _LARGEST_PART = 256, 4096
 _PARTS_OF_A_SIZE = 16
-_KEY_CANDIDATES = 64  # files, the first of which that can be read gives the key of the inventory
+_KEY_CANDIDATES = 64  # files; the first readable file gives the key of the inventory
 
 _LISTING = pa.schema({"source": pa.binary(), "size": pa.int64(), "version": pa.string()})
 _TEXTS = pa.dictionary(pa.int32(), pa.string())
@@ -63,12 +63,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Inspected:
-    """What became of a part of the inventory.
+    """File counts of a part of the inventory.
 
     Attributes:
-        files: how many it has.
-        rejected: how many of them cannot be used.
-        reused: how many were known from an earlier run, and not read again.
+        files: all files of the part.
+        rejected: files that cannot be used.
+        reused: files known from an earlier run and not read again.
     """
 
     files: int
@@ -77,10 +77,10 @@ class Inspected:
 
 
 def list_parts(files: Files) -> Iterator[int]:
-    """List the input, a part at a time; yields how many files each part has.
+    """List the input in parts; yield the number of files per part.
 
     Raises:
-        StoreError: the input cannot be listed whole.
+        StoreError: the input cannot be listed completely.
         OutputError: a part cannot be written.
     """
     input_files = InputFiles.expect(files.input, files.storage_patience)
@@ -104,15 +104,14 @@ def _part_size(number: int) -> int:
 
 
 def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
-    """Read the headers of a part of the listing, and write that part of the inventory.
+    """Read the headers of a part of the listing, and write the part of the inventory.
 
-    What an earlier run found out about a file is kept while the file has the same size and
-    version.
+    Rows of an earlier run are reused for files of the same size and version.
 
     Args:
-        number: of the part.
-        watch: told of each header that is parsed.
-        options: of the run.
+        number: number of the part.
+        watch: notified of each header that is parsed.
+        options: options of the run.
 
     Raises:
         OutputError: the part cannot be written.
@@ -146,10 +145,10 @@ def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
 
 
 def find_key(options: Options) -> bytes:
-    """What ids are hashed with in the inventory; empty if they are kept.
+    """Return the hash key of the ids in the inventory; empty if ids are kept.
 
     Raises:
-        UsageError: there is no key.
+        UsageError: the key is missing.
         StoreError: a store fails.
     """
     chosen, patience = options.identifiers, options.files.storage_patience
@@ -162,17 +161,17 @@ def find_key(options: Options) -> bytes:
 
 
 def replace_uid(key: bytes, uid: str, image_id: ImageId) -> str:
-    """What the inventory has of a SOP Instance UID; empty if there is none."""
+    """Return a SOP Instance UID as the inventory stores it; empty if absent."""
     if not uid or not key or image_id is ImageId.SOP_INSTANCE_UID:
         return uid
     return hash_id(key, "image_id", uid)
 
 
 def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
-    """The rows of an earlier run that still hold, by the file they are of."""
+    """Return the rows of an earlier run that are still valid, by file."""
     if table is None or table_metadata(table).get("key_check") != check:
         return {}
-    if table.column_names != SCHEMA.names:  # of another version
+    if table.column_names != SCHEMA.names:  # written by another version
         return {}
     return {
         FileInfo(decode_source(row["source"]), row["size"], row["version"]): row
@@ -187,7 +186,7 @@ def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
-    """The SOP Instance UIDs of some files, without those that are no slices.
+    """Yield the SOP Instance UIDs of some files; files that are not slices are skipped.
 
     Raises:
         StoreError: the store fails.
@@ -199,7 +198,7 @@ def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
 
 
 class _Inspector:
-    """Reads headers: the next ones are on their way while one is parsed."""
+    """Reads headers, and prefetches the next headers during parsing."""
 
     def __init__(
         self, files: InputFiles, key: bytes, image_id: ImageId, with_pixels: bool, watch: Watch
@@ -211,7 +210,7 @@ class _Inspector:
         self._watch = watch
 
     def inspect(self, listed: Sequence[FileInfo], places: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows of the files at some places, in their order."""
+        """Return the rows of the files at some indices, in order."""
         with self._files.reading() as reading:
             heads = reading.ahead(places, lambda place: self._head(reading, listed[place], place))
             rows = [self._row(reading, listed[place], place, head) for place, head in heads]
@@ -220,13 +219,13 @@ class _Inspector:
     def _head(self, reading: Reading, info: FileInfo, place: int) -> Future[bytes]:
         if place in self._watch.excluded:
             return Future()
-        # Without a version it could not be looked at when it was listed: a link to nothing.
+        # No version: a dangling link, so a retry is pointless.
         return reading.part(info.path, 0, FIRST_BYTES, bytes, again=bool(info.version))
 
     def _row(
         self, reading: Reading, info: FileInfo, place: int, head: Future[bytes]
     ) -> tuple[dict[str, Any], Future[int] | None]:
-        """A file's row, and its fingerprint that is on the way."""
+        """Return a file's row, and the future of its fingerprint."""
         row = _empty_row(name_of(show_source(info.path)))
         try:
             if place in self._watch.excluded:
@@ -251,7 +250,7 @@ class _Inspector:
     def _read_more(
         self, reading: Reading, source: str, place: int, start: int, length: int
     ) -> bytes:
-        """A part of a file whose header is being parsed: time for it is the store's."""
+        """Return more bytes of a file during parsing; the watch does not count the wait."""
         self._watch.waiting()
         data = reading.now(source, start, length)
         self._watch.working(place)
@@ -268,7 +267,7 @@ class _Inspector:
             "header": encode_header(header),
             "path_identifies": holds_identifier(show_source(info.path), header.identifiers),
         }
-        if header.pixel_offset is not None:  # a deflated file would have to be read whole
+        if header.pixel_offset is not None:  # a deflated file has no offset
             described["pixel_offset"] = header.pixel_offset
             described["pixel_bytes"] = pixel_bytes(header, info.size)
         return described
@@ -286,14 +285,14 @@ class _Inspector:
 
 
 class _Beginning:
-    """A file's first bytes, which are here, and the others, which are read if they are needed."""
+    """A file with its first bytes in memory; other bytes are read on demand."""
 
     def __init__(self, data: bytes, info: FileInfo, read_more: Callable[[int, int], bytes]) -> None:
         self._data, self._info, self._read_more = data, info, read_more
         self._position = 0
 
     def read(self, size: int) -> bytes:
-        """The next bytes, as of any file."""
+        """Return the next bytes."""
         first, self._position = self._position, self._position + size
         data = self._data[first : self._position]
         missing = min(self._position, self._info.size) - max(first, len(self._data))

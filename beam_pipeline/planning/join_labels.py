@@ -1,4 +1,4 @@
-"""Files and labels brought together: what each file is used for, and which label it has."""
+"""Join of the inventory with the labels: a verdict and a label per file."""
 
 from dataclasses import dataclass
 
@@ -26,19 +26,19 @@ from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key,
 from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 
-_AT_A_TIME = 1 << 16  # label ids that are hashed together
+_AT_A_TIME = 1 << 16  # label ids per hashing step
 
 
 @dataclass(frozen=True)
 class JoinedFiles:
-    """All files, and what they are used for.
+    """All files, with verdicts and labels.
 
     Attributes:
-        keys: of all files.
-        inventory: of all files.
-        judgement: which files are used, and their labels.
-        labels_joined_by: what the ids of the label file are of a file; None without one.
-        notes: what was decided by the data, in sentences.
+        keys: keys of all files.
+        inventory: inventory of all files.
+        judgement: the used files and their labels.
+        labels_joined_by: form of the label file's ids; None without a label file.
+        notes: sentences on decisions that the data made.
     """
 
     keys: Keys
@@ -49,7 +49,7 @@ class JoinedFiles:
 
     @property
     def skipped(self) -> int:
-        """How many files are left out since the label file does not name them."""
+        """Number of files skipped because the label file lacks them."""
         return int((self.judgement.verdicts == SKIPPED).sum())
 
 
@@ -57,16 +57,16 @@ def join_labels(parts: int, options: Options) -> JoinedFiles:
     """Read the inventory and the labels, and decide which files are used.
 
     Args:
-        parts: how many the inventory has.
-        options: of the run.
+        parts: number of parts of the inventory.
+        options: options of the run.
 
     Raises:
-        UsageError: there are no files, or no label is of one.
+        UsageError: the input has no files, or no label matches a file.
         StoreError: a store fails.
     """
     unfinished = Unfinished(options.files.folder)
     label_file = LabelFile.of(options.files, options.labels)
-    # What the start of the run kept may be gone where a template's job runs again.
+    # The labels kept at the start may be gone when a template's job runs again.
     labels = Labels.find(unfinished) or label_file.read() if label_file else None
     places = None
     if labels:
@@ -109,7 +109,7 @@ def _match(
     inventory: Inventory,
     options: Options,
 ) -> LabelMatch:
-    """Match labels and files; raise a UsageError if there are slices and none has a label."""
+    """Match labels and files; raise a UsageError if no slice has a label."""
     count = len(labels.image_ids)
 
     def find_by_uid() -> NDArray[np.int32]:
@@ -126,7 +126,7 @@ def _match(
 
 
 def _source(inventory: Inventory, place: int) -> bytes:
-    """The path of the file at some place."""
+    """Return the path of the file at an index."""
     wanted = np.zeros(inventory.starts[-1], np.bool_)
     wanted[place] = True
     (found,) = (table["source"][0].as_py() for _, table in inventory.read(wanted, ["source"]))
@@ -134,7 +134,7 @@ def _source(inventory: Inventory, place: int) -> bytes:
 
 
 def _hashed(ids: pa.ChunkedArray, inventory: Inventory, options: Options) -> NDArray[np.uint64]:
-    """The keys of label ids that are SOP Instance UIDs, as the inventory has these."""
+    """Return the keys of label ids that are SOP Instance UIDs, hashed as in the inventory."""
     key = find_inventory_key(inventory, options)
     parts: list[NDArray[np.uint64]] = []
     for first in range(0, len(ids), _AT_A_TIME):

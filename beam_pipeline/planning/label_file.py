@@ -1,4 +1,4 @@
-"""Read a label file: its columns by their names, the texts of its cells as 0, 1 or -1."""
+"""Label files in long or wide form, read as `Labels`."""
 
 import re
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ from headct.layout import MAX_LABELS, check_label_names
 from headct.printable import quoted
 from headct.stores import DEFAULT_PATIENCE
 
-_TRUTHS = {"true": 1, "false": 0}  # as pandas, R and Parquet have them, in any case
-# Words that say nothing about who somebody is.
+_TRUTHS = {"true": 1, "false": 0}  # of pandas, R and Parquet; the case is ignored
+# Words that identify nobody.
 _ANSWERS = {"yes", "no", "y", "n", "t", "f", "positive", "negative", "pos", "neg"}
 
 
 def parse_values(texts: pa.StringArray) -> NDArray[np.int8]:
-    """Return 0 and 1 as they are, all else as -1: int8 [n]."""
+    """Return texts as 0 and 1, and -1 for any other text: int8 [n]."""
     encoded = texts.dictionary_encode()
     different = np.array([_value(text) for text in encoded.dictionary.to_pylist()], np.int8)
     return np.asarray(different[encoded.indices.to_numpy()])
 
 
 def check_values(column: str, texts: pa.StringArray, values: NDArray[np.int8]) -> None:
-    """Raise a ValueError if most values of a column are not those of a label.
+    """Raise a ValueError if most values of a column are neither 0 nor 1.
 
     Args:
-        column: its name.
+        column: name of the column.
         texts: [n].
-        values: [n], what `parse_values` makes of the texts.
+        values: [n], the texts parsed by `parse_values`.
     """
     wrong = values < 0
     if wrong.sum() * 2 > len(wrong):
@@ -48,7 +48,7 @@ def check_values(column: str, texts: pa.StringArray, values: NDArray[np.int8]) -
 
 
 def is_like_a_value(text: str) -> bool:
-    """Return whether a text is a label's value, a number, or an answer to a question."""
+    """Return whether a text is a label's value, a number, or an answer such as yes."""
     return _value(text) >= 0 or text.lower() in _ANSWERS or _is_number(text)
 
 
@@ -61,7 +61,7 @@ def _is_number(text: str) -> bool:
 
 
 def _instance(texts: pa.Array) -> str:
-    """A value to recognize a column by; long numbers and other text may say who somebody is."""
+    """Return an example value; long numbers and other text may identify a patient."""
     for text in texts.unique().to_pylist():
         with suppress(ValueError):
             if text.lower() in _ANSWERS or abs(float(text)) < 1000:
@@ -81,9 +81,9 @@ def _value(text: str) -> int:
 
 
 _LONG = ("ID", "Label")
-# What the column of ids of a wide file may be called, whatever the case.
+# Names of a wide file's id column; the case is ignored.
 _ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
-# As pandas writes an index, and calls the columns of a CSV file that have no name.
+# pandas' names for an index and for unnamed columns of a CSV file.
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
 _UNNAMED = re.compile(rf"(Unnamed: \d+|{_INDEX.pattern})?")
 _COLUMNS_SHOWN = 8  # in a message
@@ -95,13 +95,13 @@ _WANTED = (
 
 @dataclass(frozen=True)
 class WideColumns:
-    """The columns of a wide label file, by their places.
+    """Column indices of a wide label file.
 
     Attributes:
-        ids: the column of image ids.
-        names: of the classes.
-        classes: the column of each class.
-        empty: columns that no name tells what to do with, and that must be empty.
+        ids: column of image ids.
+        names: names of the classes.
+        classes: one column per class.
+        empty: unnamed columns, which must be empty.
     """
 
     ids: int
@@ -111,10 +111,10 @@ class WideColumns:
 
 
 def find_long(columns: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the places of `ID` and `Label` if a file has both, as Kaggle's long form.
+    """Return the indices of `ID` and `Label` (Kaggle's long form), or None.
 
     Raises:
-        ValueError: one of them is there twice.
+        ValueError: the file has two columns of one name.
     """
     if not set(_LONG) <= set(columns):
         return None
@@ -127,12 +127,13 @@ def find_wide(
     """Find the columns of the image ids and of the classes.
 
     Args:
-        columns: the names of all columns.
-        id_column: None to find it by its name.
-        label_columns: none for RSNA's six if they are there, else all others that have a name.
+        columns: names of all columns.
+        id_column: name of the id column; None to try the usual names.
+        label_columns: names of the classes; empty for RSNA's six if present, else all other
+            named columns.
 
     Raises:
-        ValueError: there are no such columns; the message says which there are.
+        ValueError: a column is missing; the message lists the columns of the file.
     """
     ids = _find_ids(columns, id_column)
     names = _find_classes(columns, ids, label_columns)
@@ -182,7 +183,7 @@ def _find_classes(
 
 
 def _is_index(place: int, name: str) -> bool:
-    """Whether a column is the index that pandas writes beside the columns of a table."""
+    """Return whether a column is an index that pandas wrote."""
     return bool(_INDEX.fullmatch(name)) or (place == 0 and not name)
 
 
@@ -192,32 +193,32 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _place(columns: Sequence[str], name: str) -> int:
-    """A column's place; it must be the only one of that name."""
+    """Return the index of a column; raise a ValueError if two columns have the name."""
     if columns.count(name) > 1:
         raise ValueError(f"it has two columns {quoted(name)}; remove or rename one")
     return columns.index(name)
 
 
-_BETWEEN = "\x1f"  # an image id and its class; no printable name holds it
+_BETWEEN = "\x1f"  # separates image id and class; not printable, so in no name
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label file, in one of two forms.
+    """A label file in long or wide form.
 
     The long form, as Kaggle distributes it, has the columns `ID` and `Label` and a row
-    `<image id>_<class>,<0 or 1>` for each class of an image. The wide form has a column of image
-    ids and a column of 0 and 1 for each class.
+    `<image id>_<class>,<0 or 1>` per image and class. The wide form has a column of image ids and
+    a column of 0 and 1 per class.
 
-    Other columns of a wide file are left alone if `label_columns` names those of the classes; so
-    are columns without a name, as pandas writes its index. In the long form `label_columns` tells
-    where the class begins whose name holds `_`; rows of other classes are left alone.
+    If `label_columns` is given, other columns of a wide file are ignored, and other classes of a
+    long file; class names of a long file may then contain `_`. Unnamed columns, such as the index
+    that pandas writes, are always ignored.
 
     Attributes:
-        path: of a table that `open_table` reads.
-        id_column: of the wide form; None to find it by its name.
-        label_columns: none for RSNA's six if they are there, else all others.
-        patience: seconds after which a request that fails is given up.
+        path: path of a table that `open_table` reads.
+        id_column: id column of the wide form; None to try the usual names.
+        label_columns: names of the classes; empty for RSNA's six if present, else all others.
+        patience: seconds to retry a failing request.
     """
 
     path: str
@@ -227,21 +228,21 @@ class LabelFile:
 
     @classmethod
     def of(cls, files: Files, labels: LabelOptions) -> "LabelFile | None":
-        """The label file that options name."""
+        """Return the label file of the options, or None."""
         if files.labels is None:
             return None
         return cls(files.labels, labels.id_column, labels.label_columns, files.storage_patience)
 
     def read(self) -> Labels:
-        """The labels, whatever the order of the rows.
+        """Read the labels; the order of the rows has no effect.
 
-        Identical repeated rows count once. An image id without a value for each class, with
-        contradicting rows, or with a value other than 0 and 1 is unusable.
+        Identical repeated rows count once. An image id is unusable if a class has no value, rows
+        contradict, or a value is neither 0 nor 1.
 
         Raises:
-            UsageError: the file is missing or cannot be read, or has other columns, other values
-                in them, or no rows; the message says what was found, and quotes no row.
-            StoreError: its store fails.
+            UsageError: the file is missing, unreadable or without rows, or columns or values are
+                wrong; the message quotes no row.
+            StoreError: the store fails.
         """
         try:
             with open_table(self.path, self.patience) as table:
@@ -293,9 +294,9 @@ def _read_long(table: TextTable, places: Sequence[int], classes: tuple[str, ...]
 def _split_known(
     ids: pa.StringArray, values: NDArray[np.int8], classes: Sequence[str]
 ) -> tuple[pa.StringArray, NDArray[np.int8]]:
-    """The rows of some classes, with another sign before the longest that an ID ends in."""
+    """Return the rows of some classes, with `_BETWEEN` between image id and class."""
     longest_first = sorted(map(re.escape, classes), key=len, reverse=True)
-    # Without `.*` before it, the leftmost match is that of the longest class.
+    # Without a leading `.*`, the leftmost match is the longest class.
     pattern = f"_({'|'.join(longest_first)})[{AROUND}]*$"
     known = pc.match_substring_regex(ids, pattern)
     marked = pc.replace_substring_regex(ids.filter(known), pattern, rf"{_BETWEEN}\1")
@@ -303,7 +304,7 @@ def _split_known(
 
 
 def _number(texts: pa.StringArray, known: dict[str, int]) -> NDArray[np.int16]:
-    """Each class's place among the known ones, to which new ones are added."""
+    """Return the number per class; new classes are added to `known`."""
     encoded = texts.dictionary_encode()
     names = (text.strip(AROUND) for text in encoded.dictionary.to_pylist())
     places = [known.setdefault(name, len(known)) for name in names]

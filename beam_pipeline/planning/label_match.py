@@ -1,4 +1,4 @@
-"""Which files labels are of: by whichever of a file's ids the labels' ids match best."""
+"""Matching of labels to files, by the kind of file id that fits the labels' ids best."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from headct.reasons import Reason
 from headct.stores import decode_source, show_source
 
 _NAMES_AT_A_TIME = 10_000
-NO_LABEL = -1  # the place of a label that there is not
+NO_LABEL = -1  # label index of a file without a label
 _CONFLICT = next(n for n, (why, _) in enumerate(PROBLEMS) if why is Reason.LABEL_CONFLICT)
-_PEEKED = 64  # files whose UIDs are looked at where names fit no label
+_PEEKED = 64  # files to read UIDs from if no name fits a label
 
-# What a suffix is: `name_of` says the same of one name.
+# Suffix of a file name, as `name_of` defines it.
 _SUFFIX = r"([^/])\.(?:[^./]*[^./0-9][^./]*)?$"
 # A label may name a converted image, or have a suffix where the file has none.
 _IMAGE_SUFFIX = r"(?i)([^/])\.(?:dcm|dicom|ima|png|jpe?g)$"
@@ -30,7 +30,7 @@ _UID_SHAPE = r"^[0-9]+(?:\.[0-9]+){3,}$"  # of PS3.5, section 9.1
 
 
 class LabelForm(StrEnum):
-    """What a label's id may be of a file; of forms that fit equally well, the first is taken."""
+    """Forms of a label's id; of forms that fit equally well, the first is chosen."""
 
     NAME = "file name"
     FULL_NAME = "file name with its suffix"
@@ -40,10 +40,10 @@ class LabelForm(StrEnum):
 
 
 class LabelIndex:
-    """Finds labels by the ids of files.
+    """Index of labels by id.
 
     Args:
-        keys: uint64 [labels], `image_keys` of their ids.
+        keys: uint64 [labels], `image_keys` of the labels' ids.
     """
 
     def __init__(self, keys: NDArray[np.uint64]) -> None:
@@ -52,32 +52,32 @@ class LabelIndex:
 
     @classmethod
     def of(cls, ids: pa.ChunkedArray) -> "LabelIndex":
-        """The index of the labels' ids, whichever way these are written."""
+        """Return the index of the labels' ids, normalized by `plain_ids`."""
         return cls(image_keys(plain_ids(ids)))
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
-        """The place of each key's label, or NO_LABEL; int32 [n]."""
+        """Return the label index per key, or NO_LABEL; int32 [n]."""
         if not len(self._keys):
             return np.full(len(keys), NO_LABEL, np.int32)
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[place] == keys, self._order[place], np.int32(NO_LABEL))
 
     def repeated(self) -> list[NDArray[np.int32]]:
-        """The places of labels whose ids differ only in how they are written, id by id."""
+        """Return the indices of labels with equal normalized ids, one array per id."""
         keys = np.unique(self._keys[1:][self._keys[1:] == self._keys[:-1]])
         firsts, ends = (np.searchsorted(self._keys, keys, side) for side in ("left", "right"))
         return [self._order[a:b] for a, b in zip(firsts.tolist(), ends.tolist(), strict=True)]
 
 
 class FilePlaces:
-    """The label of each file in every form that can be read off its path, a part at a time."""
+    """Labels of files, per id form that follows from the path; filled in batches."""
 
     def __init__(self, index: LabelIndex) -> None:
         self._index = index
         self._parts: dict[LabelForm, list[NDArray[np.int32] | int]] = {}
 
     def add(self, paths: pa.Array) -> bool:
-        """Look up files by their paths, as `encode_source` writes them; say if any has a label."""
+        """Look up files by path (see `encode_source`); return whether any file has a label."""
         found = False
         known: dict[int, NDArray[np.int32]] = {}  # without folders, names are paths
         for form, ids in _ids_of(paths).items():
@@ -85,13 +85,13 @@ class FilePlaces:
                 known[id(ids)] = self._index.find(image_keys(ids))
             places = known[id(ids)]
             hit = bool((places != NO_LABEL).any())
-            # Most forms fit nothing: of these only the length is kept.
+            # Most forms fit no file: storing only the length saves memory.
             self._parts.setdefault(form, []).append(places if hit else len(places))
             found |= hit
         return found
 
     def join(self) -> dict[LabelForm, NDArray[np.int32]]:
-        """For each form that fits any file, the places of all files' labels."""
+        """Return the label indices of all files, per form that fits any file."""
         return {
             form: np.concatenate(
                 [np.full(p, NO_LABEL, np.int32) if isinstance(p, int) else p for p in parts]
@@ -118,8 +118,8 @@ def _ids_of(paths: pa.Array) -> dict[LabelForm, pa.Array]:
 
 
 def plain_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return ids as both sides write them: with slashes, without `./` and an image's suffix."""
-    # Nearly all have nothing to be replaced, and to find that out takes a tenth of the time.
+    """Return normalized ids: with slashes, without a leading `./` and an image suffix."""
+    # Few ids need a replacement, and the check takes a tenth of the time.
     if pc.any(pc.match_substring(texts, "\\")).as_py():
         texts = pc.replace_substring(texts, "\\", "/")
     if pc.any(pc.or_(pc.starts_with(texts, "/"), pc.starts_with(texts, "./"))).as_py():
@@ -131,12 +131,12 @@ def plain_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """Which label each file has.
+    """Labels matched to files.
 
     Attributes:
-        form: what the labels' ids are.
-        places: int32 [files], of each file's label, or NO_LABEL.
-        shared: bool [labels], whether a label's id fits more than one slice.
+        form: form of the labels' ids.
+        places: int32 [files], label index per file, or NO_LABEL.
+        shared: bool [labels], whether a label's id fits several slices.
     """
 
     form: LabelForm
@@ -145,7 +145,7 @@ class LabelMatch:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no label is of any file."""
+        """Whether no file has a label."""
         return not (self.places != NO_LABEL).any()
 
 
@@ -155,14 +155,14 @@ def match_labels(
     labels: int,
     find_by_uid: Callable[[], NDArray[np.int32]],
 ) -> LabelMatch:
-    """Choose the form by which most labels have one slice and no other.
+    """Choose the form by which most labels match exactly one slice.
 
     Args:
-        places: of the labels of all files, by each form that fits any.
-        used: the files that are slices.
-        labels: how many there are.
-        find_by_uid: returns the places by UID; asked only where another form leaves slices and
-            labels over.
+        places: label indices of all files, per form that fits any file.
+        used: indices of the files that are slices.
+        labels: number of labels.
+        find_by_uid: returns the label indices by UID; called only if no other form matches all
+            slices or all labels.
     """
     counts = {form: _count_slices(found, used, labels) for form, found in places.items()}
     fits = {form: int((count == 1).sum()) for form, count in counts.items()}
@@ -170,7 +170,7 @@ def match_labels(
         places = {**places, LabelForm.UID: find_by_uid()}
         counts[LabelForm.UID] = _count_slices(places[LabelForm.UID], used, labels)
         fits[LabelForm.UID] = int((counts[LabelForm.UID] == 1).sum())
-    # Forms that fit rejected files alone come before those that fit nothing.
+    # Forms that fit only rejected files rank above forms that fit no file.
     tried = [form for form in LabelForm if form in places]
     best = max(tried, key=lambda form: (fits[form], (places[form] != NO_LABEL).any()))
     return LabelMatch(best, places[best], counts[best] > 1)
@@ -179,13 +179,13 @@ def match_labels(
 def _count_slices(
     places: NDArray[np.int32], used: NDArray[np.int64], labels: int
 ) -> NDArray[np.int64]:
-    """How many slices each label is of."""
+    """Return the number of slices per label."""
     found = places[used]
     return np.bincount(found[found != NO_LABEL], minlength=labels)
 
 
 def settle_repeated(labels: Labels, index: LabelIndex) -> Labels:
-    """Return labels where ids that differ only in how they are written do not contradict."""
+    """Return the labels, with a conflict where equal normalized ids have different values."""
     problems = labels.problems.copy()
     for places in index.repeated():
         rows = np.column_stack([labels.values[places], labels.problems[places]])
@@ -202,20 +202,20 @@ def check_labels_fit(
     *,
     hidden: bool = False,
 ) -> None:
-    """Raise if no label can be of a file, before all headers are read.
+    """Raise an error if no label can match a file, before all headers are read.
 
-    Most often the first names tell that one is; all are compared, and the UIDs of some files,
-    before none is.
+    The first match ends the check. The error needs a comparison of all names and of some files'
+    UIDs.
 
     Args:
-        ids: of the labels.
-        label_file: its path, for the message.
-        paths: of the files, as `encode_source` writes them.
+        ids: the labels' ids.
+        label_file: path of the label file, for the message.
+        paths: paths of the files, as `encode_source` writes them.
         read_uids: returns the SOP Instance UIDs of some files.
-        hidden: whether names of files must not be shown.
+        hidden: whether to hide file names.
 
     Raises:
-        UsageError: an id of each is quoted.
+        UsageError: no label matches; the message quotes a label's id and a file's path.
     """
     index, seen, names = LabelIndex.of(ids), list[pa.Array](), iter(paths)
     while part := list(islice(names, _NAMES_AT_A_TIME)):
@@ -223,7 +223,7 @@ def check_labels_fit(
         if FilePlaces(index).add(seen[-1]):
             return
     if not len(ids) or not seen or pc.any(pc.match_substring_regex(ids, _UID_SHAPE)).as_py():
-        return  # only headers can tell
+        return  # UIDs can only be compared after headers are read
     every = pa.chunked_array(seen)
     some = np.unique(np.linspace(0, len(every) - 1, _PEEKED).astype(np.int64))
     uids = read_uids([every[place].as_py() for place in some.tolist()])
@@ -233,7 +233,7 @@ def check_labels_fit(
 
 
 def no_match(ids: pa.ChunkedArray, label_file: str, path: bytes) -> UsageError:
-    """The error that no label is of a file; `path` is one's, or empty if it must not be shown."""
+    """Return the error that no label matches; `path` is an example, or empty to hide paths."""
     files = f", those of the files like {show_source(decode_source(path))!r}" if path else ""
     return UsageError(
         f"no image of label file {label_file} is among the files: its ids are like "

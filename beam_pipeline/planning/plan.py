@@ -1,4 +1,4 @@
-"""Which slice goes to which shard: decided for all of them at once, from numbers alone."""
+"""Decisions of planning: files to slices, slices to splits and shards."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,8 @@ from beam_pipeline.planning.labels import PROBLEMS, Labels
 from headct.layout import ID_COLUMNS, UNLABELED_SPLIT, ShardFile
 from headct.reasons import Reason
 
-# What a verdict stands for; below 0 is a file that is used, one whose header says why not, and one
-# without a label where these are skipped.
+# Verdicts: below 0 a used file, a file rejected by its header, and a skipped file without a
+# label; else an index into VERDICTS.
 USED, BY_HEADER, SKIPPED = -1, -2, -3
 VERDICTS = (
     (Reason.DUPLICATE_ID, ""),
@@ -32,16 +32,16 @@ _DUPLICATE, _NO_UID, _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(5)
 
 @dataclass(frozen=True)
 class Keys:
-    """What planning needs of the inventory: one row per file, in the order of their sources.
+    """Numbers from the inventory, one per file, in the order of the sources.
 
     Attributes:
         names: uint64 [n], `image_keys` of the file names.
-        uids: uint64 [n], of the SOP Instance UIDs; NO_UID where a file has none.
-        identity: which of them tell slices apart.
-        ids: int32 [n] for each of ID_COLUMNS: which id, numbered from 0.
-        fingerprints: uint64 [n], equal for files whose pixels may be equal; 0 if unknown.
-        usable: bool [n], as far as their headers tell.
-        unnamed: bool [n], whether a study stands for the patient, whom the file does not name.
+        uids: uint64 [n], `image_keys` of the SOP Instance UIDs; NO_UID if absent.
+        identity: the ids that distinguish slices.
+        ids: int32 [n] per ID_COLUMNS, ids numbered from 0.
+        fingerprints: uint64 [n], equal for files with possibly equal pixels; 0 if unknown.
+        usable: bool [n], whether the header is valid.
+        unnamed: bool [n], whether the study replaces a missing patient id.
     """
 
     names: NDArray[np.uint64]
@@ -54,20 +54,20 @@ class Keys:
 
     @property
     def image_keys(self) -> NDArray[np.uint64]:
-        """uint64 [n], equal for files of the same slice."""
+        """Keys of the slices: uint64 [n], equal for files of the same slice."""
         return self.names if self.identity.by is ImageId.FILE_NAME else self.uids
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What files are used for.
+    """Verdicts on all files, and the labels of used files.
 
     Attributes:
-        verdicts: int8 [files], USED, BY_HEADER, or a place in VERDICTS.
-        used: int64 [slices], the files that are used, in ascending order.
-        names: of the labels; none where the data set has no label file.
+        verdicts: int8 [files], USED, BY_HEADER, SKIPPED, or an index into VERDICTS.
+        used: int64 [slices], indices of the used files, ascending.
+        names: names of the labels; empty without a label file.
         labels: int8 [slices, labels], 0 or 1.
-        labels_without_file: how many labeled image ids have no file.
+        labels_without_file: number of labeled image ids without a file.
     """
 
     verdicts: NDArray[np.int8]
@@ -78,11 +78,11 @@ class Judgement:
 
 
 def find_slices(keys: Keys) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """Find the files that are slices, of equal ones the first.
+    """Find the files that are slices; of equal files, the first.
 
     Returns:
-        The verdict of each file as far as labels do not matter, int8 [files]; and the slices, in
-        ascending order, int64.
+        The verdicts before labels are considered, int8 [files]; and the indices of the slices,
+        ascending, int64.
     """
     verdicts = np.where(keys.usable, USED, BY_HEADER).astype(np.int8)
     if keys.identity.by is ImageId.SOP_INSTANCE_UID:
@@ -102,14 +102,14 @@ def judge(
     match: LabelMatch | None,
     unlabeled: Unlabeled = Unlabeled.REJECT,
 ) -> Judgement:
-    """Decide which slices are used: those with labels, or all where there are none.
+    """Decide which slices are used: labeled slices, or all slices without a label file.
 
     Args:
-        verdicts: of all files, and
-        slices: as `find_slices` returns them.
-        labels: of the data set, or None if it has none.
-        match: of labels and files, if there are labels.
-        unlabeled: what becomes of slices without a label.
+        verdicts: verdicts of all files, from `find_slices`.
+        slices: slices, from `find_slices`.
+        labels: labels of the data set, or None.
+        match: labels matched to files, or None.
+        unlabeled: treatment of slices without a label.
     """
     if labels is None or match is None:
         return Judgement(verdicts, slices, (), np.empty((len(slices), 0), np.int8), 0)
@@ -137,9 +137,9 @@ class Deal:
     """Slices dealt to shards.
 
     Attributes:
-        shards: in the order of their splits and numbers.
-        starts: of each shard's slices in `slices`, and the end of the last one's.
-        slices: places in `Judgement.used`, in the order to write them.
+        shards: shards in the order of split and number.
+        starts: start of each shard in `slices`, and the end of the last shard.
+        slices: indices into `Judgement.used`, in writing order.
     """
 
     shards: tuple[ShardFile, ...]
@@ -157,15 +157,14 @@ def deal(
     """Deal patients to splits and slices to shards.
 
     Args:
-        keys: of all files.
-        judgement: which of them are used.
-        identical: [slices], the number of the set of slices with the same pixels that each belongs
-            to, or NOT_IDENTICAL.
-        options: how slices are dealt to splits and shards.
-        known: [slices], the split that each had in an earlier data set, to be kept.
+        keys: keys of all files.
+        judgement: the used files.
+        identical: [slices], number of the set of slices with identical pixels, or NOT_IDENTICAL.
+        options: options of splits and shards.
+        known: [slices], split in an earlier data set, to be kept.
 
     Raises:
-        UsageError: they cannot be dealt as asked.
+        UsageError: too few patients for the options, or `known` cannot be kept.
     """
     splits = _splits(keys, judgement, identical, options, known)
     shards: list[ShardFile] = []
@@ -187,7 +186,7 @@ def _splits(
     options: SplitOptions,
     known: Sequence[str | None] | None,
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Each split's name, in alphabetical order, and its slices."""
+    """Yield name and slices per split, in alphabetical order."""
     used = judgement.used
     if not len(used):
         return
@@ -210,10 +209,10 @@ def _splits(
 def _join_studies(
     groups: NDArray[np.int64], keys: Keys, used: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Groups of patients, joined by studies of which some files do not name the patient.
+    """Join patients that share a study in which some files lack the patient id.
 
-    A study is of one patient (DICOM PS3.3 7.3.1.2), whom its other files may name, also those that
-    are not used.
+    A study has one patient (DICOM PS3.3 7.3.1.2); other files of the study, also unused files, may
+    have the patient id.
     """
     usable = np.flatnonzero(keys.usable)
     patients, studies = (keys.ids[f"{name}_id"][usable] for name in ("patient", "study"))
@@ -228,14 +227,14 @@ def _join_studies(
 
 
 def count_unnamed(keys: Keys, used: NDArray[np.int64]) -> dict[str, int]:
-    """How many of the slices that are used do not name their patient, and of how many studies."""
+    """Count the used slices without a patient id, and their studies."""
     unnamed = keys.unnamed[used]
     studies = np.unique(keys.ids["study_id"][used][unnamed])
     return {"slices": int(unnamed.sum()), "studies": len(studies)}
 
 
 def number_by_appearance(keys: Keys, judgement: Judgement) -> dict[str, NDArray[np.int64]]:
-    """For each of ID_COLUMNS, each slice's id, numbered in the order of the slices: int64."""
+    """Return the ids per ID_COLUMNS, numbered by first appearance in the slices: int64."""
     return {
         column: np.asarray(pd.factorize(keys.ids[column][judgement.used])[0], np.int64)
         for column in ID_COLUMNS

@@ -1,7 +1,7 @@
-"""Plan the shards: read the inventory and the labels, decide, and write each shard's slices.
+"""Planning of the shards, from inventory and labels to the tables of the plan.
 
-Only numbers are held for all files at once, some 100 bytes per file: names and headers are read a
-part of the inventory at a time, on their way to the tables of the plan.
+Memory holds some 100 bytes of numbers per file. Names and headers are read in parts of the
+inventory and copied to the tables of the plan.
 """
 
 import hashlib
@@ -63,12 +63,12 @@ def plan_shards(parts: int, options: Options) -> Plan:
     """Join files with labels, deal patients to folds and slices to shards, and write the plan.
 
     Args:
-        parts: how many the inventory has.
-        options: of the run.
+        parts: number of parts of the inventory.
+        options: options of the run.
 
     Raises:
-        UsageError: there are no files, none can be used, or they cannot be dealt as asked.
-        TooManyRejects: more files than allowed cannot be used.
+        UsageError: the input has no usable files, or too few patients for the options.
+        TooManyRejects: more files are rejected than allowed.
         OutputError: the plan cannot be written.
         StoreError: a store fails.
     """
@@ -114,7 +114,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
 
 
 def _find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
-    """What an earlier assignment says, if it is to be kept and there are folds."""
+    """Return the splits of an earlier assignment, or None without one or without folds."""
     used, splits, inventory = joined.judgement.used, options.splits, joined.inventory
     if not splits.folds_from or not len(used) or options.files.labels is None:
         return None
@@ -126,7 +126,7 @@ def _find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
 def _find_identical(
     inventory: Inventory, keys: Keys, judgement: Judgement, files: InputFiles
 ) -> NDArray[np.int64]:
-    """For each slice, the set of those with the same pixels that it belongs to."""
+    """Return the number of the set of identical slices per slice, or NOT_IDENTICAL."""
     identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
     candidates = find_candidates(keys.fingerprints[judgement.used])
     wanted = np.zeros(len(keys.usable), np.bool_)
@@ -143,7 +143,7 @@ def _find_identical(
 def _rejects(
     inventory: Inventory, verdicts: NDArray[np.int8], identity: Identity, image_id: ImageId
 ) -> list[Reject]:
-    """A row a file that planning leaves out, as `rejects.jsonl` has it."""
+    """Return one row of `rejects.jsonl` per rejected file."""
     rejects = []
     columns = list(dict.fromkeys([*REJECT_COLUMNS, identity.column]))
     for places, table in inventory.read((verdicts != USED) & (verdicts != SKIPPED), columns):
@@ -156,14 +156,14 @@ def _rejects(
             elif row[identity.column]:
                 row["image_id"] = row[identity.column]
             source = show_source(decode_source(row["source"]))
-            if image_id is ImageId.ORDINAL:  # image ids came from file names, which are not shown
+            if image_id is ImageId.ORDINAL:  # ordinals hide file names
                 source = ordinal("file", place)
             shown = {"source": source, "image_id": row["image_id"]}
             rejects.append({**shown, "reason": str(reason), "detail": detail})
     return rejects
 
 
-# Slices whose plans are written in one pass over the inventory: bounds memory.
+# Slices to plan per pass: bounds memory.
 _SLICES_A_PASS = 1 << 20
 _CARRIED = ("source", "size", "version", "header")
 
@@ -176,15 +176,15 @@ def write_plan_tables(
     identity: Identity,
     options: Options,
 ) -> None:
-    """Write a table of the slices of each shard, in the order to write them.
+    """Write the tables of slices per shard, in writing order.
 
     Args:
-        inventory: of all files.
-        judgement: says which file a slice is.
+        inventory: inventory of all files.
+        judgement: the file of each slice.
         dealt: the slices of each shard.
-        numbers: of each slice's patient, study and series, if these are numbered.
-        identity: what image ids are.
-        options: of the run.
+        numbers: patient, study and series number per slice, if ids are ordinals.
+        identity: source of the image ids.
+        options: options of the run.
 
     Raises:
         OutputError: a table cannot be written.
@@ -214,16 +214,16 @@ def write_plan_tables(
 def _rows_of_passes(
     inventory: Inventory, files: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The inventory's rows of the files of each pass, in the order of the files.
+    """Yield the rows of the inventory per pass, in the order of the files.
 
-    The inventory is read once. Where there are several passes, the rows of each wait in a temporary
-    file of this machine.
+    The inventory is read once. With several passes, rows are buffered in a local temporary file
+    per pass.
 
     Args:
-        inventory: of all files.
-        files: to write, in the order to write them.
-        edges: of the passes in `files`.
-        columns: of the inventory.
+        inventory: inventory of all files.
+        files: files in writing order.
+        edges: bounds of the passes in `files`.
+        columns: columns to read.
     """
     pass_of = np.full(inventory.starts[-1], -1, np.int16)
     for number, (begin, end) in enumerate(pairwise(edges)):
@@ -241,7 +241,7 @@ def _rows_of_passes(
 
 
 def _deal_out(found: Iterator[tuple[NDArray[np.int16], pa.Table]], paths: Sequence[Path]) -> None:
-    """Write rows to the file of the pass that each belongs to."""
+    """Write rows to the file of their pass."""
     writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
     with ExitStack() as opened:
         for passes, table in found:
@@ -266,7 +266,7 @@ def _plan_part(
     first: int,
     options_digest: str,
 ) -> tuple[str, list[pa.Table]]:
-    """Some shards of a pass, beginning with the one at `at`: the table's name, and its batches."""
+    """Return name and batches of the table for the shards of a pass from `at` on."""
     some = range(at, min(at + SHARDS_A_PART, len(shards)))
     known = {"shards": [shards[i].name for i in some], "options": options_digest}
     batches = [table.slice(bounds[i], bounds[i + 1] - bounds[i]) for i in some]
@@ -280,17 +280,17 @@ def _arrange(
     numbers: dict[str, NDArray[np.int64]],
     identity: Identity,
 ) -> pa.Table:
-    """The rows of some slices, in the order given, as the shards' plans have them.
+    """Return the plan's rows of some slices, in the given order.
 
     Args:
-        rows: of the inventory, in the order of the files.
-        judgement: says which file a slice is.
-        slices: places in `judgement.used`.
-        numbers: of each slice's patient, study and series, if these are numbered.
-        identity: what image ids are.
+        rows: rows of the inventory, in the order of the files.
+        judgement: the file of each slice.
+        slices: indices into `judgement.used`.
+        numbers: patient, study and series number per slice, if ids are ordinals.
+        identity: source of the image ids.
     """
     files = judgement.used[slices]
-    place = np.empty(len(files), np.int64)  # of each slice among the rows
+    place = np.empty(len(files), np.int64)  # row of each slice
     place[np.argsort(files)] = np.arange(len(files))
     columns = {n: _plain(rows[n]).take(pa.array(place)) for n in rows.column_names}
     for column, number in numbers.items():
@@ -306,7 +306,7 @@ def _arrange(
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without a dictionary, and with offsets that more than 2 GiB of text need."""
+    """Return a column without a dictionary, and with 64-bit offsets for over 2 GiB of text."""
     if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
         return column.cast(pa.large_string())
     return column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else column
