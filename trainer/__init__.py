@@ -1,6 +1,6 @@
-"""Streams a shard directory through a GPU-resident network.
+"""Train and apply networks on the images of a shard directory.
 
-From Python, where `python -m trainer` is the command line of the same functions:
+Python functions; `python -m trainer` is the command line of the same functions:
 
     import trainer
 
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what is asked for: TensorFlow takes seconds."""
+    """Import a name on first use: TensorFlow takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
     from trainer import api

@@ -15,7 +15,7 @@ def main(argv: Sequence[str], program: str = "python -m trainer") -> int:
 
 
 def _run(argv: Sequence[str], program: str) -> None:
-    # Imported here: a package that is missing then ends the command with one line.
+    # Imported here, so that a missing package ends the command with one line.
     from trainer.command_line import parse_arguments, run_command
 
     run_command(parse_arguments(argv, program))

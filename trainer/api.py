@@ -1,4 +1,4 @@
-"""What `import trainer` offers: see there for examples."""
+"""The Python API of `import trainer`; its docstring has examples."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from trainer.runs.training_setup import find_origin, take_network
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
-    """Opens a shard directory; of one in a bucket, the files are copied to this machine.
+    """Open a shard directory; copy the files of a remote one to this machine.
 
     Args:
         location: path or URL.
-        splits: whose files are needed; all if none is named.
+        splits: required splits; empty: all.
         access: fields of `options.ShardAccess`, such as `shard_cache`.
 
     Raises:
-        UsageError: it is none, or a file is not what its manifest says.
-        StorageError: its store fails, or refuses access.
+        UsageError: not a shard directory, or a file contradicts its manifest.
+        StorageError: the store fails, or denies access.
     """
     source = find_shards(location, ShardAccess(**access), Display())
     shards = source.open()
@@ -62,15 +62,15 @@ def batches(
     epoch: int = 0,
     shuffle_buffer: int = 2048,
 ) -> Any:
-    """An epoch of training: each example once, but for those that fill no batch, shuffled.
+    """Return the shuffled batches of an epoch; examples that fill no batch are left out.
 
     Args:
-        shards: as `open_shards` gives it.
+        shards: from `open_shards`.
         splits: such as ["fold1", "fold2"].
-        batch_size: images a batch.
-        seed: of the order.
-        epoch: whose order it is: the same seed and epoch give the same batches.
-        shuffle_buffer: records that the shuffle chooses from.
+        batch_size: images per batch.
+        seed: seed of the order.
+        epoch: the same seed and epoch give the same batches.
+        shuffle_buffer: size of the shuffle buffer, records.
 
     Returns:
         tf.data.Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]); for NumPy
@@ -87,12 +87,12 @@ def batches(
 def examples(
     shards: ShardDirectory, split: str, batch_size: int = 32
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Every example of a split once, in the order of its shards.
+    """Yield every example of a split once, in the order of the shards.
 
     Yields:
         image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabeled), position_z float32
         [b] (mm), and image_id, patient_id, study_id, series_id [b] as bytes; b is the batch size,
-        or what is left.
+        or fewer in the last batch.
 
     Raises:
         UsageError: a record is damaged.
@@ -109,14 +109,14 @@ def examples(
 
 
 def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
-    """A network for these shards as `train_run` would begin with it.
+    """Build the network that `train_run` starts with.
 
-    Python's and NumPy's random numbers go on as before; Keras and TensorFlow are left seeded with
-    `seed`, 0 unless it is given.
+    Python's and NumPy's random states are restored afterwards; Keras and TensorFlow stay seeded
+    with `seed` (default 0).
 
     Args:
-        shards: as `open_shards` gives it.
-        fold: that is left out: the network answers the prevalence of the others.
+        shards: from `open_shards`.
+        fold: validation fold; the network predicts the prevalence in the other folds.
         options: fields of `options.TrainOptions`, such as `model` (see `train_run`), `weights`,
             `image_size` and `seed`.
 
@@ -124,7 +124,7 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
         keras.Model: stored images [B, H, W, C] → logits float32 [B, L].
 
     Raises:
-        UsageError: an option is out of its range, or the weights cannot be had.
+        UsageError: an option is out of range, or the weights cannot be loaded.
     """
     options, builder = _split_builder(options)
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
@@ -147,16 +147,16 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
 
 
 def train_run(**options: Any) -> dict[str, Any]:
-    """Trains as `python -m trainer train` does; a run that was stopped resumes.
+    """Train like `python -m trainer train`, or resume an incomplete run.
 
-    Keras's global state begins anew (`keras.utils.clear_session`), and all random numbers are
-    seeded (`keras.utils.set_random_seed`).
+    Keras's global state is reset (`keras.utils.clear_session`), and all random numbers are seeded
+    (`keras.utils.set_random_seed`).
 
     Args:
-        options: fields of `options.TrainOptions`; `shards` and `run` are needed. `model` may be a
-            function, too, for a backbone of one's own: (S, S, C) → keras.Model from float32
-            [B, S, S, C] of -1 to 1 to features [B, h, w, D] or [B, D]. Pooling, dropout and the
-            head come after it. The run records the function's name; the same function resumes it.
+        options: fields of `options.TrainOptions`; `shards` and `run` are required. `model` may
+            also be a function that makes a backbone: (S, S, C) → keras.Model from float32
+            [B, S, S, C], -1 to 1, to features [B, h, w, D] or [B, D]. Pooling, dropout and the
+            head follow. run.json records the function's name; resume with the same function.
 
     Returns:
         The content of metrics.json.
@@ -174,10 +174,10 @@ def train_run(**options: Any) -> dict[str, Any]:
 def _split_builder(
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], Callable[..., Any] | None]:
-    """Options with the name of a function that `model` is, and the function.
+    """Replace a function in `model` by its name; return the options and the function.
 
     Raises:
-        UsageError: it has no name.
+        UsageError: the function has no name.
     """
     builder = options.get("model")
     if not callable(builder):
@@ -189,10 +189,10 @@ def _split_builder(
 
 
 def evaluate_run(**options: Any) -> None:
-    """Measures as `python -m trainer evaluate` does.
+    """Evaluate a run like `python -m trainer evaluate`.
 
     Args:
-        options: fields of `options.EvaluateOptions`; `run` is needed.
+        options: fields of `options.EvaluateOptions`; `run` is required.
 
     Raises:
         HeadctError: see `headct.errors`.
@@ -201,11 +201,11 @@ def evaluate_run(**options: Any) -> None:
 
 
 def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
-    """Loads the best model of a run.
+    """Load the best model of a run.
 
     Args:
-        run: its directory.
-        temperature: whether to calibrate the logits by what the run keeps.
+        run: run directory.
+        temperature: whether to apply the run's calibration to the logits.
 
     Raises:
         UsageError: there is no such run, or no model yet.
@@ -226,13 +226,13 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The best model of a run, with what it expects.
+    """The best model of a run, with its labels and input format.
 
     Attributes:
-        run: its directory.
-        labels: L of them.
-        image: the stored images that it takes: height, width, channels and dtype.
-        calibration: of the logits.
+        run: run directory.
+        labels: names of the L labels.
+        image: height, width, channels and dtype of the stored images.
+        calibration: calibration of the logits.
         network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
     """
 
@@ -244,14 +244,14 @@ class TrainedModel:
     description: dict[str, Any] = field(repr=False)
 
     def predict(self, images: npt.NDArray[Any], batch_size: int = 32) -> npt.NDArray[np.float64]:
-        """Probabilities of each label, [N, L].
+        """Return the probability of every label, [N, L].
 
         Args:
-            images: as the shards hold them, [N, H, W, C] of `image.dtype`.
-            batch_size: images a step.
+            images: stored images, [N, H, W, C] of `image.dtype`.
+            batch_size: images per step.
 
         Raises:
-            UsageError: they are of another shape or type.
+            UsageError: the images have another shape or dtype.
         """
         from trainer.evaluation.metrics import probabilities
         from trainer.evaluation.predict import predict_batch
@@ -270,10 +270,10 @@ class TrainedModel:
     def predict_split(
         self, shards: ShardDirectory, split: str, batch_size: int = 32
     ) -> pd.DataFrame:
-        """One row per example: ids, split, position_z, probability_<label>, label_<label>.
+        """Return one row per example: ids, split, position_z, probability_<label>, label_<label>.
 
         Raises:
-            UsageError: the shards do not fit the run, or one is damaged.
+            UsageError: the shards do not fit the run, or a shard is damaged.
         """
         from trainer.evaluation.predict import predict_split, to_frame
 
@@ -287,18 +287,18 @@ class TrainedModel:
     def predict_dicom(
         self, source: str | Path, batch_size: int = 32
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Predicts for the DICOM files of a folder, converted as those that it was trained on.
+        """Convert DICOM files like the training data, and predict them.
 
         Args:
-            source: folder, file, pattern or URL, as `make preprocess` takes it for INPUT.
-            batch_size: images a step.
+            source: folder, file, pattern or URL, like INPUT of `make preprocess`.
+            batch_size: images per step.
 
         Returns:
-            One row per slice, as `predict_split` gives it; and one per file that was rejected:
-            source, image_id, reason, detail.
+            One row per slice, like `predict_split`; and one row per rejected file: source,
+            image_id, reason, detail.
 
         Raises:
-            UsageError: nothing could be converted.
+            UsageError: no file could be converted.
         """
         described = self.description["shards"]
         flags = pipeline_flags(described["windows"], described.get("preprocessing", {}))

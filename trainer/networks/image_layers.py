@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-# Augmentation at strength 1, chosen so that the result still looks like a head in a scanner.
+# Augmentation at strength 1: the result still looks like a head in a scanner.
 _ROTATION = math.radians(15)
 _SCALE = 0.1
 SHIFT = 0.05
@@ -30,7 +30,7 @@ _Constants = npt.NDArray[np.float32]
 
 
 class _ImageLayer(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """A layer that computes in float32 under every dtype policy and keeps the shape of images."""
+    """Base layer: computes in float32 under every dtype policy and keeps the input's shape."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -100,9 +100,9 @@ class ApplyWindows(_ImageLayer):
         centers: window centers, HU.
         widths: window widths, HU.
         hu_offset: added to a stored value to get Hounsfield units.
-        jitter: range of random changes while training: the center moves by up to this fraction of
-            the width, the width changes by up to this factor.
-        seed: of the random changes.
+        jitter: training only: the center moves by up to ± jitter · width, and the width is
+            multiplied by exp(-jitter) to exp(jitter).
+        seed: seed of the random changes.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ def _uniform(shape: tuple[Any, ...], reach: float, generator: Any) -> Any:
 
 
 def affine_grid(angle: Any, scale: Any, shift: Any, flip: Any, size: int) -> tuple[Any, Any]:
-    """Return where in the source each target pixel lies.
+    """Return the source position of every target pixel.
 
     Args:
         angle: radians, [B].
@@ -194,11 +194,10 @@ def sample_bilinear(images: Any, rows: Any, columns: Any) -> Any:
 
 @keras.saving.register_keras_serializable("headct")
 class Augment(_ImageLayer):
-    """float32 [B, S, S, C] of 0 to 255 → the same, changed at random while training.
+    """float32 [B, S, S, C], 0 to 255 → the same shape and range; random changes in training.
 
-    Flip, rotation, scale and shift are one affine map, so pixels are interpolated once. The
-    generator's state is a variable of the model: a checkpoint holds it, and a resumed run continues
-    with the same images.
+    Flip, rotation, scale and shift are one affine map, so pixels are interpolated once. Checkpoints
+    include the random generator's state, so a resumed run continues with the same images.
     """
 
     def __init__(self, strength: float, seed: int, **kwargs: Any) -> None:
@@ -212,7 +211,7 @@ class Augment(_ImageLayer):
         return _uniform(shape, reach * self.strength, self.generator)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Move each image, and change its contrast and brightness."""
+        """Transform every image, and change its contrast and brightness."""
         if not training or self.strength == 0:
             return images
         batch = ops.shape(images)[0]
@@ -236,7 +235,7 @@ class Augment(_ImageLayer):
 
 @dataclass(frozen=True)
 class Normalization:
-    """(x - mean) / deviation per channel of red, green, blue; `bgr` puts blue first."""
+    """(x - mean) / deviation per channel: red, green, blue; `bgr` reverses the channels."""
 
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
@@ -261,8 +260,8 @@ NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
 class Normalize(_ImageLayer):
     """float32 [B, H, W, C] of 0 to 255 → float32 of the same shape.
 
-    Images of three channels count as RGB. With another number of channels, every channel gets the
-    mean of the three constants.
+    Three channels are treated as RGB. With any other number of channels, the mean of the three
+    constants applies to every channel.
     """
 
     def __init__(self, mode: str, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Compare runs side by side: their figures, and how certain the differences are."""
+"""Comparison page of several runs: figures, and differences with intervals."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class ComparedFigure:
-    """A figure that runs are compared by.
+    """A figure to compare runs by.
 
     Attributes:
-        key: its key in the figures of a label.
-        total: its key in the figures of all labels together.
-        title: what a table calls it.
+        key: key in the figures of a label.
+        total: key in the figures of all labels together.
+        title: title in tables.
         digits: decimal places.
     """
 
@@ -87,7 +87,7 @@ FIGURES = (LOSS, AUC, PRECISION)
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A complete run, with its predictions in the order of the image ids.
+    """A complete run, with its predictions sorted by image id.
 
     Attributes:
         title: short name on the page.
@@ -96,7 +96,7 @@ class ComparedRun:
         metrics: content of metrics.json.
         history: content of history.json.
         frame: predictions, one row per slice.
-        measured: the predictions, with the label weights of the first run.
+        measured: figures of the predictions, with the label weights of the first run.
     """
 
     title: str
@@ -109,24 +109,24 @@ class ComparedRun:
 
     @property
     def own_weights(self) -> dict[str, float]:
-        """Weights of the labels in the losses of the run's history."""
+        """Label weights in the losses of the run's history."""
         text, names = self.description["options"]["label_weights"], self.measured.names
         return dict(zip(names, label_weights(text, names, saved=True), strict=True))
 
     @cached_property
     def resampled(self) -> ResampledFigures:
-        """Figures per resample of patients; paired between runs of the same slices."""
+        """Figures per resample of patients, paired between runs of the same slices."""
         one = self.measured
         return resample_figures(one.labels, one.predicted, one.patients, samples=SAMPLES)
 
     def values(self, figure: ComparedFigure) -> list[float | None]:
-        """Return a figure of each label, then of all together."""
+        """Return a figure per label, then for all labels together."""
         figures = self.measured.figures
         labels = [figures["labels"][name][figure.key] for name in self.measured.names]
         return [*labels, figures[figure.total]]
 
     def resampled_values(self, figure: ComparedFigure) -> list[Array]:
-        """Return the resamples of `values`, [S] each; those of undefined means are left out."""
+        """Return the resamples of every entry of `values`, [S], without undefined means."""
         labels: Array = getattr(self.resampled, figure.key)
         if figure is LOSS:
             together = self.resampled.weighted_log_loss(self.measured.weights)
@@ -135,7 +135,7 @@ class ComparedRun:
         return [*labels.T, together]
 
     def has_slices_of(self, other: ComparedRun) -> bool:
-        """Whether both were measured on the same slices and labels of the same shards."""
+        """Return whether both runs have the same shards, split, slices and labels."""
         mine, theirs = self.description["shards"], other.description["shards"]
         keys = ["image_id", "patient_id"] + [f"label_{name}" for name in self.measured.names]
         return (
@@ -178,7 +178,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
-    """Read the runs; the label weights of the first one apply to all.
+    """Read the runs; the label weights of the first run apply to all runs.
 
     Raises:
         UsageError: a run is incomplete or damaged, or the runs have different labels.
@@ -205,7 +205,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
 
 
 def short_titles(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the run directories, with their parents if two names are equal."""
+    """Return the names of the run directories, preceded by the parents if names are equal."""
     names = [path.resolve().name for path in paths]
     if len(set(names)) == len(names):
         return names
@@ -214,7 +214,7 @@ def short_titles(paths: Sequence[Path]) -> list[str]:
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:
-    """One row per run."""
+    """Make a table with one row per run."""
     headings = ("Run", "Directory", "Model", "Split", "Shards", "Slices", "Patients", "Best epoch")
     kinds = (TEXT,) * 5 + (NUMBER,) * 3
     rows = [
@@ -234,7 +234,7 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
 
 
 def figure_table(runs: Sequence[ComparedRun], figure: ComparedFigure) -> Table:
-    """A figure with its interval: one row per label, one column per run."""
+    """Make a table of a figure and its intervals: one row per label, one column per run."""
     columns = [
         [
             with_interval(value, interval(resampled), figure.digits)
@@ -251,7 +251,7 @@ def figure_table(runs: Sequence[ComparedRun], figure: ComparedFigure) -> Table:
 def difference_table(
     first: ComparedRun, others: Sequence[ComparedRun], figure: ComparedFigure
 ) -> Table:
-    """Differences from the first run, with intervals from paired resamples."""
+    """Make a table of differences from the first run, with intervals from paired resamples."""
     headings: list[tuple[str, str]] = []
     columns: list[list[Any]] = []
     for run in others:
@@ -274,7 +274,7 @@ def label_table(
     headings: list[tuple[str, str]],
     columns: list[list[Any]],
 ) -> Table:
-    """A table with one row per label, and their mean; the columns hold one cell per row."""
+    """Make a table with one row per label, and the mean; columns have one cell per row."""
     weights = explain_weights(first.measured.figures["label_weights"])
     mean = f"Mean, weights: {weights}" if figure is LOSS else "Mean"
     rows = [list(row) for row in zip([*first.measured.names, mean], *columns, strict=True)]
@@ -291,7 +291,7 @@ def verdict(ends: list[float] | None, lower_is_better: bool) -> str:
 
 
 def option_table(runs: Sequence[ComparedRun]) -> Table | None:
-    """Options and versions that differ between the runs; None if none do."""
+    """Make a table of the options and versions that differ between runs; None if none differ."""
     columns = [("Option", TEXT), *((run.title, TEXT) for run in runs)]
     rows = []
     for key in ("options", "versions"):
@@ -304,7 +304,7 @@ def option_table(runs: Sequence[ComparedRun]) -> Table | None:
 
 
 def course_plots(runs: Sequence[ComparedRun]) -> list[Picture]:
-    """Validation loss by epoch, one plot per set of label weights, and mean ROC AUC."""
+    """Plot validation loss by epoch, one plot per set of label weights, and mean ROC AUC."""
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(explain_weights(run.own_weights), []).append(run)
@@ -318,7 +318,7 @@ def course_plots(runs: Sequence[ComparedRun]) -> list[Picture]:
 def course_plot(
     runs: Sequence[ComparedRun], key: str, title: str, ylim: tuple[float | None, float | None]
 ) -> Picture:
-    """A figure by epoch, one line per run."""
+    """Plot a figure by epoch, one line per run."""
     lines = [
         Line(run.title, column(run.history, "epoch"), column(run.history, key)) for run in runs
     ]
@@ -338,7 +338,7 @@ def label_plots(
     axes: tuple[str, str],
     chance: Line | None = None,
 ) -> list[Picture]:
-    """One plot per label with positives and negatives in all runs, and one line per run."""
+    """Plot one line per run, one plot per label with positives and negatives in all runs."""
     plots = []
     for i, name in runs[0].measured.defined:
         if not all((i, name) in run.measured.defined for run in runs):

@@ -1,4 +1,4 @@
-"""Write pages from templates, and format figures and tables for them."""
+"""Write HTML pages from templates; format figures and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
 
     Attributes:
         caption: title of the table.
-        columns: heading and kind, `TEXT` or `NUMBER`, of each column.
+        columns: heading and kind, `TEXT` or `NUMBER`, per column.
         rows: cells.
         totals: cells of the rows at the end.
         note: text below the table.
@@ -43,8 +43,8 @@ class Picture:
 
     Attributes:
         content: an SVG element, or the data: URI of an image.
-        alt: what it shows, in words.
-        caption: the line below it.
+        alt: description in words.
+        caption: line below the picture.
     """
 
     content: str
@@ -53,7 +53,7 @@ class Picture:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template beside this module, and write the page atomically."""
+    """Render a template of this folder, and write the page atomically."""
     page = page_templates(Path(__file__).parent).get_template(template).render(values)
     write_whole(path, lambda unfinished: unfinished.write_text(page, encoding="utf-8"))
 
@@ -81,8 +81,8 @@ def spread(ends: Ends, digits: int = 3) -> str:
 def with_interval(value: float | None, ends: Ends, digits: int = 3) -> Markup:
     """Format a figure for a cell, with its interval in small type.
 
-    An interval without width is left out: all resamples have the same figure, which does not mean
-    that it is certain.
+    An interval without width is left out: all resamples have the same figure, but the figure is not
+    certain.
     """
     if value is None or ends is None or ends[0] == ends[1]:
         return Markup("{}").format(decimal(value, digits))

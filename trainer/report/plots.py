@@ -1,6 +1,6 @@
-"""Draw curves: as inline SVG for pages, as PNG for TensorBoard and history.png.
+"""Draw curves as inline SVG for pages, and as PNG for TensorBoard and history.png.
 
-The colors of an SVG are variables of its page, so that it suits light and dark schemes.
+The colors of an SVG are CSS variables of the page, which has a light and a dark scheme.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.files import write_whole
 History = list[dict[str, Any]]
 Values = Sequence[float] | npt.NDArray[np.floating[Any]]
 
-# Matplotlib needs colors; these stand for variables of page.html.jinja.
+# Matplotlib needs colors: placeholders for the CSS variables of page.html.jinja.
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -63,9 +63,9 @@ STYLE: dict[str, Any] = {
     "ytick.labelcolor": INK,
 }
 DOTTED: dict[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
-# Distinguishable steps along each axis of a unit square.
+# Distinguishable steps along an axis of a unit square.
 STEPS = 400
-# More names are illegible, and Matplotlib needs minutes to lay them out.
+# More names are illegible, and their layout takes Matplotlib minutes.
 MOST_NAMES = 30
 
 # Titles of x and y.
@@ -89,33 +89,33 @@ plain_text = matplotlib.rc_context({"text.parse_math": False})  # a name may hav
 
 
 def draw_svg(salt: str, draw: Callable[..., None], *args: Any, **options: Any) -> Markup:
-    """Draw on new axes, and return an SVG element, transparent, with the page's font and colors.
+    """Draw on new axes; return a transparent SVG element with the page's font and colors.
 
     Args:
-        salt: unique per plot of a page; Matplotlib derives the SVG's ids from it.
+        salt: unique per plot of a page; Matplotlib derives the SVG's ids from the salt.
         draw: `draw_in_unit_square` or `draw_by_epoch`.
         args: arguments of `draw` after the axes.
-        options: the same, by name.
+        options: keyword arguments of `draw`.
     """
     buffer = io.StringIO()
     style: Any = STYLE | {"svg.hashsalt": salt}
     with matplotlib.rc_context(style):
-        # Inches, 96 pixels each.
+        # Inches; 96 pixels per inch.
         figure = Figure(figsize=(3.0, 2.8 if draw is draw_in_unit_square else 2.6))
         axes = figure.subplots()
-        # Fixed margins: Matplotlib finds the best more slowly than it draws.
+        # Fixed margins: Matplotlib's automatic layout is slower than the drawing.
         figure.subplots_adjust(left=0.19, right=0.985, bottom=0.17, top=0.985)
         draw(axes, *args, **options)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Ids must be unique on a page, and Matplotlib numbers each figure from 1.
+    # Ids must be unique on a page, but Matplotlib numbers every figure from 1.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    # Coordinates, in attributes, to a hundredth of a point.
+    # Round coordinates in attributes to a hundredth of a point.
     svg = re.sub(r'"[^"]*"', lambda match: re.sub(r"(\d\.\d\d)\d+", r"\1", match[0]), svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<svg ", '<svg aria-hidden="true" focusable="false" ', svg, count=1)
@@ -137,10 +137,10 @@ def draw_in_unit_square(
     Args:
         axes: axes to draw on.
         lines: the curves.
-        titles: of x and y.
-        chance: dotted: the curve of guessing.
+        titles: titles of the x and y axes.
+        chance: the curve of guessing, drawn dotted.
         marks: points to mark: x, y and Matplotlib's marker.
-        dots: mark the curves' points, which are few.
+        dots: whether to mark the curves' points.
     """
     if chance:
         axes.plot(chance.x, chance.y, **DOTTED)
@@ -170,9 +170,9 @@ def draw_by_epoch(
     Args:
         axes: axes to draw on.
         lines: the curves.
-        ylabel: what y is.
-        ylim: ends of the y axis; None: by the curves.
-        best: dotted: this epoch.
+        ylabel: title of the y axis.
+        ylim: limits of the y axis; None: from the curves.
+        best: epoch to mark with a dotted line.
         faint: thin gray curves without a name.
     """
     for line in faint:
@@ -199,7 +199,7 @@ def finish(axes: Axes, named: list[Line2D]) -> None:
 
 
 def thin(x: Values, y: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Leave out points that cannot be distinguished from the one before; the last one stays."""
+    """Remove points that are indistinguishable from the previous point; keep the last point."""
     points = np.stack([np.asarray(x, float), np.asarray(y, float)])
     steps = np.abs(np.diff(np.round(points * STEPS), axis=1)).sum(axis=0)
     kept = np.concatenate(([True], steps > 0))
@@ -208,36 +208,36 @@ def thin(x: Values, y: Values) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
 
 
 def roc_line(name: str, labels: Ints, predicted: Floats) -> Line:
-    """The ROC curve of one label, from labels and probabilities [N]."""
+    """Return the ROC curve of one label, from labels and probabilities [N]."""
     false, true, _ = roc_curve(labels, predicted)
     return Line(name, false, true)
 
 
 def precision_line(name: str, labels: Ints, predicted: Floats) -> Line:
-    """The precision-recall curve of one label, from labels and probabilities [N]."""
+    """Return the precision-recall curve of one label, from labels and probabilities [N]."""
     precision, recall, _ = precision_recall_curve(labels, predicted)
     return Line(name, recall, precision)
 
 
 def reliability_line(name: str, bins: list[dict[str, Any]]) -> Line:
-    """The reliability curve of one label, from the bins of metrics.json."""
+    """Return the reliability curve of one label, from the bins of metrics.json."""
     return Line(name, [point["predicted"] for point in bins], [point["observed"] for point in bins])
 
 
 def column(history: History, key: str) -> list[float]:
-    """A figure by epoch; undefined ones are NaN, where a plot has a gap."""
+    """Return a figure by epoch; undefined values are NaN: gaps in a plot."""
     return [float("nan") if row[key] is None else row[key] for row in history]
 
 
 def loss_lines(history: History) -> list[Line]:
-    """Training and validation loss by epoch."""
+    """Return training and validation loss by epoch."""
     epochs = column(history, "epoch")
     pairs = (("training", "loss"), ("validation", "val_loss"))
     return [Line(name, epochs, column(history, key)) for name, key in pairs]
 
 
 def auc_lines(history: History, names: tuple[str, ...]) -> list[Line]:
-    """The ROC AUC of each label by epoch, then their mean."""
+    """Return the ROC AUC per label by epoch, then the mean."""
     epochs, by_label = column(history, "epoch"), [row["val_roc_auc"] for row in history]
     lines = [Line(name, epochs, column(by_label, name)) for name in names]
     return [*lines, Line("mean", epochs, column(history, "val_mean_roc_auc"))]
@@ -250,7 +250,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @plain_text
 def plot_history(history: History, names: tuple[str, ...]) -> Figure:
-    """Loss and ROC AUC by epoch, side by side."""
+    """Plot loss and ROC AUC by epoch, side by side."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     loss, auc = figure.subplots(1, 2)
     draw_by_epoch(loss, loss_lines(history), "nats")
@@ -263,7 +263,7 @@ def plot_history(history: History, names: tuple[str, ...]) -> Figure:
 
 
 def plot_speed(history: History) -> Figure:
-    """Learning rate, images a second and the wait for input, by epoch."""
+    """Plot learning rate, images per second and input wait by epoch."""
     figure = Figure(figsize=(12, 3), layout="constrained")
     titles = {
         "learning_rate": "Learning rate",
@@ -277,7 +277,7 @@ def plot_speed(history: History) -> Figure:
 
 @plain_text
 def plot_curves(measured: Measured, curves: dict[str, Any]) -> Figure:
-    """ROC, precision-recall and reliability curves, the last from the figures in metrics.json."""
+    """Plot ROC, precision-recall and reliability curves; reliability comes from metrics.json."""
     labels, predicted = measured.labels, measured.predicted
     rocs, precisions = (
         [line(name, labels[:, i], predicted[:, i]) for i, name in measured.defined]
@@ -293,9 +293,9 @@ def plot_curves(measured: Measured, curves: dict[str, Any]) -> Figure:
 
 
 def confusion(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
-    """Mean probability of each label (column) where each label (row) is true, [L, L].
+    """Return the mean probability of label j among positives of label i at [i, j], [L, L].
 
-    It replaces a confusion matrix, since labels are not mutually exclusive. Rows of labels without
+    Replaces a confusion matrix, because labels are not mutually exclusive. Rows of labels without
     positives are NaN.
     """
     totals = labels.T.astype(np.float64) @ predicted
@@ -305,7 +305,7 @@ def confusion(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
 
 @plain_text
 def plot_confusion(measured: Measured) -> Figure:
-    """`confusion` as a picture; without names and numbers if there are too many."""
+    """Plot `confusion`; without names and numbers if there are more than MOST_NAMES labels."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes, names = figure.subplots(), measured.names
     matrix = confusion(measured.labels, measured.predicted)

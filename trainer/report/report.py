@@ -1,4 +1,4 @@
-"""Write report.html: one page per run, without other files, scripts or network access."""
+"""report.html: one self-contained page per run, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECTIONS = {
     "training": "Training",
     "provenance": "Provenance",
 }
-# With fewer, intervals are wide and one study moves a figure visibly.
+# Below these counts, intervals are wide and a single study changes figures visibly.
 FEW_STUDIES, FEW_POSITIVES = 100, 20
 UNRECORDED = "not recorded"
 
@@ -55,7 +55,7 @@ def write_report(job: EvaluationSetup, mistakes: int) -> None:
 
     Args:
         job: the run and the split that training left out.
-        mistakes: number of mistakes to show as images, and of hits.
+        mistakes: number of mistakes, and of hits, to show as images.
 
     Raises:
         UsageError: a file of the run or a shard is damaged.
@@ -100,10 +100,10 @@ def write_report(job: EvaluationSetup, mistakes: int) -> None:
 
 
 def headline(slices: Measured, metrics: dict[str, Any], studies: Measured) -> dict[str, Any]:
-    """Return the values of the page's top."""
+    """Return the template values of the page's top."""
     figures, ends = slices.figures, slices.intervals
     weights = figures["label_weights"]
-    # A patient may be in two folds of shards that other software wrote.
+    # Shards from other software may have a patient in two folds.
     unseen = metrics.get("trained_on", False) is False
     alone = decimal(metrics["prevalence_log_loss"])
     rest = f"; {alone} by prevalence alone; weights: {explain_weights(weights)}"
@@ -154,7 +154,7 @@ def study_caution(studies: Measured) -> str:
 
 
 def picture_values(job: EvaluationSetup, slices: Measured, wanted: int) -> dict[str, Any]:
-    """Return the values of the section of mistakes and hits; only the run's shards have slices."""
+    """Return the template values of mistakes and hits; only the run's own shards have slices."""
     missing = "" if job.same_shards else "no slices: the shards are not those of the run"
     sections = {key: title for key, title in SECTIONS.items() if wanted or key != "answers"}
     mistakes, hits = picture_slices(job, slices, 0 if missing else wanted)
@@ -175,7 +175,7 @@ def describe_origin(
         run: the run.
         description: content of run.json.
         metrics: content of metrics.json.
-        shards: local folder that the shards are read from.
+        shards: local folder of the shards.
     """
     machine = read_json(run.machine) if run.machine.is_file() else {}
     data, options = description["shards"], description["options"]
@@ -209,7 +209,7 @@ def describe_origin(
 
 
 def training_command(run: Path, description: Mapping[str, Any]) -> str:
-    """Return the command that makes this run again, without options at their defaults."""
+    """Return the command that repeats this run, without options at their defaults."""
     usual = default_options()
     given = {"shards": description["shards"]["path"], "run": str(run)}
     origin = description.get("continued_from")
@@ -233,7 +233,7 @@ def training_command(run: Path, description: Mapping[str, Any]) -> str:
 
 
 def default_options() -> dict[str, Any]:
-    """Return the defaults of the training options that have one."""
+    """Return the default of every optional training option."""
     return {
         name: field.default
         for name, field in flags(TrainOptions).items()
@@ -247,7 +247,7 @@ def format_time(text: str) -> str:
 
 
 def link_data_card(run: Path, location: str, shards: Path) -> Markup | str:
-    """Return a relative link from the run to the data card of the shards, if they have one."""
+    """Return a relative link from the run to the data card of the shards, if there is one."""
     card = shards / CARD
     if "://" in location:
         return f"report.html in {location}"
@@ -260,7 +260,7 @@ def link_data_card(run: Path, location: str, shards: Path) -> Markup | str:
 
 
 def option_rows(options: Mapping[str, Any]) -> list[list[str]]:
-    """Name, value and default of each option; options that differ from the default come first."""
+    """Return name, value and default of every option; non-default options come first."""
     usual = default_options()
     rows = [[name, str(value), str(usual.get(name, ""))] for name, value in options.items()]
     return sorted(rows, key=lambda row: row[1] == row[2])

@@ -1,4 +1,4 @@
-"""The plots of a run's report, with captions and descriptions; each label has one of its own."""
+"""Plots of a run's report: curves per label, with captions and alternative texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MARKERS = {"youden": "o", "sensitivity": "s"}
 
 
 def roc_plots(measured: Measured) -> list[Picture]:
-    """ROC curves with the operating points, of the labels that have positives and negatives."""
+    """Plot ROC curves and operating points of the labels with positives and negatives."""
     plots = []
     for i, name in measured.defined:
         line = roc_line(name, measured.labels[:, i], measured.predicted[:, i])
@@ -52,7 +52,7 @@ def roc_plots(measured: Measured) -> list[Picture]:
 
 
 def figure_in_words(measured: Measured, name: str, key: str) -> str:
-    """A label's figure with its interval."""
+    """Return a label's figure with its interval."""
     return in_words(measured.figures["labels"][name][key], measured.intervals["labels"][name][key])
 
 
@@ -67,7 +67,7 @@ def describe_points(points: list[OperatingPoint]) -> str:
 
 
 def precision_plots(measured: Measured) -> list[Picture]:
-    """Precision-recall curves of the labels that have positives and negatives."""
+    """Plot precision-recall curves of the labels with positives and negatives."""
     plots = []
     for i, name in measured.defined:
         line = precision_line(name, measured.labels[:, i], measured.predicted[:, i])
@@ -85,7 +85,7 @@ def precision_plots(measured: Measured) -> list[Picture]:
 
 
 def calibration_plots(measured: Measured, curves: dict[str, Any]) -> list[Picture]:
-    """Reliability curves, from the labels' figures in metrics.json."""
+    """Plot reliability curves from the labels' figures in metrics.json."""
     plots = []
     for i, name in enumerate(measured.names):
         bins, error = curves[name]["reliability"], curves[name]["calibration_error"]
@@ -119,7 +119,7 @@ def describe_bins(bins: list[dict[str, Any]]) -> str:
 
 
 def training_plots(history: History, names: tuple[str, ...], best: int) -> list[Picture]:
-    """The course of training: loss, ROC AUC, learning rate and speed."""
+    """Plot the course of training: loss, ROC AUC, learning rate and speed."""
     training, validation = losses = loss_lines(history)
     *labels, mean = auc_lines(history, names)
     rate, images = column(history, "learning_rate"), column(history, "images_per_second")

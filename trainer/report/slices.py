@@ -1,4 +1,4 @@
-"""Show a model's worst mistakes and best hits, with Grad-CAM: where it sees the label."""
+"""Pictures of a model's worst mistakes and best hits, with Grad-CAM maps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JPEG_QUALITY = 85
 
 
 class Answer(NamedTuple):
-    """A row of the predictions, and the number of one of its labels."""
+    """A row of the predictions, and a label's number."""
 
     row: int
     label: int
@@ -43,7 +43,7 @@ def picture_slices(
     Args:
         job: the run and the split.
         slices: predictions of the split.
-        wanted: number of each.
+        wanted: number of mistakes, and of hits.
 
     Raises:
         UsageError: a shard is damaged.
@@ -74,14 +74,14 @@ def picture_slices(
 
 
 def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
-    """Return the labels with the highest loss, one per slice; the arguments are [N, L]."""
+    """Return the answers with the highest loss, one per slice; arguments [N, L]."""
     losses = example_losses(labels, predicted)
     order = np.argsort(-losses.max(axis=1), kind="stable")[:wanted]
     return [Answer(int(row), int(losses[row].argmax())) for row in order]
 
 
 def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
-    """Return the surest true positives, one per slice; the labels take turns. Both are [N, L]."""
+    """Return the surest true positives, one per slice, labels in turn; arguments [N, L]."""
     losses = example_losses(labels, predicted)
     queues = [
         [int(row) for row in np.argsort(losses[:, i], kind="stable") if labels[row, i] == 1]
@@ -125,9 +125,9 @@ def activation_maps(
 ) -> npt.NDArray[np.float32]:
     """Grad-CAM of one label per image, [B, h, w], 0 to 1 (Selvaraju et al., arXiv:1610.02391).
 
-    Only a mean and a linear layer lie between the last feature map and a logit, so the gradient is
-    that layer's weights, and no backward pass is needed (their section 3). A map shows what speaks
-    for the label, and is zero where nothing does: see `lack_of_map`.
+    Only a mean and a linear layer lie between the last feature map and a logit, so the gradient
+    equals the layer's weights and needs no backward pass (their section 3). A map shows evidence
+    for the label, and is zero without evidence: see `lack_of_map`.
 
     Args:
         classifier: stored images → logits.
@@ -142,14 +142,14 @@ def activation_maps(
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
     maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)
-    # Half-precision features can overflow: such a map is left out.
+    # Half-precision features can overflow: omit the map.
     maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)
 
 
 def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
-    """Return why a map [h, w] has nothing to show; None if it has."""
+    """Return why a map [h, w] cannot be shown; None if the map can be shown."""
     if not heat.any():
         return "nothing in this slice speaks for the label"
     if heat.min() == heat.max():
@@ -158,7 +158,7 @@ def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
 
 
 def strongest(heat: npt.NDArray[Any]) -> str:
-    """Say where a map [h, w] has its highest value."""
+    """Describe the position of the highest value of a map [h, w]."""
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     down = int(3 * (row + 0.5) / heat.shape[0])
     right = int(3 * (column + 0.5) / heat.shape[1])
@@ -169,7 +169,7 @@ def strongest(heat: npt.NDArray[Any]) -> str:
 
 
 def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
-    """Draw a slice, and beside it the slice with its map; return a data: URI of a JPEG.
+    """Draw a slice, and beside it the slice with the map; return a JPEG as a data: URI.
 
     Args:
         gray: 0 to 255, [H, W].
@@ -183,7 +183,7 @@ def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
     for axes, overlay in zip(grid[0], overlays, strict=True):
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=extent)
         if overlay is not None:
-            # Pixels that do not speak for the label stay gray.
+            # Pixels without evidence for the label stay gray.
             shown = 0.6 * np.sqrt(np.clip(overlay, 0, 1))
             axes.imshow(
                 overlay, cmap="inferno", alpha=shown, extent=extent, interpolation="bilinear"

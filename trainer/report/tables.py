@@ -1,4 +1,4 @@
-"""The tables of a run's report."""
+"""Tables of a run's report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RULES = (
 
 
 def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None = None) -> Table:
-    """ROC AUC and average precision, and calibration errors if given."""
+    """Make a table of ROC AUC, average precision and, if given, calibration errors."""
     figures, ends = measured.figures, measured.intervals
     rows = []
     for name, label in figures["labels"].items():
@@ -44,7 +44,7 @@ def ranking_table(measured: Measured, what: str, errors: dict[str, float] | None
 
 
 def loss_table(measured: Measured, prevalence: tuple[float, ...]) -> Table:
-    """The log loss of each label, and its part of the weighted mean."""
+    """Make a table of the log loss per label, and its share of the weighted mean."""
     shares = np.array(measured.weights) / sum(measured.weights)
     alone = label_log_losses(measured.labels, np.tile(prevalence, (len(measured.labels), 1)))
     figures, ends = measured.figures, measured.intervals
@@ -76,7 +76,7 @@ def loss_table(measured: Measured, prevalence: tuple[float, ...]) -> Table:
 
 
 def threshold_tables(measured: Measured, what: str) -> list[Table]:
-    """One table per rule, with the labels that have positives and negatives."""
+    """Make one table per rule, with the labels that have positives and negatives."""
     headings = ("Threshold", "TP", "FN", "TN", "FP", "Sensitivity", "Specificity", "PPV", "NPV")
     columns = [("Label", TEXT), *((heading, NUMBER) for heading in headings)]
     tables = []
@@ -96,7 +96,7 @@ def format_threshold(threshold: float) -> str:
 
 
 def confusion_table(measured: Measured) -> Table:
-    """The mean probability of each label where each label is true."""
+    """Make a table of `confusion`: one row per true label, one column per predicted label."""
     matrix = confusion(measured.labels, measured.predicted)
     rows = [
         [name, *(UNDEFINED if np.isnan(value) else f"{value:.2f}" for value in row)]

@@ -1,4 +1,4 @@
-"""TensorBoard logs: figures of each epoch, and a report's plots."""
+"""TensorBoard logs: figures per epoch, and a report's plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: the model's step, the loop around it, the input of both, and cross-validation.
+"""Training: the training step, the loop, the input, and cross-validation.
 
-The top of the trainer: imports every other room.
+May import every other package of the trainer.
 """

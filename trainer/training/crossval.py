@@ -1,4 +1,4 @@
-"""Train one run per fold, and predict every slice by the model that did not see it."""
+"""Cross-validation: one run per fold, and out-of-fold predictions of every slice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _POOLED = (
 
 
 def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
-    """Train incomplete runs; write out_of_fold.parquet and crossval.json above their folders.
+    """Train incomplete runs; write out_of_fold.parquet and crossval.json to their parent folder.
 
     Raises:
         UsageError: the weights cannot be loaded, or a shard is damaged.
@@ -42,7 +42,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         if not setup.run.is_complete:
             setup.display.say(f"{setup.validation.name}: {setup.run.path}")
             train(replace(setup, is_fold=True))
-            # Free the device's memory of this fold's network and images.
+            # Free the device memory used by this fold.
             keras.utils.clear_session()
             gc.collect()
     frame = pd.concat(
@@ -62,7 +62,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
 
 
 def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the figures of all slices together, and mean and deviation over the folds."""
+    """Return figures of the pooled slices, and mean and deviation over the folds."""
     names, weights = setups[0].shards.labels, setups[0].weights
     labels = frame[[f"label_{name}" for name in names]].to_numpy()
     predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
@@ -100,7 +100,7 @@ def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
 
 
 def summary_table(summary: dict[str, Any], title: str) -> Table:
-    """Make a table: one row per fold, mean and deviation, then all slices together."""
+    """Make a table: one row per fold, mean and deviation, pooled slices."""
     figures = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
     table = Table(title=Text(show_line(title)), title_justify="left")
     for name in ("", "examples", "log loss", "mean ROC AUC", "mean avg. precision"):

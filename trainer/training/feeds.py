@@ -1,6 +1,6 @@
-"""How images reach the training step: streamed, from a cache, or from the device's own memory.
+"""Input of training and validation: streamed, cached, or in device memory.
 
-Every feed has its own input; all share the classifier's layers.
+Every feed has its own model input; all feeds share the classifier's layers.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Feed(Protocol):
         """Return the remaining batches of an epoch: dataset of (input, labels)."""
 
     def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Return labels and probabilities of the validation fold, [N, L] each."""
+        """Return labels [N, L] and probabilities [N, L] of the validation fold."""
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """Decodes all images in every epoch and keeps nothing."""
+    """Decodes all images in every epoch; no cache."""
 
     setup: TrainingSetup
 
@@ -66,7 +66,7 @@ class _Stream:
         setup, options = self.setup, self.setup.options
         skip = order.skip
         if setup.index is None:
-            # With JAX, Keras takes a batch to build a new model; after resuming, too.
+            # With JAX, Keras consumes a batch to build a new model, also after resuming.
             peeks = keras.backend.backend() == "jax"
             records = training_records(setup.training, order, options.shuffle_buffer, peeks)
         else:
@@ -121,7 +121,7 @@ class Cached:
         shape = (self.setup.options.batch_size, size, size, image.channels)
 
         def gather(chosen: Any) -> tuple[Any, Any]:
-            # Declared stateless: with --deterministic, stateful functions run one after the other.
+            # Declared stateless: --deterministic serializes stateful functions.
             dtype = tf.as_dtype(image.dtype)
             pixels = tf.numpy_function(self.cached.take, [chosen], dtype, stateful=False)
             return tf.ensure_shape(pixels, shape), tf.gather(self.cached.labels, chosen)
@@ -133,7 +133,7 @@ class Cached:
         size, total = self.setup.options.batch_size, len(self.validation.labels)
         batches = []
         for start in range(0, total, size):
-            # The last batch is filled up from the first rows, so that all have one shape.
+            # The last batch is padded with the first rows, so that all batches have one shape.
             images = self.validation.take(np.arange(start, start + size) % total)
             batches.append(classifier.core.predict_on_batch(images.astype(np.float32)))
             self.setup.display.update(min(start + size, total))
@@ -143,11 +143,11 @@ class Cached:
 
 
 class OnDevice(Cached):
-    """Keeps the training images in the device's memory; a batch holds only their rows."""
+    """Keeps the training images in device memory; batches contain row numbers only."""
 
     @cached_property
     def lookup(self) -> LookUp:
-        """The images, copied to the device once for all phases."""
+        """The training images on the device, copied once for all phases."""
         (images,) = self.cached.images
         return LookUp(images)
 
@@ -169,14 +169,14 @@ class OnDevice(Cached):
 def row_type() -> str:
     """Return the dtype of row numbers: int32 for JAX, which has no 64 bits.
 
-    TensorFlow gets int64, because it may compute byte offsets in this type: 100,000 images of
+    TensorFlow gets int64, because it may compute byte offsets in this type, and 100,000 images of
     224 x 224 x 3 have seven times as many bytes as int32 can count.
     """
     return "int32" if keras.backend.backend() == "jax" else "int64"
 
 
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Rows [B] → images [B, S, S, C], from a variable that is not trained.
+    """Row numbers [B] → images [B, S, S, C], from a non-trainable variable.
 
     The variable holds 32-bit words, because TensorFlow has no GPU kernel to gather uint8 or uint16
     and would copy all images to the CPU in every step.
@@ -196,12 +196,12 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         )
 
     def call(self, rows: Any) -> Any:
-        """Gather the images of some rows."""
+        """Gather the images of the given rows."""
         values = ops.view(ops.take(self.cached, rows, axis=0), self.kind)
         return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
-        """Return images of the stored type."""
+        """Return the symbolic images, in the stored dtype."""
         return keras.KerasTensor((*rows.shape, *self.stored), dtype=self.kind)
 
 

@@ -1,7 +1,7 @@
-"""The training loop: phases and epochs, and what happens between two steps.
+"""The training loop: phases, epochs, and the work between steps.
 
-The step itself is in `training_model`. The device has its next step before it finishes the current
-one: a thread waits for the loss of each step, and at most one call of the training function is in
+`training_model` contains the step. The loop dispatches the next step before the device finishes the
+current step: a thread waits for the losses, and at most one call of the training function is in
 flight.
 """
 
@@ -37,8 +37,8 @@ def run_epochs(
 
     Args:
         setup: the run.
-        feed: its input.
-        classifier: its network.
+        feed: input of the run.
+        classifier: network of the run.
         xla: whether to compile with XLA.
         saved: the checkpoint to resume from; None for a new run.
     """
@@ -68,7 +68,7 @@ def run_epochs(
 
 
 def last_epoch(setup: TrainingSetup, progress: Progress) -> int:
-    """Return the number of epochs: fewer if the head's phase stopped early."""
+    """Return the number of epochs; smaller if the head's phase stopped early."""
     options = setup.options
     head_epochs = options.freeze_epochs if progress.thawed is None else progress.thawed
     return head_epochs + options.epochs - options.freeze_epochs
@@ -132,14 +132,14 @@ def validate_epoch(
 
 
 def draw_history(setup: TrainingSetup, progress: Progress) -> None:
-    """Draw the history so far; after the checkpoint, so that a failure costs no epoch."""
+    """Draw the history so far; called after the checkpoint, so that a failure costs no epoch."""
     if progress.history:
         figure = plots.plot_history(progress.history, setup.shards.labels)
         plots.save_figure(figure, setup.run.path / "history.png")
 
 
 class CallbackList(keras.callbacks.CallbackList):  # type: ignore[misc,unused-ignore]
-    """Passes losses on uncomputed; Keras's list would wait for the device after every step."""
+    """Passes on uncomputed losses; Keras's list would wait for the device after every step."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Call every callback."""
@@ -170,7 +170,7 @@ class StepCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Handle one step, or `steps_per_execution` steps, after they are dispatched.
 
-        The previous ones are computed when this returns.
+        The previous steps are computed on return.
         """
         steps = batch + 1
         self.clock.dispatched, self.progress.step = steps, self.first + steps
@@ -204,7 +204,7 @@ class StepCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore
         """Check the latest computed loss, and update the progress line.
 
         Raises:
-            Diverged: the running mean of the loss is not finite; it would stay so.
+            Diverged: the running mean of the loss is not finite, and cannot recover.
         """
         if not math.isfinite(self.loss):
             raise Diverged(
@@ -239,13 +239,12 @@ class InputClock:
     """Measures how long a device is idle because its input is not ready.
 
     The callback reports each dispatched step; otherwise the device counts as idle whenever a batch
-    is requested. With several steps per call nothing is reported between them, so the sum is an
-    upper bound.
+    is requested. Several steps per call are reported together, so the sum is an upper bound.
 
     Attributes:
         waited: seconds.
-        dispatched: steps that the device was given.
-        computed: steps that the device has finished.
+        dispatched: number of steps sent to the device.
+        computed: number of steps that the device has finished.
     """
 
     waited: float = 0.0
@@ -270,9 +269,9 @@ class InputClock:
         return index
 
     def measure(self, batches: Any) -> Any:
-        """Return the same batches, with their requests timed.
+        """Return the same batches, and time the requests for them.
 
-        A zip asks its datasets one after the other, so the clock is called before and after.
+        A zip reads its datasets in order, so the clock is called before and after each batch.
         """
         before, after = _counter_calling(self.request), _counter_calling(self.receive)
         timed = tf.data.Dataset.zip((before, batches, after))
@@ -280,7 +279,7 @@ class InputClock:
 
 
 def _counter_calling(function: Callable[[Any], Any]) -> Any:
-    """Return a dataset of 0, 1, 2, … that calls `function` as each number is requested."""
+    """Return a dataset of 0, 1, 2, … that calls `function` on every request."""
 
     def call(number: Any) -> Any:
         # Declared stateless: a stateful function would serialize the pipeline (--deterministic).

@@ -55,7 +55,7 @@ def train(setup: TrainingSetup) -> None:
     begin_session(options.seed)
     devices = use_all_devices(options.batch_size)
     capability = compute_capability()
-    # Before the first tensor, with which TensorFlow reserves all free memory.
+    # Before the first tensor: TensorFlow then reserves all free memory.
     free = free_device_memory(capability) if options.cache == "device" else None
     xla = choose_xla(options.xla, capability, options.deterministic)
     policy = choose_precision(options.precision, capability)
@@ -64,7 +64,7 @@ def train(setup: TrainingSetup) -> None:
     )
     if setup.origin is not None:
         copy_saved_weights(setup.origin.run.model, classifier.core)
-    # Nothing is written before all of the input is checked.
+    # All input is checked before anything is written.
     with held(setup.run.path):
         begin_run(
             setup.run, options, setup.shards, setup.origin.recorded() if setup.origin else None
@@ -82,7 +82,7 @@ def train(setup: TrainingSetup) -> None:
 
 
 def _announce(setup: TrainingSetup, policy: str, xla: bool, devices: int) -> None:
-    """Show what will be trained, and on which devices."""
+    """Print the network, the devices and the number of slices."""
     options = setup.options
     if setup.origin is not None:
         setup.display.say(f"starts from the best model of {setup.origin.run.path}, head and all")
@@ -111,7 +111,7 @@ def _finish(setup: TrainingSetup, progress: Progress) -> None:
         "stopped_early": progress.stopped,
         **figures,
     }
-    # Kept apart from the figures, which are reproducible.
+    # Separate from the figures, which are reproducible.
     write_json(setup.run.machine, describe_machine())
     write_json(setup.run.metrics, metrics)
     checkpoint.clear(setup.run.checkpoints)

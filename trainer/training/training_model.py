@@ -1,7 +1,7 @@
-"""The model that `fit` trains: its step, loss, optimizer and averages of weights.
+"""The model that `fit` trains: step, loss, optimizer and averages of weights.
 
-`TrainingModel.train_step` is the whole step. What changes a batch on the device, such as mixup,
-belongs there, before Keras's own step; what follows an update belongs after it.
+`TrainingModel.train_step` is the whole step. Put code that changes a batch on the device, such as
+mixup, before Keras's own step, and code that follows an update after it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from trainer.training.feeds import Feed
 
 
 class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
-    """A model that can average its weights while it trains, once per update of the optimizer.
+    """A model that can average its weights during training, once per optimizer update.
 
-    The averages cover all that a prediction depends on: trained weights, frozen weights, and the
-    running statistics of batch normalization, which fit only the weights that they were computed
-    with.
+    The averages cover trained weights, frozen weights, and the running statistics of batch
+    normalization, which fit only the weights that they were computed with.
 
     After `n` updates the momentum is min(momentum, (1 + n) / (10 + n)), as in
-    tf.train.ExponentialMovingAverage, so that the random first weights are soon forgotten.
+    tf.train.ExponentialMovingAverage, so that the initial weights soon lose influence.
 
     Args:
         inputs: as for keras.Model.
         outputs: as for keras.Model.
-        core: the model whose weights are averaged.
-        momentum: the largest share of an average that an update keeps; 0: no averages.
-        accumulate: steps whose gradients make one update.
+        core: inner model to average.
+        momentum: upper limit of the averages' momentum; 0: no averages.
+        accumulate: steps per optimizer update.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
         if momentum:
             self.averaged = [v for v in core.variables if keras.backend.is_float_dtype(v.dtype)]
             self.averages = [
-                # Checkpoints go by these names.
+                # Checkpoints identify variables by name.
                 keras.Variable(
                     value,
                     dtype=value.dtype,
@@ -61,10 +60,10 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
             self.steps_done = keras.Variable(0, dtype="int", trainable=False, name="steps_done")
 
     def train_step(self, *arguments: Any) -> Any:
-        """Take one step: Keras's own, then the averages.
+        """Run Keras's training step, then update the averages.
 
         Args:
-            arguments: the batch; with JAX, the state of all variables comes first.
+            arguments: the batch; with JAX, preceded by the state of all variables.
         """
         result = super().train_step(*arguments)
         if not self.averaged:
@@ -72,7 +71,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
         if keras.backend.backend() != "jax":
             self.average()
             return result
-        # JAX's step returns the new values of variables rather than assigning them.
+        # JAX's step returns new values instead of assigning them.
         logs, (trainable, others, *rest) = result
         values = [
             *zip(self.trainable_variables, trainable, strict=True),
@@ -84,7 +83,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
         return logs, (trainable, others, *rest)
 
     def average(self) -> None:
-        """Count a step; after an optimizer update, move each average toward its weight."""
+        """Count a step; after an optimizer update, move the averages toward the weights."""
         self.steps_done.assign(self.steps_done + 1)
         updates = ops.cast(self.steps_done // self.accumulate, "float32")
         momentum = ops.minimum(self.momentum, (1 + updates) / (10 + updates))
@@ -100,7 +99,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Replace the weights by their averages, if there are any, and restore them afterwards."""
+        """Replace the weights by their averages, if any; restore the weights afterwards."""
         trained = copy_values(self.averaged)
         _assign(self.averaged, copy_values(self.averages))
         try:
@@ -110,7 +109,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
 
 
 def copy_values(variables: list[Any]) -> list[npt.NDArray[Any]]:
-    """Copy the values of variables: JAX would share their memory, and later donate it."""
+    """Copy the values of variables: JAX would share the memory, and later donate it."""
     return [np.array(ops.convert_to_numpy(variable.value)) for variable in variables]
 
 
@@ -124,12 +123,12 @@ def compile_phase(
 ) -> TrainingModel:
     """Make and compile the model of a phase: the head alone if `frozen`, or the whole network.
 
-    Each phase has its own optimizer, because the head's moments say nothing about the backbone. A
+    Every phase has a new optimizer, because the head's moments do not apply to the backbone. A
     frozen backbone's batch normalization uses its stored statistics.
 
     Args:
         setup: the run.
-        feed: its input.
+        feed: input of the run.
         classifier: the network.
         frozen: whether to freeze the backbone.
         xla: whether to compile with XLA.
@@ -143,7 +142,7 @@ def compile_phase(
     settle_statistics(norms, options.epochs * setup.steps)
     for predictor in (classifier.model, classifier.core):
         predictor.jit_compile = xla
-        # JAX's function is bound to the variables that were trainable when it was made.
+        # JAX binds the predict function to the current trainable variables.
         predictor.make_predict_function(force=True)
     model = TrainingModel(
         *feed.connect(classifier), classifier.core, options.ema, options.accumulate
@@ -164,15 +163,15 @@ def compile_phase(
 def settle_statistics(norms: list[Any], steps: int) -> None:
     """Lower the momentum of batch normalization so that its statistics settle in a short run.
 
-    At the usual momentum of 0.99, the statistics after 60 steps would still be half their initial
-    values. A run of 1,000 steps or more keeps the network's momentum.
+    At the usual momentum of 0.99, the initial values still have half the weight after 60
+    steps. A run of 1,000 steps or more keeps the network's momentum.
     """
     for norm in norms:
         norm.momentum = min(norm.momentum, max(1 - 10 / steps, 0.8))
 
 
 def batch_norms(network: Any) -> Iterator[Any]:
-    """Yield the batch normalizations of a network and of its inner networks."""
+    """Yield the batch normalization layers of a network and its inner networks."""
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             yield layer
@@ -185,17 +184,17 @@ def build_optimizer(
 ) -> Any:
     """Build the optimizer of a phase.
 
-    With the dtype policy `mixed_float16` the loss is scaled; otherwise most gradients are too small
-    for float16 (Micikevicius et al., arXiv:1710.03740, 3.2).
+    The dtype policy `mixed_float16` requires loss scaling: most gradients are too small for float16
+    (Micikevicius et al., arXiv:1710.03740, 3.2).
 
     Args:
-        options: of the run.
+        options: options of the run.
         trainable: the variables to train.
         steps: steps of the phase.
         per_epoch: steps per epoch.
         policy: Keras's dtype policy.
     """
-    # Explicit names, because checkpoints go by names and Keras would number its own.
+    # Explicit names: checkpoints depend on them, and Keras would number its own.
     common = {
         "name": "optimizer",
         "learning_rate": build_schedule(options, steps, per_epoch),
@@ -207,7 +206,7 @@ def build_optimizer(
         optimizer = keras.optimizers.AdamW(**common)
     else:
         optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, **common)
-    # No decay of biases and norms: it would only limit what the network can express.
+    # No decay of biases and norms: decay would only limit what the network can express.
     optimizer.exclude_from_weight_decay(var_list=[v for v in trainable if len(v.shape) < 2])
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
@@ -218,7 +217,7 @@ def build_optimizer(
 def build_schedule(options: TrainOptions, steps: int, per_epoch: int) -> Any:
     """Return the learning rate by step: linear warm-up, then a cosine to 0, or constant.
 
-    Keras counts every step here, including those that only accumulate gradients.
+    Steps that only accumulate gradients count, too.
     """
     warmup = min(round(options.warmup_epochs * per_epoch), steps - 1)
     return keras.optimizers.schedules.CosineDecay(
@@ -240,18 +239,18 @@ def learning_rate(optimizer: Any) -> float:
 class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused-ignore]
     """Weighted mean over labels of the binary cross-entropy, in nats: the competition's metric.
 
-    RSNA 2019 counts `any` twice: weights (1, 1, 1, 1, 1, 2), whose sum is 7. Computed from
-    float32 logits, because a rounded sigmoid is too coarse for the logarithm.
+    RSNA 2019 counts `any` twice: weights (1, 1, 1, 1, 1, 2), sum 7. Computed from float32 logits,
+    because a rounded sigmoid is too coarse for the logarithm.
 
-    Balanced sampling draws an example more often than it occurs, at a rate that depends on its
-    labels. The example's loss is divided by that rate, so that the expected loss, and with it the
-    best network, is that of natural sampling, whatever labels occur together.
+    Balanced sampling draws examples at a rate that depends on their labels. The loss is divided by
+    this rate, so that the expected loss, and the best network, are the same as with natural
+    sampling, for any combination of labels.
 
     Args:
-        weights: per label.
+        weights: weight per label.
         label_smoothing: 0 for none.
-        rates: per label, then of examples without a label (`sampling.balanced_rates`); empty if
-            examples are drawn as often as they occur.
+        rates: sampling rate per label, then of examples without a label
+            (`sampling.balanced_rates`); empty for natural sampling.
     """
 
     def __init__(
@@ -271,14 +270,14 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
         logits = ops.cast(y_pred, "float32")
         true = ops.cast(y_true, "float32")
         labels = true * (1 - self.label_smoothing) + self.label_smoothing / 2
-        # max(x, 0) - x z + log(1 + exp(-|x|)) overflows for no logit.
+        # max(x, 0) - x z + log(1 + exp(-|x|)) cannot overflow.
         entropy = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
         weights = ops.convert_to_tensor(self.weights, "float32")
         loss = ops.sum(entropy * weights, axis=-1) / sum(self.weights)
         return loss / self._sampling_rate(true) if self.rates else loss
 
     def _sampling_rate(self, labels: Any) -> Any:
-        """Return how many times as often as it occurs each example is drawn; [B, L] → [B]."""
+        """Return the sampling rate per example, relative to natural sampling; [B, L] → [B]."""
         *positive, negative = self.rates
         of_labels = ops.sum(labels * ops.convert_to_tensor(positive, "float32"), axis=-1)
         return of_labels + negative * (1 - ops.max(labels, axis=-1))
