@@ -1,1 +1,1 @@
-"""The data card of a shard directory: one page that shows what went in and what came out."""
+"""Data card of a shard directory: one page about the input and the output of a run."""

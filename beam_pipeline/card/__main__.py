@@ -1,8 +1,8 @@
-"""`python -m beam_pipeline.card`: make the data card of a shard directory that has none."""
+"""`python -m beam_pipeline.card`: add the data card to a shard directory that lacks it."""
 
 import os
 
-# Read when pyarrow is first imported: Arrow's own allocator would keep 30 MB more than it gives.
+# pyarrow reads this when imported: Arrow's own allocator would keep 30 MB more.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import sys
@@ -31,7 +31,7 @@ class CardOptions(Declared):
 
 
 def main(argv: Sequence[str], program: str = "python -m beam_pipeline.card") -> int:
-    """Make the card, and return the exit code: 0 done, 2 no such directory or input, 5 storage."""
+    """Make the card; return the exit code: 0 done, 2 no such directory or input, 5 storage."""
     return run_program("card", lambda: _run(argv, program), resumes=False)
 
 
@@ -64,7 +64,7 @@ def _make(folder: Folder, source: str | None) -> None:
 
 
 def _find_input(manifest: dict[str, Any], source: str | None) -> InputFiles | None:
-    """Return the given input, or else that of the run if it is still there."""
+    """Return the given input, or else the run's input if it still exists."""
     try:
         return InputFiles.parse(source or manifest["options"]["input"])
     except (UsageError, StoreError):

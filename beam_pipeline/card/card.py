@@ -1,4 +1,4 @@
-"""report.html: the data card of a shard directory, and the page of a refused run."""
+"""Writer of report.html: the data card of a shard directory, or the page of a refused run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +29,15 @@ def write_card(
 ) -> None:
     """Write the data card of a shard directory.
 
-    Files of the input that cannot be read any more are not shown.
+    Omits files of the input that are no longer readable.
 
     Args:
         folder: the directory.
-        index: its index.parquet.
-        manifest: its manifest, which need not be written yet.
+        index: the directory's index.parquet.
+        manifest: the directory's manifest, not necessarily written yet.
         rejects: one row per rejected file.
         source: the run's input; None if it is gone.
-        decode_timeout: seconds after which a slice's decoder counts as hung.
+        decode_timeout: timeout of a slice's decoder, seconds.
 
     Raises:
         UsageError: a shard is missing or damaged.
@@ -70,7 +70,7 @@ def _task(
                 numbered=manifest["options"]["image_id"] == ImageId.ORDINAL,
                 count=count_input(manifest["counts"]),
             )
-        except (StoreError, ValueError):  # the shards can be shown without the files
+        except (StoreError, ValueError):  # the card can show shards without the files
             source = None
     shown = {number for numbers in choice.examples.values() for number in numbers}
     return ViewTask(
@@ -126,7 +126,7 @@ def _contents(
 
 
 def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
-    """Return the page of a run that ended because too many files were rejected."""
+    """Return the page of a run that ended with too many rejected files."""
     counts = {"files_seen": files_seen, "rejected_by_reason": count_reasons(rejects)}
     return _fill(
         "refused.html.jinja",

@@ -1,4 +1,4 @@
-"""Line charts of how pixel values are distributed; `chart.html.jinja` draws them as SVG."""
+"""Line charts of pixel value distributions; `chart.html.jinja` draws the charts as SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ Limits = tuple[int, int]  # values
 Histograms = Sequence[tuple[str, Mapping[str, Histogram]]]  # image ids, and Views.histograms
 
 ALL: Limits = (LOWEST, LOWEST + BIN * BINS)
-_HOUNSFIELD: Limits = (-1104, 3200)  # HU that are shown
-_MENTIONED = 1e-3  # share of pixels outside of these limits that a caption mentions
-_LINES = 10  # slices that have a line each
-_COLORS = 5  # series colors of the page that are easy to tell apart
+_HOUNSFIELD: Limits = (-1104, 3200)  # HU shown
+_MENTIONED = 1e-3  # smallest share of pixels outside the limits that a caption mentions
+_LINES = 10  # lines of single slices
+_COLORS = 5  # easily distinguished series colors of the page
 _NAME_LENGTH = 16
-_LABELS = 6  # at most, of the axis of values
+_LABELS = 6  # most labels on the axis of values
 _LEAST = 2e-6  # smallest share of pixels shown
 _DECADES = -math.log10(_LEAST)
-_TAIL = 2e-4  # share of pixels at either end that is left out
-_MARGIN = 3  # bins shown beside those with pixels
+_TAIL = 2e-4  # share of pixels omitted at either end
+_MARGIN = 3  # further bins shown at either end
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Distribution:
     name: str  # in the legend
     histogram: Histogram
     dashed: bool = False
-    color: int = 1  # number of the page's series
+    color: int = 1  # number of the page's series color
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Curve:
     """A line of a chart and its entry in the legend."""
 
     line: Distribution
-    path: str  # of SVG
-    x: int  # of the legend entry
+    path: str  # SVG path
+    x: int  # position of the legend entry
     y: int
 
 
@@ -52,8 +52,8 @@ class Curve:
 class Chart:
     """A chart; lengths and positions are pixels."""
 
-    name: str  # different for each chart of a page
-    title: str  # what a screen reader announces first
+    name: str  # unique on a page
+    title: str  # text that a screen reader announces first
     caption: str
     unit: str
     x_ticks: list[tuple[float, str]]
@@ -61,7 +61,7 @@ class Chart:
     curves: list[Curve]
 
     heading: ClassVar[str] = f"share of pixels in bins of {BIN}"
-    # As wide as a phone, where text keeps its size.
+    # Width of a phone's screen, so that text keeps its size on phones.
     width: ClassVar[int] = 400
     left: ClassVar[int] = 58
     right: ClassVar[int] = 386
@@ -87,12 +87,12 @@ def draw_chart(
     """Draw histograms: share of pixels per bin, on a logarithmic scale, over values.
 
     Args:
-        name: different for each chart of a page.
-        title: of the chart.
-        caption: below it.
-        unit: of the values.
-        lines: to draw.
-        limits: of the values shown; rare values at either end are left out.
+        name: unique name on a page.
+        title: title of the chart.
+        caption: text below the chart.
+        unit: unit of the values.
+        lines: histograms to draw.
+        limits: limits of the values shown; rare values at either end are omitted.
     """
     shares = [line.histogram / max(line.histogram.sum(), 1) for line in lines]
     first, last = _ends(np.max(shares, axis=0), limits)
@@ -123,7 +123,7 @@ def _bins(limits: Limits) -> tuple[int, int]:
 
 
 def _ends(shares: NDArray[np.float64], limits: Limits) -> tuple[int, int]:
-    """Return the first bin to show and the one after the last; few pixels are outside."""
+    """Return the first bin to show, and the end (exclusive); few pixels are outside."""
     first, last = _bins(limits)
     inside = shares[first:last]
     before = int(np.searchsorted(np.cumsum(inside), _TAIL))
@@ -134,16 +134,16 @@ def _ends(shares: NDArray[np.float64], limits: Limits) -> tuple[int, int]:
 
 
 def _height(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the y of shares; that of the axis for shares that are too small."""
+    """Return the y of shares; for shares that are too small, the y of the axis."""
     decades = np.log10(np.maximum(shares, _LEAST) / _LEAST)
     return Chart.bottom - (Chart.bottom - Chart.top) * decades / _DECADES
 
 
 def _path(shares: NDArray[np.float64], step: float) -> str:
-    """Return the SVG path of a line, which drops to the axis and breaks where there are no pixels.
+    """Return the SVG path of a line; at bins without pixels the line drops to the axis and breaks.
 
     Args:
-        shares: of the bins shown.
+        shares: shares of pixels in the bins shown.
         step: width of a bin, pixels.
     """
     near = np.convolve(shares >= _LEAST, [1, 1, 1], "same") > 0
@@ -156,7 +156,7 @@ def _path(shares: NDArray[np.float64], step: float) -> str:
 
 
 def _round_values(low: int, high: int) -> range:
-    """Return round values from low to high, for at most _LABELS labels or so."""
+    """Return round values from low to high, for about _LABELS labels at most."""
     least = (high - low) / _LABELS
     power = 10 ** math.floor(math.log10(least))
     step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least)
@@ -164,12 +164,12 @@ def _round_values(low: int, high: int) -> range:
 
 
 def value_charts(choice: Choice, slices: Mapping[int, Views], repaired: int) -> list[Chart]:
-    """Draw the values of ten slices, of the sample, and of repaired files.
+    """Draw charts of the values of ten slices, of the sample, and of repaired files.
 
     Args:
         choice: rows of the sample, and of repaired files.
-        slices: by row.
-        repaired: number of repaired files of the whole set.
+        slices: slices by row.
+        repaired: number of repaired files in the whole data set.
     """
     sample = _measured(slices, choice.sample)
     if not sample:
@@ -237,7 +237,7 @@ def _total(slices: Histograms, kind: str) -> Histogram:
 
 
 def _outside(slices: Histograms) -> str:
-    """Return a sentence about the pixels that a chart of Hounsfield units leaves out."""
+    """Return a sentence about the pixels omitted from a chart of Hounsfield units."""
     total = _total(slices, "hounsfield")
     first, last = _bins(_HOUNSFIELD)
     share = float(1 - total[first:last].sum() / max(total.sum(), 1))

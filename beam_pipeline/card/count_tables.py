@@ -1,4 +1,4 @@
-"""Tables of a card: rejects, labels, splits and shards; how a card writes numbers."""
+"""Tables of a card: rejects, labels, splits and shards; formats of a card's numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from beam_pipeline.shards.rejects import Reject
 from headct.page import Table
 from headct.reasons import advice_for
 
-_NAMED_COLUMNS = 8  # with more labels, columns are numbered
+_NAMED_COLUMNS = 8  # with more labels, columns have numbers
 
 
 def count(number: int) -> str:
@@ -21,18 +21,18 @@ def count(number: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share, with two significant digits if it is small: 14 %, 0.42 %."""
+    """Return a share, with two significant digits if small: 14 %, 0.42 %."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.2g} %"
 
 
 def with_minus(text: str) -> str:
-    """Return a text with minus signs in place of hyphens."""
+    """Return a text with hyphens replaced by minus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _columns(*headings: str, text: tuple[int, ...] = ()) -> list[tuple[str, str]]:
-    """Return columns of numbers, except the first column and the given ones."""
+    """Return columns of numbers; the first column and the given columns hold text."""
     return [
         (heading, "text" if number in (0, *text) else "number")
         for number, heading in enumerate(headings)
@@ -40,7 +40,7 @@ def _columns(*headings: str, text: tuple[int, ...] = ()) -> list[tuple[str, str]
 
 
 def reject_table(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Table:
-    """Return why files were not used: one row per reason, with an example and advice.
+    """Return the reasons for rejects: one row per reason, with an example and advice.
 
     Args:
         counts: the manifest's `files_seen` and `rejected_by_reason`.
@@ -99,7 +99,7 @@ def label_table(manifest: dict[str, Any], totals: Totals) -> Table:
 
 
 def _count_and_bar(slices: int, totals: Totals) -> tuple[str, Markup]:
-    """Return a number of slices, and its share with a bar as the page's macro draws it."""
+    """Return a number of slices, and the share with the page macro's bar."""
     share = slices / totals.labeled
     bar = Markup(
         '<span class="share"><span class="bar" aria-hidden="true">'
@@ -109,7 +109,7 @@ def _count_and_bar(slices: int, totals: Totals) -> tuple[str, Markup]:
 
 
 def co_occurrence_table(manifest: dict[str, Any], totals: Totals) -> Table:
-    """Return the numbers of slices that have two labels."""
+    """Return the number of slices per pair of labels."""
     labels = manifest["labels"]
     numbered = len(labels) > _NAMED_COLUMNS
     rows: list[list[Any]] = []
@@ -136,7 +136,7 @@ def _pair(both: int, own: int, same: bool) -> Markup:
 
 
 def fold_table(manifest: dict[str, Any]) -> Table:
-    """Return the slices per label and split, and how far its share is off that of all slices."""
+    """Return slices per label and split, with the deviation from the share of all slices."""
     splits, labels = manifest["splits"], manifest["labels"]
     examples = sum(split["examples"] for split in splits.values())
     rows: list[list[Any]] = []
@@ -157,7 +157,7 @@ def fold_table(manifest: dict[str, Any]) -> Table:
 
 
 def _count_and_deviation(number: int, expected: float) -> Markup | str:
-    """Return a number, and its signed deviation from the expected one: +5.8 %."""
+    """Return a number, and its signed deviation from the expected number: +5.8 %."""
     if not expected:
         return count(number)
     off = 100 * (number / expected - 1)
@@ -166,7 +166,7 @@ def _count_and_deviation(number: int, expected: float) -> Markup | str:
 
 
 def missing_in_splits(manifest: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return labels that only some splits have, with the names of the others."""
+    """Return labels that some splits lack, with the names of these splits."""
     splits = manifest["splits"]
     missing = []
     for label in manifest["labels"]:
@@ -194,7 +194,7 @@ def _cells(numbers: Any) -> list[str]:
 
 
 def shard_table(manifest: dict[str, Any]) -> Table:
-    """Return how far the shards of each split are off the split's share of each label."""
+    """Return the deviation of shards from their split's label shares, one row per split."""
     labels = manifest["labels"]
     rows = []
     for name, split in manifest["splits"].items():

@@ -1,4 +1,4 @@
-"""Single facts of a card: first figures, geometry, encodings, the run and how to repeat it."""
+"""Single facts of a card: first figures, geometry, encodings, the run and its command."""
 
 import csv
 import io
@@ -26,17 +26,17 @@ from headct.page import Table
 Facts = list[tuple[str, Any]]
 Manifest = Mapping[str, Any]
 
-_MOST_ROWS = 12  # of a table of sizes, distances or encodings
-# Paths may tell of people and machines: the command has variables of the shell for them.
+_MOST_ROWS = 12  # limit of a table of sizes, distances or encodings
+# Paths may name people and computers: the command has shell variables instead of paths.
 _PATHS = {"input": "$INPUT", "labels": "$LABELS", "folds_from": "$FOLDS_FROM"}
 _KEY_CHECK, _KEY_FILE, _OUTPUT = "identifier_key_check", "$KEY_FILE", "$OUTPUT"
 
 
 def headline(manifest: Manifest, totals: Totals) -> list[tuple[str, str, str]]:
-    """Return the figures to see first: name, value, detail."""
+    """Return the figures at the top of the card: name, value, detail."""
     counts = manifest["counts"]
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    skipped = counts.get("unlabeled_skipped", 0)  # older versions skipped none
+    skipped = counts.get("unlabeled_skipped", 0)  # older versions skipped no files
     without_id = counts.get("without_patient_id", {}).get("studies", 0)
     patients = f"{count(int(totals.splits['studies'].sum()))} studies"
     patients += f"; {count(without_id)} without PatientID, each for a patient" if without_id else ""
@@ -61,7 +61,7 @@ def headline(manifest: Manifest, totals: Totals) -> list[tuple[str, str, str]]:
 
 
 def geometry(manifest: Manifest, totals: Totals, slices: Collection[Views]) -> Facts:
-    """Return slices per study, distances and spacing."""
+    """Return the slices per study, slice distances and pixel spacing."""
     spacings = np.array([views.pixel_spacing[0] for views in slices if views.pixel_spacing])
     known = spacings[np.isfinite(spacings)]
     image = manifest["image"]
@@ -93,7 +93,7 @@ def _spread(numbers: NDArray[Any], unit: str = "") -> str:
 
 
 def kind_tables(totals: Totals, slices: Collection[Views]) -> list[Table]:
-    """Return tables of matrix sizes, transfer syntaxes, distances of slices and encodings."""
+    """Return tables of matrix sizes, transfer syntaxes, slice distances and encodings."""
     syntaxes = [(f"{UID(uid).name} ({uid})", number) for uid, number in totals.transfer_syntaxes]
     rounded = Counter(totals.slice_distances.round(1).tolist())
     distances = sorted(rounded.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -151,7 +151,7 @@ def identical_pixels(manifest: Manifest) -> Facts:
 
 
 def throughput(manifest: Manifest) -> Facts:
-    """Return runner, start and duration of the run, if the manifest has them."""
+    """Return runner, start and duration of the run, if recorded in the manifest."""
     run: Any = manifest.get("run")
     try:
         runner, started = str(run["runner"]), str(run["started"])
@@ -174,7 +174,7 @@ def origin(manifest: Manifest) -> Facts:
 
 
 def options(manifest: Manifest) -> Facts:
-    """Return the run's options; for paths only whether they were given."""
+    """Return the run's options; for a path, only whether it was given."""
     return [
         (name, ("given" if value else "none") if name in _PATHS else _text(value))
         for name, value in manifest["options"].items()
@@ -195,7 +195,7 @@ def _text(value: Any) -> str:
 
 
 def command(manifest: Manifest) -> str:
-    """Return the command that makes the same directory again, without options at their default."""
+    """Return the command that reproduces the directory, without options at their default."""
     words = ["python", "-m", "beam_pipeline"]
     for name, value in _flags(manifest["options"]):
         words += [f"--{name}", *([] if value is True else [_quote(str(value))])]
@@ -232,7 +232,7 @@ def _flags(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _comma_separated(names: Sequence[str]) -> str:
-    """Return names as `--label_columns` takes them: in quotes if they have a comma."""
+    """Return names in the form of `--label_columns`; names with a comma are quoted."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(names)
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""Sums over the index of a shard directory, and the slices that a card shows, chosen by seed."""
+"""Sums over the index of a shard directory; random choice of the slices that a card shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from headct.layout import ID_COLUMNS, label_column
 
 _TEXTS = ("split", *ID_COLUMNS, "transfer_syntax", "repair")
 _NUMBERS = ("position_z", "rows", "columns")
-_UNKNOWN = -1  # in place of a label
+_UNKNOWN = -1  # stands for a missing label
 
-# Limits of the files that are read again, whatever the data set's size.
+# Limits of the files to read again, independent of the data set's size.
 MOST_EXAMPLES = 16
 SAMPLED = 20
 _PER_LABEL = 2
@@ -28,7 +28,7 @@ NO_LABEL = "no label"
 UNLABELED = "slices"
 
 Rows = NDArray[np.int64]  # row numbers of the index, ascending
-Counts = list[tuple[str, int]]  # the most common value first
+Counts = list[tuple[str, int]]  # in descending order of counts
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Totals:
     """Sums over all slices of an index."""
 
     rows: int
-    labeled: int  # slices that have labels
+    labeled: int  # slices with labels
     splits: pd.DataFrame  # one row per split: patients, studies, series, slices
     slices_per_study: NDArray[np.int64]
-    slice_distances: NDArray[np.float64]  # mm, the median between neighbors of each series
-    matrices: Counts  # slices per matrix size of the files
-    transfer_syntaxes: Counts  # slices per UID
-    co_occurrence: NDArray[np.int64]  # [labels, labels], slices that have both labels
+    slice_distances: NDArray[np.float64]  # mm, median distance between neighbors, per series
+    matrices: Counts  # slices per matrix size of their files
+    transfer_syntaxes: Counts  # slices per transfer syntax UID
+    co_occurrence: NDArray[np.int64]  # [labels, labels], slices with both labels
     patients_with: tuple[int, ...]  # patients per label
     studies_with: tuple[int, ...]  # studies per label
-    positives: tuple[Rows, ...]  # slices that have the label, per label
-    negatives: Rows  # slices that have no label
+    positives: tuple[Rows, ...]  # positive slices per label
+    negatives: Rows  # slices without a positive label
     repaired: dict[str, Rows]  # slices per repair
 
 
 def add_up(index: pq.ParquetFile, labels: Sequence[str]) -> Totals:
-    """Return the sums over an index, reading one column at a time."""
+    """Return the sums over an index; reads one column at a time."""
     frame = pd.DataFrame({name: _column(index, name) for name in (*_TEXTS, *_NUMBERS)})
     matrix = np.empty((len(frame), len(labels)), np.int8)
     for number, label in enumerate(labels):
@@ -96,7 +96,7 @@ def _count_splits(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slice_distances(frame: pd.DataFrame) -> NDArray[np.float64]:
-    """Return the median distance between neighboring slices, per series that has any, mm."""
+    """Return the median distance between neighboring slices per series with neighbors, mm."""
     known = frame[np.isfinite(frame["position_z"])].sort_values(["series_id", "position_z"])
     distances = known.groupby("series_id", observed=True)["position_z"].diff()
     # Slices at one position are a second reconstruction or a copy, not neighbors.
@@ -110,8 +110,8 @@ def _slice_distances(frame: pd.DataFrame) -> NDArray[np.float64]:
 class Choice:
     """Slices to read again, as row numbers of the index."""
 
-    examples: dict[str, list[int]]  # to show, per label, NO_LABEL, UNLABELED or repair
-    sample: list[int]  # of all slices
+    examples: dict[str, list[int]]  # slices to show, per label, NO_LABEL, UNLABELED or repair
+    sample: list[int]  # sample of all slices
     repaired: list[int]
 
     @property
@@ -122,7 +122,7 @@ class Choice:
 
 
 def choose(totals: Totals, labels: Sequence[str], seed: int) -> Choice:
-    """Choose the slices that a card shows: the same slices for the same totals and seed."""
+    """Return the slices that a card shows: the same slices for the same totals and seed."""
     random = np.random.default_rng(seed)
     repaired = {name: _pick(random, rows, _PER_REPAIR) for name, rows in totals.repaired.items()}
     examples = _examples(random, totals, labels)
@@ -144,7 +144,7 @@ def _examples(
     number = min(_PER_LABEL, MOST_EXAMPLES // len(names))
     chosen: dict[str, list[int]] = {}
     taken: list[int] = []
-    # The rarest label first: its slices may have other labels too, and are not shown twice.
+    # Rare labels first: their slices may have other labels too, and appear only once.
     for name in sorted(names, key=lambda name: (len(groups[name]), name)):
         free = groups[name][~np.isin(groups[name], taken)]
         chosen[name] = _pick(random, free if len(free) else groups[name], number)
@@ -158,7 +158,7 @@ def _pick(random: np.random.Generator, rows: Rows, number: int) -> list[int]:
 
 
 def rows_at(index: pq.ParquetFile, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return rows of an index by their ascending numbers, reading one row group at a time."""
+    """Return rows of an index by ascending row numbers; reads one row group at a time."""
     rows: dict[int, dict[str, Any]] = {}
     start = 0
     for group in range(index.metadata.num_row_groups):

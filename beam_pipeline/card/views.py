@@ -1,4 +1,4 @@
-"""Read a few slices again, from their files and from the shards, in a process of their own."""
+"""Pictures and histograms of a few slices, from files and shards, in a separate process."""
 
 import base64
 import io
@@ -28,18 +28,18 @@ from headct.reasons import Rejected
 from headct.stores import InputFiles, decode_source
 from headct.tfrecord import read_record
 
-# Bins of histograms: all values of 16 bits, signed or not; the outer bins take what is beyond.
+# Bins of histograms: all values of 16 bits, signed or not; outer bins include values beyond.
 BIN = 16
 LOWEST = -(1 << 15)
 BINS = ((1 << 16) - LOWEST) // BIN
 
 _WIDE = Window("HU", 0.0, 2000.0)  # air to dense bone
 _BRAIN = Window("brain", *PRESETS["brain"])
-_SIDE = 256  # pixels, of the largest picture
+_SIDE = 256  # pixels, largest side of a picture
 _JPEG_QUALITY = 88
-_SHOWN = (0.005, 0.995)  # quantiles of stored values that are shown as black and white
-_TYPICAL_BYTES = 1 << 19  # of a source file: bounds how many are read ahead
-_STORAGE_PATIENCE = 120.0  # seconds without an answer after which the input counts as gone
+_SHOWN = (0.005, 0.995)  # quantiles of stored values shown as black and white
+_TYPICAL_BYTES = 1 << 19  # typical size of a source file: bounds the prefetch
+_STORAGE_PATIENCE = 120.0  # timeout of the input, seconds
 
 Histogram = NDArray[np.int64]  # [BINS]
 
@@ -48,8 +48,8 @@ Histogram = NDArray[np.int64]  # [BINS]
 class Picture:
     """A slice as a JPEG."""
 
-    kind: str  # as "brain" or "stored values"
-    note: str  # the values shown
+    kind: str  # such as "brain" or "stored values"
+    note: str  # range of the values shown
     jpeg: bytes
 
     @property
@@ -62,13 +62,13 @@ class Picture:
 class Views:
     """A slice that was read again."""
 
-    row: Mapping[str, Any]  # of the index
-    pixel_spacing: tuple[float, ...]  # of the stored image, mm
-    of_shard: tuple[Picture, ...] = ()  # one per channel
+    row: Mapping[str, Any]  # row of the index
+    pixel_spacing: tuple[float, ...]  # spacing in the stored image, mm
+    of_shard: tuple[Picture, ...] = ()  # one picture per channel
     of_source: tuple[Picture, ...] = ()
     histograms: Mapping[str, Histogram] | None = None  # stored, hounsfield, unrepaired (HU)
     encoding: PixelEncoding | None = None
-    problem: str = ""  # why the file shows nothing
+    problem: str = ""  # why the file has no pictures
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class ViewTask:
     """Slices to read again."""
 
     folder: str  # the shard directory's path or URL
-    patience: float  # of its store, seconds
-    windows: tuple[Window, ...]  # of the shards; none if they hold Hounsfield units
-    rows: tuple[Mapping[str, Any], ...]  # of the index
-    pictured: tuple[bool, ...]  # whether to make pictures of the slice, besides histograms
-    files: tuple[bytes | None, ...]  # by `encode_source`; None if unknown
+    patience: float  # timeout of the directory's store, seconds
+    windows: tuple[Window, ...]  # windows of the shards; empty for Hounsfield units
+    rows: tuple[Mapping[str, Any], ...]  # rows of the index
+    pictured: tuple[bool, ...]  # whether to make pictures besides histograms, per slice
+    files: tuple[bytes | None, ...]  # files in the form of `encode_source`; None if unknown
     source: InputFiles | None  # None to read no files
 
 
 def view_in_process(task: ViewTask, decode_timeout: float) -> list[Views]:
-    """Read slices again in a process of their own, since a decoder may crash or hang it.
+    """Read slices again in a separate process, since a decoder may crash or hang the process.
 
     Args:
         task: the slices.
-        decode_timeout: seconds after which a slice's decoder counts as hung.
+        decode_timeout: timeout of a slice's decoder, seconds.
 
     Raises:
         UsageError: a shard is missing or damaged.
@@ -106,7 +106,7 @@ def view_in_process(task: ViewTask, decode_timeout: float) -> list[Views]:
 
 
 def view_slices(task: ViewTask, watch: Watch) -> list[Views]:
-    """Read slices again; a file that cannot be read costs its pictures only.
+    """Read slices again; an unreadable file loses only its own pictures.
 
     Raises:
         UsageError: a shard is missing or damaged.
@@ -136,7 +136,7 @@ def _read_records(task: ViewTask) -> Iterator[dict[str, Any]]:
 
 
 def _read_sources(task: ViewTask, watch: Watch) -> Iterator[bytes | str]:
-    """Yield the bytes of each file, or why they are missing."""
+    """Yield the bytes of every file, or why the bytes are missing."""
     problems = {number: str(reason) for number, reason in watch.excluded.items()}
     wanted = []
     for number, file in enumerate(task.files):
@@ -198,13 +198,13 @@ def _matches(slice_: Slice, row: Mapping[str, Any]) -> bool:
 
 
 def _histogram(table: NDArray[Any], pixels: NDArray[Any]) -> Histogram:
-    """Return the histogram of pixels, whose bit patterns a table turns into values."""
+    """Return the histogram of pixels; the table has the value of every bit pattern."""
     bins = np.clip((np.floor(table) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
     return np.bincount(bins[pixels.ravel()], minlength=BINS)
 
 
 def source_pictures(slice_: Slice, repair: Repair) -> Iterator[Picture]:
-    """Yield pictures of a file: stored values, Hounsfield units, and in the file's own window."""
+    """Yield pictures of a file: stored values, Hounsfield units, and the file's own window."""
     header, pixels = slice_.header, slice_.pixels
     stored = stored_values(header.encoding).astype(np.float64)
     hounsfield = hounsfield_table(header.encoding, repair)

@@ -2,7 +2,7 @@
 
 import os
 
-# Read when pyarrow is first imported: Arrow's own allocator would keep 30 MB more than it gives.
+# pyarrow reads this when imported: Arrow's own allocator would keep 30 MB more.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import json
@@ -29,7 +29,7 @@ from headct.printable import quoted, show_line
 from headct.stores import Folder
 from headct.terminal import Terminal
 
-_HU_WINDOWS = ("brain", "subdural", "bone")  # what images in Hounsfield units are shown with
+_HU_WINDOWS = ("brain", "subdural", "bone")  # windows to show images in Hounsfield units
 
 
 class ShowOptions(Declared):
@@ -49,7 +49,7 @@ class ShowOptions(Declared):
 
 
 def main(argv: Sequence[str], program: str = "python -m beam_pipeline.show") -> int:
-    """Show an image, and return the exit code: 0 done, 2 no such image, 5 storage failed."""
+    """Show an image; return the exit code: 0 done, 2 no such image, 5 storage failed."""
     return run_program("show", lambda: _show(argv, program), resumes=False)
 
 
@@ -83,7 +83,7 @@ def read_image(folder: Folder, image_id: str) -> tuple[dict[str, Any], NDArray[n
     """Return an image's row of the index, and its channels side by side, uint8 [height, width].
 
     Raises:
-        UsageError: there is no such image, or no shard directory.
+        UsageError: the image or the shard directory does not exist.
         StoreError: the folder's store fails.
     """
     try:
@@ -106,7 +106,7 @@ def read_image(folder: Folder, image_id: str) -> tuple[dict[str, Any], NDArray[n
         functions = (VoiFunction.LINEAR_EXACT,) * len(windows)
         channels = apply_windows(pixels.astype(np.float64) + HU_OFFSET, windows, functions)
     else:
-        # OpenCV has them as gray; blue, green, red; or with alpha, where 2 channels are 4.
+        # OpenCV's order: gray; blue, green, red; with alpha last, and 2 channels become 4.
         order = {1: [0], 2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[stored["channels"]]
         channels = pixels.reshape(*pixels.shape[:2], -1)[..., order]
     return row, np.hstack([channels[..., number] for number in range(channels.shape[-1])])

@@ -1,7 +1,7 @@
-"""Read a shard directory back and check it: checksums first, then every value against the others.
+"""Verification of a shard directory: checksums, then consistency of all values.
 
-`verification` has the order of the checks. It stops at a manifest that its schema
-(`manifest_schema.json`) does not allow; else `description` checks the index, the rejects and the
-metadata, `shard` every record, `source` pixels against the DICOM files, `splits` all records
-together. `findings` collects what is wrong.
+`verification` runs the checks in order, and stops at a manifest that violates its schema
+(`manifest_schema.json`). `description` checks the index, the rejects and the metadata; `shard`
+checks every record; `source` compares pixels with the DICOM files; `splits` checks all records
+together. `findings` collects problems.
 """

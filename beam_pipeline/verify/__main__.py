@@ -1,8 +1,8 @@
-"""`python -m beam_pipeline.verify`: check a shard directory and print what is wrong."""
+"""`python -m beam_pipeline.verify`: check a shard directory and print problems."""
 
 import os
 
-# Read when pyarrow is first imported: Arrow's own allocator would keep 30 MB more than it gives.
+# pyarrow reads this when imported: Arrow's own allocator would keep 30 MB more.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import sys
@@ -39,7 +39,7 @@ class VerifyOptions(Declared):
 
 
 def main(argv: Sequence[str], program: str = "python -m beam_pipeline.verify") -> int:
-    """Verify and return the exit code: 0 all is well, 2 nothing to verify, 4 something is wrong."""
+    """Verify and return the exit code: 0 no problem, 2 nothing to verify, 4 problems."""
     return run_program("verify", lambda: _verify(argv, program), resumes=False)
 
 
@@ -87,7 +87,7 @@ def _print_checks(console: Console, findings: Findings) -> None:
 
 
 def _print_splits(console: Console, result: Verification) -> None:
-    """Print a table with one column per split: slices per label, and how uneven they are."""
+    """Print a table with one column per split: slices per label, with their deviation."""
     splits, identical = result.splits, result.identical
     rows = [
         ("patients", [f"{split.patients:,}" for split in splits]),
@@ -110,7 +110,7 @@ def _print_splits(console: Console, result: Verification) -> None:
 
 
 def _count_and_deviation(label: str, split: SplitSummary, splits: Sequence[SplitSummary]) -> str:
-    """Return a label's count, and how far its share of the split is off its share of all splits."""
+    """Return a label's count in a split, with the deviation from its share of all splits."""
     total = sum(other.label_counts[label] for other in splits)
     labeled = sum(other.labeled for other in splits)
     count = split.label_counts[label]
@@ -121,7 +121,7 @@ def _count_and_deviation(label: str, split: SplitSummary, splits: Sequence[Split
 
 
 def _print_findings(console: Console, findings: Findings, limit: int) -> None:
-    """Print the first problems of each check, and how many more there are."""
+    """Print the first problems per check, and the number of further problems."""
     for check in (check for check in Check if findings.failed[check]):
         console.print(f"\n{check.value}:", highlight=False, markup=False)
         kept = [finding for finding in findings.kept if finding.check is check]

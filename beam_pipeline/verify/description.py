@@ -1,4 +1,4 @@
-"""The files that describe a shard directory, against the manifest: index, rejects, metadata."""
+"""Checks of index, rejects and metadata of a shard directory against the manifest."""
 
 import hashlib
 import io
@@ -38,10 +38,10 @@ _REJECT = Draft202012Validator(
 
 @dataclass(frozen=True)
 class IndexRows:
-    """Rows of one shard, copied out of the index when they are used or sent to another process."""
+    """Rows of one shard; copied from the index when used or sent to another process."""
 
     index: pa.Table
-    positions: NDArray[np.int64]  # [n], of the rows in the index
+    positions: NDArray[np.int64]  # [n], row numbers in the index
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,7 +50,7 @@ class IndexRows:
         return IndexRows, (self._copy(), np.arange(len(self.positions)))
 
     def by_record(self) -> dict[int, dict[str, Any]]:
-        """Return the rows by record number; the last of rows with equal numbers."""
+        """Return the rows by record number; among rows with equal numbers, the last."""
         return {row["record"]: row for row in self._copy().to_pylist()}
 
     def _copy(self) -> pa.Table:
@@ -58,11 +58,11 @@ class IndexRows:
 
 
 def check_index(folder: Folder, manifest: dict[str, Any], findings: Findings) -> pa.Table | None:
-    """Check index.parquet against the manifest, without looking at shards.
+    """Check index.parquet against the manifest, without reading shards.
 
     Returns:
-        The rows that have a value in every column, or None if the index cannot be read or has
-        other columns.
+        The rows with a value in every column, or None if the index is unreadable or has other
+        columns.
     """
     data = _read_listed(folder, INDEX, Check.INDEX, manifest, findings)
     if data is None:
@@ -89,7 +89,7 @@ def check_index(folder: Folder, manifest: dict[str, Any], findings: Findings) ->
 
 
 def _check_columns(table: pa.Table, labels: Sequence[str], findings: Findings) -> bool:
-    """Check that each column is there once, with the type that the pipeline writes."""
+    """Check that every column exists once, with the pipeline's type."""
     types, expected = {}, {column.name: str(column.type) for column in index_schema(labels)}
     for name in expected:
         numbers = table.schema.get_all_field_indices(name)
@@ -115,10 +115,10 @@ def _without_nulls(table: pa.Table, findings: Findings) -> pa.Table:
 def rows_by_shard(
     index: pa.Table, files: Collection[str], findings: Findings
 ) -> dict[str, IndexRows]:
-    """Return the index's rows of every listed shard file; rows of other files become findings.
+    """Return the index's rows per listed shard file; add findings for rows of other files.
 
-    Duplicate record numbers need no check: the index has as many rows as there are records, and
-    every record must have a row.
+    Duplicate record numbers need no check: the index has as many rows as the shards have records,
+    and every record must have a row.
     """
     findings.checked[Check.INDEX] += len(index)
     shards = index["shard"].combine_chunks().dictionary_encode().to_pandas()
@@ -131,7 +131,7 @@ def rows_by_shard(
 
 
 def check_metadata(folder: Folder, manifest: dict[str, Any], findings: Findings) -> None:
-    """Check features.json and dataset_info.json, whose content follows from the manifest."""
+    """Check features.json and dataset_info.json: the manifest determines their content."""
     features = describe_features(len(manifest["labels"]), manifest["image"])
     info = describe_dataset(manifest["splits"])
     for name, expected in (FEATURES, features), (DATASET_INFO, info):
@@ -147,12 +147,12 @@ def check_metadata(folder: Folder, manifest: dict[str, Any], findings: Findings)
 def check_rejects(
     folder: Folder, manifest: dict[str, Any], index: pa.Table | None, findings: Findings
 ) -> None:
-    """Check rejects.jsonl: each line, the number of each reason, each source once and unused."""
+    """Check rejects.jsonl: lines, counts per reason, sources unique and absent from the index."""
     data = _read_listed(folder, REJECTS, Check.REJECTS, manifest, findings)
     if data is None:
         return
     reasons: Counter[str] = Counter()
-    lines: dict[str, int] = {}  # by source
+    lines: dict[str, int] = {}  # line numbers by source
     for number, line in enumerate(data.splitlines()):
         findings.checked[Check.REJECTS] += 1
         try:
@@ -178,7 +178,7 @@ def check_rejects(
 def _read_listed(
     folder: Folder, name: str, check: Check, manifest: dict[str, Any], findings: Findings
 ) -> bytes | None:
-    """Return the bytes of a file that the manifest's `files` lists; None if it cannot be read."""
+    """Return the bytes of a file in the manifest's `files`; None if unreadable."""
     findings.checked[check] += 1
     try:
         data = folder.read(name)
@@ -198,7 +198,7 @@ def parse_json(data: bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the text is not JSON.
     """
     try:
         return json.loads(data)
@@ -207,7 +207,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def describe_error(error: ValidationError) -> str:
-    """Return which value is wrong, and what its schema asks for."""
+    """Return the wrong value, and the schema's requirement."""
     path = printable(error.json_path.removeprefix("$").removeprefix("."))
     if error.validator == "required":
         wrong = printable(error.message)

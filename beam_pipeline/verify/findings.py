@@ -1,4 +1,4 @@
-"""Findings of a verification: how much was checked, and every problem with its location."""
+"""Findings of a verification: numbers of checked values, and problems with locations."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ _PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
 
 
 class Check(StrEnum):
-    """Checks, in the order in which they are shown."""
+    """Checks, in the order of the report."""
 
     MANIFEST = "manifest.json"
     METADATA = "features.json, dataset_info.json"
@@ -34,10 +34,10 @@ class Finding:
     """A problem."""
 
     check: Check
-    message: str  # the value, and the expected one
-    file: str = ""  # in the shard directory
-    record: int | None = None  # number in the file, from 0
-    offset: int | None = None  # of the record in the file, bytes
+    message: str  # the value, and the expected value
+    file: str = ""  # name in the shard directory
+    record: int | None = None  # number of the record in the file, from 0
+    offset: int | None = None  # offset of the record in the file, bytes
     image_id: str = ""
 
     def __str__(self) -> str:
@@ -53,16 +53,16 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects problems, and how much was checked."""
+    """Collects problems, and counts checked values."""
 
     checked: Counter[Check] = field(default_factory=Counter)  # values per check
     failed: Counter[Check] = field(default_factory=Counter)  # problems per check
     kept: list[Finding] = field(default_factory=list)  # the first problems per check
 
     def add(self, check: Check, message: str, *location: Any) -> None:
-        """Count a problem, and keep it if it is among the first of its check.
+        """Count a problem; keep the problem if it is among the first of its check.
 
-        The location is a Finding's: file, record, offset, image id, as far as they are known.
+        The location is the known fields of a Finding, in order: file, record, offset, image id.
         """
         self.failed[check] += 1
         if self.failed[check] <= KEPT:
@@ -71,16 +71,16 @@ class Findings:
     def compare(
         self, check: Check, file: str, what: str, value: Any, expected: Any, basis: str = ""
     ) -> None:
-        """Compare a JSON value with the expected one, unless that is None: not known.
+        """Compare a JSON value with the expected value; None (unknown) matches any value.
 
-        Messages name what is compared, and the basis of the expected value.
+        Messages name the value and the basis of the expected value.
         """
         self.checked[check] += 1
         for difference in _differences(value, expected, what) if expected is not None else ():
             self.add(check, f"{difference} ({basis})" if basis else difference, file)
 
     def merge(self, others: Iterable["Findings"]) -> None:
-        """Add the findings of others."""
+        """Add other findings."""
         for other in others:
             self.checked.update(other.checked)
             self.failed.update(other.failed)
@@ -93,7 +93,7 @@ class Findings:
 
 
 def _differences(value: Any, expected: Any, path: str) -> Iterator[str]:
-    """Yield messages; goes no deeper than both values do."""
+    """Yield one message per difference; descends only into levels that both values have."""
     if isinstance(value, dict) and isinstance(expected, dict):
         for key in sorted(expected.keys() - value.keys()):
             yield f"{path}.{printable(key)} is missing"
@@ -110,19 +110,19 @@ def _differences(value: Any, expected: Any, path: str) -> Iterator[str]:
 
 
 def show_json(value: Any) -> str:
-    """Return a JSON value as one line for a terminal; objects and lists only by their kind."""
+    """Return a JSON value on one line for a terminal; for objects and lists, only the kind."""
     if isinstance(value, dict):
         return "an object"
     return f"a list of {len(value)}" if isinstance(value, list) else printable(value)
 
 
 def printable(value: object, limit: int = 80) -> str:
-    """Return a value from a damaged file as one line for a terminal."""
+    """Return a value from a damaged file on one line for a terminal."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     shown = "".join(character if character.isprintable() else "�" for character in text)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def show_id(value: object) -> str:
-    """Return a pseudonym as it is, and any other id as "(an id)"."""
+    """Return a pseudonym unchanged, and any other id as "(an id)"."""
     return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"

@@ -1,4 +1,4 @@
-"""Check one shard file: its bytes, its records, their images, and its rows of the index."""
+"""Checks of one shard file: bytes, records, images, and rows of the index."""
 
 import hashlib
 from collections import Counter
@@ -21,7 +21,7 @@ from headct.layout import EXAMPLE_FEATURES, ID_COLUMNS, label_column
 from headct.stores import Folder
 from headct.tfrecord import DATA_OFFSET, FRAME_BYTES, CorruptRecord, read_record
 
-# What the checks across shards need of an example; `image` is a hash of the PNG.
+# Columns of an example for the checks across shards; `image` is a hash of the PNG.
 CONTENTS = pa.schema(
     {
         "split": pa.dictionary(pa.int32(), pa.string()),
@@ -36,7 +36,7 @@ CONTENTS = pa.schema(
 _CHUNK = 1 << 20
 _TYPES = {"PNG": bytes, "string": bytes, "int64": int, "float32": float}
 _LABEL_VALUES = frozenset((-1, 0, 1))
-_NEEDLE = 64  # bytes of an image searched for in its record: searching for all takes 0.1 ms
+_NEEDLE = 64  # searched bytes of an image: a search for the whole image takes 0.1 ms
 Combinations = Counter[tuple[int, ...]]  # number of examples per combination of labels
 
 
@@ -46,11 +46,11 @@ class ShardTask:
 
     folder: str  # the shard directory's path or URL
     split: str
-    shard: dict[str, Any]  # the manifest's description: file, bytes, sha256, examples, label_counts
+    shard: dict[str, Any]  # the manifest's entry: file, bytes, sha256, examples, label_counts
     labels: Sequence[str]
-    image: dict[str, Any]  # the manifest's: height, width, channels and dtype
-    rows: IndexRows | None  # None if the index cannot be used
-    conversion: Conversion | None = None  # makes the images again; None to leave that out
+    image: dict[str, Any]  # the manifest's `image`: height, width, channels, dtype
+    rows: IndexRows | None  # None if the index is unusable
+    conversion: Conversion | None = None  # converts the images again; None to skip
 
 
 @dataclass
@@ -60,11 +60,11 @@ class ShardReport:
     split: str
     file: str
     findings: Findings = field(default_factory=Findings)
-    bytes: int | None = None  # None if the file cannot be read
+    bytes: int | None = None  # None if the file is unreadable
     sha256: str = ""
-    records: int = 0  # including a damaged one
-    contents: pa.Table = field(default_factory=CONTENTS.empty_table)  # of readable examples
-    combinations: Combinations = field(default_factory=Counter)  # of these examples
+    records: int = 0  # including a damaged record
+    contents: pa.Table = field(default_factory=CONTENTS.empty_table)  # rows of readable examples
+    combinations: Combinations = field(default_factory=Counter)  # combinations of these examples
 
 
 def count_labels(combinations: Combinations, labels: Sequence[str]) -> dict[str, int]:
@@ -76,7 +76,7 @@ def count_labels(combinations: Combinations, labels: Sequence[str]) -> dict[str,
 
 
 def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
-    """Check one shard file, holding one record at a time; reports to the watch.
+    """Check one shard file, with one record at a time in memory; reports records to the watch.
 
     Raises:
         StoreError: the directory's store fails.
@@ -87,7 +87,7 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
         with Folder(task.folder).open(report.file) as opened:
             _ShardChecker(task, watch, report).check(_HashedFile(opened))
     except FileNotFoundError:
-        if task.shard["examples"] != 0:  # a shard whose slices were all rejected has no file
+        if task.shard["examples"] != 0:  # a shard without accepted slices has no file
             report.findings.add(Check.FILES, "missing", report.file)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -96,7 +96,7 @@ def check_shard(task: ShardTask, watch: Watch) -> ShardReport:
 
 
 class _HashedFile:
-    """A file that is hashed while it is read."""
+    """A file with a running hash of the bytes read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -110,14 +110,14 @@ class _HashedFile:
         return data
 
     def finish(self) -> str:
-        """Read the rest, and return the file's SHA-256 in hexadecimal."""
+        """Read the remaining bytes, and return the file's SHA-256 in hexadecimal."""
         while self.read(_CHUNK):
             pass
         return self._hash.hexdigest()
 
 
 class _Location(NamedTuple):
-    """Where a record is, for findings."""
+    """Location of a record, for findings."""
 
     file: str
     record: int
@@ -126,7 +126,7 @@ class _Location(NamedTuple):
 
 
 class _ShardChecker:
-    """Collects findings while the records of a shard are read."""
+    """Checks the records of a shard, and collects findings."""
 
     def __init__(self, task: ShardTask, watch: Watch, report: ShardReport) -> None:
         self.task = task
@@ -212,7 +212,7 @@ class _ShardChecker:
         self, location: _Location, image: bytes, spacing: list[float], row: dict[str, Any] | None
     ) -> None:
         self.findings.checked[Check.IMAGES] += 1
-        # All records that the index lacks share a number: a damaged file may have many.
+        # Records missing from the index share a number: a damaged file may have many such records.
         number = min(location.record, len(self.task.rows or ()))
         if number in self._watch.excluded:
             message = f"cannot be checked: {self._watch.excluded[number]}"
@@ -255,10 +255,10 @@ class _ShardChecker:
 
 
 def _read_example(data: bytes, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the features of a serialized Example: single values, lists of several, ids as text.
+    """Return the features of a serialized Example: single values, longer lists, ids as text.
 
     Raises:
-        ValueError: how the Example differs from the contract.
+        ValueError: the Example violates the contract; the message says how.
     """
     features: dict[str, Any] = decode_example(data)
     if wrong := _check_features(features, labels):
@@ -298,7 +298,7 @@ def _decode_image(png: bytes, image: dict[str, Any]) -> NDArray[np.uint8 | np.ui
     """Return the pixels, [height, width, channels].
 
     Raises:
-        ValueError: what is wrong with the PNG, or how it differs from the manifest's `image`.
+        ValueError: the PNG is broken, or differs from the manifest's `image`.
     """
     header = read_png_header(png)
     shape = image["height"], image["width"], image["channels"]
@@ -317,7 +317,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _find(image: bytes, data: bytes) -> int:
-    """Return where an image begins in its record's data."""
+    """Return the offset of an image in its record's data."""
     start = data.find(image[:_NEEDLE])
     while not data.startswith(image, start):
         start = data.find(image[:_NEEDLE], start + 1)
@@ -325,13 +325,13 @@ def _find(image: bytes, data: bytes) -> int:
 
 
 def _same_float32(indexed: Any, stored: Any) -> bool:
-    """Return whether a float64 of the index is the stored float32."""
+    """Return whether a float64 of the index equals the stored float32."""
     if not isinstance(stored, float):
         return False
-    with np.errstate(over="ignore"):  # too large a number becomes infinite in both
+    with np.errstate(over="ignore"):  # overflow to infinity is alike in both
         return bool(np.array_equal(np.float32(indexed), np.float32(stored), equal_nan=True))
 
 
 def _shown(name: str, value: Any) -> str:
-    """Return a value for a message, which shows no id but pseudonyms."""
+    """Return a value for a message; ids other than pseudonyms are hidden."""
     return show_id(value) if name in ID_COLUMNS else printable(value)

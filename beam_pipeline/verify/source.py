@@ -1,4 +1,4 @@
-"""Compare shard images with the DICOM files that they were made from."""
+"""Comparison of shard images with the DICOM files that they were made from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ from headct.stores import InputFiles, decode_source
 
 Pixels = NDArray[np.uint8 | np.uint16]
 
-FILE = "file"  # a column added to the index: the source file's path, which `source` may hide
+FILE = "file"  # added column of the index: the source file's path; `source` may hide the path
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Input and options that a shard directory's images were made with."""
+    """Input and options of a shard directory's images."""
 
     files: InputFiles
     image: ImageOptions
 
     @classmethod
     def recorded(cls, source: str, options: dict[str, Any]) -> "Conversion":
-        """Return the conversion of a manifest's options, for an input that may have been moved.
+        """Return the conversion with a manifest's options; the input may have been moved.
 
         Raises:
             UsageError: the input does not exist.
-            ValueError: the options cannot be read.
+            ValueError: the options are invalid.
         """
         files = InputFiles.parse(source)
         try:
@@ -77,15 +77,15 @@ class SourceFile:
     """The DICOM file of an example."""
 
     image: ImageOptions
-    row: dict[str, Any]  # of the index
-    data: bytes | OSError  # content, or why it cannot be read
+    row: dict[str, Any]  # row of the index
+    data: bytes | OSError  # content, or the reading error
 
     def compare(self, pixels: Pixels, pixel_spacing: Sequence[float]) -> list[str]:
-        """Return messages about what differs between an example and the file.
+        """Return one message per difference between an example and the file.
 
         Args:
-            pixels: of the example, [height, width, channels].
-            pixel_spacing: of the example, mm.
+            pixels: pixels of the example, [height, width, channels].
+            pixel_spacing: spacing of the example, mm.
         """
         source = printable(self.row["source"])
         if isinstance(self.data, FileNotFoundError):

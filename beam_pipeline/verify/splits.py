@@ -1,4 +1,4 @@
-"""Checks across shards: ids that occur twice, patients in two splits; how even splits are."""
+"""Checks across shards: duplicate ids, patients in two splits, balance of labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from headct.layout import MANIFEST
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Content of a split, as read from its shards."""
+    """Content of a split, counted in its shards."""
 
     name: str
     patients: int
-    shards: int  # readable files
+    shards: int  # readable shard files
     slices: int  # readable examples
-    bytes: int  # of its shard files
-    labeled: int  # examples that have labels
+    bytes: int  # size of the shard files
+    labeled: int  # examples with labels
     label_counts: dict[str, int]  # examples per label
-    # Largest difference between shards in the number of examples of one label combination:
-    # 1 if shards are as even as possible and no slice was rejected afterwards.
+    # Largest difference between shards in the examples per label combination: 1 if shards are as
+    # even as possible and no slice was rejected afterwards.
     spread: int
 
 
@@ -32,16 +32,16 @@ class SplitSummary:
 class IdenticalImages:
     """Numbers of examples with identical images."""
 
-    slices: int = 0  # whose image occurs in an earlier example
-    across_splits: int = 0  # images that occur in more than one split
+    slices: int = 0  # examples that repeat an earlier example's image
+    across_splits: int = 0  # images in more than one split
 
 
 def check_partition(
     reports: Sequence[ShardReport], manifest: dict[str, Any], findings: Findings
 ) -> tuple[list[SplitSummary], IdenticalImages]:
-    """Check that every image id occurs once, and every patient in one split.
+    """Check that image ids are unique, and that every patient is in one split.
 
-    Identical images and uneven labels are no errors: the result has them.
+    Identical images and uneven labels are no errors; the result describes them.
     """
     contents = [CONTENTS.empty_table(), *(report.contents for report in reports)]
     examples: pd.DataFrame = pa.concat_tables(contents).to_pandas()

@@ -1,10 +1,10 @@
-"""The order in which a shard directory is checked, and the checks of its manifest.
+"""Verification of a shard directory: the order of the checks, and checks of the manifest.
 
-Errors are: a file that is missing, damaged or not listed; two values that contradict each other
-(manifest, index, records, metadata, and with `--source` the DICOM files); an image id that occurs
-twice; a patient in two splits. Only shown are: how even labels are over splits and shards, since
-patients are not divisible and slices may be rejected after they were assigned; and identical
-images, since keeping them together is an option of the run.
+Errors: missing, damaged or unlisted files; contradictions between values (manifest, index, records,
+metadata, and with `--source` the DICOM files); duplicate image ids; patients in two splits. Shown
+without an error: the balance of labels over splits and shards, since patients are indivisible and
+slices may be rejected after their assignment; identical images, since keeping identical images
+together is an option of the run.
 """
 
 import json
@@ -51,13 +51,13 @@ class Verification:
 
 
 def verify_directory(url: str, *, source: str | None = None, workers: int = 0) -> Verification:
-    """Check a shard directory, and compare it with its input if that is given.
+    """Check a shard directory, and compare its images with the input if given.
 
-    Each process holds one record at a time; this one holds the ids of all records. Without workers
-    this process does all the work. An invalid manifest ends the verification.
+    A worker keeps one record in memory; this process keeps the ids of all records. Without workers
+    this process runs all checks. An invalid manifest ends the verification.
 
     Raises:
-        UsageError: there is no such directory, it has no manifest, or there is no such input.
+        UsageError: the directory, its manifest or the input does not exist.
     """
     folder, findings = Folder(url), Findings()
     names, data = _open(folder)
@@ -83,7 +83,7 @@ def _open(folder: Folder) -> tuple[set[str], bytes]:
 
 
 def _check_manifest(data: bytes, findings: Findings) -> dict[str, Any] | None:
-    """Check a manifest by itself, and return it if its schema allows it."""
+    """Check a manifest by itself; return the manifest if its schema allows it."""
     findings.checked[Check.MANIFEST] += 1
     try:
         manifest: dict[str, Any] = parse_json(data)
@@ -108,7 +108,7 @@ def _check_manifest(data: bytes, findings: Findings) -> dict[str, Any] | None:
 
 
 def _arithmetic(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield values that follow from other values: what, the value, what it should be, and why."""
+    """Yield values determined by other values: name, value, expected value, and basis."""
     counts, splits, windows = manifest["counts"], manifest["splits"], manifest["windows"]
     image, options = manifest["image"], manifest["options"]
     size = options.get("image_size")
@@ -141,7 +141,7 @@ def _arithmetic(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]
 def _plan(
     folder: Folder, source: str | None, manifest: dict[str, Any], findings: Findings
 ) -> list[ShardTask]:
-    """Check the files that describe the shards, and return one task per shard."""
+    """Check the descriptions of the shards, and return one task per shard."""
     index = check_index(folder, manifest, findings)
     check_metadata(folder, manifest, findings)
     check_rejects(folder, manifest, index, findings)
@@ -181,7 +181,7 @@ def _check_shards(tasks: list[ShardTask], workers: int) -> Iterable[ShardReport]
 def _check_names(
     names: set[str], tasks: Sequence[ShardTask], reports: Sequence[ShardReport], findings: Findings
 ) -> None:
-    """Find shard files that are not listed, or whose names are swapped."""
+    """Add findings for unlisted shard files, and for swapped names."""
     listed = {task.shard["file"]: task.shard["sha256"] for task in tasks}
     for name in sorted(names - listed.keys()):
         if ".tfrecord" in name and not name.startswith("."):
