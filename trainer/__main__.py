@@ -10,7 +10,7 @@ from headct.commands import run_program
 
 
 def main(argv: Sequence[str], program: str = "python -m trainer") -> int:
-    """Run one command, and return its exit code."""
+    """Run a command; return the exit code."""
     return run_program("trainer", lambda: _run(argv, program), error="")
 
 
@@ -22,7 +22,7 @@ def _run(argv: Sequence[str], program: str) -> None:
 
 
 def options_of(command: str) -> list[Any]:
-    """Return the classes of a command's options."""
+    """Return the option classes of a command."""
     from trainer.command_line import COMMANDS
 
     return [COMMANDS[command]]

@@ -1,4 +1,4 @@
-"""The Python API of `import trainer`; its docstring has examples."""
+"""The Python API of `import trainer`; examples are in the docstring of `trainer`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from trainer.runs.training_setup import find_origin, take_network
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
-    """Open a shard directory; copy the files of a remote one to this machine.
+    """Open a shard directory; copy remote files to this machine.
 
     Args:
         location: path or URL.

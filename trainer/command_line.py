@@ -1,4 +1,4 @@
-"""The command line of `python -m trainer`: arguments to options, and options to the work."""
+"""The command line of `python -m trainer`: parses arguments and runs the command."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ COMMANDS: dict[str, type[Options]] = {
 
 
 def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> Options:
-    """Return the options of the command that `argv` names.
+    """Parse arguments; return the options of the named command.
 
     Raises:
-        UsageError: an unknown command, flag, key or value; a flag that is missing.
+        UsageError: an unknown command, flag, key or value; a missing flag.
         SystemExit: `--help`.
     """
     texts = {name: commands.COMMANDS[name].text for name in COMMANDS}
@@ -46,14 +46,14 @@ def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> 
 
 
 def run_command(options: Options, builder: Callable[..., Any] | None = None) -> None:
-    """Run the command of some options: check them, load TensorFlow, which takes seconds, and start.
+    """Check the options, load TensorFlow, which takes seconds, and run the command.
 
     Args:
-        options: of the command.
-        builder: makes the backbone of a training; `trainer.train_run` passes it.
+        options: options of the command.
+        builder: function that makes the backbone, from `trainer.train_run`.
 
     Raises:
-        HeadctError: as `headct.errors` lists them.
+        HeadctError: see `headct.errors`.
     """
     from trainer.files import full_disk_reported
 
@@ -62,7 +62,7 @@ def run_command(options: Options, builder: Callable[..., Any] | None = None) -> 
 
 
 def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
-    # Commands are imported when they run: `--help` needs none of them.
+    # Commands are imported when they run: `--help` does not need them.
     if not isinstance(options, CompareOptions):
         check_backend(options.backend)
     if isinstance(options, CrossvalOptions):

@@ -1,4 +1,4 @@
-"""Terminal output: progress (a live line, or occasional lines), and figures with explanations."""
+"""Terminal output: progress (a live line or occasional lines), figures, explanations."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Display:
         self.console.print(show_line(text), markup=False)
 
     def print_unwrapped(self, text: str) -> None:
-        """Print a line with a path or a command without wrapping, so that it can be copied."""
+        """Print a line without wrapping, so that paths and commands can be copied."""
         self.console.print(show_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
-        """Begin a task of `total` items, `done` of them done by an earlier start."""
+        """Begin a task of `total` items; an earlier start has completed `done` items."""
         self.end()
         self.title, self.total, self.before = title, total, done
         self.started = self.last_line = time.monotonic()
@@ -64,7 +64,7 @@ class Display:
             self.task = self.live.add_task(title, total=total, completed=done, detail="")
 
     def update(self, done: int, detail: Callable[[], str] = str) -> None:
-        """Show that `done` items are done; `detail` is called only if it is shown."""
+        """Show that `done` items are done; call `detail` only if the line is shown."""
         if self.live is not None:
             self.live.update(self.task, completed=done, detail=detail())
         elif time.monotonic() - self.last_line >= _SPARSE_SECONDS:
@@ -92,7 +92,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def next_command(name: str, **options: PurePath | Sequence[PurePath]) -> str:
-    """Return the hint at the end of a command: what to run next, with the same backend."""
+    """Return the hint at the end of a command: the next command, with the same backend."""
     backend = os.environ.get("KERAS_BACKEND")
     return f"Next: {spell(name, **options, backend=None if backend == 'tensorflow' else backend)}"
 
@@ -103,14 +103,14 @@ def span(ends: list[float] | None) -> str:
 
 
 def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
-    """Print the figures of a split, and explain them."""
+    """Print and explain the figures of a split."""
     display.console.print(_figures_table(figures, title))
     for line in explain_figures(figures):
         display.say(line)
 
 
 def _figures_table(figures: dict[str, Any], title: str) -> Table:
-    """Make a table with one row per label; labels of 16 letters fit into 80 columns."""
+    """Make a table with one row per label; 80 columns fit labels of 16 letters."""
     table = Table(title=Text(show_line(title)), title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:
@@ -139,7 +139,7 @@ def _figures_table(figures: dict[str, Any], title: str) -> Table:
 
 
 def explain_weights(weights: Mapping[str, float]) -> str:
-    """Describe the weights of labels in a log loss; the most frequent weight is `others`."""
+    """Describe the label weights of a log loss; labels with the commonest weight are `others`."""
     (usual, _), *rest = Counter(weights.values()).most_common()
     if not rest:
         return "all labels alike"
@@ -148,7 +148,7 @@ def explain_weights(weights: Mapping[str, float]) -> str:
 
 
 def explain_figures(figures: dict[str, Any]) -> list[str]:
-    """Compare the figures of a split with guessing, and explain missing ones."""
+    """Compare the figures of a split with guessing; explain missing figures."""
     loss = number(figures["weighted_log_loss"], 3)
     ends = figures["intervals_95"]["weighted_log_loss"]
     lines = [
@@ -175,7 +175,7 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
 
 
 def explain_training(figures: dict[str, Any]) -> list[str]:
-    """Warn if figures do not hold for unseen patients."""
+    """Warn if figures do not apply to unseen patients."""
     split, trained = figures["split"], figures.get("trained_on", False)
     if trained is None:
         return [
@@ -185,7 +185,7 @@ def explain_training(figures: dict[str, Any]) -> list[str]:
     if not trained:
         return []
     by = (figures.get("overlap") or {}).get("by", [])
-    # Image ids may be file names, which other patients' images can share.
+    # Image ids may be file names, and other patients' images can have the same names.
     known = " (known by image_id alone)" if by == ["image_id"] else ""
     if trained is True:
         return [f"{split} was trained on{known}: these figures say nothing of unseen patients."]
@@ -196,9 +196,9 @@ def explain_training(figures: dict[str, Any]) -> list[str]:
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """Say whether the log loss, with its interval, is better than that of the prevalence.
+    """Compare the log loss and its interval with the log loss of the prevalence.
 
-    There is no verdict if the run was, or may have been, trained on the same patients.
+    No verdict if the run was, or may have been, trained on the same patients.
     """
     trained = figures.get("trained_on", False)
     if trained is not False:

@@ -1,4 +1,4 @@
-"""Errors that only the trainer raises; `headct.errors` has the others.
+"""Errors of the trainer; `headct.errors` contains all other errors.
 
 HeadctError
  ├── DeviceFailed   a GPU, its driver or its compiler failed      (exit code 1)

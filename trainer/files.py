@@ -1,4 +1,4 @@
-"""Write files that are complete or do not exist, and report full disks in one line."""
+"""Write files atomically, and report full disks in one line."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import psutil
 from headct.errors import RESUMES, HeadctError, StorageError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Only writing fails like this.
+# These errors occur only in writing.
 _UNWRITABLE = (*FULL, errno.EROFS)
-# Writing may fail like this, too; so may other work.
+# These errors occur in writing, but also elsewhere.
 _LOST = (
     *_UNWRITABLE,
     errno.EACCES,
@@ -33,25 +33,25 @@ _LOST = (
     errno.ENOENT,
     errno.ENOTDIR,
 )
-# Names that `write_whole` gives to unfinished files: file, machine and process.
+# Names of the unfinished files of `write_whole`: file, machine and process.
 UNFINISHED = re.compile(r"\..+-([0-9a-f]{8})-(\d+)(\.\w+)?")
-# The same in earlier versions, without the machine.
+# Names in earlier versions: without the machine.
 _UNFINISHED_SOMEWHERE = re.compile(r"\..+-\d+(\.\w+)?")
-# An unfinished file of another machine is abandoned if it has not changed for this long.
+# Unfinished files of other machines count as abandoned after this long without a change.
 _ABANDONED_SECONDS = 24 * 3600
 
 
 @cache
 def this_machine() -> str:
-    """Return eight hexadecimal digits for the machine or container that numbers processes."""
+    """Return eight hexadecimal digits that identify the machine or container (PID namespace)."""
     namespace = ""
-    with suppress(OSError):  # only Linux has it
+    with suppress(OSError):  # Linux only
         namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a path
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def unfinished_path(path: Path) -> Path:
-    """Return the path that this process writes to before it renames the file to `path`."""
+    """Return this process's temporary path for `path`."""
     return path.with_name(f".{path.stem}-{this_machine()}-{os.getpid()}{path.suffix}")
 
 
@@ -74,7 +74,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that any parser reads: without NaN and Infinity."""
+    """Write standard JSON, without NaN and Infinity."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
@@ -83,11 +83,11 @@ def write_json(path: Path, content: Any) -> None:
 def full_disk_reported(
     path: Path | None = None, kinds: tuple[int, ...] = _UNWRITABLE
 ) -> Iterator[None]:
-    """Turn failures to write into an error of one line.
+    """Turn write failures into a one-line error.
 
     Args:
-        path: the file, if it is known.
-        kinds: error numbers that mean a failure to write.
+        path: the file, if known.
+        kinds: error numbers of write failures.
 
     Raises:
         StorageError: the disk is full or read-only, or a quota or limit is reached.
@@ -105,9 +105,9 @@ def full_disk_reported(
 
 
 def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> str | None:
-    """Return the system's message if an exception means that a file could not be written.
+    """Return the system's message if an exception is a write failure; otherwise None.
 
-    TensorFlow, HDF5 and Arrow quote this message in exceptions of their own.
+    TensorFlow, HDF5 and Arrow quote the system's message in their own exceptions.
     """
     if isinstance(error, OSError) and error.errno in kinds:
         return os.strerror(error.errno)
@@ -118,8 +118,8 @@ def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> 
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of processes that have ended.
 
-    Other machines may share the folder; whether their processes have ended is not known, so their
-    files are removed when they have not changed for a day.
+    Other machines may share the folder, and their processes are not visible here: their files are
+    removed after a day without a change.
     """
     for path in folder.glob(".*"):
         if _is_abandoned(path) and path.is_dir():
@@ -129,7 +129,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Return whether no process will finish a file."""
+    """Return whether an unfinished file is abandoned."""
     match = UNFINISHED.fullmatch(path.name)
     if match and match[1] == this_machine():
         return not psutil.pid_exists(int(match[2]))

@@ -1,4 +1,4 @@
-"""Load TensorFlow and Keras without the messages that their C++ libraries print.
+"""Load TensorFlow and Keras without the messages of their C++ libraries.
 
 TensorFlow reports instruction sets and missing CUDA drivers at any log level
 (tensorflow/tensorflow#100442). If loading fails, the messages are shown.
@@ -47,7 +47,7 @@ def check_backend(name: str) -> None:
     """
     if name != "tensorflow" and find_spec(name) is None:
         raise UsageError(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
-    # Keras chooses its backend once, when it is imported; TensorFlow imports it.
+    # Keras chooses the backend once, on import; TensorFlow imports Keras.
     keras, wanted = sys.modules.get("keras"), os.environ.get("KERAS_BACKEND") or name
     if keras is not None and (loaded := keras.backend.backend()) != name:
         raise UsageError(
@@ -62,10 +62,10 @@ def check_backend(name: str) -> None:
 
 
 def load_libraries(backend: str | None = None) -> None:
-    """Import TensorFlow and Keras and look for devices, without output unless that fails.
+    """Import TensorFlow and Keras and list devices; print messages only on failure.
 
     Args:
-        backend: for Keras; None: Keras reads KERAS_BACKEND and its configuration file.
+        backend: Keras's backend; None: Keras reads KERAS_BACKEND and its configuration file.
 
     Raises:
         UsageError: Keras already uses another backend.
@@ -81,14 +81,14 @@ def load_libraries(backend: str | None = None) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        # It warns about several models in one process, which are intended here.
+        # TensorFlow warns about several models in one process, which are intended.
         tf.get_logger().setLevel(logging.ERROR)
         import keras  # noqa: F401
 
 
 @contextmanager
 def _keras_computes_with(backend: str | None) -> Iterator[None]:
-    """Set the backend that Keras chooses if it is imported while the block runs."""
+    """Set the backend for an import of Keras within the block."""
     before = os.environ.get("KERAS_BACKEND")
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend

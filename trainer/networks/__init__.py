@@ -1,4 +1,4 @@
-"""From a stored image to logits: layers, backbones, saved models, and the devices they run on.
+"""Networks: layers, backbones, the classifier, saved models, and devices.
 
 Imports `trainer.data` and the modules at the top of `trainer`.
 """

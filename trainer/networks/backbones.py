@@ -1,4 +1,4 @@
-"""Build backbones, by name or by the caller's function, with the weights they start from."""
+"""Build backbones by name or from the caller's function, and load initial weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from trainer.networks.saved_models import first_line, load_model
 
 _FloatArray = npt.NDArray[np.float32]
 
-OWN_NORMALIZATION = "tf"  # of the input of a caller's backbone: gray levels from -1 to 1
+OWN_NORMALIZATION = "tf"  # input of a caller's backbone: -1 to 1
 
 
 def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
     """Build a backbone: [B, S, S, C] → feature map [B, h, w, D].
 
-    If the weights are for another number of channels, the first convolution's kernel is adapted
-    (`adapt_kernel`).
+    For weights with another number of channels, `adapt_kernel` adapts the first convolution.
 
     Raises:
         UsageError: the weights cannot be loaded, or belong to another network.
@@ -44,7 +43,7 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
 
 
 def make_network(name: str, image_size: int, channels: int, weights: str | None = None) -> Any:
-    """Make a network with random weights, or ImageNet's if `weights` is "imagenet"."""
+    """Make a network with random weights, or with ImageNet's if `weights` is "imagenet"."""
     backbone = BACKBONES[name]
     shape = (image_size, image_size, channels)
     if not backbone.maker:
@@ -52,16 +51,16 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     extra = {"include_preprocessing": False} if backbone.preprocesses else {}
     maker = getattr(keras.applications, backbone.maker)
     with warnings.catch_warnings():
-        # One channel per window is intended.
+        # The number of channels is the number of windows.
         warnings.filterwarnings("ignore", "This model usually expects 1 or 3 input channels")
         network = maker(include_top=False, weights=weights, input_shape=shape, **extra)
-    # Saved models are searched for this name; EfficientNetV2 takes no name as an argument.
+    # Fixed name, because saved models are searched for it; EfficientNetV2 has no name argument.
     network.name = "backbone"
     return network
 
 
 def _fetch_imagenet(name: str, image_size: int) -> Any:
-    """Make the network with ImageNet's weights from Keras's download cache or a download.
+    """Make the network with ImageNet's weights, from Keras's cache or a download.
 
     Raises:
         UsageError: the download failed.
@@ -78,10 +77,10 @@ def _fetch_imagenet(name: str, image_size: int) -> Any:
 
 
 def _backbone_of_run(name: str, path: str) -> Any:
-    """Load the backbone of a model that a run saved.
+    """Load the backbone of a run's saved model.
 
     Raises:
-        UsageError: the file is no such model.
+        UsageError: the file is not a saved model with this backbone.
     """
     try:
         return load_model(path).get_layer("core").get_layer("backbone")
@@ -93,18 +92,18 @@ def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
     """Load a weights file into a network with the file's number of channels.
 
     Raises:
-        UsageError: the file belongs to another network, or is no weights file.
+        UsageError: the file belongs to another network, or is not a weights file.
     """
     network = make_network(name, image_size, channels)
     try:
         source = _source_channels(path, _first_kernel(network))
         if source != channels:
             network = make_network(name, image_size, source)
-        # Keras only warns if the file lacks the weights of a layer.
+        # Keras only warns about layers without weights in the file.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             network.load_weights(path)
-    except Exception as error:  # whatever Keras and h5py make of the file
+    except Exception as error:  # any error of Keras or h5py
         raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
     return network
 
@@ -119,7 +118,7 @@ def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
 
     Args:
         path: the file.
-        kernel: shape of the convolution's kernel; the file's may differ in the input channels.
+        kernel: shape of the network's kernel; the file's may have other input channels.
     """
     candidates: set[int] = set()
 
@@ -132,7 +131,7 @@ def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             file.visititems(visit)
-    # Later layers of this shape have more input channels than images have windows.
+    # Later convolutions of the same shape have more input channels than the first one.
     return kernel[2] if kernel[2] in candidates else min(candidates, default=kernel[2])
 
 
@@ -140,7 +139,7 @@ def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
     """Copy every weight; adapt the first convolution to the target's channels.
 
     Raises:
-        UsageError: the two are not the same network.
+        UsageError: source and target are different networks.
     """
     arrays = source.get_weights()
     shapes = [tuple(weight.shape) for weight in target.weights]
@@ -153,10 +152,10 @@ def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
 
 
 def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
-    """Fit the first convolution, [kh, kw, source channels, F], to another number of channels.
+    """Adapt the first convolution, [kh, kw, source channels, F], to another number of channels.
 
-    Every channel gets the mean over the source channels, times source channels / channels: an image
-    with equal channels gives the same output as before.
+    Every channel gets the mean over source channels, times source channels / channels, so that the
+    output for images with equal channels does not change.
     """
     if weights.shape == tuple(shape):
         return weights
@@ -166,7 +165,7 @@ def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:
 
 
 def small_resnet(shape: tuple[int, int, int]) -> Any:
-    """Make five residual blocks from 32 to 256 channels (He et al., arXiv:1603.05027)."""
+    """Build five residual blocks, 32 to 256 channels (He et al., arXiv:1603.05027)."""
     inputs = layers.Input(shape)
     x = layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem")(inputs)
     for stage, filters in enumerate((32, 64, 128, 256)):
@@ -192,16 +191,16 @@ def residual_block(x: Any, filters: int, stride: int, name: str) -> Any:
 
 
 def build_own_backbone(builder: Callable[..., Any], name: str, shape: tuple[int, int, int]) -> Any:
-    """Call a function that makes a backbone, and check the result.
+    """Build a backbone with the caller's function, and check the result.
 
     Args:
         builder: (S, S, C) → keras.Model, float32 [B, S, S, C] from -1 to 1 → features [B, h, w, D]
             or [B, D].
-        name: of the function.
-        shape: its argument.
+        name: name of the function.
+        shape: (S, S, C).
 
     Raises:
-        UsageError: the result is no such model, or could not be loaded after it is saved.
+        UsageError: the result is not such a model, or a saved copy could not be loaded.
     """
     network = builder(shape)
     wanted = f"want a keras.Model from {[None, *shape]} to features [B, h, w, D] or [B, D]"

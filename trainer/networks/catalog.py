@@ -1,6 +1,6 @@
-"""Backbones by name: their functions in keras.applications and the input that they expect.
+"""Catalog of backbones: functions in keras.applications, and expected input.
 
-Imports no Keras, so that a wrong name is reported at once.
+Does not import Keras, so that wrong names are reported at once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from headct.errors import UsageError
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to make a network and prepare its input.
+    """A network's constructor and input format.
 
     Attributes:
-        maker: its function in keras.applications; empty for `backbones.small_resnet`.
+        maker: function in keras.applications; empty for `backbones.small_resnet`.
         normalization: a key of `image_layers.NORMALIZATIONS`.
-        preprocesses: whether it has layers that normalize its input, which are left out.
-        smallest: its smallest image side, pixels.
+        preprocesses: whether the network has normalization layers, which are left out.
+        smallest: smallest image side, pixels.
     """
 
     maker: str
@@ -55,7 +55,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "convnextsmall": Backbone("ConvNeXtSmall", "torch", True),
         "convnextbase": Backbone("ConvNeXtBase", "torch", True),
         "convnextlarge": Backbone("ConvNeXtLarge", "torch", True),
-        # For a CPU, or a first try: 2.4 million weights, trained from scratch.
+        # For CPUs and first tries: 2.4 million weights, trained from scratch.
         "smallresnet": Backbone("", "tf", smallest=16),
     }
 )
@@ -79,7 +79,7 @@ def find_backbone(name: str, image_size: int) -> Backbone:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Check that weights can exist, before anything is built.
+    """Check that weights exist, before anything is built.
 
     Raises:
         UsageError: the file is missing, or the network has no pretrained weights.

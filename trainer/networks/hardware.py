@@ -1,4 +1,4 @@
-"""Devices of this machine, and the precision and compiler that suit them."""
+"""Devices of this machine: memory, precision, XLA, seeds, and device errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def jax_devices() -> list[Any]:
 
     try:
         return list(jax.devices())
-    except (RuntimeError, AssertionError) as error:  # an absent platform fails an assertion
+    except (RuntimeError, AssertionError) as error:  # AssertionError: the platform is absent
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UsageError(
             f"--backend jax: JAX finds no device with JAX_PLATFORMS={quoted(asked)}"
@@ -66,10 +66,10 @@ def jax_devices() -> list[Any]:
 
 
 def free_device_memory(capability: tuple[int, int] | None) -> int | None:
-    """Return the bytes that this process can still allocate on the GPU, or in memory without one.
+    """Return the bytes that this process can allocate on the GPU; without a GPU, in memory.
 
     Returns:
-        None if unknown, as on a part of a GPU (MIG).
+        None if unknown, for example on a GPU partition (MIG).
 
     Raises:
         UsageError: the driver does not answer.
@@ -78,7 +78,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
         return int(psutil.virtual_memory().available)
     if keras.backend.backend() == "jax":
         return _free_jax_memory()
-    # TensorFlow reserves all free memory with its first tensor; from then on, count its own use.
+    # TensorFlow reserves all free memory with its first tensor; afterwards, count its own use.
     has_begun = memory_before_tensorflow.cache_info().currsize > 0
     free = memory_before_tensorflow(visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")))
     if free is None or not has_begun:
@@ -87,7 +87,7 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
 
 
 def _free_jax_memory() -> int | None:
-    """Return the least free memory of JAX's devices: every device holds all images."""
+    """Return the smallest free memory of JAX's devices: every device stores all images."""
     stats = [device.memory_stats() for device in jax_devices()]
     if not all(stat and "bytes_limit" in stat for stat in stats):
         return None
@@ -95,10 +95,10 @@ def _free_jax_memory() -> int | None:
 
 
 def visible_gpu(variable: str | None) -> str | None:
-    """Return the first GPU of CUDA_VISIBLE_DEVICES, on which TensorFlow computes.
+    """Return the first GPU of CUDA_VISIBLE_DEVICES, the GPU that TensorFlow uses.
 
     Returns:
-        Its number or unique id for nvidia-smi; None if nvidia-smi does not know it.
+        The number or unique id for nvidia-smi; None if unknown to nvidia-smi.
     """
     if variable is None:
         return "0"
@@ -108,7 +108,7 @@ def visible_gpu(variable: str | None) -> str | None:
 
 @cache
 def memory_before_tensorflow(gpu: str | None) -> int | None:
-    """Return the bytes that are free on a GPU before TensorFlow reserves them.
+    """Return the free bytes of a GPU before TensorFlow reserves them.
 
     Raises:
         UsageError: the driver does not answer.
@@ -129,13 +129,13 @@ def memory_before_tensorflow(gpu: str | None) -> int | None:
 
 
 def leave_gpu_to_jax() -> None:
-    """With JAX, hide the GPU from TensorFlow, which then only reads data."""
+    """With JAX, hide the GPU from TensorFlow, which only reads data."""
     if keras.backend.backend() == "jax":
         tf.config.set_visible_devices([], "GPU")
 
 
 def begin_session(seed: int) -> None:
-    """Seed all random numbers and reset Keras's automatic names, which checkpoints depend on."""
+    """Seed all random numbers; reset Keras's automatic names, because checkpoints use them."""
     policy = keras.config.dtype_policy()
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
@@ -144,7 +144,7 @@ def begin_session(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed all random numbers for a while; restore Python's and NumPy's states afterwards."""
+    """Seed all random numbers; restore Python's and NumPy's states after the block."""
     before = random.getstate(), np.random.get_state()
     keras.utils.set_random_seed(seed)
     try:
@@ -157,8 +157,8 @@ def seeded(seed: int) -> Iterator[None]:
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
     """Return the Keras dtype policy for `options.TrainOptions.precision`.
 
-    Tensor cores support float16 from compute capability 7.0, and bfloat16, which needs no loss
-    scaling, from 8.0.
+    Tensor cores support float16 from compute capability 7.0, and bfloat16 from 8.0; bfloat16 needs
+    no loss scaling.
     """
     if asked == "auto":
         if capability is None or capability < (7, 0):
@@ -172,7 +172,7 @@ def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bo
     """Return whether to compile with XLA.
 
     On a CPU, compiling takes minutes and XLA's convolutions are slower than oneDNN's. JAX always
-    uses XLA; Keras does not use it with deterministic operations of TensorFlow.
+    uses XLA; Keras never compiles TensorFlow's deterministic operations with XLA.
 
     Raises:
         UsageError: XLA is requested but not available.
@@ -185,21 +185,21 @@ def choose_xla(asked: str, capability: tuple[int, int] | None, deterministic: bo
 
 
 def make_deterministic() -> None:
-    """Make operations reproducible to the last bit, on GPUs too."""
+    """Make operations reproducible to the last bit, also on GPUs."""
     tf.config.experimental.enable_op_determinism()
     if keras.backend.backend() == "jax":
-        # JAX reads the flags when it first looks for devices.
+        # JAX reads the flags when it first lists devices.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def use_all_devices(batch_size: int) -> int:
-    """Spread batches over all of JAX's devices; return their number.
+    """Distribute batches over all of JAX's devices; return the number of devices.
 
-    Keras distributes with JAX only: with TensorFlow one GPU is used.
+    Keras distributes with JAX only; with TensorFlow, one GPU is used.
 
     Raises:
-        UsageError: the batch size is no multiple of the number of devices, or there is no device.
+        UsageError: the batch size is not a multiple of the number of devices, or no device exists.
     """
     if keras.backend.backend() != "jax":
         return 1
@@ -222,7 +222,7 @@ def unused_gpus() -> int:
 
 @contextmanager
 def device_errors_reported() -> Iterator[None]:
-    """Turn errors of a device, and lack of memory, into one line.
+    """Turn device errors and lack of memory into one-line errors.
 
     Raises:
         UsageError: an allocation failed.
@@ -255,7 +255,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _is_of_device(error: Exception) -> bool:
-    """Return whether a device caused an error, rather than data or a bug."""
+    """Return whether a device, not data or a bug, caused an error."""
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
         return True
     if isinstance(error, tf.errors.InvalidArgumentError) and "device" not in reason(error):
@@ -265,7 +265,7 @@ def _is_of_device(error: Exception) -> bool:
 
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Create layers under a dtype policy; keras.applications has no argument for it."""
+    """Set the dtype policy of new layers; keras.applications has no such argument."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -275,7 +275,7 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe this machine for the report, without its name or its user's.
+    """Describe this machine for the report, without host and user names.
 
     Returns:
         Time (UTC), backend, devices, CPU cores, memory (GiB) and system.
@@ -291,7 +291,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _name_devices() -> list[str]:
-    """Return one product name per device that Keras computes on."""
+    """Return one product name per device that Keras uses."""
     if keras.backend.backend() == "jax":
         return [str(device.device_kind) for device in jax_devices()]
     gpus = tf.config.list_physical_devices("GPU")

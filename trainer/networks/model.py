@@ -1,10 +1,10 @@
-"""The classifier: stored images in, logits out, everything between on the device.
+"""The classifier: stored images → logits, computed on the device.
 
     stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalize ─ backbone ─ pool ─ head
-    (uint8, uint16)        └── what a cache holds
+    (uint8, uint16)        └── cached images
 
-Everything after Resize is one inner model, `core`, so that cached images, which are already
-resized, train the same layers.
+Everything after Resize is one inner model, `core`: cached images are already resized, and train the
+same layers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Classifier:
     Attributes:
         model: stored images [B, H, W, C] → logits float32 [B, L].
         core: resized images [B, S, S, C] → logits.
-        backbone: the part of the core that may be pretrained.
+        backbone: the inner network of the core, which may be pretrained.
     """
 
     model: Any
@@ -49,14 +49,14 @@ def build_classifier(
 ) -> Classifier:
     """Build the network of a run, with random or pretrained weights.
 
-    Before the first step it predicts `prevalence`, the share of positives per label (Lin et al.,
-    arXiv:1708.02002, 4.1); otherwise the first epoch is spent learning base rates. So the head's
-    kernel starts at zero: random features times random weights would add noise to that.
+    The untrained head predicts `prevalence`, the share of positives per label (Lin et al.,
+    arXiv:1708.02002, 4.1); otherwise the first epoch is spent learning base rates. The head's
+    kernel starts at zero, because random weights would add noise to the prediction.
 
     Args:
-        options: of the run.
-        image: the stored images.
-        prevalence: of each label in the training data.
+        options: options of the run.
+        image: format of the stored images.
+        prevalence: share of positives per label in the training data.
         policy: Keras's dtype policy.
         builder: makes the backbone; None for one of `catalog.BACKBONES`.
 
@@ -74,7 +74,7 @@ def build_classifier(
 def _build_core(
     options: TrainOptions, image: ImageSpec, labels: int, builder: Callable[..., Any] | None
 ) -> tuple[Any, Any]:
-    """Build everything after Resize; return it and the backbone in it."""
+    """Build everything after Resize; return the core and the backbone."""
     size = options.image_size
     inputs = layers.Input((size, size, image.channels), dtype="float32")
     x = inputs

@@ -1,4 +1,4 @@
-"""Translate a trained classifier into Keras's own layers, to load it without this package.
+"""Translate a trained classifier into Keras's own layers: loads without this package.
 
 Resize        two EinsumDense with fixed matrices     ApplyWindows   Dense, then ReLU up to 255
 Augment       nothing: identity outside training      Normalize      Dense over the channels
@@ -27,7 +27,7 @@ def portable_logits(classifier: Any, image: Any) -> Any:
 
     Args:
         classifier: from `model.build_classifier`; its weights are shared.
-        image: stored images, a symbolic tensor [B, H, W, C] of their type.
+        image: stored images, a symbolic tensor [B, H, W, C] of the stored dtype.
 
     Returns:
         Logits, a symbolic tensor float32 [B, L].
@@ -49,7 +49,7 @@ def portable_logits(classifier: Any, image: Any) -> Any:
 
 
 def in_float32(model: Any) -> tuple[Any, str]:
-    """Return a copy of a functional model that computes in float32, and the model's own precision.
+    """Return a float32 copy of a functional model, and the model's own precision.
 
     The precision is "bfloat16", "float16" or "float32".
     """
@@ -61,7 +61,7 @@ def in_float32(model: Any) -> tuple[Any, str]:
 
 
 def _float32_config(config: Any, policies: set[str]) -> Any:
-    """Replace every dtype policy in a configuration by float32; add their names to `policies`."""
+    """Replace every dtype policy in a configuration by float32; add the names to `policies`."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             policies.add(config["config"]["name"])
@@ -73,7 +73,7 @@ def _float32_config(config: Any, policies: set[str]) -> Any:
 
 
 def _resize(layer: Resize, x: Any) -> Any:
-    """Resize rows, then columns, by one matrix product each."""
+    """Resize rows, then columns, by a matrix product per axis."""
     _, height, width, channels = x.shape
     if height != layer.size:
         rows = layers.EinsumDense(
@@ -98,7 +98,7 @@ def _apply_windows(layer: ApplyWindows, x: Any) -> Any:
 
 
 def _normalize(layer: Normalize, x: Any) -> Any:
-    """Normalize by one Dense layer, whose matrix also puts the channels in order."""
+    """Normalize by one Dense layer; its matrix also reorders the channels."""
     channels = x.shape[-1]
     mean, deviation, order = layer.constants(channels)
     matrix = np.diag(1 / deviation.astype(np.float64))[:, order]

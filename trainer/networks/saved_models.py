@@ -14,13 +14,13 @@ from headct.manifest import ImageSpec
 from trainer.networks.hardware import choose_xla, compute_capability
 from trainer.networks.image_layers import Resize
 
-# Keras compresses nothing that it saves: an archive that grows by more than this is no model.
+# Keras saves without compression: an archive that grows by more bytes is not a model.
 _GROWTH = 1 << 26
-_LONGEST = 200  # characters of a reason
+_LONGEST = 200  # characters of a message
 
 
 def load_model(path: str | Path) -> Any:
-    """Load a model without running any code that the file names except Keras's own layers.
+    """Load a model; of the code that the file names, run only Keras's own layers.
 
     Raises:
         UsageError: the file cannot be read; the message is short and does not name the file.
@@ -28,12 +28,12 @@ def load_model(path: str | Path) -> Any:
     try:
         _check_sizes(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras, h5py and zipfile make of the file
+    except Exception as error:  # any error of Keras, h5py or zipfile
         raise UsageError(first_line(error)) from None
 
 
 def _check_sizes(path: str | Path) -> None:
-    """Raise ValueError if an archive would unpack to far more than its own size."""
+    """Raise ValueError if an archive would unpack to much more than its own size."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -43,7 +43,7 @@ def _check_sizes(path: str | Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; Keras's messages have many."""
+    """Return the first line of an error's message; Keras's messages have many lines."""
     lines = str(error).strip().splitlines()
     return lines[0][:_LONGEST] if lines else type(error).__name__
 
@@ -51,13 +51,13 @@ def first_line(error: Exception) -> str:
 def load_classifier(
     path: Path, xla: str = "auto", image: ImageSpec | None = None, labels: int | None = None
 ) -> Any:
-    """Load the model that a run saved.
+    """Load a run's saved model.
 
     Args:
         path: model.keras of a run.
-        xla: whether to compile its predictions, as `options.TrainOptions.xla`.
-        image: the stored images that it must take; None: not checked.
-        labels: the number of labels that it must predict; None: not checked.
+        xla: whether to compile predictions, like `options.TrainOptions.xla`.
+        image: required format of the stored images; None: not checked.
+        labels: required number of labels; None: not checked.
 
     Raises:
         UsageError: the file is missing or unreadable, or holds another network.
@@ -78,7 +78,7 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
     """Check that a model has the layers, input and output of `model.build_classifier`.
 
     Raises:
-        UsageError: it has not.
+        UsageError: layers, input or output differ.
     """
     try:
         core = model.get_layer("core")

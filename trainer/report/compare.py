@@ -146,7 +146,7 @@ class ComparedRun:
 
 
 def write_comparison(paths: Sequence[Path], output: Path) -> None:
-    """Write a page that compares runs with the first one.
+    """Write a page that compares runs with the first run.
 
     Raises:
         UsageError: a run is incomplete or damaged, or the runs have different labels.

@@ -81,8 +81,8 @@ def spread(ends: Ends, digits: int = 3) -> str:
 def with_interval(value: float | None, ends: Ends, digits: int = 3) -> Markup:
     """Format a figure for a cell, with its interval in small type.
 
-    An interval without width is left out: all resamples have the same figure, but the figure is not
-    certain.
+    An interval of zero width is left out, because it would suggest certainty: all resamples have
+    the same figure.
     """
     if value is None or ends is None or ends[0] == ends[1]:
         return Markup("{}").format(decimal(value, digits))

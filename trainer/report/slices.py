@@ -142,7 +142,7 @@ def activation_maps(
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
     maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)
-    # Half-precision features can overflow: omit the map.
+    # Half-precision features can overflow: omit maps that did.
     maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)

@@ -1,4 +1,4 @@
-"""Run directories: their files, checkpoints and training patients, and the setup of commands.
+"""Run directories: files, checkpoints and training patients; the setup of commands.
 
 Imports `trainer.data`, `trainer.networks.catalog` and the modules at the top of `trainer`.
 """

@@ -1,7 +1,7 @@
-"""Training states on disk: written atomically; the newest undamaged one is used.
+"""Checkpoints: training states, written atomically; the newest undamaged one is loaded.
 
-A checkpoint is one uncompressed .npz: one array per variable, named by the variable's path, and
-the progress as JSON. Zip keeps a CRC per array, so damage is detected.
+A checkpoint is an uncompressed .npz: one array per variable, named by the variable's path, and the
+progress as JSON. Zip's CRC per array detects damage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headct.errors import UsageError
 from trainer.files import write_whole
 
 KEPT = 2
-CACHE_NAME = "image_cache"  # the variable with a device's images, which is not saved
+CACHE_NAME = "image_cache"  # variable with the images on a device; not saved
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Progress:
         step: completed steps of the next epoch.
         history: one row of figures per completed epoch.
         thawed: the epoch after which the whole network trains; None while only the head trains.
-        best_loss: the lowest validation loss so far; None before the first.
-        phase_loss: the lowest validation loss of the phase (head or whole network).
+        best_loss: lowest validation loss so far; None before the first validation.
+        phase_loss: lowest validation loss of the phase (head or whole network).
         since_best: epochs since phase_loss.
         stopped: stopped early: no improvement.
     """
@@ -49,19 +49,19 @@ class Progress:
     stopped: bool = False
 
     def begins_phase(self) -> bool:
-        """Return whether the next step is the first one of the whole network's phase."""
+        """Return whether the next step is the first step of the whole network's phase."""
         return self.epoch == self.thawed and not self.step
 
     def end_epoch(self, row: dict[str, Any], head_epochs: int, patience: int) -> bool:
-        """Record an epoch, and return whether its validation loss is the lowest so far.
+        """Record an epoch; return whether the validation loss is the lowest so far.
 
         When patience runs out in the head's phase, the whole network's phase begins; in that phase,
         training stops.
 
         Args:
             row: figures of the epoch.
-            head_epochs: the largest number of epochs of the head's phase.
-            patience: epochs of a phase without improvement before it ends; 0: unlimited.
+            head_epochs: maximum number of epochs of the head's phase.
+            patience: epochs without improvement before a phase ends; 0: unlimited.
         """
         loss = row["val_loss"]
         better = self.best_loss is None or loss < self.best_loss
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def weights(model: Any) -> dict[str, Any]:
-    """Return weights, statistics, averages and random states by path, without cached images."""
+    """Return weights, statistics, averages and random states by path; not cached images."""
     return _by_path("weights", [v for v in model.variables if v.name != CACHE_NAME])
 
 
@@ -100,7 +100,7 @@ def metrics(model: Any) -> dict[str, Any]:
 def variables(model: Any) -> dict[str, Any]:
     """Return every variable that training depends on, by group and path.
 
-    Positions would change with what is trainable.
+    Keyed by path, because positions depend on the trainable layers.
     """
     return weights(model) | _by_path("optimizer", model.optimizer.variables) | metrics(model)
 
@@ -119,7 +119,7 @@ def _by_path(group: str, variables: list[Any]) -> dict[str, Any]:
 def capture(model: Any, progress: Progress) -> Checkpoint:
     """Copy a model's state."""
     if hasattr(model, "jax_state_sync"):
-        # Within an epoch, JAX's state lives outside the model's variables.
+        # Within an epoch, JAX keeps the state outside the model's variables.
         model.jax_state_sync()
     named = variables(model).items()
     return Checkpoint(
@@ -128,7 +128,7 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
 
 
 def restore(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore the state of a model that is built and compiled as it was.
+    """Restore the state of a model that is built and compiled like the saved model.
 
     Raises:
         UsageError: the checkpoint belongs to another model.
@@ -137,7 +137,7 @@ def restore(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore only the weights, when a new phase has a new optimizer.
+    """Restore only the weights, for a new phase with a new optimizer.
 
     Raises:
         UsageError: the checkpoint belongs to another model.
@@ -146,7 +146,7 @@ def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore the running means, which Keras resets when an epoch begins.
+    """Restore the running means; Keras resets them when an epoch begins.
 
     Raises:
         UsageError: the checkpoint belongs to another model.
@@ -174,7 +174,7 @@ def _assign(named: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, and remove all but the newest two."""
+    """Write a checkpoint; remove all but the newest two."""
     progress = checkpoint.progress
     path = folder / f"epoch-{progress.epoch:04d}-step-{progress.step:08d}.npz"
     text = json.dumps(asdict(progress), allow_nan=False).encode()
@@ -185,7 +185,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove all checkpoints: a complete run needs none, and they are large."""
+    """Remove all checkpoints: they are large, and a complete run needs none."""
     for path in checkpoints(folder):
         path.unlink()
 

@@ -85,7 +85,7 @@ class RunDescription:
 
 
 def _with_bias(value: Any) -> Any:
-    """Return the entry for a temperature alone, as earlier versions wrote it."""
+    """Convert an entry of earlier versions, a temperature alone."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
     if not 0.001 <= value <= 1000:

@@ -1,6 +1,6 @@
-"""The setup of evaluations, predictions, reports and exports of a saved run, and its calibration.
+"""Setup of evaluations, predictions, reports and exports; a run's calibration.
 
-Checked before TensorFlow is loaded or anything is written.
+Everything is checked before TensorFlow is loaded or anything is written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from trainer.runs.run_directory import (
 )
 from trainer.runs.training_setup import TrainingSetup
 
-EXAMPLES = 16  # images that an exported model is tried on
+EXAMPLES = 16  # images to try an exported model on
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Calibration:
     Attributes:
         temperatures: [L].
         biases: [L].
-        split: the split that it was fitted on; empty if unknown.
-        digest: of the shards of that split; empty if unknown.
+        split: split of the fit; empty if unknown.
+        digest: digest of the split's shards; empty if unknown.
     """
 
     temperatures: tuple[float, ...]
@@ -66,7 +66,7 @@ class Calibration:
 
     @property
     def changes(self) -> bool:
-        """Whether it changes any logit."""
+        """Whether the calibration changes logits."""
         return any(temperature != 1 for temperature in self.temperatures) or any(self.biases)
 
     def apply(self, logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
@@ -82,10 +82,10 @@ class Calibration:
 
 
 def choose_calibration(run: RunDirectory, labels: tuple[str, ...], wanted: bool) -> Calibration:
-    """Return the run's calibration if it is wanted, else one that changes nothing.
+    """Return the run's calibration if wanted, else a calibration that changes nothing.
 
     Raises:
-        UsageError: it is wanted, but missing or damaged.
+        UsageError: the wanted calibration is missing or damaged.
     """
     if not wanted:
         return Calibration.none(len(labels))
@@ -101,8 +101,8 @@ def read_calibration(run: RunDirectory, labels: tuple[str, ...]) -> Calibration:
     """Read temperatures.json.
 
     Raises:
-        FileNotFoundError: it is missing.
-        UsageError: it is damaged, or lacks a label.
+        FileNotFoundError: the file is missing.
+        UsageError: the file is damaged, or lacks a label.
     """
     kept = read_document(run.temperatures, Temperatures)
     for label in labels:
@@ -133,13 +133,13 @@ class EvaluationSetup:
     """A saved run, and the split to evaluate or predict.
 
     Attributes:
-        weights: per label, as in training.
-        prevalence: per label in the training data, as the head started with it.
-        calibration: of the logits.
+        weights: loss weight per label, as in training.
+        prevalence: share of positives per label in the training data; the head's initial output.
+        calibration: calibration of the logits.
         flip: whether to average the logits of each image and its mirror image.
-        same_shards: whether these are the shards that the run was trained on.
-        trained_on: whether the run was trained on this split; None if only ids can tell.
-        xla: whether to compile with XLA, as `TrainOptions.xla`.
+        same_shards: whether the run was trained on these shards.
+        trained_on: whether the run was trained on this split; None: compare ids.
+        xla: whether to compile with XLA, like `TrainOptions.xla`.
     """
 
     run: RunDirectory
@@ -169,7 +169,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     """Open a saved run and the shards to evaluate or predict.
 
     Raises:
-        UsageError: either cannot be used, or they do not fit each other.
+        UsageError: the run or the shards cannot be used, or do not fit each other.
     """
     run = RunDirectory(options.run)
     description = read_description(run)
@@ -232,9 +232,9 @@ class SavedRun:
     """A saved run to export.
 
     Attributes:
-        description: the content of run.json.
-        image: the stored images that the model takes.
-        calibration: of its logits.
+        description: content of run.json.
+        image: format of the stored images.
+        calibration: calibration of the logits.
         split: images to try the model on; None if no shards are available.
     """
 
@@ -248,12 +248,12 @@ class SavedRun:
 
     @property
     def examples(self) -> int:
-        """The number of images to try the model on."""
+        """Number of images to try the model on."""
         return min(EXAMPLES, self.split.examples) if self.split else EXAMPLES
 
     @property
     def examples_of(self) -> str:
-        """What these images are."""
+        """Description of these images."""
         return f"slices of {self.split.name}" if self.split else "images of noise"
 
 
@@ -289,7 +289,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
 
 
 def prepare_report(options: ReportOptions) -> EvaluationSetup:
-    """Open a complete run and the shards that it was trained on.
+    """Open a complete run and its training shards.
 
     Raises:
         UsageError: the run is not complete, or the shards are missing.
@@ -304,7 +304,7 @@ def prepare_report(options: ReportOptions) -> EvaluationSetup:
 
 
 def evaluation_of(setup: TrainingSetup) -> EvaluationSetup:
-    """Return the setup of the evaluation that ends a training."""
+    """Return the setup of the final evaluation of a training."""
     return EvaluationSetup(
         run=setup.run,
         shards=setup.shards,
@@ -317,13 +317,13 @@ def evaluation_of(setup: TrainingSetup) -> EvaluationSetup:
         display=setup.display,
         # The origin may not have recorded its training patients.
         trained_on=None if setup.origin else False,
-        # TensorFlow's deterministic operations are not compiled.
+        # Keras does not compile TensorFlow's deterministic operations.
         xla="off" if setup.options.deterministic else setup.options.xla,
     )
 
 
 def differing_preparation(description: dict[str, Any], shards: ShardDirectory) -> str:
-    """List the known options of the pipeline that change gray levels and differ from the run's."""
+    """List the pipeline options that change gray levels and differ from the run's, if known."""
     before, here = description["shards"].get("preprocessing", {}), shards.preprocessing
     return ", ".join(
         f"--{name} {shown(here[name])}, not {shown(before[name])}"

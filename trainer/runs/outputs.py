@@ -1,4 +1,4 @@
-"""Check that a command can write its output, before it works for hours."""
+"""Checks of output paths and export formats, before hours of work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headct.layout import INDEX
 from trainer.files import FULL, full_disk_reported, remove_unfinished, unfinished_path
 from trainer.options import parse_formats
 
-# Names that a run or a shard directory writes, by the file that identifies such a folder.
+# Files of a run or a shard directory, by the file that identifies the folder.
 _OWNED = {
     "run.json": (
         *("*.json", "model.keras", "history.png", "report.html"),
@@ -27,7 +27,7 @@ def check_formats(text: str) -> None:
     """Check that the packages for the formats of an export are installed.
 
     Raises:
-        UsageError: one is missing.
+        UsageError: a package is missing.
     """
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(text) else ()
     for name in needed:
@@ -42,7 +42,7 @@ def check_new_folder(output: Path) -> None:
     """Check that a folder is new or empty, and writable.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the folder has files, or is not writable.
     """
     if output.is_dir():
         remove_unfinished(output)
@@ -55,7 +55,7 @@ def check_output(path: Path) -> None:
     """Create the folder of an output file, and check that the file can be written.
 
     Raises:
-        UsageError: it cannot, or it would be among the files of a run or a shard directory.
+        UsageError: not writable, or among the files of a run or a shard directory.
     """
     try:
         if path.is_dir():
@@ -63,17 +63,17 @@ def check_output(path: Path) -> None:
         _refuse_owned(path)
         check_writable(path.resolve().parent, f"--output {path}")
         path.resolve().parent.mkdir(parents=True, exist_ok=True)
-        unfinished_path(path).touch()  # its name is longer
+        unfinished_path(path).touch()  # the longer name
         unfinished_path(path).unlink()
     except OSError as error:
         raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from None
 
 
 def _refuse_owned(path: Path) -> None:
-    """Refuse a name that belongs to a run or a shard directory.
+    """Refuse an output file among the files of a run or a shard directory.
 
     Raises:
-        UsageError: it does.
+        UsageError: the name belongs to such a folder.
     """
     target = path.resolve()
     for marker, names in _OWNED.items():
@@ -86,14 +86,14 @@ def _refuse_owned(path: Path) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check that a folder, or its nearest existing parent, is writable; leave no file.
+    """Check that a folder, or its nearest existing parent, is writable; leave no files.
 
     Args:
         folder: need not exist.
         option: the option and its value, for the message.
 
     Raises:
-        UsageError: it is not writable.
+        UsageError: the folder is not writable.
         StorageError: the disk is full.
     """
     try:

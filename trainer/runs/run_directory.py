@@ -1,4 +1,4 @@
-"""The run directory: its files, and its description in run.json."""
+"""The run directory: paths of its files, and the description in run.json."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class RunDirectory:
         self.temperatures = path / "temperatures.json"
 
     def predictions(self, name: str) -> Path:
-        """Return the path of predictions; the name is a split or a variant such as `fold0-tta`."""
+        """Return the path of predictions; `name` is a split or a variant such as `fold0-tta`."""
         return self.path / f"predictions-{name}.parquet"
 
     def evaluation(self, name: str) -> Path:
-        """Return the path of the figures of such predictions."""
+        """Return the path of the figures; `name` as for `predictions`."""
         return self.path / f"evaluation-{name}.json"
 
     @property
@@ -61,7 +61,7 @@ def check_model(run: RunDirectory) -> None:
     """Check that a run has a model.
 
     Raises:
-        UsageError: it has none yet.
+        UsageError: the run has no model yet.
     """
     if not run.model.is_file():
         raise UsageError(f"{run.path}: no model yet; training has not finished an epoch")
@@ -92,7 +92,7 @@ def _describe_run(
 def _locate(shards: ShardDirectory) -> str:
     """Return the absolute path or URL of the shards, for later commands.
 
-    Passwords in a URL are left out: later commands need `--shards` then.
+    Passwords in a URL are left out; later commands then need `--shards`.
     """
     return (
         hide_secrets(shards.location) if "://" in shards.location else str(shards.path.absolute())
@@ -100,7 +100,7 @@ def _locate(shards: ShardDirectory) -> str:
 
 
 def describe_data(shards: ShardDirectory) -> dict[str, Any]:
-    """Describe what a model depends on: labels, windows and the stored image."""
+    """Return the properties that a model depends on: labels, windows, stored image."""
     return {
         "labels": list(shards.labels),
         "windows": [asdict(window) for window in shards.windows],
@@ -109,7 +109,7 @@ def describe_data(shards: ShardDirectory) -> dict[str, Any]:
 
 
 def described_data(description: dict[str, Any]) -> dict[str, Any]:
-    """Return `describe_data` of the shards that a run was trained on, from its run.json."""
+    """Return `describe_data` of a run's training shards, from run.json."""
     trained = check_document(description["shards"], TrainingShards, "run.json")
     return {
         "labels": trained.labels,
@@ -144,29 +144,29 @@ def check_fit(
 def check_run(
     options: TrainOptions, shards: ShardDirectory, continued: dict[str, str] | None = None
 ) -> RunDirectory:
-    """Check that the run directory is new or holds this run; write nothing.
+    """Check that the run directory is new or contains this run; write nothing.
 
     Args:
-        options: of the run.
-        shards: its training data.
-        continued: `Origin.recorded()`, if it starts from another run's model.
+        options: options of the run.
+        shards: training data.
+        continued: `Origin.recorded()`, if the run starts from another run's model.
 
     Raises:
-        UsageError: the directory holds another run, or something else.
+        UsageError: the directory contains another run, or other files.
     """
     run = RunDirectory(options.run)
     if run.description.is_file():
         _refuse_other_run(run, options, shards, continued)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise UsageError(f"--run {run.path}: exists and is no run directory")
-    else:  # a value that could not be read again, such as an odd path of the shards
+    else:  # a value that JSON cannot restore, such as an odd path of the shards
         described = _describe_run(options, shards, [0.0] * len(shards.labels))
         check_document(described, RunDescription, f"--run {run.path}: for run.json")
     return run
 
 
 def _is_used(folder: Path) -> bool:
-    """Return whether a folder holds more than the lock of a run that did not begin."""
+    """Return whether a folder contains more than the lock of a run that did not begin."""
     return any(path.name != LOCK for path in folder.iterdir())
 
 
@@ -179,13 +179,13 @@ def begin_run(
     """Write run.json, unless it exists, and remove unfinished files.
 
     Args:
-        run: the directory.
-        options: of the run.
-        shards: its training data.
-        continued: `Origin.recorded()`, if it starts from another run's model.
+        run: run directory.
+        options: options of the run.
+        shards: training data.
+        continued: `Origin.recorded()`, if the run starts from another run's model.
 
     Raises:
-        UsageError: another run began in the directory meanwhile.
+        UsageError: another run has begun in the directory.
     """
     check_run(options, shards, continued)
     remove_unfinished(run.path)
@@ -205,7 +205,7 @@ def _refuse_other_run(
     """Compare the run in the directory with the requested one.
 
     Raises:
-        UsageError: they differ; the message says in what.
+        UsageError: the runs differ; the message lists the differences.
     """
     before = read_description(run)
     differing = [
@@ -227,7 +227,7 @@ def _refuse_other_run(
 
 
 def _shown_option(value: Any) -> str:
-    """Return an option's value as given, or quoted and shortened if it is not one short line."""
+    """Return an option's value; quoted and shortened unless it is one short line."""
     text = str(value)
     plain = isinstance(value, str) and text.isprintable() and len(text) <= LONGEST_SHOWN
     return text if plain or value is None or isinstance(value, bool) else shown(value)
@@ -237,7 +237,7 @@ def read_description(run: RunDirectory) -> dict[str, Any]:
     """Read run.json.
 
     Raises:
-        UsageError: it is missing or damaged, or has a wrong value.
+        UsageError: the file is missing or damaged, or has a wrong value.
     """
     try:
         description: dict[str, Any] = parse_json(read_bytes(run.description), str(run.description))

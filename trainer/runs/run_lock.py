@@ -1,4 +1,4 @@
-"""One training process per run directory."""
+"""Lock of a run directory: one training process at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK = ".lock"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a run directory, which is created if missing, while the block runs.
+    """Lock a run directory while the block runs; create the folder if missing.
 
     Raises:
-        UsageError: another process holds the lock; the message names it.
+        UsageError: another process holds the lock; the message names the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK

@@ -1,6 +1,6 @@
-"""Patients of a training: recorded as hashes, and compared with the patients of other splits.
+"""Hashes of training patients, and comparison with the patients of other splits.
 
-trained_on.parquet has one row per training example: hashes of its patient's id and of its own. The
+trained_on.parquet has one row per training example: hashes of the patient id and the image id. The
 hashes are keyed with the digest of the shards, so that the files of two runs cannot be joined.
 """
 
@@ -23,7 +23,7 @@ from trainer.data.shards import ShardDirectory, Split
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
 
-# Among 10^6 ids and 10^6 others, a collision has a probability of 10^-7.
+# Collision probability of 10^6 ids with 10^6 others: 10^-7.
 _BYTES = 8
 Hashes = npt.NDArray[np.uint64]
 
@@ -39,7 +39,7 @@ def hash_ids(ids: Iterable[str], column: str, digest: str) -> Hashes:
 
 
 def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
-    """Hash the ids of the examples of splits, one row per example.
+    """Hash the ids of all examples of the splits, one row per example.
 
     Raises:
         UsageError: the index of the shards has no ids.
@@ -58,7 +58,7 @@ def read_trained_on(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the file is missing.
-        UsageError: it is damaged, or another file.
+        UsageError: the file is damaged, or not such a file.
     """
     try:
         hashes = pd.read_parquet(path, columns=[*COMPARED_IDS])
@@ -77,10 +77,10 @@ class Overlap:
     """Patients of a split that a run was trained on.
 
     Attributes:
-        patients: their number.
+        patients: number of these patients.
         all_patients: number of all patients of the split.
-        examples: number of examples of patients that the run was trained on.
-        by: the columns of ids that were compared.
+        examples: number of examples of these patients.
+        by: compared id columns.
     """
 
     patients: int
@@ -90,12 +90,12 @@ class Overlap:
 
     @property
     def trained_on(self) -> bool | int:
-        """True for all patients, False for none, else their number."""
+        """True for all patients, False for no patient, else the number of patients."""
         return self.patients if 0 < self.patients < self.all_patients else self.patients > 0
 
 
 def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[str, ...]:
-    """Return the columns whose ids are comparable between a run's shards and others.
+    """Return the id columns that are comparable between a run's shards and other shards.
 
     Args:
         described: `shards` of run.json.
@@ -110,7 +110,7 @@ def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[s
         for name, there, here in kinds
         if ORDINAL not in (there, here) and (there == here or not (there and here))
     ]
-    # Image ids may be file names, which other images can share: prefer known patient ids.
+    # Prefer patient ids: image ids may be file names, and other images can have the same names.
     certain = PATIENT_ID in comparable and before[0] and shards.patient_ids
     return (PATIENT_ID,) if certain else tuple(comparable)
 
@@ -118,14 +118,14 @@ def comparable_ids(described: dict[str, Any], shards: ShardDirectory) -> tuple[s
 def find_overlap(
     run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
 ) -> Overlap | None:
-    """Find the patients of a split that a run, or a run that it continues, was trained on.
+    """Find the patients of a split that a run, or any run before it, was trained on.
 
-    A patient is recognized by its id or by the id of any of its images.
+    A patient matches by the patient id or by the id of any image.
 
     Args:
         run: the trained run.
         shards: the shards of the split.
-        texts: ids of the split's examples, [N] each.
+        texts: ids of the split's examples by column, [N].
 
     Returns:
         None if ids are not comparable, or a run does not record its training examples.
@@ -144,7 +144,7 @@ def find_overlap(
 
 
 def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
-    """Yield a run, the run whose model it started from, and so on."""
+    """Yield a run, the run that it continues, and so on."""
     seen = set()
     while (path := run.path.resolve()) not in seen:
         yield run
@@ -159,9 +159,9 @@ def _lineage(run: RunDirectory) -> Iterator[RunDirectory]:
 def _find_examples(
     run: RunDirectory, shards: ShardDirectory, texts: dict[str, npt.NDArray[np.str_]]
 ) -> tuple[tuple[str, ...], npt.NDArray[np.bool_]]:
-    """Return the compared columns, and which examples a run was trained on, [N].
+    """Return the compared columns, and whether the run was trained on the examples, [N].
 
-    Without a record there are no columns.
+    Without a record, the columns are empty.
     """
     known = np.zeros(len(texts[IMAGE_ID]), np.bool_)
     try:
@@ -177,11 +177,11 @@ def _find_examples(
 
 
 def describe_overlap(overlap: Overlap | None, by_split: bool | None) -> dict[str, Any]:
-    """Return the entries of figures about an overlap.
+    """Return the entries about an overlap for the figures.
 
     Args:
         overlap: from `find_overlap`.
-        by_split: whether the split was trained on, if that is known without ids.
+        by_split: whether the run was trained on the split, if known without ids.
     """
     if overlap is None:
         return {"trained_on": by_split, "overlap": None}

@@ -1,4 +1,4 @@
-"""The setup of a training: checked before TensorFlow is loaded or anything is written."""
+"""Setup of a training: checked before TensorFlow is loaded or anything is written."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from trainer.runs.run_directory import (
 )
 from trainer.runs.trained_on import find_overlap, hash_examples
 
-# Options that the saved network of an origin decides; the new run chooses all others.
+# Options that come from the origin's saved network; the new run chooses all other options.
 _NETWORK_OPTIONS = ("model", "image_size", "windows")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The run whose best model another run starts from (`--continue_from`).
+    """The run that `--continue_from` names: its best model is the new run's start.
 
     Attributes:
-        run: its directory.
-        description: its run.json.
-        sha256: of its model.
+        run: run directory.
+        description: content of run.json.
+        sha256: SHA-256 of the model.
     """
 
     run: RunDirectory
@@ -46,21 +46,21 @@ class Origin:
     sha256: str
 
     def recorded(self) -> dict[str, str]:
-        """Return the entry in run.json of the new run."""
+        """Return the entry for the new run's run.json."""
         return {"run": str(self.run.path.absolute()), "model_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that stays the same during a training.
+    """Constants of a training.
 
     Attributes:
-        weights: per label, in the loss.
-        index: of the training examples, for balanced sampling.
+        weights: loss weight per label.
+        index: index of the training examples, for balanced sampling.
         trained_on: hashes of the training examples' ids, until the run has recorded them.
-        origin: the run whose best model this one starts from.
+        origin: the continued run; None for a new network.
         builder: makes the backbone; None for one of `catalog.BACKBONES`.
-        is_fold: whether this is one run of a cross-validation, which prints no hint at its end.
+        is_fold: whether the run belongs to a cross-validation; if so, prints no final hint.
     """
 
     options: TrainOptions
@@ -78,12 +78,12 @@ class TrainingSetup:
 
     @property
     def prevalence(self) -> tuple[float, ...]:
-        """The share of positives per label in the training data."""
+        """Share of positives per label in the training data."""
         return self.shards.prevalence(self.options.fold)
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """How much more often than it occurs an example is drawn; empty without balancing."""
+        """Sampling rates, relative to natural sampling; empty without balancing."""
         return balanced_rates(self.index.labels) if self.index else ()
 
     @property
@@ -95,10 +95,10 @@ class TrainingSetup:
 def prepare_training(
     options: TrainOptions, builder: Callable[..., Any] | None = None
 ) -> TrainingSetup:
-    """Check shards, options and run directory, and copy remote shards to this machine.
+    """Check shards, options and run directory; copy remote shards to this machine.
 
     Args:
-        options: of the run.
+        options: options of the run.
         builder: makes the backbone; None for one of `catalog.BACKBONES`.
 
     Raises:
@@ -189,7 +189,7 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[TrainingSetup, ...]:
             f"{shards.location}: has {len(shards.folds())} labeled folds; it takes two or more"
         )
     values = dict(options)
-    # One cache for all runs: every fold is in the training data of all others.
+    # One cache for all runs: every fold is training data of all other runs.
     values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
     changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
     return tuple(
@@ -201,7 +201,7 @@ def find_origin(options: TrainOptions) -> Origin | None:
     """Open the run that `--continue_from` names; return None without that option.
 
     Raises:
-        UsageError: there is no such run, or it has no model yet.
+        UsageError: the run does not exist, or has no model yet.
     """
     if not options.continue_from:
         return None
@@ -215,7 +215,7 @@ def find_origin(options: TrainOptions) -> Origin | None:
 
 
 def take_network(options: TrainOptions, origin: Origin) -> TrainOptions:
-    """Return the options with those of the origin's network.
+    """Return the options, with the network options of the origin.
 
     Raises:
         UsageError: a given option contradicts the origin's.
@@ -237,10 +237,10 @@ def take_network(options: TrainOptions, origin: Origin) -> TrainOptions:
 def _check_validation(
     origin: Origin, options: TrainOptions, shards: ShardDirectory, validation: Split
 ) -> None:
-    """Check that the origin was trained on no patient of the new run's validation fold.
+    """Check that the origin was not trained on patients of the new validation fold.
 
     Raises:
-        UsageError: it was.
+        UsageError: the origin was trained on such patients.
     """
     described, path = origin.description, origin.run.path
     fold = described["options"]["fold"]
