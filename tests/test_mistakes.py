@@ -68,7 +68,7 @@ MISTAKES = {
     "beam_pipeline --input in --output file.txt": "output file.txt is a file, not a folder",
     "beam_pipeline --input 'in\nto' --output out": "input in\\nto does not exist",
     "beam_pipeline --input bad.zip --output out": "bad.zip cannot be read as a ZIP archive",
-    "beam_pipeline --input ftp://x/y --output out": "ftp:// is no store that is known here",
+    "beam_pipeline --input ftp://x/y --output out": "ftp://x/y: unknown kind of store ftp://",
     "beam_pipeline --input 'in/*.dicom' --output out": "input in/*.dicom holds no files",
     "PREPROCESS --labels in/0.dcm": "it is no text; save it as CSV",
     "PREPROCESS --labels in": "label file in: Is a directory",

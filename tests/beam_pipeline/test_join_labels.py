@@ -18,7 +18,7 @@ from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import UsageError
-from headct.layout import SHARDS_A_PART, plan_table
+from headct.layout import REJECTS_TABLE, SHARDS_A_PART, plan_table
 from headct.stores import Folder
 
 WriteSlice = Callable[..., Path]
@@ -74,8 +74,7 @@ def plan(options: Options) -> tuple[Plan, pd.DataFrame, list[dict[str, str]]]:
     ]
     slices = pd.concat(tables)
     slices.index = pd.Index([source.decode() for source in slices["source"]])
-    rejects = Path(options.files.output, "rejects.jsonl").read_text().splitlines()
-    return found, slices.sort_index(), [json.loads(line) for line in rejects]
+    return found, slices.sort_index(), unfinished.read(REJECTS_TABLE).to_pylist()
 
 
 FORMS = {

@@ -2,13 +2,14 @@
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
+
+from trainer.runs.run_directory import package_versions
 
 
 def describe_machine(packages: list[str]) -> dict[str, str]:
     """Facts to print beside figures, the load included: others may be using the machine."""
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+    versions = ", ".join(" ".join(pair) for pair in package_versions(packages).items())
     return {
         "CPU": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",
         "memory": f"{_memory_bytes() / 2**30:.0f} GiB",

@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from beam_pipeline.directory.example import decode_example
 
 import headct
 from beam_pipeline.__main__ import main
+from beam_pipeline.shards.formats import decode_example
 from examples.sample import write_sample
 from headct.errors import UsageError
 from headct.layout import EXAMPLE_FEATURES, INDEX

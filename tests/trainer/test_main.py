@@ -93,7 +93,7 @@ def test_an_interrupt_is_one_line(
 @pytest.mark.parametrize(
     "package",
     [
-        *("pydantic", "rich", "psutil", "jsonschema", "pandas", "tensorflow", "keras"),
+        *("pydantic", "rich", "psutil", "pandas", "tensorflow", "keras"),
         # These are missed only after TensorFlow was loaded.
         *(pytest.param(name, marks=pytest.mark.full) for name in LATE),
     ],

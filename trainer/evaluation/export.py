@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +34,7 @@ from trainer.networks.portable import in_float32, portable_logits
 from trainer.networks.saved_models import first_line, load_classifier, load_model
 from trainer.options import parse_windows
 from trainer.runs.evaluation_setup import Calibration, SavedRun
+from trainer.runs.run_directory import package_versions
 
 FILES: Mapping[str, str] = MappingProxyType(
     {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
@@ -282,7 +282,7 @@ def describe_export(
         "opset": OPSET if "onnx" in files else None,
         "saved_model_signature": "serving_default" if "saved_model" in files else None,
         "compared": dict(compared),
-        "versions": {name: version(name) for name in packages},
+        "versions": package_versions(packages),
     }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,19 @@ def _describe_run(
             "patient_ids": shards.patient_ids,
             "image_ids": shards.image_ids,
         },
-        "versions": {name: version(name) for name in packages},
+        "versions": package_versions(packages),
     }
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version per package; `tensorflow` may be installed as `tensorflow-cpu`."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = version(f"{name}-cpu")
+    return versions
 
 
 def _locate(shards: ShardDirectory) -> str:
