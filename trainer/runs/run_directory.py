@@ -170,7 +170,7 @@ def check_run(
         _refuse_other_run(run, options, shards, continued)
     elif run.path.exists() and (not run.path.is_dir() or _is_used(run.path)):
         raise UsageError(f"--run {run.path}: exists and is no run directory")
-    else:  # a value that JSON cannot restore, such as an odd path of the shards
+    else:  # refuse values that cannot be read back, such as an odd path of the shards
         described = _describe_run(options, shards, [0.0] * len(shards.labels))
         check_document(described, RunDescription, f"--run {run.path}: for run.json")
     return run
