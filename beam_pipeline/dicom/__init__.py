@@ -1,6 +1,6 @@
-"""DICOM bytes to CT slices, or the reason why a file is rejected.
+"""Reader of CT slices from DICOM bytes, and reasons to reject files.
 
-In this order: `dataset` parses a file up to its pixels and contains what third-party parsers do,
-`attributes` reads values, `header` checks what makes a CT slice, `pixels` decodes with the help of
-`codestream`, `slices` reads a slice, and `hounsfield` repairs and rescales stored values.
+In order: `dataset` parses a file up to its pixels and contains failures of third-party parsers,
+`attributes` reads values, `header` checks that a file is a CT slice, `pixels` decodes with the help
+of `codestream`, `slices` reads a slice, and `hounsfield` repairs and rescales stored values.
 """

@@ -1,4 +1,4 @@
-"""Read attributes of a data set as the types that they should have."""
+"""Attributes of a DICOM data set, read with their standard types."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from pydicom.tag import BaseTag, Tag
 
 from headct.reasons import Reason, Rejected
 
-# Functional groups of an enhanced image hold what a plain image has at its top level (DICOM PS3.3
+# Functional groups of an enhanced image hold attributes from a plain image's top level (DICOM PS3.3
 # C.7.6.16.2, C.8.15.3).
 FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
 _MACROS = (
@@ -23,7 +23,7 @@ _MACROS = (
     "FrameVOILUTSequence",
     "CTImageFrameTypeSequence",
 )
-# Value representations whose values depend on no character set and no other element.
+# Value representations that depend on no character set and no other element.
 _PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
 # Texts. All character sets of DICOM read ASCII alike, except for escape sequences and for backslash
 # and tilde in JIS X 0201 (DICOM PS3.5 6.1).
@@ -33,7 +33,7 @@ _LONGEST_COMMON = 64  # bytes; bounds the cache
 
 
 class Attributes:
-    """Attributes of a data set; those of its only frame come first.
+    """Attributes of a data set; attributes of its only frame take precedence.
 
     Attributes:
         frames: number of frames in the functional groups.
@@ -50,10 +50,10 @@ class Attributes:
         self.frames = max(map(len, groups), default=1)
 
     def value(self, keyword: str) -> Any:
-        """Return an attribute's value, None if it is absent or empty.
+        """Return an attribute's value; None if absent or empty.
 
         Raises:
-            Rejected: its bytes are not a value of its type.
+            Rejected: the attribute's bytes are no value of its type.
         """
         for source in self._sources:
             value = source.value(keyword)
@@ -62,7 +62,7 @@ class Attributes:
         return None
 
     def texts(self, keyword: str) -> tuple[str, ...]:
-        """Return an attribute's texts without surrounding blanks; none if it is absent."""
+        """Return an attribute's texts without surrounding blanks; empty if absent."""
         value = self.value(keyword)
         values = _values(value)
         if not all(isinstance(item, str) for item in values):
@@ -73,7 +73,7 @@ class Attributes:
         """Return an attribute's text.
 
         Raises:
-            Rejected: it is required, and absent or empty.
+            Rejected: the attribute is required, and absent or empty.
         """
         text = "\\".join(self.texts(keyword))
         if required and not text:
@@ -81,16 +81,16 @@ class Attributes:
         return text
 
     def plain_text(self, keyword: str) -> str:
-        """Return a text as UTF-8, whatever its character set; empty if it is absent."""
+        """Return a text as UTF-8, from any character set; empty if absent."""
         value = next(filter(None, (source.stored(keyword) for source in self._sources)), b"")
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         return text.strip(" \0")
 
     def number(self, keyword: str, default: float | None = None) -> float:
-        """Return an attribute's number, which may be repeated.
+        """Return an attribute's number; the file may repeat the number.
 
         Raises:
-            Rejected: it is absent and has no default, is not finite, or has several values.
+            Rejected: the attribute is absent without a default, not finite, or has several values.
         """
         value = self.value(keyword)
         if value is None:
@@ -110,7 +110,7 @@ class Attributes:
         return int(number)
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...]:
-        """Return `count` finite numbers; NaNs if the attribute is anything else."""
+        """Return `count` finite numbers; NaNs if the attribute has other values."""
         try:
             numbers = tuple(_number(item) for item in _values(self.value(keyword)))
         except Rejected:
@@ -120,7 +120,7 @@ class Attributes:
         return numbers
 
     def first_number(self, keyword: str) -> float:
-        """Return the first of several numbers, NaN without any."""
+        """Return the first of several numbers; NaN without numbers."""
         try:
             values = _values(self.value(keyword))
         except Rejected:
@@ -129,7 +129,7 @@ class Attributes:
 
 
 class Elements:
-    """Elements of a data set; pydicom's own look-up would take most of the time per header."""
+    """Elements of a data set; pydicom's own look-up takes most of the time per header."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
@@ -138,7 +138,7 @@ class Elements:
         }
 
     def value(self, keyword: str) -> Any:
-        """Return an attribute's value, None if it is absent."""
+        """Return an attribute's value; None if absent."""
         tag, vr = _look_up(keyword)
         element = self._elements.get(tag)
         if element is None:
@@ -153,12 +153,12 @@ class Elements:
             raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
 
     def stored(self, keyword: str) -> Any:
-        """Return an attribute's bytes, or the value that pydicom has made of them."""
+        """Return an attribute's bytes, or the value if pydicom has converted the bytes."""
         element = self._elements.get(_look_up(keyword)[0])
         return None if element is None else element.value
 
     def items(self, keyword: str) -> Sequence[Dataset]:
-        """Return a sequence's items; none if it is absent."""
+        """Return a sequence's items; empty if absent."""
         return [item for item in _values(self.value(keyword)) if isinstance(item, Dataset)]
 
 
@@ -169,7 +169,7 @@ def _look_up(keyword: str) -> tuple[int, str]:
 
 
 def _is_common(element: RawDataElement, vr: str) -> bool:
-    """Return whether a value depends on its own bytes alone and may recur in many files."""
+    """Return whether a value depends only on its bytes and may recur in many files."""
     value = element.value
     if not value or len(value) > _LONGEST_COMMON or (element.VR or vr) != vr:
         return False
@@ -178,7 +178,7 @@ def _is_common(element: RawDataElement, vr: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _convert(tag: int, vr: str | None, value: bytes, implicit: bool, little_endian: bool) -> Any:
-    """Convert a value as pydicom does; most values of a header are those of the file before."""
+    """Convert a value like pydicom; cached, since most values repeat the previous file's."""
     raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, implicit, little_endian)
     return convert_raw_data_element(raw).value
 
@@ -190,7 +190,7 @@ def _values(value: Any) -> Sequence[Any]:
 
 
 def _number(item: Any) -> float:
-    """Return a number, NaN for anything else; Python would accept bytes and underscores."""
+    """Return a number, else NaN; Python's float would accept bytes and underscores."""
     if isinstance(item, bytes) or (type(item) is not int and "_" in str(item)):
         return math.nan
     try:

@@ -1,4 +1,4 @@
-"""Read a compressed image's own description before a decoder allocates memory for it."""
+"""Descriptions in compressed images, read before a decoder allocates memory."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,23 +19,23 @@ _JPEG_LS_FRAME_START = 0xF7
 # Start of frame, of any JPEG process (ITU-T T.81 table B.1), and of JPEG-LS (T.87).
 _FRAME_STARTS = {*range(0xC0, 0xD0), _JPEG_LS_FRAME_START} - {0xC4, 0xC8, 0xCC}
 _END_OF_IMAGE, _START_OF_SCAN, _START_OF_IMAGE = 0xD9, 0xDA, 0xD8
-# The next marker behind entropy-coded data, where 0xFF is followed by 0 (T.81 B.1.1.5) or, in
-# JPEG-LS, by a byte below 0x80 (T.87 A.1). Restart markers are part of that data.
+# The next marker after entropy-coded data. In the data, 0 follows 0xFF (T.81 B.1.1.5) or, in
+# JPEG-LS, a byte below 0x80 (T.87 A.1); the data includes restart markers.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_LS_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 
 
 @dataclass(frozen=True)
 class CodeStream:
-    """A compressed image's own description.
+    """The description in a compressed image.
 
     Attributes:
         rows: height.
         columns: width.
         components: samples per pixel.
         precision: bits per sample.
-        signed: whether samples are signed, which only JPEG 2000 says.
-        size: bytes from the beginning of the image to its end, without what follows.
+        signed: whether samples are signed; only JPEG 2000 has this value.
+        size: bytes from the image's beginning to its end, without trailing bytes.
     """
 
     rows: int
@@ -50,7 +50,7 @@ def describe_jpeg(frame: bytes) -> CodeStream:
     """Return the description of a JPEG or JPEG-LS image (ITU-T T.81 B.2.2, T.87 C.2.2).
 
     Raises:
-        Rejected: its frame header is broken, or it has no end.
+        Rejected: the frame header is broken, or the image has no end.
     """
     if frame[:2] != b"\xff\xd8":
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG image")
@@ -69,7 +69,7 @@ def describe_j2k(frame: bytes) -> CodeStream:
     """Return the description of a JPEG 2000 code stream (ITU-T T.800 A.5.1).
 
     Raises:
-        Rejected: its main header is broken, or it has no end.
+        Rejected: the main header is broken, or the code stream has no end.
     """
     if frame[:4] != _J2K_BEGINNING or len(frame) < 45:
         raise Rejected(Reason.CORRUPT_PIXELS, "no JPEG 2000 code stream")
@@ -89,9 +89,9 @@ def describe_j2k(frame: bytes) -> CodeStream:
 
 
 def bare_j2k(frame: bytes) -> bytes:
-    """Return a code stream without the JP2 boxes that some writers leave around it.
+    """Return a code stream without the JP2 boxes that some writers add.
 
-    DICOM allows no boxes (PS3.5 A.4.4); its attributes hold the same information.
+    DICOM allows no boxes (PS3.5 A.4.4); DICOM attributes hold the same information.
     """
     return frame[frame.find(_J2K_BEGINNING) :] if frame.startswith(_JP2_SIGNATURE) else frame
 
@@ -115,14 +115,14 @@ def _frame_header(frame: bytes) -> int:
 
 
 def _jpeg_end(frame: bytes, position: int) -> int:
-    """Return where a JPEG image ends; decoders would fill a missing rest with gray.
+    """Return the end of a JPEG image; decoders would fill missing data with gray.
 
     Args:
-        frame: the image, and bytes that may follow it.
-        position: position of its frame header.
+        frame: the image, and possibly trailing bytes.
+        position: position of the frame header.
 
     Raises:
-        Rejected: it has no end or too many scans, or another image begins in it.
+        Rejected: the image has no end or too many scans, or contains another image's beginning.
     """
     is_jpeg_ls = frame[position + 1] == _JPEG_LS_FRAME_START
     markers = _JPEG_LS_MARKER if is_jpeg_ls else _JPEG_MARKER
@@ -142,10 +142,10 @@ def _jpeg_end(frame: bytes, position: int) -> int:
 
 
 def _j2k_end(frame: bytes) -> int:
-    """Return where a JPEG 2000 code stream ends (ITU-T T.800 A.4).
+    """Return the end of a JPEG 2000 code stream (ITU-T T.800 A.4).
 
-    Tile-parts state their length. If one does not, or states a wrong length, the last marker that
-    may be the end counts: the decoder notices what is missing before it.
+    Tile-parts state their length. If a length is missing or wrong, the last possible end marker
+    counts: the decoder detects missing data before this marker.
     """
     position = known = len(_J2K_BEGINNING) - 2
     while frame[position : position + 1] == b"\xff":
@@ -167,5 +167,5 @@ def _j2k_end(frame: bytes) -> int:
 
 
 def _length(frame: bytes, position: int) -> int:
-    """Return the length of the marker segment at a position, without its marker."""
+    """Return the length of the marker segment at a position, without the marker."""
     return int.from_bytes(frame[position + 2 : position + 4], "big")

@@ -1,6 +1,6 @@
-"""Parse any DICOM file up to its pixels: a data set of few attributes, and where the pixels are.
+"""Parser of DICOM files up to the pixels: requested attributes, and the pixels' location.
 
-The pixels are found, not read: a header is inspected and a slice read by the same code.
+The parser locates pixels without reading them: headers and slices share the parser.
 """
 
 import io
@@ -28,10 +28,10 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 from beam_pipeline.dicom.attributes import Elements
 from headct.reasons import Reason, Rejected
 
-# The pixels of a CT slice begin within a few KiB, or somewhat later if private elements are large.
-# pydicom needs 4 s and 120 MB for so many bytes of empty items.
+# The pixels of a CT slice begin within a few KiB, or later after large private elements. For this
+# many bytes of empty items pydicom needs 4 s and 120 MB.
 MAX_HEADER_BYTES = 1 << 21
-# Header and pixels (4096 x 4096 of 16 bits) together, deflated or not.
+# Header and pixels (4096 x 4096 at 16 bits) together, deflated or not.
 MAX_FILE_BYTES = MAX_HEADER_BYTES + (1 << 25)
 
 _UNDEFINED = 0xFFFFFFFF
@@ -56,7 +56,7 @@ _SIGNATURES = (
     (344, b"n+1\0", "NIfTI image"),
     (344, b"ni1\0", "NIfTI header"),
     (4, b"n+2\0\r\n\x1a\n", "NIfTI image"),
-    (0, b"\x5c\x01\0\0", "Analyze header"),  # 348, the size of the header; NIfTI begins so, too
+    (0, b"\x5c\x01\0\0", "Analyze header"),  # 348, the size of the header, also in NIfTI
     (0, b"NRRD000", "NRRD image"),
     (0, b"ObjectType = ", "MetaImage"),
     (0, b"NDims = ", "MetaImage"),
@@ -76,16 +76,16 @@ _SIGNATURES = (
 )
 _PAGES = (b"<!doctype html", b"<html")
 _GZIP = b"\x1f\x8b"
-# Two threads that change and restore the same settings would restore each other's.
+# Two threads that change and restore the same settings would restore the other's values.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
 class PixelElement:
-    """The element of the pixels.
+    """The pixels' data element.
 
     Attributes:
-        keyword: of the attribute, which differs for integers and floating-point numbers.
+        keyword: keyword of the attribute; differs for integers and floating-point numbers.
         vr: value representation; empty if implicit.
         offset: offset of the value's first byte in the body.
         length: stated length of the value, bytes; None if undefined, as for an encapsulated code
@@ -100,17 +100,17 @@ class PixelElement:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file that was parsed up to its pixels.
+    """A file, parsed up to its pixels.
 
     Attributes:
-        dataset: the requested attributes that the file has.
+        dataset: the requested attributes present in the file.
         media_class: SOP class of the file meta information; empty if absent.
         transfer_syntax: UID.
         big_endian: byte order of words.
         body: the file's bytes; the inflated data set of a deflated file.
-        size: size of `body` when the file is read whole.
-        pixels: element of the pixels, None if they do not begin in `body`.
-        is_cut: whether `body` has no pixels and ends within an element.
+        size: size of `body` for the whole file.
+        pixels: the pixels' element; None if the pixels do not begin in `body`.
+        is_cut: whether `body` lacks pixels and ends within an element.
     """
 
     dataset: Dataset
@@ -124,13 +124,13 @@ class Parsed:
 
 
 def check_beginning(data: bytes) -> None:
-    """Raise unless a file that begins like this may be DICOM (DICOM PS3.10 7.1).
+    """Raise unless a file's first bytes may be DICOM (DICOM PS3.10 7.1).
 
     Files without preamble and prefix begin with a data element of the file meta information
     (group 2) or of the identifying group 8.
 
     Raises:
-        Rejected: the file is something else.
+        Rejected: the file is not DICOM.
     """
     if data[128:132] == b"DICM" or data[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         return
@@ -138,12 +138,12 @@ def check_beginning(data: bytes) -> None:
 
 
 def name_kind(beginning: bytes) -> str:
-    """Return what kind of file this is; empty for DICOM and for unknown kinds.
+    """Return the kind of a file; empty for DICOM and for unknown kinds.
 
     Args:
         beginning: the first `BEGINNING` bytes.
     """
-    if beginning[128:132] == b"DICM":  # the 128 bytes before may be another format's (PS3.10 7.1)
+    if beginning[128:132] == b"DICM":  # the preamble may be another format's (PS3.10 7.1)
         return ""
     for offset, signature, kind in _SIGNATURES:
         if beginning[offset : offset + len(signature)] == signature:
@@ -168,14 +168,14 @@ def _gzip_kind(beginning: bytes) -> str:
 def contained(reason: Reason) -> Iterator[None]:
     """Run third-party parsers on untrusted bytes; turn their failures into Rejected.
 
-    Parsers raise any exception on broken files, from IndexError to RecursionError, and their
-    messages, warnings and log lines quote the header. So only the exception's type is reported, and
-    warnings and pydicom's log lines are dropped. The settings of pydicom, `warnings` and `logging`
-    are restored at the end; one thread at a time changes them.
+    On broken files parsers raise any exception, from IndexError to RecursionError, and their
+    messages, warnings and log lines quote the header. So Rejected names only the exception's type,
+    and this context drops warnings and pydicom's log lines. At the end it restores the settings of
+    pydicom, `warnings` and `logging`; one thread at a time changes the settings.
 
     Raises:
-        Rejected: with `reason`, for any exception but a Rejected.
-        MemoryError: the machine is short of memory; limits were checked before.
+        Rejected: with `reason`, for any exception except Rejected itself.
+        MemoryError: memory is short; sizes were checked before.
     """
     with _ONE_AT_A_TIME, _hushed():
         try:
@@ -190,7 +190,7 @@ def contained(reason: Reason) -> Iterator[None]:
 def _hushed() -> Iterator[None]:
     logger = logging.getLogger("pydicom")
     propagate = logger.propagate
-    # Handlers of the root, such as the terminal, get nothing; handlers of pydicom's logger stay.
+    # Root handlers, such as the terminal, receive nothing; handlers of pydicom's logger stay.
     logger.propagate = False
     try:
         with warnings.catch_warnings(), config.disable_value_validation():
@@ -204,12 +204,12 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
     """Read a file up to its pixels.
 
     Args:
-        data: the first bytes of the file, or all.
+        data: the first bytes of the file, or all bytes.
         size: size of the whole file, bytes.
         tags: attributes to read; others are skipped.
 
     Raises:
-        Rejected: it is not a DICOM file, or broken before its pixels.
+        Rejected: the file is not DICOM, or broken before its pixels.
     """
     check_beginning(data)
     with contained(Reason.UNREADABLE):
@@ -230,7 +230,7 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
             specific_tags=tags,
         )
         pixels = stop.element(source.tell(), bool(dataset.original_encoding[0]))
-        # pydicom seeks beyond the end of an element that it skips, and keeps others short.
+        # pydicom seeks past the end of skipped elements, and truncates other elements.
         is_cut = pixels is None and (
             source.tell() > size or any(map(_is_short, (*meta.values(), *dataset.values())))
         )
@@ -240,15 +240,15 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Inflate a data set (DICOM PS3.5 A.5), which may be cut off.
+    """Inflate a data set (DICOM PS3.5 A.5); the data set may be cut off.
 
     Args:
         data: a raw deflate stream (RFC 1951).
-        limit: most bytes to allocate for the result.
+        limit: maximum size of the result, bytes.
 
     Raises:
         Rejected: the result is longer than the limit.
-        zlib.error: it is not a deflate stream.
+        zlib.error: the data is not a deflate stream.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = stream.decompress(data, limit)
@@ -258,7 +258,7 @@ def inflate(data: bytes, limit: int) -> bytes:
 
 
 class _UntilPixels:
-    """Stops pydicom at the pixels, and keeps the tag, VR and length of their element."""
+    """Stops pydicom at the pixels, and records tag, VR and length of the pixels' element."""
 
     def __init__(self) -> None:
         self._seen: tuple[BaseTag, str, int] | None = None
@@ -271,7 +271,7 @@ class _UntilPixels:
         return True
 
     def element(self, position: int, implicit: bool) -> PixelElement | None:
-        """Return the pixels' element, which begins at a position (DICOM PS3.5 7.1)."""
+        """Return the pixels' element at a position (DICOM PS3.5 7.1)."""
         if self._seen is None:
             return None
         tag, vr, length = self._seen
@@ -285,22 +285,22 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _is_short(element: DataElement | RawDataElement) -> bool:
-    """Return whether an element has fewer bytes than its length says."""
+    """Return whether an element has fewer bytes than its stated length."""
     return isinstance(element, RawDataElement) and element.length > len(element.value or b"")
 
 
 def uid_of(dataset: Dataset, keyword: str) -> str:
-    """Return a UID; empty if it is absent or not text."""
+    """Return a UID; empty if absent or not text."""
     value = Elements(dataset).value(keyword)
     return str(value) if isinstance(value, str) else ""
 
 
 def _guess_syntax(source: io.BytesIO) -> str:
-    """Return the native transfer syntax whose first data element would look like this one."""
+    """Return the native transfer syntax that fits the first data element."""
     beginning = source.read(6)
     source.seek(-len(beginning), io.SEEK_CUR)
     if len(beginning) < 6 or beginning[4:] not in _VALUE_REPRESENTATIONS:
         return str(ImplicitVRLittleEndian)
     (group,) = struct.unpack("<H", beginning[:2])
-    # Group 8, read in the wrong order, is 2048.
+    # Group 8, read in the wrong byte order, is 2048.
     return str(ExplicitVRBigEndian if group >= 1024 else ExplicitVRLittleEndian)

@@ -1,4 +1,4 @@
-"""Read and check the header of a CT slice."""
+"""Reader and checks of a CT slice's header."""
 
 import hashlib
 import math
@@ -40,27 +40,27 @@ from headct.reasons import Reason, Rejected
 # Larger than any CT matrix (4096 x 4096); checked before memory is allocated.
 MAX_PIXELS = 1 << 24
 
-FIRST_BYTES = 1 << 15  # hold the header of nearly every file
+FIRST_BYTES = 1 << 15  # contain the header of nearly every file
 _DEFLATED = str(DeflatedExplicitVRLittleEndian)
-# With 16 bits per pixel, the pixels are words in the byte order of most machines.
+# With 16 bits per pixel, the pixels are little-endian words, the usual native byte order.
 _PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-_MAX_RESCALE = 1e6  # far above any slope or intercept of Hounsfield units
+_MAX_RESCALE = 1e6  # far above all slopes and intercepts of Hounsfield units
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
 VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 OTHER_FUNCTION = "OTHER"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds below
 _MAX_ID = 64  # characters of a UI, and of an LO (DICOM PS3.5 table 6.2-1)
-# The attributes that are read; others count as absent. Comments give the type in the CT and
-# Enhanced CT Image IODs and where DICOM PS3.3 defines the attribute. Type 1 has a value, type 2 may
-# be empty (de-identified files lack it), 3 is optional, C is conditional (PS3.5 7.4). "+" marks
-# those required here; a slice can be converted without the others of type 1.
+# Attributes to read; other attributes count as absent. Comments give the type in the CT and
+# Enhanced CT Image IODs and the defining section of DICOM PS3.3. Type 1 has a value, type 2 may be
+# empty (de-identified files lack it), 3 is optional, C is conditional (PS3.5 7.4). "+" marks
+# attributes required here; conversion works without the other attributes of type 1.
 _KEYWORDS = (
     "SOPClassUID",  # 1, C.12.1; may be in the file meta information alone
     "SOPInstanceUID",  # 1, C.12.1; for image ids only
     "ImageType",  # 1, C.8.2.1; localizers
-    "Modality",  # 1, C.7.3.1; where the SOP class is none of CT
-    "PatientID",  # 2, C.7.1.1; without it the study stands for the patient
+    "Modality",  # 1, C.7.3.1; for SOP classes other than CT's
+    "PatientID",  # 2, C.7.1.1; if absent, the study stands for the patient
     "PatientName",  # 2, C.7.1.1; for names in paths only
     "AccessionNumber",  # 2, C.7.2.1; for numbers in paths only
     "StudyInstanceUID",  # 1+, C.7.2.1
@@ -91,7 +91,7 @@ TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
 
 @dataclass(frozen=True)
 class Header:
-    """A CT slice's header.
+    """Header of a CT slice.
 
     Attributes:
         sop_instance_uid: empty if absent.
@@ -103,14 +103,14 @@ class Header:
         rows: height of the stored matrix.
         columns: width of the stored matrix.
         transfer_syntax: UID.
-        encoding: how a pixel's bits become Hounsfield units.
+        encoding: conversion of a pixel's bits to Hounsfield units.
         window: center and width, HU; the first pair if there are several, None if absent.
         pixel_offset: offset of the first byte of pixel data in the file; None in a deflated file.
         identifiers: PatientID, PatientName and its components, AccessionNumber; searched for in the
             file's path, never written.
         beginning: checksum of the bytes before the pixels; if unchanged, the header is not parsed
-            again. Empty if the header has to be parsed in any case.
-        identity: checksum of ids, position and size, which identify the slice.
+            again. Empty if the header must always be parsed.
+        identity: checksum of the ids, position and size that identify the slice.
         voi_function: one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if unknown.
     """
 
@@ -141,12 +141,12 @@ def read_header(file: BinaryIO, size: int) -> Header:
     """Read and check a slice's header, without its pixels.
 
     Args:
-        file: at its beginning.
+        file: the file, at its beginning.
         size: size of the whole file, bytes.
 
     Raises:
-        Rejected: the header shows that the file is not a usable CT slice; `read_slice` raises the
-            same.
+        Rejected: by its header the file is not a usable CT slice; `read_slice` raises the same
+            error.
     """
     beginning = file.read(FIRST_BYTES)
     check_beginning(beginning)
@@ -158,8 +158,8 @@ def read_header(file: BinaryIO, size: int) -> Header:
 
 
 def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
-    """Parse the first bytes of a file, if they reach to its pixels."""
-    with suppress(Rejected):  # a header that is cut off may look broken
+    """Parse the first bytes of a file; None if the bytes end before the pixels."""
+    with suppress(Rejected):  # a truncated header may look broken
         parsed = parse(beginning, size, TAGS)
         if parsed.pixels and parsed.transfer_syntax != _DEFLATED:
             return parsed
@@ -167,12 +167,12 @@ def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
 
 
 def checksum(data: bytes) -> str:
-    """Return 96 bits of a checksum, as text."""
+    """Return a checksum of 96 bits, as text."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
 def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
-    """Return a file's header and where its pixels are, after all checks that need no pixels.
+    """Return a file's header and pixel element, after all checks that need no pixels.
 
     Raises:
         Rejected: the file is not a usable CT slice.
@@ -223,7 +223,7 @@ def _identifiers(attributes: Attributes) -> tuple[str, ...]:
 
 
 def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) -> str:
-    """Return an id; empty if it has only blanks or empty values."""
+    """Return an id; empty if the values are blank or empty."""
     text = attributes.text(keyword, required=required)
     if len(text) > _MAX_ID:
         raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} has more than {_MAX_ID} characters")
@@ -235,7 +235,7 @@ def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) 
 
 
 def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:
-    """Raise unless this is a single-frame, single-sample CT image in Hounsfield units."""
+    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units."""
     _check_class(attributes, parsed)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
@@ -243,8 +243,8 @@ def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) ->
         raise Rejected(Reason.MULTI_FRAME)
     if attributes.integer("SamplesPerPixel") != 1:
         raise Rejected(Reason.NOT_GRAYSCALE)
-    # Both hold the same Hounsfield units: they differ in which end is displayed as white, after the
-    # VOI transformation (DICOM PS3.3 C.7.6.3.1.2).
+    # Both hold the same Hounsfield units: MONOCHROME1 inverts only the display, after the VOI
+    # transformation (DICOM PS3.3 C.7.6.3.1.2).
     if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
         raise Rejected(Reason.NOT_GRAYSCALE)
     if pixels.keyword != "PixelData":
@@ -256,7 +256,7 @@ def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) ->
 
 
 def _check_class(attributes: Attributes, parsed: Parsed) -> None:
-    # De-identified files may keep the SOP class in the file meta information only.
+    # De-identified files may have the SOP class only in the file meta information.
     sop_class = attributes.text("SOPClassUID", required=False) or parsed.media_class
     if sop_class in _CT_CLASSES:
         return
@@ -268,7 +268,7 @@ def _check_class(attributes: Attributes, parsed: Parsed) -> None:
 
 
 def _raise_without_pixels(parsed: Parsed) -> NoReturn:
-    """Raise the reason for which a file has no pixels."""
+    """Raise Rejected with the reason for missing pixels."""
     classes = (uid_of(parsed.dataset, "SOPClassUID"), parsed.media_class)
     if any(sop_class in _CT_CLASSES for sop_class in classes):
         if parsed.size > MAX_HEADER_BYTES:
@@ -296,7 +296,7 @@ def _shape(attributes: Attributes) -> tuple[int, int]:
 def _transfer_syntax(parsed: Parsed) -> str:
     syntax = parsed.transfer_syntax
     if not is_supported(syntax):
-        # Only a registered name: a file may have any text here.
+        # Only a registered name is reported: a file may have any text here.
         name = UID(syntax).name
         raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
     return syntax
@@ -339,8 +339,8 @@ def _rescale(attributes: Attributes, keyword: str) -> float:
 def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int, int] | None:
     """Return the range of stored values outside the image (DICOM PS3.3 C.7.5.1.1.2).
 
-    The values should have the pixels' sign (C.7.5.1), but are often written with the other: a US of
-    63536 for signed pixels is -2000.
+    The values should have the pixels' sign (C.7.5.1), but files often have the other sign: for
+    signed pixels, a US of 63536 is -2000.
     """
     if attributes.value("PixelPaddingValue") is None:
         return None

@@ -1,7 +1,7 @@
-"""Turn stored pixel values into Hounsfield units, and repair badly encoded files.
+"""Conversion of stored pixel values to Hounsfield units; repair of badly encoded files.
 
-Hounsfield units are computed once per possible bit pattern of a pixel (a table of at most 65,536
-entries), so that a slice costs one table look-up per pixel.
+A table holds the Hounsfield units of all bit patterns of a pixel (at most 65,536 entries), so that
+a slice costs one look-up per pixel.
 """
 
 import math
@@ -22,29 +22,29 @@ _SHIFT = 1000
 _NEGATIVE = 2048  # the lowest 12-bit word that two's complement reads as negative
 _LOWEST_WRAPPED = 3072  # -1024 HU, wrapped
 _LOWEST_SHIFTED = 3096  # -1000 HU, wrapped
-# More than a tenth of a head CT is air. Air at the top of the 12-bit range was wrapped: bone is
-# not so bright, and metal fills far less.
+# More than a tenth of a head CT is air. Values at the top of the 12-bit range are wrapped air: bone
+# is darker, and metal fills far less.
 _WRAPPED_AIR_FRACTION = 0.05
-# Noise of air reaches below -1000 HU in far more pixels than metal has in the same few values.
+# Noise of air has far more pixels below -1000 HU than metal has in the same few values.
 _NOISE_FRACTION = 0.001
-# Outside the field of view there is no metal, only padding.
+# The area outside the field of view contains only padding, no metal.
 _PADDING_FRACTION = 0.01
-_CORNER = 8  # a block of an eighth of the sides at a corner lies outside the inscribed circle
+_CORNER = 8  # a corner block, an eighth of the sides, lies outside the inscribed circle
 
-# No scanner produces values beyond these; metal and extended scales reach some 30,000 HU.
+# No scanner produces values beyond this range; metal and extended scales reach about 30,000 HU.
 _LOWEST_HU, _HIGHEST_HU = -32768.0, 32767.0
 _BONE_HU = 2000.0  # the densest cortical bone; teeth and metal are brighter, in few pixels
-_AIR_HU = (-1200.0, -800.0)  # with its noise
+_AIR_HU = (-1200.0, -800.0)  # including noise
 _SOFT_TISSUE_HU = (-150.0, 150.0)  # from fat to clotted blood
 _PADDED_HU = -4096.0  # scanners do not pad with lower values
-# If more of an image is brighter than bone, all its values are examined; real slices of heads have
-# 0.2 % at most. Corners are a sixteenth of the image.
+# Above this share of pixels brighter than bone, all values are examined; real head slices have at
+# most 0.2 %. The corners are a sixteenth of the image.
 _BRIGHT_FRACTION = 0.03
-_ROWS_LOOKED_AT = 32  # evenly spread, before all are
+_ROWS_LOOKED_AT = 32  # evenly spaced rows for the fast check
 _MOST = 0.5
 _MUCH = 0.25  # more metal than any head has
 _FEW = 0.01
-_TISSUE_FRACTION = 0.0005  # as in the last slice of a head, which cuts the skin
+_TISSUE_FRACTION = 0.0005  # such as in the last slice of a head, a cut through the skin
 _NEARLY_ALL = 0.95
 
 
@@ -60,7 +60,7 @@ class Repair(StrEnum):
 
 
 class RepairPolicy(StrEnum):
-    """Which repairs to apply: chosen per file, none, or always one of the two."""
+    """Policy of repairs: chosen per file, off, or one of two repairs always."""
 
     AUTO = "auto"
     OFF = "off"
@@ -70,11 +70,11 @@ class RepairPolicy(StrEnum):
 
 @dataclass(frozen=True)
 class PixelEncoding:
-    """How the bits of a stored pixel become Hounsfield units (DICOM PS3.3 C.7.6.3, C.11.1).
+    """Conversion of a stored pixel's bits to Hounsfield units (DICOM PS3.3 C.7.6.3, C.11.1).
 
     Attributes:
         bits_allocated: 8 or 16.
-        bits_stored: number of bits that hold the value.
+        bits_stored: number of bits of the value.
         high_bit: position of the value's most significant bit.
         signed: two's complement (Pixel Representation 1).
         slope: HU per stored unit.
@@ -92,7 +92,7 @@ class PixelEncoding:
 
     @property
     def may_be_wrapped(self) -> bool:
-        """Whether the header is that of the badly encoded files known from RSNA 2019.
+        """Whether the header fits the badly encoded files of RSNA 2019.
 
         12-bit unsigned values with an intercept near 0 cannot hold the -1000 HU of air.
         """
@@ -101,9 +101,9 @@ class PixelEncoding:
 
 
 def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
-    """Return the stored value of every bit pattern of a pixel.
+    """Return the stored value per bit pattern of a pixel.
 
-    Bits outside the stored ones are ignored (DICOM PS3.5 8.1.1: they may hold anything).
+    Ignores bits outside the stored bits, whose content is arbitrary (DICOM PS3.5 8.1.1).
 
     Returns:
         int64 [2 ** bits_allocated].
@@ -117,7 +117,7 @@ def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
 
 
 def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
-    """Return the Hounsfield units of every bit pattern of a pixel.
+    """Return the Hounsfield units per bit pattern of a pixel.
 
     Returns:
         float64 [2 ** bits_allocated], HU; padding is PADDING_HU.
@@ -130,7 +130,7 @@ def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.floa
     if encoding.padding is not None:
         lowest, highest = encoding.padding
         is_padding = (values >= lowest) & (values <= highest)
-        if repair in (Repair.SIGNED, Repair.UNSIGNED):  # the padding has either sign
+        if repair in (Repair.SIGNED, Repair.UNSIGNED):  # the padding may have either sign
             values = stored_values(encoding)
             is_padding |= (values >= lowest) & (values <= highest)
         hounsfield[is_padding] = PADDING_HU
@@ -138,7 +138,7 @@ def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.floa
 
 
 def _reading(encoding: PixelEncoding, repair: Repair) -> PixelEncoding:
-    """Return the encoding by which a repair reads the values."""
+    """Return the encoding that a repair reads values with."""
     if repair is Repair.LOW_BITS:
         return replace(encoding, high_bit=encoding.bits_stored - 1)
     if repair in (Repair.SIGNED, Repair.UNSIGNED):
@@ -161,16 +161,16 @@ def _unwrap(values: NDArray[np.int64], repair: Repair) -> NDArray[np.int64]:
 def choose_repair(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding, policy: RepairPolicy
 ) -> Repair:
-    """Return the repair that a file's values call for.
+    """Return the repair that a file's values need.
 
     Args:
         pixels: bit patterns, uint8 or uint16 [rows, columns].
         encoding: the file's encoding.
-        policy: OFF takes the values as the header says; the two forced repairs apply if the header
-            allows a wrap of 12-bit words.
+        policy: OFF trusts the header; the two forced repairs apply if the header allows a wrap of
+            12-bit words.
 
     Raises:
-        Rejected: no scanner produces the values, and no repair is certain.
+        Rejected: the values are impossible for a scanner, and no repair is certain.
     """
     if policy is RepairPolicy.OFF:
         return Repair.NONE
@@ -189,13 +189,13 @@ def choose_repair(
 def _are_in_low_bits(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
 ) -> bool:
-    """Return whether values are in a word's lowest bits, although High Bit says otherwise.
+    """Return whether values are in a word's lowest bits, contrary to High Bit.
 
-    High Bit shall be Bits Stored - 1 (DICOM PS3.3 C.7.6.3.1); pydicom and GDCM read the lowest bits
-    whatever it says. Here High Bit counts if the bits below those that it names are empty.
+    High Bit shall be Bits Stored - 1 (DICOM PS3.3 C.7.6.3.1); pydicom and GDCM ignore High Bit and
+    read the lowest bits. Here High Bit counts if the bits below its range are empty.
 
     Raises:
-        Rejected: bits are used on both sides.
+        Rejected: bits below High Bit's range and bits above the lowest Bits Stored are in use.
     """
     below = (1 << (encoding.high_bit + 1 - encoding.bits_stored)) - 1
     if not int(np.bitwise_or.reduce(pixels, axis=None)) & below:
@@ -215,11 +215,11 @@ def _are_in_low_bits(
 def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
     """Return the repair of 12-bit words whose header allows a wrap.
 
-    Without air at the top of the range, nothing is wrong. Otherwise both repairs read 3096 to 4095
-    as -1000 to -1 HU, and differ from 2048 to 3095: the published shift keeps these values as bone
-    and metal, sign extension makes them less than -1000 HU. The latter is right if air is noise
-    around -1000 HU instead of clipped there, or if the corners, which hold no metal, are padded
-    with such values.
+    Values are correct without air at the top of the range. Otherwise both repairs read 3096 to 4095
+    as -1000 to -1 HU, but differ from 2048 to 3095: the published shift keeps these values as bone
+    and metal, sign extension reads them below -1000 HU. Sign extension is right if air is noise
+    around -1000 HU instead of clipped at -1000 HU, or if the corners, free of metal, are padded
+    with values from 2048 to 3095.
     """
     if np.mean(values >= _LOWEST_WRAPPED) < _WRAPPED_AIR_FRACTION:
         return Repair.NONE
@@ -227,13 +227,13 @@ def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
 
 
 def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> Repair:
-    """Return the repair of values with the other sign than Pixel Representation says.
+    """Return the repair of values with a wrong sign in Pixel Representation.
 
-    The sign is wrong if the header's reading gives values that no scanner produces, or air as
-    bright as metal, and the other sign gives the values of a CT slice.
+    The sign is wrong if the header's sign gives values impossible for a scanner, or air as bright
+    as metal, and the other sign gives the values of a CT slice.
 
     Raises:
-        Rejected: neither reading gives the values of a CT slice.
+        Rejected: neither sign gives the values of a CT slice.
     """
     if _is_plausible(pixels, encoding):
         return Repair.NONE
@@ -259,16 +259,16 @@ def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixel
 
 
 def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool) -> bool:
-    """Return whether the values are those of a CT slice with the other sign.
+    """Return whether the other sign certainly gives the values of a CT slice.
 
     Args:
-        said: the values as the header says.
+        said: the values with the header's sign.
         other: the same pixels' values with the other sign.
-        is_wrong: whether the header's reading is impossible for a CT slice.
+        is_wrong: whether the header's sign is impossible for a CT slice.
     """
     changed = said.values != other.values
     share = other.share(changed)
-    if not (share >= _FEW or np.count_nonzero(changed) > 1):  # perhaps a mark, burned in
+    if not (share >= _FEW or np.count_nonzero(changed) > 1):  # perhaps a burned-in mark
         return False
     is_likely = other.share(changed & other.are_in(_PADDED_HU, _BONE_HU)) >= _NEARLY_ALL * share
     has_tissue = other.share(other.are_in(*_SOFT_TISSUE_HU)) >= _TISSUE_FRACTION
@@ -284,7 +284,7 @@ def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixe
     lowest, highest, brightest = _bounds(encoding)
     if highest is not None and _in_words(pixels, encoding).max() > highest:
         return False
-    # Values that are too low would be black anyhow; a wrong sign makes many of them.
+    # Too low values are displayed as black anyway; a wrong sign produces many such values.
     some = _in_words(pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)], encoding)
     if lowest is not None and some.min() < lowest:
         return False
@@ -294,7 +294,7 @@ def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixe
 def _in_words(
     pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
 ) -> NDArray[np.integer]:
-    """Return the stored values in the lowest bits of words; unsigned ones are not masked."""
+    """Return the stored values in the lowest bits of words, without masking unsigned values."""
     if not encoding.signed:
         return pixels
     unused = encoding.bits_allocated - encoding.bits_stored
@@ -307,7 +307,7 @@ def _bounds(encoding: PixelEncoding) -> tuple[int | None, int | None, int]:
     """Return the stored values of the lowest HU, the highest HU and bone; None if out of range.
 
     Args:
-        encoding: with a slope above 0.
+        encoding: an encoding with a slope above 0.
     """
     bits, sign = encoding.bits_stored, encoding.signed
     first = -(1 << (bits - 1)) if sign else 0
@@ -330,7 +330,7 @@ def _cached_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64
 
 @dataclass(frozen=True)
 class _Distribution:
-    """Frequencies of the values in an image.
+    """Distribution of the values in an image.
 
     Attributes:
         values: float64 [n], HU.
@@ -341,23 +341,23 @@ class _Distribution:
     counts: NDArray[np.int64]
 
     def share(self, which: NDArray[np.bool_]) -> float:
-        """Return the fraction of the pixels that have the selected values."""
+        """Return the share of pixels with the selected values."""
         return float(self.counts[which].sum() / max(self.counts.sum(), 1))
 
     def share_above_bone(self) -> float:
         return self.share(self.values > _BONE_HU)
 
     def is_impossible(self) -> bool:
-        """Return whether values are beyond all scanners; a single low value may be padding."""
+        """Return whether values are impossible for scanners; a single low value may be padding."""
         below = np.count_nonzero(self.values < _LOWEST_HU)
         return bool(below > 1 or (self.values > _HIGHEST_HU).any())
 
     def are_in(self, lowest: float, highest: float) -> NDArray[np.bool_]:
-        """Return which values are in a range, both ends included."""
+        """Return a mask of the values in a range, both ends included."""
         return (self.values >= lowest) & (self.values <= highest)
 
     def is_ct_slice(self) -> bool:
-        """Return whether a CT slice may have these values; one value below air may be padding."""
+        """Return whether a CT slice may have the values; one value below air may be padding."""
         below = np.sort(self.counts[self.values < _AIR_HU[0]])
         return bool(
             not self.is_impossible()

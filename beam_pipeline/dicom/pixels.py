@@ -1,7 +1,7 @@
-"""Decode the bytes of pixels to bit patterns.
+"""Decoders from pixel bytes to bit patterns.
 
-Each transfer syntax has one decoder of imagecodecs, so that the same file gives the same pixels
-everywhere. pydicom would take the first plugin that it finds, and log messages of those that fail.
+Every transfer syntax has one decoder of imagecodecs, so that a file has the same pixels on every
+system. pydicom would use the first installed plugin, and log messages of failing plugins.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ NATIVE = frozenset(
     )
 )
 _ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
-# Retired in 2004 (DICOM PS3.5 2003 A.4.1), but written before.
+# Retired in 2004 (DICOM PS3.5 2003 A.4.1), but present in older files.
 _JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
 _JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
 
@@ -59,28 +59,28 @@ _MORE_BITS = b"\x5a" * 64
 
 
 def is_supported(transfer_syntax: str) -> bool:
-    """Return whether pixels in a transfer syntax (a UID) can be read."""
+    """Return whether pixels in a transfer syntax (a UID) are supported."""
     return transfer_syntax in NATIVE or transfer_syntax in _DECODERS
 
 
 def check_native_length(
     pixels: PixelElement, size: int, shape: tuple[int, int], allocated: int
 ) -> None:
-    """Raise unless all pixels of an uncompressed image are there.
+    """Raise if pixels of an uncompressed image are missing.
 
     Args:
-        pixels: their element.
-        size: size of the body that holds them, bytes.
+        pixels: the pixels' element.
+        size: size of the body, bytes.
         shape: rows, columns.
         allocated: bits per pixel.
 
     Raises:
-        Rejected: bytes are missing, or the file does not state their number.
+        Rejected: bytes are missing, or the file does not state the number of bytes.
     """
     if pixels.length is None:
         raise Rejected(Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
     found = min(pixels.length, size - pixels.offset)
-    if pixels.vr == "OW":  # whole words: in big endian files the first half is the second pixel
+    if pixels.vr == "OW":  # whole words: in big-endian files the first byte is the second pixel
         found -= found % 2
     _check_length(found, shape, allocated)
 
@@ -91,8 +91,8 @@ def native_pixels(
     """Return an uncompressed image (DICOM PS3.5 8.1, annexes A.1 to A.3 and A.5).
 
     Args:
-        body: bytes that hold all pixels.
-        pixels: their element.
+        body: bytes with all pixels.
+        pixels: the pixels' element.
         shape: rows, columns.
         allocated: bits per pixel, 8 or 16.
         big_endian: byte order of words.
@@ -121,17 +121,17 @@ def encapsulated_pixels(
     """Decode a compressed image (DICOM PS3.5 8.2 and A.4).
 
     Args:
-        body: bytes that hold the pixels.
-        pixels: their element.
+        body: bytes with the pixels.
+        pixels: the pixels' element.
         shape: rows, columns.
-        encoding: encoding of the pixels in the header.
+        encoding: the header's encoding of the pixels.
         transfer_syntax: UID of a supported transfer syntax.
 
     Returns:
-        uint8 or uint16 [rows, columns], with the bits where a native image has them.
+        uint8 or uint16 [rows, columns], with bit positions of a native image.
 
     Raises:
-        Rejected: the code stream is cut off or broken, or another image than the header describes.
+        Rejected: the code stream is cut off, broken, or contradicts the header.
     """
     frame, missing = _single_frame(body, pixels)
     try:
@@ -149,20 +149,20 @@ def _check_length(found: int, shape: tuple[int, int], allocated: int) -> None:
 
 
 def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
-    """Join the fragments of the only frame, which follow an offset table (PS3.5 A.4).
+    """Join the fragments of the only frame, after an offset table (PS3.5 A.4).
 
-    Anything but a fragment ends them, like the sequence delimiter: a decoder finds out whether the
-    image is whole, and ignores what follows it.
+    Any other element ends the fragments, like the sequence delimiter: the decoder detects
+    incomplete images, and ignores trailing bytes.
 
     Returns:
-        The joined fragments; and what is missing of the last one, empty if nothing is.
+        The joined fragments, and a message about missing bytes of the last fragment, or empty.
     """
     end = len(body) if pixels.length is None else min(len(body), pixels.offset + pixels.length)
     items: list[bytes] = []
     missing, position = "", pixels.offset
     while position + 8 <= end:
         if items and len(items[-1]) % 2 and body[position + 1 : position + 5] in _DELIMITERS:
-            position += 1  # a pad byte that an odd fragment does not count
+            position += 1  # a pad byte, not counted in the length of an odd fragment
         tag, length = body[position : position + 4], body[position + 4 : position + 8]
         if tag != _ITEM:
             break
@@ -182,8 +182,8 @@ def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
 def _check_offsets(table: bytes, fragments: Sequence[bytes]) -> None:
     """Raise if an offset table lists several frames.
 
-    The header counts the frames, and most tables that contradict it are wrong: they list every
-    fragment, or offsets that do not exist. At the offsets of a correct table, images begin.
+    The header counts the frames. Most tables that contradict the header are wrong: they list all
+    fragments, or invalid offsets. The offsets of a correct table are beginnings of images.
     """
     offsets = {*np.frombuffer(table, "<u4", len(table) // 4).tolist()}
     starts = accumulate((8 + len(fragment) for fragment in fragments), initial=0)
@@ -202,8 +202,8 @@ def _decode_jpeg(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) 
     image, behind = frame[: stream.size], frame[stream.size :]
     samples = _decode(imagecodecs.jpeg8_decode, image, shape)
     if len(behind) > 1 or behind.strip(b"\0"):
-        # More than a pad byte follows: perhaps the image was cut off, and the end is another's.
-        # libjpeg decodes additional bits only if it needs them.
+        # More than a pad byte follows: perhaps the image is cut off, and the end another's.
+        # libjpeg uses the additional bits only if the image lacks bits.
         more = image[:-2] + _MORE_BITS + image[-2:]
         if not np.array_equal(samples, _decode(imagecodecs.jpeg8_decode, more, shape)):
             raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream ends before the image")
@@ -226,7 +226,7 @@ def _decode_j2k(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -
 
 
 def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -> Patterns:
-    """Decode byte planes that are packed separately (DICOM PS3.5 annex G)."""
+    """Decode separately packed byte planes (DICOM PS3.5 annex G)."""
     segments = int.from_bytes(frame[:4], "little")
     if segments != encoding.bits_allocated // 8:
         raise Rejected(Reason.CORRUPT_PIXELS, "segments are not the bytes of a pixel")
@@ -235,14 +235,14 @@ def _decode_rle(frame: bytes, shape: tuple[int, int], encoding: PixelEncoding) -
     try:
         with contained(Reason.CORRUPT_PIXELS):
             decoded = imagecodecs.dicomrle_decode(frame, dtype, out=buffer)
-    except Rejected:  # perhaps only because bytes follow the pixels in a segment
+    except Rejected:  # perhaps only because of trailing bytes in a segment
         decoded = _unpack_planes(frame, shape[0] * shape[1], segments)
     _check_length(len(decoded), shape, encoding.bits_allocated)
     return np.frombuffer(decoded, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
 def _unpack_planes(frame: bytes, size: int, segments: int) -> bytes:
-    """Turn byte planes, the most significant first, into bytes of little-endian pixels."""
+    """Convert byte planes, most significant first, to bytes of little-endian pixels."""
     offsets = np.frombuffer(frame[: 4 + 4 * segments].ljust(4 + 4 * segments), "<u4")[1:].tolist()
     if any(end < start for start, end in pairwise((_RLE_HEADER, *offsets))):
         raise Rejected(Reason.CORRUPT_PIXELS, "segments in no order")
@@ -281,7 +281,7 @@ def _decode_uncompressed(frame: bytes, shape: tuple[int, int], encoding: PixelEn
 
 
 def _check_stream(stream: CodeStream, shape: tuple[int, int], encoding: PixelEncoding) -> None:
-    """Raise unless a code stream is the image that the header describes."""
+    """Raise if a code stream contradicts the header."""
     if (stream.rows, stream.columns) != shape:
         raise Rejected(
             Reason.CORRUPT_PIXELS,
@@ -299,7 +299,7 @@ def _check_stream(stream: CodeStream, shape: tuple[int, int], encoding: PixelEnc
 def _decode(
     decoder: Callable[[bytes], NDArray[np.generic]], frame: bytes, shape: tuple[int, int]
 ) -> NDArray[np.uint16]:
-    """Decode samples of up to 16 bits; negative ones are in two's complement."""
+    """Decode samples of up to 16 bits; negative samples are in two's complement."""
     with contained(Reason.CORRUPT_PIXELS):
         decoded = decoder(frame)
     if decoded.shape != shape or decoded.dtype.kind not in "iu" or decoded.dtype.itemsize > 2:
@@ -308,9 +308,10 @@ def _decode(
 
 
 def _align(samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncoding) -> Patterns:
-    """Shift samples to where a native image has its stored bits.
+    """Shift samples to the bit positions of a native image.
 
-    A code stream as wide as the high bit holds whole words, a narrower one only the stored bits.
+    A code stream with the high bit's width holds whole words; a narrower code stream only the
+    stored bits.
     """
     if stream.precision <= encoding.high_bit:
         shift = encoding.high_bit + 1 - encoding.bits_stored
@@ -321,10 +322,10 @@ def _align(samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncod
 def _align_signed(
     samples: NDArray[np.uint16], stream: CodeStream, encoding: PixelEncoding
 ) -> Patterns:
-    """Shift samples of code streams whose precision may be less than Bits Stored.
+    """Shift signed samples of code streams; the precision may be less than Bits Stored.
 
-    JPEG-LS has no sign, and JPEG 2000's may contradict Pixel Representation: the header's sign
-    counts, and the sign bit is the code stream's highest.
+    JPEG-LS has no sign, and JPEG 2000's sign may contradict Pixel Representation: the header's sign
+    counts, and the sign bit is the code stream's highest bit.
     """
     highest = (1 << stream.precision) - 1
     samples = samples & np.uint16(highest)

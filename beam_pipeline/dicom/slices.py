@@ -1,4 +1,4 @@
-"""Read a slice's pixels, compare pixels of files, and store headers between the two readings."""
+"""Reader of slices, fingerprints of pixels, and storage of headers between two readings."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ class Slice:
     """A CT slice.
 
     Attributes:
-        header: the header.
+        header: the slice's header.
         pixels: stored bit patterns, uint8 or uint16 [rows, columns]; read-only.
     """
 
@@ -50,7 +50,7 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
 
     Args:
         data: a DICOM file's bytes.
-        known: the header from an earlier reading; used if the file's header is unchanged.
+        known: the header from an earlier reading; reused if the file's header is unchanged.
 
     Raises:
         Rejected: the file is not a usable CT slice.
@@ -72,7 +72,7 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
 
 
 def _is_unchanged(data: bytes, known: Header) -> bool:
-    """Return whether a file has the same header as before, and all of its pixels."""
+    """Return whether a file has the same header as before, and all pixels."""
     if not known.beginning or known.pixel_offset is None:
         return False
     end = known.pixel_offset + 2 * known.rows * known.columns
@@ -88,9 +88,9 @@ def _check_slice(header: Header, pixels: Patterns) -> Slice:
 
 
 def encode_header(header: Header) -> str:
-    """Encode the fields of a header that conversion needs, without ids, as text.
+    """Return a header as text: the fields needed for conversion, without ids.
 
-    Empty if an unchanged file could not be recognized.
+    Empty if an unchanged file cannot be recognized.
     """
     if not header.beginning and not header.identity:
         return ""
@@ -100,7 +100,7 @@ def encode_header(header: Header) -> str:
 
 
 def decode_header(text: str) -> Header | None:
-    """Decode a header of `encode_header`; its ids are empty, None stands for no text."""
+    """Return the header of an `encode_header` text, with empty ids; None for an empty text."""
     if not text:
         return None
     *known, encoding = json.loads(text)
@@ -118,7 +118,7 @@ def _pair(values: list[Any] | None) -> tuple[Any, Any] | None:
 
 
 def pixel_bytes(header: Header, size: int) -> int:
-    """Return the number of bytes of a file's pixels; compressed pixels reach to the file's end.
+    """Return the size of a file's pixels, bytes; compressed pixels extend to the file's end.
 
     Args:
         header: header of a file that is not deflated.
@@ -131,7 +131,7 @@ def pixel_bytes(header: Header, size: int) -> int:
 
 
 def fingerprint_range(offset: int, size: int) -> tuple[int, int]:
-    """Return the first byte and the length of the range that `fingerprint` uses.
+    """Return the first byte and the length of the range for `fingerprint`.
 
     Args:
         offset: offset of the pixels' first byte.
@@ -142,11 +142,11 @@ def fingerprint_range(offset: int, size: int) -> tuple[int, int]:
 
 
 def fingerprint(middle: bytes, read_all: Callable[[], bytes]) -> int:
-    """Return 64 bits, never 0, which are the same for files with the same pixels.
+    """Return 64 bits, never 0, equal for files with the same pixels.
 
     Args:
         middle: the bytes of `fingerprint_range`.
-        read_all: reads all bytes of the pixels; called if those in the middle are uniform.
+        read_all: reads all bytes of the pixels; called if the middle bytes are uniform.
     """
     data = read_all() if middle == middle[:2] * (len(middle) // 2) else middle
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1

@@ -1,1 +1,1 @@
-"""A slice to the image that is stored."""
+"""Conversion of a CT slice to the stored image."""

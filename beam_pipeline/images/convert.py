@@ -1,4 +1,4 @@
-"""Turn a slice into the stored image: repair, window by look-up table, fit to size."""
+"""Conversion of a slice to the stored image: repair, windows by look-up table, resizing."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,17 +22,16 @@ from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
 from headct.reasons import Reason, Rejected
 
-# Slices are spread over processes: OpenCV's threads would spend a fifth of the time waiting for
-# each other.
+# Processes already run in parallel: OpenCV's threads would wait for a fifth of the time.
 cv2.setNumThreads(1)
 
 # Stored Hounsfield units are offset to be unsigned: a sample of 0 is -1024 HU.
 HU_OFFSET = -1024
 _HIGHEST_HU = 65535 + HU_OFFSET
 
-# Channels of a pixel are packed into one word, so that one look-up reads all.
+# A word packs all channels of a pixel, so that one look-up reads all channels.
 _PACKED_CHANNELS = 4
-# OpenCV drops the last of four channels fifty times faster than NumPy copies the others.
+# OpenCV drops the last of four channels fifty times faster than NumPy copies the other three.
 _DROPPED_TO = 3
 
 
@@ -41,10 +40,10 @@ class Image:
     """The stored image of a slice.
 
     Attributes:
-        scanlines: pixels in the layout for encoding.
+        scanlines: pixels in PNG's layout.
         pixel_spacing: between rows and between columns of `pixels`, mm; NaN if unknown.
-        repair: repair of the file's values.
-        resized: whether the file's matrix had another size.
+        repair: repair applied to the file's values.
+        resized: whether the file's matrix has another size.
     """
 
     scanlines: Scanlines
@@ -56,7 +55,7 @@ class Image:
     def pixels(self) -> NDArray[Any]:
         """uint8 [size, size, windows], or uint16 [size, size, 1]: HU - HU_OFFSET.
 
-        Samples of a row are contiguous, rows may not be.
+        Samples of a row are contiguous; rows may not be.
         """
         return self.scanlines.pixels
 
@@ -65,7 +64,7 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
     """Convert a slice.
 
     Raises:
-        Rejected: the file's own window is wanted and absent, or its values are not those of CT.
+        Rejected: the file's own window is requested but absent, or its values are not CT's.
     """
     encoding, spacing = source.header.encoding, source.header.pixel_spacing
     size = options.image_size
@@ -83,7 +82,7 @@ def convert_slice(source: Slice, options: ImageOptions) -> Image:
 def _resolve(
     options: ImageOptions, header: Header
 ) -> tuple[tuple[Window, ...], tuple[VoiFunction, ...]]:
-    """Return window and VOI function per channel, with the file's own filled in."""
+    """Return window and VOI function per channel; fill in the file's own window."""
     windows, functions = options.windows, (options.voi,) * len(options.windows)
     if all(window.center is not None for window in windows):
         return windows, functions
@@ -98,10 +97,10 @@ def _resolve(
 
 
 def voi_function_of(header: Header, default: VoiFunction) -> VoiFunction:
-    """Return the function of a file's own window, or the default if the file names none.
+    """Return the VOI function of a file's own window, or the default if the file has none.
 
     Raises:
-        Rejected: the file names a function that DICOM does not define.
+        Rejected: the file has a function that DICOM does not define.
     """
     if header.voi_function == OTHER_FUNCTION:
         names = ", ".join(VOI_FUNCTIONS)
@@ -112,7 +111,7 @@ def voi_function_of(header: Header, default: VoiFunction) -> VoiFunction:
 def render(
     hounsfield: NDArray[np.float64], windows: tuple[Window, ...], voi: tuple[VoiFunction, ...]
 ) -> NDArray[Any]:
-    """Return the stored samples of Hounsfield units: [*shape, channels]."""
+    """Return the stored samples for Hounsfield units: [*shape, channels]."""
     if windows:
         return apply_windows(hounsfield, windows, voi)
     clipped = np.clip(np.floor(hounsfield + 0.5), HU_OFFSET, _HIGHEST_HU) - HU_OFFSET
@@ -120,7 +119,7 @@ def render(
 
 
 def _lay_out(stored: NDArray[Any], windows: int) -> Scanlines:
-    """Lay out looked-up words, [height, width], for encoding."""
+    """Return looked-up words, [height, width], in PNG's layout."""
     if windows != _DROPPED_TO:
         return Scanlines.of(_unpack(stored, windows))
     height, width = stored.shape
@@ -130,7 +129,7 @@ def _lay_out(stored: NDArray[Any], windows: int) -> Scanlines:
 
 
 def _unpack(stored: NDArray[Any], windows: int) -> NDArray[Any]:
-    """Turn looked-up words into [height, width, channels]."""
+    """Return looked-up words as [height, width, channels]."""
     if not windows:
         return stored[..., None]
     if windows == _DROPPED_TO:
@@ -142,14 +141,14 @@ def _packed(stored: NDArray[Any]) -> NDArray[np.uint8]:
     return stored.view(np.uint8).reshape(*stored.shape, _PACKED_CHANNELS)
 
 
-@lru_cache(maxsize=64)  # a scanner's series share their encoding
+@lru_cache(maxsize=64)  # series of a scanner share an encoding
 def _table(
     encoding: PixelEncoding,
     repair: Repair,
     windows: tuple[Window, ...],
     voi: tuple[VoiFunction, ...],
 ) -> NDArray[Any]:
-    """Return the stored samples of every bit pattern: packed gray levels in int32, or uint16."""
+    """Return the stored samples per bit pattern: packed gray levels in int32, or uint16."""
     samples = render(hounsfield_table(encoding, repair), windows, voi)
     if windows:
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)
@@ -163,12 +162,12 @@ def _table(
 def letterbox(pixels: NDArray[Any], size: int, border: NDArray[Any]) -> NDArray[Any]:
     """Scale an image to fit a square, keeping its aspect ratio, and center it on a border.
 
-    Shrinks by area averages, which keep thin bright rims; enlarges linearly.
+    Shrinks by area averages, to keep thin bright rims; enlarges linearly.
 
     Args:
         pixels: uint8 or uint16 [height, width, channels].
         size: height and width of the result, pixels.
-        border: [channels], samples of the border.
+        border: samples of the border, [channels].
 
     Returns:
         [size, size, channels], of the same dtype.

@@ -1,4 +1,4 @@
-"""Encode and decode PNG (W3C Recommendation, ISO/IEC 15948), deflated by ISA-L.
+"""Encoder and decoder of PNG (W3C Recommendation, ISO/IEC 15948), deflated by ISA-L.
 
 CT slices in narrow windows are mostly flat: unfiltered rows deflate to fewer bytes than filtered
 ones, in a fraction of the time.
@@ -15,11 +15,11 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# On windowed CT slices ISA-L's level 2 is as small as level 3, and as fast as level 0.
+# On windowed CT slices, ISA-L's level 2 compresses like level 3, and is as fast as level 0.
 _DEFLATE_LEVEL = 2
 # For the first bytes ISA-L computes a hash from a register that holds an address (.write_first_byte
-# in igzip_icf_body_h1_gr_bt.asm), so that processes may find different matches. Fewer bytes than
-# its look-ahead take another path, and so does everything after them.
+# in igzip_icf_body_h1_gr_bt.asm), so that the output may differ between processes. A first write
+# shorter than ISA-L's look-ahead avoids this code, also for all later bytes.
 _FLUSHED_FIRST = 16
 # PNG color types by the number of channels: gray, gray + alpha, RGB, RGB + alpha.
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -34,7 +34,7 @@ _RGB_ORDER: dict[int, Any] = {2: [0, 3], 3: slice(None, None, -1), 4: [2, 1, 0, 
 
 @dataclass(frozen=True)
 class PngHeader:
-    """Shape and type of a PNG's image.
+    """Shape and dtype of a PNG's image.
 
     Attributes:
         shape: height, width, channels.
@@ -47,13 +47,13 @@ class PngHeader:
 
 @dataclass(frozen=True)
 class Scanlines:
-    """An image in the layout that a PNG is deflated from, so that encoding it copies nothing.
+    """An image in the layout of a PNG's deflated data, so that encoding copies nothing.
 
     Attributes:
-        rows: uint8 [height, 1 + bytes per row]: per row a filter byte, which is 0 for none, and
+        rows: uint8 [height, 1 + bytes per row]: per row a filter byte (0: no filter) and
             big-endian samples.
         pixels: the same image as uint8 or uint16 [height, width, channels], 1 to 4 channels. In
-            `blank`, a view of `rows` that is not contiguous.
+            `blank`, a non-contiguous view of `rows`.
     """
 
     rows: NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Scanlines:
 
     @classmethod
     def blank(cls, height: int, width: int, channels: int) -> "Scanlines":
-        """Return an image of 8 bits per sample whose pixels are to be filled in."""
+        """Return an image of 8 bits per sample; the caller fills in `pixels`."""
         rows = np.empty((height, 1 + width * channels), np.uint8)
         rows[:, 0] = 0
         return cls(rows, rows[:, 1:].reshape(height, width, channels))
@@ -71,7 +71,7 @@ class Scanlines:
         """Copy an image, uint8 or uint16 [height, width, channels].
 
         Raises:
-            ValueError: another dtype or shape.
+            ValueError: the dtype or the shape is another.
         """
         if image.ndim != 3 or image.shape[2] not in _COLOR_TYPES or 0 in image.shape:
             raise ValueError(
@@ -103,7 +103,7 @@ def encode_png(lines: Scanlines) -> bytes:
 
 
 def _deflate(rows: NDArray[np.uint8]) -> bytes:
-    """Return a zlib stream that is the same in every process."""
+    """Return a zlib stream, identical in every process."""
     stream = isal_zlib.compressobj(_DEFLATE_LEVEL)
     data = rows.ravel()
     first = stream.compress(data[:_FLUSHED_FIRST]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
@@ -119,7 +119,7 @@ def read_png_header(data: bytes) -> PngHeader:
     """Read a PNG's header and check the CRC of every chunk, without decoding pixels.
 
     Raises:
-        ValueError: not a PNG, of another kind than `encode_png` writes, or damaged.
+        ValueError: the bytes are no PNG, a PNG unlike those of `encode_png`, or damaged.
     """
     if not data.startswith(SIGNATURE):
         raise ValueError("not a PNG")
@@ -136,7 +136,7 @@ def read_png_header(data: bytes) -> PngHeader:
 def decode_png(data: bytes, header: PngHeader) -> NDArray[np.uint8 | np.uint16]:
     """Return the pixels of a PNG, [height, width, channels], red first.
 
-    A PNG of `encode_png` is inflated, in a fifth of the time that libpng takes.
+    Inflates a PNG of `encode_png` directly, in a fifth of libpng's time.
 
     Args:
         data: a PNG.
@@ -162,7 +162,7 @@ def _inflate(data: bytes, header: PngHeader) -> NDArray[np.uint8]:
     height, width, channels = header.shape
     rows = np.empty((height, 1 + width * channels * np.dtype(header.dtype).itemsize), np.uint8)
     try:
-        # The library's stub does not allow any buffer as the output; the library does.
+        # The library accepts any buffer as output, unlike its stub.
         size = len(deflate_decode(memoryview(data)[_BEFORE:-_AFTER], out=rows.data.cast("B")))  # type: ignore[arg-type]
     except DeflateError:
         size = -1

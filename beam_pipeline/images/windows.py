@@ -1,4 +1,4 @@
-"""VOI windows of the DICOM standard: Hounsfield units to gray levels."""
+"""VOI windows of the DICOM standard: from Hounsfield units to gray levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PRESETS = {
     "stroke": (40.0, 40.0),
     # Radiology teaching gives soft tissue W 350-400, L 20-60 for the head.
     "soft_tissue": (40.0, 375.0),
-    # The same for blood, W 130-300, L 50-100: the middle of both ranges.
+    # Radiology teaching gives blood W 130-300, L 50-100: the middle of both ranges.
     "hematoma": (75.0, 215.0),
 }
 FROM_FILE = "dicom"
@@ -37,7 +37,7 @@ class Window:
 
     Attributes:
         name: name of the channel in the manifest.
-        center: HU shown as mid-gray; None for each file's own window.
+        center: HU shown as mid-gray; None for the file's own window.
         width: HU from black to white, above 0; None like `center`.
     """
 
@@ -46,7 +46,7 @@ class Window:
     width: float | None
 
     def __post_init__(self) -> None:
-        """Refuse a window that shows nothing."""
+        """Raise if the window shows nothing."""
         if self.center is None or self.width is None:
             return
         if not (np.isfinite(self.center) and np.isfinite(self.width) and self.width > 0):
@@ -63,7 +63,7 @@ class Window:
 
 
 def parse_window(text: str) -> Window:
-    """Parse a preset's name, `dicom` for each file's own window, or `name:center:width` in HU.
+    """Parse a preset's name, `dicom` for the file's own window, or `name:center:width` in HU.
 
     Raises:
         ValueError: the text is none of these.
@@ -88,12 +88,12 @@ def apply_windows(
     windows: Sequence[Window],
     functions: VoiFunction | Sequence[VoiFunction] = VoiFunction.LINEAR_EXACT,
 ) -> NDArray[np.uint8]:
-    """Return gray levels of every window, rounded half up.
+    """Return the gray levels per window, rounded half up.
 
     Args:
         hounsfield: HU, any shape.
-        windows: one per channel, each with a center and a width.
-        functions: one for all windows, or one per window. LINEAR_EXACT (DICOM PS3.3
+        windows: one window with center and width per channel.
+        functions: one function for all windows, or one per window. LINEAR_EXACT (DICOM PS3.3
             C.11.2.1.3.2) is black at center - width/2 and below, white at center + width/2 and
             above. LINEAR (C.11.2.1.2.1), made for whole numbers, is black at center - width/2 too,
             and white at center + width/2 - 1. SIGMOID (C.11.2.1.3.1) has the slope of LINEAR_EXACT
@@ -115,7 +115,7 @@ def apply_windows(
 def _exact_levels(
     hounsfield: NDArray[np.float64], window: Window, function: VoiFunction
 ) -> NDArray[np.float64]:
-    """Return gray levels from 0.0 to 255.0 of a window with a center and a width."""
+    """Return gray levels, 0.0 to 255.0, of a window with center and width."""
     center, width = np.float64(window.center), np.float64(window.width)
     if function is VoiFunction.SIGMOID:
         exponent = np.clip(-4.0 * (hounsfield - center) / width, -500.0, 500.0)  # no overflow
