@@ -1,6 +1,6 @@
 """`headct COMMAND`: one console command for the pipeline and the trainer.
 
-A command's program is imported when it is called: `headct verify` loads no TensorFlow.
+Imports only the called command's program: `headct verify` does not import TensorFlow.
 """
 
 import os
@@ -25,7 +25,7 @@ def _run(argv: Sequence[str]) -> int:
     if argv[:1] == ["--version"]:
         print(f"headct {__version__}")
         return 0
-    # Imported late, like the commands: the version needs no pydantic.
+    # imported lazily: `--version` does not need pydantic
     from headct.declarations import choose_command
 
     if argv[:1] == ["--print-completion"]:

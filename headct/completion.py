@@ -1,4 +1,4 @@
-"""Shell completion: a script for bash, zsh, tcsh or fish, made from the declared options."""
+"""Shell completion: a script for bash, zsh, tcsh or fish, from the declared options."""
 
 from importlib import import_module
 

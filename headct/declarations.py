@@ -1,10 +1,10 @@
-"""Options, declared once: checks, messages, help, flags, tables and TOML keys follow.
+"""Declarative options: one class yields checks, messages, help, flags, tables and TOML keys.
 
-An option is a field of a class of `Declared`: its name is its flag and its key in a TOML file, its
-type says what is allowed, its docstring is its help.
+An option is a field of a subclass of `Declared`: the field's name is the flag and the TOML key, the
+type states the allowed values, the docstring is the help.
 
-argparse reads the flags. An option library would have to give up what users see today: one line
-for each mistake, "did you mean", and the facts in parentheses behind the help of each option.
+argparse reads the flags. Option libraries lack some of this interface: one line per error,
+"did you mean", and the facts in parentheses after the help of an option.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HELP = ("-h", "--help")
 
 
 class Mark(StrEnum):
-    """What is special about an option; stands in its type's annotation."""
+    """Special property of an option, in the annotation of its type."""
 
     UNRECORDED = "changes nothing that is written, and may change when a run resumes"
     DERIVED = "follows from others, and has no flag"
@@ -60,7 +60,7 @@ class DefaultText:
 
 
 def expand_home(path: Any) -> Any:
-    """Replace `~` by the home directory, as shells do not after `=` and within quotes."""
+    """Replace `~` by the home directory; shells do not after `=` and within quotes."""
     text = str(path) if isinstance(path, Path) else path
     return os.path.expanduser(text) if isinstance(text, str) else text  # noqa: PTH111 # or a URL
 
@@ -90,12 +90,12 @@ def _refuse_controls_in_paths(paths: Any) -> Any:
 
 
 def _refuse_empty_path(path: Any) -> Any:
-    if path == "":  # pathlib takes it for the current folder
+    if path == "":  # pathlib reads "" as the current folder
         raise ValueError("want a path")
     return path
 
 
-# A Makefile passes an unset variable as an empty text.
+# A Makefile passes an unset variable as an empty string.
 OptionalText = Annotated[str | None, BeforeValidator(lambda text: text or None)]
 Location = Annotated[str, BeforeValidator(expand_home), AfterValidator(_refuse_nul), Mark.LOCATION]
 OptionalLocation = Annotated[
@@ -116,10 +116,10 @@ LocalPaths = Annotated[
 
 
 class Declared(BaseModel):
-    """Options that belong together.
+    """A group of options.
 
     Raises:
-        UsageError: a value is not allowed, missing or unknown; the message quotes it.
+        UsageError: a value is invalid, missing or unknown; the message quotes the value.
     """
 
     model_config = ConfigDict(
@@ -127,11 +127,11 @@ class Declared(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         allow_inf_nan=False,
-        defer_build=True,  # a process needs the options of one command
+        defer_build=True,  # a process needs only the options of its command
     )
 
     def __init__(self, **values: Any) -> None:
-        # Not in a validator: those of subclasses run outside a validator that is declared here.
+        # not in a validator: validators of subclasses would run outside this try
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -142,7 +142,7 @@ D = TypeVar("D", bound=Declared)
 
 
 def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
-    """Return the options that can be given: required ones first, inherited ones last."""
+    """Return the options with flags: required options first, inherited options last."""
     distance = {
         name: steps
         for steps, base in reversed([*enumerate(kind.__mro__)])
@@ -157,12 +157,12 @@ def flags(kind: type[Declared]) -> dict[str, FieldInfo]:
 
 
 def meaning(field: FieldInfo) -> str:
-    """Return what an option is, in one line."""
+    """Return the meaning of an option in one line."""
     return " ".join((field.description or "").split())
 
 
 def help_text(field: FieldInfo) -> str:
-    """Return what an option is, which values are allowed, and its default."""
+    """Return the meaning of an option, its allowed values and its default."""
     default = "required" if field.is_required() else f"default: {default_text(field)}"
     allowed = allowed_values(field)
     facts = default if allowed in ("text", *_WORDS.values()) else f"{allowed}; {default}"
@@ -170,7 +170,7 @@ def help_text(field: FieldInfo) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """Return a default as it would be given."""
+    """Return a default in the syntax of the command line."""
     for mark in field.metadata:
         if isinstance(mark, DefaultText):
             return mark.text
@@ -186,7 +186,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def allowed_values(field: FieldInfo) -> str:
-    """Return what a value may be, in words."""
+    """Describe the allowed values."""
     kind = _value_type(field)
     if words := choices(field):
         return f"one of {', '.join(words)}" if len(words) > 1 else words[0]
@@ -196,7 +196,7 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the words that an option chooses from; none where it takes other values."""
+    """Return the choices of an option; empty for options without choices."""
     kind = _value_type(field)
     if get_origin(kind) is Literal:
         return get_args(kind)
@@ -204,19 +204,19 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def quoted(value: Any) -> str:
-    """Return a value as it was given, unless that would not be one short line."""
+    """Return a value as the user wrote it, shortened to one line."""
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text if text and text.isprintable() and len(text) <= LONGEST_SHOWN else shown(text)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return a question that ends a message: the known word most like an unknown one, if any."""
+    """Return a question with the most similar known word; empty if there is none."""
     close = get_close_matches(given.partition("=")[0], [*known], 1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _value_type(field: FieldInfo) -> Any:
-    """Return the type of a value that is given: `int` for `int | None`."""
+    """Return the type of a value other than None: `int` for `int | None`."""
     kind: Any = field.annotation
     return get_args(kind)[0] if get_origin(kind) in (Union, UnionType) else kind
 
@@ -245,7 +245,7 @@ def _number(value: Any) -> str:
 
 
 def _refusal(kind: type[Declared], error: ErrorDetails) -> str:
-    """Return what is wrong, in one line."""
+    """Return an error message in one line."""
     if not error["loc"]:  # a check of several options together
         return _own_text(error)
     name = str(error["loc"][0])
@@ -263,7 +263,7 @@ def _reason(field: FieldInfo, error: ErrorDetails) -> str:
 
 
 def _own_text(error: ErrorDetails) -> str:
-    """Return what a validator of this project said; empty for pydantic's own."""
+    """Return the message of a validator of this project; empty for pydantic's own."""
     return str(error.get("ctx", {}).get("error", ""))
 
 
@@ -271,10 +271,10 @@ def _own_text(error: ErrorDetails) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like all other messages about bad input."""
+    """A parser with error messages in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below its usage text."""
+        """Raise a UsageError with argparse's message, without the usage text."""
         raise UsageError(message.removeprefix("argument "))
 
 
@@ -283,7 +283,7 @@ def flag_parser(
 ) -> OneLineParser:
     """Return a parser of options.
 
-    Options that are not given stay out of the namespace: the defaults are the declarations'.
+    The namespace omits options without a value: the declarations have the defaults.
     """
     parser = OneLineParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
     parser.add_argument(
@@ -306,7 +306,7 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Declared]) -> None:
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
-    """Add the flag of one option; its value stays text, which the declaration converts."""
+    """Add the flag of an option; the declaration converts the text value."""
     kind = _value_type(field)
     facts: dict[str, Any] = {
         "help": help_text(field).replace("%", "%%"),
@@ -325,7 +325,7 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
 def parse_given(
     parser: OneLineParser, kinds: Iterable[type[Declared]], argv: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the options that argv and its TOML file give, and the arguments nothing knows.
+    """Return the options from argv and its TOML file, and the unknown arguments.
 
     Raises:
         UsageError: a flag has no value, a required option is empty, or the file cannot be used.
@@ -337,7 +337,7 @@ def parse_given(
     if "config" in given:
         given = read_config(given.pop("config"), known) | given
     for name, field in known.items():
-        # An empty path would be the current folder.
+        # pathlib reads an empty path as the current folder
         needed = field.is_required() or Mark.NEVER_EMPTY in field.metadata
         if needed and given.get(name) == "":
             what = _WORDS.get(_value_type(field), "a path or URL")
@@ -346,16 +346,16 @@ def parse_given(
 
 
 def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | None = None) -> D:
-    """Return the options of a command that has those of one class.
+    """Return the options of a command with one class of options.
 
     Args:
         kind: the class.
         argv: the arguments.
-        program: what the user typed before them.
-        text: what the command does; by default the docstring of the class.
+        program: command line before the arguments.
+        text: description of the command; by default the docstring of the class.
 
     Raises:
-        UsageError: a value is not allowed, or an option unknown.
+        UsageError: a value is invalid, or an option is unknown.
         SystemExit: `--help`.
     """
     parser = flag_parser(program, text or kind.__doc__, kind)
@@ -374,7 +374,7 @@ def read_config(path: str, known: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Read a TOML file whose keys are options.
 
     Raises:
-        UsageError: no such file, not TOML, an unknown key or a value that is not allowed.
+        UsageError: no such file, not TOML, an unknown key or an invalid value.
     """
     file = Path(path).expanduser()
     try:
@@ -396,13 +396,13 @@ def read_config(path: str, known: Mapping[str, FieldInfo]) -> dict[str, Any]:
 
 
 def check_entry(name: str, field: FieldInfo, value: Any) -> None:
-    """Check a value of a TOML file, which has a type: "3" is no number.
+    """Check type and value of an entry of a TOML file: "3" is not a number.
 
     Raises:
-        UsageError: the value has another type, or is not allowed.
+        UsageError: the value has another type, or is invalid.
     """
     kind: Any = Annotated[field.annotation, field]
-    # Not Python's strict mode: that refuses a text for a path. Dates become what no option takes.
+    # JSON: pydantic's strict mode for Python refuses str for Path; {} makes dates invalid
     text = json.dumps(value, default=lambda _: {})
     try:
         TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_json(text, strict=True)
@@ -415,13 +415,13 @@ def check_entry(name: str, field: FieldInfo, value: Any) -> None:
 def choose_command(
     argv: Sequence[str], program: str, commands: Mapping[str, str], description: str | None = None
 ) -> str:
-    """Return the command that argv names first.
+    """Return the command, the first argument of argv.
 
     Args:
         argv: the arguments.
-        program: what the user typed before them.
-        commands: what each command does, by its name.
-        description: what the program does.
+        program: command line before the arguments.
+        commands: description per command name.
+        description: of the program.
 
     Raises:
         UsageError: the command is missing or unknown.

@@ -1,4 +1,4 @@
-"""Locks that the kernel releases when their process ends, however it ends."""
+"""File locks that the kernel releases when their process exits or is killed."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ class Lock:
     def __init__(
         self, path: str | os.PathLike[str], *, shared: bool = False, wait: bool = False
     ) -> None:
-        # On NFS, only a file that is open for writing can be locked exclusively.
+        # NFS requires write access for an exclusive lock
         flags = os.O_RDONLY if Path(path).is_dir() else os.O_RDWR | os.O_CREAT
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         self.release = weakref.finalize(self, os.close, self._descriptor)

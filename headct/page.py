@@ -1,4 +1,4 @@
-"""HTML pages made from templates that extend `page.html.jinja`, the layout all reports share."""
+"""HTML pages from templates that extend `page.html.jinja`, the layout of all reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def page_templates(folder: Path) -> Environment:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, as the layout's macro `table` takes it."""
+    """A table for the layout's macro `table`."""
 
     caption: str
     columns: list[tuple[str, str]]  # heading, and "text" or "number"

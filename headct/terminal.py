@@ -9,10 +9,10 @@ from headct.printable import show_line
 
 
 class Terminal(Console):
-    """A console that obeys nothing in the texts that it is given to print."""
+    """A console that escapes control characters and hides secrets in texts."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """See Console; lines stay lines."""
+        """Print as Console does, after escaping each line."""
         super().print(*(_lines(each) for each in objects), **options)
 
 
@@ -21,8 +21,8 @@ def _lines(text: Any) -> Any:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a log record as lines that a terminal shows as they are."""
+    """Formats log records; escapes control characters and hides secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See Formatter."""
+        """Format a record, one or several lines."""
         return str(_lines(super().format(record)))

@@ -1,12 +1,11 @@
 """Files on local disks, in ZIP archives and in buckets.
 
-`protocol` says what a store can do; `local`, `archives` and `buckets` are the three kinds, and
-`urls` finds the store of a path or URL. Above them, `input_files` reads the input, and `folder`
+`protocol` defines the interface of stores; `local`, `archives` and `buckets` are the three kinds,
+and `urls` finds the store of a path or URL. On top, `input_files` reads the input, and `folder`
 writes the output.
 
-A failure is an OSError, the fault of one file, or a StoreError, that of the store. Failures that
-may pass (time-outs, answers of 500 and more, broken connections) are retried as `retries` says, and
-end in a StoreError.
+An OSError concerns one file, a StoreError the whole store. `retries` retries transient failures
+(timeouts, statuses from 500, broken connections), until they end in a StoreError.
 """
 
 from headct.stores.folder import Folder, digest_file

@@ -1,4 +1,4 @@
-"""Files in ZIP archives, read in place by any number of processes, and compressed files."""
+"""Files in ZIP archives, read without unpacking, and compressed files."""
 
 import bz2
 import errno
@@ -37,7 +37,7 @@ _SIGNATURE = b"PK\3\4"
 # Supported methods: largest ratio of a file's bytes to its compressed bytes.
 _RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _CHUNK = 1 << 15  # compressed bytes per read, to read only the start of a file
-_DROPPED = frozenset({"", ".", ".."})  # components of a path that lead nowhere
+_DROPPED = frozenset({"", ".", ".."})  # path components without meaning
 _BATCH = 1 << 12  # names per step of a listing
 
 _MEMBER = np.dtype(
@@ -69,7 +69,7 @@ class _Directory:
     members: NDArray[Any]  # dtype _MEMBER, one per name
 
     def first(self, name: bytes) -> int:
-        """Return the index of the first name that is not before this one."""
+        """Return the index of the first name that is at least `name`."""
         return bisect_left(range(len(self.names)), name, key=lambda at: self.names[at].as_py())
 
     def starts_with(self, at: int, prefix: bytes) -> bool:
@@ -88,7 +88,7 @@ class ArchiveStore(ReadableStore):
 
     Args:
         archive: its absolute path.
-        patience: seconds after which a failing disk or network is given up.
+        patience: time limit of retries on a failing disk or network, seconds.
     """
 
     readers = LocalStore.readers
@@ -143,7 +143,7 @@ class ArchiveStore(ReadableStore):
         return not path or directory.starts_with(directory.first(prefix), prefix)
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes, or a range of them; a whole file is compared with its checksum.
+        """Return a file's bytes, or a range of them; verify the checksum of a whole file.
 
         Raises:
             OSError: the file is missing, damaged, encrypted or not compressed by Deflate.
@@ -182,7 +182,7 @@ class ArchiveStore(ReadableStore):
         return header + _HEADER.size + int(name) + int(extra)
 
     def _inflate(self, first: int, stored: int, wanted: int) -> bytes:
-        """Decompress the first bytes of a member: as many as wanted, or all."""
+        """Decompress the first `wanted` bytes of a member, or all."""
         inflater = isal_zlib.decompressobj(wbits=-15)
         chunks: list[bytes] = []
         missing = wanted
@@ -203,7 +203,7 @@ class ArchiveStore(ReadableStore):
 
 
 def split_archive(path: str) -> tuple[str, str] | None:
-    """Return the archive that an absolute path leads into, and the path in it; None if none."""
+    """Return the archive in an absolute path, and the path in the archive; None if none."""
     names = path.split("/")
     for number, name in enumerate(names, start=1):
         if name.lower().endswith(_SUFFIX):
@@ -229,7 +229,7 @@ def _read_directory(archive: str, version: str) -> _Directory:
         ) from None
     except OSError as error:
         raise StoreError(archive, error.strerror or type(error).__name__) from None
-    # The last of several members with one name counts, as when an archive is unpacked.
+    # the last member with a name wins, as in unpacking
     indices = {name: at for at, name in enumerate(names)}
     order = sorted(indices)
     return _Directory(
@@ -254,7 +254,7 @@ def _parse_directory(archive: str) -> tuple[list[bytes], NDArray[Any]]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause garbage collection, which would scan a million new objects again and again."""
+    """Pause garbage collection: it would repeatedly scan a million new objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -273,7 +273,7 @@ def _name(info: zipfile.ZipInfo) -> bytes:
 
 _LAYERS = 3  # for example a .csv.gz in a .zip
 _MAGIC_BYTES = 16
-# Documents that are ZIP archives, by a member that only they have.
+# Documents that are ZIP archives, by a characteristic member.
 _DOCUMENTS = (
     ("xl/", "an Excel workbook"),
     ("content.xml", "an OpenDocument file"),
@@ -285,8 +285,8 @@ def decompressed(file: BinaryIO) -> Iterator[io.BufferedReader]:
     """Decompress a file of gzip, bzip2, xz, Zstandard or ZIP, recognized by its first bytes.
 
     Raises:
-        OSError: the file is damaged, also if the block notices; or it is an archive of several
-            files, or needs a password.
+        OSError: the file is damaged (also when the block reads), an archive of several files, or
+            encrypted.
     """
     try:
         content = io.BufferedReader(cast(Any, file))

@@ -1,4 +1,4 @@
-"""Clients of object stores, with the credentials and settings that each store's own tools use."""
+"""Clients of object stores, with the credentials and settings of the stores' own tools."""
 
 import json
 import os
@@ -28,11 +28,11 @@ UNLISTED_KEY = "an object's key has '//', '.', '..' or a control character"
 def open_clients(url: str, patience: float) -> tuple[Any, Any]:
     """Return obstore's stores of a bucket, to read and to write.
 
-    While a bucket is written, its server is silent until all bytes have arrived.
+    During an upload, the server is silent until all bytes have arrived.
 
     Args:
         url: of the bucket.
-        patience: seconds after which a request is given up.
+        patience: time limit of a request with its retries, seconds.
 
     Raises:
         StoreError: the settings cannot be used.
@@ -59,7 +59,7 @@ def open_client(url: str, client: "ClientConfig", retries: "RetryConfig") -> Any
     Args:
         url: of the bucket.
         client: settings of its connections.
-        retries: how often obstore repeats a request itself.
+        retries: obstore's own retries.
 
     Raises:
         BaseError, ValueError, OSError: the settings cannot be used.
@@ -105,12 +105,12 @@ def _google_config(client: "ClientConfig") -> dict[str, Any]:
 
 
 def _s3_endpoint() -> str | None:
-    """Return the address of a store other than Amazon's."""
+    """Return the endpoint of an S3-compatible store; None for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _google_emulator() -> str | None:
-    """Return the address of a store other than Google's."""
+    """Return the endpoint of an emulator; None for Google's store."""
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if not emulator:
         return None
@@ -118,12 +118,12 @@ def _google_emulator() -> str | None:
 
 
 def _google_headers() -> dict[str, str]:
-    """Return a header with the project that pays for requests, where requesters pay."""
+    """Return a header with the billing project, for requester-pays buckets."""
     project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")
     return {"x-goog-user-project": project} if project else {}
 
 
-# boto3, which lists keys that obstore cannot: Google Cloud Storage speaks S3's protocol, too.
+# boto3 lists keys that obstore cannot; Google Cloud Storage speaks S3's protocol, too.
 
 
 def open_lister(url: str) -> Any:
@@ -177,7 +177,7 @@ def _boto3_client(endpoint: str | None, **settings: Any) -> Any:
 
 
 def list_page(lister: Any, url: str, **parameters: Any) -> dict[str, Any]:
-    """Return boto3's answer to a request for one page of a listing.
+    """Return one page of a listing, as boto3's response.
 
     Args:
         lister: from `open_lister`.
@@ -186,7 +186,7 @@ def list_page(lister: Any, url: str, **parameters: Any) -> dict[str, Any]:
 
     Raises:
         StoreError: the store refuses the request.
-        Transient: the request failed in a way that may pass.
+        Transient: a retry may succeed.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError

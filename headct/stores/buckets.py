@@ -1,4 +1,4 @@
-"""Buckets: S3, Google Cloud Storage, Azure, and servers that speak their protocols."""
+"""Buckets of S3, Google Cloud Storage and Azure, compatible stores, and web servers."""
 
 import io
 import os
@@ -27,7 +27,7 @@ from headct.stores.retries import Patience, run_in_daemon_thread
 T = TypeVar("T")
 Item = dict[str, Any]  # path, size, and e_tag, version or last_modified of an object, as in obstore
 
-# Larger files are uploaded in parts, several at a time; a kill leaves nothing of smaller ones.
+# Larger files: multipart upload, in parallel. A kill leaves nothing of smaller files.
 _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
 _NOT_IMPLEMENTED = 501  # a store without conditional requests
@@ -42,17 +42,17 @@ _LISTED_BY_BOTO3 = ("s3://", "s3a://", "gs://")
 class ObjectStore(Store):
     """A bucket or container.
 
-    obstore repeats a failed request for a while; `Patience` then repeats what is still missing,
-    with the credentials that are valid by then.
+    obstore retries a failed request for a short time; `Patience` then retries with current
+    credentials.
 
     Args:
         url: of the bucket, for messages.
-        reading: obstore's store for requests that are answered soon.
-        writing: the same for uploads, during which the server is silent.
-        patience: seconds after which a request is given up.
+        reading: obstore's store for requests with a short timeout.
+        writing: obstore's store for uploads, during which the server is silent.
+        patience: time limit of a request with its retries, seconds.
     """
 
-    # A round trip takes as long as converting a few dozen slices.
+    # a round trip takes as long as converting a few dozen slices
     readers = 32
     read_together = 1
     ranged_readers = 128
@@ -64,7 +64,7 @@ class ObjectStore(Store):
         self._patience = Patience(url, patience)
 
     def list(self, folder: str) -> Iterator[FileInfo]:
-        """List files; markers of folders, which have no content, are not files."""
+        """List files, without the empty marker objects of folders."""
         start = len(folder) + 1 if folder else 0
         last = b""
         for item in self._items(folder):
@@ -83,7 +83,7 @@ class ObjectStore(Store):
             yield from page
 
     def _is_marker(self, item: Item) -> bool:
-        """Return whether an object is what browsers of buckets create for an empty folder.
+        """Return whether an object marks an empty folder, as bucket browsers create.
 
         Its key ends with a slash, which obstore drops: no object has the key in the listing.
         """
@@ -101,7 +101,7 @@ class ObjectStore(Store):
         return FileInfo(path, item["size"], _version(item))
 
     def check_reachable(self, path: str) -> None:
-        """Do nothing: the answer for a missing bucket differs from that for a missing object."""
+        """Do nothing: missing buckets and missing objects have different responses."""
 
     def is_folder(self, path: str) -> bool:
         return bool(self._request(Pages(self._reading, path, self._url).next)) or not path
@@ -127,13 +127,13 @@ class ObjectStore(Store):
 
         if not is_usable(path):
             raise ObjectFault(Reason.UNUSABLE_KEY, why_unusable(path))
-        if length == 0:  # which obstore refuses to request
+        if length == 0:  # obstore refuses empty ranges
             return b""
         whole = length is None and not start
         try:
             return self._request(read_whole if whole else read_range, reading=True)
         except FileNotFoundError:
-            if self._url.startswith("http"):  # web servers list nothing
+            if self._url.startswith("http"):  # web servers have no listing
                 raise
             markers = self._request(Pages(self._reading, path, self._url).next)
             if any(item["path"].rstrip("/") == path for item in markers):
@@ -145,7 +145,7 @@ class ObjectStore(Store):
 
     @contextmanager
     def create(self, path: str, *, durable: bool) -> Iterator[BinaryIO]:
-        """Stage a file in an unnamed temporary file, which no kill leaves behind, and upload it."""
+        """Stage a file in an unnamed temporary file, safe from kills, and upload it."""
         with tempfile.SpooledTemporaryFile(max_size=_SPOOLED) as staged:
             file = cast(BinaryIO, staged)
             yield file
@@ -187,7 +187,7 @@ class ObjectStore(Store):
             try:
                 obstore.delete(self._writing, paths)
             except FileNotFoundError:
-                if len(paths) > 1:  # an earlier attempt has deleted some
+                if len(paths) > 1:  # an earlier attempt deleted some
                     for path in paths:
                         self._delete([path])
 
@@ -203,7 +203,7 @@ class ObjectStore(Store):
 
         def attempt() -> T:
             try:
-                if threading.current_thread() is threading.main_thread():  # which Ctrl-C interrupts
+                if threading.current_thread() is threading.main_thread():  # gets Ctrl-C
                     return run_in_daemon_thread(action).result()
                 return action()
             except (BaseError, OSError) as error:
@@ -221,10 +221,10 @@ def _version(item: Any) -> str:
 
 
 class Pages:
-    """A listing in pages; after a failure, it continues behind the last object.
+    """A listing in pages; after a failure, it continues after the last object.
 
-    obstore reads keys as paths: it fails for a page with a key that is not one (`a//b`, `a/./b`,
-    control characters), and drops slashes at a key's ends. boto3 lists such buckets.
+    obstore reads keys as paths: it fails for a page with another key (`a//b`, `a/./b`, control
+    characters), and drops slashes at both ends of a key. boto3 lists such buckets.
 
     Args:
         store: obstore's.
@@ -240,7 +240,7 @@ class Pages:
         self._ended = False
 
     def next(self) -> list[Item]:
-        """Return the next objects; none at the end.
+        """Return the next objects; empty at the end.
 
         Raises:
             StoreError: the bucket has a key that cannot be listed.
@@ -263,7 +263,7 @@ class Pages:
         pages, self._pages = self._pages, None  # stays None if the request fails
         page = list(next(pages, []))
         self._pages = pages
-        # The greatest, not the last: the marker of a folder is listed where its full key would be.
+        # max, not last: folder markers are sorted by their full key
         self._last = max([self._last, *(item["path"] for item in page)], key=str.encode)
         return page
 
@@ -295,7 +295,7 @@ def _has_leading_slashes(store: Any) -> bool:
 
 @lru_cache(maxsize=32)
 def find_bucket(url: str, patience: float) -> ObjectStore:
-    """Return a bucket, with the credentials and settings that its own tools would use.
+    """Return a bucket, with the credentials and settings of the store's own tools.
 
     Raises:
         StoreError: the settings cannot be used.

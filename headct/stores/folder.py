@@ -1,4 +1,4 @@
-"""The folder that the pipeline writes to: its files are complete or do not exist."""
+"""The output folder of the pipeline, with atomic writes."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class Folder:
 
     Attributes:
         url: path or URL of the folder.
-        patience: seconds after which a failing request is given up.
+        patience: time limit of a request with its retries, seconds.
     """
 
     url: str
@@ -39,30 +39,30 @@ class Folder:
         return store, posixpath.join(root, name) if name else root
 
     def names(self) -> set[str]:
-        """Return the names of files and folders; none if the folder does not exist."""
+        """Return the names of files and folders; empty if the folder does not exist."""
         return {entry.partition("/")[0] for entry in self.entries()}
 
     def entries(self) -> set[str]:
-        """Return the same names, marked as in `Store.entries`."""
+        """Return the names of files and folders, marked as in `Store.entries`."""
         store, root = self._locate()
         if root and store.info(root) is not None:
             raise UsageError(f"output {self.url} is a file, not a folder")
         return store.entries(root)
 
     def exists(self, name: str) -> bool:
-        """Return whether a file exists, and so is complete."""
+        """Return whether a file exists; existing files are complete."""
         store, path = self._locate(name)
         return store.info(path) is not None
 
     def version(self, name: str) -> str:
-        """Return a text that changes with a remote file's content; empty for a local file.
+        """Return a version that changes with a remote file's content; empty for a local file.
 
-        After a power failure, a local file may have lost content, but not its modification time.
+        After a power failure, a local file may lose content but keep its modification time.
         """
         return "" if is_local(self.url) else self.stamp(name)
 
     def stamp(self, name: str) -> str:
-        """Return a text that changes when a file is written again; empty if it does not exist."""
+        """Return a stamp that changes when a file is rewritten; empty if it does not exist."""
         store, path = self._locate(name)
         info = store.info(path)
         return info.version if info else ""
@@ -79,7 +79,7 @@ class Folder:
         return store.read(path, 0, length)
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file to read; a remote one is downloaded whole. Raise OSError if that fails."""
+        """Open a file to read; download a remote file. Raise OSError on failure."""
         store, path = self._locate(name)
         return store.open(path)
 
@@ -97,7 +97,7 @@ class Folder:
         """Remove a file, or a folder with its content, if it exists.
 
         Raises:
-            OutputError: it cannot be removed.
+            OutputError: the removal fails.
         """
         store, path = self._locate(name)
         try:
@@ -114,17 +114,17 @@ class Folder:
         """Write a file unless it exists, as `Store.add` does; return whether it was written.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the write fails.
         """
         store, path = self._locate(name)
         with self._writing(name):
             return store.add(path, data)
 
     def make_durable(self, names: Iterable[str]) -> None:
-        """Wait until local files would survive a power failure; most are on the disk by then.
+        """Flush local files to disk, to survive a power failure; most are already there.
 
         Raises:
-            OutputError: one cannot be written to the disk.
+            OutputError: the write fails.
         """
         if not is_local(self.url):
             return
@@ -134,18 +134,18 @@ class Folder:
 
     @contextmanager
     def create(self, name: str, *, durable: bool = True) -> Iterator[BinaryIO]:
-        """Open a file to write and read, which appears when the block ends without an error.
+        """Open a new file to write and read; the file appears if the block succeeds.
 
-        A local file is written in the same folder and renamed; a remote one is staged in an unnamed
-        temporary file and uploaded.
+        A local file is written in the same folder and renamed; a remote file is staged in an
+        unnamed temporary file and uploaded.
 
         Args:
             name: of the file.
-            durable: whether to wait until a local file would survive a power failure; else call
-                `make_durable` later, unless its loss does no harm.
+            durable: whether to flush a local file to disk; otherwise call `make_durable` later,
+                unless a loss does no harm.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the write fails.
         """
         store, path = self._locate(name)
         with self._writing(name), store.create(path, durable=durable) as file:
@@ -156,7 +156,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            # Remote files are staged on this machine.
+            # remote files are staged on the local disk
             staged = "" if is_local(self.url) else f" (in {tempfile.gettempdir()}, TMPDIR)"
             what = f"cannot write {name} in {self.url}: {error.strerror}{staged}"
             raise OutputError(what) from error

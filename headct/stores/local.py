@@ -1,4 +1,4 @@
-"""Files of this machine, and of network file systems that are mounted."""
+"""Local files, and files of mounted network file systems."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ _PARTIAL = ".{name}.{unique}.partial"
 _PARTIAL_NAME = re.compile(r"\.(.+)\.[0-9a-f]{32}\.partial", re.DOTALL)
 _REMOVALS = 10  # attempts to remove a folder to which another process may be writing
 
-# Failures of the machine or the network behind a mount, not of the file.
+# Failures of the disk or the network, not of the file.
 _TRANSIENT = frozenset(
     {
         errno.EAGAIN,
@@ -48,9 +48,9 @@ _Entries = list[tuple[str, FileInfo | None]]  # names in a folder; None for its 
 
 
 class LocalStore(Store):
-    """Files under absolute paths. Names that are not UTF-8 are as in `os.fsdecode`."""
+    """Files under absolute paths; names that are not UTF-8 are decoded with `os.fsdecode`."""
 
-    # Disks read ahead on their own; handing work to threads costs more than waiting.
+    # the kernel reads ahead: more threads cost more than they save
     readers = 2
     read_together = 8
     ranged_readers = 0
@@ -62,7 +62,7 @@ class LocalStore(Store):
         """List files. Symbolic links are followed, except to a folder that contains them.
 
         Raises:
-            StoreError: a folder cannot be listed, or stays away; its files must not be lost.
+            StoreError: a folder cannot be listed or stays unavailable; its files must not be lost.
         """
         return self._walk(folder, "", frozenset())
 
@@ -85,7 +85,7 @@ class LocalStore(Store):
                 with os.scandir(folder) as scan:
                     entries = [(e.name, _describe(e)) for e in scan if not e.name.startswith(".")]
                 status = Path(folder).stat()
-            except FileNotFoundError:  # it was there: its disk or a folder above is away
+            except FileNotFoundError:  # listed before: its disk or a parent is unavailable
                 raise Transient("a folder is gone while it is listed") from None
             return (status.st_dev, status.st_ino), entries
 
@@ -93,7 +93,7 @@ class LocalStore(Store):
             identity, entries = self._request(folder, look)
         except OSError as error:
             raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
-        # In paths, a slash follows the name of a folder.
+        # sort folders by name with slash, as in paths
         entries.sort(key=lambda entry: os.fsencode(entry[0] if entry[1] else f"{entry[0]}/"))
         return identity, entries
 
@@ -175,7 +175,7 @@ class LocalStore(Store):
         for name in self.entries(folder):
             if partial_target(name) is not None:
                 partial = Path(folder, name)
-                # It may be renamed, or be locked by a process of this or another machine.
+                # may be renamed by now, or locked by a process on any host
                 with suppress(OSError), Lock(partial) as lock:
                     if lock.is_held:
                         partial.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ class LocalStore(Store):
             except FileNotFoundError:
                 if not Path(path).exists():
                     return
-            except OSError as error:  # another run may be writing there
+            except OSError as error:  # another run may be writing to it
                 if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS - 1:
                     raise
             else:
@@ -207,14 +207,14 @@ class LocalStore(Store):
                 raise
 
         try:
-            return attempt()  # nearly always: naming the folder takes as long as reading a header
+            return attempt()  # usual; naming the folder costs as much as reading a header
         except Transient:
             folder = show_source(str(Path(path).parent))
             return Patience(folder, self._patience).request(attempt)
 
 
 def partial_target(name: str) -> str | None:
-    """Return the name of the file that a partial file would have become; None for other names."""
+    """Return the target name of a partial file; None for other names."""
     match = _PARTIAL_NAME.fullmatch(name)
     return match[1] if match else None
 
@@ -228,7 +228,7 @@ def _entry(path: Path) -> str:
 
 @contextmanager
 def _partial_file(target: Path) -> Iterator[Path]:
-    """Create a file beside a target, locked while its writer lives, and remove it at the end."""
+    """Create a partial file next to a target, locked by its writer; remove it at the end."""
     while True:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.parent / _PARTIAL.format(name=target.name, unique=uuid.uuid4().hex)
@@ -255,15 +255,15 @@ def _describe(entry: os.DirEntry[str]) -> FileInfo | None:
         status = entry.stat()
         return FileInfo("", status.st_size, str(status.st_mtime_ns))
     except FileNotFoundError:
-        entry.stat(follow_symlinks=False)  # raises unless the entry is a link to nothing
+        entry.stat(follow_symlinks=False)  # raises unless the entry is a broken link
     except OSError as error:
         if error.errno in _TRANSIENT:
             raise
-    return FileInfo("", 0, "")  # a link to nothing, or a bad sector: reading it will fail
+    return FileInfo("", 0, "")  # a broken link, or a bad sector: reading will fail
 
 
 def _read(path: str, start: int, length: int | None) -> bytes:
-    # Without O_NONBLOCK, opening a named pipe would wait for its other end.
+    # O_NONBLOCK: opening a named pipe would wait for its other end
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)

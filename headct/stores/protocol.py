@@ -1,4 +1,4 @@
-"""What a store can do, and how the paths of its files are written."""
+"""Protocols of stores, and encoding of file paths."""
 
 import re
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ _NO_NAMES = frozenset({"", ".", ".."})
 
 
 def encode_source(path: str) -> bytes:
-    """Return a path as tables hold it: names of files need not be UTF-8."""
+    """Encode a path for tables: file names need not be UTF-8."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def decode_source(stored: bytes) -> str:
-    """Return the path that was encoded, to open a file with."""
+    """Decode a path from a table, to open the file."""
     return stored.decode("utf-8", "surrogateescape")
 
 
@@ -33,7 +33,7 @@ def is_usable(key: str) -> bool:
 
 
 def why_unusable(key: str) -> str:
-    """Describe what is wrong with a key that is not usable."""
+    """Return why a key is not usable."""
     if _CONTROL_CHARACTER.search(key):
         return "its key has a control character"
     if key.startswith("/") or key.endswith("/"):
@@ -59,11 +59,11 @@ class FileInfo:
 class ReadableStore(Protocol):
     """Files under paths with slashes, to read.
 
-    An OSError is the fault of the requested file, a StoreError that of the store.
+    An OSError concerns the requested file, a StoreError the whole store.
 
     Attributes:
-        readers: number of requests that should be in flight at once.
-        read_together: number of files that a reader should request in a row.
+        readers: recommended number of requests in flight.
+        read_together: recommended number of files that a reader requests together.
         ranged_readers: like `readers`, for short ranges of files; 0 to read them without threads.
     """
 
@@ -74,7 +74,7 @@ class ReadableStore(Protocol):
     def list(self, folder: str) -> Iterator[FileInfo]:
         """List the files below a folder, without hidden ones, ordered by the bytes of their paths.
 
-        The order is that of the UTF-8 bytes of the whole path, in every store.
+        All stores order by the UTF-8 bytes of the whole path.
         """
         ...
 
@@ -85,16 +85,16 @@ class ReadableStore(Protocol):
     def check_reachable(self, path: str) -> None:
         """Raise Transient unless the folder of a file is reachable; the file may be missing.
 
-        A disk that is not mounted, or a folder that was moved, says nothing about its files.
+        An unmounted disk or a moved folder does not mean that the file is missing.
         """
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Return whether there is a folder; in a bucket, whether there are files below the path."""
+        """Return whether a folder exists; in a bucket, whether there are files below the path."""
         ...
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        """Return a file's bytes, or a range of them; fewer than `length` where the file ends."""
+        """Return a file's bytes, or a range of them; a range ends with the file."""
         ...
 
     def open(self, path: str) -> BinaryIO:
@@ -106,15 +106,15 @@ class Store(ReadableStore, Protocol):
     """A store to read and write."""
 
     def entries(self, folder: str) -> set[str]:
-        """Return the names in a folder; nothing if there is no folder.
+        """Return the names in a folder; empty if there is no folder.
 
-        The names of folders end with `/`; those of anything that is neither file nor folder (links
-        to folders or to nothing, pipes) end with `/@`.
+        Names of folders end with `/`; names of other entries than files (links to folders,
+        broken links, pipes) end with `/@`.
         """
         ...
 
     def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:
-        """Open a file to write and read, which appears when the block ends without an error.
+        """Open a new file to write and read; the file appears if the block succeeds.
 
         Args:
             path: of the file.
@@ -125,7 +125,7 @@ class Store(ReadableStore, Protocol):
     def add(self, path: str, data: bytes) -> bool:
         """Write a file unless it exists; return whether it was written.
 
-        If several processes try at once, only one writes the file; except in stores without links
+        If several processes try at once, only one writes the file, except in stores without links
         or conditional requests.
         """
         ...

@@ -1,4 +1,4 @@
-"""Parts of files, several at once, in any process: forked ones too."""
+"""Parallel reading of file ranges in any process, including forked processes."""
 
 import os
 import pickle
@@ -18,15 +18,15 @@ _helper: "_Helper | None" = None
 
 
 def read_ranges(folder: str, ranges: Sequence[Range]) -> list[bytes]:
-    """Return parts of files; fewer bytes than asked for where a file ends.
+    """Return ranges of files; a range ends with its file.
 
     Args:
         folder: path or URL.
         ranges: of files in it.
 
     Raises:
-        OSError: a file is not there or cannot be read.
-        UsageError: there is no such kind of store.
+        OSError: a file is missing or cannot be read.
+        UsageError: unknown kind of store.
         StoreError: the store fails or refuses access.
     """
     if not _forked or is_local(folder):
@@ -51,7 +51,7 @@ def _read(folder: str, ranges: Sequence[Range]) -> list[bytes]:
 
 
 class _Helper:
-    """A process that reads for this one: obstore's threads do not survive a fork."""
+    """A process that reads for a forked process: obstore's threads do not survive a fork."""
 
     def __init__(self) -> None:
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
@@ -61,7 +61,7 @@ class _Helper:
         )
 
     def read(self, folder: str, ranges: Sequence[Range]) -> list[bytes]:
-        """Return what `read_ranges` returns there, or raise what it raises."""
+        """Call `read_ranges` in the helper; return its result or raise its exception."""
         questions, answers = self._process.stdin, self._process.stdout
         assert questions is not None
         assert answers is not None
@@ -75,7 +75,7 @@ class _Helper:
 
 
 def _serve() -> None:
-    """Answer one process's questions until it ends."""
+    """Answer requests of one process until the process ends."""
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     while True:
         try:
@@ -85,7 +85,7 @@ def _serve() -> None:
         result: Any
         try:
             result = _read(folder, ranges)
-        except Exception as error:  # raised again where it was asked
+        except Exception as error:  # raised again in the calling process
             result = error
         pickle.dump(result, answers)
         answers.flush()

@@ -1,4 +1,4 @@
-"""The retry rule: repeat requests that fail in ways that may pass, for a limited time."""
+"""Retries of transient request failures, with backoff and a time limit."""
 
 import logging
 import threading
@@ -12,21 +12,21 @@ from headct.errors import StoreError
 DEFAULT_PATIENCE = 600.0  # seconds
 _LONGEST_WAIT = 15.0  # seconds between two attempts
 _SECONDS_BETWEEN_WARNINGS = 30.0
-_FOREIGN_SECONDS = 20.0  # enough for a proxy that restarts; a wrong address stays wrong
+_FOREIGN_SECONDS = 20.0  # enough for a restarting proxy; a wrong address stays wrong
 
 T = TypeVar("T")
 
 
 class Transient(Exception):
-    """A request failed in a way that may pass; the message says how, in a few words."""
+    """A transient failure of a request; the message describes it in a few words."""
 
 
 class Foreign(Transient):
-    """Another service than the store answered, for example with a web page.
+    """Another service than the store responded, for example with a web page.
 
     Args:
-        what: the answer was.
-        remedy: what to do if this lasts.
+        what: the response.
+        remedy: what to do if this persists.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -35,7 +35,7 @@ class Foreign(Transient):
 
 
 def run_in_daemon_thread(request: Callable[[], T]) -> "Future[T]":
-    """Start a request; while a store is silent, Ctrl-C ends a program that waits for the result."""
+    """Start a request; Ctrl-C can end the program while it waits for a silent store."""
     result: Future[T] = Future()
 
     def run() -> None:
@@ -54,7 +54,7 @@ class Patience:
 
     Args:
         store: its URL or path, for messages.
-        seconds: after which a request is given up.
+        seconds: time limit of a request with its retries.
     """
 
     def __init__(self, store: str, seconds: float) -> None:
@@ -65,14 +65,14 @@ class Patience:
     def request(self, attempt: Callable[[], T]) -> T:
         """Return the result of the first attempt that does not raise Transient.
 
-        The waits between attempts grow, and are random, so that many workers do not return to a
-        recovering store all at once.
+        The waits between attempts grow, with jitter: many workers must not hit a recovering store
+        at once.
 
         Raises:
             StoreError: all attempts failed; the message names the store and the last failure.
         """
         try:
-            return attempt()  # nearly always
+            return attempt()  # the usual case
         except Transient as failure:
             self._warn(failure)
         import tenacity  # imported lazily: most runs never retry
@@ -93,7 +93,7 @@ class Patience:
             raise StoreError(self._store, what) from None
 
     def _limit(self, failure: BaseException) -> float:
-        """Return for how many seconds requests that fail in this way are repeated."""
+        """Return the time limit of retries for a kind of failure, seconds."""
         foreign = isinstance(failure, Foreign)
         return min(self._seconds, _FOREIGN_SECONDS) if foreign else self._seconds
 

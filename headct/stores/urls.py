@@ -1,4 +1,4 @@
-"""Find the store of a path or URL."""
+"""Lookup of the store of a path or URL."""
 
 import io
 from contextlib import suppress
@@ -14,7 +14,7 @@ REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "htt
 
 
 def is_local(url: str) -> bool:
-    """Return whether this is a path of this machine."""
+    """Return whether this is a local path."""
     return "://" not in url or url.startswith("file://")
 
 
@@ -25,7 +25,7 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
     Args:
         url: a path; or a URL of S3 (`s3://`), Google Cloud Storage (`gs://`), Azure (`az://`,
             `abfs://`, `abfss://`) or a web server (`http://`, `https://`).
-        patience: seconds after which a failing request is given up.
+        patience: time limit of a request with its retries, seconds.
 
     Raises:
         UsageError: the kind of store is unknown, or the path cannot exist in it.
