@@ -1,1 +1,1 @@
-"""Predictions of a saved run: their figures and calibration, submissions, exported models."""
+"""Predictions of a saved run: metrics, calibration, submissions and exported models."""

@@ -1,6 +1,6 @@
-"""95 % bootstrap intervals that resample patients, since slices of one patient are dependent.
+"""95 % bootstrap intervals over patients, because slices of a patient are dependent.
 
-A resample is a count per patient, so losses are summed per patient and scores sorted only once.
+A resample is a count per patient; losses are summed per patient, and scores sorted, only once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Array = npt.NDArray[np.float64]
 class RankedScores:
     """One label's examples sorted by score, for ROC AUC and average precision of many resamples.
 
-    Resamples differ only in the weight per patient: the negatives below each positive are found
-    once, and their weights are summed per resample.
+    Resamples differ only in the weight per patient: negatives below the positives are located
+    once; their weights are summed per resample.
     """
 
     def __init__(self, labels: Ints, scores: Floats, patient: Ints) -> None:
@@ -33,7 +33,7 @@ class RankedScores:
         Args:
             labels: 0 or 1, [N].
             scores: [N].
-            patient: number of the patient of each example, [N].
+            patient: patient number per example, [N].
         """
         positive = labels == 1
         negatives, positives = scores[~positive], scores[positive]
@@ -47,12 +47,12 @@ class RankedScores:
         self.up_to = np.searchsorted(negatives, positives, "right")
         # Number of positives with a lower score.
         self.positives_below = np.searchsorted(positives, positives, "left")
-        # int32 is gathered and summed five times as fast as float64.
+        # int32: five times as fast as float64 to gather and sum
         self.drawn = np.empty(len(negatives), np.int32)
         self.sums = np.zeros(len(negatives) + 1, np.int32)
 
     def figures(self, weights: npt.NDArray[np.int32]) -> tuple[float, float]:
-        """Return ROC AUC and average precision with each patient repeated as `weights` [P] says.
+        """Return ROC AUC and average precision with weight `weights` per patient, [P].
 
         The AUC is the chance that a positive scores above a negative, ties counting half (Hanley
         and McNeil, Radiology 1982); the average precision is the mean over all positives of the
@@ -67,16 +67,16 @@ class RankedScores:
         below = self.sums[self.below].astype(np.float64)
         won = float(positives @ (below + self.sums[self.up_to])) / 2
         true_positives = total - np.concatenate(([0.0], np.cumsum(positives)))[self.positives_below]
-        # At least 1: a positive that was not drawn may have no example at or above its score.
+        # at least 1: without drawn examples at or above a score, the count is 0
         predicted = np.maximum(true_positives + negatives - below, 1)
         precisions = true_positives / predicted
         return won / (total * negatives), float(positives @ precisions) / total
 
 
 def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield `samples` times how often each patient is drawn, [P]; reproducible by the seed.
+    """Yield the number of draws per patient, [P], `samples` times; reproducible by seed.
 
-    Yields nothing for a single patient: there is no spread.
+    Yields nothing for a single patient: a spread needs several.
     """
     random = np.random.default_rng(seed)
     for _ in range(samples if patients > 1 else 0):
@@ -85,14 +85,14 @@ def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np
 
 
 def example_losses(labels: Ints, predicted: Floats) -> Array:
-    """Log loss per example and label, [N, L], in nats."""
+    """Return the log loss per example and label, [N, L], in nats."""
     likelihood = np.where(labels == 1, predicted, 1 - predicted.astype(np.float64))
     return np.asarray(-np.log(np.clip(likelihood, CLIP, 1 - CLIP)))
 
 
 @dataclass(frozen=True)
 class ResampledFigures:
-    """Figures per resample and label, [S, L]; NaN where undefined.
+    """Metrics per resample and label, [S, L]; NaN if undefined.
 
     Rows of two models are paired if labels, patients and seed are the same.
 
@@ -107,7 +107,7 @@ class ResampledFigures:
     average_precision: Array
 
     def weighted_log_loss(self, weights: tuple[float, ...]) -> Array:
-        """Weighted mean over the labels, [S]."""
+        """Return the weighted mean over the labels, [S]."""
         return np.asarray(self.log_loss @ np.array(weights) / sum(weights))
 
 
@@ -118,14 +118,14 @@ def resample_figures(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> ResampledFigures:
-    """Compute the figures of each resample of patients.
+    """Compute the metrics per resample of patients.
 
     Args:
         labels: [N, L].
         predicted: probabilities, [N, L].
-        patients: patient of each example, [N].
+        patients: patient per example, [N].
         seed: of the resamples.
-        samples: number of resamples; none are drawn from a single patient.
+        samples: number of resamples; ignored for a single patient.
     """
     unique, patient = np.unique(patients, return_inverse=True)
     count = labels.shape[1]
@@ -153,9 +153,9 @@ def intervals(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> dict[str, Any]:
-    """Percentile intervals of a split's figures; the arguments are those of `resample_figures`.
+    """Return percentile intervals of a split's metrics; see `resample_figures` for arguments.
 
-    An interval is None where its figure is undefined in all resamples, or for a single patient.
+    An interval is None if its metric is undefined in all resamples, or for a single patient.
     """
     drawn = resample_figures(labels, predicted, patients, seed, samples)
     return {
@@ -175,12 +175,12 @@ def intervals(
 
 
 def mean_of_defined(values: Array) -> Array:
-    """Mean of each row of [S, L] without NaN; rows of NaN alone are left out."""
+    """Return the mean per row of [S, L], ignoring NaN; omit rows with only NaN."""
     return np.array([row[~np.isnan(row)].mean() for row in values if not np.isnan(row).all()])
 
 
 def interval(values: Array) -> list[float] | None:
-    """The middle 95 % of the defined values; None if there are none."""
+    """Return the central 95 % of the defined values; None without defined values."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None

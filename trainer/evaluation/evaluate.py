@@ -1,4 +1,4 @@
-"""Measure a saved run on a labeled split."""
+"""Evaluation of a saved run on a labeled split."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _WARNINGS = {
     " good",
 }
 
-# Figures that change under a monotone change of the probabilities.
+# Metrics that depend on probabilities, not just on their ranking.
 _OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
 
 
 def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
     """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
 
-    NAME is the split, followed by what differs from training (`EvaluationSetup.name`): the files
-    that training wrote are never replaced.
+    NAME is the split with differences from training (`EvaluationSetup.name`): files from
+    training are never replaced.
 
     Raises:
         UsageError: the split has no labels, or a shard is damaged.
@@ -63,7 +63,7 @@ def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
     if fit_temperature:
         ranked = measure(predictions, job)
         job, predictions, calibration = fit_and_cross_fit(job, predictions)
-        # Calibration keeps a ranking, but each group of patients has a calibration of its own.
+        # rank uncalibrated scores: calibration differs between groups of patients
         measured = with_losses(ranked, measure(predictions, job))
     else:
         measured = measure(predictions, job)
@@ -83,7 +83,7 @@ def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
     }
     figures = {"options": options, "calibration": calibration, **measured}
     write_json(run.evaluation(job.name), figures)
-    # A complete run has the predictions of its training for the fold that was left out.
+    # for the validation fold, training already wrote the predictions of a complete run
     validation = fold_split(int(read_description(run)["options"]["fold"]))
     path = run.predictions(job.name)
     if job.name != validation or not run.is_complete:
@@ -101,11 +101,11 @@ def evaluate(job: EvaluationSetup, fit_temperature: bool) -> None:
 def fit_and_cross_fit(
     job: EvaluationSetup, predictions: Predictions
 ) -> tuple[EvaluationSetup, Predictions, dict[str, Any]]:
-    """Fit temperatures and biases, write them into the run, and show how the loss changes.
+    """Fit temperatures and biases, write them into the run, and show the change of the loss.
 
     Returns:
-        The job with the calibration that was fitted; the predictions, each patient's calibrated by
-        a fit on other patients; and their description for evaluation-NAME.json.
+        The job with the fitted calibration; the predictions, calibrated per patient by fits on
+        other patients; and their description for evaluation-NAME.json.
 
     Raises:
         UsageError: there is only one patient.
@@ -151,7 +151,7 @@ def fit_and_cross_fit(
 
 
 def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures with losses and calibration errors from another result of `measure`."""
+    """Return the metrics with losses and calibration errors of another result of `measure`."""
     return {
         key: other[key]
         if key in _OF_PROBABILITIES
@@ -163,7 +163,7 @@ def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
 
 
 def where_fitted(job: EvaluationSetup) -> str:
-    """Return whether the calibration was fitted on the slices that are measured, if known."""
+    """Return whether the calibration was fitted on the measured slices, if known."""
     fitted = job.calibration
     if not fitted.split:
         return UNKNOWN
@@ -184,7 +184,7 @@ def predict_labeled(model: Any, job: EvaluationSetup) -> Predictions:
 
 
 def measure(predictions: Predictions, job: EvaluationSetup) -> dict[str, Any]:
-    """Return all figures of a labeled split, by slice and by study."""
+    """Return all metrics of a labeled split, by slice and by study."""
     texts = predictions.texts
     slices = Measured(
         job.shards.labels,

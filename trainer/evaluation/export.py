@@ -1,8 +1,8 @@
-"""Export a run's model for use elsewhere: stored images → probabilities.
+"""Export of a run's model from stored images to probabilities.
 
-The exported model computes in float32 whatever the run computed in: ONNX has no runtime for
-bfloat16 convolutions, and CPUs are slow in float16. Each format is loaded again and compared with
-the run's model on real slices before anything is moved into the output folder.
+Exported models always compute in float32: ONNX has no runtime for bfloat16 convolutions, and CPUs
+are slow in float16. Exported files are loaded and compared with the run's model on real slices
+before they move into the output folder.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ OPSET = 17  # ONNX runtimes have it since 2022
 # Largest difference between the probabilities of two float32 runtimes.
 TOLERANCE = 1e-4
 # Largest difference between float32 and the precision of `predict`: rounding adds up over a hundred
-# layers, and stays far below the effect of a wrong weight.
+# layers, but is far below the effect of a wrong weight.
 ROUNDING: Mapping[str, float] = MappingProxyType(
     {"float32": TOLERANCE, "float16": 0.02, "bfloat16": 0.1}
 )
 
-# The lowest value of a CT, used outside of the image.
+# Lowest value of a CT, for padding.
 PADDING_HU = -1024
-# Stored values from Hounsfield units in NumPy's terms, by the pipeline's option `voi`; "hu" for
+# NumPy formulas from Hounsfield units to stored values, by the pipeline's option `voi`; "hu" for
 # shards in Hounsfield units.
 FORMULAS: Mapping[str, str] = MappingProxyType(
     {
@@ -72,7 +72,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """Write the model into a new or empty folder.
 
     Raises:
-        UsageError: a format cannot hold the model, or gives other probabilities.
+        UsageError: a format does not support the model, or yields other probabilities.
     """
     xla = saved.description["options"].get("xla", "auto")
     classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
@@ -131,7 +131,7 @@ def example_images(saved: SavedRun) -> npt.NDArray[Any]:
 
 
 def _probability_model(classifier: Any, calibration: Calibration) -> Any:
-    """The classifier in Keras's own layers, then its calibration and a sigmoid.
+    """Return the classifier in Keras's own layers, with calibration and sigmoid.
 
     Stored images [B, H, W, C] → probabilities float32 [B, L].
     """
@@ -148,7 +148,7 @@ def _probability_model(classifier: Any, calibration: Calibration) -> Any:
 
 @contextmanager
 def _failure_reported(name: str) -> Iterator[None]:
-    """Turn a library's failure on one format into one line.
+    """Report a library's failure on a format in one line.
 
     Raises:
         UsageError: the format could not be written or read.
@@ -182,7 +182,7 @@ def write_format(model: Any, name: str, path: Path) -> None:
         archive.add_endpoint("serving_default", serving_default, signature)
         archive.write_out(str(path), verbose=False)
     else:
-        with held_back():  # they print what they convert, and that there is no GPU
+        with held_back():  # the converters print progress and GPU warnings
             import onnx
             import tf2onnx
 
@@ -195,7 +195,7 @@ def write_format(model: Any, name: str, path: Path) -> None:
 
 
 def answer(name: str, path: Path, images: npt.NDArray[Any]) -> Floats:
-    """Load a format as its users would, and return the probabilities of stored images, [N, L]."""
+    """Load a format as users would; return the probabilities of stored images, [N, L]."""
     if name == "keras":
         return np.asarray(load_model(path).predict_on_batch(images))
     if name == "saved_model":
@@ -217,7 +217,7 @@ def _compare(name: str, answered: Floats, expected: Floats, tolerance: float) ->
     """Compare probabilities, [N, L] each.
 
     Raises:
-        UsageError: they differ by more than the tolerance.
+        UsageError: the probabilities differ by more than the tolerance.
     """
     same_shape = answered.shape == expected.shape
     difference = float(np.abs(answered - expected).max()) if same_shape else np.nan
@@ -230,10 +230,10 @@ def _compare(name: str, answered: Floats, expected: Floats, tolerance: float) ->
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder whose contents move to `output`, which is new or empty, on success."""
+    """Yield a folder; on success, move its contents to the new or empty `output`."""
     is_new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
-    # Inside of `output`, which may be a mount point.
+    # inside `output`: it may be a mount point
     unfinished = unfinished_path(output / "export")
     try:
         unfinished.mkdir()
@@ -250,12 +250,12 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def describe_export(
     saved: SavedRun, files: Mapping[str, str], compared: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of description.json, which explains the model without this project.
+    """Return the content of description.json, for users without this project.
 
     Args:
         saved: the run.
-        files: file name of each format.
-        compared: how the formats were compared with the run's model.
+        files: file name per format.
+        compared: results of the comparison with the run's model.
     """
     image = saved.image
     packages = ["keras", "tensorflow", "numpy"] + ["onnx", "tf2onnx"] * ("onnx" in files)
@@ -287,7 +287,7 @@ def describe_export(
 
 
 def _describe_values(saved: SavedRun) -> dict[str, Any]:
-    """Describe how the Hounsfield units of a DICOM file become the values of each channel."""
+    """Describe the conversion from Hounsfield units of a DICOM file to channel values."""
     trained = saved.description["shards"]
     options = trained.get("preprocessing", {})
     formula, windows = options.get("voi"), []

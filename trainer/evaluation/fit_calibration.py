@@ -1,4 +1,4 @@
-"""Fit the calibration of logits: a temperature and a bias per label (Platt scaling)."""
+"""Calibration of logits: fits a temperature and a bias per label (Platt scaling)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def fit_calibration(logits: Floats, labels: Ints) -> Calibration:
 def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
     """Fit temperature and bias of one label: a logistic regression on its logits, [N].
 
-    The targets are slightly smoothed (Platt 1999, section 2.2), so that the fit is finite where a
-    logit separates the labels. The temperature is 1/20 to 20: positive, so that the ranking stays.
+    The targets are slightly smoothed (Platt 1999, section 2.2): the fit stays finite for separable
+    labels. The temperature is 1/20 to 20; positive temperatures keep the ranking.
     A label without positives, or without negatives, keeps its logits.
     """
     positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
@@ -58,12 +58,12 @@ def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
 
 
 def cross_calibrate(logits: Floats, labels: Ints, patients: npt.NDArray[Any]) -> Array:
-    """Calibrate each patient's logits by a fit on other patients; float64 [N, L].
+    """Calibrate logits per patient by fits on other patients; float64 [N, L].
 
     Args:
         logits: [N, L].
         labels: [N, L].
-        patients: patient of each slice, [N]; two or more different ones.
+        patients: patient per slice, [N]; at least two different patients.
     """
     calibrated = np.empty(logits.shape)
     for rest, group in GroupKFold(count_groups(patients)).split(logits, groups=patients):
@@ -72,14 +72,14 @@ def cross_calibrate(logits: Floats, labels: Ints, patients: npt.NDArray[Any]) ->
 
 
 def count_groups(patients: npt.NDArray[Any]) -> int:
-    """Number of groups of patients in cross-fitting."""
+    """Return the number of groups of patients in cross-fitting."""
     return min(_GROUPS, len(np.unique(patients)))
 
 
 def explain_fit(
     logits: Floats, labels: Ints, names: tuple[str, ...], fitted: Calibration
 ) -> list[str]:
-    """Name the labels whose fit is poor, and say why; labels and logits are [N, L]."""
+    """Explain poor fits, one text per label; labels and logits are [N, L]."""
     lines = []
     for i, name in enumerate(names):
         positive = logits[labels[:, i] == 1, i]

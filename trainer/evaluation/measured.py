@@ -1,4 +1,4 @@
-"""Labels and probabilities of slices or studies, and all that is measured on them."""
+"""Labels and probabilities of slices or studies, with metrics and operating points."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainer.evaluation.thresholds import OperatingPoint, operating_points
 
 @dataclass(frozen=True)
 class Measured:
-    """Labels and probabilities of slices or studies; figures are computed on first use.
+    """Labels and probabilities of slices or studies; metrics are computed on first use.
 
     Attributes:
         names: names of the labels, L.
         weights: weights of the labels in the log loss, L.
         labels: 0 or 1, int64 [N, L].
         predicted: probabilities, float64 [N, L].
-        patients: patient of each slice or study, [N].
+        patients: patient per slice or study, [N].
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class Measured:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """The figures of `metrics.split_figures`."""
+        """The metrics of `metrics.split_figures`."""
         return split_figures(self.labels, self.predicted, self.names, self.weights)
 
     @cached_property
@@ -47,7 +47,7 @@ class Measured:
 
     @cached_property
     def points(self) -> dict[str, list[OperatingPoint]]:
-        """The operating points of each label."""
+        """The operating points per label."""
         return {
             name: operating_points(self.labels[:, i], self.predicted[:, i], self.patients)
             for i, name in enumerate(self.names)
@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def defined(self) -> list[tuple[int, str]]:
-        """Numbers and names of the labels that have positives and negatives."""
+        """Numbers and names of the labels with positives and negatives."""
         positives = self.labels.sum(axis=0)
         return [
             (i, name) for i, name in enumerate(self.names) if 0 < positives[i] < len(self.labels)
@@ -65,7 +65,7 @@ class Measured:
         """Group slices by study: a study is positive if any slice is, and has the highest score.
 
         Args:
-            studies: study of each slice, [N].
+            studies: study per slice, [N].
         """
         _, first, study = np.unique(studies, return_index=True, return_inverse=True)
         labels = np.zeros((len(first), len(self.names)), np.int64)
@@ -94,7 +94,7 @@ def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
 def measure_frame(
     frame: pd.DataFrame, names: tuple[str, ...], weights: tuple[float, ...]
 ) -> Measured:
-    """Take labels and probabilities from predictions that `read_predictions` returned."""
+    """Extract labels and probabilities from the result of `read_predictions`."""
     return Measured(
         names,
         weights,

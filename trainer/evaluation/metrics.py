@@ -1,4 +1,4 @@
-"""Figures of merit over whole splits, most of them from scikit-learn."""
+"""Metrics of whole splits, most of them from scikit-learn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BINS = 15
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    """Sigmoid in float64: in float32, 1 - 1e-9 is 1."""
+    """Return the sigmoid in float64: in float32, 1 - 1e-9 is 1."""
     return np.asarray(expit(logits.astype(np.float64)))
 
 
 def label_log_losses(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]:
-    """Log loss per label, nats, [L]; labels and probabilities are [N, L]."""
+    """Return the log loss per label, nats, [L]; labels and probabilities are [N, L]."""
     clipped = np.clip(predicted.astype(np.float64), CLIP, 1 - CLIP)
     return np.array(
         [log_loss(labels[:, i], clipped[:, i], labels=[0, 1]) for i in range(labels.shape[1])]
@@ -32,14 +32,14 @@ def label_log_losses(labels: Ints, predicted: Floats) -> npt.NDArray[np.float64]
 
 
 def weighted_log_loss(labels: Ints, predicted: Floats, weights: tuple[float, ...]) -> float:
-    """The competition's metric: the mean of the labels' log losses, weighted by `weights`."""
+    """Return the competition's metric: the weighted mean of the log losses per label."""
     return float(np.average(label_log_losses(labels, predicted), weights=weights))
 
 
 def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float:
-    """Highest sensitivity of all thresholds with at least this specificity.
+    """Return the highest sensitivity of all thresholds with at least this specificity.
 
-    Labels and probabilities are [N]; there are positives and negatives.
+    Labels and probabilities are [N], with positives and negatives.
     """
     false_positives, true_positives, _ = roc_curve(labels, predicted, drop_intermediate=False)
     return float(true_positives[false_positives <= 1 - specificity + 1e-12].max())
@@ -48,14 +48,14 @@ def sensitivity_at(labels: Ints, predicted: Floats, specificity: float) -> float
 def prevalence_baseline(
     labels: Ints, prevalence: tuple[float, ...], weights: tuple[float, ...]
 ) -> float:
-    """Weighted log loss of always predicting the prevalence of the training data."""
+    """Return the weighted log loss of predicting the training prevalence."""
     return weighted_log_loss(labels, np.tile(prevalence, (len(labels), 1)), weights)
 
 
 def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | None]:
-    """Figures of one label, from labels and probabilities [N].
+    """Return the metrics of one label, from labels and probabilities [N].
 
-    None where a figure needs positives and negatives and one kind is missing.
+    A metric is None if it needs positives and negatives and one kind is missing.
     """
     positives = int(labels.sum())
     both = 0 < positives < len(labels)
@@ -74,7 +74,7 @@ def label_figures(labels: Ints, predicted: Floats) -> dict[str, float | int | No
 
 
 def mean_defined(values: list[Any]) -> float | None:
-    """Mean of the values that are not None; None if all are."""
+    """Return the mean of the values other than None; None if there are none."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
@@ -82,7 +82,7 @@ def mean_defined(values: list[Any]) -> float | None:
 def split_figures(
     labels: Ints, predicted: Floats, names: tuple[str, ...], weights: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Figures of a split, from labels and probabilities [N, L]."""
+    """Return the metrics of a split, from labels and probabilities [N, L]."""
     by_label = {name: label_figures(labels[:, i], predicted[:, i]) for i, name in enumerate(names)}
     return {
         "examples": len(labels),
@@ -97,7 +97,7 @@ def split_figures(
 
 
 def reliability_curve(labels: Ints, predicted: Floats, bins: int = _BINS) -> list[dict[str, Any]]:
-    """Mean probability and share of positives per bin of equal width, without empty bins.
+    """Return mean probability and fraction of positives per bin of equal width, without empty bins.
 
     Labels and probabilities are [N].
     """
@@ -113,7 +113,7 @@ def reliability_curve(labels: Ints, predicted: Floats, bins: int = _BINS) -> lis
 
 
 def expected_calibration_error(labels: Ints, predicted: Floats, bins: int = _BINS) -> float:
-    """Mean distance of probability and share of positives (Guo et al., arXiv:1706.04599)."""
+    """Return the expected calibration error (Guo et al., arXiv:1706.04599)."""
     curve = reliability_curve(labels, predicted, bins)
     gaps = [point["examples"] * abs(point["predicted"] - point["observed"]) for point in curve]
     return float(sum(gaps) / len(labels))

@@ -1,4 +1,4 @@
-"""Predict the slices of a split, and write the predictions: a Kaggle submission or a table."""
+"""Prediction of a split, written as a Kaggle submission or a table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Predictions:
         split: name of the split.
         logits: float32 [N, L].
         labels: int64 [N, L]; -1 where unlabeled.
-        texts: image_id, patient_id, study_id and series_id, [N] each.
+        texts: image_id, patient_id, study_id and series_id, each [N].
         position_z: mm, float32 [N].
     """
 
@@ -55,7 +55,7 @@ class Predictions:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """Sigmoid of the logits, [N, L]."""
+        """Return the sigmoid of the logits, [N, L]."""
         return probabilities(self.logits)
 
 
@@ -65,7 +65,7 @@ def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> N
     Args:
         job: the run and the split.
         output: .csv: ID,Label with one row per image and label; .parquet: one row per image.
-        sample: sample submission whose rows and order to write.
+        sample: sample submission that defines rows and order.
 
     Raises:
         UsageError: a shard is damaged, or the sample has other labels.
@@ -102,7 +102,7 @@ def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> N
 
 
 def explain_differences(submission: Submission, sample: Path | None) -> list[str]:
-    """Explain the rows of a submission that a reader would not expect."""
+    """Explain unexpected rows of a submission."""
     lines = []
     if submission.filled:
         lines.append(
@@ -153,11 +153,11 @@ def predict_split(
         shards: the directory of the split.
         split: the split.
         batch_size: images per step.
-        on_batch: called after each batch with the number of slices done.
-        flip: average the logits of each image and its mirror image.
+        on_batch: called after every batch with the number of finished slices.
+        flip: average the logits of image and mirror image.
 
     Raises:
-        UsageError: a shard is damaged, or has more or fewer examples than the manifest says.
+        UsageError: a shard is damaged, or its number of examples is not the manifest's.
         Diverged: a logit is not finite.
         DeviceFailed: a GPU, its driver or its compiler failed.
     """
@@ -212,7 +212,7 @@ def predict_batch(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArr
 
 
 def to_frame(predictions: Predictions, labels: tuple[str, ...]) -> pd.DataFrame:
-    """One row per slice: ids, split, position_z, probability_<label>, label_<label>."""
+    """Return one row per slice: ids, split, position_z, probability_<label>, label_<label>."""
     columns: dict[str, Any] = {**predictions.texts, "split": predictions.split}
     columns["position_z"] = predictions.position_z
     for i, label in enumerate(labels):

@@ -19,13 +19,13 @@ ID, LABEL = "ID", "Label"
 
 @dataclass(frozen=True)
 class Submission:
-    """The rows to write, and how the predictions fit the sample.
+    """Rows of a submission, and mismatches with the sample.
 
     Attributes:
         rows: columns ID, `<image id>_<label>`, and Label, a probability.
         filled: images of the sample without a prediction.
         left_out: predicted images that are not in the sample.
-        unclear: rows whose ID fits two images: `a_b_c` is label `c` of `a_b`, or `b_c` of `a`.
+        unclear: rows with an ID of two images: `a_b_c` is label `c` of `a_b`, or `b_c` of `a`.
     """
 
     rows: pd.DataFrame
@@ -39,7 +39,7 @@ def build_submission(
     probabilities: npt.NDArray[np.floating[Any]],
     labels: Sequence[str],
 ) -> Submission:
-    """Return the rows of all images, in order; an image's labels stand together.
+    """Return the rows of all images, in order, grouped by image.
 
     Args:
         image_ids: N image ids.
@@ -55,7 +55,7 @@ def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
     """Return the IDs of a sample submission, in its order.
 
     Raises:
-        UsageError: the file cannot be read, or an ID has none of the labels.
+        UsageError: the file cannot be read, or an ID has no known label.
     """
     try:
         ids = pd.read_csv(path, usecols=[ID], dtype=str, na_filter=False)[ID].tolist()
@@ -75,7 +75,7 @@ def read_sample(path: Path, labels: Sequence[str]) -> list[str]:
 
 
 def readings(row: str, labels: Collection[str]) -> list[tuple[str, str]]:
-    """Return the images and labels that an ID may stand for, the longest label first.
+    """Return the possible images and labels of an ID, the longest label first.
 
     >>> readings("a_midline_shift", {"midline_shift", "shift"})
     [('a', 'midline_shift'), ('a_midline', 'shift')]
@@ -96,16 +96,16 @@ def fit_to_sample(
     Args:
         image_ids: N predicted images.
         probabilities: [N, L].
-        ids: IDs that `read_sample` returned.
-        prevalence: prevalence of each of the L labels in the training data, for images that the
-            pipeline rejected.
+        ids: IDs from `read_sample`.
+        prevalence: prevalence per label in the training data, for images that the pipeline
+            rejected.
     """
-    # Of equal ids the first.
+    # reversed: the first of equal ids wins
     answers = dict(zip(reversed(image_ids), reversed(probabilities.tolist()), strict=True))
     column_of = {label: number for number, label in enumerate(prevalence)}
     pairs = {row: readings(row, column_of) for row in ids}
     if unclear := [row for row, options in pairs.items() if len(options) > 1]:
-        # An image of the sample has a row for each label.
+        # an image of the sample has one row per label
         counts = Counter(image for options in pairs.values() for image, _ in options)
         complete = {image for image, rows in counts.items() if rows == len(column_of)}
         for row in unclear:

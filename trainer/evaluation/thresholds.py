@@ -1,4 +1,4 @@
-"""Operating points: thresholds that turn probabilities into yes or no, and the rates they give."""
+"""Operating points: thresholds of probabilities, with sensitivity, specificity, PPV and NPV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 class Rate(NamedTuple):
-    """A share of examples with its 95 % interval; None where there are no such examples."""
+    """A fraction of examples with its 95 % interval; None without such examples."""
 
     value: float | None
     ends: list[float] | None
@@ -29,7 +29,7 @@ class OperatingPoint:
     """A threshold and its rates; a probability at or above the threshold is a yes.
 
     Attributes:
-        rule: rule that chose the threshold, "youden" or "sensitivity".
+        rule: rule of the threshold, "youden" or "sensitivity".
         threshold: a probability.
         counts: true positives, false negatives, true negatives, false positives.
         rates: by the names of `RATES`.
@@ -56,7 +56,7 @@ def operating_points(
     Args:
         labels: [N].
         predicted: probabilities, [N].
-        patients: patient of each example, [N].
+        patients: patient per example, [N].
         seed: of the resamples.
         samples: number of resamples.
     """
@@ -75,7 +75,7 @@ def operating_points(
 
 def choose_thresholds(labels: Ints, predicted: Floats) -> dict[str, float]:
     """Return the threshold of each rule, from labels and probabilities [N]."""
-    # Without the first threshold of roc_curve, which is infinite.
+    # drop roc_curve's first threshold: infinite
     false, true, thresholds = (
         values[1:] for values in roc_curve(labels, predicted, drop_intermediate=False)
     )
@@ -96,22 +96,22 @@ def counts_by_patient(
 
 
 def shares(counts: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Numerators and denominators of `RATES`, [..., 4] each, from counts [..., 4]."""
+    """Return numerators and denominators of `RATES`, each [..., 4], from counts [..., 4]."""
     tp, fn, tn, fp = np.moveaxis(counts, -1, 0)
     return np.stack((tp, tn, tp, tn), axis=-1), np.stack((tp + fn, tn + fp, tp + fp, tn + fn), -1)
 
 
 def rates(counts: npt.NDArray[Any]) -> Array:
-    """Sensitivity, specificity, PPV and NPV, [..., 4], from counts [..., 4]; NaN for 0 of 0."""
+    """Return sensitivity, specificity, PPV and NPV, [..., 4], from counts; NaN for 0 of 0."""
     part, whole = shares(counts)
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def describe_rates(counts: npt.NDArray[np.int64], drawn: Array) -> dict[str, Rate]:
-    """Return each rate with its interval.
+    """Return the rates with intervals.
 
-    A rate of 0 or 1 is the same in all resamples, though it is not certain: its interval is the
-    exact binomial one (Clopper and Pearson, Biometrika 1934) for the number of patients.
+    Rates of 0 or 1 have no spread over resamples: their interval is the exact binomial interval
+    (Clopper and Pearson, Biometrika 1934) for the number of patients.
 
     Args:
         counts: counts per patient, [P, 4].
