@@ -1,4 +1,4 @@
-"""Slices with identical pixels: a patient under two names would be in two folds."""
+"""Search for slices with identical pixels, to keep a patient with two ids in one fold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ NOT_IDENTICAL = -1
 
 @dataclass(frozen=True)
 class PixelRange:
-    """Where a file's pixels are.
+    """Byte range of a file's pixels.
 
     Attributes:
         source: the file.
-        offset: of the pixels' first byte.
-        bytes: how many there are.
+        offset: offset of the first byte.
+        bytes: number of bytes.
     """
 
     source: str
@@ -30,13 +30,13 @@ class PixelRange:
 
 
 def find_candidates(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The slices whose fingerprints are not unique; 0 is no fingerprint.
+    """Return the slices with repeated fingerprints; 0 means no fingerprint.
 
     Args:
         fingerprints: [n].
 
     Returns:
-        Places, in ascending order.
+        Indices, ascending.
     """
     order = np.argsort(fingerprints, kind="stable")
     equal = np.diff(fingerprints[order]) == 0
@@ -47,15 +47,15 @@ def find_candidates(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[np.int64]:
-    """Which of some files have the same pixels.
+    """Group files with identical pixels.
 
     Args:
-        ranges: their pixels.
-        files: where they are.
+        ranges: pixels of the files.
+        files: the input.
 
     Returns:
-        [n]: the number of the group of files with the same pixels, NOT_IDENTICAL for a file that is
-        like no other or that cannot be read: writing its shard will say so.
+        [n]: group number per file; NOT_IDENTICAL for a file with unique pixels, and for an
+        unreadable file, which is reported when its shard is written.
 
     Raises:
         StoreError: the store fails.
@@ -77,15 +77,14 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
 
 
 def join_groups(groups: NDArray[np.int64], identical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number groups so that those which share identical pixels have the same number.
+    """Merge groups that share identical pixels, and number them anew.
 
     Args:
-        groups: [n], the group of each slice, numbered from 0.
-        identical: [n], the number of the set of identical slices that each belongs to, or
-            NOT_IDENTICAL.
+        groups: [n], group per slice, numbered from 0.
+        identical: [n], number of the set of identical slices, or NOT_IDENTICAL.
 
     Returns:
-        [n], from 0, in the order of first appearance.
+        [n], numbered from 0 by first appearance.
     """
     root = list(range(int(groups.max(initial=-1)) + 1))
 
@@ -111,15 +110,14 @@ def count_identical(
     """Count slices with identical pixels.
 
     Args:
-        identical: [n], the number of the set of identical slices that each belongs to, or
-            NOT_IDENTICAL.
-        patients: [n], of each slice.
-        labels: [n, l], of each slice.
+        identical: [n], number of the set of identical slices, or NOT_IDENTICAL.
+        patients: [n], patient per slice.
+        labels: [n, l], labels per slice.
     """
     marked = identical != NOT_IDENTICAL
     frame = pd.DataFrame({"set": identical[marked], "patient": patients[marked]})
     frame["labels"] = [row.tobytes() for row in labels[marked]]
-    frame = frame[frame["set"].duplicated(keep=False)]  # the others of a set may be rejected
+    frame = frame[frame["set"].duplicated(keep=False)]  # other slices of a set may be rejected
     distinct = frame.groupby("set").nunique()
     return IdenticalPixels(
         groups=len(distinct),

@@ -1,8 +1,8 @@
-"""Search for more even folds where patients are few and a greedy assignment leaves much to gain.
+"""Iterated local search for more even folds, for data sets with few patients.
 
-Iterated local search: some patients trade places at random, the best moves and swaps follow until
-none helps, and the most even assignment so far is kept. All arithmetic is in integers, so that ties
-are the same ties on every machine.
+A round swaps random pairs of patients and then applies the best moves and swaps until none improves
+the balance; the most even assignment is kept. Integer arithmetic makes ties reproducible on any
+hardware.
 """
 
 from math import isqrt
@@ -10,10 +10,10 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-_KICK = 5  # pairs of groups that trade places before each descent
-_IDLE = 100  # descents without a better assignment that end the search
-# Bounds the time to about three seconds. More than some 900 groups leave room for too few steps to
-# matter, and a greedy assignment of many groups is more even anyway.
+_KICK = 5  # random swaps before a descent
+_IDLE = 100  # the search ends after as many descents without improvement
+# Bounds the time to about three seconds. Above some 900 groups, the steps are too few to matter,
+# and a greedy assignment is already more even.
 _WORK = 100_000_000
 _FEWEST_STEPS = 120
 
@@ -25,17 +25,17 @@ def search_folds(
     movable: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Return an assignment at least as even as the given one; the same one for many groups.
+    """Return an assignment at least as even as `fold_of`; `fold_of` itself for many groups.
 
     Args:
-        counts: [g, l], examples of each label, and of any kind, in each group.
-        shares: [k], of each fold, with a sum of 1.
-        fold_of: [g], the fold of each group; every fold has one.
+        counts: [g, l], examples per group and label, and all examples per group.
+        shares: [k], share per fold, with a sum of 1.
+        fold_of: [g], fold per group; no fold is empty.
         movable: [g], whether a group may change its fold.
-        rng: decides which groups trade places.
+        rng: generator of the random swaps.
     """
     (groups,) = np.nonzero(movable)
-    work = len(groups) * (len(groups) + len(shares) * counts.shape[1])  # of a step
+    work = len(groups) * (len(groups) + len(shares) * counts.shape[1])  # per step
     steps = _WORK // max(work, 1)
     if len(groups) < 2 or steps < _FEWEST_STEPS:
         return fold_of
@@ -53,9 +53,9 @@ def search_folds(
 
 
 class _Search:
-    """An assignment, and how even it is.
+    """An assignment and its cost.
 
-    The cost is that of `folds`: squared deviations in units of an even share of the label.
+    The cost is defined in `folds`: squared deviations in units of an even share of the label.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class _Search:
     ) -> None:
         total = counts.sum(axis=0)
         unit = np.maximum(total / len(shares), 1.0)
-        # No deviation is more than all examples, so no sum of products here reaches 2^63.
+        # Deviations are at most all examples, so sums of products stay below 2^63.
         scale = isqrt((1 << 60) // counts.shape[1]) // (2 * len(shares))
         self._scaled = np.rint(counts / unit * scale).astype(np.int64)
         self._wanted = np.rint(np.outer(shares, total / unit) * scale).astype(np.int64)
@@ -86,11 +86,11 @@ class _Search:
         self._sizes = np.bincount(fold_of, minlength=len(self._wanted))
 
     def cost(self) -> int:
-        """The sum of all squared deviations."""
+        """Return the sum of all squared deviations."""
         return int((self._excess**2).sum())
 
     def descend(self, most_steps: int) -> None:
-        """Take the best move or swap until none helps, or all steps are used."""
+        """Apply the best move or swap until none lowers the cost, or the steps are used up."""
         helped = True
         while helped and self.steps < most_steps:
             self.steps += 1
@@ -102,9 +102,9 @@ class _Search:
         toward -= toward[every, mine][:, None]
         moves = toward + self._squares[:, None]  # half of the change in cost, as in swaps
         moves[every, mine] = 0
-        moves[self._sizes[mine] == 1] = 0  # no fold is emptied
+        moves[self._sizes[mine] == 1] = 0  # keep the last group of a fold
         swaps = toward[:, mine]
-        swaps = swaps + swaps.T + self._apart  # within a fold never below 0
+        swaps = swaps + swaps.T + self._apart  # never below 0 within a fold
         move, swap = int(moves.argmin()), int(swaps.argmin())
         if min(moves.flat[move], swaps.flat[swap]) >= 0:
             return False
@@ -115,7 +115,7 @@ class _Search:
         return True
 
     def swap(self, one: int, other: int) -> None:
-        """Let two groups trade places."""
+        """Swap the folds of two groups."""
         fold, other_fold = self.fold_of[self._groups[[one, other]]].tolist()
         self._move(one, other_fold)
         self._move(other, fold)

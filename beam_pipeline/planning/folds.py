@@ -1,4 +1,4 @@
-"""Patients to folds, slices to shards: stratified, seeded, and the same whatever the order."""
+"""Stratified, seeded assignment of patients to folds and of slices to shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from headct.errors import UsageError
 from headct.layout import HOLDOUT_SPLIT, fold_split
 
 _MAX_STEPS = 5000
-_CANDIDATES = 256  # groups of each fold that a swap is searched among
+_CANDIDATES = 256  # groups per fold in the search for a swap
 
 
 def assign_folds(
@@ -22,22 +22,21 @@ def assign_folds(
     seed: int,
     fixed: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Assign whole groups to folds so that each has its share of every label, and of examples.
+    """Assign whole groups to folds, with each label and the examples split by the folds' shares.
 
-    Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: the
-    groups that hold the rarest label are dealt first, each to the fold that lacks that label most;
-    then moves and swaps of groups between folds remove what imbalance is left, and where groups are
-    few, a search goes on from there.
+    Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: groups
+    with the rarest label are assigned first, to the fold with the greatest need of the label; then
+    moves and swaps of groups reduce the remaining imbalance. If groups are few, a search follows.
 
     Args:
-        groups: [n], the group (patient) of each example, 0 to g - 1.
+        groups: [n], group (patient) per example, 0 to g - 1.
         labels: [n, l], 0 or 1.
-        shares: of each fold, above 0, with a sum of 1; at most g folds.
-        seed: decides between equals.
-        fixed: [g], the fold of a group that has one already, -1 of the others; or None.
+        shares: share per fold, above 0, with a sum of 1; at most g folds.
+        seed: seed that breaks ties.
+        fixed: [g], known fold per group, or -1; or None.
 
     Returns:
-        [g], the fold of each group.
+        [g], fold per group.
 
     Raises:
         ValueError: fewer groups than folds.
@@ -54,7 +53,7 @@ def assign_folds(
 
 
 def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Examples of each label, and of any kind, in each group: [g, l + 1]."""
+    """Count examples per group and label, and all examples per group: [g, l + 1]."""
     columns = np.column_stack([labels, np.ones(len(labels), np.int8)])
     size = int(groups.max()) + 1
     return np.stack(
@@ -68,7 +67,7 @@ def _deal(
     start: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Deal groups to the fold in greatest need, those with the rarest label first."""
+    """Assign groups to the fold in greatest need, starting with the rarest label."""
     need = np.outer(shares, counts.sum(axis=0))
     fold_of = start.copy()
     np.subtract.at(need, fold_of[fold_of >= 0], counts[fold_of >= 0])
@@ -84,10 +83,10 @@ def _deal(
 
 @dataclass
 class _Balance:
-    """How far every fold is from its share of every label.
+    """Deviations of the folds from their shares of the labels.
 
-    The cost is the sum over folds and labels of the squared deviation from the fold's share, in
-    units of that share: a rare label weighs as much as a common one.
+    The cost is the sum over folds and labels of squared deviations, in units of an even share of
+    the label: rare and common labels have the same weight.
     """
 
     counts: NDArray[np.float64]
@@ -106,7 +105,7 @@ class _Balance:
         self.sizes = np.bincount(self.fold_of, minlength=self.folds)
 
     def best_move(self) -> tuple[float, int, int]:
-        """The gain (below 0 is better) of moving one group, the group, and its new fold."""
+        """Return the best move: change in cost, group and new fold."""
         toward = self.scaled @ self.excess.T
         own = np.take_along_axis(toward, self.fold_of[:, None], axis=1)
         gain = 2 * (toward - own) + 2 * self.squares[:, None]
@@ -117,7 +116,7 @@ class _Balance:
         return float(gain[group, fold]), int(group), int(fold)
 
     def best_swap(self, one: int, other: int, rng: np.random.Generator) -> tuple[float, int, int]:
-        """The gain of swapping two groups of two folds, searched among some of each."""
+        """Return the best swap among samples of two folds: change in cost, and both groups."""
         here = _sample(np.flatnonzero(self.movable & (self.fold_of == one)), rng)
         there = _sample(np.flatnonzero(self.movable & (self.fold_of == other)), rng)
         if not (len(here) and len(there)):
@@ -143,7 +142,7 @@ def _sample(groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.i
 
 
 def _refine(balance: _Balance, rng: np.random.Generator) -> None:
-    """Take the best move while one helps, then swaps until a round over all pairs helps no more."""
+    """Apply improving moves and swaps until several rounds over all pairs bring none."""
     pairs = [(a, b) for a in range(balance.folds) for b in range(a)]
     idle = 0
     for _ in range(_MAX_STEPS):
@@ -163,16 +162,16 @@ def _refine(balance: _Balance, rng: np.random.Generator) -> None:
 
 
 def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDArray[np.int64]]:
-    """Deal examples to shards so that each mirrors the whole, in a shuffled order.
+    """Assign examples to shards with equal label distributions, in shuffled order.
 
     Args:
         labels: [n, l], the examples of one split in a fixed order.
-        shards: how many, at most n.
-        seed: of the shuffles.
+        shards: number of shards, at most n.
+        seed: seed of the shuffles.
 
     Returns:
-        For each shard the examples' positions, in the order to write them. The count of every
-        combination of labels, and the size, differ by at most 1 between shards.
+        The positions of the examples per shard, in writing order. Size and count of every
+        combination of labels differ by at most 1 between shards.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
@@ -181,7 +180,7 @@ def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDAr
 
 
 def _combinations(labels: NDArray[np.int8]) -> NDArray[np.int64]:
-    """A number for each row's combination of labels (-1, 0 or 1), in lexicographic order: [n]."""
+    """Number each row's combination of labels (-1, 0 or 1), in lexicographic order: [n]."""
     code = np.zeros(len(labels), np.int64)
     for column in labels.T:
         code = code * 3 + (column + 1)
@@ -195,8 +194,8 @@ class Splits:
     """The splits to make.
 
     Attributes:
-        names: of the splits.
-        shares: of each, of all examples; their sum is 1.
+        names: names of the splits.
+        shares: share of all examples per split, with a sum of 1.
     """
 
     names: tuple[str, ...]
@@ -204,7 +203,7 @@ class Splits:
 
     @classmethod
     def of(cls, folds: int, holdout: float) -> "Splits":
-        """Even folds, after a part that is held out if it is more than nothing."""
+        """Return the hold-out, if its share is above 0, and even folds."""
         names = tuple(map(fold_split, range(folds)))
         shares = ((1 - holdout) / folds,) * folds
         return cls((HOLDOUT_SPLIT, *names), (holdout, *shares)) if holdout else cls(names, shares)
@@ -217,17 +216,17 @@ def assign_splits(
     seed: int,
     known: Sequence[str | None] | None = None,
 ) -> NDArray[np.int64]:
-    """The split of each slice, as its place in `splits.names`; no group is in two.
+    """Return the split per slice, as an index into `splits.names`; groups stay together.
 
     Args:
         groups: [n], numbered from 0.
         labels: [n, l], 0 or 1.
-        splits: to make.
-        seed: decides between equals.
-        known: [n], the split that a slice had in an earlier data set, None if it was not there.
+        splits: splits to make.
+        seed: seed that breaks ties.
+        known: [n], split in an earlier data set, or None.
 
     Raises:
-        UsageError: there are too few groups, or what is known cannot be kept.
+        UsageError: there are too few groups, or known splits cannot be kept.
     """
     fixed = None if known is None else _fix(groups, known, splits.names)
     _check_patients(int(groups.max(initial=-1)) + 1, splits)
@@ -235,7 +234,7 @@ def assign_splits(
 
 
 def _check_patients(patients: int, splits: Splits) -> None:
-    """Refuse fewer patients than splits, in terms of the options that were given."""
+    """Raise a UsageError if patients are fewer than splits; the message names the options."""
     held_out = HOLDOUT_SPLIT in splits.names
     folds = len(splits.names) - held_out
     if patients < len(splits.names):
@@ -250,7 +249,7 @@ def _check_patients(patients: int, splits: Splits) -> None:
 def _fix(
     groups: NDArray[np.int64], known: Sequence[str | None], names: Sequence[str]
 ) -> NDArray[np.int64]:
-    """The place in `names` of the split that each group had, -1 if it is new."""
+    """Return the known split per group, as an index into `names`; -1 for a new group."""
     frame = pd.DataFrame({"group": groups, "split": known}).dropna()
     other = sorted(set(frame["split"]) - set(names))
     if other:

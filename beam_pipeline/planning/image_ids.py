@@ -1,4 +1,4 @@
-"""Image ids: file names where these tell slices apart, else SOP Instance UIDs; 64 bits for each."""
+"""Image ids and their 64-bit keys: unambiguous file names, else SOP Instance UIDs."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from beam_pipeline.options import Identifiers, ImageId
 
-_AT_A_TIME = 1 << 16  # ids that are Python objects: 60 bytes each and more
+_AT_A_TIME = 1 << 16  # ids converted together: a Python object takes 60 bytes or more
 
 
 def image_keys(image_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """64 bits for each image id, the same wherever it stands (SipHash, of pandas).
+    """Return a 64-bit key per image id, independent of the order (SipHash, of pandas).
 
-    Two of ten million different ids share one with a probability of 3 in a million.
+    The probability of a collision among ten million ids is 3 in a million.
 
     Args:
         image_ids: strings.
@@ -40,12 +40,12 @@ NO_UID = 0  # the key of a SOP Instance UID that is absent
 
 @dataclass(frozen=True)
 class Identity:
-    """What image ids are made of.
+    """Source of the image ids.
 
     Attributes:
         by: FILE_NAME or SOP_INSTANCE_UID.
         numbered: whether ordinals are written instead.
-        ambiguous: how many usable files share a name with another slice.
+        ambiguous: number of usable files that share a name with another slice.
     """
 
     by: ImageId
@@ -54,11 +54,11 @@ class Identity:
 
     @property
     def column(self) -> str:
-        """The inventory's column of what tells slices apart."""
+        """The inventory's column that distinguishes slices."""
         return "image_id" if self.by is ImageId.FILE_NAME else "sop_instance_uid"
 
     def describe(self) -> str:
-        """Say why image ids are not file names, in a sentence; empty if they are."""
+        """Return a sentence on why image ids are not file names; empty if they are."""
         if self.by is ImageId.FILE_NAME or not self.ambiguous:
             return ""
         written = "ordinals" if self.numbered else "these, by --identifiers"
@@ -74,15 +74,15 @@ def choose_identity(
     image_id: ImageId,
     identifiers: Identifiers,
 ) -> Identity:
-    """Decide by the usable files whether their names tell them apart.
+    """Choose file names as ids if they distinguish the usable slices, else UIDs.
 
-    Copies of a slice under one name do not speak against names: they are duplicates either way.
+    Copies of a slice under one name do not count as ambiguous: they are duplicates by either id.
 
     Args:
         names: [n], `image_keys` of the file names of usable files.
-        uids: [n], of their SOP Instance UIDs; NO_UID where a file has none.
-        image_id: what the user wants.
-        identifiers: what is written for other ids.
+        uids: [n], `image_keys` of the SOP Instance UIDs; NO_UID if absent.
+        image_id: the user's choice.
+        identifiers: treatment of other ids.
     """
     ambiguous = _count_ambiguous(names[uids != NO_UID], uids[uids != NO_UID])
     by = image_id
@@ -94,7 +94,7 @@ def choose_identity(
 
 
 def _count_ambiguous(names: NDArray[np.uint64], uids: NDArray[np.uint64]) -> int:
-    """How many files have a name that files with another UID have too."""
+    """Count the files that share a name with a file of another UID."""
     order = np.lexsort((uids, names))
     names, uids = names[order], uids[order]
     same = names[1:] == names[:-1]

@@ -1,4 +1,4 @@
-"""Labels of images: their values, and why those of some cannot be used."""
+"""Labels of images: values per class, and problems of unusable images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.layout import LABELS_TABLE
 from headct.reasons import Reason
 
-# RSNA Intracranial Hemorrhage Detection 2019: the five subtypes, and whether there is any.
+# RSNA Intracranial Hemorrhage Detection 2019: five subtypes, and any hemorrhage.
 RSNA_LABELS = (
     "epidural",
     "intraparenchymal",
@@ -23,15 +23,15 @@ RSNA_LABELS = (
     "subdural",
     "any",
 )
-# Why an image's rows cannot be used, and the detail of it.
+# Problems of an image's rows: reason and detail.
 PROBLEMS = (
     (Reason.LABEL_INVALID, "a value is neither 0 nor 1"),
     (Reason.LABEL_INVALID, "not a value for each class"),
     (Reason.LABEL_CONFLICT, "rows contradict each other"),
 )
 _BAD_VALUE, _MISSING_CLASS, _CONFLICT = range(len(PROBLEMS))
-_CELLS = 1 << 24  # values of all images for which there is memory, whatever a file has
-# Around a text without being part of it: after a space, quotes are not those of CSV.
+_CELLS = 1 << 24  # label values that always fit in memory
+# Characters to strip around a text: CSV keeps quotes that follow a space.
 AROUND = ' \t"'
 
 
@@ -40,10 +40,10 @@ class Labels:
     """The labels of a data set.
 
     Attributes:
-        names: of the classes, in the order of the columns.
-        image_ids: string [images], as the file has them; no two are the same.
-        values: int8 [images, classes], 0 or 1 where there is no problem.
-        problems: int8 [images], the place of the problem in PROBLEMS, -1 for none.
+        names: names of the classes, in the order of the columns.
+        image_ids: string [images], as in the file; unique.
+        values: int8 [images, classes], 0 or 1 unless the image has a problem.
+        problems: int8 [images], index into PROBLEMS, or -1.
     """
 
     names: tuple[str, ...]
@@ -52,10 +52,10 @@ class Labels:
     problems: NDArray[np.int8]
 
     def keep(self, unfinished: Unfinished) -> None:
-        """Write the labels for the step that plans the shards, on whichever machine.
+        """Write the labels for the step that plans the shards.
 
         Raises:
-            OutputError: they cannot be written.
+            OutputError: the labels cannot be written.
             StoreError: the output's store fails.
         """
         values = pa.FixedSizeListArray.from_arrays(pa.array(self.values.ravel()), len(self.names))
@@ -64,7 +64,7 @@ class Labels:
 
     @classmethod
     def find(cls, unfinished: Unfinished) -> "Labels | None":
-        """Return the labels that `keep` wrote, or None if there are none."""
+        """Return the labels that `keep` wrote, or None."""
         table = unfinished.find(LABELS_TABLE)
         if table is None:
             return None
@@ -75,13 +75,13 @@ class Labels:
 
 
 class Values:
-    """Values of a label file that were read together.
+    """Values of a block of rows of a label file.
 
     Attributes:
-        ids: string, the different images.
-        keys: uint64, `image_keys` of them.
-        images: int32 [n], of each row, as a place in `keys`.
-        columns: int16, the class of each row [n], or of each of a row's values [classes].
+        ids: string, unique image ids.
+        keys: uint64, `image_keys` of `ids`.
+        images: int32 [n], index into `keys` per row.
+        columns: int16, class per row [n] (long form) or per column [classes] (wide form).
         values: int8 [n] or [n, classes], 0, 1 or -1.
     """
 
@@ -99,17 +99,17 @@ def collect(names: tuple[str, ...], parts: Sequence[Values], columns: NDArray[np
     """Separate images with complete, valid, consistent labels from the rest.
 
     Args:
-        names: of the classes.
-        parts: of the file.
-        columns: the place in `names` of each class in the parts.
+        names: names of the classes.
+        parts: blocks of the file.
+        columns: index into `names` per class number of the blocks.
     """
     every = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
     rows, found = pd.factorize(every)
-    is_new = np.zeros(len(every), np.bool_)  # numbers grow as images appear
+    is_new = np.zeros(len(every), np.bool_)  # True at the first row of an image
     is_new[np.searchsorted(np.maximum.accumulate(rows), np.arange(len(found)))] = True
     ids = []
     cells, values = len(found) * len(names), sum(part.values.size for part in parts)
-    if cells > max(_CELLS, 2 * values):  # a few rows could ask for any amount of memory
+    if cells > max(_CELLS, 2 * values):  # few rows with many classes could exhaust memory
         raise ValueError(
             f"it has {len(found)} images and {len(names)} classes, but only {values} values; want "
             "a value for each class of an image"

@@ -1,4 +1,4 @@
-"""The inventory as planning reads it: the columns that decide at once, others a part at a time."""
+"""Reading of the inventory: key columns of all files at once, other columns in parts."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,15 +33,15 @@ _KEY_COLUMNS = (
 
 @dataclass
 class Inventory:
-    """The inventory, read a part at a time, with the place of each part's first row.
+    """The inventory, read in parts; `starts` has the index of each part's first row.
 
     Attributes:
         unfinished: the tables of the output.
-        names: of its parts.
-        sizes: of the parts, rows.
-        key_check: of the key that ids are hashed with.
-        groups: the text of each patient's or study's number, where an earlier assignment is kept.
-        identifying_paths: how many files have their own patient's identifiers in their paths.
+        names: names of the parts.
+        sizes: rows per part.
+        key_check: check value of the key that ids are hashed with.
+        groups: id per patient or study number, if an earlier assignment is kept.
+        identifying_paths: number of files with an identifier of the patient in the path.
     """
 
     unfinished: Unfinished
@@ -58,11 +58,11 @@ class Inventory:
     def read(
         self, wanted: NDArray[np.bool_], columns: Sequence[str]
     ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-        """Rows of the inventory, with their places; parts without any are not read.
+        """Yield indices and rows of the wanted files; only parts with wanted files are read.
 
         Args:
             wanted: [files].
-            columns: of the inventory.
+            columns: columns to read.
         """
         bounds = list(pairwise(self.starts))
         needed = [i for i, (first, end) in enumerate(bounds) if wanted[first:end].any()]
@@ -77,13 +77,13 @@ class Inventory:
 def read_keys(
     unfinished: Unfinished, parts: int, options: Options, places: FilePlaces | None = None
 ) -> tuple[Keys, Inventory]:
-    """The columns that decide, and the inventory, to read others of.
+    """Return the keys of all files, and the inventory for reading other columns.
 
     Args:
         unfinished: the tables of the output.
-        parts: how many the inventory has.
-        options: of the run.
-        places: finds the labels of the files, if there are any.
+        parts: number of parts of the inventory.
+        options: options of the run.
+        places: collects the labels of the files, or None.
 
     Raises:
         UsageError: the input changed between two parts.
@@ -130,7 +130,7 @@ def read_keys(
 
 
 def find_inventory_key(inventory: Inventory, options: Options) -> bytes:
-    """The key that ids of the inventory were hashed with; raises as `find_key` does."""
+    """Return the hash key of the ids in the inventory; raises as `find_key` does."""
     key = find_key(options)
     _check_keys_equal({key_check(key), inventory.key_check}, options.files.input)
     return key
@@ -155,7 +155,7 @@ def _join(parts: list[Any], dtype: Any) -> Any:
 
 
 class _Codes:
-    """Texts that come in parts, as numbers in the order of their first appearance."""
+    """Texts added in parts, numbered by first appearance."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}

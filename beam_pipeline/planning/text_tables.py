@@ -1,7 +1,7 @@
-"""Tables as people have them, CSV or Parquet, read as columns of text.
+"""CSV and Parquet tables, read as columns of text.
 
-What a spreadsheet, pandas or R writes under whatever name is recognized by its content: the
-compression, the encoding, the separator. Rows pass by, some at a time.
+Compression, encoding and separator of files from spreadsheets, pandas or R are detected from the
+content, not the file name. Rows are streamed in blocks.
 """
 
 import codecs
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from headct.stores import DEFAULT_PATIENCE, open_file
 from headct.stores.archives import decompressed
 
-_HEAD_BYTES = 1 << 12  # that tell what a file is
-_BLOCK_BYTES = 1 << 24  # of a CSV file that are parsed at a time
+_HEAD_BYTES = 1 << 12  # read to detect the format
+_BLOCK_BYTES = 1 << 24  # size of a block of CSV
 _LONGEST_ROW = 1 << 26  # bytes
 _MOST_COLUMNS = 100_000
 _SEPARATORS = ",;\t|"
@@ -35,7 +35,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Other files that are taken for tables, by their first bytes.
+# Magic bytes of files mistaken for tables.
 _OTHERS = (
     (b"\xd0\xcf\x11\xe0", "an Excel workbook"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -49,7 +49,7 @@ _OTHERS = (
     (b"\x80\x05", "a Python pickle"),
 )
 _OTHER_TEXTS = ((b"{", "JSON"), (b"[", "JSON"), (b"<", "HTML or XML"))
-# Bytes that are no UTF-8 come as surrogates; Windows-1252 extends Latin-1.
+# Bytes that are not UTF-8 are decoded as surrogates; Windows-1252 extends Latin-1.
 _WINDOWS_1252 = {
     0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)
 }
@@ -59,12 +59,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table that is open.
+    """An open table.
 
     Attributes:
-        columns: their names, without spaces around them; some may be empty or repeated.
-        read: returns the columns in some places as text, empty where there is no value; some of
-            the rows at a time, and none without any value.
+        columns: stripped column names; may be empty or repeated.
+        read: yields blocks of rows as text, for the columns at some indices; missing values are
+            empty, and blank rows are dropped.
     """
 
     columns: tuple[str, ...]
@@ -76,14 +76,14 @@ def open_table(path: str, patience: float = DEFAULT_PATIENCE) -> Iterator[TextTa
     """Open a table to read it once.
 
     Args:
-        path: CSV in whatever dialect, or Parquet, compressed or not; local or a URL.
-        patience: seconds after which a request that fails is given up.
+        path: path or URL of CSV in any dialect, or Parquet, compressed or not.
+        patience: seconds to retry a failing request.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        OSError: it cannot be read, also where this is found in the block; the message says what it
-            is, and what to do.
-        StoreError: its store fails.
+        FileNotFoundError: the table does not exist.
+        OSError: the table cannot be read, also raised in the block; the message names the format
+            and the remedy.
+        StoreError: the store fails.
     """
     with open_file(path, patience) as file, decompressed(file) as content:
         try:
@@ -94,7 +94,7 @@ def open_table(path: str, patience: float = DEFAULT_PATIENCE) -> Iterator[TextTa
         except UnicodeError:
             raise OSError("it is no text, or damaged") from None
         except pa.ArrowException as error:
-            # Not in Arrow's words, which quote rows.
+            # Arrow's messages quote rows.
             raise OSError(f"it is damaged, or no table ({type(error).__name__})") from None
 
 
@@ -143,7 +143,7 @@ def _open_csv(content: io.BufferedReader, path: str) -> TextTable:
 
 
 def _decode(content: io.BufferedReader, path: str) -> Iterator[bytes]:
-    """The content in UTF-8, its line ends in those of Unix."""
+    """Yield the content in UTF-8, with Unix line ends."""
     head = content.peek(_HEAD_BYTES)
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), "")
     if not encoding:
@@ -178,7 +178,7 @@ def _refuse_others(head: bytes) -> None:
 
 
 def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Whole rows, a block at a time; a line end in quotes ends no row."""
+    """Yield blocks of complete rows; a quoted line end does not end a row."""
     rest = b""
     for part in parts:
         data = rest + part
@@ -200,7 +200,7 @@ def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _skip_preamble(block: bytes) -> tuple[bytes, str]:
-    """The block from its header on, and the separator that Excel's `sep=;` names."""
+    """Return the block from its header on, and the separator of Excel's `sep=;` line."""
     begin, separator = 0, ""
     while begin < len(block):
         end = block.find(b"\n", begin)
@@ -214,7 +214,7 @@ def _skip_preamble(block: bytes) -> tuple[bytes, str]:
 
 
 def _split_header(block: bytes) -> tuple[str, bytes]:
-    """The first row, and the rows after it."""
+    """Return the first row, and the rows after the first."""
     end = block.find(b"\n")
     while end >= 0 and block.count(b'"', 0, end) % 2:
         end = block.find(b"\n", end + 1)
@@ -222,7 +222,7 @@ def _split_header(block: bytes) -> tuple[str, bytes]:
 
 
 def _without_blank_rows(columns: list[pa.StringArray]) -> list[pa.StringArray]:
-    """The rows that have a value; spreadsheets write the rest of a sheet as commas."""
+    """Return the rows with a value; spreadsheets write blank rows as commas."""
     blank = pc.equal(columns[0], "")
     if not pc.any(blank).as_py():
         return columns
@@ -234,10 +234,10 @@ def _without_blank_rows(columns: list[pa.StringArray]) -> list[pa.StringArray]:
 def _parse(
     block: bytes, separator: str, columns: int, places: Sequence[int], before: int
 ) -> pa.Table:
-    """Some columns of a block of rows, by their places.
+    """Parse some columns of a block of rows.
 
-    Arrow gets bytes in memory, and no threads: those of its streams read Python's file, and end the
-    process with an abort if the interpreter ends first.
+    Arrow gets bytes in memory and no threads: threads that read a Python file abort the process if
+    the interpreter exits first.
     """
     ragged: list[pyarrow.csv.InvalidRow] = []
 
