@@ -1,6 +1,6 @@
 """Head-CT DICOM files to windowed PNG tensors in stratified TFRecord shards.
 
-From Python, where `python -m beam_pipeline` is the command line of the same functions:
+Python interface (the command line is `python -m beam_pipeline`):
 
     import beam_pipeline
 
@@ -9,8 +9,8 @@ From Python, where `python -m beam_pipeline` is the command line of the same fun
     slice = beam_pipeline.read_slice("slices/ID_0123.dcm")
     slice.hounsfield  # float32 [rows, columns]
 
-Neither importing this package nor calling these functions changes the process: no environment
-variable, signal handler, log setting or standard stream. `preprocess` starts worker processes.
+Import and functions leave the process unchanged: environment variables, signal handlers, log
+settings and standard streams. `preprocess` starts worker processes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ __all__ = ["CTSlice", "preprocess", "read_slice"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function when it is asked for: workers need none of them."""
+    """Import public names lazily: workers do not need them."""
     if name not in __all__:
         raise AttributeError(f"module 'beam_pipeline' has no attribute {name!r}")
     from beam_pipeline import api

@@ -2,7 +2,7 @@
 
 import os
 
-# Read when pyarrow is first imported: Arrow's own allocator would keep 30 MB more than it gives.
+# Read at the first import of pyarrow; Arrow's own allocator would keep an extra 30 MB.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import logging
@@ -24,10 +24,10 @@ def main(argv: Sequence[str], program: str = "python -m beam_pipeline") -> int:
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
-    # Beam raises what matters, and logs more when its servers and threads end after a job.
+    # Beam raises relevant errors; its log only adds noise when servers and threads end.
     handler.addFilter(lambda record: not record.name.startswith("apache_beam"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Beam looks for Google's BigQuery client when imported, and warns; nothing here uses it.
+    # On import, Beam warns about a missing BigQuery client, which is not used.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
     return run_program("beam_pipeline", lambda: _run_command(argv, program))
 
@@ -46,7 +46,7 @@ def _run_command(argv: Sequence[str], program: str) -> int:
 
 
 def _log_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Log how a thread of gRPC ends when the other side of its connection goes away first."""
+    """Log the error of a gRPC thread when its peer closes the connection."""
     logging.getLogger("apache_beam").error("A thread ended: %r", arguments.exc_value)
 
 

@@ -1,4 +1,4 @@
-"""The functions that `import beam_pipeline` offers."""
+"""Public functions of `import beam_pipeline`."""
 
 import logging
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ def preprocess(
 ) -> dict[str, Any]:
     """Convert head-CT DICOM files to a shard directory, on all cores of this machine.
 
-    The same as `headct preprocess`, without its output: the same options give the same bytes. A
-    run that was interrupted resumes, and a complete directory is returned as it is. For clusters
-    use the command.
+    Like `headct preprocess`, but without terminal output: equal options give equal bytes. An
+    interrupted run resumes; a complete directory is not written again. For clusters use the
+    command.
 
         manifest = preprocess(
             "slices", "out/shards", labels="labels.csv", windows="brain,subdural", image_size=256
@@ -35,10 +35,10 @@ def preprocess(
     Args:
         input: folder, pattern, file or local ZIP archive of DICOM files; a path or URL.
         output: shard directory to make or resume; a path or URL.
-        labels: label file, CSV or Parquet; without one all slices go to the split `test`.
-        options: options of docs/options.md by their names, without the runner's. Values are as on
-            the command line or of the option's type: `hu=True`, `folds=5`, `windows="brain,bone"`
-            or `windows=["brain", "bone"]`.
+        labels: label file, CSV or Parquet; without labels all slices go to the split `test`.
+        options: options of docs/options.md by name, without the runner's. Values are strings as on
+            the command line or have the option's type: `hu=True`, `folds=5`,
+            `windows="brain,bone"` or `windows=["brain", "bone"]`.
 
     Returns:
         The content of manifest.json: counts, splits with their shards, labels, options, versions.
@@ -46,15 +46,15 @@ def preprocess(
     Raises:
         headct.errors.UsageError: an option or the input cannot be used; one line says why.
         headct.errors.StorageError: a store or disk failed; the same call resumes.
-        headct.errors.HeadctError: the run failed otherwise, for instance because too many files
-            were rejected; rejects.jsonl in the output has the reasons.
+        headct.errors.HeadctError: the run failed otherwise, for example because of too many
+            rejected files; rejects.jsonl in the output has the reasons.
     """
     given = {"input": input, "output": output, "labels": labels, **options}
     handlers = [*logging.root.handlers]
     try:
         manifest = run(complete_options(given, LOCAL), ChosenRunner(LOCAL), Console(quiet=True))
     finally:
-        logging.root.handlers[:] = handlers  # Beam logs when imported, which adds one
+        logging.root.handlers[:] = handlers  # Beam's import adds a handler
     assert manifest is not None  # only clusters write templates
     return manifest
 
@@ -68,7 +68,7 @@ class CTSlice:
         pixel_spacing: distance of rows and of columns, mm; NaN if absent.
         position_z: third coordinate of Image Position (Patient), mm; NaN if absent.
         window: center and width of the file's own window, HU; None if absent.
-        repair: what was wrong with the encoding of the values, and repaired: none, shift, ...
+        repair: repair of badly encoded values: none, shift, ...
         patient_id: Patient ID as written in the file; empty if absent.
         study_id: Study Instance UID.
         series_id: Series Instance UID.
@@ -89,25 +89,25 @@ class CTSlice:
 def read_slice(path: str | Path, *, hu_repair: str = "auto") -> CTSlice:
     """Read one DICOM file as the pipeline reads it, in Hounsfield units.
 
-    Every compressed syntax of CT is decoded, and badly encoded values are repaired as `preprocess`
-    repairs them. The file is decoded in this process: a file made to crash a decoder ends it, where
-    `preprocess` loses one worker.
+    All compressed transfer syntaxes of CT are decoded, and badly encoded values are repaired, as in
+    `preprocess`. The file is decoded in this process: a malicious file may crash the process,
+    whereas `preprocess` loses one worker.
 
         slice = read_slice("slices/ID_0123.dcm")
         brain = np.clip((slice.hounsfield - 0) / 80, 0, 1)
 
     Args:
-        path: of a DICOM file; a path or URL, also of a file in a ZIP archive.
+        path: path or URL of a DICOM file, also in a ZIP archive.
         hu_repair: auto, off, shift or sign_extend, as the option of `preprocess`.
 
     Returns:
-        The slice: pixels in Hounsfield units, and what its header says about them.
+        The slice: pixels in Hounsfield units, and geometry and ids from the header.
 
     Raises:
         headct.reasons.Rejected: the file is not a usable CT slice; `reason` says why.
-        OSError: there is no such file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
         headct.errors.StorageError: the store of a URL failed.
-        ValueError: hu_repair is none of its values.
+        ValueError: hu_repair has an unknown value.
     """
     with open_file(str(path)) as file:
         source = parse_slice(file.read())

@@ -42,10 +42,10 @@ KINDS: list[type[Declared]] = [*Options.groups().values(), RunnerOptions]
 def parse_options(
     argv: Sequence[str], program: str = "python -m beam_pipeline"
 ) -> tuple[Options, ChosenRunner]:
-    """Return the options of a run, and how it is started.
+    """Return the options of a run, and the chosen runner.
 
     Raises:
-        UsageError: a value is not allowed, or an option unknown.
+        UsageError: a value is not allowed, or an option is unknown.
         RunnerError: the runner cannot be reached.
         SystemExit: `--help`.
     """
@@ -68,29 +68,29 @@ def parse_options(
 def complete_options(
     given: Mapping[str, Any], runner: Runner, others: Sequence[str] = ()
 ) -> Options:
-    """Return the options of a run, completed with what its runner and environment decide.
+    """Return the options of a run, with defaults that depend on runner and environment.
 
     Args:
-        given: the options that were given, by their names.
+        given: given options, by name.
         runner: the runner.
-        others: arguments that the pipeline does not know, perhaps the runner's.
+        others: arguments unknown to the pipeline, perhaps the runner's.
 
     Raises:
-        UsageError: a value is not allowed, or an option unknown.
+        UsageError: a value is not allowed, or an option is unknown.
     """
     _check_given(given, others)
     return _complete(Options.of(**given), given, runner)
 
 
 def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
-    """Refuse mistakes that no single option shows.
+    """Check combinations of options.
 
     Args:
-        given: the options that were given.
-        others: arguments that the pipeline does not know, perhaps the runner's.
+        given: given options, by name.
+        others: arguments unknown to the pipeline, perhaps the runner's.
 
     Raises:
-        UsageError: a mistyped option, one of no use, or two that exclude each other.
+        UsageError: an option is mistyped, without effect, or excluded by another.
     """
     required = [f"--{name}" for name, field in flags(Files).items() if field.is_required()]
     missing = [option for option in required if option.removeprefix("--") not in given]
@@ -98,7 +98,7 @@ def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
         raise UsageError(f"unknown argument {others[0]}: options start with --")
     for argument in others:
         meant = did_you_mean(argument, missing)
-        if meant and argument.startswith("-"):  # rather than: it is missing
+        if meant and argument.startswith("-"):  # clearer than a missing option
             raise UsageError(f"unknown option {argument.partition('=')[0]}{meant}")
     for name in ("id_column", "label_columns", "holdout"):
         if given.get(name) and not given.get("labels"):
@@ -111,7 +111,7 @@ def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
 
 
 def _complete(options: Options, given: Mapping[str, Any], runner: Runner) -> Options:
-    """Return options completed with what depends on the runner and the environment."""
+    """Return options with the defaults that depend on runner and environment."""
     changes: dict[str, Any] = {}
     if "workers" not in given and runner.is_local:
         changes["workers"] = os.cpu_count() or 1

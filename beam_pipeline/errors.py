@@ -13,7 +13,7 @@ from headct.errors import HeadctError
 
 
 class RunnerError(HeadctError):
-    """What was to run the pipeline failed, or cannot be reached."""
+    """The runner failed, or cannot be reached."""
 
 
 class TooManyRejects(HeadctError):
@@ -40,7 +40,7 @@ class TooManyRejects(HeadctError):
 
 
 class Refusal(HeadctError):
-    """One of the errors above, as a worker left word of it."""
+    """An error that a worker recorded in the output."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message, exit_code)

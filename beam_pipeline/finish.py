@@ -1,7 +1,7 @@
-"""The end of a run: look at rejected files again, describe the shards, complete.
+"""The last step of a run: recheck rejected files, describe the shards, write the manifest.
 
-A refused run fails its job: the job's state must not say that the directory is complete. The reason
-is written to the output first. A runner that retries the step gets the same result.
+A refused run records the reason in the output and then fails its job, whose state must not say that
+the directory is complete. A retry of the step gives the same result.
 """
 
 import logging
@@ -41,11 +41,11 @@ from headct.stores import Folder, InputFiles, Reading, decode_source, find_input
 
 
 def finish_directory(written: int | HeadctError, options: Options) -> None:
-    """Complete the shard directory, or record why it cannot be and raise that.
+    """Complete the shard directory, or record and raise the reason why not.
 
     Args:
-        written: how many shards were, or what made it impossible to write them all.
-        options: of the run.
+        written: number of written shards, or the error that prevented a shard.
+        options: options of the run.
 
     Raises:
         Refusal: the directory cannot be completed.
@@ -57,12 +57,12 @@ def finish_directory(written: int | HeadctError, options: Options) -> None:
         _finish(Unfinished(folder), written, options)
         finish_output(folder)
     except AlreadyComplete:
-        folder.remove_partial()  # of workers that were ended with this run
-        finish_output(folder)  # what this run wrote after the other had removed it all
+        folder.remove_partial()  # of this run's workers
+        finish_output(folder)  # tables that this run wrote after the other run's cleanup
     except HeadctError as error:
         error = _with_page(error, folder)
         report_refusal(error)
-        with suppress(HeadctError):  # the store that failed may be that of the output
+        with suppress(HeadctError):  # the output's store may have failed
             write_refusal(folder, error.exit_code, str(error))
         raise Refusal(str(error), error.exit_code) from None
 
@@ -76,7 +76,7 @@ def _with_page(error: HeadctError, folder: Folder) -> HeadctError:
 
     try:
         folder.write(CARD, render_refused(error.files_seen, read_rejects(folder)).encode())
-    except Exception:  # of the page, which is only a help: the refusal has to be told
+    except Exception:  # the page is optional; the refusal must be reported
         return error
     explanation = f"{error.explanation}, and {CARD} explains each reason"
     return TooManyRejects(error.files_seen, error.by_reason, error.allowed, explanation)
@@ -84,7 +84,7 @@ def _with_page(error: HeadctError, folder: Folder) -> HeadctError:
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder, files = unfinished.folder, options.files
-    unfinished.check_needed()  # a runner may do this step again, which was done
+    unfinished.check_needed()  # a runner may repeat this step
     plan = unfinished.read_plan()
     if written != len(plan.shards):
         raise OutputError(f"{written} of {len(plan.shards)} shards were written")
@@ -92,7 +92,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     results = [ShardResult.of(part) for part in parts]
     rejects: list[Reject] = unfinished.read(REJECTS_TABLE).to_pylist()
     rejects += [reject for result in results for reject in result.rejects]
-    if rejects:  # else the input is not needed any more
+    if rejects:  # otherwise the input is no longer needed
         check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
     check_rejects(unfinished, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
@@ -113,7 +113,7 @@ def _write_card(
     files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
     try:
         source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
-    except (StoreError, UsageError):  # it was there when the run began
+    except (StoreError, UsageError):  # the input has disappeared during the run
         source = None
     with folder.open(INDEX) as index:
         write_card(folder, index, manifest, rejects, source, timeout)
@@ -126,9 +126,9 @@ class Unread(NamedTuple):
     """A file that could not be read.
 
     Attributes:
-        source: its path, relative to the input.
-        was_there: whether it could be looked at when it was listed.
-        reason: why it was rejected.
+        source: path relative to the input.
+        was_there: whether the file existed when it was listed.
+        reason: reason of the rejection.
     """
 
     source: str
@@ -139,16 +139,16 @@ class Unread(NamedTuple):
 def check_rejections(
     unfinished: Unfinished, plan: Plan, results: Sequence[ShardResult], files: InputFiles
 ) -> None:
-    """Raise if files that were missing are back, or files changed while they were read.
+    """Raise a StoreError if missing files are back, or files changed during the run.
 
     Args:
-        unfinished: holds the tables of the run.
-        plan: of the shards.
-        results: of all shards, in the plan's order.
+        unfinished: the tables of the run.
+        plan: plan of the shards.
+        results: results of all shards, in the plan's order.
         files: the input.
 
     Raises:
-        StoreError: there are such files, or the input's store fails.
+        StoreError: files are back or changed, or the input's store fails.
     """
     files_listed = plan.files_seen + plan.skipped
     unread = [*_of_headers(unfinished, files_listed), *_of_shards(unfinished, results)]
@@ -158,7 +158,7 @@ def check_rejections(
 
 
 def count_passing(unread: Iterable[Unread], files: InputFiles) -> int:
-    """Count the files that can be read now, or not for another reason.
+    """Count the files that are now readable, or unreadable for another reason.
 
     Raises:
         StoreError: the input's store fails.
@@ -169,7 +169,7 @@ def count_passing(unread: Iterable[Unread], files: InputFiles) -> int:
 
 
 def _look(reading: Reading, file: Unread) -> Future[int]:
-    # A link that led nowhere when it was listed need not lead to a folder that is there.
+    # No retry for a link that was dangling when it was listed.
     return reading.part(file.source, 0, MAX_FILE_BYTES, len, again=file.was_there)
 
 
@@ -182,7 +182,7 @@ def _passes(file: Unread, look: Future[int]) -> bool:
 
 
 def _of_headers(unfinished: Unfinished, files_listed: int) -> Iterator[Unread]:
-    """Files whose headers could not be read."""
+    """Yield the files with unreadable headers."""
     if _UNREAD.isdisjoint(unfinished.read(REJECTS_TABLE, ["reason"])["reason"].to_pylist()):
         return
     number, seen = 0, 0
@@ -195,7 +195,7 @@ def _of_headers(unfinished: Unfinished, files_listed: int) -> Iterator[Unread]:
 
 
 def _of_shards(unfinished: Unfinished, results: Sequence[ShardResult]) -> Iterator[Unread]:
-    """Files that could not be read any more when they were to be written."""
+    """Yield the files that could not be read for writing."""
     for number, result in enumerate(results):
         reasons = {row["image_id"]: row["reason"] for row in result.rejects}
         if _UNREAD.isdisjoint(reasons.values()):
@@ -210,22 +210,22 @@ def _unread(row: dict[str, Any], reason: str) -> Unread:
     return Unread(decode_source(row["source"]), bool(row["version"]), reason)
 
 
-CARD_PATIENCE = 30.0  # seconds for a slice that was decoded before
-_MOST_ATTEMPTS = 2  # a third would end the process a third time
+CARD_PATIENCE = 30.0  # seconds per slice, which was decoded before
+_MOST_ATTEMPTS = 2  # a third attempt would probably crash again
 
 _logger = logging.getLogger(__name__)
 
 
 def may_try_card(folder: Folder) -> bool:
-    """Whether to make the card, which may have ended the processes that tried it before.
+    """Return whether to make the card, after counting the attempt.
 
-    Counts the attempt: one that ends its process, as when memory runs out, leaves no other trace.
+    The count limits attempts that crash the process, for example when memory runs out.
 
     Raises:
         OutputError: the attempt cannot be recorded.
         StoreError: the folder's store fails.
     """
-    folder.remove(CARD)  # of a run that was refused
+    folder.remove(CARD)  # of a refused run
     attempts = 0
     if folder.exists(CARD_ATTEMPTS):
         with suppress(ValueError):
@@ -250,7 +250,7 @@ def card_optional(folder: Folder) -> Iterator[None]:
         yield
     except (AlreadyComplete, OutputError, StoreError):
         raise
-    except Exception as error:  # whatever a card's bug raises: the shards are good without it
+    except Exception as error:  # a bug of the card must not fail the run
         _logger.debug("The data card", exc_info=True)
         _warn(folder, type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""The secrets that ids are hashed with, read where they are used: no graph, no file holds one."""
+"""Secret keys for hashing ids, read by each worker and never written to a graph or file."""
 
 import hashlib
 import os
@@ -8,18 +8,18 @@ from headct.stores import FileInfo, InputFiles, open_file
 
 KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _MIN_KEY_BYTES = 16
-_INPUT_BYTES = 1 << 18  # half of a slice: more noise than can be guessed
+_INPUT_BYTES = 1 << 18  # half of a slice: its noise cannot be guessed
 
 
 def read_key(path: str | None, patience: float) -> bytes:
-    """The key of `--identifiers hash`.
+    """Return the key of `--identifiers hash`.
 
     Args:
-        path: of the file that holds it, or its URL; None to take the environment variable.
-        patience: seconds after which a request that fails is given up.
+        path: path or URL of the key file; None to use the environment variable.
+        patience: seconds to retry a failing request.
 
     Raises:
-        UsageError: there is none, or it is too short.
+        UsageError: the key is missing or too short.
         StoreError: the file's store fails.
     """
     if path is None:
@@ -39,21 +39,21 @@ def read_key(path: str | None, patience: float) -> bytes:
 
 
 def key_check(key: bytes) -> str:
-    """Tells one key from another, and nothing else of them."""
+    """Return a value that distinguishes keys and reveals nothing else."""
     return hashlib.sha256(b"identifier key check" + key).hexdigest()[:16]
 
 
 def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
-    """A key that only who can read the input can know, the same for every worker.
+    """Return a key derived from the input, equal on all workers.
 
-    It is made of the bytes of the first file that can be read. Ids that are to be numbered are
-    hashed with it in the meantime, so that what lies in an unfinished directory cannot be compared
-    with a list of all ids that there may be. Where none of them can be read, it is made of what is
-    listed: weaker, but ids are never left as they are.
+    The key is a digest of the first readable file, so only readers of the input can compute it. Ids
+    that become ordinals are hashed with the key until then: an unfinished directory cannot be
+    compared with a list of all possible ids. If no file is readable, the key is a digest of the
+    listing, which is weaker than a digest of content.
 
     Args:
         files: the input.
-        listed: its first files.
+        listed: the first listed files.
 
     Raises:
         StoreError: the input's store fails.
@@ -62,7 +62,7 @@ def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
         for info in listed:
             try:
                 return reading.part(info.path, 0, _INPUT_BYTES, _digest).result()
-            except OSError:  # of this file; it will be rejected
+            except OSError:  # the file is rejected later
                 continue
     return _digest(repr(listed).encode())
 

@@ -1,4 +1,4 @@
-"""The data flow, from top to bottom; only numbers of tables move between steps."""
+"""The Beam pipeline; steps pass each other only numbers of tables."""
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -9,7 +9,7 @@ from beam_pipeline.transforms import FinishDirectory, InspectFiles, PlanShards, 
 
 
 def build(pipeline: beam.Pipeline, options: Options) -> None:
-    """DICOM files to a shard directory, on any runner."""
+    """Add the steps from DICOM files to a shard directory, for any runner."""
     (
         pipeline
         | InspectFiles(options)  # one element: outcomes of parts of the inventory
@@ -20,7 +20,7 @@ def build(pipeline: beam.Pipeline, options: Options) -> None:
 
 
 def run_here(options: Options) -> None:
-    """Run the pipeline to its end, in processes of this machine."""
-    # Not by name: Beam's DirectRunner would look for a binary on the network.
+    """Run the pipeline locally, and wait for its end."""
+    # FnApiRunner, because Beam's DirectRunner looks for a binary on the network.
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
         build(pipeline, options)

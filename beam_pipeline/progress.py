@@ -1,7 +1,7 @@
-"""Show the progress of a run, and its summary.
+"""Progress and summary of a run.
 
-Steps log lines, which a cluster's log shows, with counts as an attribute, which a display adds up.
-If the steps run elsewhere, a `FolderPoller` reads the counts from the output folder.
+Steps log lines with counts as an attribute; a cluster's log shows the lines, a display adds up the
+counts. If the steps run elsewhere, a `FolderPoller` reads the counts from the output folder.
 """
 
 import logging
@@ -26,11 +26,11 @@ from headct.reasons import TRANSIENT
 from headct.stores import Folder
 
 LOGGER = logging.getLogger("beam_pipeline.progress")
-_SECONDS_BETWEEN_LINES = 10.0  # where no terminal shows a live display
+_SECONDS_BETWEEN_LINES = 10.0  # without a live display on a terminal
 
 
 def report(message: str, **counts: int) -> None:
-    """Log what was done; the display adds up the counts."""
+    """Log a completed step; the display adds up the counts."""
     LOGGER.info(message, extra={"counts": counts})
 
 
@@ -45,7 +45,7 @@ def report_refusal(error: HeadctError) -> None:
 
 
 class Display(logging.Handler):
-    """Shows the progress of a run: live on a terminal, as a line now and then elsewhere.
+    """Shows the progress of a run: live on a terminal, otherwise as occasional lines.
 
     Args:
         console: to print to.

@@ -1,4 +1,4 @@
-"""What a preprocessing run does, in order."""
+"""The steps of a preprocessing run: check the input, prepare the output, run, summarize."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
     """Write a shard directory, unless it is complete.
 
     Args:
-        options: of the run.
+        options: options of the run.
         chosen: the runner.
         console: to print progress and a summary to.
 
@@ -40,7 +40,7 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
         The manifest; None if the runner only wrote a template.
 
     Raises:
-        HeadctError: as `headct.errors` and `beam_pipeline.errors` list them.
+        HeadctError: see `headct.errors` and `beam_pipeline.errors`.
     """
     folder = options.files.folder
     labels = _check_input(options)
@@ -71,7 +71,7 @@ def _run(
     began = time.monotonic()
     start = _run_here if chosen.runner.is_local else _run_elsewhere
     if not start(options, chosen, folder, console):
-        Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file as it is then
+        Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file later
         return None
     finished = find_manifest(folder)
     if finished is None:
@@ -88,13 +88,13 @@ def _show_summary(
 
 def _run_here(options: Options, chosen: ChosenRunner, folder: Folder, console: Console) -> bool:
     start_server(options.files.input)
-    # Imported late: a wrong option is answered without the seconds that Beam takes to load.
+    # Imported late: Beam takes seconds to load, and wrong options are reported first.
     from beam_pipeline import pipeline
 
     with Display(console) as display:
         try:
             pipeline.run_here(options)
-        except Exception:  # Beam's, which wraps whatever ended a step
+        except Exception:  # Beam wraps the error of a step
             if display.refusal is None:
                 raise
             raise display.refusal from None
@@ -117,7 +117,7 @@ def _run_elsewhere(
 
 
 def _check_input(options: Options) -> Labels | None:
-    """Read the labels, and raise for what would end the run after the headers were read."""
+    """Return the labels, after checks that would otherwise fail only after reading headers."""
     files = options.files
     check_places(options)
     input_files = InputFiles.parse(files.input, files.storage_patience)
@@ -144,11 +144,11 @@ def _check_input(options: Options) -> Labels | None:
 
 
 def _check_kind(files: InputFiles, text: str) -> None:
-    """Refuse a file that stands for many, in a form that is not read in place."""
+    """Raise a UsageError if the input is one file of an unsupported archive format."""
     if not files.name:
         return
     kind = ""
-    with suppress(OSError), files.reading() as reading:  # else it will be rejected
+    with suppress(OSError), files.reading() as reading:  # an unreadable file is rejected later
         kind = name_kind(reading.now(files.name, 0, BEGINNING))
     if kind:
         raise UsageError(
@@ -158,7 +158,7 @@ def _check_kind(files: InputFiles, text: str) -> None:
 
 
 def _read_uids(files: InputFiles, sources: Sequence[bytes]) -> Iterator[str]:
-    # Imported late: labels nearly always fit the files' names.
+    # Imported late: rarely needed, since most labels fit the file names.
     from beam_pipeline.planning.inventory import read_uids
 
     return read_uids(files, sources)

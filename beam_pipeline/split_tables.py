@@ -7,16 +7,16 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-Rows = Sequence[tuple[str, Sequence[str]]]  # what is in them, and a cell per split
+Rows = Sequence[tuple[str, Sequence[str]]]  # name, and a cell per split
 
 
 def print_by_split(console: Console, splits: Sequence[str], rows: Rows) -> None:
-    """Print a table with a column per split, or several where the terminal is too narrow for one.
+    """Print a table with a column per split, or several tables on a narrow terminal.
 
     Args:
-        console: to print to.
-        splits: their names.
-        rows: to print.
+        console: console to print to.
+        splits: names of the splits.
+        rows: rows to print.
     """
     first = 0
     while first < len(splits):
@@ -28,7 +28,7 @@ def print_by_split(console: Console, splits: Sequence[str], rows: Rows) -> None:
 
 
 def _fits(console: Console, table: Table) -> bool:
-    options = console.options.update(max_width=1000)  # else it is never wider than the terminal
+    options = console.options.update(max_width=1000)  # not limited to the terminal's width
     return Measurement.get(console, options, table).maximum <= console.width
 
 

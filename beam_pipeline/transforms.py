@@ -54,7 +54,7 @@ class InspectFiles(beam.PTransform):
 
 
 class PlanShards(beam.PTransform):
-    """Decides, for all files at once, which slice goes to which shard."""
+    """Assigns all slices to shards."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class WriteShards(beam.PTransform):
 
 
 class FinishDirectory(beam.PTransform):
-    """Writes the files that describe the shards, the manifest last; or records why not."""
+    """Writes index, card and manifest of the directory, or records why not."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def _finish_directory(shards: Gathered, options: Options) -> None:
 
 @contextmanager
 def _system_allocator() -> Iterator[None]:
-    """Let Arrow allocate from the system: its own allocator keeps a fifth more than it gives.
+    """Let Arrow use the system allocator: its own takes a fifth more memory.
 
     The programs set `ARROW_DEFAULT_MEMORY_POOL`; a runner's worker and a caller from Python do not.
     """
@@ -150,7 +150,7 @@ def _count_done(gathered: Gathered) -> int:
     """Return the number of completed tasks.
 
     Raises:
-        HeadctError: a task or an earlier step failed; the first of several by its message.
+        HeadctError: a task or an earlier step failed; of several errors, the first by message.
     """
     outcomes = list(gathered[1])
     errors = [outcome for outcome in outcomes if isinstance(outcome, HeadctError)]
@@ -179,9 +179,9 @@ def _report_written(shard: Written) -> None:
 
 
 class _RunTasks(beam.DoFn):
-    """Runs tasks in processes of their own: a decoder that crashes or hangs costs one slice.
+    """Runs tasks in worker processes: a decoder that crashes or hangs costs one slice.
 
-    A runner may give a worker several bundles at once: they share one limit of processes.
+    A runner may give a worker several bundles at once; the bundles share one process limit.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class _RunTasks(beam.DoFn):
         self.teardown()
 
     def teardown(self) -> None:
-        """End the processes; an idle worker keeps none."""
+        """End the processes, so that an idle worker has none."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None

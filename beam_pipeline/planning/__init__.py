@@ -1,1 +1,1 @@
-"""From headers and labels to which slice goes where."""
+"""Planning: headers and labels to the split and shard of each slice."""

@@ -1,4 +1,4 @@
-"""Find the input files of an index, which may show them by number or escaped."""
+"""Lookup of the input files of an index with numbered or escaped sources."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def locate_sources(
     Args:
         files: the input, which may have changed or moved.
         sources: values of the index's column.
-        numbered: whether they are numbers of files (`--image_id ordinal`).
-        count: files that the input had when the index was made.
+        numbered: whether sources are file numbers (`--image_id ordinal`).
+        count: number of input files when the index was made.
 
     Raises:
         ValueError: sources are numbers, and the input has more or fewer files now.

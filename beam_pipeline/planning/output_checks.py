@@ -1,4 +1,4 @@
-"""Where a run reads and writes: none of its inputs may lie in its output, nor the reverse."""
+"""Checks that inputs are outside the output, and the output outside the input."""
 
 import os
 import posixpath
@@ -19,19 +19,19 @@ from headct.layout import (
 )
 from headct.stores import FileInfo, InputFiles, is_local
 
-# URLs of one store that begin differently.
+# Alternative URL schemes of one store.
 _SAME_SCHEMES = {"s3a": "s3", **dict.fromkeys(("azure", "abfs", "abfss", "adl"), "az")}
 _SPLITS = (*map(fold_split, range(100)), HOLDOUT_SPLIT, UNLABELED_SPLIT)
-# What a listing of an unfinished output may find.
+# Files in a listing of an unfinished output.
 _DESCRIPTION = frozenset((*FILES, CARD))
 _WRITTEN = (*_DESCRIPTION, *(ShardFile(split, 0, 1).name for split in _SPLITS))
 
 
 def check_places(options: Options) -> None:
-    """Check that nothing that the run reads lies in its output.
+    """Check that all inputs of the run are outside the output.
 
     Raises:
-        UsageError: something does.
+        UsageError: an input is in the output.
     """
     output = options.files.output
     for name, path in _read_paths(options):
@@ -43,16 +43,16 @@ def check_places(options: Options) -> None:
 
 
 def check_output_is_not_read(files: InputFiles, output: str) -> None:
-    """Check that the output does not lie where the input is searched.
+    """Check that the output is outside the searched input.
 
-    A run that was interrupted would find its own shards among the files of its input.
+    Otherwise a resumed run would read its own shards as input.
 
     Args:
         files: the input.
-        output: its path or URL.
+        output: path or URL of the output.
 
     Raises:
-        UsageError: it lies there.
+        UsageError: the output is in the input.
     """
     if files.name or not _is_within(output, files.root):
         return
@@ -66,12 +66,12 @@ def check_output_is_not_read(files: InputFiles, output: str) -> None:
 
 
 def without_output(found: Iterable[FileInfo], files: InputFiles, output: str) -> Iterator[FileInfo]:
-    """Yield the files of the input but the output's own, to which a link in the input may lead.
+    """Yield the input files, without files of the output that a link in the input leads to.
 
     Args:
-        found: in the input.
+        found: listed input files.
         files: the input.
-        output: its path or URL.
+        output: path or URL of the output.
     """
     for info in found:
         name = posixpath.basename(info.path)
@@ -81,7 +81,7 @@ def without_output(found: Iterable[FileInfo], files: InputFiles, output: str) ->
 
 
 def _read_paths(options: Options) -> Iterator[tuple[str, str]]:
-    """Return name and path of each option that names something to read."""
+    """Yield name and path of the options that name an input."""
     for part, kind in Options.groups().items():
         for name, field in kind.model_fields.items():
             path = getattr(getattr(options, part), name)
@@ -90,13 +90,13 @@ def _read_paths(options: Options) -> Iterator[tuple[str, str]]:
 
 
 def _files_to_be(output: str, root: str) -> Iterator[str]:
-    """Yield paths of the output's files, relative to a folder that the output lies in."""
+    """Yield paths of the output's files, relative to a folder above the output."""
     for below in _relative(output, root):
         yield from (posixpath.join(below, name) for name in _WRITTEN)
 
 
 def _relative(inner: str, outer: str) -> set[str]:
-    """Return the paths that lead from a folder to one that lies in it."""
+    """Return the paths of a folder relative to an outer folder."""
     if not is_local(outer):
         return {posixpath.relpath(_key(inner), _key(outer))}
     return {
@@ -108,7 +108,7 @@ def _relative(inner: str, outer: str) -> set[str]:
 
 
 def _is_within(inner: str, outer: str) -> bool:
-    """Whether a path or URL is another one or leads into it."""
+    """Return whether a path or URL equals another or is below it."""
     if is_local(inner) != is_local(outer):
         return False
     if not is_local(outer):
@@ -116,13 +116,13 @@ def _is_within(inner: str, outer: str) -> bool:
     inside = [parent for path in _spellings(inner) for parent in (path, *path.parents)]
     if any(folder in inside for folder in _spellings(outer)):
         return True
-    # The same folder by another name: another case, or another mount.
+    # One folder may have several names: by letter case or mount.
     folder = _identity(Path(_plain(outer)))
     return folder is not None and folder in map(_identity, inside)
 
 
 def _spellings(path: str) -> tuple[Path, ...]:
-    """Return a local path as it is given, and without symbolic links."""
+    """Return a local path as given, and with symbolic links resolved."""
     absolute = os.path.abspath(_plain(path))  # noqa: PTH100 - Path's keeps ..
     return Path(absolute), Path(os.path.realpath(_plain(path)))
 
@@ -140,10 +140,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _key(url: str) -> str:
-    """Return a URL as one text for all ways of writing it."""
+    """Return the normalized form of a URL."""
     scheme, _, rest = url.partition("://")
     bucket, _, path = rest.partition("/")
     scheme = _SAME_SCHEMES.get(scheme, scheme)
     if scheme == "az":
-        bucket = bucket.partition("@")[0]  # the account follows, or is set elsewhere
+        bucket = bucket.partition("@")[0]  # drop the account, which is optional
     return f"{scheme}://{bucket}{posixpath.normpath(f'/{path}')}".rstrip("/")

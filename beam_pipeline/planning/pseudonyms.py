@@ -1,4 +1,4 @@
-"""Image ids, and what is written instead of the ids in the files' headers."""
+"""Image ids, and pseudonyms of the ids in the files' headers."""
 
 import hmac
 import re
@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _SHORTEST_IDENTIFIER = 4  # letters and digits
-# No PatientID begins so: its values are without blanks around them, behind a backslash, too.
+# No PatientID has this prefix: blanks around the values, also around a backslash, are stripped.
 _STUDY = "study \\ "
-_HASH_CHARACTERS = 16  # 64 bits: no two of a million ids share one by chance
+_HASH_CHARACTERS = 16  # 64 bits: no collision among a million ids
 
 
 def hash_id(key: bytes, column: str, text: str) -> str:
-    """A keyed hash of an id (HMAC-SHA256, RFC 2104), 16 hexadecimal digits.
+    """Return a keyed hash of an id (HMAC-SHA256, RFC 2104), 16 hexadecimal digits.
 
-    It is the same wherever the key is the same; without the key, trying all ids leads nowhere.
+    Equal keys give equal hashes; without the key, trying all ids does not reveal an id.
 
     Args:
         key: the secret.
-        column: one of ID_COLUMNS: a patient's id that is also a study's has another hash.
+        column: one of ID_COLUMNS; equal patient and study ids have different hashes.
         text: the id.
     """
     message = f"{column}\0{text}".encode("utf-8", "surrogateescape")
@@ -31,9 +31,9 @@ def hash_id(key: bytes, column: str, text: str) -> str:
 
 
 def holds_identifier(path: str, identifiers: Iterable[str]) -> bool:
-    """Whether a path holds one of a file's own identifiers, whatever the case and the punctuation.
+    """Return whether a path contains one of the identifiers, ignoring case and punctuation.
 
-    Identifiers of fewer than four letters and digits are not looked for: they are in many paths.
+    Identifiers of fewer than four letters and digits are skipped: many paths contain them.
     """
     folded = path.casefold()
     patterns = map(_pattern, identifiers)
@@ -45,7 +45,7 @@ def _pattern(identifier: str) -> re.Pattern[str] | None:
     words = re.findall(r"[^\W_]+", identifier.casefold())
     if sum(map(len, words)) < _SHORTEST_IDENTIFIER:
         return None
-    # A name may be followed by digits, and a number by letters: IM12345, DOE1990.
+    # Digits may follow a name, and letters may precede a number: DOE1990, IM12345.
     ends = words[0][0], words[-1][-1]
     before, behind = (r"\d" if end.isdigit() else r"[^\W\d_]" for end in ends)
     middle = r"[\W_]*".join(map(re.escape, words))
@@ -53,37 +53,37 @@ def _pattern(identifier: str) -> re.Pattern[str] | None:
 
 
 def patient_of_study(study: str) -> str:
-    """The id of the unknown patient of a study: it is no other study's, and no known patient's.
+    """Return an id for a study's unknown patient, different from any other patient's id.
 
     Args:
-        study: the id that is written for the study.
+        study: the written id of the study.
     """
     return f"{_STUDY}{study}"
 
 
 def study_of(patient: str) -> str:
-    """The study that an id of `patient_of_study` is of."""
+    """Return the study of an id made by `patient_of_study`."""
     return patient.removeprefix(_STUDY)
 
 
 def is_study(patient: str) -> bool:
-    """Whether a patient's id is that of `patient_of_study`."""
+    """Return whether `patient_of_study` made a patient's id."""
     return patient.startswith(_STUDY)
 
 
 def number_ids(column: str, numbers: NDArray[np.int64]) -> pa.Array:
-    """Ids that lead nowhere back: `patient_000001` for number 0 of `patient_id`, and so on."""
+    """Return ordinals as ids: `patient_000001` for number 0 of `patient_id`, and so on."""
     return ordinals(column.removesuffix("_id"), numbers)
 
 
 def name_of(source: str) -> str:
-    """A file's name without its suffix; a part of digits is none, but the end of a UID."""
+    """Return a file's name without its suffix; digits are the end of a UID, not a suffix."""
     name = source.rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and dot and not suffix.isdigit() else name
 
 
 def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
-    """The same for many numbers: strings."""
+    """Return strings such as `patient_000001`, from a noun and numbers from 0."""
     digits = pc.utf8_lpad(pc.cast(pa.array(numbers + 1), pa.string()), 6, "0")
     return pc.binary_join_element_wise(noun, digits, "_")

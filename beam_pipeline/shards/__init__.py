@@ -1,5 +1,5 @@
-"""The shard directory: formats, the tables of an unfinished one, shards, manifest, completion.
+"""The shard directory: formats, tables of an unfinished directory, shards, manifest.
 
-`finish` completes a directory, with the data card; the other modules know neither planning nor the
-card.
+The modules depend neither on planning nor on the data card; `beam_pipeline.finish` completes a
+directory.
 """

@@ -1,7 +1,7 @@
-"""File formats of a shard directory, without TensorFlow: examples, the index, TFDS's descriptions.
+"""File formats of a shard directory, without TensorFlow: examples, index, TFDS files.
 
-The message `tf.train.Example` is declared here as in tensorflow/core/example/feature.proto, for the
-protocol buffers library to encode.
+The message `tf.train.Example` is declared as in tensorflow/core/example/feature.proto, and encoded
+by the protocol buffers library.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ _LISTS = {
 
 
 def _declare_example() -> Any:
-    """The message class, in a pool of its own: TensorFlow may declare the same name in its own."""
+    """Return the message class; its own pool avoids a conflict with TensorFlow's declaration."""
     file = FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
     feature = DescriptorProto(name="Feature")
     feature.oneof_decl.add(name="kind")
@@ -78,16 +78,16 @@ _Example = _declare_example()
 
 
 def encode_example(features: Mapping[str, Values]) -> bytes:
-    """A serialized `tf.train.Example`: bytes and str become a bytes_list of one value."""
+    """Return a serialized `tf.train.Example`; bytes and str become a bytes_list of one value."""
     example = _Example()
-    example.features.SetInParent()  # there even if empty
+    example.features.SetInParent()  # set even if empty
     for name, value in features.items():
         feature = example.features.feature[name]
         if isinstance(value, bytes | str):
             value = value.encode() if isinstance(value, str) else value
             feature.bytes_list.value.append(value)
         elif all(isinstance(item, int) for item in value):
-            feature.int64_list.SetInParent()  # TensorFlow takes a feature without a list for absent
+            feature.int64_list.SetInParent()  # TensorFlow treats a feature without a list as absent
             feature.int64_list.value.extend(value)
         else:
             feature.float_list.value.extend(value)
@@ -96,13 +96,12 @@ def encode_example(features: Mapping[str, Values]) -> bytes:
 
 
 def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[float]]:
-    """The features of a serialized `tf.train.Example`.
+    """Return the features of a serialized `tf.train.Example`.
 
     A feature without values is an empty list.
 
     Raises:
-        ValueError: not such an Example as `encode_example` and TensorFlow write; fields that are
-            unknown or there twice are not.
+        ValueError: the data is no Example, or has unknown or repeated fields.
     """
     try:
         example = _Example.FromString(data)
@@ -123,15 +122,15 @@ _ROW_GROUP = 1 << 14
 
 
 def index_schema(labels: Sequence[str]) -> pa.Schema:
-    """The index's columns."""
+    """Return the schema of the index."""
     return pa.schema([(name, pa.type_for_alias(dtype)) for name, dtype in index_columns(labels)])
 
 
 def index_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.Table:
-    """Rows of an index, in order; what else they hold is left out."""
+    """Return rows as an index table, in order; other fields are dropped."""
     schema = index_schema(labels)
     columns = [
-        # No position is null, as pandas has it.
+        # from_pandas: a NaN position becomes null.
         pa.array([row[field.name] for row in rows], field.type, from_pandas=True)
         for field in schema
     ]
@@ -139,7 +138,7 @@ def index_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.
 
 
 def write_index(file: BinaryIO, parts: Iterable[pa.Table], labels: Sequence[str]) -> None:
-    """Write one index of several, in their order; a few parts at a time are in memory."""
+    """Write the concatenation of index tables; only a few parts are in memory."""
     schema = index_schema(labels)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []
@@ -156,7 +155,7 @@ _MODULES = "tensorflow_datasets.core.features"
 
 
 def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
-    """`dataset_info.json` (the DatasetInfo message of TensorFlow Datasets)."""
+    """Return `dataset_info.json` (the DatasetInfo message of TensorFlow Datasets)."""
     return {
         "name": DATASET,
         "version": "1.0.0",
@@ -171,7 +170,7 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
             }
             for name, split in splits.items()
         ],
-        # What `as_supervised=True` gives.
+        # Result of `as_supervised=True`.
         "supervisedKeys": {
             "tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]},
         },
@@ -179,11 +178,11 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_features(labels: int, image: dict[str, Any]) -> dict[str, Any]:
-    """`features.json`: how TensorFlow Datasets decodes an example.
+    """Return `features.json`, which tells TensorFlow Datasets how to decode an example.
 
     Args:
-        labels: how many an example has.
-        image: the manifest's.
+        labels: number of labels per example.
+        image: `image` of the manifest.
     """
     return {
         "pythonClassName": f"{_MODULES}.features_dict.FeaturesDict",

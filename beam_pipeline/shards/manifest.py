@@ -1,4 +1,4 @@
-"""What describes a shard directory: the index, and the manifest that vouches for all files."""
+"""Index and manifest of a shard directory; the manifest has the checksums of all files."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ from headct.layout import (
 )
 from headct.stores import digest_file
 
-# What runs the pipeline, and the libraries that decide the bytes of shards and index: headers,
-# decoders, resizing, deflate, examples, tables.
+# Beam, and the libraries that determine the bytes of shards and index: headers, decoders,
+# resizing, deflate, examples, tables.
 _SOFTWARE = (
     *("apache-beam", "pydicom", "numpy", "imagecodecs", "opencv-python-headless", "isal"),
     *("protobuf", "pyarrow"),
@@ -42,13 +42,13 @@ _SOFTWARE = (
 
 
 def describe_splits(results: Sequence[ShardResult], patients: Mapping[str, int]) -> dict[str, Any]:
-    """The manifest's `splits`.
+    """Return the manifest's `splits`.
 
-    A shard that lost all its examples stays listed: the others' names count it.
+    A shard without examples stays listed: file names include the number of shards.
 
     Args:
-        results: of all shards, in order.
-        patients: how many each split has.
+        results: results of all shards, in order.
+        patients: number of patients per split.
     """
     described = {}
     for split in sorted({result.split for result in results}):
@@ -86,7 +86,7 @@ def build_manifest(
     patients: Mapping[str, int],
     rejects: Sequence[Reject],
 ) -> dict[str, Any]:
-    """The manifest, as JSON values."""
+    """Return the manifest as JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,13 +134,13 @@ def describe_shards(
     results: Sequence[ShardResult],
     rejects: Sequence[Reject],
 ) -> dict[str, Any]:
-    """Write the files that describe the shards, and return the manifest, which is not written.
+    """Write index, rejects and TFDS files, and return the manifest without writing it.
 
     Args:
-        unfinished: has the index rows of each shard.
-        plan: of the shards.
-        options: of the run.
-        results: of all shards, in the plan's order.
+        unfinished: tables with the index rows of the shards.
+        plan: plan of the shards.
+        options: options of the run.
+        results: results of all shards, in the plan's order.
         rejects: one row per rejected file.
     """
     folder = unfinished.folder
@@ -171,7 +171,7 @@ def _describe_file(data: bytes) -> dict[str, Any]:
 def _write_index(
     unfinished: Unfinished, plan: Plan, patients: dict[str, set[str]]
 ) -> dict[str, Any]:
-    """Write the index; adds each split's patients to `patients`, and describes the file."""
+    """Write the index, add the patients per split to `patients`, and describe the file."""
 
     def parts() -> Iterator[pa.Table]:
         for shard, part in zip(
@@ -189,15 +189,14 @@ def _write_index(
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """The SHA-256 of a manifest's content, in hexadecimal: equal for equal directories.
+    """Return the SHA-256 of a manifest's content, in hexadecimal: equal for equal directories.
 
-    The content is everything but when, by which software and with which options it was made:
-    so it has the checksums of all files.
+    The content excludes date, software and options, and includes the checksums of all files.
     """
     content = {key: value for key, value in manifest.items() if key not in MANIFEST_ORIGIN}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON to be read by people too."""
+    """Return indented JSON, for human readers."""
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""The output folder's state: empty, another's, unfinished, or complete."""
+"""State of the output folder: empty, foreign, unfinished or complete."""
 
 import json
 import logging
@@ -28,15 +28,15 @@ from headct.stores.local import partial_target
 
 _logger = logging.getLogger(__name__)
 
-_RESERVE_BYTES = 1 << 16  # random: zeros may take no room
+_RESERVE_BYTES = 1 << 16  # random, since file systems may compress zeros
 _OWN_FILES = {*FILES, CARD}
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:
-    """The manifest of a complete shard directory, or None.
+    """Return the manifest of a complete shard directory, or None.
 
     Raises:
-        UsageError: there is one, but it is not ours.
+        UsageError: the manifest is not a shard directory's.
     """
     if not folder.exists(MANIFEST):
         return None
@@ -60,20 +60,20 @@ def _check_ours(folder: Folder, manifest: Any) -> dict[str, Any]:
 def prepare_output(
     folder: Folder, options: Options, *, alone: bool = True
 ) -> dict[str, Any] | None:
-    """Make the folder ready to be written, or find that there is nothing to do.
+    """Prepare the folder for writing, unless it is complete.
 
     Args:
-        folder: of the output.
-        options: of the run.
-        alone: whether no other run writes to the folder now, as far as that can be seen.
+        folder: the output folder.
+        options: options of the run.
+        alone: whether no other run is known to write to the folder.
 
     Returns:
         The manifest, if an earlier run with the same options completed the folder.
 
     Raises:
-        UsageError: the folder holds something else, or the work of other options.
+        UsageError: the folder has foreign files, or output of other options.
         OutputError: the folder cannot be read or written.
-        StoreError: its store fails.
+        StoreError: the store fails.
     """
     try:
         return _prepare(folder, options, alone)
@@ -96,9 +96,9 @@ def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | 
     manifest = find_manifest(folder) if MANIFEST in names else None
     if manifest is not None:
         _check_same(folder, manifest["options"], options)
-        if UNFINISHED in names:  # the run that wrote the manifest was stopped, or its store failed
+        if UNFINISHED in names:  # the run stopped after writing the manifest
             finish_output(folder)
-        folder.remove_partial()  # of a run that was stopped after another had completed the folder
+        folder.remove_partial()  # left by a run that stopped after another completed
         return manifest
     begun, refused = Begun.read(folder), folder.exists(REFUSAL)
     if begun is not None and not _is_same(begun, options):
@@ -107,7 +107,7 @@ def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | 
         _take_up(folder, names, begun, options, refused)
     folder.remove_partial()
     if refused:
-        folder.remove(CARD)  # which explains the refusal
+        folder.remove(CARD)  # the page about the refusal
         folder.remove(REFUSAL)
     _begin(folder, options)
     folder.write(RESERVE, os.urandom(_RESERVE_BYTES))
@@ -115,12 +115,12 @@ def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | 
 
 
 def check_begun(folder: Folder, options: Options) -> None:
-    """Check that the directory is still begun as this run prepared it.
+    """Check that no other run has changed the record of this run's preparation.
 
     Raises:
-        UsageError: another run that was started at the same time has begun it otherwise.
+        UsageError: a concurrent run has begun the directory with other options or code.
         OutputError: the folder cannot be read.
-        StoreError: its store fails.
+        StoreError: the store fails.
     """
     begun = Begun.read(folder)
     if begun is not None and not _is_same(begun, options):
@@ -128,7 +128,7 @@ def check_begun(folder: Folder, options: Options) -> None:
 
 
 def _begin(folder: Folder, options: Options) -> None:
-    """Record how the directory is begun, or find that another run just did."""
+    """Record program and options; raise a UsageError if a run with others just did."""
     now = Begun.now(options)
     if not now.add(folder):
         check_begun(folder, options)
@@ -136,7 +136,7 @@ def _begin(folder: Folder, options: Options) -> None:
 
 
 def _is_same(begun: Begun, options: Options) -> bool:
-    """Whether this program with these options continues what was begun."""
+    """Return whether this program and these options match the record."""
     return (
         begun.options is not None
         and begun.is_by(Begun.now(options))
@@ -152,7 +152,7 @@ def _in_use(folder: Folder) -> UsageError:
 
 
 def _own_names(folder: Folder) -> set[str]:
-    """Return what is in the folder, all of it the pipeline's own."""
+    """Return the names in the folder; raise a UsageError for a foreign file."""
     entries = folder.entries()
     foreign = sorted(entry for entry in entries if not _is_own(entry))
     if foreign:
@@ -164,7 +164,7 @@ def _own_names(folder: Folder) -> set[str]:
 
 
 def _is_own(entry: str) -> bool:
-    """Whether the pipeline makes what has this name: `UNFINISHED`, or a file of the contract."""
+    """Return whether the pipeline writes this name: `UNFINISHED` or a file of the contract."""
     name = partial_target(entry) or entry
     return entry == f"{UNFINISHED}/" or name in _OWN_FILES or _is_shard(name)
 
@@ -184,9 +184,9 @@ def _remove_all(folder: Folder, names: Iterable[str]) -> None:
 def _take_up(
     folder: Folder, names: set[str], begun: Begun, options: Options, refused: bool
 ) -> None:
-    """Keep what an earlier run left if this one would write the same; else remove it.
+    """Keep the tables of an earlier run that this run would write again; remove all else.
 
-    Other options are accepted after a refusal, until there is a shard.
+    After a refusal, other options are accepted until a shard exists.
     """
     has_shards = any(map(_is_shard, names)) or bool(Unfinished(folder).names("written"))
     if begun.options is not None and (has_shards or not refused):
@@ -214,7 +214,7 @@ def _remove_all_unfinished_but(folder: Folder, kept: Iterable[str]) -> None:
 
 
 def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> None:
-    """Raise unless an earlier run's options give the same bytes as these."""
+    """Raise a UsageError unless an earlier run's options give the same bytes."""
     differing = options.differing(earlier)
     if not differing:
         return
@@ -232,7 +232,7 @@ def _show(value: Any) -> str:
 
 
 def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
-    """Leave word of why the run ended without a manifest, wherever it ran."""
+    """Record why the run ended without a manifest."""
     folder.remove_partial()
     folder.remove(RESERVE)
     folder.write(
@@ -241,15 +241,15 @@ def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
 
 
 def read_refusal(folder: Folder) -> Refusal | None:
-    """Why a run ended without a manifest, wherever that was."""
+    """Return why a run ended without a manifest, or None."""
     if not folder.exists(REFUSAL):
         return None
-    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):  # it is damaged, or gone
+    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):  # damaged or removed
         refusal = json.loads(folder.read(REFUSAL))
         return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
     return None
 
 
 def finish_output(folder: Folder) -> None:
-    """Remove what only an unfinished directory needs."""
+    """Remove the tables of the unfinished directory."""
     folder.remove(UNFINISHED)

@@ -1,7 +1,7 @@
-"""Whether other runs write to a local output now.
+"""Lock of a local output, to detect concurrent runs.
 
-The folder itself is locked, so that no file is left behind. On a file system without locks, and
-in a bucket, other runs are not noticed.
+The folder itself is locked, to leave no lock file. On file systems without locks, and in buckets,
+concurrent runs are not detected.
 """
 
 from collections.abc import Iterator
@@ -53,5 +53,5 @@ def _lock_folder(folder: Path) -> OutputLock:
             return OutputLock(True, Lock(folder))
         except BlockingIOError:
             return OutputLock(False, Lock(folder, shared=True, wait=True))
-    except OSError:  # the first file that is written will report it
+    except OSError:  # the first write reports the error
         return OutputLock()

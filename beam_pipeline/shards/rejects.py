@@ -1,4 +1,4 @@
-"""The files that were not used: where they are listed, and when they are too many."""
+"""Rejected files: their list, their counts, and the check for too many."""
 
 import json
 from collections import Counter
@@ -11,16 +11,16 @@ from headct.layout import REJECTS
 from headct.reasons import advice_for
 from headct.stores import Folder
 
-Reject = dict[str, str]  # a text for each of REJECT_COLUMNS
+Reject = dict[str, str]  # a text per REJECT_COLUMNS
 
 
 def check_rejects(
     unfinished: Unfinished, files_seen: int, rejects: list[Reject], allowed: float
 ) -> None:
-    """Raise if there are too many rejects to trust the rest; list them for the user first.
+    """Raise an error if too many files were rejected, after writing the list of rejects.
 
-    Nothing is listed otherwise: another run may have completed the directory in the meantime, with
-    a list that also has the rejects found while writing.
+    No list is written otherwise: a concurrent run may have completed the directory, with a list
+    that includes rejects of the writing step.
 
     Args:
         unfinished: the output's unfinished area.
@@ -47,7 +47,7 @@ def check_rejects(
 
 
 def read_rejects(folder: Folder) -> list[Reject]:
-    """Return the rejects that a run has listed.
+    """Return the listed rejects of a run.
 
     Raises:
         OSError: the list cannot be read.
@@ -57,7 +57,7 @@ def read_rejects(folder: Folder) -> list[Reject]:
 
 
 def _explain(folder: Folder, rejects: Sequence[Reject]) -> str:
-    """Return the commonest reason with an example and advice, and where the others are."""
+    """Return the commonest reason with example and advice, and the path of the full list."""
     counts = count_reasons(rejects)
     commonest = max(counts, key=lambda reason: counts[reason])
     source = min(row["source"] for row in rejects if row["reason"] == commonest)
@@ -69,11 +69,11 @@ def _explain(folder: Folder, rejects: Sequence[Reject]) -> str:
 
 
 def encode_rejects(rejects: Iterable[Reject]) -> bytes:
-    """The rejects as JSON lines, ordered by source."""
+    """Return the rejects as JSON lines, ordered by source."""
     rows = sorted(rejects, key=lambda row: row["source"])
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """How many files were rejected for each reason."""
+    """Count the rejected files per reason."""
     return dict(sorted(Counter(row["reason"] for row in rejects).items()))

@@ -15,7 +15,7 @@ from beam_pipeline.options import Options
 from headct.layout import OPTIONS, STARTS
 from headct.stores import Folder
 
-# The code that decides what the tables of an unfinished directory and its shards hold.
+# Code that determines the content of tables and shards.
 _DECIDING = (
     *("dicom", "images", "planning", "shards/formats.py", "shards/unfinished.py"),
     *("shards/writer.py", "keys.py", "options.py"),
@@ -25,12 +25,12 @@ _DECIDING_BELOW = ("layout.py", "printable.py", "tfrecord.py", "stores/protocol.
 
 @dataclass(frozen=True)
 class Begun:
-    """How an unfinished directory was begun.
+    """Program and options that began an unfinished directory.
 
     Attributes:
-        version: of the program; empty for one that did not record it.
-        code: digest of the code that decides what is written; tells builds of a version apart.
-        options: those recorded, as JSON values; None if they are damaged.
+        version: version of the program; empty if not recorded.
+        code: digest of the code that determines the output; distinguishes builds of a version.
+        options: recorded options, as JSON values; None if damaged.
     """
 
     version: str
@@ -39,16 +39,16 @@ class Begun:
 
     @classmethod
     def now(cls, options: Options) -> Self:
-        """Return how this program begins a directory."""
+        """Return the record of this program with some options."""
         return cls(beam_pipeline.__version__, code_digest(), options.recorded())
 
     @classmethod
     def read(cls, folder: Folder) -> "Begun | None":
-        """Return how a directory was begun; None for one that was not.
+        """Return the record of a directory, or None.
 
         Raises:
             StoreError: the folder's store fails.
-            OutputError: there is a record that cannot be read.
+            OutputError: the record cannot be read.
         """
         if not folder.exists(OPTIONS):
             return None
@@ -58,7 +58,7 @@ class Begun:
             return cls("", "", None)
         if not isinstance(recorded, dict):
             return cls("", "", None)
-        if "input" in recorded:  # the options alone: version 0.1.0
+        if "input" in recorded:  # version 0.1.0 recorded only the options
             return cls("", "", recorded)
         options = recorded.get("options")
         return cls(
@@ -68,15 +68,15 @@ class Begun:
         )
 
     def write(self, folder: Folder) -> None:
-        """Record it in an unfinished directory; raises as `Folder.write` does."""
+        """Write the record to an unfinished directory; raises as `Folder.write` does."""
         folder.write(OPTIONS, json.dumps(asdict(self)).encode())
 
     def add(self, folder: Folder) -> bool:
-        """Record it unless there is a record, and return whether it was; raises as `write`."""
+        """Write the record if none exists, and return whether it was written; raises as `write`."""
         return folder.add(OPTIONS, json.dumps(asdict(self)).encode())
 
     def described(self) -> str:
-        """Return what to call the program, which is another than this one."""
+        """Return a description of the program, which differs from this program."""
         if self.options is None:
             return "a run whose record is damaged"
         if self.version == beam_pipeline.__version__:
@@ -84,16 +84,16 @@ class Begun:
         return f"version {self.version}" if self.version else "an earlier version"
 
     def is_by(self, other: "Begun") -> bool:
-        """Whether the same program begins both."""
+        """Whether both records are of the same program."""
         return (self.version, self.code) == (other.version, other.code)
 
 
 @cache
 def code_digest() -> str:
-    """Return the SHA-256 of the code that decides what is written, in hexadecimal.
+    """Return the SHA-256 of the code that determines the output, in hexadecimal.
 
-    A changed verdict or decoder changes no version number and no table's schema while it is
-    developed, and must not be mixed with what was written before.
+    During development, code changes without a new version number or schema; outputs of old and new
+    code must not be mixed.
     """
     digest = hashlib.sha256()
     roots = Path(beam_pipeline.__file__).parent, Path(headct.__file__).parent
@@ -105,7 +105,7 @@ def code_digest() -> str:
 
 
 def record_start(folder: Folder, runner: str) -> None:
-    """Record in an unfinished directory that a run starts now; raises what Folder.write raises."""
+    """Record the start of a run in an unfinished directory; raises what Folder.write raises."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     starts = [*_read_starts(folder), {"at": now, "runner": runner}]
     folder.write(STARTS, json.dumps(starts).encode(), durable=False)
@@ -114,8 +114,8 @@ def record_start(folder: Folder, runner: str) -> None:
 def describe_run(folder: Folder) -> dict[str, Any] | None:
     """Return the manifest's `run` for a run that ends now; None if no start was recorded.
 
-    `runner` is the last one; `started` is the first start; `starts` is above 1 if the run was
-    resumed; `seconds` are those since the first start, pauses included.
+    `runner` is the last runner; `started` is the first start; `starts` is above 1 if the run was
+    resumed; `seconds` is the time since the first start, pauses included.
     """
     starts = _read_starts(folder)
     with suppress(LookupError, TypeError, ValueError):
@@ -125,7 +125,7 @@ def describe_run(folder: Folder) -> dict[str, Any] | None:
             "runner": starts[-1]["runner"],
             "started": starts[0]["at"],
             "starts": len(starts),
-            "seconds": round(max(seconds, 0.0), 1),  # clocks of two machines may differ
+            "seconds": round(max(seconds, 0.0), 1),  # the clocks of two hosts may differ
         }
     return None
 
@@ -133,7 +133,7 @@ def describe_run(folder: Folder) -> dict[str, Any] | None:
 def _read_starts(folder: Folder) -> list[dict[str, str]]:
     if not folder.exists(STARTS):
         return []
-    with suppress(ValueError, FileNotFoundError):  # cut by a power failure; or another run is done
+    with suppress(ValueError, FileNotFoundError):  # cut by a power failure, or removed
         starts = json.loads(folder.read(STARTS))
         if isinstance(starts, list):
             return [

@@ -1,14 +1,14 @@
-"""What an output folder holds until it is a shard directory: tables that steps leave to others.
+"""Tables of an unfinished output folder, which pass data between steps and runs.
 
-A table is written whole, once, under a name that says what it is of; writing it again writes the
-same. So a step may be done again, by whichever worker, and what an earlier run left is used:
+A table is written completely, once, under a descriptive name; a second write gives the same bytes.
+So any worker can repeat a step, and a run reuses the tables of an earlier run:
 
-labels          the label file's values, by image id
-listing/00000   some of the input's files, with size and version
-inventory/00000 what their headers say: one row per file, in the same order
-plan/00000      the slices of some shard files, in the order to write them
-written/SHARD   the rows of a shard file's index, and what the manifest says of it
-plan, rejects   what planning found out about all files
+labels          values of the label file, by image id
+listing/00000   some input files, with size and version
+inventory/00000 headers of the listed files: one row per file, in the same order
+plan/00000      slices of some shard files, in writing order
+written/SHARD   index rows of a shard file, and its manifest entry
+plan, rejects   decisions of planning about all files
 """
 
 import json
@@ -27,10 +27,10 @@ from headct.stores import Folder, InputFiles, is_local
 
 _METADATA = b"headct"
 _CHECKSUM_BYTES = 4  # CRC-32C, at the end
-_MAGIC_BYTES = 8  # of an Arrow file; its schema follows
+_MAGIC_BYTES = 8  # of an Arrow file; the schema follows
 _METADATA_BYTES = 1 << 15  # enough for nearly every schema
-_WRITERS = 16  # threads that wait for a store far away
-_TYPICAL_BYTES = 1 << 20  # of a table: bounds how many are read ahead
+_WRITERS = 16  # threads for uploads to a remote store
+_TYPICAL_BYTES = 1 << 20  # size of a table: bounds the prefetch
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The tables of an output folder that is not finished.
+    """The tables of an unfinished output folder.
 
     Attributes:
-        folder: of the output.
+        folder: the output folder.
     """
 
     folder: Folder
@@ -110,21 +110,20 @@ class Unfinished:
         """Write a table.
 
         Args:
-            name: of the table.
-            table: its rows.
-            metadata: JSON values that belong to it.
+            name: name of the table.
+            table: rows of the table.
+            metadata: JSON values to store with the table.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the table cannot be written.
             StoreError: the folder's store fails.
         """
         self.folder.write(_path(name), encode_table(table, metadata), durable=False)
 
     def write_all(self, tables: Iterable[tuple[str, Sequence[pa.Table]]]) -> None:
-        """Write tables, by name, each of record batches that `read_batch` reads.
+        """Write named tables as record batches for `read_batch`; raises as `write` does.
 
-        They are not compressed: that would take longer than all else that is done to them.
-        Raises as `write` does.
+        The tables are not compressed: compression would take longer than writing and reading.
         """
         if is_local(self.folder.url):
             for name, batches in tables:
@@ -143,18 +142,18 @@ class Unfinished:
         self.folder.write(_path(name), _encode(batches, None), durable=False)
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table, or some columns of it.
+        """Return a table, or some columns of a table.
 
         Raises:
-            FileNotFoundError: it is not there.
-            AlreadyComplete: nor are others, since another run has completed the directory.
-            pyarrow.ArrowException: a power failure cut it.
+            FileNotFoundError: the table does not exist.
+            AlreadyComplete: another run has completed the directory and removed the tables.
+            pyarrow.ArrowException: the table was cut by a power failure.
             StoreError: the folder's store fails.
         """
         return decode_table(self.read_bytes(name), columns)
 
     def read_bytes(self, name: str) -> bytes:
-        """A table as it is stored; raises as `read` does."""
+        """Return the stored bytes of a table; raises as `read` does."""
         return self._read(_path(name))
 
     def _read(self, path: str, length: int | None = None) -> bytes:
@@ -178,7 +177,7 @@ class Unfinished:
         return Plan.decode(self._read(PLAN))
 
     def names(self, kind: str) -> set[str]:
-        """The tables there are of a kind: `listing`, `inventory`, `plan` or `written`."""
+        """Return the existing tables of a kind: `listing`, `inventory`, `plan` or `written`."""
         folder = Folder(f"{self.folder.url}/{UNFINISHED}/{kind}", self.folder.patience)
         return {
             f"{kind}/{name.removesuffix('.arrow')}"
@@ -187,47 +186,44 @@ class Unfinished:
         }
 
     def signs(self) -> dict[str, str]:
-        """What workers have left: the names of tables, the first with a stamp.
-
-        Each run writes the first anew.
-        """
+        """Return the names of existing tables; the first listing, new in every run, has a stamp."""
         kinds = ("listing", "inventory", "written")
         names = sorted(name for kind in kinds for name in self.names(kind))
         first = f"listing/{0:05d}"
         return dict.fromkeys(names, "") | {first: self.folder.stamp(_path(first))}
 
     def read_metadata(self, name: str) -> dict[str, Any]:
-        """The JSON values that belong to a table, of which no more than necessary is read.
+        """Return the JSON values stored with a table, reading only its beginning if possible.
 
         Raises as `read` does.
         """
         beginning = self._read(_path(name), _METADATA_BYTES)
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(beginning[_MAGIC_BYTES:]))
-        except pa.ArrowException:  # they are longer
+        except pa.ArrowException:  # the schema is longer
             return table_metadata(self.read(name))
         return _metadata(schema)
 
     def read_batch(self, name: str, number: int) -> pa.Table:
-        """A record batch of a table that `write_all` wrote; raises as `read` does."""
+        """Return a record batch of a table of `write_all`; raises as `read` does."""
         with pa.ipc.open_file(_checked(self.read_bytes(name))) as reader:
             return pa.Table.from_batches([reader.get_batch(number)])
 
     def find(self, name: str) -> pa.Table | None:
-        """A table that an earlier run may have left, whole."""
+        """Return a table of an earlier run, or None if it is missing or damaged."""
         try:
             return self.read(name)
         except (FileNotFoundError, pa.ArrowException):
             return None
 
     def remove(self, name: str) -> None:
-        """Remove a table, if it is there."""
+        """Remove a table if it exists."""
         self.folder.remove(_path(name))
 
     def read_all(
         self, names: Sequence[str], columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """Several tables, or some columns of each, in order; raises as `read` does."""
+        """Yield tables, or some of their columns, in order; raises as `read` does."""
         files = InputFiles(f"{self.folder.url}/{UNFINISHED}", patience=self.folder.patience)
         wanted = [(f"{name}.arrow", _TYPICAL_BYTES) for name in names]
         for data in files.read_ahead(wanted):
@@ -242,7 +238,7 @@ def _path(name: str) -> str:
 
 
 def encode_table(table: pa.Table, metadata: dict[str, Any] | None = None) -> bytes:
-    """A table as an Arrow IPC file: Parquet takes three to five times as long for so few rows."""
+    """Return a table as an Arrow IPC file; Parquet takes 3 to 5 times as long for few rows."""
     return _encode(with_metadata([table], metadata or {}), "zstd")
 
 
@@ -262,7 +258,7 @@ def _checksum(data: memoryview | bytes) -> bytes:
 
 
 def _checked(data: bytes) -> pa.Buffer:
-    """A stored table without its checksum; Arrow does not notice pages that were lost."""
+    """Return a stored table without its checksum; Arrow does not detect lost pages."""
     content = memoryview(data)[:-_CHECKSUM_BYTES]
     if len(data) <= _CHECKSUM_BYTES or _checksum(content) != data[-_CHECKSUM_BYTES:]:
         raise pa.ArrowInvalid("a table is cut or damaged")
@@ -270,14 +266,14 @@ def _checked(data: bytes) -> pa.Buffer:
 
 
 def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table that was encoded, or some of its columns.
+    """Return an encoded table, or some of its columns.
 
     Raises:
-        pyarrow.ArrowException: it is cut.
+        pyarrow.ArrowException: the table is cut or damaged.
     """
     content = _checked(data)
     with pa.ipc.open_file(content) as reader:
-        if columns is not None and not columns:  # Arrow takes none for all
+        if columns is not None and not columns:  # Arrow would read all columns
             return reader.schema.empty_table().select([])
         fields = None if columns is None else [reader.schema.get_field_index(c) for c in columns]
     options = pa.ipc.IpcReadOptions(included_fields=fields)
@@ -286,13 +282,13 @@ def decode_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[pa.Table]:
-    """Tables with JSON values that belong to them."""
+    """Return the tables with JSON values as metadata."""
     stored = {_METADATA: json.dumps(metadata).encode()}
     return [table.replace_schema_metadata(stored) for table in tables]
 
 
 def table_metadata(table: pa.Table) -> dict[str, Any]:
-    """The JSON values that belong to a table."""
+    """Return the JSON values stored with a table."""
     return _metadata(table.schema)
 
 

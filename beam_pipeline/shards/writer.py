@@ -1,4 +1,4 @@
-"""One shard written: whole or not at all."""
+"""Writing of one shard, complete or not at all."""
 
 import hashlib
 from collections import Counter
@@ -36,21 +36,21 @@ from headct.tfrecord import frame_record
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard that was written.
+    """A written shard.
 
     Attributes:
-        split: it belongs to.
-        file: its name; without examples, too, there is a file.
-        bytes: its size.
-        sha256: of its bytes.
-        version: of the file in its store.
-        plan: digest of what was to be written.
-        examples: how many it holds.
-        label_counts: how many of them have each label; unlabeled ones have none.
-        repaired: how many of them were repaired, by the repair.
-        resized: how many of them had another size.
-        rejects: one row per file that was not used: source, image_id, reason, detail.
-        changed: how many of them had become other files since they were listed.
+        split: split of the shard.
+        file: name of the file, which exists even without examples.
+        bytes: size of the file.
+        sha256: checksum of the file.
+        version: version of the file in the store.
+        plan: digest of the planned content.
+        examples: number of examples.
+        label_counts: examples per label; empty without labels.
+        repaired: examples per repair.
+        resized: number of resized examples.
+        rejects: one row per rejected file: source, image_id, reason, detail.
+        changed: number of rejected files that changed after the listing.
     """
 
     split: str
@@ -68,13 +68,13 @@ class ShardResult:
 
     @classmethod
     def of(cls, index: pa.Table) -> "ShardResult":
-        """The result that goes with the rows of a shard's index."""
+        """Return the result stored with a shard's index rows."""
         return cls(**table_metadata(index))
 
 
 @dataclass(frozen=True)
 class Written:
-    """How many slices of a shard were written, and how many could not be used."""
+    """Counts of written and rejected slices of a shard."""
 
     file: str
     examples: int
@@ -82,15 +82,15 @@ class Written:
 
 
 def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Later[Written]:
-    """Write a shard, or find that an interrupted run wrote the same one.
+    """Write a shard, unless an interrupted run wrote the same shard.
 
     Args:
-        number: of the shard in the plan.
-        watch: told of each slice that is converted.
-        options: of the run.
+        number: number of the shard in the plan.
+        watch: notified of each slice that is converted.
+        options: options of the run.
 
     Returns:
-        What was written; or what is left when all slices are converted, that is to upload them.
+        The counts; or, after the conversion, the pending upload that returns them.
 
     Raises:
         OutputError: the shard cannot be written.
@@ -102,7 +102,7 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
     shard = table_metadata(plan)["shards"][batch]
     rows = plan.to_pylist()
     labels = labels_of(plan.column_names)
-    # With the columns, so that a part of the index that an earlier version wrote is not used.
+    # The digest covers the columns, to rewrite index rows of another version.
     wanted = (table_metadata(plan)["options"], rows, [*index_columns(labels)])
     digest = hashlib.sha256(repr(wanted).encode()).hexdigest()
     result = _find_result(shard, unfinished, digest)
@@ -124,9 +124,9 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> Written | Lat
 
 
 def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:
-    """The result of an earlier run that planned the same shard and wrote it whole.
+    """Return the result of an earlier run that completed the same planned shard, or None.
 
-    Not if rejects may pass now: their files are read again.
+    Also None if rejects are transient: their files are read again.
     """
     index = unfinished.find(written_table(shard))
     if index is None:
@@ -139,7 +139,7 @@ def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult
 
 
 class _ShardWriter:
-    """Converts the slices of a shard, one after the other, and writes them."""
+    """Converts and writes the slices of a shard in sequence."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _ShardWriter:
         self._size = 0
 
     def write(self, rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
-        """Convert the slices of the plan's rows, and write their records in this order."""
+        """Convert the slices of the plan's rows, and write the records in this order."""
         sources = [(decode_source(row["source"]), row["size"]) for row in rows]
         contents = self._read(sources)
         for place, row in enumerate(rows):
@@ -172,7 +172,7 @@ class _ShardWriter:
                 file.write(record)
 
     def index(self, labels: Sequence[str]) -> pa.Table:
-        """The rows of the shard's index; `labels` are the names of the classes."""
+        """Return the rows of the shard's index; `labels` are the names of the classes."""
         return index_table(self._index, labels)
 
     def _read(self, sources: Sequence[tuple[str, int]]) -> Iterator[bytes | OSError]:
@@ -183,7 +183,7 @@ class _ShardWriter:
     def _record(
         self, place: int, row: dict[str, Any], source: str, contents: Iterator[bytes | OSError]
     ) -> bytes | None:
-        """A slice's TFRecord, or None if it is rejected."""
+        """Return a slice's TFRecord, or None if the slice is rejected."""
         shown = self._shown(row, source)
         try:
             if place in self._watch.excluded:
@@ -214,7 +214,7 @@ class _ShardWriter:
         try:
             return _convert(row, data, self._image)
         except Rejected as rejected:
-            # Also caught while it was copied again: no verdict on what it is now.
+            # A file that is being overwritten counts as changed, whatever the reason.
             self._changed += rejected.reason is Reason.CHANGED or len(data) != row["size"]
             raise
 
@@ -230,7 +230,7 @@ class _ShardWriter:
         return {"source": show_source(source), "image_id": row["image_id"]}
 
     def result(self, labels: Sequence[str], version: str) -> ShardResult:
-        """What the manifest says of the shard, whose file has a version in its store."""
+        """Return the shard's result; `version` is the version of the file in the store."""
         repairs = Counter(str(row["repair"]) for row in self._index)
         del repairs[Repair.NONE.value]
         return ShardResult(
@@ -254,15 +254,15 @@ class _ShardWriter:
 def _convert(
     row: dict[str, Any], data: bytes, options: ImageOptions
 ) -> tuple[bytes, dict[str, Any]]:
-    """A slice's TFRecord, and what the index says of the slice.
+    """Return a slice's TFRecord, and the slice's index fields.
 
     Raises:
-        Rejected: the file is not usable, or not the slice that was planned.
+        Rejected: the file is not usable, or is not the planned slice.
     """
     planned = decode_header(row["header"])
     slice_ = read_slice(data, planned)
     if planned is not None and slice_.header.identity != planned.identity:
-        raise Rejected(Reason.CHANGED)  # not to be written under the planned patient and label
+        raise Rejected(Reason.CHANGED)  # the planned patient and label may be wrong
     image = convert_slice(slice_, options)
     features = _features(row, slice_.header, image)
     record = frame_record(encode_example(features))
