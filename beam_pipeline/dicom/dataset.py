@@ -170,8 +170,8 @@ def contained(reason: Reason) -> Iterator[None]:
 
     On broken files parsers raise any exception, from IndexError to RecursionError, and their
     messages, warnings and log lines quote the header. So Rejected names only the exception's type,
-    and this context drops warnings and pydicom's log lines. At the end it restores the settings of
-    pydicom, `warnings` and `logging`; one thread at a time changes the settings.
+    and this context drops warnings and pydicom's log lines. At the end the context restores
+    the settings of pydicom, `warnings` and `logging`; one thread at a time changes the settings.
 
     Raises:
         Rejected: with `reason`, for any exception except Rejected itself.

@@ -104,7 +104,7 @@ class Header:
         columns: width of the stored matrix.
         transfer_syntax: UID.
         encoding: conversion of a pixel's bits to Hounsfield units.
-        window: center and width, HU; the first pair if there are several, None if absent.
+        window: center and width, HU; the first of several pairs, None if absent.
         pixel_offset: offset of the first byte of pixel data in the file; None in a deflated file.
         identifiers: PatientID, PatientName and its components, AccessionNumber; searched for in the
             file's path, never written.

@@ -103,7 +103,7 @@ class PixelEncoding:
 def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
     """Return the stored value per bit pattern of a pixel.
 
-    Ignores bits outside the stored bits, whose content is arbitrary (DICOM PS3.5 8.1.1).
+    Ignores bits outside the stored bits: their content is arbitrary (DICOM PS3.5 8.1.1).
 
     Returns:
         int64 [2 ** bits_allocated].

@@ -24,7 +24,7 @@ class Job:
 
     Attributes:
         runner: name of the runner.
-        id: the runner's id of the job; the job's name on Flink, whose ids Beam does not report.
+        id: the runner's id of the job; on Flink the job's name, since Beam does not report ids.
         service: service that knows the job: the address of a job service, the URL of a Flink
             cluster, or `project/region`.
     """

@@ -18,7 +18,7 @@ _WHEEL = b"Wheel-Version: 1.0\nGenerator: headct\nRoot-Is-Purelib: true\nTag: py
 
 
 def stage_package(folder: Path) -> list[str]:
-    """Build a wheel; return Beam's options that install it and the pinned requirements on workers.
+    """Build a wheel; return Beam's options to install the wheel and pinned requirements.
 
     Args:
         folder: build folder; keep until the pipeline is submitted.

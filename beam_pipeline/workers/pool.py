@@ -90,7 +90,7 @@ class WorkerPool(Generic[T, R]):
         function: called as function(task, watch) in a process; reports every item to `watch`, and
             returns the task's result or a `Later` that returns the result.
         size: number of processes.
-        patience: timeout of one item, seconds; a process that exceeds it counts as hung.
+        patience: timeout of one item, seconds; a slower process counts as hung.
         storage_patience: timeout of the store, seconds; most stores report a failure long before.
         storage: name of the store in the timeout's message.
         slots: limit on processes, shared by several pools; a pool waits for its first slot, and
@@ -129,7 +129,7 @@ class WorkerPool(Generic[T, R]):
         """Send a task to a process; yield results that arrive while all processes are busy.
 
         Raises:
-            HeadctError: the function raised it.
+            HeadctError: the function raised this error.
             WorkerFailed: the function raised anything else; its traceback is the message.
         """
         self._queue.append(_Job(task))
@@ -262,7 +262,7 @@ class _Worker:
         """Read one message; yield the result if the message has one.
 
         Raises:
-            HeadctError: the function raised it.
+            HeadctError: the function raised this error.
             WorkerFailed: the function raised anything else.
         """
         try:
@@ -297,7 +297,7 @@ def start_server(source: str = "") -> None:
         source: the input, if known; the server reads an archive's directory once for all workers.
 
     Raises:
-        UsageError: there is no folder for temporary files.
+        UsageError: no folder for temporary files is writable.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     place_sockets()

@@ -83,7 +83,7 @@ def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -
             kind, content = _outcome("result", partial(function, task, watch), watch)
             watch.waiting()
             if upload is not None:
-                upload.result()  # one upload at a time: each keeps its shard in memory
+                upload.result()  # one upload at a time: an upload keeps its shard in memory
             if kind == "result" and isinstance(content, Later):
                 send(("later", None))
                 upload = thread.submit(finish, content)
