@@ -127,7 +127,7 @@ class Unread(NamedTuple):
 
     Attributes:
         source: path relative to the input.
-        was_there: whether the file existed when it was listed.
+        was_there: whether the file was accessible when listed.
         reason: reason of the rejection.
     """
 

@@ -1,4 +1,4 @@
-"""Secret keys for hashing ids, read by each worker and never written to a graph or file."""
+"""Secret keys for hashing ids, read where used and never written to a graph or file."""
 
 import hashlib
 import os

@@ -144,7 +144,7 @@ def _check_input(options: Options) -> Labels | None:
 
 
 def _check_kind(files: InputFiles, text: str) -> None:
-    """Raise a UsageError if the input is one file of an unsupported archive format."""
+    """Raise a UsageError if the input is a single file of an unsupported format."""
     if not files.name:
         return
     kind = ""

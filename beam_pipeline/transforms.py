@@ -1,7 +1,7 @@
 """Thin Beam wrappers; the named functions do the work.
 
-Workers keep what they know about files in tables of the output folder. Elements are numbers of
-these tables, or a HeadctError that ends the run: later steps pass it on, and the last records it.
+Workers store results in tables of the output folder. Elements are numbers of tables, or a
+HeadctError that ends the run: later steps pass the error on, and the last step records the error.
 """
 
 from collections.abc import Callable, Iterable, Iterator

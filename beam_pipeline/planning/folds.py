@@ -22,7 +22,7 @@ def assign_folds(
     seed: int,
     fixed: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Assign whole groups to folds, with each label and the examples split by the folds' shares.
+    """Assign whole groups to folds so that every fold has its share of labels and examples.
 
     Iterative stratification (Sechidis et al., ECML PKDD 2011) of groups instead of examples: groups
     with the rarest label are assigned first, to the fold with the greatest need of the label; then

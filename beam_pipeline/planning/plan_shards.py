@@ -67,7 +67,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         options: options of the run.
 
     Raises:
-        UsageError: the input has no usable files, or too few patients for the options.
+        UsageError: no file is usable, or patients cannot be split as the options demand.
         TooManyRejects: more files are rejected than allowed.
         OutputError: the plan cannot be written.
         StoreError: a store fails.
