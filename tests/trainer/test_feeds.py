@@ -105,16 +105,35 @@ def compiled(setup: TrainingSetup, xla: bool) -> tuple[Any, Any]:
     return model, (np.arange(8, dtype=row_type()), labels[:8])
 
 
-@pytest.mark.skipif(JAX, reason="JAX compiles everything for the device")
-def test_tensorflow_has_a_gpus_kernel_for_all_of_the_step(setup: TrainingSetup) -> None:
-    """Also without XLA, which would bring its own."""
+def nodes_of_a_step(setup: TrainingSetup) -> list[Any]:
+    """The operations of a training step without XLA, which would bring kernels of its own."""
     model, batch = compiled(setup, xla=False)
     step = tf.function(lambda rows, labels: model.train_step((rows, labels)))
     graph = step.get_concrete_function(*map(tf.constant, batch)).graph.as_graph_def()
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    gathers = [node for node in nodes if "Gather" in node.op]
+    return [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+
+
+@pytest.mark.skipif(JAX, reason="JAX compiles everything for the device")
+def test_a_step_gathers_only_types_for_which_tensorflow_has_a_gpus_kernel(
+    setup: TrainingSetup,
+) -> None:
+    """None is registered for uint8, the type of stored images; also seen without GPU kernels."""
+    gathers = [node for node in nodes_of_a_step(setup) if "Gather" in node.op]
     assert gathers
-    missing = {node.op for node in nodes if not has_gpu_kernel(node)}
+    types = {tf.as_dtype(node.attr["Tparams"].type).name for node in gathers}
+    assert types <= {"bfloat16", "float16", "float32", "float64", "int32", "int64"}
+
+
+@pytest.mark.skipif(JAX, reason="JAX compiles everything for the device")
+@pytest.mark.skipif(
+    not any(
+        kernel.device_type == "GPU"
+        for kernel in kernels.get_registered_kernels_for_op("Conv2D").kernel
+    ),
+    reason="tensorflow-cpu has no kernels for GPUs",
+)
+def test_tensorflow_has_a_gpus_kernel_for_all_of_the_step(setup: TrainingSetup) -> None:
+    missing = {node.op for node in nodes_of_a_step(setup) if not has_gpu_kernel(node)}
     # Placeholders and constants of the graph, which are no work.
     assert missing <= {"Placeholder", "Assert", "StringFormat"}, missing
 
