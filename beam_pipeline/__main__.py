@@ -29,7 +29,7 @@ def main(argv: Sequence[str], program: str = "python -m beam_pipeline") -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # On import, Beam warns about a missing BigQuery client, which is not used.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
-    return run_program("beam_pipeline", lambda: _run_command(argv, program))
+    return run_program("beam_pipeline", lambda: _run_command(argv, program, handler))
 
 
 def options_of(_command: str) -> list[type[Declared]]:
@@ -37,11 +37,16 @@ def options_of(_command: str) -> list[type[Declared]]:
     return KINDS
 
 
-def _run_command(argv: Sequence[str], program: str) -> int:
+def _run_command(argv: Sequence[str], program: str, handler: logging.Handler) -> int:
     options, chosen = parse_options(argv, program)
     if not chosen.runner.is_local:
         threading.excepthook = _log_thread
-    run(options, chosen, Terminal(markup=False))
+    try:
+        run(options, chosen, Terminal(markup=False))
+    finally:
+        if not chosen.runner.is_local:
+            # Workers may be threads of this process, and outlive an interrupted job.
+            handler.addFilter(lambda record: False)
     return 0
 
 
