@@ -224,7 +224,7 @@ class IdentifierOptions(Declared, title="identifiers"):
         Field(description=f"secret of '--identifiers hash'; or set {KEY_VARIABLE}"),
     ] = None
     identifier_key_check: Annotated[OptionalText, Mark.DERIVED] = None
-    """tells that secret from another; nothing else is told of it"""
+    """identifies the secret without revealing it"""
 
 
 class RunOptions(Declared, title="run"):

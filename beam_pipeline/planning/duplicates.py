@@ -77,7 +77,7 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
 
 
 def join_groups(groups: NDArray[np.int64], identical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge groups that share identical pixels, and number them anew.
+    """Merge groups that share identical pixels, and renumber the groups.
 
     Args:
         groups: [n], group per slice, numbered from 0.
