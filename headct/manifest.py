@@ -1,10 +1,9 @@
 """Model of manifest.json for readers of shards; errors name the invalid value in one line."""
 
-import re
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -22,22 +21,13 @@ from headct.layout import (
 )
 from headct.printable import shown
 
-_T = TypeVar("_T", bound=Hashable)
+Path = list[str | int]  # of a value in the manifest
 
 
-def _different(values: list[_T]) -> list[_T]:
+def _different(values: list[Any]) -> list[Any]:
     if len({*values}) < len(values):
         raise ValueError("has a value twice")
     return values
-
-
-def _matching(pattern: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError("does not match")
-        return value
-
-    return AfterValidator(check)
 
 
 Count = Annotated[
@@ -64,21 +54,18 @@ Name = Annotated[
 ]
 Sha256 = Annotated[
     str,
-    Field(strict=True),
-    _matching("[0-9a-f]{64}"),
+    Field(strict=True, pattern="^[0-9a-f]{64}$"),
     must("64 hexadecimal digits in lower case"),
 ]
 FileName = Annotated[
     str,
-    Field(strict=True, max_length=200),
+    Field(strict=True, max_length=200, pattern=r"^[^./\\:][^/\\:]*$"),
     PRINTABLE,
-    _matching(r"[^./\\:][^/\\:]*"),
     must("the name of a file in the same folder"),
 ]
 SplitName = Annotated[
     str,
-    Field(strict=True, max_length=64),
-    _matching("[A-Za-z0-9_][A-Za-z0-9_.-]*"),
+    Field(strict=True, max_length=64, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$"),
     must("a name of up to 64 letters, digits, '_', '-' and '.'"),
 ]
 Labels = Annotated[
@@ -87,6 +74,7 @@ Labels = Annotated[
     AfterValidator(_different),
     must(f"a list of up to {MAX_LABELS} different labels"),
 ]
+Counts = Annotated[dict[str, Count], must("an object of whole numbers")]
 LabelCounts = Annotated[dict[str, Count] | None, must("an object with a whole number per label")]
 Options = Annotated[dict[str, Any], must("an object of options")]
 
@@ -131,9 +119,6 @@ class ImageSpec:
         return self.dtype == "uint16"
 
 
-Image = Annotated[ImageSpec, must("an object with height, width and channels")]
-
-
 @dataclass(frozen=True)
 class FileEntry:
     """A file next to the shards."""
@@ -166,9 +151,6 @@ class SplitEntry:
     label_counts: LabelCounts = None
 
 
-_Split = Annotated[SplitEntry, must("an object with examples, patients and shards")]
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The manifest of a shard directory.
@@ -187,7 +169,7 @@ class Manifest:
     schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]
     labels: Labels
     windows: Windows
-    image: Image
+    image: Annotated[ImageSpec, must("an object with height, width and channels")]
     splits: Annotated[
         dict[
             SplitName, Annotated[SplitEntry, must("an object with examples, patients and shards")]
@@ -205,12 +187,13 @@ class Manifest:
     image_id: Any = None
 
 
-def parse_manifest(data: bytes, name: str) -> Manifest:
+def parse_manifest(data: bytes, name: str, model: type[Manifest] = Manifest) -> Manifest:
     """Parse a manifest; check that its values are valid and consistent.
 
     Args:
         data: content of the file.
         name: of the file, for messages.
+        model: a class that may require more keys.
 
     Raises:
         UsageError: wrong version, an invalid value, or contradictory values.
@@ -221,62 +204,47 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         raise UsageError(
             f"{name}: schema_version {shown(version)}; this version reads {SCHEMA_VERSION}"
         )
-    manifest: Manifest = check_document(document, Manifest, name)
-    check_consistency(manifest, name)
+    manifest: Manifest = check_document(document, model, name)
+    for path, value, requirement in _contradictions(manifest):
+        raise UsageError(f"{name}: {key_path(path)}: {shown(value)}: must {requirement}")
     return manifest
 
 
-def check_consistency(manifest: Manifest, name: str) -> None:
-    """Check that the values of a manifest are consistent.
-
-    Raises:
-        UsageError: two values contradict each other; the message names them.
-    """
-    seen = {MANIFEST, INDEX, REJECTS}
+def _contradictions(manifest: Manifest) -> Iterator[tuple[Path, Any, str]]:
+    """Yield the values that contradict others: path, value, and what the value must be or do."""
+    names = {MANIFEST, INDEX, REJECTS}
     for split, entry in manifest.splits.items():
-        total = sum(shard.examples for shard in entry.shards)
-        if entry.examples != total:
-            _refuse(name, ["splits", split, "examples"], entry.examples, _sum(total))
-        _check_label_counts(name, ["splits", split], entry, manifest.labels)
+        path: Path = ["splits", split]
+        examples = sum(shard.examples for shard in entry.shards)
+        if entry.examples != examples:
+            yield [*path, "examples"], entry.examples, f"be {examples}, as its shards have"
+        yield from _excessive_labels(path, entry, manifest.labels)
         for number, shard in enumerate(entry.shards):
-            path: list[str | int] = ["splits", split, "shards", number]
-            _check_label_counts(name, path, shard, manifest.labels)
-            if shard.file in seen:
-                _refuse(name, [*path, "file"], shard.file, "a name of its own")
-            seen.add(shard.file)
-        _check_label_sums(name, split, entry)
+            here: Path = [*path, "shards", number]
+            yield from _excessive_labels(here, shard, manifest.labels)
+            if shard.file in names:
+                yield [*here, "file"], shard.file, "be a name of its own"
+            names.add(shard.file)
+        if entry.label_counts and all(shard.label_counts for shard in entry.shards):
+            totals = Counter[str]()
+            for shard in entry.shards:
+                totals.update(shard.label_counts)
+            for label in entry.label_counts.keys() | totals.keys():
+                stated = entry.label_counts.get(label, 0)
+                if stated != totals[label]:
+                    where = [*path, "label_counts", label]
+                    yield where, stated, f"be {totals[label]}, as its shards have"
         if not manifest.labels and split != UNLABELED_SPLIT and entry.examples:
-            raise UsageError(f"{name}: labels: a list of 0: must name the labels of {split}")
+            yield ["labels"], manifest.labels, f"name the labels of {split}"
 
 
-def _refuse(name: str, path: list[str | int], value: Any, right: str) -> None:
-    raise UsageError(f"{name}: {key_path(path)}: {shown(value)}: must be {right}")
-
-
-def _sum(total: int) -> str:
-    return f"{total}, as its shards have"
-
-
-def _check_label_counts(
-    name: str, path: list[str | int], entry: SplitEntry | ShardEntry, labels: list[str]
-) -> None:
-    """Check that the counted labels are known and have no more positives than examples."""
+def _excessive_labels(
+    path: Path, entry: SplitEntry | ShardEntry, labels: list[str]
+) -> Iterator[tuple[Path, Any, str]]:
+    """Yield unknown labels, and counts above the number of examples."""
+    here = [*path, "label_counts"]
     for label, positives in (entry.label_counts or {}).items():
-        here = [*path, "label_counts", label]
         if label not in labels:
-            raise UsageError(f"{name}: {key_path(here)}: must be one of the labels")
-        if positives > entry.examples:
-            _refuse(name, here, positives, f"at most {entry.examples}, the examples")
-
-
-def _check_label_sums(name: str, split: str, entry: SplitEntry) -> None:
-    """Compare a split's positives with the sum of its shards, if all have counts."""
-    if not entry.label_counts or not all(shard.label_counts for shard in entry.shards):
-        return
-    totals: Counter[str] = Counter()
-    for shard in entry.shards:
-        totals.update(shard.label_counts)
-    for label in entry.label_counts.keys() | totals.keys():
-        stated = entry.label_counts.get(label, 0)
-        if stated != totals[label]:
-            _refuse(name, ["splits", split, "label_counts", label], stated, _sum(totals[label]))
+            yield here, label, "be one of the labels"
+        elif positives > entry.examples:
+            yield [*here, label], positives, f"be at most {entry.examples}, the examples"

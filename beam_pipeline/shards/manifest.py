@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from beam_pipeline import __version__
 from beam_pipeline.images.convert import HU_OFFSET
-from beam_pipeline.options import Options
+from beam_pipeline.options import ImageOptions, Options
 from beam_pipeline.shards.formats import describe_dataset, describe_features, write_index
 from beam_pipeline.shards.rejects import Reject, count_reasons, encode_rejects
 from beam_pipeline.shards.run_record import describe_run
@@ -94,13 +94,7 @@ def build_manifest(
         "options": options.recorded(),
         "labels": list(plan.labels),
         "windows": options.recorded()["windows"],
-        "image": {
-            "height": options.image.image_size,
-            "width": options.image.image_size,
-            "channels": options.image.channels,
-            "dtype": options.image.dtype,
-            **({} if options.image.windows else {"hu_offset": HU_OFFSET}),
-        },
+        "image": describe_image(options.image),
         "counts": {
             "files_seen": plan.files_seen,
             "written": sum(result.examples for result in results),
@@ -118,6 +112,17 @@ def build_manifest(
         "labels_joined_by": plan.labels_joined_by,
         "notes": list(plan.notes),
         "splits": describe_splits(results, patients),
+    }
+
+
+def describe_image(options: ImageOptions) -> dict[str, Any]:
+    """Return the manifest's `image`."""
+    return {
+        "height": options.image_size,
+        "width": options.image_size,
+        "channels": options.channels,
+        "dtype": options.dtype,
+        **({} if options.windows else {"hu_offset": HU_OFFSET}),
     }
 
 

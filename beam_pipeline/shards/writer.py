@@ -267,7 +267,7 @@ def _convert(
     features = _features(row, slice_.header, image)
     record = frame_record(encode_example(features))
     png = {"image_offset": record.index(SIGNATURE), "image_bytes": len(features["image"])}
-    return record, _index_fields(slice_.header, image) | png
+    return record, index_fields(slice_.header, image) | png
 
 
 def _why(rejected: Rejected) -> dict[str, str]:
@@ -287,7 +287,8 @@ def _features(row: dict[str, Any], header: Header, image: Image) -> dict[str, An
     }
 
 
-def _index_fields(header: Header, image: Image) -> dict[str, Any]:
+def index_fields(header: Header, image: Image) -> dict[str, Any]:
+    """Return the index's columns of a file's header and its stored image."""
     return {
         "position_z": header.position_z,
         "row_spacing": image.pixel_spacing[0],

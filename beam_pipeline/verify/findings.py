@@ -1,15 +1,16 @@
 """Findings of a verification: numbers of checked values, and problems with locations."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-KEPT = 50  # findings per shard and check; further ones are only counted
+from headct.json_documents import key_path
+from headct.printable import shown
 
-_PSEUDONYM = re.compile(r"(patient|study|series)_[0-9a-f]+")
+KeyPath = list[str | int]  # of a value in a JSON document
+KEPT = 50  # findings per shard and check; further ones are only counted
 
 
 class Check(StrEnum):
@@ -46,7 +47,7 @@ class Finding:
             self.file,
             "" if self.record is None else f"record {self.record}",
             "" if self.offset is None else f"byte {self.offset}",
-            printable(self.image_id),
+            self.image_id,
         ]
         return f"{' · '.join(filter(None, location))}: {self.message}"
 
@@ -68,23 +69,17 @@ class Findings:
         if self.failed[check] <= KEPT:
             self.kept.append(Finding(check, message, *location))
 
-    def compare(
-        self, check: Check, file: str, what: str, value: Any, expected: Any, basis: str = ""
-    ) -> None:
-        """Compare a JSON value with the expected value; None (unknown) matches any value.
-
-        Messages name the value and the basis of the expected value.
-        """
+    def compare(self, check: Check, path: KeyPath, value: Any, expected: Any, file: str) -> None:
+        """Compare a JSON value with the expected value; None (unknown) matches any value."""
         self.checked[check] += 1
-        for difference in _differences(value, expected, what) if expected is not None else ():
-            self.add(check, f"{difference} ({basis})" if basis else difference, file)
+        for difference in differences(value, expected, path) if expected is not None else ():
+            self.add(check, difference, file)
 
-    def merge(self, others: Iterable["Findings"]) -> None:
+    def merge(self, other: "Findings") -> None:
         """Add other findings."""
-        for other in others:
-            self.checked.update(other.checked)
-            self.failed.update(other.failed)
-            self.kept.extend(other.kept)
+        self.checked.update(other.checked)
+        self.failed.update(other.failed)
+        self.kept.extend(other.kept)
 
     @property
     def ok(self) -> bool:
@@ -92,37 +87,18 @@ class Findings:
         return not self.failed.total()
 
 
-def _differences(value: Any, expected: Any, path: str) -> Iterator[str]:
+def differences(value: Any, expected: Any, path: KeyPath) -> Iterator[str]:
     """Yield one message per difference; descends only into levels that both values have."""
     if isinstance(value, dict) and isinstance(expected, dict):
         for key in sorted(expected.keys() - value.keys()):
-            yield f"{path}.{printable(key)} is missing"
-        for key, item in value.items():
+            yield f"{key_path([*path, key])} is missing"
+        for key in value:
             if key in expected:
-                yield from _differences(item, expected[key], f"{path}.{printable(key)}")
+                yield from differences(value[key], expected[key], [*path, key])
             else:
-                yield f"{path}.{printable(key)} is unknown"
+                yield f"{key_path([*path, key])} is unknown"
     elif isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
         for number, (item, other) in enumerate(zip(value, expected, strict=True)):
-            yield from _differences(item, other, f"{path}[{number}]")
+            yield from differences(item, other, [*path, number])
     elif value != expected:
-        yield f"{path}: {show_json(value)}, not {show_json(expected)}"
-
-
-def show_json(value: Any) -> str:
-    """Return a JSON value on one line for a terminal; for objects and lists, only the kind."""
-    if isinstance(value, dict):
-        return "an object"
-    return f"a list of {len(value)}" if isinstance(value, list) else printable(value)
-
-
-def printable(value: object, limit: int = 80) -> str:
-    """Return a value from a damaged file on one line for a terminal."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    shown = "".join(character if character.isprintable() else "�" for character in text)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def show_id(value: object) -> str:
-    """Return a pseudonym unchanged, and any other id as "(an id)"."""
-    return value if isinstance(value, str) and _PSEUDONYM.fullmatch(value) else "(an id)"
+        yield f"{key_path(path)}: {shown(value)}, not {shown(expected)}"

@@ -74,7 +74,7 @@ SHARD_X = "m: splits.fold0.shards[0]"
         ({"x__examples": 4}, "m: splits.fold0.examples: 5: must be 6, as its shards have"),
         (
             {"label_counts": {"c": 0}},
-            "m: splits.fold0.label_counts.c: must be one of the labels",
+            'm: splits.fold0.label_counts: "c": must be one of the labels',
         ),
         (
             {"x__label_counts": {"a": 4}},

@@ -150,7 +150,10 @@ def change_fold0(splits: dict[str, Any], change: str) -> None:
     ("change", "message"),
     [
         ("examples", "splits.fold0.examples: 22: must be 21, as its shards have"),
-        ("unknown label", "splits.fold0.shards[1].label_counts.tumour: must be one of the labels"),
+        (
+            "unknown label",
+            'splits.fold0.shards[1].label_counts: "tumour": must be one of the labels',
+        ),
         ("more positives than examples", "shards[0].label_counts.any: 12: must be at most 11"),
         ("positives", "splits.fold0.label_counts.any: "),
         ("one file twice", "must be a name of its own"),
