@@ -7,7 +7,6 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from beam_pipeline.card.card import write_card
 from beam_pipeline.options import RunOptions, fill_in
@@ -35,18 +34,14 @@ def main(argv: Sequence[str], program: str = "python -m beam_pipeline.card") -> 
     return run_program("card", lambda: _run(argv, program), resumes=False)
 
 
-def _run(argv: Sequence[str], program: str) -> None:
-    given = parse_flags(CardOptions, argv, program)
-    _make(Folder(given.shards), given.input)
-    print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
-
-
 def options_of(_command: str) -> list[type[Declared]]:
     """Return the classes of the command's options."""
     return [CardOptions]
 
 
-def _make(folder: Folder, source: str | None) -> None:
+def _run(argv: Sequence[str], program: str) -> None:
+    given = parse_flags(CardOptions, argv, program)
+    folder = Folder(given.shards)
     manifest = find_manifest(folder)
     if manifest is None:
         raise UsageError(f"{folder.url} is no finished shard directory")
@@ -54,23 +49,19 @@ def _make(folder: Folder, source: str | None) -> None:
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
     try:
+        files = InputFiles.parse(given.input or manifest["options"]["input"])
+    except (UsageError, StoreError):
+        if given.input:
+            raise
+        files = None  # the run's input has moved
+    try:
         rejects = read_rejects(folder)
         index = folder.open(INDEX)
     except (OSError, ValueError):
         raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None
     with index:
-        files = _find_input(manifest, source)
         write_card(folder, index, manifest, rejects, files, RunOptions().decode_timeout)
-
-
-def _find_input(manifest: dict[str, Any], source: str | None) -> InputFiles | None:
-    """Return the given input, or else the run's input if it still exists."""
-    try:
-        return InputFiles.parse(source or manifest["options"]["input"])
-    except (UsageError, StoreError):
-        if source:
-            raise
-        return None
+    print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
 
 
 if __name__ == "__main__":

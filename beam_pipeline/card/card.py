@@ -1,22 +1,33 @@
-"""Writer of report.html: the data card of a shard directory, or the page of a refused run."""
+"""The pages: report.html, the data card of a shard directory, and the page of a refused run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow.parquet as pq
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
 
-from beam_pipeline.card import charts, count_tables, facts
-from beam_pipeline.card.totals import Choice, Totals, add_up, choose, rows_at
-from beam_pipeline.card.views import Views, ViewTask, view_in_process
+from beam_pipeline.card import tables
+from beam_pipeline.card.pictures import ViewTask, value_charts, view_in_process
+from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId
 from beam_pipeline.planning.locate_sources import locate_sources
 from beam_pipeline.shards.rejects import Reject, count_reasons
 from headct.errors import StoreError
-from headct.layout import CARD, count_input
+from headct.layout import CARD, count_input, label_column
 from headct.page import page_templates
 from headct.stores import Folder, InputFiles
+
+# Limits of the files to read again, independent of the data set's size.
+MOST_EXAMPLES = 16
+SAMPLED = 20
+_PER_LABEL = 2
+_UNLABELED = 4
+_PER_REPAIR = 4
 
 
 def write_card(
@@ -44,101 +55,114 @@ def write_card(
         OutputError: the card cannot be written.
         StoreError: the folder's store fails.
     """
-    with pq.ParquetFile(index) as opened:
-        totals = add_up(opened, manifest["labels"])
-        choice = choose(totals, manifest["labels"], manifest["options"]["seed"])
-        rows = rows_at(opened, choice.rows)
-    task = _task(folder, manifest, choice, rows, source)
-    slices = dict(zip(rows, view_in_process(task, decode_timeout), strict=True))
-    values = _contents(manifest, rejects, totals, choice, slices)
-    folder.write(CARD, _fill("card.html.jinja", values).encode())
-
-
-def _task(
-    folder: Folder,
-    manifest: dict[str, Any],
-    choice: Choice,
-    rows: dict[int, dict[str, Any]],
-    source: InputFiles | None,
-) -> ViewTask:
-    files: Sequence[bytes | None] = [None] * len(rows)
-    if source is not None:
-        try:
-            files = locate_sources(
-                source,
-                [row["source"] for row in rows.values()],
-                numbered=manifest["options"]["image_id"] == ImageId.ORDINAL,
-                count=count_input(manifest["counts"]),
-            )
-        except (StoreError, ValueError):  # the card can show shards without the files
-            source = None
-    shown = {number for numbers in choice.examples.values() for number in numbers}
-    return ViewTask(
+    frame = tables.read_index(index, manifest["labels"])
+    choice = choose(frame, manifest["labels"], manifest["options"]["seed"])
+    numbers = choice.rows
+    chosen = ds.ParquetFileFormat().make_fragment(index).take(pa.array(numbers, pa.int64()))
+    rows = chosen.to_pylist()
+    pictured = {number for group in choice.examples.values() for number in group}
+    task = ViewTask(
         folder=folder.url,
         patience=folder.patience,
         windows=tuple(Window(**window) for window in manifest["windows"]),
-        rows=tuple(rows.values()),
-        pictured=tuple(number in shown for number in rows),
-        files=tuple(files),
+        rows=rows,
+        pictured=[number in pictured for number in numbers],
+        files=_locate(source, rows, manifest),
         source=source,
     )
-
-
-def _contents(
-    manifest: dict[str, Any],
-    rejects: Sequence[Reject],
-    totals: Totals,
-    choice: Choice,
-    slices: Mapping[int, Views],
-) -> dict[str, Any]:
-    """Return the values of the card's template."""
-    labeled = totals.labeled > 0
-    counts, split_tables = manifest["counts"], [count_tables.split_table(manifest, totals)]
-    label_tables, absent = [], []
-    if labeled:
-        label_tables = [
-            count_tables.label_table(manifest, totals),
-            count_tables.co_occurrence_table(manifest, totals),
-        ]
-        split_tables += [count_tables.fold_table(manifest), count_tables.shard_table(manifest)]
-        positives = zip(manifest["labels"], totals.positives, strict=True)
-        absent = [label for label, rows in positives if not len(rows)]
-    return {
+    views = dict(zip(numbers, view_in_process(task, decode_timeout), strict=True))
+    values = {
         "manifest": manifest,
-        "labeled": labeled,
-        "headline": facts.headline(manifest, totals),
-        "rejects": count_tables.reject_table(counts, rejects) if rejects else None,
-        "absent": absent,
         "examples": choice.examples,
-        "slices": slices,
-        "charts": charts.value_charts(choice, slices, sum(counts["repaired"].values())),
-        "labels": label_tables,
-        "splits": split_tables,
-        "missing": count_tables.missing_in_splits(manifest) if labeled else [],
-        "geometry": facts.geometry(manifest, totals, slices.values()),
-        "kinds": facts.kind_tables(totals, slices.values()),
-        "identical": facts.identical_pixels(manifest),
-        "throughput": facts.throughput(manifest),
-        "origin": facts.origin(manifest),
-        "options": facts.options(manifest),
-        "command": facts.command(manifest),
+        "slices": views,
+        "charts": value_charts(
+            [views[number] for number in choice.sample],
+            [views[number] for number in choice.repaired],
+            sum(manifest["counts"]["repaired"].values()),
+        ),
+        **tables.contents(manifest, frame, rejects, [view.encoding for view in views.values()]),
     }
+    folder.write(CARD, _fill("card.html.jinja", values).encode())
 
 
 def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
     """Return the page of a run that ended with too many rejected files."""
     counts = {"files_seen": files_seen, "rejected_by_reason": count_reasons(rejects)}
-    return _fill(
-        "refused.html.jinja",
-        {
-            "files_seen": files_seen,
-            "rejected": len(rejects),
-            "rejects": count_tables.reject_table(counts, rejects),
-        },
-    )
+    values = {
+        "files_seen": files_seen,
+        "rejected": len(rejects),
+        "rejects": tables.reject_table(counts, rejects),
+    }
+    return _fill("refused.html.jinja", values)
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
     templates = page_templates(Path(__file__).parent)
-    templates.filters |= {"count": count_tables.count, "minus": count_tables.with_minus}
+    templates.filters |= {"count": tables.count, "minus": tables.with_minus}
     return templates.get_template(template).render(values)
+
+
+def _locate(
+    source: InputFiles | None, rows: Sequence[dict[str, Any]], manifest: dict[str, Any]
+) -> list[bytes | None]:
+    """Return the rows' files as `locate_sources` does; the card can show shards without files."""
+    if source is not None:
+        try:
+            return locate_sources(
+                source,
+                [row["source"] for row in rows],
+                numbered=manifest["options"]["image_id"] == ImageId.ORDINAL,
+                count=count_input(manifest["counts"]),
+            )
+        except (StoreError, ValueError):
+            pass
+    return [None] * len(rows)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Slices to read again, as row numbers of the index."""
+
+    examples: dict[str, list[int]]  # slices to show, per heading: a label or a repair
+    sample: list[int]  # sample of all slices
+    repaired: list[int]
+
+    @property
+    def rows(self) -> list[int]:
+        """All rows, ascending."""
+        shown = (row for rows in self.examples.values() for row in rows)
+        return sorted({*shown, *self.sample, *self.repaired})
+
+
+def choose(frame: pd.DataFrame, labels: Sequence[str], seed: int) -> Choice:
+    """Return the slices that a card shows: the same slices for the same index and seed."""
+    random = np.random.default_rng(seed)
+
+    def pick(rows: Any, number: int) -> list[int]:
+        chosen = random.choice(rows, min(number, len(rows)), replace=False)
+        return [int(row) for row in np.sort(chosen)]
+
+    repaired = {
+        f"repair: {name}": pick(np.flatnonzero(frame["repair"] == name), _PER_REPAIR)
+        for name in sorted({*frame["repair"].cat.categories} - {Repair.NONE.value})
+    }
+    groups = {label: np.flatnonzero(frame[label_column(label)] == 1) for label in labels}
+    if labels:
+        negative = (frame[[*map(label_column, labels)]] == 0).all(axis=1)
+        groups[tables.NO_LABEL] = np.flatnonzero(negative)
+    names = [name for name, rows in groups.items() if len(rows)][:MOST_EXAMPLES]
+    examples: dict[str, list[int]] = {name: [] for name in names}  # in the order of the labels
+    taken: list[int] = []
+    # Rare labels first: their slices may have other labels too, and appear only once.
+    for name in sorted(names, key=lambda name: (len(groups[name]), name)):
+        free = groups[name][~np.isin(groups[name], taken)]
+        number = min(_PER_LABEL, MOST_EXAMPLES // len(names))
+        examples[name] = pick(free if len(free) else groups[name], number)
+        taken += examples[name]
+    if not names:
+        examples["slices"] = pick(np.arange(len(frame)), _UNLABELED)
+    return Choice(
+        examples | {name: rows[:1] for name, rows in repaired.items()},
+        sample=pick(np.arange(len(frame)), SAMPLED),
+        repaired=[row for rows in repaired.values() for row in rows],
+    )

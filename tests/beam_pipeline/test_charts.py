@@ -8,12 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from beam_pipeline.card import charts
-from beam_pipeline.card.charts import Distribution, draw_chart
-from beam_pipeline.card.views import BIN, BINS, LOWEST
+from beam_pipeline.card import pictures, tables
+from beam_pipeline.card.pictures import BIN, BINS, LOWEST, draw_chart
 from headct.page import page_templates
 
-TEMPLATES = Path(charts.__file__).parent
+TEMPLATES = Path(pictures.__file__).parent
 
 
 def histogram(shares: dict[int, int]) -> np.ndarray:
@@ -24,11 +23,12 @@ def histogram(shares: dict[int, int]) -> np.ndarray:
     return counted
 
 
-def draw(*lines: Distribution, name: str = "one") -> ElementTree.Element:
+def draw(lines: dict[str, np.ndarray]) -> ElementTree.Element:
     """The figure of a chart."""
-    chart = draw_chart(name, "A title", "a caption", "HU", lines)
-    html = page_templates(TEMPLATES).get_template("chart.html.jinja").module.chart(chart)  # type: ignore[attr-defined]
-    return ElementTree.fromstring(html)
+    templates = page_templates(TEMPLATES)
+    templates.filters["minus"] = tables.with_minus
+    module = templates.get_template("chart.html.jinja").module
+    return ElementTree.fromstring(module.chart(draw_chart("stored", "A title", ".", lines)))  # type: ignore[attr-defined]
 
 
 def numbers(path: ElementTree.Element | None) -> list[float]:
@@ -38,9 +38,16 @@ def numbers(path: ElementTree.Element | None) -> list[float]:
 
 def lines_of(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
     """The points of the lines of the first histogram."""
-    path = svg.findall(".//path")[-2].get("d", "")
-    found = [re.findall(r"[\d.]+", part) for part in path.split("M")[1:]]
-    return [list(zip(map(float, n[::2]), map(float, n[1::2]), strict=True)) for n in found]
+    line = svg.findall(".//path")[-2]
+    left, top, width, height = map(float, re.findall(r"[\d.]+", line.get("transform", "")))
+    found = [re.findall(r"[\d.]+", part) for part in line.get("d", "").split("M")[1:]]
+    return [
+        [
+            (left + float(x) * width, top + float(y) * height)
+            for x, y in zip(n[::2], n[1::2], strict=True)
+        ]
+        for n in found
+    ]
 
 
 def ticks(svg: ElementTree.Element, axis: str) -> dict[str | None, float]:
@@ -55,7 +62,7 @@ def ticks(svg: ElementTree.Element, axis: str) -> dict[str | None, float]:
 
 
 def test_lines_are_where_the_labels_of_the_axes_say() -> None:
-    svg = draw(Distribution("", histogram({0: 900, 992: 100})))
+    svg = draw({"": histogram({0: 900, 992: 100})})
     values, shares = ticks(svg, "x"), ticks(svg, "y")
     assert [*shares] == ["100 %", "10 %", "1 %", "0.1 %", "0.01 %", "0.001 %"]
     (before, most, _), (_, tenth, behind) = lines_of(svg)
@@ -69,26 +76,28 @@ def test_lines_are_where_the_labels_of_the_axes_say() -> None:
 
 
 def test_a_chart_has_the_colors_of_the_page_and_words_for_who_cannot_see_it() -> None:
-    figure = draw(
-        Distribution("a <&>", histogram({0: 9})), Distribution("b", histogram({0: 5}), True, 4)
-    )
+    names = ["a <&>", *"bcdef"]
+    figure = draw({name: histogram({0: 9}) for name in names})
     (svg,) = figure.iter("svg")
     assert {node.tag for node in svg.iter()} == {"svg", "title", "desc", "path", "text"}
     ids = {node.get("id"): node.text for node in svg.iter() if node.get("id")}
     assert ids[svg.get("aria-labelledby")] == "A title"
-    assert ids[svg.get("aria-describedby")] == "Share of pixels in bins of 16 by HU: a <&>, b."
+    assert ids[svg.get("aria-describedby")] == (
+        "Share of pixels in bins of 16 by stored value: a <&>, b, c, d, e, f."
+    )
     assert not any({"fill", "stroke", "style"} & set(node.attrib) for node in svg.iter())
-    classes = [node.get("class") for node in svg.iter("path")][-4:]
-    assert classes == ["line color-1"] * 2 + ["line color-4 dashed"] * 2
+    classes = [node.get("class") for node in svg.iter("path")][-12::2]
+    colors = [f"line color-{number}" for number in range(1, 6)]
+    assert classes == [*colors, "line color-1 dashed"]
     styles = (TEMPLATES / "card.html.jinja").read_text()
     for number in range(1, 6):
         assert f".chart .color-{number} {{ stroke: var(--series-{number}); }}" in styles
-    assert [text.text for text in svg.iter("text")][-2:] == ["a <&>", "b"]
+    assert [text.text for text in svg.iter("text")][-6:] == names
 
 
 @pytest.mark.parametrize("number", [1, 2, 9, 10])
 def test_the_legend_has_room(number: int) -> None:
-    figure = draw(*(Distribution(f"line {place}", histogram({0: 1})) for place in range(number)))
+    figure = draw({f"line {place}": histogram({0: 1}) for place in range(number)})
     (svg,) = figure.iter("svg")
     lowest = max(float(text.get("y", "")) for text in svg.iter("text"))
     assert 3 < float(svg.get("height", "")) - lowest < 10
@@ -98,5 +107,5 @@ def test_the_legend_has_room(number: int) -> None:
     "shares", [{}, {0: 1}, {LOWEST: 1}, {65520: 1}, {LOWEST: 1, 65520: 1}, {3: 10**6, 5000: 1}]
 )
 def test_any_values_can_be_drawn(shares: dict[int, int]) -> None:
-    drawn = lines_of(draw(Distribution("", histogram(shares))))
+    drawn = lines_of(draw({"": histogram(shares)}))
     assert len(drawn) == sum(each >= 2e-6 * sum(shares.values()) for each in shares.values())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from beam_pipeline.__main__ import main
-from beam_pipeline.card import card, views
+from beam_pipeline.card import pictures, tables
 from beam_pipeline.card.__main__ import main as make_card
 from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.finish import card_optional, may_try_card
@@ -38,7 +38,7 @@ def argv(small_data_set: Path, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("module", "name", "failure", "why"),
-    [(card, "_contents", fail, "KeyError"), (views, "view_slices", die, "WorkerFailed")],
+    [(tables, "contents", fail, "KeyError"), (pictures, "view_slices", die, "WorkerFailed")],
 )
 def test_a_run_ends_well_without_its_card(
     argv: list[str],
