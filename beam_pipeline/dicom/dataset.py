@@ -1,20 +1,25 @@
-"""Parser of DICOM files up to the pixels: requested attributes, and the pixels' location.
+"""DICOM data sets: files parsed up to their pixels, and attributes with their standard types.
 
 The parser locates pixels without reading them: headers and slices share the parser.
 """
 
 import io
 import logging
+import math
+import re
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from typing import Any
 
 from pydicom import Dataset, config
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -25,7 +30,6 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
 
-from beam_pipeline.dicom.attributes import Elements
 from headct.reasons import Reason, Rejected
 
 # The pixels of a CT slice begin within a few KiB, or later after large private elements. For this
@@ -33,17 +37,31 @@ from headct.reasons import Reason, Rejected
 MAX_HEADER_BYTES = 1 << 21
 # Header and pixels (4096 x 4096 at 16 bits) together, deflated or not.
 MAX_FILE_BYTES = MAX_HEADER_BYTES + (1 << 25)
+BEGINNING = 1 << 10  # bytes that `name_kind` looks at
+
+# Functional groups of an enhanced image hold attributes from a plain image's top level (DICOM PS3.3
+# C.7.6.16.2, C.8.15.3).
+FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")
+_MACROS = (
+    "PixelMeasuresSequence",
+    "PlanePositionSequence",
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "CTImageFrameTypeSequence",
+)
+# Value representations that depend on no character set and no other element.
+_PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
+# Texts. All character sets of DICOM read ASCII alike, except for escape sequences and for backslash
+# and tilde in JIS X 0201 (DICOM PS3.5 6.1).
+_TEXT = frozenset({"LO", "SH"})
+_DEPENDS_ON_CHARACTER_SET = re.compile(rb"[^\x00-\x7f]|[\x1b\\~]")
+_LONGEST_COMMON = 64  # bytes; bounds the cache
 
 _UNDEFINED = 0xFFFFFFFF
 _META_TAGS: list[BaseTag | int] = [Tag("TransferSyntaxUID"), Tag("MediaStorageSOPClassUID")]
-_PIXEL_TAGS = {
-    Tag("PixelData"): "PixelData",
-    Tag("FloatPixelData"): "FloatPixelData",
-    Tag("DoubleFloatPixelData"): "DoubleFloatPixelData",
-}
+_PIXEL_TAGS = {Tag(name): name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
 _PIXEL_GROUP = 0x7FE0
 _VALUE_REPRESENTATIONS = frozenset(member.value.encode() for member in VR)
-BEGINNING = 1 << 10  # bytes that `name_kind` looks at
 
 _SIGNATURES = (
     (0, b"PK\3\4", "ZIP archive"),
@@ -103,24 +121,181 @@ class Parsed:
     """A file, parsed up to its pixels.
 
     Attributes:
-        dataset: the requested attributes present in the file.
+        attributes: the requested attributes present in the file.
         media_class: SOP class of the file meta information; empty if absent.
         transfer_syntax: UID.
-        big_endian: byte order of words.
         body: the file's bytes; the inflated data set of a deflated file.
         size: size of `body` for the whole file.
         pixels: the pixels' element; None if the pixels do not begin in `body`.
         is_cut: whether `body` lacks pixels and ends within an element.
     """
 
-    dataset: Dataset
+    attributes: "Attributes"
     media_class: str
     transfer_syntax: str
-    big_endian: bool
     body: bytes
     size: int
     pixels: PixelElement | None
-    is_cut: bool = False
+    is_cut: bool
+
+
+class Attributes:
+    """Attributes of a data set; attributes of its only frame take precedence.
+
+    pydicom's own look-up would take most of the time per header.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._elements: dict[int, DataElement | RawDataElement] = {
+            int(element.tag): element for element in dataset.values()
+        }
+
+    @cached_property
+    def _groups(self) -> list[list["Attributes"]]:
+        """The frames of each functional group."""
+        return [frames for group in FUNCTIONAL_GROUPS if (frames := self._items(group))]
+
+    @cached_property
+    def _sources(self) -> list["Attributes"]:
+        first = [frames[0] for frames in self._groups]
+        return [*(macro for group in first for key in _MACROS for macro in group._items(key)), self]
+
+    @property
+    def frames(self) -> int:
+        """Number of frames in the functional groups."""
+        return max(map(len, self._groups), default=1)
+
+    def value(self, keyword: str) -> Any:
+        """Return an attribute's value; None if absent or empty.
+
+        Raises:
+            Rejected: the attribute's bytes are no value of its type.
+        """
+        for source in self._sources:
+            value = source._own(keyword)
+            if value is not None and value != "":
+                return value
+        return None
+
+    def uid(self, keyword: str) -> str:
+        """Return a UID of the data set itself; empty if absent or not text."""
+        value = self._own(keyword)
+        return str(value) if isinstance(value, str) else ""
+
+    def texts(self, keyword: str) -> tuple[str, ...]:
+        """Return an attribute's texts without surrounding blanks; empty if absent."""
+        values = _values(self.value(keyword))
+        if not all(isinstance(item, str) for item in values):
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is no text")
+        return tuple(item.strip(" \0") for item in values)
+
+    def text(self, keyword: str, *, required: bool = True) -> str:
+        """Return an attribute's text.
+
+        Raises:
+            Rejected: the attribute is required, and absent or empty.
+        """
+        text = "\\".join(self.texts(keyword))
+        if required and not text:
+            raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+        return text
+
+    def plain_text(self, keyword: str) -> str:
+        """Return a text of the data set itself as UTF-8, from any character set."""
+        element = self._elements.get(_look_up(keyword)[0])
+        value = (element and element.value) or b""
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return text.strip(" \0")
+
+    def number(self, keyword: str, default: float | None = None) -> float:
+        """Return an attribute's number; the file may repeat the number.
+
+        Raises:
+            Rejected: the attribute is absent without a default, not finite, or has several values.
+        """
+        value = self.value(keyword)
+        if value is None:
+            if default is None:
+                raise Rejected(Reason.MISSING_ATTRIBUTE, keyword)
+            return default
+        numbers = {_number(item) for item in _values(value)}
+        if len(numbers) != 1 or not math.isfinite(number := numbers.pop()):
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one number")
+        return number
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        """Return an attribute's whole number; raise as `number` does."""
+        number = self.number(keyword, default)
+        if number % 1:
+            raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is not one integer")
+        return int(number)
+
+    def numbers(self, keyword: str, count: int | None = None) -> tuple[float, ...]:
+        """Return all numbers, or `count` finite ones; values that are no numbers are NaN."""
+        try:
+            numbers = tuple(_number(item) for item in _values(self.value(keyword)))
+        except Rejected:
+            numbers = ()
+        if count is not None and (len(numbers) != count or not all(map(math.isfinite, numbers))):
+            return (math.nan,) * count
+        return numbers
+
+    def _own(self, keyword: str) -> Any:
+        """Return the value of the data set itself; None if absent."""
+        tag, vr = _look_up(keyword)
+        element = self._elements.get(tag)
+        if element is None:
+            return None
+        try:
+            if isinstance(element, RawDataElement) and _is_common(element, vr):
+                implicit, little = element.is_implicit_VR, element.is_little_endian
+                return _convert(tag, element.VR, element.value, implicit, little)
+            return self._dataset[tag].value
+        except Exception as error:  # pydicom may raise anything on untrusted bytes
+            detail = f"{keyword}: {type(error).__name__}"
+            raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
+
+    def _items(self, keyword: str) -> list["Attributes"]:
+        items = _values(self._own(keyword))
+        return [Attributes(item) for item in items if isinstance(item, Dataset)]
+
+
+@cache  # a few keywords, looked up in every file
+def _look_up(keyword: str) -> tuple[int, str]:
+    """Return an attribute's tag and standard value representation."""
+    return int(Tag(keyword)), dictionary_VR(keyword)
+
+
+def _is_common(element: RawDataElement, vr: str) -> bool:
+    """Return whether a value depends only on its bytes and may recur in many files."""
+    value = element.value
+    if not value or len(value) > _LONGEST_COMMON or (element.VR or vr) != vr:
+        return False
+    return vr in _PLAIN or (vr in _TEXT and not _DEPENDS_ON_CHARACTER_SET.search(value))
+
+
+@lru_cache(maxsize=1 << 12)
+def _convert(tag: int, vr: str | None, value: bytes, implicit: bool, little_endian: bool) -> Any:
+    """Convert a value like pydicom; cached, since most values repeat the previous file's."""
+    raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, implicit, little_endian)
+    return convert_raw_data_element(raw).value
+
+
+def _values(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+
+
+def _number(item: Any) -> float:
+    """Return a number, else NaN; Python's float would accept bytes and underscores."""
+    if isinstance(item, bytes) or (type(item) is not int and "_" in str(item)):
+        return math.nan
+    try:
+        return float(item)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def check_beginning(data: bytes) -> None:
@@ -177,27 +352,20 @@ def contained(reason: Reason) -> Iterator[None]:
         Rejected: with `reason`, for any exception except Rejected itself.
         MemoryError: memory is short; sizes were checked before.
     """
-    with _ONE_AT_A_TIME, _hushed():
+    logger = logging.getLogger("pydicom")
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        propagate = logger.propagate
+        # Root handlers, such as the terminal, receive nothing; handlers of pydicom's logger stay.
+        logger.propagate = False
         try:
             yield
         except (Rejected, MemoryError):
             raise
         except Exception as error:
             raise Rejected(reason, type(error).__name__) from None
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    logger = logging.getLogger("pydicom")
-    propagate = logger.propagate
-    # Root handlers, such as the terminal, receive nothing; handlers of pydicom's logger stay.
-    logger.propagate = False
-    try:
-        with warnings.catch_warnings(), config.disable_value_validation():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.propagate = propagate
+        finally:
+            logger.propagate = propagate
 
 
 def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
@@ -211,32 +379,41 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
     Raises:
         Rejected: the file is not DICOM, or broken before its pixels.
     """
+    found: list[tuple[BaseTag, str | None, int]] = []
+
+    def is_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+        # The group first: comparing tags is slow, and few are in the pixels' group.
+        if tag >> 16 == _PIXEL_GROUP and tag in _PIXEL_TAGS:
+            found.append((tag, vr, length))
+        return bool(found)
+
     check_beginning(data)
     with contained(Reason.UNREADABLE):
         source = io.BytesIO(data[:MAX_HEADER_BYTES])
         source.seek(132 if data[128:132] == b"DICM" else 0)
-        meta = read_dataset(source, False, True, stop_when=_after_meta, specific_tags=_META_TAGS)
-        syntax = uid_of(meta, "TransferSyntaxUID")
+        meta = read_dataset(
+            source, False, True, stop_when=lambda tag, *_: tag.group != 2, specific_tags=_META_TAGS
+        )
+        syntax = Attributes(meta).uid("TransferSyntaxUID")
         if syntax == DeflatedExplicitVRLittleEndian:
             data = inflate(data[source.tell() :], MAX_FILE_BYTES)
             size, source = len(data), io.BytesIO(data[:MAX_HEADER_BYTES])
         syntax = syntax or _guess_syntax(source)
-        stop = _UntilPixels()
-        dataset = read_dataset(
-            source,
-            is_implicit_VR=syntax == ImplicitVRLittleEndian,
-            is_little_endian=syntax != ExplicitVRBigEndian,
-            stop_when=stop,
-            specific_tags=tags,
-        )
-        pixels = stop.element(source.tell(), bool(dataset.original_encoding[0]))
+        is_implicit, is_big = syntax == ImplicitVRLittleEndian, syntax == ExplicitVRBigEndian
+        dataset = read_dataset(source, is_implicit, not is_big, None, is_pixels, specific_tags=tags)
+        pixels = None
+        if found:
+            tag, vr, length = found[0]
+            is_long = vr in EXPLICIT_VR_LENGTH_32 and not dataset.original_encoding[0]
+            offset = source.tell() + (12 if is_long else 8)  # DICOM PS3.5 7.1
+            stated = None if length == _UNDEFINED else length
+            pixels = PixelElement(_PIXEL_TAGS[tag], vr or "", offset, stated)
         # pydicom seeks past the end of skipped elements, and truncates other elements.
         is_cut = pixels is None and (
             source.tell() > size or any(map(_is_short, (*meta.values(), *dataset.values())))
         )
-        media_class = uid_of(meta, "MediaStorageSOPClassUID")
-        big_endian = syntax == ExplicitVRBigEndian
-        return Parsed(dataset, media_class, syntax, big_endian, data, size, pixels, is_cut)
+        media_class = Attributes(meta).uid("MediaStorageSOPClassUID")
+        return Parsed(Attributes(dataset), media_class, syntax, data, size, pixels, is_cut)
 
 
 def inflate(data: bytes, limit: int) -> bytes:
@@ -257,42 +434,9 @@ def inflate(data: bytes, limit: int) -> bytes:
     return inflated
 
 
-class _UntilPixels:
-    """Stops pydicom at the pixels, and records tag, VR and length of the pixels' element."""
-
-    def __init__(self) -> None:
-        self._seen: tuple[BaseTag, str, int] | None = None
-
-    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
-        # The group first: comparing tags is slow, and few are in the pixels' group.
-        if tag >> 16 != _PIXEL_GROUP or tag not in _PIXEL_TAGS:
-            return False
-        self._seen = tag, vr or "", length
-        return True
-
-    def element(self, position: int, implicit: bool) -> PixelElement | None:
-        """Return the pixels' element at a position (DICOM PS3.5 7.1)."""
-        if self._seen is None:
-            return None
-        tag, vr, length = self._seen
-        prefix = 12 if not implicit and vr in EXPLICIT_VR_LENGTH_32 else 8
-        stated = None if length == _UNDEFINED else length
-        return PixelElement(_PIXEL_TAGS[tag], vr, position + prefix, stated)
-
-
-def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag.group != 2
-
-
 def _is_short(element: DataElement | RawDataElement) -> bool:
     """Return whether an element has fewer bytes than its stated length."""
     return isinstance(element, RawDataElement) and element.length > len(element.value or b"")
-
-
-def uid_of(dataset: Dataset, keyword: str) -> str:
-    """Return a UID; empty if absent or not text."""
-    value = Elements(dataset).value(keyword)
-    return str(value) if isinstance(value, str) else ""
 
 
 def _guess_syntax(source: io.BytesIO) -> str:

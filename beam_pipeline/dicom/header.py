@@ -1,49 +1,66 @@
-"""Reader and checks of a CT slice's header."""
+"""Header of a CT slice: reading, checks, and its text in the inventory."""
 
 import hashlib
 import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, ClassVar, NoReturn
 
+from pydantic import ConfigDict, TypeAdapter
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     LegacyConvertedEnhancedCTImageStorage,
+    RLELossless,
+    UncompressedTransferSyntaxes,
 )
 
-from beam_pipeline.dicom.attributes import FUNCTIONAL_GROUPS, Attributes
 from beam_pipeline.dicom.dataset import (
+    FUNCTIONAL_GROUPS,
     MAX_FILE_BYTES,
     MAX_HEADER_BYTES,
+    Attributes,
     Parsed,
     PixelElement,
     check_beginning,
     contained,
     parse,
-    uid_of,
 )
 from beam_pipeline.dicom.hounsfield import PixelEncoding
-from beam_pipeline.dicom.pixels import (
-    NATIVE,
-    check_native_length,
-    is_supported,
-)
 from headct.reasons import Reason, Rejected
 
 # Larger than any CT matrix (4096 x 4096); checked before memory is allocated.
 MAX_PIXELS = 1 << 24
-
 FIRST_BYTES = 1 << 15  # contain the header of nearly every file
-_DEFLATED = str(DeflatedExplicitVRLittleEndian)
+
+_NATIVE = "native"
+# Codec of each supported transfer syntax.
+_CODECS: dict[str, list[str] | list[UID]] = {
+    _NATIVE: UncompressedTransferSyntaxes,
+    "uncompressed": ["1.2.840.10008.1.2.1.98"],  # but encapsulated
+    "rle": [RLELossless],
+    # Two were retired in 2004 (DICOM PS3.5 2003 A.4.1), but are present in older files: spectral
+    # selection and full progression.
+    "jpeg": [*JPEGTransferSyntaxes, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"],
+    "jpegls": JPEGLSTransferSyntaxes,
+    "j2k": [JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K],
+}
+_CODEC_OF = {str(syntax): codec for codec, syntaxes in _CODECS.items() for syntax in syntaxes}
 # With 16 bits per pixel, the pixels are little-endian words, the usual native byte order.
-_PLAIN = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _MAX_RESCALE = 1e6  # far above all slopes and intercepts of Hounsfield units
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
@@ -89,7 +106,7 @@ _KEYWORDS = (
 TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """Header of a CT slice.
 
@@ -98,6 +115,8 @@ class Header:
         patient_id: as written in the file; empty if absent.
         study_id: Study Instance UID.
         series_id: Series Instance UID.
+        identifiers: PatientID, PatientName and its components, AccessionNumber; searched for in the
+            file's path, never written.
         position_z: third coordinate of Image Position (Patient), mm; NaN if absent.
         pixel_spacing: between rows and between columns, mm; NaN if absent.
         rows: height of the stored matrix.
@@ -105,19 +124,18 @@ class Header:
         transfer_syntax: UID.
         encoding: conversion of a pixel's bits to Hounsfield units.
         window: center and width, HU; the first of several pairs, None if absent.
+        voi_function: one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if unknown.
         pixel_offset: offset of the first byte of pixel data in the file; None in a deflated file.
-        identifiers: PatientID, PatientName and its components, AccessionNumber; searched for in the
-            file's path, never written.
         beginning: checksum of the bytes before the pixels; if unchanged, the header is not parsed
             again. Empty if the header must always be parsed.
         identity: checksum of the ids, position and size that identify the slice.
-        voi_function: one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if unknown.
     """
 
-    sop_instance_uid: str
-    patient_id: str
-    study_id: str
-    series_id: str
+    sop_instance_uid: str = ""
+    patient_id: str = ""
+    study_id: str = ""
+    series_id: str = ""
+    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
     position_z: float
     pixel_spacing: tuple[float, float]
     rows: int
@@ -125,16 +143,46 @@ class Header:
     transfer_syntax: str
     encoding: PixelEncoding
     window: tuple[float, float] | None = None
+    voi_function: str = ""
     pixel_offset: int | None = None
-    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
     beginning: str = ""
     identity: str = ""
-    voi_function: str = ""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="constants")
+
+    @property
+    def codec(self) -> str:
+        """Name of the codec of the pixels."""
+        return _CODEC_OF[self.transfer_syntax]
 
     @property
     def is_native(self) -> bool:
-        """Whether the pixels are uncompressed."""
-        return self.transfer_syntax in NATIVE
+        """Whether the pixels are uncompressed, and not encapsulated."""
+        return self.codec == _NATIVE
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Size of the decoded pixels."""
+        return self.rows * self.columns * self.encoding.bits_allocated // 8
+
+    def pixel_bytes(self, size: int) -> int:
+        """Return the size of the pixels in a file of `size` bytes, which is not deflated."""
+        assert self.pixel_offset is not None
+        rest = size - self.pixel_offset
+        return min(rest, self.matrix_bytes) if self.is_native else rest
+
+    def encode(self) -> str:
+        """Return the header as text, without ids."""
+        return _HEADER.dump_json(self, exclude=_IDS).decode()
+
+    @staticmethod
+    def decode(text: str) -> "Header":
+        """Return the header of an `encode` text, with empty ids."""
+        return _HEADER.validate_json(text)
+
+
+_HEADER = TypeAdapter(Header)
+_IDS = {"sop_instance_uid", "patient_id", "study_id", "series_id", "identifiers"}
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
@@ -161,7 +209,7 @@ def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
     """Parse the first bytes of a file; None if the bytes end before the pixels."""
     with suppress(Rejected):  # a truncated header may look broken
         parsed = parse(beginning, size, TAGS)
-        if parsed.pixels and parsed.transfer_syntax != _DEFLATED:
+        if parsed.pixels and parsed.transfer_syntax != DeflatedExplicitVRLittleEndian:
             return parsed
     return None
 
@@ -178,10 +226,8 @@ def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
         Rejected: the file is not a usable CT slice.
     """
     with contained(Reason.UNREADABLE):
-        if parsed.pixels is None:
-            _raise_without_pixels(parsed)
-        attributes = Attributes(parsed.dataset)
-        element = _check_kind(attributes, parsed, parsed.pixels)
+        pixels, attributes = parsed.pixels or _raise_without_pixels(parsed), parsed.attributes
+        _check_kind(attributes, parsed.media_class, pixels.keyword)
         rows, columns = _shape(attributes)
         encoding = _encoding(attributes)
         transfer_syntax = _transfer_syntax(parsed)
@@ -191,29 +237,50 @@ def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
             _identifier(attributes, "StudyInstanceUID"),
             _identifier(attributes, "SeriesInstanceUID"),
         )
-        spacing = attributes.numbers("PixelSpacing", 2)
+        row_spacing, column_spacing = attributes.numbers("PixelSpacing", 2)
         position = attributes.numbers("ImagePositionPatient", 3)[2]
+        identity = repr((ids, (position, (row_spacing, column_spacing), rows, columns)))
         is_plain = transfer_syntax in _PLAIN and encoding.bits_allocated == 16
+        is_deflated = transfer_syntax == DeflatedExplicitVRLittleEndian
         header = Header(
-            *ids,
+            sop_instance_uid=ids[0],
+            patient_id=ids[1],
+            study_id=ids[2],
+            series_id=ids[3],
+            identifiers=_identifiers(attributes),
             position_z=position,
-            pixel_spacing=(spacing[0], spacing[1]),
+            pixel_spacing=(row_spacing, column_spacing),
             rows=rows,
             columns=columns,
             transfer_syntax=transfer_syntax,
             encoding=encoding,
             window=_window(attributes),
             voi_function=_voi_function(attributes),
-            identifiers=_identifiers(attributes),
-            pixel_offset=element.offset if parsed.transfer_syntax != _DEFLATED else None,
-            beginning=checksum(parsed.body[: element.offset]) if is_plain else "",
-            identity=checksum(repr((ids, (position, spacing, rows, columns))).encode()),
+            pixel_offset=None if is_deflated else pixels.offset,
+            beginning=checksum(parsed.body[: pixels.offset]) if is_plain else "",
+            identity=checksum(identity.encode()),
         )
     if parsed.size > MAX_FILE_BYTES:
         raise Rejected(Reason.TOO_LARGE, f"{parsed.size} bytes")
-    if transfer_syntax in NATIVE:
-        check_native_length(element, parsed.size, (rows, columns), encoding.bits_allocated)
-    return header, element
+    if header.is_native:
+        if pixels.length is None:
+            raise Rejected(Reason.CORRUPT_PIXELS, "encapsulated, in a native transfer syntax")
+        found = min(pixels.length, parsed.size - pixels.offset)
+        if pixels.vr == "OW":  # whole words: in big-endian files the first byte is the second pixel
+            found -= found % 2
+        check_length(found, header)
+    return header, pixels
+
+
+def check_length(found: int, header: Header) -> None:
+    """Raise if decoded pixels have fewer bytes than the matrix.
+
+    Raises:
+        Rejected: bytes are missing.
+    """
+    if found < header.matrix_bytes:
+        detail = f"{max(found, 0)} of {header.matrix_bytes} bytes"
+        raise Rejected(Reason.TRUNCATED_PIXELS, detail)
 
 
 def _identifiers(attributes: Attributes) -> tuple[str, ...]:
@@ -234,42 +301,43 @@ def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) 
     return ""
 
 
-def _check_kind(attributes: Attributes, parsed: Parsed, pixels: PixelElement) -> PixelElement:
-    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units."""
-    _check_class(attributes, parsed)
+def _check_kind(attributes: Attributes, media_class: str, pixels: str) -> None:
+    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units.
+
+    Args:
+        attributes: the file's attributes.
+        media_class: de-identified files may have the SOP class only in the file meta information.
+        pixels: keyword of the pixels.
+    """
+    sop_class = attributes.text("SOPClassUID", required=False) or media_class
+    if sop_class not in _CT_CLASSES:
+        if attributes.text("Modality", required=False) != "CT":
+            raise Rejected(Reason.NOT_CT)
+        if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
+            # Pictures of dose reports, 3D views or screens have gray levels, not Hounsfield units.
+            raise Rejected(Reason.SECONDARY_CAPTURE)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
     if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
         raise Rejected(Reason.MULTI_FRAME)
-    if attributes.integer("SamplesPerPixel") != 1:
-        raise Rejected(Reason.NOT_GRAYSCALE)
     # Both hold the same Hounsfield units: MONOCHROME1 inverts only the display, after the VOI
     # transformation (DICOM PS3.3 C.7.6.3.1.2).
-    if attributes.text("PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+    gray = ("MONOCHROME1", "MONOCHROME2")
+    if (
+        attributes.integer("SamplesPerPixel") != 1
+        or attributes.text("PhotometricInterpretation") not in gray
+    ):
         raise Rejected(Reason.NOT_GRAYSCALE)
-    if pixels.keyword != "PixelData":
-        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{pixels.keyword} for PixelData")
+    if pixels != "PixelData":
+        raise Rejected(Reason.INVALID_ATTRIBUTE, f"{pixels} for PixelData")
     # Multi-energy CT also makes maps of electron density or iodine (PS3.3 C.11.1.1.2).
     if attributes.text("RescaleType", required=False) not in ("", "HU", "US"):
         raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
-    return pixels
-
-
-def _check_class(attributes: Attributes, parsed: Parsed) -> None:
-    # De-identified files may have the SOP class only in the file meta information.
-    sop_class = attributes.text("SOPClassUID", required=False) or parsed.media_class
-    if sop_class in _CT_CLASSES:
-        return
-    if attributes.text("Modality", required=False) != "CT":
-        raise Rejected(Reason.NOT_CT)
-    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
-        # Pictures of dose reports, 3D views or screens have gray levels, not Hounsfield units.
-        raise Rejected(Reason.SECONDARY_CAPTURE)
 
 
 def _raise_without_pixels(parsed: Parsed) -> NoReturn:
     """Raise Rejected with the reason for missing pixels."""
-    classes = (uid_of(parsed.dataset, "SOPClassUID"), parsed.media_class)
+    classes = (parsed.attributes.uid("SOPClassUID"), parsed.media_class)
     if any(sop_class in _CT_CLASSES for sop_class in classes):
         if parsed.size > MAX_HEADER_BYTES:
             detail = f"no pixels begin in the first {MAX_HEADER_BYTES} bytes"
@@ -295,7 +363,7 @@ def _shape(attributes: Attributes) -> tuple[int, int]:
 
 def _transfer_syntax(parsed: Parsed) -> str:
     syntax = parsed.transfer_syntax
-    if not is_supported(syntax):
+    if syntax not in _CODEC_OF:
         # Only a registered name is reported: a file may have any text here.
         name = UID(syntax).name
         raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
@@ -315,17 +383,17 @@ def _encoding(attributes: Attributes) -> PixelEncoding:
         )
     representation = attributes.integer("PixelRepresentation")
     if representation not in (0, 1):
-        raise Rejected(
-            Reason.INVALID_ATTRIBUTE, f"PixelRepresentation is {representation}, not 0 or 1"
-        )
+        detail = f"PixelRepresentation is {representation}, not 0 or 1"
+        raise Rejected(Reason.INVALID_ATTRIBUTE, detail)
+    is_signed = representation == 1
     return PixelEncoding(
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=high_bit,
-        signed=representation == 1,
+        signed=is_signed,
         slope=_rescale(attributes, "RescaleSlope"),
         intercept=_rescale(attributes, "RescaleIntercept"),
-        padding=_padding(attributes, stored, signed=representation == 1),
+        padding=_padding(attributes, stored, is_signed),
     )
 
 
@@ -336,7 +404,7 @@ def _rescale(attributes: Attributes, keyword: str) -> float:
     return value
 
 
-def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int, int] | None:
+def _padding(attributes: Attributes, stored: int, is_signed: bool) -> tuple[int, int] | None:
     """Return the range of stored values outside the image (DICOM PS3.3 C.7.5.1.1.2).
 
     The values should have the pixels' sign (C.7.5.1), but files often have the other sign: for
@@ -346,20 +414,21 @@ def _padding(attributes: Attributes, stored: int, *, signed: bool) -> tuple[int,
         return None
     value = attributes.integer("PixelPaddingValue")
     limit = attributes.integer("PixelPaddingRangeLimit", default=value)
-    lowest = -(1 << (stored - 1)) if signed else 0
+    lowest = -(1 << (stored - 1)) if is_signed else 0
     values = range(lowest, lowest + (1 << stored))
-
-    def resign(number: int) -> int:
-        readings = (number, number - (1 << 16), number + (1 << 16))
-        return next((reading for reading in readings if reading in values), number)
-
-    first, last = sorted((resign(value), resign(limit)))
+    first, last = sorted(
+        next((reading for reading in (n, n - 0x10000, n + 0x10000) if reading in values), n)
+        for n in (value, limit)
+    )
     return first, last
 
 
 def _window(attributes: Attributes) -> tuple[float, float] | None:
-    center, width = attributes.first_number("WindowCenter"), attributes.first_number("WindowWidth")
-    return (center, width) if math.isfinite(center) and width > 0 and width < math.inf else None
+    centers, widths = attributes.numbers("WindowCenter"), attributes.numbers("WindowWidth")
+    for center, width in zip(centers[:1], widths[:1], strict=False):
+        if math.isfinite(center) and 0 < width < math.inf:
+            return center, width
+    return None
 
 
 def _voi_function(attributes: Attributes) -> str:

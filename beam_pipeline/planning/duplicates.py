@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.dicom.slices import digest_pixels
+from beam_pipeline.dicom.header import checksum
 from beam_pipeline.shards.unfinished import IdenticalPixels
 from headct.stores import InputFiles
 
@@ -60,19 +60,19 @@ def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[n
     Raises:
         StoreError: the store fails.
     """
-    checksums: list[bytes] = []
+    checksums: list[str] = []
     with files.reading() as reading:
         for _, pixels in reading.ahead(
             ranges,
-            lambda found: reading.part(found.source, found.offset, found.bytes, digest_pixels),
+            lambda found: reading.part(found.source, found.offset, found.bytes, checksum),
         ):
             try:
                 checksums.append(pixels.result())
             except OSError:
-                checksums.append(b"")
+                checksums.append("")
     codes, different = pd.factorize(pd.Series(checksums, dtype=object))
     alone = np.bincount(codes, minlength=len(different)) == 1
-    unread = np.array([checksum == b"" for checksum in different], np.bool_)
+    unread = np.array([found == "" for found in different], np.bool_)
     return np.where((alone | unread)[codes], NOT_IDENTICAL, codes).astype(np.int64)
 
 

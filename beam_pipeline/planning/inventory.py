@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
-from beam_pipeline.dicom.slices import encode_header, fingerprint, fingerprint_range, pixel_bytes
+from beam_pipeline.dicom.slices import fingerprint, fingerprint_range
 from beam_pipeline.keys import input_key, key_check, read_key
 from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.output_checks import without_output
@@ -264,12 +264,12 @@ class _Inspector:
             "study_id": study,
             "series_id": self._replace("series_id", header.series_id),
             "sop_instance_uid": replace_uid(self._key, header.sop_instance_uid, self._image_id),
-            "header": encode_header(header),
+            "header": header.encode(),
             "path_identifies": holds_identifier(show_source(info.path), header.identifiers),
         }
         if header.pixel_offset is not None:  # a deflated file has no offset
             described["pixel_offset"] = header.pixel_offset
-            described["pixel_bytes"] = pixel_bytes(header, info.size)
+            described["pixel_bytes"] = header.pixel_bytes(info.size)
         return described
 
     def _replace(self, column: str, text: str) -> str:

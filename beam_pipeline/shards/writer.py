@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from beam_pipeline.dicom.header import Header
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.dicom.slices import decode_header, read_slice
+from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import Image, convert_slice
 from beam_pipeline.images.png import SIGNATURE, encode_png
 from beam_pipeline.options import ImageId, ImageOptions, Options
@@ -259,9 +259,9 @@ def _convert(
     Raises:
         Rejected: the file is not usable, or is not the planned slice.
     """
-    planned = decode_header(row["header"])
+    planned = Header.decode(row["header"])
     slice_ = read_slice(data, planned)
-    if planned is not None and slice_.header.identity != planned.identity:
+    if slice_.header.identity != planned.identity:
         raise Rejected(Reason.CHANGED)  # the planned patient and label may be wrong
     image = convert_slice(slice_, options)
     features = _features(row, slice_.header, image)

@@ -16,14 +16,14 @@ import importlib.abc, importlib.util, os, signal, sys, time
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "beam_pipeline.dicom.pixels":
+        if name != "beam_pipeline.dicom.slices":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
         def exec_module(module):
             execute(module)
-            decode = module._DECODERS["1.2.840.10008.1.2.4.70"]
+            decode = module._DECODERS["jpeg"]
             def decode_or_not(frame, *arguments):
                 if {CRASH!r} in frame:
                     os.kill(os.getpid(), signal.SIGSEGV)
@@ -31,7 +31,7 @@ class Finder(importlib.abc.MetaPathFinder):
                     time.sleep(3600)
                 time.sleep(float(os.environ.get({SLOW!r}, "0")))
                 return decode(frame, *arguments)
-            module._DECODERS["1.2.840.10008.1.2.4.70"] = decode_or_not
+            module._DECODERS["jpeg"] = decode_or_not
         spec.loader.exec_module = exec_module
         return spec
 

@@ -11,7 +11,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from beam_pipeline.dicom.attributes import Attributes
+from beam_pipeline.dicom.dataset import Attributes
 from beam_pipeline.dicom.header import _KEYWORDS
 from headct.reasons import Rejected
 from tests.beam_pipeline.dicom_files import items, make_dicom
@@ -112,29 +112,29 @@ def test_an_integer_has_no_fraction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "numbers", "first"),
+    ("value", "two", "all_of_them"),
     [
-        (["1", "2.5"], (1.0, 2.5), 1.0),
-        (["1", "2", "3"], None, 1.0),
-        ("1", None, 1.0),
-        (["1", "inf"], None, 1.0),
-        (["nan", "1"], None, math.nan),
-        (None, None, math.nan),
+        (["1", "2.5"], (1.0, 2.5), (1.0, 2.5)),
+        (["1", "2", "3"], None, (1.0, 2.0, 3.0)),
+        ("1", None, (1.0,)),
+        (["1", "inf"], None, (1.0, math.inf)),
+        (["nan", "1"], None, (math.nan, 1.0)),
+        (None, None, ()),
     ],
 )
 def test_so_many_numbers_or_none(
-    value: Any, numbers: tuple[float, ...] | None, first: float
+    value: Any, two: tuple[float, ...] | None, all_of_them: tuple[float, ...]
 ) -> None:
     attributes = of(PixelSpacing=value)
-    assert repr(attributes.numbers("PixelSpacing", 2)) == repr(numbers or (math.nan, math.nan))
-    assert repr(attributes.first_number("PixelSpacing")) == repr(first)
+    assert repr(attributes.numbers("PixelSpacing", 2)) == repr(two or (math.nan, math.nan))
+    assert repr(attributes.numbers("PixelSpacing")) == repr(all_of_them)
 
 
 def test_garbage_is_no_number() -> None:
     data = make_dicom(np.zeros((4, 4), np.int16), PixelSpacing=["77777", "77777"])
     attributes = Attributes(read(data.replace(b"77777\\77777", b"garbage\\1.5")))
     assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
-    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+    assert repr(attributes.numbers("PixelSpacing")) == "(nan, 1.5)"
 
 
 def test_bytes_that_are_no_value_of_their_kind_are_no_numbers() -> None:
@@ -144,7 +144,7 @@ def test_bytes_that_are_no_value_of_their_kind_are_no_numbers() -> None:
     with pytest.raises(Rejected, match="PixelSpacing: BytesLengthException"):
         attributes.value("PixelSpacing")
     assert repr(attributes.numbers("PixelSpacing", 2)) == "(nan, nan)"
-    assert repr(attributes.first_number("PixelSpacing")) == "nan"
+    assert attributes.numbers("PixelSpacing") == ()
 
 
 @pytest.mark.parametrize("underscored", [b"1_000", b"1 000", b"1,000"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from beam_pipeline.dicom.codestream import CodeStream, bare_j2k, describe_j2k, describe_jpeg
+from beam_pipeline.dicom.slices import CodeStream, describe_j2k, describe_jpeg
 from headct.reasons import Reason, Rejected
 
 APP0 = bytes.fromhex("ffe0 0006 4a464946")
@@ -155,12 +155,6 @@ def test_what_is_no_whole_jpeg_2000(frame: bytes, reason: Reason) -> None:
     with pytest.raises(Rejected) as caught:
         describe_j2k(frame)
     assert caught.value.reason is reason
-
-
-def test_jp2_boxes_are_taken_off() -> None:
-    boxes = bytes.fromhex("0000000c 6a502020 0d0a870a 00000014 66747970")
-    assert bare_j2k(boxes + SIZ) == SIZ
-    assert bare_j2k(SIZ) == SIZ
 
 
 @given(st.binary(max_size=64), st.sampled_from([describe_jpeg, describe_j2k]))

@@ -22,7 +22,14 @@ def make_slice(
     window: tuple[float, float] | None = None,
 ) -> Slice:
     rows, columns = pixels.shape
-    header = Header("", "p", "s", "e", 0.0, (0.5, 0.25), rows, columns, "1.2.840", encoding)
+    header = Header(
+        position_z=0.0,
+        pixel_spacing=(0.5, 0.25),
+        rows=rows,
+        columns=columns,
+        transfer_syntax="1.2.840.10008.1.2",
+        encoding=encoding,
+    )
     header = dataclasses.replace(header, window=window)
     return Slice(header, pixels.view(f"u{pixels.dtype.itemsize}"))
 

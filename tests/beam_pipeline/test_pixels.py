@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import arrays
 from pydicom import uid
 from pydicom.pixels import pixel_array
 
-from beam_pipeline.dicom.codestream import describe_j2k, describe_jpeg
 from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table, stored_values
-from beam_pipeline.dicom.slices import Slice, read_slice
+from beam_pipeline.dicom.slices import Slice, describe_j2k, describe_jpeg, read_slice
 from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import make_dicom, relabeled
 
