@@ -1,7 +1,11 @@
-"""Secret keys for hashing ids, read where used and never written to a graph or file."""
+"""Ids of people and files: secret keys, never written to a graph or file, and keyed hashes."""
 
 import hashlib
+import hmac
 import os
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 from headct.errors import UsageError
 from headct.stores import FileInfo, InputFiles, open_file
@@ -9,6 +13,10 @@ from headct.stores import FileInfo, InputFiles, open_file
 KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _MIN_KEY_BYTES = 16
 _INPUT_BYTES = 1 << 18  # half of a slice: its noise cannot be guessed
+_HASH_CHARACTERS = 16  # 64 bits: no collision among a million ids
+_SHORTEST_IDENTIFIER = 4  # letters and digits
+# No PatientID has this prefix: blanks around the values, also around a backslash, are stripped.
+_STUDY = "study \\ "
 
 
 def read_key(path: str | None, patience: float) -> bytes:
@@ -69,3 +77,55 @@ def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
+
+
+def hash_id(key: bytes, column: str, text: str) -> str:
+    """Return a keyed hash of an id (HMAC-SHA256, RFC 2104), 16 hexadecimal digits.
+
+    Equal keys give equal hashes; without the key, trying all ids does not reveal an id.
+
+    Args:
+        key: the secret; empty to return the id itself.
+        column: kind of the id; equal patient and study ids have different hashes.
+        text: the id.
+    """
+    if not key:
+        return text
+    message = f"{column}\0{text}".encode("utf-8", "surrogateescape")
+    return hmac.new(key, message, "sha256").hexdigest()[:_HASH_CHARACTERS]
+
+
+def patient_of_study(study: str) -> str:
+    """Return an id for a study's unknown patient, different from any other patient's id.
+
+    Args:
+        study: the written id of the study.
+    """
+    return f"{_STUDY}{study}"
+
+
+def study_of(patient: str) -> str | None:
+    """Return the study of an id that `patient_of_study` made; None for other ids."""
+    return patient.removeprefix(_STUDY) if patient.startswith(_STUDY) else None
+
+
+def holds_identifier(path: str, identifiers: Iterable[str]) -> bool:
+    """Return whether a path contains one of the identifiers, ignoring case and punctuation.
+
+    Identifiers of fewer than four letters and digits are skipped: many paths contain them.
+    """
+    folded = path.casefold()
+    patterns = map(_pattern, identifiers)
+    return any(pattern is not None and pattern.search(folded) for pattern in patterns)
+
+
+@lru_cache(maxsize=1 << 12)  # the files of a patient share their identifiers
+def _pattern(identifier: str) -> re.Pattern[str] | None:
+    words = re.findall(r"[^\W_]+", identifier.casefold())
+    if sum(map(len, words)) < _SHORTEST_IDENTIFIER:
+        return None
+    # Digits may follow a name, and letters may precede a number: DOE1990, IM12345.
+    ends = words[0][0], words[-1][-1]
+    before, behind = (r"\d" if end.isdigit() else r"[^\W\d_]" for end in ends)
+    middle = r"[\W_]*".join(map(re.escape, words))
+    return re.compile(f"(?<!{before}){middle}(?!{behind})")

@@ -1,7 +1,6 @@
 """The steps of a preprocessing run: check the input, prepare the output, run, summarize."""
 
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -11,10 +10,10 @@ from rich.console import Console
 
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.folds_from import read_earlier
-from beam_pipeline.planning.label_file import LabelFile
+from beam_pipeline.planning.folds_from import Earlier
+from beam_pipeline.planning.inventory import read_uids
 from beam_pipeline.planning.label_match import check_labels_fit
-from beam_pipeline.planning.labels import Labels
+from beam_pipeline.planning.labels import Labels, read_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, FolderPoller, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
@@ -127,19 +126,18 @@ def _check_input(options: Options) -> Labels | None:
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
     _check_kind(input_files, files.input)
-    label_file = LabelFile.of(files, options.labels)
-    labels = label_file.read() if label_file else None
-    if labels:
+    labels = None
+    if files.labels is not None:
+        labels = read_labels(files.labels, options.labels, files.storage_patience)
         check_labels_fit(
-            labels.image_ids,
-            str(files.labels),
+            labels.ids,
+            files.labels,
             (encode_source(info.path) for info in chain([first], found)),
-            partial(_read_uids, input_files),
+            partial(read_uids, input_files),
             hidden=options.labels.image_id is ImageId.ORDINAL,
         )
-    splits = options.splits
-    if splits.folds_from:
-        read_earlier(splits.folds_from, splits.group_by, files.storage_patience).check(options)
+    if options.splits.folds_from:
+        Earlier.read(options)
     return labels
 
 
@@ -155,10 +153,3 @@ def _check_kind(files: InputFiles, text: str) -> None:
             f"input {text} is not DICOM ({kind}); want DICOM files in a folder, or in a ZIP "
             "archive whose name ends in .zip"
         )
-
-
-def _read_uids(files: InputFiles, sources: Sequence[bytes]) -> Iterator[str]:
-    # Imported late: rarely needed, since most labels fit the file names.
-    from beam_pipeline.planning.inventory import read_uids
-
-    return read_uids(files, sources)

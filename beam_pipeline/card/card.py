@@ -15,7 +15,7 @@ from beam_pipeline.card.pictures import ViewTask, value_charts, view_in_process
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId
-from beam_pipeline.planning.locate_sources import locate_sources
+from beam_pipeline.planning.inventory import locate_sources
 from beam_pipeline.shards.rejects import Reject, count_reasons
 from headct.errors import StoreError
 from headct.layout import CARD, count_input, label_column

@@ -1,123 +1,105 @@
 """Search for slices with identical pixels, to keep a patient with two ids in one fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from beam_pipeline.dicom.header import checksum
+from beam_pipeline.options import LeakCheck, Options
+from beam_pipeline.planning.join_labels import Inventory
 from beam_pipeline.shards.unfinished import IdenticalPixels
-from headct.stores import InputFiles
+from headct.stores import InputFiles, decode_source, find_input
 
-NOT_IDENTICAL = -1
-
-
-@dataclass(frozen=True)
-class PixelRange:
-    """Byte range of a file's pixels.
-
-    Attributes:
-        source: the file.
-        offset: offset of the first byte.
-        bytes: number of bytes.
-    """
-
-    source: str
-    offset: int
-    bytes: int
+ALONE = -1  # in place of the number of a set
 
 
-def find_candidates(fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the slices with repeated fingerprints; 0 means no fingerprint.
+def find_identical(
+    inventory: Inventory, slices: pd.DataFrame, options: Options
+) -> NDArray[np.int64]:
+    """Return the number of the set of identical slices per slice, or ALONE.
 
     Args:
-        fingerprints: [n].
-
-    Returns:
-        Indices, ascending.
-    """
-    order = np.argsort(fingerprints, kind="stable")
-    equal = np.diff(fingerprints[order]) == 0
-    repeated = np.zeros(len(order), np.bool_)
-    repeated[1:] |= equal
-    repeated[:-1] |= equal
-    return np.sort(order[repeated & (fingerprints[order] != 0)])
-
-
-def compare_pixels(ranges: Sequence[PixelRange], files: InputFiles) -> NDArray[np.int64]:
-    """Group files with identical pixels.
-
-    Args:
-        ranges: pixels of the files.
-        files: the input.
-
-    Returns:
-        [n]: group number per file; NOT_IDENTICAL for a file with unique pixels, and for an
-        unreadable file, which is reported when its shard is written.
+        inventory: inventory of all files.
+        slices: some rows of `Inventory.files`.
+        options: options of the run.
 
     Raises:
-        StoreError: the store fails.
+        StoreError: a store fails.
+    """
+    identical = np.full(len(slices), ALONE, np.int64)
+    if options.splits.leak_check is LeakCheck.OFF:
+        return identical
+    prints = slices["fingerprint"]
+    candidates = (prints.duplicated(keep=False) & (prints != 0)).to_numpy()
+    wanted = np.zeros(len(inventory.files), np.bool_)
+    wanted[slices.index[candidates]] = True
+    tables = inventory.read(wanted, ("source", "pixel_offset", "pixel_bytes"))
+    rows = [row for _, table in tables for row in table.to_pylist()]
+    files = find_input(options.files.input, options.files.storage_patience)
+    identical[candidates] = _compare_pixels(rows, files)
+    return identical
+
+
+def _compare_pixels(rows: Sequence[dict[str, Any]], files: InputFiles) -> NDArray[np.int64]:
+    """Number the sets of rows of the inventory with identical pixels.
+
+    A file that cannot be read is ALONE; it is reported when its shard is written.
     """
     checksums: list[str] = []
     with files.reading() as reading:
         for _, pixels in reading.ahead(
-            ranges,
-            lambda found: reading.part(found.source, found.offset, found.bytes, checksum),
+            rows,
+            lambda row: reading.part(
+                decode_source(row["source"]), row["pixel_offset"], row["pixel_bytes"], checksum
+            ),
         ):
             try:
                 checksums.append(pixels.result())
             except OSError:
                 checksums.append("")
-    codes, different = pd.factorize(pd.Series(checksums, dtype=object))
-    alone = np.bincount(codes, minlength=len(different)) == 1
-    unread = np.array([found == "" for found in different], np.bool_)
-    return np.where((alone | unread)[codes], NOT_IDENTICAL, codes).astype(np.int64)
+    found = pd.Series(checksums, dtype=object)
+    alone = ~found.duplicated(keep=False) | (found == "")
+    return np.where(alone, ALONE, pd.factorize(found)[0]).astype(np.int64)
 
 
-def join_groups(groups: NDArray[np.int64], identical: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge groups that share identical pixels, and renumber the groups.
+def join_groups(groups: ArrayLike, sets: ArrayLike) -> NDArray[np.int64]:
+    """Merge groups that share a set, and renumber the groups.
 
     Args:
-        groups: [n], group per slice, numbered from 0.
-        identical: [n], number of the set of identical slices, or NOT_IDENTICAL.
+        groups: [n], group per slice, from 0.
+        sets: [n], set per slice, or ALONE.
 
     Returns:
         [n], numbered from 0 by first appearance.
     """
-    root = list(range(int(groups.max(initial=-1)) + 1))
-
-    def find(number: int) -> int:
-        while root[number] != number:
-            root[number] = root[root[number]]
-            number = root[number]
-        return number
-
-    marked = identical != NOT_IDENTICAL
-    pairs = pd.DataFrame({"set": identical[marked], "group": groups[marked]}).drop_duplicates()
-    for _, members in pairs.groupby("set", sort=True)["group"]:
-        first, *others = sorted({find(member) for member in members.tolist()})
-        for other in others:
-            root[other] = first
-    roots = np.array([find(number) for number in range(len(root))], np.int64)
-    return np.asarray(pd.factorize(roots[groups])[0], np.int64)
+    frame = pd.DataFrame({"group": np.asarray(groups), "set": np.asarray(sets)})
+    shared = frame[frame["set"] != ALONE].drop_duplicates()
+    lowest = np.arange(frame["group"].max() + 1 if len(frame) else 0)
+    while True:  # of linked groups, all get the lowest number
+        before = lowest.copy()
+        of_sets = shared.assign(lowest=lowest[shared["group"]]).groupby("set")["lowest"]
+        np.minimum.at(lowest, shared["group"], of_sets.transform("min"))
+        if (lowest == before).all():
+            return np.asarray(pd.factorize(lowest[frame["group"]])[0], np.int64)
 
 
 def count_identical(
-    identical: NDArray[np.int64], patients: NDArray[np.int64], labels: NDArray[np.int8]
+    identical: NDArray[np.int64], patients: ArrayLike, labels: NDArray[np.int8]
 ) -> IdenticalPixels:
     """Count slices with identical pixels.
 
     Args:
-        identical: [n], number of the set of identical slices, or NOT_IDENTICAL.
+        identical: [n], number of the set of identical slices, or ALONE.
         patients: [n], patient per slice.
         labels: [n, l], labels per slice.
     """
-    marked = identical != NOT_IDENTICAL
-    frame = pd.DataFrame({"set": identical[marked], "patient": patients[marked]})
-    frame["labels"] = [row.tobytes() for row in labels[marked]]
-    frame = frame[frame["set"].duplicated(keep=False)]  # other slices of a set may be rejected
+    frame = pd.DataFrame({"set": identical, "patient": np.asarray(patients)})
+    # Other slices of a set may be rejected.
+    frame = frame[frame["set"].duplicated(keep=False) & (frame["set"] != ALONE)]
+    frame["labels"] = [row.tobytes() for row in labels[frame.index]]
     distinct = frame.groupby("set").nunique()
     return IdenticalPixels(
         groups=len(distinct),

@@ -2,17 +2,80 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from beam_pipeline.planning.fold_search import search_folds
+from beam_pipeline.options import SplitOptions
 from headct.errors import UsageError
 from headct.layout import HOLDOUT_SPLIT, fold_split
 
 _MAX_STEPS = 5000
 _CANDIDATES = 256  # groups per fold in the search for a swap
+_KICK = 5  # random swaps before a descent
+_IDLE = 100  # the search ends after as many descents without improvement
+# Bounds the time to about three seconds. Above some 900 groups, the steps are too few to matter,
+# and a greedy assignment is already more even.
+_WORK = 100_000_000
+_FEWEST_STEPS = 120
+
+
+def assign_splits(
+    groups: NDArray[np.int64],
+    labels: NDArray[np.int8],
+    options: SplitOptions,
+    known: Sequence[str | None] | None = None,
+) -> dict[str, NDArray[np.int64]]:
+    """Assign whole groups to the folds and the hold-out.
+
+    Args:
+        groups: [n], numbered from 0.
+        labels: [n, l], 0 or 1.
+        options: folds, hold-out and seed.
+        known: [n], split in an earlier data set, or None.
+
+    Returns:
+        The indices of the slices of each split, in alphabetical order of the splits.
+
+    Raises:
+        UsageError: there are too few groups, or known splits cannot be kept.
+    """
+    folds, holdout = options.folds, options.holdout
+    shares = {HOLDOUT_SPLIT: holdout} if holdout else {}
+    shares |= dict.fromkeys(map(fold_split, range(folds)), (1 - holdout) / folds)
+    names = [*shares]
+    fixed = None if known is None else _fix(groups, known, names)
+    patients, most = int(groups.max()) + 1, int(groups.max()) + 1 - bool(holdout)
+    if patients < len(names):
+        raise UsageError(
+            f"--folds {folds}{' with --holdout' if holdout else ''}: {patients} patients cannot "
+            f"fill {folds} folds{' and a hold-out' if holdout else ''}"
+            + (f"; want --folds {most} or fewer" if most > 1 else "")
+        )
+    split_of = assign_folds(groups, labels, [*shares.values()], options.seed, fixed)[groups]
+    found = {name: np.flatnonzero(split_of == names.index(name)) for name in sorted(names)}
+    return {name: slices for name, slices in found.items() if len(slices)}
+
+
+def _fix(
+    groups: NDArray[np.int64], known: Sequence[str | None], names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Return the known split per group, as an index into `names`; -1 for a new group."""
+    pairs = pd.DataFrame({"group": groups, "split": known}).dropna().drop_duplicates()
+    other = sorted(set(pairs["split"]) - set(names))
+    if other:
+        raise UsageError(f"--folds_from has the split {other[0]!r}; here are {', '.join(names)}")
+    if pairs["group"].duplicated().any():
+        raise UsageError(
+            "--folds_from has one patient, or patients with identical pixels, in two splits: "
+            "such an assignment leaks; --leak_check report keeps it"
+        )
+    fixed = np.full(int(groups.max()) + 1, -1, np.int64)
+    fixed[pairs["group"]] = [names.index(split) for split in pairs["split"]]
+    return fixed
 
 
 def assign_folds(
@@ -37,19 +100,14 @@ def assign_folds(
 
     Returns:
         [g], fold per group.
-
-    Raises:
-        ValueError: fewer groups than folds.
     """
     counts = _group_counts(groups, labels)
-    if len(counts) < len(shares):
-        raise ValueError(f"{len(counts)} patients cannot fill {len(shares)} folds")
     rng = np.random.default_rng(seed)
     start = np.full(len(counts), -1, np.int64) if fixed is None else fixed
     dealt = _deal(counts, np.asarray(shares), start, rng)
-    balance = _Balance(counts, np.asarray(shares), dealt, movable=start < 0)
+    balance = Balance.of(counts, np.asarray(shares), dealt, start < 0)
     _refine(balance, rng)
-    return search_folds(counts, balance.shares, balance.fold_of, balance.movable, rng)
+    return search_folds(counts, np.asarray(shares), balance.fold_of, balance.movable, rng)
 
 
 def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -82,27 +140,62 @@ def _deal(
 
 
 @dataclass
-class _Balance:
+class Balance:
     """Deviations of the folds from their shares of the labels.
 
     The cost is the sum over folds and labels of squared deviations, in units of an even share of
     the label: rare and common labels have the same weight.
+
+    Attributes:
+        scaled: [g, l], examples per group and label, in units.
+        wanted: [k, l], share per fold and label, in units.
+        fold_of: [g], fold per group; no fold is empty.
+        movable: [g], whether a group may change its fold.
     """
 
-    counts: NDArray[np.float64]
-    shares: NDArray[np.float64]
+    scaled: NDArray[Any]
+    wanted: NDArray[Any]
     fold_of: NDArray[np.int64]
     movable: NDArray[np.bool_]
 
+    @classmethod
+    def of(
+        cls,
+        counts: NDArray[np.float64],
+        shares: NDArray[np.float64],
+        fold_of: NDArray[np.int64],
+        movable: NDArray[np.bool_],
+        *,
+        exact: bool = False,
+    ) -> "Balance":
+        """Return the balance of an assignment.
+
+        Args:
+            counts: [g, l], examples per group and label, and all examples per group.
+            shares: [k], share per fold.
+            fold_of: [g], fold per group; changed in place.
+            movable: [g], whether a group may change its fold.
+            exact: whether to use integers, which make ties reproducible on any hardware.
+        """
+        total = counts.sum(axis=0)
+        unit = np.maximum(total / len(shares), 1.0)
+        scaled, wanted = counts / unit, np.outer(shares, total / unit)
+        if exact:
+            # Deviations are at most all examples, so sums of products stay below 2^63.
+            scale = isqrt((1 << 60) // counts.shape[1]) // (2 * len(shares))
+            scaled, wanted = (np.rint(each * scale).astype(np.int64) for each in (scaled, wanted))
+        return cls(scaled, wanted, fold_of, movable)
+
     def __post_init__(self) -> None:
-        self.folds = len(self.shares)
-        total = self.counts.sum(axis=0)
-        unit = np.maximum(total / self.folds, 1.0)
-        self.scaled = self.counts / unit
+        self.folds = len(self.wanted)
         self.squares = (self.scaled**2).sum(axis=1)
-        self.excess = -np.outer(self.shares, total / unit)
+        self.excess = -self.wanted
         np.add.at(self.excess, self.fold_of, self.scaled)
         self.sizes = np.bincount(self.fold_of, minlength=self.folds)
+
+    def cost(self) -> Any:
+        """Return the sum of all squared deviations."""
+        return (self.excess**2).sum()
 
     def best_move(self) -> tuple[float, int, int]:
         """Return the best move: change in cost, group and new fold."""
@@ -136,12 +229,18 @@ class _Balance:
         self.sizes[fold] += 1
         self.fold_of[group] = fold
 
+    def swap(self, one: int, other: int) -> None:
+        """Swap the folds of two groups."""
+        fold, other_fold = self.fold_of[[one, other]].tolist()
+        self.move(one, other_fold)
+        self.move(other, fold)
+
 
 def _sample(groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.choice(groups, min(len(groups), _CANDIDATES), replace=False, shuffle=False)
 
 
-def _refine(balance: _Balance, rng: np.random.Generator) -> None:
+def _refine(balance: Balance, rng: np.random.Generator) -> None:
     """Apply improving moves and swaps until several rounds over all pairs bring none."""
     pairs = [(a, b) for a in range(balance.folds) for b in range(a)]
     idle = 0
@@ -154,11 +253,73 @@ def _refine(balance: _Balance, rng: np.random.Generator) -> None:
         one, other = pairs[int(rng.integers(len(pairs)))]
         gain, here, there = balance.best_swap(one, other, rng)
         if gain < -1e-12:
-            balance.move(here, other)
-            balance.move(there, one)
+            balance.swap(here, there)
             idle = 0
         elif (idle := idle + 1) > 3 * len(pairs):
             return
+
+
+def search_folds(
+    counts: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    fold_of: NDArray[np.int64],
+    movable: NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Return an assignment at least as even as `fold_of`; `fold_of` itself for many groups.
+
+    Iterated local search: a round swaps random pairs of groups and then applies the best moves and
+    swaps until none improves the balance; the most even assignment is kept. For the arguments see
+    `Balance.of`.
+    """
+    groups = np.flatnonzero(movable)
+    work = len(groups) * (len(groups) + len(shares) * counts.shape[1])  # per step
+    steps = _WORK // max(work, 1)
+    if len(groups) < 2 or steps < _FEWEST_STEPS:
+        return fold_of
+    balance = Balance.of(counts, shares, fold_of.copy(), movable, exact=True)
+    own, squares = balance.scaled[groups], balance.squares[groups]
+    apart = squares[:, None] + squares - 2 * (own @ own.T)
+    best, least, idle = fold_of, balance.cost(), 0
+    while idle < _IDLE and steps:
+        helped = True
+        while helped and steps:
+            steps -= 1
+            helped = _step(balance, groups, apart)
+        idle += 1
+        if balance.cost() < least:
+            best, least, idle = balance.fold_of.copy(), balance.cost(), 0
+        balance = Balance(balance.scaled, balance.wanted, best.copy(), movable)
+        for pair in rng.integers(len(groups), size=(_KICK, 2)):
+            balance.swap(*groups[pair].tolist())
+    return best
+
+
+def _step(balance: Balance, groups: NDArray[np.int64], apart: NDArray[np.int64]) -> bool:
+    """Apply the best move or swap of all; return whether any lowers the cost.
+
+    Args:
+        balance: the assignment.
+        groups: the movable groups.
+        apart: squared distance of each pair of groups.
+    """
+    every, mine = np.arange(len(groups)), balance.fold_of[groups]
+    toward = balance.scaled[groups] @ balance.excess.T
+    toward -= toward[every, mine][:, None]
+    moves = toward + balance.squares[groups][:, None]  # half of the change in cost, as in swaps
+    moves[every, mine] = 0
+    moves[balance.sizes[mine] == 1] = 0  # keep the last group of a fold
+    swaps = toward[:, mine]
+    swaps = swaps + swaps.T + apart  # never below 0 within a fold
+    move, swap = int(moves.argmin()), int(swaps.argmin())
+    if min(moves.flat[move], swaps.flat[swap]) >= 0:
+        return False
+    if moves.flat[move] <= swaps.flat[swap]:
+        place, fold = divmod(move, balance.folds)
+        balance.move(int(groups[place]), fold)
+    else:
+        balance.swap(*groups[[*divmod(swap, len(groups))]].tolist())
+    return True
 
 
 def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDArray[np.int64]]:
@@ -187,79 +348,3 @@ def _combinations(labels: NDArray[np.int8]) -> NDArray[np.int64]:
         if code.max(initial=0) > 1 << 60:  # more than 37 labels
             code = np.unique(code, return_inverse=True)[1]
     return code
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The splits to make.
-
-    Attributes:
-        names: names of the splits.
-        shares: share of all examples per split, with a sum of 1.
-    """
-
-    names: tuple[str, ...]
-    shares: tuple[float, ...]
-
-    @classmethod
-    def of(cls, folds: int, holdout: float) -> "Splits":
-        """Return the hold-out, if its share is above 0, and even folds."""
-        names = tuple(map(fold_split, range(folds)))
-        shares = ((1 - holdout) / folds,) * folds
-        return cls((HOLDOUT_SPLIT, *names), (holdout, *shares)) if holdout else cls(names, shares)
-
-
-def assign_splits(
-    groups: NDArray[np.int64],
-    labels: NDArray[np.int8],
-    splits: Splits,
-    seed: int,
-    known: Sequence[str | None] | None = None,
-) -> NDArray[np.int64]:
-    """Return the split per slice, as an index into `splits.names`; groups stay together.
-
-    Args:
-        groups: [n], numbered from 0.
-        labels: [n, l], 0 or 1.
-        splits: splits to make.
-        seed: seed that breaks ties.
-        known: [n], split in an earlier data set, or None.
-
-    Raises:
-        UsageError: there are too few groups, or known splits cannot be kept.
-    """
-    fixed = None if known is None else _fix(groups, known, splits.names)
-    _check_patients(int(groups.max(initial=-1)) + 1, splits)
-    return assign_folds(groups, labels, splits.shares, seed, fixed)[groups]
-
-
-def _check_patients(patients: int, splits: Splits) -> None:
-    """Raise a UsageError if patients are fewer than splits; the message names the options."""
-    held_out = HOLDOUT_SPLIT in splits.names
-    folds = len(splits.names) - held_out
-    if patients < len(splits.names):
-        most = patients - held_out
-        raise UsageError(
-            f"--folds {folds}{' with --holdout' if held_out else ''}: {patients} patients cannot "
-            f"fill {folds} folds{' and a hold-out' if held_out else ''}"
-            + (f"; want --folds {most} or fewer" if most > 1 else "")
-        )
-
-
-def _fix(
-    groups: NDArray[np.int64], known: Sequence[str | None], names: Sequence[str]
-) -> NDArray[np.int64]:
-    """Return the known split per group, as an index into `names`; -1 for a new group."""
-    frame = pd.DataFrame({"group": groups, "split": known}).dropna()
-    other = sorted(set(frame["split"]) - set(names))
-    if other:
-        raise UsageError(f"--folds_from has the split {other[0]!r}; here are {', '.join(names)}")
-    if (frame.groupby("group")["split"].nunique() > 1).any():
-        raise UsageError(
-            "--folds_from has one patient, or patients with identical pixels, in two splits: "
-            "such an assignment leaks; --leak_check report keeps it"
-        )
-    first = frame.drop_duplicates("group")
-    fixed = np.full(int(groups.max()) + 1, -1, np.int64)
-    fixed[first["group"]] = [names.index(split) for split in first["split"]]
-    return fixed

@@ -1,9 +1,7 @@
 """Splits of an earlier assignment, looked up for the slices of a run."""
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,173 +10,22 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options, fill_in
-from beam_pipeline.planning.image_ids import image_keys
+from beam_pipeline.keys import hash_id, patient_of_study, study_of
+from beam_pipeline.options import Identifiers, ImageId, Options, fill_in
 from beam_pipeline.planning.inventory import replace_uid
-from beam_pipeline.planning.plan import Keys
-from beam_pipeline.planning.pseudonyms import hash_id, is_study, patient_of_study, study_of
+from beam_pipeline.planning.join_labels import JoinedFiles
+from beam_pipeline.planning.label_match import image_keys
 from beam_pipeline.planning.text_tables import open_table
 from headct.errors import UsageError
 from headct.layout import INDEX, MANIFEST
-from headct.stores import DEFAULT_PATIENCE, open_file
+from headct.stores import open_file
 
 _TABLES = {".parquet", ".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz", ".zst", ".zip"}
 _SPLIT, _IMAGE = "split", "image_id"
 _NO_ID = "it has no such column"
+_NONE_HERE = "none of them is here"
 _ORDINALS = "they are ordinals, which mean nothing outside their directory"
 _OTHER_KEY = "they are hashes, and this run has not their key (--identifiers hash)"
-_SHARED_NAMES = "they are file names, and here several slices share one"
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """An earlier assignment.
-
-    Attributes:
-        path: path that the user gave.
-        ids: columns of image ids and of patient or study ids, if present.
-        splits: split per row, or None.
-        group_column: `patient_id` or `study_id`.
-        options: options of the shard directory's run, with its `identity`; empty for a table.
-    """
-
-    path: str
-    ids: dict[str, NDArray[np.object_]]
-    splits: NDArray[np.object_]
-    group_column: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def why_no_groups(self, options: Options) -> str:
-        """Return why patient ids cannot be compared with this run's; empty if they can."""
-        if self.group_column not in self.ids:
-            return _NO_ID
-        kind = self.options.get("identifiers")
-        if kind == Identifiers.ORDINAL:
-            return _ORDINALS
-        return _OTHER_KEY if kind == Identifiers.HASH and not self._has_key(options) else ""
-
-    def why_no_images(self, options: Options) -> str:
-        """Return why image ids cannot be compared with this run's; empty if they can."""
-        if _IMAGE not in self.ids:
-            return _NO_ID
-        kind = self.options.get("image_id")
-        if kind == ImageId.ORDINAL:
-            return _ORDINALS
-        if kind == ImageId.AUTO and self.options["identity"] == ImageId.SOP_INSTANCE_UID:
-            if self.options["identifiers"] == Identifiers.ORDINAL:
-                return _ORDINALS
-            if self.options["identifiers"] == Identifiers.HASH and not self._has_key(options):
-                return _OTHER_KEY
-        return ""
-
-    def check(self, options: Options) -> None:
-        """Raise a UsageError if neither kind of id can be compared with this run's."""
-        if self.why_no_groups(options) and self.why_no_images(options):
-            raise UsageError(f"--folds_from {self.path} cannot be joined: {self._reasons(options)}")
-
-    def _reasons(self, options: Options) -> str:
-        images, groups = self.why_no_images(options), self.why_no_groups(options)
-        reasons = [
-            f"{column}: {why or 'none of them is here'}"
-            for column, why in ((self.group_column, groups), (_IMAGE, images))
-        ]
-        return "; ".join(reasons)
-
-    def _has_key(self, options: Options) -> bool:
-        check = options.identifiers.identifier_key_check
-        return check is not None and check == self.options.get("identifier_key_check")
-
-    def find(
-        self,
-        keys: Keys,
-        used: NDArray[np.int64],
-        groups: Sequence[str],
-        key: Callable[[], bytes],
-        options: Options,
-    ) -> "KnownSplits":
-        """Find the splits of this run's slices by patient, or else by image.
-
-        Args:
-            keys: keys of all files.
-            used: indices of the files that are slices.
-            groups: text per number of `keys.ids[group_column]`.
-            key: returns the hash key of the ids in the inventory; empty if ids are kept.
-            options: options of this run.
-
-        Raises:
-            UsageError: no slice is known, or a patient has two splits.
-        """
-        found = []
-        if not self.why_no_groups(options):
-            of_slices = keys.ids[self.group_column][used]
-            found += [split[of_slices] for split in self._by_group(groups, key)]
-        known = max(found, key=_count, default=_nothing(len(used)))
-        by = self.group_column
-        if not _count(known) and not self.why_no_images(options):
-            known = max(self._by_image(keys, used, key, options), key=_count)
-            by = _IMAGE
-        if not _count(known):
-            raise UsageError(f"--folds_from {self.path} knows no slice: {self._reasons(options)}")
-        return KnownSplits(
-            known, self._describe(known, by, keys.ids[self.group_column][used], options)
-        )
-
-    def _by_group(
-        self, groups: Sequence[str], key: Callable[[], bytes]
-    ) -> list[NDArray[np.object_]]:
-        """Return the split of each group, by plain id and by this run's hashed id."""
-        frame = pd.DataFrame({"id": self.ids[self.group_column], "split": self.splits})
-        frame = frame[frame["id"] != ""].dropna().drop_duplicates()
-        kind = self.options.get("identifiers")
-        ways: list[Callable[[str], str]] = []
-        if kind in (None, Identifiers.HASH):
-            ways.append(str)
-        if kind in (None, Identifiers.KEEP):
-            ways.append(partial(_hashed, key(), self.group_column))
-        found = []
-        for way in ways:
-            own = frame.assign(id=[way(text) for text in frame["id"]])
-            own = own[own["id"].isin(set(groups))]
-            if own["id"].duplicated().any():
-                noun = self.group_column.removesuffix("_id")
-                raise UsageError(
-                    f"--folds_from {self.path} has one {noun} in two splits: such an assignment "
-                    "leaks"
-                )
-            found.append(
-                _lookup(pd.Index(own["id"]), own["split"].to_numpy(np.object_), pd.Index(groups))
-            )
-        return found
-
-    def _by_image(
-        self, keys: Keys, used: NDArray[np.int64], key: Callable[[], bytes], options: Options
-    ) -> list[NDArray[np.object_]]:
-        """Return the split of each slice, per possible form of the image id."""
-        texts = self.ids[_IMAGE]
-        kind = self.options.get("image_id")
-        kind = self.options["identity"] if kind == ImageId.AUTO else kind
-        if pd.Index(texts).duplicated().any():
-            raise UsageError(f"--folds_from {self.path}: an image_id has two rows")
-        found = [_nothing(len(used))]
-        if kind in (None, ImageId.FILE_NAME) and not keys.identity.ambiguous:
-            found.append(_lookup(_keys(texts), self.splits, pd.Index(keys.names[used])))
-        if kind in (None, ImageId.SOP_INSTANCE_UID) and keys.uids.any():
-            own_key, own = key(), options.labels.image_id
-            hashed = self.options.get("image_id") == ImageId.AUTO and self._has_key(options)
-            uids = [text if hashed else replace_uid(own_key, text, own) for text in texts]
-            found.append(_lookup(_keys(uids), self.splits, pd.Index(keys.uids[used])))
-        return found
-
-    def _describe(
-        self, known: NDArray[np.object_], by: str, groups: NDArray[np.int32], options: Options
-    ) -> str:
-        every, kept = len(np.unique(groups)), len(np.unique(groups[pd.notna(known)]))
-        noun = "studies" if self.group_column == "study_id" else "patients"
-        text = f"--folds_from: {kept} of {every} {noun} keep their split, found by {by}"
-        if by != _IMAGE or kept == every:
-            return f"{text}."
-        why = self.why_no_groups(options) or "none of them is here"
-        return f"{text}; by {self.group_column} the others are not looked for: {why}."
 
 
 @dataclass(frozen=True)
@@ -190,74 +37,179 @@ class KnownSplits:
         note: sentence on the number of patients or studies that keep their split.
     """
 
-    splits: NDArray[np.object_]
+    splits: list[str | None]
     note: str
 
 
-def _hashed(key: bytes, column: str, text: str) -> str:
-    if key and is_study(text):
-        return patient_of_study(hash_id(key, "study_id", study_of(text)))
-    return hash_id(key, column, text) if key else text
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier assignment.
 
-
-def _nothing(count: int) -> NDArray[np.object_]:
-    return np.full(count, None, np.object_)
-
-
-def _count(splits: NDArray[np.object_]) -> int:
-    return int(pd.notna(splits).sum())
-
-
-def _keys(texts: Sequence[str] | NDArray[np.object_]) -> pd.Index:
-    return pd.Index(image_keys(pa.array(texts, pa.string())))
-
-
-def _lookup(known: pd.Index, splits: Any, wanted: pd.Index) -> NDArray[np.object_]:
-    """Return the split of each wanted id, or None."""
-    found = pd.Series(splits, known, dtype=object).reindex(wanted)
-    return found.where(found.notna(), None).to_numpy(np.object_)
-
-
-def read_earlier(path: str, group_by: GroupBy, patience: float = DEFAULT_PATIENCE) -> Earlier:
-    """Read an earlier assignment.
-
-    Args:
-        path: a shard directory; or a CSV or Parquet table with the column `split` and one of
-            `image_id`, `patient_id` and `study_id`.
-        group_by: unit that must not be in two folds.
-        patience: seconds to retry a failing request.
-
-    Raises:
-        UsageError: the assignment is unreadable or lacks a column.
-        StoreError: the store fails.
+    Attributes:
+        table: texts: `split`, and image ids and patient or study ids, if present.
+        options: options of this run.
+        recorded: options of the shard directory's run, with its `identity`; empty for a table.
     """
-    is_table = PurePosixPath(path).suffix.lower() in _TABLES
-    table = path if is_table else f"{path.rstrip('/')}/{INDEX}"
-    column = f"{group_by.value}_id"
-    try:
-        ids, splits = _read_columns(table, (_IMAGE, column), patience)
-        options = {} if is_table else _read_options(f"{path.rstrip('/')}/{MANIFEST}", patience)
-    except FileNotFoundError as error:
-        raise UsageError(f"--folds_from {path}: {error.filename or table} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--folds_from {path}: {error}") from None
-    return Earlier(path, ids, splits, column, options)
+
+    table: pd.DataFrame
+    options: Options
+    recorded: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, options: Options) -> "Earlier":
+        """Read `--folds_from`.
+
+        Raises:
+            UsageError: the assignment is unreadable, lacks a column, or has no ids that can be
+                compared with this run's.
+            StoreError: the store fails.
+        """
+        path, patience = str(options.splits.folds_from), options.files.storage_patience
+        is_table = PurePosixPath(path).suffix.lower() in _TABLES
+        table = path if is_table else f"{path.rstrip('/')}/{INDEX}"
+        wanted = (_IMAGE, f"{options.splits.group_by.value}_id")
+        try:
+            found = cls(_read_table(table, wanted, patience), options)
+            if not is_table:
+                manifest = f"{path.rstrip('/')}/{MANIFEST}"
+                found = cls(found.table, options, _read_options(manifest, patience))
+        except FileNotFoundError as error:
+            missing = error.filename or table
+            raise UsageError(f"--folds_from {path}: {missing} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--folds_from {path}: {error}") from None
+        if all(found._why_not(column) for column in wanted):
+            raise UsageError(f"--folds_from {path} cannot be joined: {found._reasons()}")
+        return found
+
+    @property
+    def _group_column(self) -> str:
+        return f"{self.options.splits.group_by.value}_id"
+
+    def _kind(self, column: str) -> str | None:
+        """Return what the ids are: file_name, ordinal, hash or keep; None if unknown."""
+        kind: str | None = self.recorded.get("identifiers")
+        if column != _IMAGE or kind is None:
+            return kind
+        by = self.recorded["image_id"]
+        if by == ImageId.AUTO:  # UIDs, if there are any, by the rule of the other ids
+            is_name = self.recorded["identity"] == ImageId.FILE_NAME
+            return ImageId.FILE_NAME if is_name else kind
+        return Identifiers.KEEP if by == ImageId.SOP_INSTANCE_UID else str(by)
+
+    def _why_not(self, column: str) -> str:
+        """Return why ids cannot be compared with this run's; empty if they can."""
+        if column not in self.table:
+            return _NO_ID
+        if self._kind(column) == Identifiers.ORDINAL:
+            return _ORDINALS
+        check = self.options.identifiers.identifier_key_check
+        has_key = check is not None and check == self.recorded.get("identifier_key_check")
+        return _OTHER_KEY if self._kind(column) == Identifiers.HASH and not has_key else ""
+
+    def _reasons(self) -> str:
+        columns = self._group_column, _IMAGE
+        return "; ".join(f"{column}: {self._why_not(column) or _NONE_HERE}" for column in columns)
+
+    def find(self, joined: JoinedFiles) -> KnownSplits:
+        """Find the splits of this run's slices by patient, or else by image.
+
+        Raises:
+            UsageError: no slice is known, or a patient has two splits.
+        """
+        for column, look_up in ((self._group_column, self._by_group), (_IMAGE, self._by_image)):
+            known = [] if self._why_not(column) else look_up(joined)
+            splits = max(known, key=lambda found: found.notna().sum(), default=pd.Series())
+            if splits.notna().any():
+                return KnownSplits(
+                    splits.astype(object).where(splits.notna(), None).tolist(),
+                    self._describe(splits.notna().to_numpy(), column, joined),
+                )
+        path = self.options.splits.folds_from
+        raise UsageError(f"--folds_from {path} knows no slice: {self._reasons()}")
+
+    def _by_group(self, joined: JoinedFiles) -> list[pd.Series]:
+        """Return the split of each slice by plain ids and by this run's hashed ids."""
+        column, kind = self._group_column, self._kind(self._group_column)
+        texts = pd.Series(joined.inventory.texts[column])
+        rows = self.table[[column, _SPLIT]].dropna().drop_duplicates()
+        rows = rows[rows[column] != ""]
+        forms = [rows[column]] if kind in (None, Identifiers.HASH) else []
+        if kind in (None, Identifiers.KEEP):
+            key = joined.inventory.find_key(self.options)
+            forms.append(rows[column].map(lambda text: _hash_group(key, column, text)))
+        found = []
+        for ids in forms:
+            here = ids.isin(texts)
+            if ids[here].duplicated().any():
+                noun = column.removesuffix("_id")
+                raise UsageError(
+                    f"--folds_from {self.options.splits.folds_from} has one {noun} in two splits: "
+                    "such an assignment leaks"
+                )
+            splits = pd.Series(rows[_SPLIT][here].array, ids[here])
+            found.append(joined.slices[column].map(texts.map(splits)))
+        return found
+
+    def _by_image(self, joined: JoinedFiles) -> list[pd.Series]:
+        """Return the split of each slice, per possible form of the image id."""
+        texts, kind = self.table[_IMAGE], self._kind(_IMAGE)
+        if texts.duplicated().any():
+            path = self.options.splits.folds_from
+            raise UsageError(f"--folds_from {path}: an image_id has two rows")
+        found = []
+        if kind in (None, ImageId.FILE_NAME) and not joined.identity.ambiguous:
+            found.append(self._map(joined.slices["image_id"], texts))
+        if kind != ImageId.FILE_NAME and joined.slices["sop_instance_uid"].any():
+            if kind != Identifiers.HASH:
+                key, own = joined.inventory.find_key(self.options), self.options.labels.image_id
+                texts = texts.map(lambda text: replace_uid(key, text, own))
+            found.append(self._map(joined.slices["sop_instance_uid"], texts))
+        return found
+
+    def _map(self, keys: pd.Series, texts: pd.Series) -> pd.Series:
+        of_rows = image_keys(pa.array(texts, pa.string()))
+        return keys.map(pd.Series(self.table[_SPLIT].array, of_rows))
+
+    def _describe(self, known: NDArray[np.bool_], by: str, joined: JoinedFiles) -> str:
+        groups = joined.slices[self._group_column]
+        every, kept = groups.nunique(), groups[known].nunique()
+        noun = "studies" if self._group_column == "study_id" else "patients"
+        text = f"--folds_from: {kept} of {every} {noun} keep their split, found by {by}"
+        if by != _IMAGE or kept == every:
+            return f"{text}."
+        why = self._why_not(self._group_column) or _NONE_HERE
+        return f"{text}; by {self._group_column} the others are not looked for: {why}."
 
 
-def _read_columns(
-    path: str, wanted: Sequence[str], patience: float
-) -> tuple[dict[str, NDArray[np.object_]], NDArray[np.object_]]:
+def find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
+    """Return the splits of an earlier assignment, or None without one or without folds."""
+    if not options.splits.folds_from or not joined.names or not len(joined.slices):
+        return None
+    return Earlier.read(options).find(joined)
+
+
+def _hash_group(key: bytes, column: str, text: str) -> str:
+    study = study_of(text)
+    if study is None or not key:
+        return hash_id(key, column, text)
+    return patient_of_study(hash_id(key, "study_id", study))
+
+
+def _read_table(path: str, wanted: tuple[str, ...], patience: float) -> pd.DataFrame:
     with open_table(path, patience) as table:
         names = [name for name in wanted if name in table.columns]
         if _SPLIT not in table.columns or not names:
             columns = ", ".join(map(repr, table.columns[:20]))
             raise ValueError(f"it has the columns {columns}; want split and {' or '.join(wanted)}")
-        places = [table.columns.index(name) for name in (*names, _SPLIT)]
-        parts = [[column.to_numpy(False) for column in rows] for rows in table.read(places)]
-    joined = [np.concatenate([_nothing(0), *column]) for column in zip(*parts, strict=True)]
-    *ids, splits = joined or [_nothing(0)] * len(places)
-    splits[splits == ""] = None
-    return dict(zip(names, ids, strict=True)), splits
+        names.append(_SPLIT)
+        blocks = [*table.read([table.columns.index(name) for name in names])]
+    texts = {
+        name: [text for block in blocks for text in block[place].to_pylist()]
+        for place, name in enumerate(names)
+    }
+    found = pd.DataFrame(texts, dtype=object)
+    return found.assign(split=found[_SPLIT].where(found[_SPLIT] != "", None))
 
 
 def _read_options(path: str, patience: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The inventory: one row per input file, with ids and header but no pixels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ import pyarrow as pa
 
 from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.slices import fingerprint, fingerprint_range
-from beam_pipeline.keys import input_key, key_check, read_key
-from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.output_checks import without_output
-from beam_pipeline.planning.pseudonyms import (
+from beam_pipeline.keys import (
     hash_id,
     holds_identifier,
-    name_of,
+    input_key,
+    key_check,
     patient_of_study,
+    read_key,
 )
+from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.planning.output_checks import without_output
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
-from headct.layout import ID_COLUMNS, inventory_table, listing_table
+from headct.layout import ID_COLUMNS, inventory_table, listing_table, ordinal
 from headct.reasons import TRANSIENT, Rejected
 from headct.stores import (
     FileInfo,
@@ -88,15 +89,14 @@ def list_parts(files: Files) -> Iterator[int]:
     unfinished = Unfinished(files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):
-        rows = {
-            "source": [encode_source(info.path) for info in part],
-            "size": [info.size for info in part],
-            "version": [info.version for info in part],
-        }
-        table = pa.table(rows, _LISTING)
+        table = pa.Table.from_pylist([_listed(info) for info in part], _LISTING)
         unfinished.write(listing_table(number), table, {"files": len(part)})
         yield len(part)
         number += 1
+
+
+def _listed(info: FileInfo) -> dict[str, Any]:
+    return {"source": encode_source(info.path), "size": info.size, "version": info.version}
 
 
 def _part_size(number: int) -> int:
@@ -123,25 +123,28 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     key = find_key(options)
     check = key_check(key)
     before = unfinished.find(inventory_table(number))
-    known = _known_rows(before, check)
-    rows: list[dict[str, Any] | None] = [known.get(info) for info in listed]
-    places = [place for place, row in enumerate(rows) if row is None]
-    with_pixels = options.splits.leak_check is not LeakCheck.OFF
-    inspector = _Inspector(files, key, options.labels.image_id, with_pixels, watch)
-    for place, row in zip(places, inspector.inspect(listed, places), strict=True):
-        rows[place] = row
-    rejected = sum(bool(row and row["reason"]) for row in rows)
-    if places or before is None or len(before) != len(listed):
-        filled = [_filled(info, row or {}) for info, row in zip(listed, rows, strict=True)]
-        table = pa.Table.from_pylist(filled, SCHEMA)
-        metadata = {"key_check": check, "files": len(rows), "rejected": rejected}
+    rows = _known_rows(before, check)
+    new = [place for place, info in enumerate(listed) if info not in rows]
+    with files.reading() as reading:
+        inspector = _Inspector(files, reading, key, options, watch, listed)
+        heads = reading.ahead(new, inspector.read_head)
+        found = [(place, *inspector.describe(place, head)) for place, head in heads]
+        rows |= {listed[place]: _finished(row, pixels) for place, row, pixels in found}
+    inventory = [rows[info] for info in listed]
+    rejected = sum(row["reason"] != "" for row in inventory)
+    if new or before is None or len(before) != len(listed):
+        table = pa.Table.from_pylist(inventory, SCHEMA)
+        metadata = {"key_check": check, "files": len(listed), "rejected": rejected}
         unfinished.write(inventory_table(number), table, metadata)
-    return Inspected(len(listed), rejected, len(listed) - len(places))
+    return Inspected(len(listed), rejected, len(listed) - len(new))
 
 
 def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
-    rows = unfinished.read(listing_table(number)).to_pylist()
-    return [FileInfo(decode_source(row["source"]), row["size"], row["version"]) for row in rows]
+    return [_info(row) for row in unfinished.read(listing_table(number)).to_pylist()]
+
+
+def _info(row: dict[str, Any]) -> FileInfo:
+    return FileInfo(decode_source(row["source"]), row["size"], row["version"])
 
 
 def find_key(options: Options) -> bytes:
@@ -162,9 +165,15 @@ def find_key(options: Options) -> bytes:
 
 def replace_uid(key: bytes, uid: str, image_id: ImageId) -> str:
     """Return a SOP Instance UID as the inventory stores it; empty if absent."""
-    if not uid or not key or image_id is ImageId.SOP_INSTANCE_UID:
-        return uid
-    return hash_id(key, "image_id", uid)
+    is_kept = not uid or image_id is ImageId.SOP_INSTANCE_UID
+    return uid if is_kept else hash_id(key, "image_id", uid)
+
+
+def name_of(source: str) -> str:
+    """Return a file's name without its suffix; digits are the end of a UID, not a suffix."""
+    name = source.rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and dot and not suffix.isdigit() else name
 
 
 def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
@@ -174,15 +183,10 @@ def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, 
     if table.column_names != SCHEMA.names:  # written by another version
         return {}
     return {
-        FileInfo(decode_source(row["source"]), row["size"], row["version"]): row
+        _info(row): row
         for row in table.to_pylist()
         if row["version"] and row["reason"] not in TRANSIENT
     }
-
-
-def _filled(info: FileInfo, row: dict[str, Any]) -> dict[str, Any]:
-    listed = {"source": encode_source(info.path), "size": info.size, "version": info.version}
-    return row | listed
 
 
 def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
@@ -197,127 +201,133 @@ def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
             yield read_header(BytesIO(data), len(data)).sop_instance_uid
 
 
+def locate_sources(
+    files: InputFiles, sources: Sequence[str], *, numbered: bool, count: int
+) -> list[bytes | None]:
+    """Return the paths of an index's sources, by `encode_source`; None for an unknown source.
+
+    Args:
+        files: the input, which may have changed or moved.
+        sources: values of the index's column.
+        numbered: whether sources are file numbers (`--image_id ordinal`).
+        count: number of input files when the index was made.
+
+    Raises:
+        ValueError: sources are numbers, and the input has more or fewer files now.
+        StoreError: the input's store fails.
+    """
+    known = {source: source for source in sources}
+    if numbered:
+        paths = [info.path for info in files.list()]
+        if len(paths) != count:
+            raise ValueError(f"the input has {len(paths)} files, not {count} as it had")
+        known = {ordinal("file", number): path for number, path in enumerate(paths)}
+    elif any("\\" in source for source in sources):  # perhaps a name that is not UTF-8
+        known = {show_source(info.path): info.path for info in files.list()}
+    return [encode_source(known[source]) if source in known else None for source in sources]
+
+
+@dataclass(frozen=True)
 class _Inspector:
     """Reads headers, and prefetches the next headers during parsing."""
 
-    def __init__(
-        self, files: InputFiles, key: bytes, image_id: ImageId, with_pixels: bool, watch: Watch
-    ) -> None:
-        self._files = files
-        self._key = key
-        self._image_id = image_id
-        self._with_pixels = with_pixels
-        self._watch = watch
+    files: InputFiles
+    reading: Reading
+    key: bytes
+    options: Options
+    watch: Watch
+    listed: Sequence[FileInfo]
 
-    def inspect(self, listed: Sequence[FileInfo], places: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the rows of the files at some indices, in order."""
-        with self._files.reading() as reading:
-            heads = reading.ahead(places, lambda place: self._head(reading, listed[place], place))
-            rows = [self._row(reading, listed[place], place, head) for place, head in heads]
-            return [self._finished(row, fingerprint) for row, fingerprint in rows]
-
-    def _head(self, reading: Reading, info: FileInfo, place: int) -> Future[bytes]:
-        if place in self._watch.excluded:
+    def read_head(self, place: int) -> Future[bytes]:
+        if place in self.watch.excluded:
             return Future()
+        info = self.listed[place]
         # No version: a dangling link, so a retry is pointless.
-        return reading.part(info.path, 0, FIRST_BYTES, bytes, again=bool(info.version))
+        return self.reading.part(info.path, 0, FIRST_BYTES, bytes, again=bool(info.version))
 
-    def _row(
-        self, reading: Reading, info: FileInfo, place: int, head: Future[bytes]
+    def describe(
+        self, place: int, head: Future[bytes]
     ) -> tuple[dict[str, Any], Future[int] | None]:
         """Return a file's row, and the future of its fingerprint."""
-        row = _empty_row(name_of(show_source(info.path)))
+        info = self.listed[place]
         try:
-            if place in self._watch.excluded:
-                raise Rejected(self._watch.excluded[place])
+            if place in self.watch.excluded:
+                raise Rejected(self.watch.excluded[place])
             data = head.result()
-            if not info.version:
-                info = self._files.info(info.path) or info
-            beginning = _Beginning(data, info, partial(self._read_more, reading, info.path, place))
-            self._watch.working(place)
-            header = read_header(cast(BinaryIO, beginning), info.size)
-            row |= self._describe(header, info)
+            # A link may lead somewhere since it was listed.
+            size = info.size if info.version else (self.files.info(info.path) or info).size
+            beginning = _Beginning(self, place, data, size)
+            self.watch.working(place)
+            header = read_header(cast(BinaryIO, beginning), size)
+            row = _row(info, **self._ids(header, info), header=header.encode())
         except Rejected as rejected:
-            return _rejected(row, rejected), None
+            return _rejected(info, rejected), None
         except OSError as error:
-            return _rejected(row, Rejected.unread(error)), None
+            return _rejected(info, Rejected.unread(error)), None
         finally:
-            self._watch.waiting()
-        if not self._with_pixels or row["pixel_offset"] < 0:
+            self.watch.waiting()
+        if header.pixel_offset is None:  # a deflated file
             return row, None
-        return row, _read_fingerprint(reading, info.path, row["pixel_offset"], row["pixel_bytes"])
+        offset, length = header.pixel_offset, header.pixel_bytes(size)
+        row |= {"pixel_offset": offset, "pixel_bytes": length}
+        if self.options.splits.leak_check is LeakCheck.OFF:
+            return row, None
+        return row, self.reading.part(
+            info.path,
+            *fingerprint_range(offset, length),
+            lambda middle: fingerprint(
+                middle, partial(self.reading.now, info.path, offset, length)
+            ),
+        )
 
-    def _read_more(
-        self, reading: Reading, source: str, place: int, start: int, length: int
-    ) -> bytes:
-        """Return more bytes of a file during parsing; the watch does not count the wait."""
-        self._watch.waiting()
-        data = reading.now(source, start, length)
-        self._watch.working(place)
-        return data
-
-    def _describe(self, header: Header, info: FileInfo) -> dict[str, Any]:
-        study = self._replace("study_id", header.study_id)
-        patient = header.patient_id and self._replace("patient_id", header.patient_id)
-        described: dict[str, Any] = {
+    def _ids(self, header: Header, info: FileInfo) -> dict[str, Any]:
+        study = hash_id(self.key, "study_id", header.study_id)
+        patient = header.patient_id and hash_id(self.key, "patient_id", header.patient_id)
+        uid, image_id = header.sop_instance_uid, self.options.labels.image_id
+        return {
             "patient_id": patient or patient_of_study(study),
             "study_id": study,
-            "series_id": self._replace("series_id", header.series_id),
-            "sop_instance_uid": replace_uid(self._key, header.sop_instance_uid, self._image_id),
-            "header": header.encode(),
+            "series_id": hash_id(self.key, "series_id", header.series_id),
+            "sop_instance_uid": replace_uid(self.key, uid, image_id),
             "path_identifies": holds_identifier(show_source(info.path), header.identifiers),
         }
-        if header.pixel_offset is not None:  # a deflated file has no offset
-            described["pixel_offset"] = header.pixel_offset
-            described["pixel_bytes"] = header.pixel_bytes(info.size)
-        return described
-
-    def _replace(self, column: str, text: str) -> str:
-        return hash_id(self._key, column, text) if self._key else text
-
-    def _finished(self, row: dict[str, Any], fingerprint: Future[int] | None) -> dict[str, Any]:
-        if fingerprint is None:
-            return row
-        try:
-            return row | {"fingerprint": fingerprint.result()}
-        except OSError as error:
-            return _rejected(row, Rejected.unread(error))
 
 
 class _Beginning:
     """A file with its first bytes in memory; other bytes are read on demand."""
 
-    def __init__(self, data: bytes, info: FileInfo, read_more: Callable[[int, int], bytes]) -> None:
-        self._data, self._info, self._read_more = data, info, read_more
+    def __init__(self, inspector: _Inspector, place: int, data: bytes, size: int) -> None:
+        self._inspector, self._place, self._data, self._size = inspector, place, data, size
         self._position = 0
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next bytes; the watch does not count the wait for more."""
         first, self._position = self._position, self._position + size
         data = self._data[first : self._position]
-        missing = min(self._position, self._info.size) - max(first, len(self._data))
+        start = max(first, len(self._data))
+        missing = min(self._position, self._size) - start
         if missing > 0 and len(self._data) >= FIRST_BYTES:
-            start = max(first, len(self._data))
-            data += self._read_more(start, missing)
+            inspector = self._inspector
+            inspector.watch.waiting()
+            data += inspector.reading.now(inspector.listed[self._place].path, start, missing)
+            inspector.watch.working(self._place)
         return data
 
 
-def _empty_row(image_id: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"image_id": image_id, "fingerprint": 0, "header": ""}
-    row |= dict.fromkeys(("sop_instance_uid", *ID_COLUMNS), "")
+def _row(info: FileInfo, **values: Any) -> dict[str, Any]:
+    row = dict.fromkeys(SCHEMA.names, "") | _listed(info)
+    row |= {"image_id": name_of(show_source(info.path)), "fingerprint": 0}
     row |= {"pixel_offset": -1, "pixel_bytes": 0, "path_identifies": False}
-    return row | {"reason": "", "detail": ""}
+    return row | values
 
 
-def _rejected(row: dict[str, Any], why: Rejected) -> dict[str, Any]:
-    return _empty_row(row["image_id"]) | {"reason": why.reason.value, "detail": why.detail}
+def _rejected(info: FileInfo, why: Rejected) -> dict[str, Any]:
+    return _row(info, reason=why.reason.value, detail=why.detail)
 
 
-def _read_fingerprint(reading: Reading, source: str, offset: int, size: int) -> "Future[int]":
-    start, length = fingerprint_range(offset, size)
-    return reading.part(
-        source,
-        start,
-        length,
-        lambda data: fingerprint(data, partial(reading.now, source, offset, size)),
-    )
+def _finished(row: dict[str, Any], pixels: Future[int] | None) -> dict[str, Any]:
+    """Return a row with the fingerprint of its pixels."""
+    try:
+        return row | {"fingerprint": pixels.result()} if pixels else row
+    except OSError as error:
+        return _rejected(_info(row), Rejected.unread(error))

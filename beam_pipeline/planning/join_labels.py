@@ -1,56 +1,238 @@
-"""Join of the inventory with the labels: a verdict and a label per file."""
+"""Inventory and labels joined: a verdict on each file, and the labels of each slice."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.image_ids import image_keys
-from beam_pipeline.planning.inventory import replace_uid
-from beam_pipeline.planning.label_file import LabelFile
+from beam_pipeline.keys import key_check, study_of
+from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
+from beam_pipeline.planning.inventory import find_key, replace_uid
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
-    FilePlaces,
-    LabelIndex,
-    LabelMatch,
-    match_labels,
+    FileLabels,
+    LabelForm,
+    image_keys,
+    look_up,
     no_match,
-    plain_ids,
-    settle_repeated,
 )
-from beam_pipeline.planning.labels import Labels
-from beam_pipeline.planning.plan import SKIPPED, Judgement, Keys, find_slices, judge
-from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key, read_keys
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.planning.labels import PROBLEMS, Labels, read_labels
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
+from headct.layout import ID_COLUMNS, inventory_table
+from headct.reasons import Reason
 
-_AT_A_TIME = 1 << 16  # label ids per hashing step
+# Verdicts: below 0 a used file, a file rejected by its header, and a skipped file without a
+# label; else an index into VERDICTS.
+USED, BY_HEADER, SKIPPED = -1, -2, -3
+VERDICTS = (
+    (Reason.DUPLICATE_ID, ""),
+    (Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"),
+    (Reason.LABEL_MISSING, ""),
+    (Reason.LABEL_MISSING, "its row fits several slices: name paths or SOP Instance UIDs"),
+    *PROBLEMS,
+)
+_DUPLICATE, _NO_UID, _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(5)
+_IMAGE_IDS = ["image_id", "sop_instance_uid"]
+_NO_KEY = 0  # of a SOP Instance UID that is absent
+_IDS_AT_A_TIME = 1 << 16  # hashed together
+_COLUMNS = (*_IMAGE_IDS, *ID_COLUMNS, "fingerprint", "path_identifies", "reason")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Source of the image ids.
+
+    Attributes:
+        by: FILE_NAME or SOP_INSTANCE_UID.
+        numbered: whether ordinals are written instead.
+        ambiguous: number of usable files that share a name with another slice.
+    """
+
+    by: ImageId
+    numbered: bool
+    ambiguous: int
+
+    @property
+    def column(self) -> str:
+        """The inventory's column that distinguishes slices."""
+        return "image_id" if self.by is ImageId.FILE_NAME else "sop_instance_uid"
+
+    def describe(self) -> str:
+        """Return a sentence on why image ids are not file names; empty if they are."""
+        if self.by is ImageId.FILE_NAME or not self.ambiguous:
+            return ""
+        written = "ordinals" if self.numbered else "these, by --identifiers"
+        return (
+            f"{self.ambiguous} files have the name of another slice, so slices are told apart by "
+            f"SOP Instance UID; image ids are {written}."
+        )
+
+
+def choose_identity(files: pd.DataFrame, image_id: ImageId, identifiers: Identifiers) -> Identity:
+    """Choose file names as ids if they distinguish the usable slices, else UIDs.
+
+    Copies of a slice under one name do not count as ambiguous: they are duplicates by either id.
+
+    Args:
+        files: `Inventory.files`.
+        image_id: the user's choice.
+        identifiers: treatment of other ids.
+    """
+    named = files.loc[files["usable"] & (files["sop_instance_uid"] != _NO_KEY), _IMAGE_IDS]
+    slices = named.drop_duplicates()["image_id"]
+    ambiguous = int(named["image_id"].isin(slices[slices.duplicated()]).sum())
+    by = image_id
+    if image_id in (ImageId.AUTO, ImageId.ORDINAL):
+        by = ImageId.SOP_INSTANCE_UID if ambiguous else ImageId.FILE_NAME
+    hidden = by is ImageId.SOP_INSTANCE_UID and identifiers is Identifiers.ORDINAL
+    numbered = image_id is ImageId.ORDINAL or (image_id is ImageId.AUTO and hidden)
+    return Identity(by, numbered, ambiguous)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The inventory: numbers of all files in memory; other columns are read in parts.
+
+    Attributes:
+        unfinished: the tables of the output.
+        starts: index of each part's first file, and the number of all files.
+        files: one row per file, in the order of the sources:
+            image_id, sop_instance_uid: uint64, `image_keys`; 0 for an absent UID
+            patient_id, study_id, series_id: int32, numbers of the ids
+            fingerprint: uint64, equal for files with possibly equal pixels; 0 if unknown
+            usable: bool, whether the header is valid
+            unnamed: bool, whether the study replaces a missing patient id
+        texts: ids by number, per ID_COLUMNS.
+        key_check: check value of the key that ids are hashed with.
+        identifying_paths: number of files with an identifier of the patient in the path.
+        labels: label index of each file, per form of the labels' ids that fits any file.
+    """
+
+    unfinished: Unfinished
+    starts: Sequence[int]
+    files: pd.DataFrame
+    texts: dict[str, list[str]]
+    key_check: str
+    identifying_paths: int
+    labels: dict[LabelForm, NDArray[np.int32]]
+
+    @classmethod
+    def load(cls, parts: int, options: Options, labels: Labels | None) -> "Inventory":
+        """Read the inventory, and find the files' labels.
+
+        Raises:
+            UsageError: the input has no files, or changed between two parts.
+            StoreError: the folder's store fails.
+        """
+        unfinished = Unfinished(options.files.folder)
+        columns = [*_COLUMNS, *(["source"] if labels else [])]
+        of_files = FileLabels(labels.ids) if labels else None
+        frames, checks, identifying = [], set(), 0
+        texts: dict[str, list[pa.Array]] = {column: [] for column in ID_COLUMNS}
+        for table in unfinished.read_all([inventory_table(part) for part in range(parts)], columns):
+            checks.add(table_metadata(table)["key_check"])
+            identifying += pc.sum(table["path_identifies"], min_count=0).as_py()
+            has_uid = pc.not_equal(table["sop_instance_uid"], "").to_numpy()
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "image_id": image_keys(table["image_id"]),
+                        "sop_instance_uid": image_keys(table["sop_instance_uid"]) * has_uid,
+                        "fingerprint": table["fingerprint"].to_numpy(),
+                        "usable": pc.equal(table["reason"].cast(pa.string()), "").to_numpy(),
+                    }
+                )
+            )
+            for column, chunks in texts.items():
+                chunks += table[column].chunks
+            if of_files:
+                of_files.add(table["source"].combine_chunks())
+        if not sum(map(len, frames)):
+            raise UsageError(f"input {options.files.input} holds no files")
+        check_one_key(checks, options)
+        files = pd.concat(frames, ignore_index=True)
+        known = {}
+        for column, chunks in texts.items():
+            encoded = pa.chunked_array(chunks).unify_dictionaries()
+            files[column] = np.concatenate([chunk.indices for chunk in encoded.chunks])
+            known[column] = encoded.chunk(0).dictionary.to_pylist()
+        are_studies = np.array([study_of(text) is not None for text in known["patient_id"]])
+        files["unnamed"] = are_studies[files["patient_id"]]
+        starts = np.cumsum([0, *map(len, frames)]).tolist()
+        found = of_files.join() if of_files else {}
+        return cls(unfinished, starts, files, known, checks.pop(), identifying, found)
+
+    def read(
+        self, wanted: NDArray[np.bool_], columns: Sequence[str]
+    ) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Yield indices and rows of the wanted files; only parts with wanted files are read.
+
+        Args:
+            wanted: [files].
+            columns: columns to read.
+        """
+        bounds = list(pairwise(self.starts))
+        needed = [i for i, (first, end) in enumerate(bounds) if wanted[first:end].any()]
+        names = [inventory_table(part) for part in needed]
+        tables = self.unfinished.read_all(names, columns)
+        for part, table in zip(needed, tables, strict=True):
+            first, end = bounds[part]
+            mask = wanted[first:end]
+            rows = table if mask.all() else table.filter(pa.array(mask))
+            yield np.flatnonzero(mask) + first, rows
+
+    def find_key(self, options: Options) -> bytes:
+        """Return the key that ids are hashed with; raises as `inventory.find_key` does."""
+        key = find_key(options)
+        check_one_key({key_check(key), self.key_check}, options)
+        return key
+
+
+def check_one_key(checks: set[str], options: Options) -> None:
+    """Raise a UsageError if ids were hashed with different keys."""
+    if len(checks) > 1:
+        raise UsageError(
+            f"input {options.files.input} changed while its headers were read; the same command "
+            "resumes"
+        )
 
 
 @dataclass(frozen=True)
 class JoinedFiles:
-    """All files, with verdicts and labels.
+    """All files with their verdicts, and the slices to write with their labels.
 
     Attributes:
-        keys: keys of all files.
         inventory: inventory of all files.
-        judgement: the used files and their labels.
+        identity: source of the image ids.
+        verdicts: int8 [files], USED, BY_HEADER, SKIPPED, or an index into VERDICTS.
+        slices: rows of the used files in `Inventory.files`.
+        names: names of the labels; empty without a label file.
+        labels: int8 [slices, labels], 0 or 1.
+        labels_without_file: number of labeled image ids without a file.
         labels_joined_by: form of the label file's ids; None without a label file.
         notes: sentences on decisions that the data made.
     """
 
-    keys: Keys
     inventory: Inventory
-    judgement: Judgement
-    labels_joined_by: str | None
+    identity: Identity
+    verdicts: NDArray[np.int8]
+    slices: pd.DataFrame
+    names: tuple[str, ...]
+    labels: NDArray[np.int8]
+    labels_without_file: int
+    labels_joined_by: LabelForm | None
     notes: tuple[str, ...]
 
     @property
     def skipped(self) -> int:
         """Number of files skipped because the label file lacks them."""
-        return int((self.judgement.verdicts == SKIPPED).sum())
+        return int((self.verdicts == SKIPPED).sum())
 
 
 def join_labels(parts: int, options: Options) -> JoinedFiles:
@@ -64,81 +246,100 @@ def join_labels(parts: int, options: Options) -> JoinedFiles:
         UsageError: the input has no files, or no label matches a file.
         StoreError: a store fails.
     """
-    unfinished = Unfinished(options.files.folder)
-    label_file = LabelFile.of(options.files, options.labels)
-    # The labels kept at the start may be gone when a template's job runs again.
-    labels = Labels.find(unfinished) or label_file.read() if label_file else None
-    places = None
-    if labels:
-        index = LabelIndex.of(labels.image_ids)
-        labels, places = settle_repeated(labels, index), FilePlaces(index)
-    keys, inventory = read_keys(unfinished, parts, options, places)
-    if not len(keys.usable):
-        raise UsageError(f"input {options.files.input} holds no files")
-    verdicts, slices = find_slices(keys)
-    match = _match(labels, places, keys, slices, inventory, options) if labels and places else None
-    judgement = judge(verdicts, slices, labels, match, options.labels.unlabeled)
-    notes = [keys.identity.describe()]
-    if match:
-        notes.append(_describe_match(match, judgement))
-    return JoinedFiles(
-        keys,
+    files, labels = options.files, None
+    if files.labels is not None:
+        # The labels kept at the start may be gone when a template's job runs again.
+        labels = Labels.find(Unfinished(files.folder)) or read_labels(
+            files.labels, options.labels, files.storage_patience
+        )
+    return judge(Inventory.load(parts, options, labels), labels, options)
+
+
+def judge(inventory: Inventory, labels: Labels | None, options: Options) -> JoinedFiles:
+    """Decide which files are used: of equal slices the first, and with a label if there are any."""
+    files = inventory.files
+    identity = choose_identity(files, options.labels.image_id, options.identifiers.identifiers)
+    verdicts = np.where(files["usable"], USED, BY_HEADER).astype(np.int8)
+    keys = files[identity.column]
+    if identity.by is ImageId.SOP_INSTANCE_UID:
+        verdicts[files["usable"] & (keys == _NO_KEY)] = _NO_UID
+    usable = np.flatnonzero(verdicts == USED)
+    verdicts[usable[keys.iloc[usable].duplicated()]] = _DUPLICATE
+    notes = [identity.describe()] if identity.describe() else []
+    if labels is None:
+        slices = files[verdicts == USED]
+        none = np.empty((len(slices), 0), np.int8)
+        return JoinedFiles(inventory, identity, verdicts, slices, (), none, 0, None, tuple(notes))
+    form, found, shared = _match(inventory, verdicts == USED, labels, options)
+    problems = labels.values.min(axis=1)
+    judged = np.where(problems < 0, _FIRST_PROBLEM - 1 - problems, USED)
+    judged[shared] = _SHARED_LABEL
+    missing = SKIPPED if options.labels.unlabeled is Unlabeled.SKIP else _NO_LABEL
+    slices = verdicts == USED
+    verdicts[slices] = np.where(found == NO_LABEL, missing, judged[found])[slices]
+    with_file = len(np.unique(found[found != NO_LABEL]))
+    joined = JoinedFiles(
         inventory,
-        judgement,
-        match.form.value if match else None,
-        tuple(filter(None, notes)),
+        identity,
+        verdicts,
+        files[verdicts == USED],
+        labels.names,
+        labels.values[found[verdicts == USED]],
+        len(labels.ids) - with_file,
+        form,
+        tuple(notes),
     )
-
-
-def _describe_match(match: LabelMatch, judgement: Judgement) -> str:
-    total, files = len(match.shared), int((match.places != NO_LABEL).sum())
-    skipped = int((judgement.verdicts == SKIPPED).sum())
-    found = total - judgement.labels_without_file
-    left_out = f", {skipped} without a label skipped" if skipped else ""
-    return (
-        f"Labels joined by {match.form}: {found} of {total} labels, {files} of "
-        f"{len(match.places)} files{left_out}."
+    left_out = f", {joined.skipped} without a label skipped" if joined.skipped else ""
+    note = (
+        f"Labels joined by {form}: {with_file} of {len(labels.ids)} labels, "
+        f"{(found != NO_LABEL).sum()} of {len(found)} files{left_out}."
     )
+    return replace(joined, notes=(*notes, note))
 
 
 def _match(
-    labels: Labels,
-    places: FilePlaces,
-    keys: Keys,
-    slices: NDArray[np.int64],
-    inventory: Inventory,
-    options: Options,
-) -> LabelMatch:
-    """Match labels and files; raise a UsageError if no slice has a label."""
-    count = len(labels.image_ids)
+    inventory: Inventory, are_slices: NDArray[np.bool_], labels: Labels, options: Options
+) -> tuple[LabelForm, NDArray[np.int32], NDArray[np.bool_]]:
+    """Choose the form by which most labels match exactly one slice.
 
-    def find_by_uid() -> NDArray[np.int32]:
-        if not keys.uids.any():
-            return np.full(len(keys.uids), NO_LABEL, np.int32)
-        return LabelIndex(_hashed(labels.image_ids, inventory, options)).find(keys.uids)
+    Returns:
+        The form, the label index per file, and whether each label's id fits several slices.
 
-    match = match_labels(places.join(), slices, count, find_by_uid)
-    if match.is_empty and len(slices):
-        hidden = options.labels.image_id is ImageId.ORDINAL
-        path = b"" if hidden else _source(inventory, int(slices[0]))
-        raise no_match(labels.image_ids, str(options.files.labels), path)
-    return match
+    Raises:
+        UsageError: no label matches a file.
+    """
+    found = dict(inventory.labels)
+    total, slices = len(labels.ids), int(are_slices.sum())
+
+    def count(form: LabelForm) -> NDArray[np.int64]:
+        of_slices = found[form][are_slices]
+        return np.bincount(of_slices[of_slices != NO_LABEL], minlength=total)
+
+    counts = {form: count(form) for form in found}
+    if max(((n == 1).sum() for n in counts.values()), default=0) < min(slices, total):
+        found[LabelForm.UID] = _find_by_uid(inventory, labels, options)
+        counts[LabelForm.UID] = count(LabelForm.UID)
+    # Forms that fit only rejected files rank above forms that fit no file.
+    forms = [form for form in LabelForm if form in found]
+    best = max(forms, key=lambda f: ((counts[f] == 1).sum(), (found[f] != NO_LABEL).any()))
+    if slices and not (found[best] != NO_LABEL).any():
+        path = b""
+        if options.labels.image_id is not ImageId.ORDINAL:  # ordinals hide file names
+            first = np.arange(len(are_slices)) == are_slices.argmax()
+            path = next(inventory.read(first, ["source"]))[1]["source"][0].as_py()
+        raise no_match(labels.ids, str(options.files.labels), path)
+    return best, found[best], counts[best] > 1
 
 
-def _source(inventory: Inventory, place: int) -> bytes:
-    """Return the path of the file at an index."""
-    wanted = np.zeros(inventory.starts[-1], np.bool_)
-    wanted[place] = True
-    (found,) = (table["source"][0].as_py() for _, table in inventory.read(wanted, ["source"]))
-    return bytes(found)
-
-
-def _hashed(ids: pa.ChunkedArray, inventory: Inventory, options: Options) -> NDArray[np.uint64]:
-    """Return the keys of label ids that are SOP Instance UIDs, hashed as in the inventory."""
-    key = find_inventory_key(inventory, options)
-    parts: list[NDArray[np.uint64]] = []
-    for first in range(0, len(ids), _AT_A_TIME):
-        texts = plain_ids(ids[first : first + _AT_A_TIME]).to_pylist()
-        uids = [replace_uid(key, text, options.labels.image_id) for text in texts]
-        parts.append(image_keys(pa.array(uids, pa.string())))
-    return np.concatenate(parts)
+def _find_by_uid(inventory: Inventory, labels: Labels, options: Options) -> NDArray[np.int32]:
+    """Return the label index per file by SOP Instance UID, hashed as in the inventory."""
+    uids = inventory.files["sop_instance_uid"].to_numpy()
+    if not uids.any():
+        return np.full(len(uids), NO_LABEL, np.int32)
+    key = inventory.find_key(options)
+    keys: list[NDArray[np.uint64]] = []
+    for first in range(0, len(labels.ids), _IDS_AT_A_TIME):
+        texts = labels.ids[first : first + _IDS_AT_A_TIME].to_pylist()
+        hashed = [replace_uid(key, text, options.labels.image_id) for text in texts]
+        keys.append(image_keys(pa.array(hashed, pa.string())))
+    return look_up(pd.Index(np.concatenate(keys)), uids)

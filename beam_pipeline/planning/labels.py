@@ -1,18 +1,23 @@
-"""Labels of images: values per class, and problems of unusable images."""
+"""Label files of any form, read as `Labels`: ids, and a value per image and class."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.planning.image_ids import image_keys
+from beam_pipeline.options import LabelOptions
+from beam_pipeline.planning.text_tables import TextTable, open_table
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
-from headct.layout import LABELS_TABLE
+from headct.errors import UsageError
+from headct.layout import LABELS_TABLE, check_label_names
+from headct.printable import quoted
 from headct.reasons import Reason
+from headct.stores import DEFAULT_PATIENCE
 
 # RSNA Intracranial Hemorrhage Detection 2019: five subtypes, and any hemorrhage.
 RSNA_LABELS = (
@@ -23,16 +28,32 @@ RSNA_LABELS = (
     "subdural",
     "any",
 )
-# Problems of an image's rows: reason and detail.
+# Values of a class other than 0 and 1, as reason and detail: -1, -2 and -3.
 PROBLEMS = (
     (Reason.LABEL_INVALID, "a value is neither 0 nor 1"),
     (Reason.LABEL_INVALID, "not a value for each class"),
     (Reason.LABEL_CONFLICT, "rows contradict each other"),
 )
-_BAD_VALUE, _MISSING_CLASS, _CONFLICT = range(len(PROBLEMS))
+_INVALID, _MISSING, _CONFLICT = -1, -2, -3
 _CELLS = 1 << 24  # label values that always fit in memory
-# Characters to strip around a text: CSV keeps quotes that follow a space.
-AROUND = ' \t"'
+_AROUND = ' \t"'  # stripped from texts: CSV keeps quotes that follow a space
+
+_TRUTHS = {"true": 1, "false": 0}  # of pandas, R and Parquet; the case is ignored
+# Words that identify nobody.
+_ANSWERS = {"yes", "no", "y", "n", "t", "f", "positive", "negative", "pos", "neg"}
+_LONG = ("ID", "Label")
+# Names of a wide file's id column; the case is ignored.
+_ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
+# pandas' names for an index and for unnamed columns of a CSV file.
+_INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
+_UNNAMED = re.compile(rf"(Unnamed: \d+|{_INDEX.pattern})?")
+_COLUMNS_SHOWN = 8  # in a message
+_WANTED = (
+    "want 'ID' and 'Label', with rows like ID_0123abcde_subdural,0, or a column of ids "
+    "(--id_column) and a column for each class"
+)
+# A label may name a converted image, or have a suffix where the file has none.
+_IMAGE_SUFFIX = r"(?i)([^/])\.(?:dcm|dicom|ima|png|jpe?g)$"
 
 
 @dataclass(frozen=True)
@@ -41,15 +62,13 @@ class Labels:
 
     Attributes:
         names: names of the classes, in the order of the columns.
-        image_ids: string [images], as in the file; unique.
-        values: int8 [images, classes], 0 or 1 unless the image has a problem.
-        problems: int8 [images], index into PROBLEMS, or -1.
+        ids: large_string [images], by `plain_ids`; unique.
+        values: int8 [images, classes], 0 or 1, or -1 - n for PROBLEMS[n].
     """
 
     names: tuple[str, ...]
-    image_ids: pa.ChunkedArray
+    ids: pa.Array
     values: NDArray[np.int8]
-    problems: NDArray[np.int8]
 
     def keep(self, unfinished: Unfinished) -> None:
         """Write the labels for the step that plans the shards.
@@ -59,8 +78,8 @@ class Labels:
             StoreError: the output's store fails.
         """
         values = pa.FixedSizeListArray.from_arrays(pa.array(self.values.ravel()), len(self.names))
-        columns = {"image_id": self.image_ids, "values": values, "problem": self.problems}
-        unfinished.write(LABELS_TABLE, pa.table(columns), {"names": self.names})
+        table = pa.table({"image_id": self.ids, "values": values})
+        unfinished.write(LABELS_TABLE, table, {"names": self.names})
 
     @classmethod
     def find(cls, unfinished: Unfinished) -> "Labels | None":
@@ -70,63 +89,254 @@ class Labels:
             return None
         names = tuple(table_metadata(table)["names"])
         values = table["values"].combine_chunks().flatten().to_numpy()
-        problems = table["problem"].to_numpy()
-        return cls(names, table["image_id"], values.reshape(-1, len(names)), problems)
+        return cls(names, table["image_id"].combine_chunks(), values.reshape(-1, len(names)))
 
 
-class Values:
-    """Values of a block of rows of a label file.
+def read_labels(
+    path: str, options: LabelOptions | None = None, patience: float = DEFAULT_PATIENCE
+) -> Labels:
+    """Read a label file in long or wide form; the order of the rows has no effect.
 
-    Attributes:
-        ids: string, unique image ids.
-        keys: uint64, `image_keys` of `ids`.
-        images: int32 [n], index into `keys` per row.
-        columns: int16, class per row [n] (long form) or per column [classes] (wide form).
-        values: int8 [n] or [n, classes], 0, 1 or -1.
+    The long form, as Kaggle distributes it, has the columns `ID` and `Label` and a row
+    `<image id>_<class>,<0 or 1>` per image and class. The wide form has a column of image ids and
+    a column of 0 and 1 per class.
+
+    If `label_columns` is given, other columns of a wide file are ignored, and other classes of a
+    long file; class names of a long file may then contain `_`. Unnamed columns, such as the index
+    that pandas writes, are always ignored. Identical repeated rows count once.
+
+    Args:
+        path: path of a table that `open_table` reads.
+        options: names of the columns.
+        patience: seconds to retry a failing request.
+
+    Raises:
+        UsageError: the file is missing, unreadable or without rows, or columns or values are
+            wrong; the message quotes no row.
+        StoreError: the store fails.
     """
+    options = options or LabelOptions()
+    try:
+        with open_table(path, patience) as table:
+            columns = table.columns
+            if {*_LONG} <= {*columns} and not {*options.label_columns} & {*columns}:
+                return _read_long(table, options.label_columns)
+            return _read_wide(table, *find_columns(columns, options))
+    except FileNotFoundError:
+        raise UsageError(f"label file {path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"cannot read label file {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"label file {path}: {error}") from None
 
-    def __init__(
-        self, images: pa.DictionaryArray, columns: NDArray[np.int16], values: NDArray[np.int8]
-    ) -> None:
-        self.ids = pc.utf8_trim(images.dictionary, AROUND)
-        self.keys = image_keys(self.ids)
-        self.images = images.indices.to_numpy()
-        self.columns = columns
-        self.values = values
+
+def plain_ids(texts: pa.Array) -> pa.Array:
+    """Return normalized ids: with slashes, without a leading `./` and an image suffix."""
+    # Few ids need a replacement, and the check takes a tenth of the time.
+    if pc.any(pc.match_substring(texts, "\\")).as_py():
+        texts = pc.replace_substring(texts, "\\", "/")
+    if pc.any(pc.or_(pc.starts_with(texts, "/"), pc.starts_with(texts, "./"))).as_py():
+        texts = pc.replace_substring_regex(texts, r"^(?:\.?/)+", "")
+    if pc.any(pc.match_substring_regex(texts, _IMAGE_SUFFIX)).as_py():
+        texts = pc.replace_substring_regex(texts, _IMAGE_SUFFIX, r"\1")
+    return texts
 
 
-def collect(names: tuple[str, ...], parts: Sequence[Values], columns: NDArray[np.int64]) -> Labels:
-    """Separate images with complete, valid, consistent labels from the rest.
+def parse_values(texts: pa.Array) -> NDArray[np.int8]:
+    """Return texts as 0 and 1, and -1 for any other text: int8 [n]."""
+    encoded = texts.dictionary_encode()
+    different = np.array([_value(text) for text in encoded.dictionary.to_pylist()], np.int8)
+    return np.asarray(different[encoded.indices.to_numpy()])
+
+
+def _value(text: str) -> int:
+    plain = text.strip(_AROUND).lower()
+    if plain in _TRUTHS:
+        return _TRUTHS[plain]
+    try:
+        number = float(plain.replace(",", "."))  # as half of Europe writes 1.0
+    except ValueError:
+        return _INVALID
+    return int(number) if number in (0, 1) else _INVALID
+
+
+def check_values(column: str, texts: pa.Array, values: NDArray[np.int8]) -> None:
+    """Raise a ValueError if most values of a column, parsed, are neither 0 nor 1."""
+    wrong = values < 0
+    if wrong.sum() * 2 <= len(wrong):
+        return
+    example = ""
+    for text in texts.filter(pa.array(wrong)).unique().to_pylist():
+        with suppress(ValueError):
+            # Long numbers and other text may identify a patient.
+            if not example and (text.lower() in _ANSWERS or abs(float(text)) < 1000):
+                example = f", but for instance {text}"
+    raise ValueError(
+        f"column {quoted(column)} is not of 0 and 1{example}; write 0 and 1, or true and false, or "
+        "name the columns of the classes with --label_columns"
+    )
+
+
+def find_columns(
+    columns: Sequence[str], options: LabelOptions
+) -> tuple[int, dict[str, int], list[int]]:
+    """Find the columns of a wide label file.
+
+    Returns:
+        The index of the column of image ids, of the column of each class, and of the unnamed
+        columns that must be empty.
+
+    Raises:
+        ValueError: a column is missing; the message lists the columns of the file.
+    """
+    ids = _find_ids(columns, options.id_column)
+    others = [name for place, name in enumerate(columns) if place != ids]
+    named = [name for name in others if not _UNNAMED.fullmatch(name)]
+    if missing := [name for name in options.label_columns if name not in others]:
+        raise ValueError(f"it has {_listed(columns)}, not {quoted(missing[0])}")
+    rsna = RSNA_LABELS if {*RSNA_LABELS} <= {*others} else ()
+    names = options.label_columns or rsna or named
+    if not names:
+        raise ValueError(f"it has {_listed(columns)}, and none of a class")
+    classes = {name: _place(columns, name) for name in names}
+    check_label_names([*classes])
+    unnamed = [
+        place
+        for place, name in enumerate(columns)
+        if _UNNAMED.fullmatch(name) and place != ids and not _is_index(place, name)
+    ]
+    return ids, classes, [] if options.label_columns else unnamed
+
+
+def _find_ids(columns: Sequence[str], id_column: str | None) -> int:
+    if id_column in columns:
+        return _place(columns, str(id_column))
+    if id_column is None:
+        plain = (re.sub("[ -]", "_", name.lower()) for name in columns)
+        found = [place for place, name in enumerate(plain) if name in _ID_NAMES]
+        found += [place for place, name in enumerate(columns) if _is_index(place, name)]
+        if found and len(columns) > 1:
+            return found[0]
+    if any(name.lower() in {*_TRUTHS, *_ANSWERS} or _is_number(name) for name in columns):
+        raise ValueError(f"its first row holds values, not the names of columns; {_WANTED}")
+    raise ValueError(f"it has {_listed(columns)}; {_WANTED}")
+
+
+def _is_index(place: int, name: str) -> bool:
+    """Return whether a column is an index that pandas wrote."""
+    return bool(_INDEX.fullmatch(name)) or (place == 0 and not name)
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else ""
+    return f"the columns {', '.join(map(quoted, columns[:_COLUMNS_SHOWN]))}{more}"
+
+
+def _place(columns: Sequence[str], name: str) -> int:
+    if columns.count(name) > 1:
+        raise ValueError(f"it has two columns {quoted(name)}; remove or rename one")
+    return columns.index(name)
+
+
+def _read_long(table: TextTable, classes: tuple[str, ...]) -> Labels:
+    image, name = ".*", "[^_]*"
+    if classes:  # the shortest image id has the longest class that fits
+        image, name = ".*?", f"(?:{'|'.join(map(re.escape, classes))})"
+    pattern = rf"(?s)^(?P<image>{image})_(?P<name>{name})[{_AROUND}]*$"
+    images, names = list[pa.Array](), list[pa.Array]()
+    values: list[NDArray[np.int8]] = []
+    for ids, texts in table.read([_place(table.columns, name) for name in _LONG]):
+        parsed = parse_values(texts)
+        if not values:
+            check_values("Label", texts, parsed)
+        split = pc.extract_regex(ids, pattern)
+        if split.null_count and not classes:
+            raise ValueError(
+                "an ID is not of the form <image id>_<class>; if each row is an image, name the "
+                "columns of the classes with --label_columns"
+            )
+        values.append(parsed[split.is_valid().to_numpy(zero_copy_only=False)])
+        split = split.drop_null()
+        images.append(split.field("image").dictionary_encode())
+        names.append(split.field("name").dictionary_encode())
+    found, columns = _number(names, _strip)
+    known = found.to_pylist()
+    if missing := [name for name in classes if name not in known]:
+        raise ValueError(f"no ID ends in {quoted(f'_{missing[0]}')}, and no column has that name")
+    check_label_names(known)
+    order = RSNA_LABELS if {*known} == {*RSNA_LABELS} else classes or tuple(known)
+    place_of = np.array([order.index(name) for name in known], np.int64)
+    return _collect(order, images, place_of[columns], values)
+
+
+def _read_wide(
+    table: TextTable, ids: int, classes: dict[str, int], unnamed: Sequence[int]
+) -> Labels:
+    images, values = list[pa.Array](), list[NDArray[np.int8]]()
+    for of_images, *texts in table.read([ids, *classes.values(), *unnamed]):
+        parsed = [parse_values(column) for column in texts[: len(classes)]]
+        for name, column, numbers in zip(() if values else classes, texts, parsed, strict=False):
+            check_values(name, column, numbers)
+        for place, column in zip(unnamed, texts[len(classes) :], strict=True):
+            if pc.any(pc.not_equal(column, "")).as_py():
+                raise ValueError(
+                    f"column {place + 1} has values and no name; give it one, or name the columns "
+                    "of the classes with --label_columns"
+                )
+        images.append(of_images.dictionary_encode())
+        values.append(np.stack(parsed, axis=1))
+    return _collect(tuple(classes), images, np.arange(len(classes)), values)
+
+
+def _strip(texts: pa.Array) -> pa.Array:
+    return pc.utf8_trim(texts, _AROUND)
+
+
+def _number(
+    parts: Sequence[pa.DictionaryArray], normalize: Callable[[pa.Array], pa.Array]
+) -> tuple[pa.Array, NDArray[np.int32]]:
+    """Return the different normalized texts, and the index of each text."""
+    if not sum(map(len, parts)):
+        raise ValueError("it has no rows")
+    encoded = pa.chunked_array(parts).unify_dictionaries()
+    different = normalize(encoded.chunk(0).dictionary).dictionary_encode()
+    indices = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    return different.dictionary, different.indices.to_numpy()[indices]
+
+
+def _collect(
+    names: tuple[str, ...],
+    images: Sequence[pa.DictionaryArray],
+    columns: NDArray[np.int64],
+    blocks: Sequence[NDArray[np.int8]],
+) -> Labels:
+    """Collect the values of each image.
 
     Args:
         names: names of the classes.
-        parts: blocks of the file.
-        columns: index into `names` per class number of the blocks.
+        images: image ids of the rows of each block.
+        columns: class of each row of a long file, or of each column of a wide one.
+        blocks: values of each block, [rows] or [rows, classes].
     """
-    every = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
-    rows, found = pd.factorize(every)
-    is_new = np.zeros(len(every), np.bool_)  # True at the first row of an image
-    is_new[np.searchsorted(np.maximum.accumulate(rows), np.arange(len(found)))] = True
-    ids = []
-    cells, values = len(found) * len(names), sum(part.values.size for part in parts)
-    if cells > max(_CELLS, 2 * values):  # few rows with many classes could exhaust memory
-        raise ValueError(
-            f"it has {len(found)} images and {len(names)} classes, but only {values} values; want "
-            "a value for each class of an image"
+    ids, rows = _number(images, lambda ids: plain_ids(_strip(ids)))
+    values = np.concatenate(blocks)
+    if len(ids) * len(names) > max(_CELLS, 2 * values.size):
+        raise ValueError(  # few rows with many classes could exhaust memory
+            f"it has {len(ids)} images and {len(names)} classes, but only {values.size} values; "
+            "want a value for each class of an image"
         )
-    lowest = np.full((len(found), len(names)), 2, np.int8)
+    lowest = np.full((len(ids), len(names)), 2, np.int8)
     highest = np.full_like(lowest, -2)
-    first = 0
-    for part in parts:
-        some = slice(first, first + len(part.keys))
-        ids.append(part.ids.filter(pa.array(is_new[some])))
-        row = rows[some][part.images]
-        place = (row[:, None] if part.values.ndim == 2 else row), columns[part.columns]
-        np.minimum.at(lowest, place, part.values)
-        np.maximum.at(highest, place, part.values)
-        first += len(part.keys)
-    problems = np.full(len(found), -1, np.int8)
-    problems[(lowest < 0).any(axis=1)] = _BAD_VALUE
-    problems[(lowest > highest).any(axis=1)] = _MISSING_CLASS
-    problems[(lowest < highest).any(axis=1)] = _CONFLICT
-    return Labels(names, pa.chunked_array(ids, pa.string()), lowest, problems)
+    cells = rows if values.ndim == 1 else rows[:, None], columns
+    np.minimum.at(lowest, cells, values)
+    np.maximum.at(highest, cells, values)
+    lowest[lowest < highest] = _CONFLICT
+    lowest[lowest > 1] = _MISSING
+    return Labels(names, ids, lowest)

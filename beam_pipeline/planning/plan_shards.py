@@ -6,57 +6,56 @@ inventory and copied to the tables of the plan.
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
-from beam_pipeline.planning.duplicates import (
-    NOT_IDENTICAL,
-    PixelRange,
-    compare_pixels,
-    count_identical,
-    find_candidates,
-)
-from beam_pipeline.planning.folds_from import KnownSplits, read_earlier
-from beam_pipeline.planning.image_ids import Identity
-from beam_pipeline.planning.join_labels import JoinedFiles, join_labels
-from beam_pipeline.planning.plan import (
+from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options, SplitOptions
+from beam_pipeline.planning.duplicates import ALONE, count_identical, find_identical, join_groups
+from beam_pipeline.planning.folds import assign_shards, assign_splits
+from beam_pipeline.planning.folds_from import find_known
+from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     SKIPPED,
     USED,
     VERDICTS,
-    Deal,
-    Judgement,
-    Keys,
-    count_unnamed,
-    deal,
-    number_by_appearance,
+    Inventory,
+    JoinedFiles,
+    join_labels,
 )
-from beam_pipeline.planning.pseudonyms import number_ids, ordinals
-from beam_pipeline.planning.read_inventory import Inventory, find_inventory_key
 from beam_pipeline.shards.rejects import Reject, check_rejects
-from beam_pipeline.shards.unfinished import Plan, Unfinished, with_metadata
+from beam_pipeline.shards.unfinished import Plan, with_metadata
 from headct.layout import (
     ID_COLUMNS,
     REJECT_COLUMNS,
     REJECTS_TABLE,
     SHARDS_A_PART,
+    UNLABELED_SPLIT,
     ShardFile,
     label_column,
     ordinal,
     plan_table,
 )
-from headct.stores import InputFiles, decode_source, find_input, show_source
+from headct.stores import decode_source, show_source
 
 REJECTS_SCHEMA = pa.schema({column: pa.string() for column in REJECT_COLUMNS})
+_SLICES_A_PASS = 1 << 20  # planned together: bounds memory
+# Columns of the inventory in the plan; 64-bit offsets, for over 2 GiB of text.
+_CARRIED = {
+    "source": pa.large_binary(),
+    "size": pa.int64(),
+    "version": pa.large_string(),
+    "header": pa.large_string(),
+}
 
 
 def plan_shards(parts: int, options: Options) -> Plan:
@@ -72,241 +71,207 @@ def plan_shards(parts: int, options: Options) -> Plan:
         OutputError: the plan cannot be written.
         StoreError: a store fails.
     """
-    unfinished = Unfinished(options.files.folder)
     joined = join_labels(parts, options)
-    keys, inventory, judgement = joined.keys, joined.inventory, joined.judgement
-    files_seen = len(keys.usable) - joined.skipped
-    rejects = _rejects(inventory, judgement.verdicts, keys.identity, options.labels.image_id)
+    inventory, slices = joined.inventory, joined.slices
+    unfinished = inventory.unfinished
+    hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
+    files_seen = len(joined.verdicts) - joined.skipped
+    rejects = _rejects(joined, hidden=hidden)
     check_rejects(unfinished, files_seen, rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
-    identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
-    if options.splits.leak_check is not LeakCheck.OFF:
-        files = find_input(options.files.input, options.files.storage_patience)
-        identical = _find_identical(inventory, keys, judgement, files)
-    known = _find_known(joined, options)
-    splits = known.splits.tolist() if known else None
-    dealt = deal(keys, judgement, identical, options.splits, splits)
-    hidden = options.labels.image_id is ImageId.ORDINAL
+    identical = find_identical(inventory, slices, options)
+    known = find_known(joined, options)
+    dealt = deal(joined, identical, options.splits, known.splits if known else None)
     plan = Plan(
-        labels=judgement.names,
+        labels=joined.names,
         files_seen=files_seen,
         skipped=joined.skipped,
-        labels_without_file=judgement.labels_without_file,
+        labels_without_file=joined.labels_without_file,
         identifying_paths=0 if hidden else inventory.identifying_paths,
-        image_id=keys.identity.by.value,
+        image_id=joined.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
         notes=(*joined.notes, *([known.note] if known else [])),
-        without_patient_id=count_unnamed(keys, judgement.used),
-        identical=count_identical(
-            identical, keys.ids["patient_id"][judgement.used].astype(np.int64), judgement.labels
-        ),
-        shards=tuple(shard.name for shard in dealt.shards),
-        slices=len(dealt.slices),
+        without_patient_id={
+            "slices": int(slices["unnamed"].sum()),
+            "studies": int(slices["study_id"][slices["unnamed"]].nunique()),
+        },
+        identical=count_identical(identical, slices["patient_id"], joined.labels),
+        shards=tuple(shard.name for shard in dealt),
+        slices=len(slices),
     )
-    numbers = {}
-    if options.identifiers.identifiers is Identifiers.ORDINAL:
-        numbers = number_by_appearance(keys, judgement)
-    identity = keys.identity
-    del keys, joined
-    write_plan_tables(inventory, judgement, dealt, numbers, identity, options)
+    _write_tables(joined, dealt, options)
     unfinished.write_plan(plan)
     return plan
 
 
-def _find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
-    """Return the splits of an earlier assignment, or None without one or without folds."""
-    used, splits, inventory = joined.judgement.used, options.splits, joined.inventory
-    if not splits.folds_from or not len(used) or options.files.labels is None:
-        return None
-    earlier = read_earlier(splits.folds_from, splits.group_by, options.files.storage_patience)
-    key = partial(find_inventory_key, inventory, options)
-    return earlier.find(joined.keys, used, inventory.groups, key, options)
-
-
-def _find_identical(
-    inventory: Inventory, keys: Keys, judgement: Judgement, files: InputFiles
-) -> NDArray[np.int64]:
-    """Return the number of the set of identical slices per slice, or NOT_IDENTICAL."""
-    identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
-    candidates = find_candidates(keys.fingerprints[judgement.used])
-    wanted = np.zeros(len(keys.usable), np.bool_)
-    wanted[judgement.used[candidates]] = True
-    ranges = [
-        PixelRange(decode_source(row["source"]), row["pixel_offset"], row["pixel_bytes"])
-        for _, table in inventory.read(wanted, ("source", "pixel_offset", "pixel_bytes"))
-        for row in table.to_pylist()
-    ]
-    identical[candidates] = compare_pixels(ranges, files)
-    return identical
-
-
-def _rejects(
-    inventory: Inventory, verdicts: NDArray[np.int8], identity: Identity, image_id: ImageId
-) -> list[Reject]:
-    """Return one row of `rejects.jsonl` per rejected file."""
+def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
+    """Return one row of `rejects.jsonl` per rejected file; `hidden` hides file names."""
     rejects = []
-    columns = list(dict.fromkeys([*REJECT_COLUMNS, identity.column]))
-    for places, table in inventory.read((verdicts != USED) & (verdicts != SKIPPED), columns):
+    verdicts, identity = joined.verdicts, joined.identity
+    columns = {*REJECT_COLUMNS, identity.column}
+    wanted = (verdicts != USED) & (verdicts != SKIPPED)
+    for places, table in joined.inventory.read(wanted, [*columns]):
         for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
             if verdicts[place] != BY_HEADER:
                 reason, detail = VERDICTS[verdicts[place]]
-            if identity.numbered:
-                row["image_id"] = ""
-            elif row[identity.column]:
-                row["image_id"] = row[identity.column]
             source = show_source(decode_source(row["source"]))
-            if image_id is ImageId.ORDINAL:  # ordinals hide file names
-                source = ordinal("file", place)
-            shown = {"source": source, "image_id": row["image_id"]}
-            rejects.append({**shown, "reason": str(reason), "detail": detail})
+            image_id = "" if identity.numbered else row[identity.column] or row["image_id"]
+            rejects.append(
+                {
+                    "source": ordinal("file", place) if hidden else source,
+                    "image_id": image_id,
+                    "reason": str(reason),
+                    "detail": detail,
+                }
+            )
     return rejects
 
 
-# Slices to plan per pass: bounds memory.
-_SLICES_A_PASS = 1 << 20
-_CARRIED = ("source", "size", "version", "header")
-
-
-def write_plan_tables(
-    inventory: Inventory,
-    judgement: Judgement,
-    dealt: Deal,
-    numbers: dict[str, NDArray[np.int64]],
-    identity: Identity,
-    options: Options,
-) -> None:
-    """Write the tables of slices per shard, in writing order.
+def deal(
+    joined: JoinedFiles,
+    identical: NDArray[np.int64],
+    options: SplitOptions,
+    known: Sequence[str | None] | None = None,
+) -> dict[ShardFile, NDArray[np.int64]]:
+    """Deal patients to splits and slices to shards.
 
     Args:
-        inventory: inventory of all files.
-        judgement: the file of each slice.
-        dealt: the slices of each shard.
-        numbers: patient, study and series number per slice, if ids are ordinals.
-        identity: source of the image ids.
-        options: options of the run.
+        joined: the slices and their labels.
+        identical: [slices], number of the set of slices with identical pixels, or ALONE.
+        options: options of splits and shards.
+        known: [slices], split in an earlier data set, to be kept.
+
+    Returns:
+        The indices of the slices of each shard in writing order, int64; shards in the order of
+        split and number.
+
+    Raises:
+        UsageError: too few patients for the options, or `known` cannot be kept.
+    """
+    splits = {UNLABELED_SPLIT: np.arange(len(joined.slices))}
+    if joined.names and len(joined.slices):
+        groups = _group(joined, identical, options)
+        splits = assign_splits(groups, joined.labels, options, known)
+    dealt = {}
+    for split, rows in splits.items():
+        count = math.ceil(len(rows) / options.examples_per_shard)
+        for number, own in enumerate(assign_shards(joined.labels[rows], count, options.seed)):
+            dealt[ShardFile(split, number, count)] = rows[own]
+    return dealt
+
+
+def _group(
+    joined: JoinedFiles, identical: NDArray[np.int64], options: SplitOptions
+) -> NDArray[np.int64]:
+    """Return the group of each slice that must stay in one split, numbered from 0."""
+    if options.group_by is GroupBy.STUDY:
+        groups = joined.slices["study_id"]
+    else:
+        # A study has one patient (DICOM PS3.3 7.3.1.2): where some of its files lack the patient
+        # id, other files, also unused ones, may have it.
+        files = joined.inventory.files
+        files = files.loc[files["usable"], ["patient_id", "study_id", "unnamed"]]
+        open_studies = files["study_id"].isin(files["study_id"][files["unnamed"]])
+        shared = files["study_id"].where(open_studies, ALONE)
+        groups = pd.Series(join_groups(files["patient_id"], shared), files.index)
+        groups = groups[joined.slices.index]
+    numbered = np.asarray(pd.factorize(groups)[0], np.int64)
+    return join_groups(numbered, identical) if options.leak_check is LeakCheck.JOIN else numbered
+
+
+def _write_tables(
+    joined: JoinedFiles, dealt: Mapping[ShardFile, NDArray[np.int64]], options: Options
+) -> None:
+    """Write the tables of slices per shard, in writing order.
 
     Raises:
         OutputError: a table cannot be written.
         StoreError: the folder's store fails.
     """
-    recorded = json.dumps(options.recorded(), sort_keys=True)
-    digest = hashlib.sha256(recorded.encode()).hexdigest()
+    slices, identity = joined.slices, joined.identity
+    shards, bounds = [*dealt], np.cumsum([0, *map(len, dealt.values())])
+    order = np.concatenate([np.empty(0, np.int64), *dealt.values()])
     parts = _SLICES_A_PASS // options.splits.examples_per_shard // SHARDS_A_PART
     a_pass = max(parts, 1) * SHARDS_A_PART
-    firsts = range(0, len(dealt.shards), a_pass)
-    edges = [*(dealt.starts[first] for first in firsts), len(dealt.slices)]
-    carried = [*_CARRIED, *(column for column in ID_COLUMNS if column not in numbers)]
+    firsts = range(0, len(shards), a_pass)
+    edges = [*(int(bounds[first]) for first in firsts), len(order)]
+    numbered = ID_COLUMNS if options.identifiers.identifiers is Identifiers.ORDINAL else ()
+    numbers = {name: pd.factorize(slices[name])[0] for name in numbered}
+    carried = [*_CARRIED, *(name for name in ID_COLUMNS if name not in numbered)]
     carried += [] if identity.numbered else [identity.column]
-    files = judgement.used[dealt.slices]
-    for first, begin, end, rows in zip(
-        firsts, edges, edges[1:], _rows_of_passes(inventory, files, edges, carried), strict=False
-    ):
-        table = _arrange(rows, judgement, dealt.slices[begin:end], numbers, identity)
-        shards = dealt.shards[first : first + a_pass]
-        bounds = [start - begin for start in dealt.starts[first : first + a_pass + 1]]
-        inventory.unfinished.write_all(
-            _plan_part(table, bounds, shards, at, first, digest)
-            for at in range(0, len(shards), SHARDS_A_PART)
+    recorded = json.dumps(options.recorded(), sort_keys=True)
+    metadata = {"options": hashlib.sha256(recorded.encode()).hexdigest()}
+    positions = np.full(len(joined.verdicts), -1, np.int64)
+    positions[slices.index[order]] = np.arange(len(order))
+    passes = _rows_of_passes(joined.inventory, positions, edges, carried)
+    for first, begin, end, rows in zip(firsts, edges, edges[1:], passes, strict=False):
+        own = order[begin:end]
+        table = rows.take(pa.array(np.argsort(rows["position"]))).drop_columns("position")
+        for name, number in numbers.items():
+            table = table.append_column(name, ordinals(name.removesuffix("_id"), number[own]))
+        if identity.numbered:
+            table = table.append_column("image_id", ordinals("image", own))
+        else:
+            table = table.rename_columns({identity.column: "image_id"})
+        table = table.append_column("number", pa.array(slices.index[own]))
+        for name, values in zip(joined.names, joined.labels[own].T, strict=True):
+            table = table.append_column(label_column(name), pa.array(np.ascontiguousarray(values)))
+        some = range(first, min(first + a_pass, len(shards)), SHARDS_A_PART)
+        joined.inventory.unfinished.write_all(
+            (
+                plan_table(at // SHARDS_A_PART),
+                with_metadata(
+                    [
+                        table.slice(start - begin, stop - start)
+                        for start, stop in pairwise(bounds[at : at + SHARDS_A_PART + 1].tolist())
+                    ],
+                    metadata | {"shards": [s.name for s in shards[at : at + SHARDS_A_PART]]},
+                ),
+            )
+            for at in some
         )
 
 
+def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
+    """Return strings such as `patient_000001`, from a noun and numbers from 0."""
+    digits = pc.utf8_lpad(pc.cast(pa.array(numbers + 1), pa.string()), 6, "0")
+    return pc.binary_join_element_wise(noun, digits, "_")
+
+
 def _rows_of_passes(
-    inventory: Inventory, files: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
+    inventory: Inventory, positions: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the inventory per pass, in the order of the files.
+    """Yield the rows of the inventory per pass, with their positions, in any order.
 
     The inventory is read once. With several passes, rows are buffered in a local temporary file
     per pass.
 
     Args:
         inventory: inventory of all files.
-        files: files in writing order.
-        edges: bounds of the passes in `files`.
+        positions: position of each file in writing order, or -1.
+        edges: bounds of the passes in positions.
         columns: columns to read.
     """
-    pass_of = np.full(inventory.starts[-1], -1, np.int16)
-    for number, (begin, end) in enumerate(pairwise(edges)):
-        pass_of[files[begin:end]] = number
-    found = ((pass_of[places], table) for places, table in inventory.read(pass_of >= 0, columns))
+    types = {name: _CARRIED.get(name, pa.large_string()) for name in columns}
+    schema = pa.schema({**types, "position": pa.int64()})
+    found = (
+        rows.append_column("position", pa.array(positions[places]))
+        .select(schema.names)
+        .cast(schema)
+        for places, rows in inventory.read(positions >= 0, columns)
+    )
     if len(edges) <= 2:
-        yield from ([pa.concat_tables([table for _, table in found])] if len(files) else [])
+        yield pa.concat_tables(found)
         return
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, f"{number}.arrow") for number in range(len(edges) - 1)]
-        _deal_out(found, paths)
+        paths = [str(Path(folder, f"{number}.arrow")) for number in range(len(edges) - 1)]
+        with ExitStack() as stack:
+            writers = [stack.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
+            for rows in found:
+                passes = np.searchsorted(edges, rows["position"], side="right") - 1
+                for number in np.unique(passes):
+                    writers[number].write_table(rows.filter(pa.array(passes == number)))
         for path in paths:
-            with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as rows:
-                yield rows.read_all()
-
-
-def _deal_out(found: Iterator[tuple[NDArray[np.int16], pa.Table]], paths: Sequence[Path]) -> None:
-    """Write rows to the file of their pass."""
-    writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-    with ExitStack() as opened:
-        for passes, table in found:
-            table = pa.table({name: _plain(table[name]) for name in table.column_names})
-            order = np.argsort(passes, kind="stable")
-            table = table.take(pa.array(order))
-            present, starts = np.unique(passes[order], return_index=True)
-            for number, (begin, end) in zip(
-                present.tolist(), pairwise([*starts.tolist(), len(order)]), strict=True
-            ):
-                if number not in writers:
-                    writer = pa.ipc.new_stream(str(paths[number]), table.schema)
-                    writers[number] = opened.enter_context(writer)
-                writers[number].write_table(table.slice(begin, end - begin))
-
-
-def _plan_part(
-    table: pa.Table,
-    bounds: Sequence[int],
-    shards: Sequence[ShardFile],
-    at: int,
-    first: int,
-    options_digest: str,
-) -> tuple[str, list[pa.Table]]:
-    """Return name and batches of the table for the shards of a pass from `at` on."""
-    some = range(at, min(at + SHARDS_A_PART, len(shards)))
-    known = {"shards": [shards[i].name for i in some], "options": options_digest}
-    batches = [table.slice(bounds[i], bounds[i + 1] - bounds[i]) for i in some]
-    return plan_table((first + at) // SHARDS_A_PART), with_metadata(batches, known)
-
-
-def _arrange(
-    rows: pa.Table,
-    judgement: Judgement,
-    slices: NDArray[np.int64],
-    numbers: dict[str, NDArray[np.int64]],
-    identity: Identity,
-) -> pa.Table:
-    """Return the plan's rows of some slices, in the given order.
-
-    Args:
-        rows: rows of the inventory, in the order of the files.
-        judgement: the file of each slice.
-        slices: indices into `judgement.used`.
-        numbers: patient, study and series number per slice, if ids are ordinals.
-        identity: source of the image ids.
-    """
-    files = judgement.used[slices]
-    place = np.empty(len(files), np.int64)  # row of each slice
-    place[np.argsort(files)] = np.arange(len(files))
-    columns = {n: _plain(rows[n]).take(pa.array(place)) for n in rows.column_names}
-    for column, number in numbers.items():
-        columns[column] = number_ids(column, number[slices])
-    if identity.numbered:
-        columns["image_id"] = ordinals("image", slices)
-    else:
-        columns["image_id"] = columns.pop(identity.column)
-    columns["number"] = pa.array(files)
-    for name, values in zip(judgement.names, judgement.labels[slices].T, strict=True):
-        columns[label_column(name)] = pa.array(np.ascontiguousarray(values))
-    return pa.table(columns)
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column without a dictionary, and with 64-bit offsets for over 2 GiB of text."""
-    if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type):
-        return column.cast(pa.large_string())
-    return column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else column
+            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
+                yield reader.read_all()

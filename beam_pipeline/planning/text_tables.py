@@ -1,7 +1,7 @@
 """CSV and Parquet tables, read as columns of text.
 
 Compression, encoding and separator of files from spreadsheets, pandas or R are detected from the
-content, not the file name. Rows are streamed in blocks.
+content, not the file name. A file is in memory as a whole; its rows are parsed in blocks.
 """
 
 import codecs
@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import pyarrow as pa
@@ -23,10 +22,7 @@ import pyarrow.parquet as pq
 from headct.stores import DEFAULT_PATIENCE, open_file
 from headct.stores.archives import decompressed
 
-_HEAD_BYTES = 1 << 12  # read to detect the format
-_BLOCK_BYTES = 1 << 24  # size of a block of CSV
-_LONGEST_ROW = 1 << 26  # bytes
-_MOST_COLUMNS = 100_000
+_BLOCK_BYTES = 1 << 24  # of CSV that are parsed together
 _SEPARATORS = ",;\t|"
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -35,7 +31,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Magic bytes of files mistaken for tables.
+# Beginnings of files mistaken for tables, and of texts, perhaps after blanks.
 _OTHERS = (
     (b"\xd0\xcf\x11\xe0", "an Excel workbook"),
     (b"\x93NUMPY", "a NumPy array"),
@@ -47,12 +43,11 @@ _OTHERS = (
     (b"Rar!", "a RAR archive"),
     (b"\x80\x04", "a Python pickle"),
     (b"\x80\x05", "a Python pickle"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+    (b"<", "HTML or XML"),
 )
-_OTHER_TEXTS = ((b"{", "JSON"), (b"[", "JSON"), (b"<", "HTML or XML"))
-# Bytes that are not UTF-8 are decoded as surrogates; Windows-1252 extends Latin-1.
-_WINDOWS_1252 = {
-    0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)
-}
+_HEAD_BYTES = 1 << 12  # searched for signs of other formats
 
 _logger = logging.getLogger(__name__)
 
@@ -63,12 +58,12 @@ class TextTable:
 
     Attributes:
         columns: stripped column names; may be empty or repeated.
-        read: yields blocks of rows as text, for the columns at some indices; missing values are
-            empty, and blank rows are dropped.
+        read: yields blocks of rows as text (large_string), for the columns at some indices; missing
+            values are empty, and blank rows are dropped.
     """
 
     columns: tuple[str, ...]
-    read: Callable[[Sequence[int]], Iterator[list[pa.StringArray]]]
+    read: Callable[[Sequence[int]], Iterator[list[pa.Array]]]
 
 
 @contextmanager
@@ -86,142 +81,83 @@ def open_table(path: str, patience: float = DEFAULT_PATIENCE) -> Iterator[TextTa
         StoreError: the store fails.
     """
     with open_file(path, patience) as file, decompressed(file) as content:
-        try:
-            if content.peek(4).startswith(b"PAR1"):
-                yield _open_parquet(content.read())
-            else:
-                yield _open_csv(content, path)
-        except UnicodeError:
-            raise OSError("it is no text, or damaged") from None
-        except pa.ArrowException as error:
-            # Arrow's messages quote rows.
-            raise OSError(f"it is damaged, or no table ({type(error).__name__})") from None
+        data = content.read()
+    try:
+        yield _open_parquet(data) if data.startswith(b"PAR1") else _open_csv(_to_utf_8(data, path))
+    except UnicodeError:
+        raise OSError("it is no text, or damaged") from None
+    except pa.ArrowException as error:
+        # Arrow's messages quote rows.
+        raise OSError(f"it is damaged, or no table ({type(error).__name__})") from None
 
 
 def _open_parquet(data: bytes) -> TextTable:
     file = pq.ParquetFile(pa.BufferReader(data))
     names = file.schema_arrow.names
 
-    def read(places: Sequence[int]) -> Iterator[list[pa.StringArray]]:
+    def read(places: Sequence[int]) -> Iterator[list[pa.Array]]:
         for batch in file.iter_batches(columns=[names[place] for place in dict.fromkeys(places)]):
             yield [_texts(batch[names[place]], names[place]) for place in places]
 
     return TextTable(tuple(name.strip() for name in names), read)
 
 
-def _texts(values: pa.Array, column: str) -> pa.StringArray:
+def _texts(values: pa.Array, column: str) -> pa.Array:
     try:
-        return pc.fill_null(pc.cast(values, pa.string()), "")
+        return pc.fill_null(pc.cast(values, pa.large_string()), "")
     except pa.ArrowException:
         raise OSError(f"column {column!r} holds {values.type}, not texts or numbers") from None
 
 
-def _open_csv(content: io.BufferedReader, path: str) -> TextTable:
-    blocks = _blocks(_decode(content, path))
-    first, separator = _skip_preamble(next(blocks, b""))
-    if not first:
-        raise OSError("it is empty")
-    header, rest = _split_header(first)
-    plain = re.sub('"[^"]*"', "", header)
-    separator = separator or max(_SEPARATORS, key=plain.count)
+def _to_utf_8(data: bytes, path: str) -> bytes:
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return data.decode(encoding).encode()
+    head = data[:_HEAD_BYTES]
+    for magic, what in _OTHERS:
+        if head.startswith(magic) or head.lstrip().startswith(magic):
+            raise OSError(f"it is {what}; save it as CSV")
+    if b"\0" in head:
+        raise OSError("it is no text; save it as CSV in UTF-8")
     try:
-        names = next(csv.reader([header], delimiter=separator, skipinitialspace=True))
+        data.decode()
+    except UnicodeDecodeError:
+        _logger.warning("%s is not UTF-8, and is read as Windows-1252", path)
+        return data.decode("cp1252", "replace").encode()
+    return data
+
+
+def _open_csv(data: bytes) -> TextTable:
+    if data.count(b'"') % 2:
+        raise OSError('it has a double quote (") that is not closed')
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    skipped, separator = 0, ""
+    for first in lines:
+        excel = re.fullmatch(r'"?sep=(.)"?', first.strip())
+        if first.strip() and not first.startswith("#") and not excel:
+            break
+        separator = excel[1] if excel else separator
+        skipped += 1
+    else:
+        raise OSError("it is empty")
+    separator = separator or max(_SEPARATORS, key=re.sub('"[^"]*"', "", first).count)
+    header = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True)
+    try:
+        names = next(header)
     except csv.Error:
         raise OSError("its first row is no header") from None
-    if len(names) > _MOST_COLUMNS:
-        raise OSError(f"it has {len(names)} columns, more than {_MOST_COLUMNS}")
+    skipped += header.line_num
+    has_rows = any(line.strip() for line in lines)
 
-    def read(places: Sequence[int]) -> Iterator[list[pa.StringArray]]:
-        rows = 0
-        for block in (each for part in ([rest], blocks) for each in part):
-            if block.strip():
-                table = _parse(block, separator, len(names), places, rows)
-                rows += len(table)
-                yield _without_blank_rows([table[str(place)].combine_chunks() for place in places])
+    def read(places: Sequence[int]) -> Iterator[list[pa.Array]]:
+        blocks = _parse(data, separator, len(names), places, skipped) if has_rows else ()
+        for block in blocks:
+            yield _without_blank_rows([block[str(place)] for place in places])
 
     return TextTable(tuple(name.strip() for name in names), read)
 
 
-def _decode(content: io.BufferedReader, path: str) -> Iterator[bytes]:
-    """Yield the content in UTF-8, with Unix line ends."""
-    head = content.peek(_HEAD_BYTES)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), "")
-    if not encoding:
-        _refuse_others(head)
-        encoding = "utf-8"
-    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-    decoder = io.IncrementalNewlineDecoder(
-        codecs.getincrementaldecoder(encoding)(errors), translate=True
-    )
-    told = False
-    for data in chain(iter(partial(content.read, _BLOCK_BYTES), b""), [b""]):
-        text = decoder.decode(data, final=not data)
-        try:
-            yield text.encode()
-        except UnicodeEncodeError:
-            if not told:
-                _logger.warning("%s is not UTF-8, and is read as Windows-1252", path)
-            told = True
-            yield text.translate(_WINDOWS_1252).encode()
-
-
-def _refuse_others(head: bytes) -> None:
-    begin = head.lstrip()
-    for magic, what in _OTHERS:
-        if head.startswith(magic):
-            raise OSError(f"it is {what}; save it as CSV")
-    for magic, what in _OTHER_TEXTS:
-        if begin.startswith(magic):
-            raise OSError(f"it is {what}; save it as CSV")
-    if b"\0" in head:
-        raise OSError("it is no text; save it as CSV in UTF-8")
-
-
-def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield blocks of complete rows; a quoted line end does not end a row."""
-    rest = b""
-    for part in parts:
-        data = rest + part
-        end = data.rfind(b"\n") + 1
-        quotes = data.count(b'"', 0, end)
-        while quotes % 2:
-            previous = data.rfind(b"\n", 0, end - 1) + 1
-            quotes -= data.count(b'"', previous, end)
-            end = previous
-        if len(data) - end > _LONGEST_ROW:
-            raise OSError(f"it has a row of more than {_LONGEST_ROW >> 20} MiB, or an open quote")
-        if end:
-            yield data[:end]
-        rest = data[end:]
-    if rest.count(b'"') % 2:
-        raise OSError('it has a double quote (") that is not closed')
-    if rest:
-        yield rest
-
-
-def _skip_preamble(block: bytes) -> tuple[bytes, str]:
-    """Return the block from its header on, and the separator of Excel's `sep=;` line."""
-    begin, separator = 0, ""
-    while begin < len(block):
-        end = block.find(b"\n", begin)
-        line = block[begin : end if end >= 0 else len(block)].strip()
-        named = re.fullmatch(rb'"?sep=(.)"?', line)
-        if line and not line.startswith(b"#") and not named:
-            break
-        separator = named[1].decode() if named else separator
-        begin = end + 1 if end >= 0 else len(block)
-    return block[begin:], separator
-
-
-def _split_header(block: bytes) -> tuple[str, bytes]:
-    """Return the first row, and the rows after the first."""
-    end = block.find(b"\n")
-    while end >= 0 and block.count(b'"', 0, end) % 2:
-        end = block.find(b"\n", end + 1)
-    return (block[:end].decode(), block[end + 1 :]) if end >= 0 else (block.decode(), b"")
-
-
-def _without_blank_rows(columns: list[pa.StringArray]) -> list[pa.StringArray]:
+def _without_blank_rows(columns: list[pa.Array]) -> list[pa.Array]:
     """Return the rows with a value; spreadsheets write blank rows as commas."""
     blank = pc.equal(columns[0], "")
     if not pc.any(blank).as_py():
@@ -232,9 +168,9 @@ def _without_blank_rows(columns: list[pa.StringArray]) -> list[pa.StringArray]:
 
 
 def _parse(
-    block: bytes, separator: str, columns: int, places: Sequence[int], before: int
-) -> pa.Table:
-    """Parse some columns of a block of rows.
+    data: bytes, separator: str, columns: int, places: Sequence[int], skipped: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield blocks of some columns, named by their indices, from a line on.
 
     Arrow gets bytes in memory and no threads: threads that read a Python file abort the process if
     the interpreter exits first.
@@ -246,21 +182,26 @@ def _parse(
         return "skip"
 
     included = [str(place) for place in dict.fromkeys(places)]
-    table = pyarrow.csv.read_csv(
-        pa.py_buffer(block),
+    blocks = pyarrow.csv.open_csv(
+        pa.BufferReader(data),
         pyarrow.csv.ReadOptions(
-            use_threads=False, block_size=len(block) + 1, column_names=[*map(str, range(columns))]
+            use_threads=False,
+            block_size=_BLOCK_BYTES,
+            skip_rows=skipped,
+            column_names=[*map(str, range(columns))],
         ),
         pyarrow.csv.ParseOptions(
             delimiter=separator, newlines_in_values=True, invalid_row_handler=skip
         ),
         pyarrow.csv.ConvertOptions(
-            include_columns=included, column_types=dict.fromkeys(included, pa.string())
+            include_columns=included, column_types=dict.fromkeys(included, pa.large_string())
         ),
     )
-    if ragged:
-        raise OSError(
-            f"row {before + ragged[0].number} after the header has {ragged[0].actual_columns} "
-            f"values, the header {columns}"
-        )
-    return table
+    for block in chain(blocks, [None]):
+        if ragged:
+            raise OSError(
+                f"row {ragged[0].number - skipped} after the header has "
+                f"{ragged[0].actual_columns} values, the header {columns}"
+            )
+        if block is not None:
+            yield block

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.options import ImageId, ImageOptions, fill_in
-from beam_pipeline.planning.locate_sources import locate_sources
+from beam_pipeline.planning.inventory import locate_sources
 from beam_pipeline.shards.formats import describe_dataset, describe_features, index_schema
 from beam_pipeline.shards.manifest import describe_image, manifest_digest
 from beam_pipeline.verify.findings import Check, Findings, KeyPath

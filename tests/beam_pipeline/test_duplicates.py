@@ -1,4 +1,3 @@
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,20 +11,16 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import (
-    NOT_IDENTICAL,
-    IdenticalPixels,
-    PixelRange,
-    compare_pixels,
+    ALONE,
     count_identical,
-    find_candidates,
+    find_identical,
     join_groups,
 )
 from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.planning.join_labels import Inventory
+from beam_pipeline.shards.unfinished import IdenticalPixels
 from beam_pipeline.workers import Watch
 from headct.errors import StoreError
-from headct.layout import inventory_table
-from headct.stores import Folder, InputFiles
 from headct.stores.local import LocalStore
 
 WriteSlice = Callable[..., Path]
@@ -54,38 +49,31 @@ def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
     return folder
 
 
-def inspect(folder: Path) -> dict[str, tuple[int, PixelRange]]:
-    """Each file's fingerprint, and where its pixels are."""
+def inspect(folder: Path) -> tuple[Inventory, Options]:
     options = Options.of(input=str(folder), output=str(folder.parent / "out"))
     assert len([*list_parts(options.files)]) == 1
     inspect_part(0, Watch(), options=options)
-    table = Unfinished(Folder(options.files.output)).read(inventory_table(0))
-    found = {}
-    for row in table.to_pylist():
-        source = row["source"].decode()
-        pixels = PixelRange(source, row["pixel_offset"], row["pixel_bytes"])
-        found[source] = row["fingerprint"], pixels
-    return found
+    return Inventory.load(1, options, None), options
 
 
-def compare(inventory: dict[str, tuple[int, PixelRange]], folder: Path) -> dict[str, int]:
-    """For each candidate, the number of the files that it is like."""
-    candidates = find_candidates(np.array([f for f, _ in inventory.values()], np.uint64))
-    ranges = [[*inventory.values()][place][1] for place in candidates]
-    identical = compare_pixels(ranges, InputFiles(str(folder)))
-    return dict(zip((found.source for found in ranges), identical.tolist(), strict=True))
+def compare(inventory: Inventory, options: Options) -> dict[str, int]:
+    """For each file, the number of the files that it is like."""
+    found = find_identical(inventory, inventory.files, options)
+    ((_, table),) = inventory.read(np.ones(len(found), np.bool_), ["source"])
+    return dict(zip((s.decode() for s in table["source"].to_pylist()), found.tolist(), strict=True))
 
 
 def test_files_with_equal_pixels_are_found_and_no_others(folder: Path) -> None:
-    inventory = inspect(folder)
-    a, b, c, d, e, f = (fingerprint for fingerprint, _ in inventory.values())
+    inventory, options = inspect(folder)
+    a, b, c, d, e, f = inventory.files["fingerprint"]
     assert a == b == c  # the middle rows are equal
     assert d == e != f  # nothing to see in the middle: all rows count
-    identical = compare(inventory, folder)
-    assert identical["a.dcm"] == identical["b.dcm"] != NOT_IDENTICAL
-    assert identical["d.dcm"] == identical["e.dcm"] not in (NOT_IDENTICAL, identical["a.dcm"])
-    assert identical["c.dcm"] == NOT_IDENTICAL
-    assert "f.dcm" not in identical
+    identical = compare(inventory, options)
+    assert identical["a.dcm"] == identical["b.dcm"] != ALONE
+    assert identical["d.dcm"] == identical["e.dcm"] not in (ALONE, identical["a.dcm"])
+    assert identical["c.dcm"] == identical["f.dcm"] == ALONE
+    off = options.changed(leak_check="off")
+    assert set(compare(inventory, off).values()) == {ALONE}
 
 
 def test_the_encoding_of_the_header_does_not_matter(folder: Path) -> None:
@@ -93,30 +81,30 @@ def test_the_encoding_of_the_header_does_not_matter(folder: Path) -> None:
         dataset = pydicom.dcmread(folder / "a.dcm", force=True)
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         dataset.save_as(folder / "g.dcm", implicit_vr=True, little_endian=True)
-    identical = compare(inspect(folder), folder)
-    assert identical["g.dcm"] == identical["a.dcm"] != NOT_IDENTICAL
+    identical = compare(*inspect(folder))
+    assert identical["g.dcm"] == identical["a.dcm"] != ALONE
 
 
 def test_a_candidate_that_vanished_is_identical_to_none(folder: Path) -> None:
-    inventory = inspect(folder)
+    inventory, options = inspect(folder)
     (folder / "b.dcm").unlink()
-    identical = compare(inventory, folder)
-    assert [identical[f"{name}.dcm"] for name in "abc"] == [NOT_IDENTICAL] * 3
-    assert identical["d.dcm"] == identical["e.dcm"] != NOT_IDENTICAL
+    identical = compare(inventory, options)
+    assert [identical[f"{name}.dcm"] for name in "abc"] == [ALONE] * 3
+    assert identical["d.dcm"] == identical["e.dcm"] != ALONE
 
 
 def test_candidates_that_cannot_be_read_are_not_identical_to_each_other(folder: Path) -> None:
-    inventory = inspect(folder)
+    inventory, options = inspect(folder)
     for name in ("a.dcm", "b.dcm", "d.dcm"):
         (folder / name).unlink()
     (folder / "d.dcm").mkdir()
-    assert set(compare(inventory, folder).values()) == {NOT_IDENTICAL}
+    assert set(compare(inventory, options).values()) == {ALONE}
 
 
 def test_a_store_that_fails_while_pixels_are_compared_is_no_verdict(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inventory = inspect(folder)
+    inventory, options = inspect(folder)
     read = LocalStore.read
 
     def fail_at_b(store: LocalStore, path: str, start: int = 0, length: int | None = None) -> bytes:
@@ -126,28 +114,11 @@ def test_a_store_that_fails_while_pixels_are_compared_is_no_verdict(
 
     monkeypatch.setattr(LocalStore, "read", fail_at_b)
     with pytest.raises(StoreError, match="the disk: is on fire"):
-        compare(inventory, folder)
-
-
-def test_nothing_to_compare_gives_nothing(tmp_path: Path) -> None:
-    assert compare_pixels([], InputFiles(str(tmp_path))).tolist() == []
-
-
-def test_candidates_are_places_whose_fingerprint_is_there_twice() -> None:
-    fingerprints = np.array([7, 0, 9, 7, 0, 2**64 - 1, 8, 2**64 - 1, 7], np.uint64)
-    assert find_candidates(fingerprints).tolist() == [0, 3, 5, 7, 8]
-    assert find_candidates(np.empty(0, np.uint64)).tolist() == []
-
-
-@given(st.lists(st.integers(0, 6)))
-def test_candidates_are_what_counting_finds(fingerprints: list[int]) -> None:
-    counts = Counter(fingerprints)
-    expected = [i for i, found in enumerate(fingerprints) if found and counts[found] > 1]
-    assert find_candidates(np.array(fingerprints, np.uint64)).tolist() == expected
+        compare(inventory, options)
 
 
 def sets(*numbers: int) -> np.ndarray:
-    """Sets of identical slices; 0 is NOT_IDENTICAL."""
+    """Sets of identical slices; 0 is ALONE."""
     return np.array(numbers, np.int64) - 1
 
 
@@ -157,10 +128,6 @@ def test_groups_that_share_identical_slices_become_one() -> None:
     chain = sets(1, 2, 2, 2, 3, 3, 0)  # 0 with 1 and 2, 2 with 3
     assert join_groups(patients, chain).tolist() == [0, 0, 0, 0, 0, 0, 1]
     assert join_groups(patients[:0], sets()).tolist() == []
-
-
-def test_groups_are_numbered_by_their_first_slice() -> None:
-    assert join_groups(np.array([3, 1, 3, 0]), sets(0, 1, 0, 1)).tolist() == [0, 1, 0, 1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(-1, 4)), min_size=1))

@@ -1,5 +1,7 @@
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,8 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.folds import _Balance, _deal, assign_folds, assign_shards
+from beam_pipeline.options import SplitOptions
+from beam_pipeline.planning import folds
+from beam_pipeline.planning.folds import (
+    Balance,
+    _deal,
+    assign_folds,
+    assign_shards,
+    assign_splits,
+    search_folds,
+)
 from beam_pipeline.planning.labels import RSNA_LABELS
+from headct.errors import UsageError
 
 
 def even(folds: int) -> list[float]:
@@ -88,13 +100,13 @@ def test_the_best_move_is_that_of_trying_all(
             moved = fold_of.copy()
             moved[group] = fold
             gains.append(imbalance(counts, shares, moved) - before)
-    balance = _Balance(counts, shares, fold_of.copy(), movable)
+    balance = Balance.of(counts, shares, fold_of.copy(), movable)
     gain, group, fold = balance.best_move()
     assert gain == pytest.approx(min(gains, default=np.inf), abs=1e-9)
     if gains:
         balance.move(group, fold)
         assert imbalance(counts, shares, balance.fold_of) == pytest.approx(before + gain, abs=1e-9)
-        fresh = _Balance(counts, shares, balance.fold_of.copy(), movable)
+        fresh = Balance.of(counts, shares, balance.fold_of.copy(), movable)
         np.testing.assert_allclose(balance.excess, fresh.excess, atol=1e-9)
         assert balance.sizes.tolist() == fresh.sizes.tolist()
 
@@ -111,7 +123,7 @@ def test_the_best_swap_is_that_of_trying_all(
             swapped = fold_of.copy()
             swapped[[here, there]] = 0, 1
             gains.append(imbalance(counts, shares, swapped) - before)
-    balance = _Balance(counts, shares, fold_of.copy(), movable)
+    balance = Balance.of(counts, shares, fold_of.copy(), movable)
     gain, here, there = balance.best_swap(1, 0, np.random.default_rng(0))
     assert gain == pytest.approx(min(gains, default=0.0), abs=1e-9)
     if gains:
@@ -199,11 +211,6 @@ def test_groups_that_have_a_fold_keep_it_though_it_is_too_large() -> None:
     assert fold_of.tolist() == [0] * 30 + [1] * 10
 
 
-def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 patients cannot fill 5 folds"):
-        assign_folds(np.array([0, 1, 2]), np.zeros((3, 1), np.int8), even(5), seed=0)
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_folds_of_the_real_table_are_even_on_all_labels(real_data: Path, seed: int) -> None:
     table = pd.read_csv(real_data / "tables" / "slices_78545.csv.gz")
@@ -252,3 +259,152 @@ def test_the_order_within_a_shard_is_shuffled_and_seeded() -> None:
     assert 15 < labels[shard[:50]].sum() < 35  # labels are mixed
     np.testing.assert_array_equal(shard, assign_shards(labels, 1, seed=0)[0])
     assert (shard != assign_shards(labels, 1, seed=1)[0]).any()
+
+
+def hospital(patients: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of patients, some of whom bleed in one or two of six ways: groups and labels."""
+    rng = np.random.default_rng(seed)
+    labels, groups = [], []
+    for patient in range(patients):
+        slices = np.zeros((int(rng.integers(18, 21)), 6), np.int8)
+        if rng.random() < 0.7:
+            for kind in rng.choice(5, rng.integers(1, 3), replace=False):
+                first = rng.integers(0, 12)
+                slices[first : first + rng.integers(3, 9), kind] = 1
+        slices[:, 5] = slices.any(axis=1)
+        labels.append(slices)
+        groups += [patient] * len(slices)
+    return np.array(groups), np.concatenate(labels)
+
+
+def counts_of(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    rows = [[*labels[groups == g].sum(axis=0), (groups == g).sum()] for g in np.unique(groups)]
+    return np.array(rows, float)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_most_even_of_all_assignments_is_found(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 9, (8, 3)).astype(float)
+    shares = np.array([0.3, 0.3, 0.4])
+    every = [np.array(folds) for folds in product(range(3), repeat=8) if len(set(folds)) == 3]
+    least = min(imbalance(counts, shares, fold_of) for fold_of in every)
+    start = np.arange(8) % 3
+    found = search_folds(counts, shares, start, np.ones(8, bool), np.random.default_rng(0))
+    assert imbalance(counts, shares, found) == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_of_few_patients_are_within_three_percent(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, labels = hospital(72, seed)
+    counts, shares = counts_of(groups, labels), np.full(5, 0.2)
+    even = assign_folds(groups, labels, [0.2] * 5, seed)
+    monkeypatch.setattr("beam_pipeline.planning.folds._WORK", 0)
+    greedy = assign_folds(groups, labels, [0.2] * 5, seed)
+    assert imbalance(counts, shares, even) < imbalance(counts, shares, greedy) / 2
+    every = np.bincount(even[groups], weights=labels[:, 5])
+    assert np.abs(every / every.mean() - 1).max() < 0.03
+
+
+def test_many_groups_are_left_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    counts, start = rng.integers(0, 9, (1000, 3)).astype(float), rng.integers(0, 5, 1000)
+    every = np.ones(1000, bool)
+    assert search_folds(counts, np.full(5, 0.2), start, every, rng) is start
+
+
+def test_groups_that_may_not_be_moved_are_not() -> None:
+    rng = np.random.default_rng(0)
+    counts, start = rng.integers(0, 9, (40, 3)).astype(float), rng.integers(0, 4, 40)
+    movable = np.arange(40) % 2 == 0
+    shares = np.full(4, 0.25)
+    found = search_folds(counts, shares, start, movable, rng)
+    np.testing.assert_array_equal(found[~movable], start[~movable])
+    assert imbalance(counts, shares, found) < imbalance(counts, shares, start)
+    for one in ([], [3]):
+        alone = np.isin(np.arange(40), one)
+        assert search_folds(counts, shares, start, alone, rng) is start
+
+
+def test_a_search_has_a_bound_on_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    step = folds._step
+    monkeypatch.setattr(folds, "_step", lambda *given: taken.append(given) or step(*given))
+    groups, labels = hospital(120, 0)
+    monkeypatch.setattr(folds, "_WORK", 150 * 120 * (120 + 5 * 7))
+    assign_folds(groups, labels, [0.2] * 5, 0)
+    assert len(taken) == 150
+
+
+def test_deviations_of_many_labels_and_folds_fit_their_numbers() -> None:
+    """One group holds everything: no deviation is larger."""
+    counts = np.zeros((100, 500))
+    counts[0] = 1e6
+    groups = np.arange(100)
+    balance = Balance.of(counts, np.full(100, 0.01), groups, groups >= 0, exact=True)
+    exact = (99 / 100 * 100) ** 2 + 99  # of one label: 99 even shares, and 99 folds without one
+    scale = np.sqrt(balance.cost() / (500 * exact))
+    assert balance.cost() > 0
+    assert scale == pytest.approx(float(balance.wanted[0, 0]), rel=1e-6)
+
+
+GROUPS = np.repeat(np.arange(20), 5)
+LABELS = (GROUPS % 2 == 0).astype(np.int8)[:, None]
+
+
+def assign(known: list[str | None] | None = None, **options: Any) -> list[str]:
+    """The name of each slice's split."""
+    found = assign_splits(GROUPS, LABELS, SplitOptions(**options), known)
+    names = {slice_: name for name, slices in found.items() for slice_ in slices}
+    assert len(names) == sum(map(len, found.values()))
+    return [names[slice_] for slice_ in range(len(GROUPS))]
+
+
+def test_folds_are_even_and_the_holdout_comes_off_first() -> None:
+    assert Counter(assign(folds=2, holdout=0.2)) == {"holdout": 20, "fold0": 40, "fold1": 40}
+    splits = assign(folds=4)
+    assert Counter(splits) == dict.fromkeys(["fold0", "fold1", "fold2", "fold3"], 25)
+    assert len({*zip(GROUPS.tolist(), splits, strict=True)}) == 20  # no group is in two
+
+
+def test_an_earlier_assignment_is_kept_and_new_groups_are_dealt() -> None:
+    known = [f"fold{group % 2}" if group < 8 else None for group in GROUPS]
+    splits = assign(known, folds=2)
+    for split, earlier in zip(splits, known, strict=True):
+        assert earlier in (None, split)
+    assert splits.count("fold0") == 50
+
+
+def test_a_group_with_some_new_slices_stays_where_it_was() -> None:
+    known: list[str | None] = [None] * len(GROUPS)
+    known[7] = "fold1"  # one slice of group 1
+    splits = assign(known, folds=2)
+    assert set(splits[5:10]) == {"fold1"}
+
+
+def test_an_assignment_that_leaks_is_refused() -> None:
+    known = ["fold0", "fold1"] + [None] * (len(GROUPS) - 2)
+    with pytest.raises(UsageError, match="in two splits: such an assignment leaks"):
+        assign(known, folds=2)
+
+
+def test_an_assignment_of_other_splits_is_refused() -> None:
+    known = ["fold7", "fold4"] + [None] * (len(GROUPS) - 2)
+    with pytest.raises(UsageError, match="has the split 'fold4'; here are fold0, fold1"):
+        assign(known, folds=2)
+
+
+def test_too_few_groups_are_refused() -> None:
+    with pytest.raises(UsageError) as raised:
+        assign(folds=21)
+    assert str(raised.value) == (
+        "--folds 21: 20 patients cannot fill 21 folds; want --folds 20 or fewer"
+    )
+    with pytest.raises(UsageError) as raised:
+        assign(folds=20, holdout=0.1)
+    assert str(raised.value) == (
+        "--folds 20 with --holdout: 20 patients cannot fill 20 folds and a hold-out; "
+        "want --folds 19 or fewer"
+    )

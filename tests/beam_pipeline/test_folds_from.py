@@ -4,20 +4,19 @@ import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from beam_pipeline import pipeline
-from beam_pipeline.keys import key_check
-from beam_pipeline.options import GroupBy, Identifiers, ImageId, Options
-from beam_pipeline.planning.folds_from import Earlier, KnownSplits, read_earlier
-from beam_pipeline.planning.image_ids import Identity, image_keys
-from beam_pipeline.planning.plan import Keys
-from beam_pipeline.planning.pseudonyms import hash_id
+from beam_pipeline.keys import hash_id, key_check
+from beam_pipeline.options import Identifiers, ImageId, Options
+from beam_pipeline.planning.folds_from import Earlier, KnownSplits
+from beam_pipeline.planning.join_labels import Identity
+from beam_pipeline.planning.label_match import image_keys
 from headct.errors import UsageError
 
 KEY, OTHER_KEY = b"sixteen bytes or more", b"another key, as long"
@@ -68,18 +67,18 @@ def find(
     codes, groups = pd.factorize(pd.Series(hashed(key, column, patients)))
     raw = now.labels.image_id is ImageId.SOP_INSTANCE_UID
     uids = hashed(b"" if raw else key, "image_id", UIDS)
-    keys = Keys(
-        image_keys(pa.array(names)),
-        image_keys(pa.array(uids)),
-        Identity(ImageId.FILE_NAME, False, ambiguous),
-        {column: codes.astype(np.int32)},
-        np.zeros(4, np.uint64),
-        np.ones(4, np.bool_),
-        np.zeros(4, np.bool_),
+    slices = pd.DataFrame({"image_id": image_keys(pa.array(names)), column: codes})
+    slices["sop_instance_uid"] = image_keys(pa.array(uids))
+    joined = SimpleNamespace(
+        slices=slices,
+        identity=Identity(ImageId.FILE_NAME, False, ambiguous),
+        inventory=SimpleNamespace(texts={column: [*groups]}, find_key=lambda _: key),
     )
-    earlier = read_earlier(path, now.splits.group_by)
-    earlier.check(now)
-    return earlier.find(keys, np.arange(4), [*groups], lambda: key, now)
+    return read(path, now).find(joined)  # type: ignore[arg-type]
+
+
+def read(path: str, now: Options | None = None) -> Earlier:
+    return Earlier.read((now or options("keep")).changed(folds_from=path))
 
 
 NEW_SLICES = {"image_id": ["x", "y"], "split": ["fold1", "fold0"]}
@@ -93,7 +92,7 @@ def test_new_slices_of_known_patients_stay_with_them(tmp_path: Path, before: str
     ids = hashed(KEY if before == "hash" else b"", "patient_id", ["Roe", "Poe"])
     path = write_directory(tmp_path / "s", options(before), {**NEW_SLICES, "patient_id": ids})
     known = find(path, options(now))
-    assert known.splits.tolist() == ["fold1", "fold1", None, "fold0"]
+    assert known.splits == ["fold1", "fold1", None, "fold0"]
     assert known.note == "--folds_from: 2 of 3 patients keep their split, found by patient_id."
 
 
@@ -114,7 +113,7 @@ def test_patients_that_cannot_be_joined_are_refused_unless_the_images_are_there(
     with pytest.raises(UsageError, match=rf"knows no slice: {why}.*; image_id: none of them is"):
         find(path, options(now))
     known = find(path, options(now), names=["a", "b", "x", "d"])
-    assert known.splits.tolist() == [None, None, "fold1", None]
+    assert known.splits == [None, None, "fold1", None]
     assert known.note.startswith(
         "--folds_from: 1 of 3 patients keep their split, found by image_id;"
     )
@@ -139,7 +138,7 @@ def test_ordinals_of_both_are_refused_at_the_start(
     path = write_directory(tmp_path / "s", options(before, image_id), rows, identity)
     message = "cannot be joined: patient_id: they are ordinals.*; image_id: they are ordinals"
     with pytest.raises(UsageError, match=message):
-        read_earlier(path, GroupBy.PATIENT).check(options("ordinal"))
+        read(path, options("ordinal"))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +162,13 @@ def test_images_are_found_by_their_uids(
         {**rows, "patient_id": ["?", "?"]},
         "sop_instance_uid",
     )
-    assert find(path, options(now), ambiguous=2).splits.tolist() == [None, None, "fold0", None]
+    assert find(path, options(now), ambiguous=2).splits == [None, None, "fold0", None]
 
 
 def test_names_that_several_slices_share_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("image_id,split\na,fold0\n")
     path = str(tmp_path / "folds.csv")
-    assert find(path, options("keep")).splits.tolist() == ["fold0", None, None, None]
+    assert find(path, options("keep")).splits == ["fold0", None, None, None]
     with pytest.raises(UsageError, match="knows no slice"):
         find(path, options("keep"), ambiguous=2)
 
@@ -179,20 +178,20 @@ def test_names_that_several_slices_share_are_not_compared(tmp_path: Path) -> Non
 def test_a_table_may_name_patients(tmp_path: Path, now: str, text: str) -> None:
     (tmp_path / "folds.csv").write_text(text)
     known = find(str(tmp_path / "folds.csv"), options(now))
-    assert known.splits.tolist() == [None, None, None, "fold1"]
+    assert known.splits == [None, None, None, "fold1"]
 
 
 def test_a_table_may_name_patients_by_their_hashes(tmp_path: Path) -> None:
     (patient,) = hashed(KEY, "patient_id", ["Poe"])
     (tmp_path / "folds.csv").write_text(f"patient_id,split\n{patient},fold1\n")
     known = find(str(tmp_path / "folds.csv"), options("hash"))
-    assert known.splits.tolist() == [None, None, None, "fold1"]
+    assert known.splits == [None, None, None, "fold1"]
 
 
 def test_studies_are_joined_where_studies_are_kept_together(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("study_id,patient_id,split\nRoe,p,fold1\nDoe,p,fold0\n")
     known = find(str(tmp_path / "folds.csv"), options("keep", group_by="study"))
-    assert known.splits.tolist() == ["fold1", "fold1", "fold0", None]
+    assert known.splits == ["fold1", "fold1", "fold0", None]
     assert "2 of 3 studies keep their split, found by study_id." in known.note
 
 
@@ -203,7 +202,7 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
     # Others' rows do not matter.
     assert find(
         str(tmp_path / "folds.csv"), options("keep"), patients=["A", "B", "Doe", "C"]
-    ).splits.tolist() == [None, None, "fold0", None]
+    ).splits == [None, None, "fold0", None]
 
 
 def test_a_directory_of_an_earlier_version_has_file_names(tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_a_directory_of_an_earlier_version_has_file_names(tmp_path: Path) -> Non
     manifest = {"options": {"input": "in", "labels": None, "image_id": "file_name"}}
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     known = find(path, options("ordinal"), names=["x", "b", "c", "y"])
-    assert known.splits.tolist() == ["fold1", None, None, "fold0"]
+    assert known.splits == ["fold1", None, None, "fold0"]
 
 
 @pytest.mark.parametrize(
@@ -228,39 +227,39 @@ def test_an_assignment_is_read_from_a_table_or_a_directory(tmp_path: Path, name:
     frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
     (tmp_path / "manifest.json").write_text(json.dumps({"options": {}}))
     given = str(tmp_path) if name == "index.parquet" else str(path)
-    assert splits_of(read_earlier(given, GroupBy.PATIENT)) == {"a": "fold0", "b": "fold1"}
+    assert splits_of(read(given)) == {"a": "fold0", "b": "fold1"}
 
 
 def splits_of(earlier: Earlier) -> dict[str, str | None]:
-    return dict(zip(earlier.ids["image_id"], earlier.splits, strict=True))
+    return dict(zip(earlier.table["image_id"], earlier.table["split"], strict=True))
 
 
 def test_numbers_and_na_are_image_ids_like_any_other(tmp_path: Path) -> None:
     numbers = pd.DataFrame({"image_id": [7, 11], "split": ["fold0", "fold1"]})
     numbers.to_parquet(tmp_path / "numbers.parquet")
-    found = read_earlier(str(tmp_path / "numbers.parquet"), GroupBy.PATIENT)
+    found = read(str(tmp_path / "numbers.parquet"))
     assert splits_of(found) == {"7": "fold0", "11": "fold1"}
     (tmp_path / "words.csv").write_text("image_id,split\nNA,fold0\nnew,\n")
-    words = read_earlier(str(tmp_path / "words.csv"), GroupBy.PATIENT)
+    words = read(str(tmp_path / "words.csv"))
     assert splits_of(words) == {"NA": "fold0", "new": None}
 
 
 def test_what_is_no_assignment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"index.parquet does not exist"):
-        read_earlier(str(tmp_path), GroupBy.PATIENT)
+        read(str(tmp_path))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match=r"other\.csv: it has the columns 'a', 'b'; want split"):
-        read_earlier(str(tmp_path / "other.csv"), GroupBy.PATIENT)
+        read(str(tmp_path / "other.csv"))
     (tmp_path / "twice.csv").write_text("image_id,split\na,fold0\na,fold1\n")
     with pytest.raises(UsageError, match="an image_id has two rows"):
         find(str(tmp_path / "twice.csv"), options("keep"))
     pd.DataFrame(NEW_SLICES).to_parquet(tmp_path / "index.parquet")
     with pytest.raises(UsageError, match=r"manifest.json does not exist"):
-        read_earlier(str(tmp_path), GroupBy.PATIENT)
+        read(str(tmp_path))
     for text in ("[]", "{", '{"options": 3}'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UsageError, match="--folds_from"):
-            read_earlier(str(tmp_path), GroupBy.PATIENT)
+            read(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten"])
@@ -270,7 +269,7 @@ def test_an_assignment_that_is_damaged_is_refused(tmp_path: Path, damage: str) -
     damaged = {"cut": data[:-1000], "overwritten": data[:60] + bytes(100) + data[160:]}
     (tmp_path / "folds.csv.gz").write_bytes(damaged[damage])
     with pytest.raises(UsageError, match=r"--folds_from .*folds\.csv\.gz: "):
-        read_earlier(str(tmp_path / "folds.csv.gz"), GroupBy.PATIENT)
+        read(str(tmp_path / "folds.csv.gz"))
 
 
 def test_new_slices_of_known_patients_go_where_these_are(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.keys import hash_id, patient_of_study, study_of
 from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
 from beam_pipeline.planning.inventory import (
     SCHEMA,
@@ -23,8 +24,8 @@ from beam_pipeline.planning.inventory import (
     find_key,
     inspect_part,
     list_parts,
+    name_of,
 )
-from beam_pipeline.planning.pseudonyms import hash_id, is_study, name_of, patient_of_study
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import Watch
 from headct.declarations import Mark
@@ -374,7 +375,7 @@ def test_a_study_stands_for_a_patient_without_an_id(
     patients = {name: rows[f"{name}.dcm"]["patient_id"] for name in ids}
     assert patients["a"] == patients["b"] == patient_of_study(rows["a.dcm"]["study_id"])
     assert len({*patients.values()}) == 5
-    assert [name for name in ids if is_study(patients[name])] == ["a", "b", "c"]
+    assert [name for name in ids if study_of(patients[name]) is not None] == ["a", "b", "c"]
 
 
 def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_other_input(

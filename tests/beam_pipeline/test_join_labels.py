@@ -10,11 +10,11 @@ import pytest
 
 from beam_pipeline import pipeline
 from beam_pipeline.errors import TooManyRejects
+from beam_pipeline.keys import hash_id
 from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.planning.pseudonyms import hash_id
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.shards.unfinished import Plan, Unfinished
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import UsageError

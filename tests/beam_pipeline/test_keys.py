@@ -1,14 +1,23 @@
 import hashlib
+import hmac
 from pathlib import Path
 
 import pytest
 
-from beam_pipeline.keys import KEY_VARIABLE, input_key, key_check, read_key
+from beam_pipeline.keys import (
+    KEY_VARIABLE,
+    hash_id,
+    holds_identifier,
+    input_key,
+    key_check,
+    read_key,
+)
 from headct.errors import StoreError, UsageError
 from headct.stores import FileInfo, InputFiles
 from headct.stores.local import LocalStore
 
 PATIENCE = 1.0
+KEY = b"sixteen bytes or more"
 
 
 def test_a_key_is_read_from_a_file_or_the_environment(
@@ -72,3 +81,49 @@ def test_a_store_that_fails_gives_no_key(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(LocalStore, "read", fail)
     with pytest.raises(StoreError, match="is on fire"):
         input_key(InputFiles(str(tmp_path)), listed("a"))
+
+
+def test_hashes_are_keyed_and_stable() -> None:
+    expected = hmac.new(KEY, b"patient_id\0Roe", hashlib.sha256).hexdigest()[:16]
+    assert hash_id(KEY, "patient_id", "Roe") == expected
+    assert hash_id(KEY + b"!", "patient_id", "Roe") != expected
+    assert hash_id(KEY, "patient_id", "Doe") != expected
+    assert hash_id(KEY, "series_id", "Roe") != expected  # the same text, another purpose
+
+
+def test_a_text_that_is_no_utf_8_has_a_hash() -> None:
+    expected = hmac.new(KEY, b"study_id\0\xff\xc3", hashlib.sha256).hexdigest()[:16]
+    assert hash_id(KEY, "study_id", "\udcff\udcc3") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "identifier"),
+    [
+        ("DOE_JOHN/IM0001", "Doe^John"),
+        ("a/doejohn.dcm", "Doe^John"),
+        ("mustermann1964/1.dcm", "Mustermann"),
+        ("mrn47110815/1.dcm", "MRN-4711-0815"),
+        ("CT12345/1.dcm", "12345"),
+        ("12345_2.dcm", "12345"),
+        ("müller/1", "M\u00fcller"),
+    ],
+)
+def test_a_path_that_holds_an_identifier(path: str, identifier: str) -> None:
+    assert holds_identifier(path, ["nothing", identifier])
+
+
+@pytest.mark.parametrize(
+    ("path", "identifier"),
+    [
+        ("112345.dcm", "12345"),  # another number
+        ("123456.dcm", "12345"),
+        ("doering/1.dcm", "Doer"),  # another word
+        ("1/2/3.dcm", "2"),  # too short to tell
+        ("kim/1.dcm", "Kim"),
+        ("a.b/1.dcm", "a+b.*"),  # no pattern
+        ("any/path", "^"),
+        ("any/path", ""),
+    ],
+)
+def test_a_path_that_does_not(path: str, identifier: str) -> None:
+    assert not holds_identifier(path, [identifier])

@@ -2,48 +2,51 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning import label_match
-from beam_pipeline.planning.image_ids import image_keys
+from beam_pipeline.keys import key_check
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.planning import join_labels, label_match
+from beam_pipeline.planning.inventory import name_of
+from beam_pipeline.planning.join_labels import Inventory
 from beam_pipeline.planning.label_match import (
-    NO_LABEL,
-    FilePlaces,
+    FileLabels,
     LabelForm,
-    LabelIndex,
-    LabelMatch,
     check_labels_fit,
-    match_labels,
-    settle_repeated,
+    ids_of,
+    image_keys,
 )
-from beam_pipeline.planning.labels import PROBLEMS, Labels
-from beam_pipeline.planning.pseudonyms import name_of
+from beam_pipeline.planning.labels import Labels, plain_ids
 from headct.errors import UsageError
-from headct.reasons import Reason
 
 UIDS = ["1.2.826.0.1.10", "1.2.826.0.1.11", "1.2.826.0.1.12", "1.2.826.0.1.13"]
 FLAT = [b"ID_1.dcm", b"ID_2.dcm", b"ID_3.dcm", b"ID_4.dcm"]
 NESTED = [b"a/s1/IM0001", b"a/s2/IM0001", b"b/s1/IM0001", b"b/s1/IM0002.dcm"]
-
-
-def chunked(texts: Sequence[str]) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(texts[:2], pa.string()), pa.array(texts[2:], pa.string())])
+Match = tuple[LabelForm, list[int], list[bool]]
 
 
 def match(
     labels: Sequence[str], files: Sequence[bytes], used: Iterable[int] | None = None
-) -> LabelMatch:
+) -> Match:
     """Match labels and files, the SOP Instance UIDs of which are UIDS."""
-    index = LabelIndex.of(chunked(labels))
-    places = FilePlaces(index)
+    ids = plain_ids(pa.array(labels))
+    of_files = FileLabels(ids)
     for file in files:  # each a part of the inventory
-        places.add(pa.array([file], pa.binary()))
-    slices = np.array([*(range(len(files)) if used is None else used)])
-    keys = image_keys(pa.array(UIDS[: len(files)], pa.string()))
-    return match_labels(places.join(), slices, len(labels), lambda: index.find(keys))
+        of_files.add(pa.array([file], pa.binary()))
+    uids = image_keys(pa.array(UIDS[: len(files)]))
+    frame = pd.DataFrame({"sop_instance_uid": uids})
+    inventory = Inventory(None, [], frame, {}, key_check(b""), 0, of_files.join())  # type: ignore[arg-type]
+    slices = np.isin(np.arange(len(files)), [*(range(len(files)) if used is None else used)])
+    values = np.zeros((len(ids), 1), np.int8)
+    options = Options.of(input="in", output="out", identifiers="keep", image_id=ImageId.ORDINAL)
+    form, found, shared = join_labels._match(
+        inventory, slices, Labels(("any",), ids, values), options
+    )
+    return form, found.tolist(), shared.tolist()
 
 
 @pytest.mark.parametrize(
@@ -68,45 +71,35 @@ def match(
 def test_labels_are_joined_by_what_their_ids_are(
     files: list[bytes], labels: list[str], form: LabelForm, places: list[int]
 ) -> None:
-    found = match(labels, files)
-    assert (found.form, found.places.tolist()) == (form, places)
-    assert not found.shared.any()
+    assert match(labels, files) == (form, places, [False] * len(labels))
 
 
 def test_the_form_that_fits_most_labels_is_taken_and_the_others_labels_have_no_file() -> None:
     files = [b"a/ID_1", b"a/ID_2", b"a/ID_3"]
-    found = match(["a/ID_1", "ID_2", "a/ID_3"], files)
-    assert (found.form, found.places.tolist()) == (LabelForm.PATH, [0, -1, 2])
-    equal = match(["a/ID_1", "ID_3"], files)
-    assert equal.form is LabelForm.NAME  # the first of two that fit as well
+    assert match(["a/ID_1", "ID_2", "a/ID_3"], files)[:2] == (LabelForm.PATH, [0, -1, 2])
+    assert match(["a/ID_1", "ID_3"], files)[0] is LabelForm.NAME  # of two that fit as well
 
 
 def test_a_label_of_several_slices_is_of_none() -> None:
-    found = match(["IM0001", "IM0002"], NESTED)
-    assert found.form is LabelForm.NAME
-    assert found.shared.tolist() == [True, False]
+    form, _, shared = match(["IM0001", "IM0002"], NESTED)
+    assert (form, shared) == (LabelForm.NAME, [True, False])
     # Copies, and files that are no slices, do not count.
-    assert not match(["IM0001"], NESTED, used=[0, 3]).shared.any()
-
-
-def test_paths_are_better_than_a_name_that_several_slices_have() -> None:
-    assert match(["IM0001", "b/s1/IM0002"], NESTED).form is LabelForm.PATH
+    assert match(["IM0001"], NESTED, used=[0, 3])[2] == [False]
+    assert match(["IM0001", "b/s1/IM0002"], NESTED)[0] is LabelForm.PATH
 
 
 def test_labels_of_files_that_are_no_slices_are_joined_too() -> None:
-    found = match(["b/s1/IM0002"], NESTED, used=[0])
-    assert (found.form, found.places.tolist()) == (LabelForm.PATH, [-1, -1, -1, 0])
-    assert match(["x"], FLAT).is_empty
-    assert not found.is_empty
+    assert match(["b/s1/IM0002"], NESTED, used=[0])[:2] == (LabelForm.PATH, [-1, -1, -1, 0])
+    with pytest.raises(UsageError, match="no image of label file"):
+        match(["x"], FLAT)
 
 
-def test_uids_are_only_asked_for_where_another_form_leaves_slices_and_labels_over() -> None:
-    def fail() -> Any:
-        pytest.fail("no UID is needed")
-
-    every = {LabelForm.NAME: np.array([0, 1, NO_LABEL], np.int32)}
-    assert match_labels(every, np.arange(3), 2, fail).form is LabelForm.NAME  # all labels
-    assert match_labels(every, np.arange(2), 9, fail).form is LabelForm.NAME  # all slices
+def test_uids_are_only_asked_for_where_another_form_leaves_slices_and_labels_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(join_labels, "_find_by_uid", lambda *_: pytest.fail("no UID is needed"))
+    assert match(["ID_1", "ID_2"], FLAT)[0] is LabelForm.NAME  # all labels
+    assert match(["ID_1", "ID_2", *UIDS], FLAT, used=[0, 1])[0] is LabelForm.NAME  # all slices
 
 
 names = st.text(st.sampled_from("ab1.~ é"), min_size=1).filter(lambda text: text not in ("..", "."))
@@ -116,14 +109,14 @@ names = st.text(st.sampled_from("ab1.~ é"), min_size=1).filter(lambda text: tex
 def test_a_suffix_is_what_name_of_says(parts: list[str]) -> None:
     path = "/".join(parts)
     folder = "".join(path.rpartition("/")[:2])
-    ids = label_match._ids_of(pa.array([path.encode()], pa.binary()))
+    ids = ids_of(pa.array([path.encode()], pa.binary()))
     expected = [name_of(path), parts[-1], folder + name_of(path), path]
     assert [array[0].as_py() for array in ids.values()] == [*map(plain, expected)]
     assert [*ids] == [*LabelForm][:4]
 
 
 def plain(path: str) -> str:
-    return str(label_match.plain_ids(pa.array([path]))[0].as_py())
+    return str(plain_ids(pa.array([path]))[0].as_py())
 
 
 @pytest.mark.parametrize(
@@ -147,30 +140,11 @@ def test_a_path_is_the_same_however_it_is_written(written: str, found: str) -> N
     assert plain(written) == found
 
 
-def test_ids_that_differ_only_in_how_they_are_written_must_not_contradict() -> None:
-    ids = ["a/1", "b/1", r"a\1", "./b/1.dcm", "c"]
-    values = np.array([[0], [1], [1], [1], [0]], np.int8)
-    labels = Labels(("any",), chunked(ids), values, np.full(5, -1, np.int8))
-    settled = settle_repeated(labels, LabelIndex.of(labels.image_ids))
-    conflict = next(n for n, (why, _) in enumerate(PROBLEMS) if why is Reason.LABEL_CONFLICT)
-    assert settled.problems.tolist() == [conflict, -1, conflict, -1, -1]
-    assert labels.problems.tolist() == [-1] * 5
-
-
-def test_no_labels_are_found_among_none() -> None:
-    assert (
-        LabelIndex.of(pa.chunked_array([pa.array([], pa.string())]))
-        .find(np.array([1, 2], np.uint64))
-        .tolist()
-        == [NO_LABEL] * 2
-    )
-
-
-LABELS = chunked([f"ID_{number:03}" for number in range(100)])
+LABELS = pa.array([f"ID_{number:03}" for number in range(100)])
 
 
 def check(
-    paths: Iterable[str], uids: Sequence[str] = (), ids: pa.ChunkedArray = LABELS, **more: Any
+    paths: Iterable[str], uids: Sequence[str] = (), ids: pa.Array = LABELS, **more: Any
 ) -> None:
     encoded = (path.encode() for path in paths)
     check_labels_fit(ids, "labels.csv", encoded, lambda _: uids, **more)
@@ -200,17 +174,16 @@ def test_a_hidden_name_is_not_shown() -> None:
 
 
 def test_all_labels_are_compared_before_there_is_none() -> None:
-    parts = [LABELS.chunk(1)[first : first + 7] for first in range(0, 98, 7)]
-    check(["slice-1", "ID_098"], ids=pa.chunked_array(parts))
+    check(["slice-1", "ID_098"])
     with pytest.raises(UsageError, match="no image of label file labels"):
-        check(["slice-1", "slice-2"], ids=pa.chunked_array(parts))
+        check(["slice-1", "slice-2"])
 
 
 def test_labels_may_be_of_uids_that_only_headers_have() -> None:
     check(["IM0001", "IM0002"], ["1.2", "ID_007"])  # of RSNA, whose UIDs are none
     with pytest.raises(UsageError):
         check(["IM0001", "IM0002"], ["1.2", "1.3"])
-    check(["IM0001", "IM0002"], ["1.2"], ids=chunked(UIDS))  # of others, perhaps
+    check(["IM0001", "IM0002"], ["1.2"], ids=pa.array(UIDS))  # of others, perhaps
 
 
 def test_the_files_whose_uids_are_compared_are_spread_over_the_input() -> None:
@@ -224,3 +197,27 @@ def test_the_files_whose_uids_are_compared_are_spread_over_the_input() -> None:
     check_labels_fit(LABELS, "labels.csv", paths, read_uids)
     assert len(asked) == label_match._PEEKED
     assert (asked[0], asked[-1]) == (paths[0], paths[-1])
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_image_ids_are_equal_where_their_keys_are(image_ids: list[str]) -> None:
+    keys = image_keys(pa.array(image_ids, pa.string()))
+    assert keys.dtype == np.uint64
+    same = [[one == other for other in image_ids] for one in image_ids]
+    assert (keys[:, None] == keys[None]).tolist() == same
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_key_is_the_same_wherever_the_image_id_stands(kind: pa.DataType) -> None:
+    one, other = image_keys(pa.array(["ID_1", "ID_2"], pa.string())).tolist()
+    chunks = pa.chunked_array([["x", "ID_2"], [], ["ID_1"]], kind)
+    assert image_keys(chunks)[1:].tolist() == [other, one]
+    assert image_keys(pa.array(["x", "ID_1", "y"], kind).slice(1, 1)).tolist() == [one]
+
+
+def test_a_hundred_thousand_image_ids_have_as_many_keys() -> None:
+    keys = image_keys(pa.array([f"ID_{number:09x}" for number in range(100_000)]))
+    assert len(np.unique(keys)) == 100_000
+    high, low = keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)
+    # 2 to the 32nd values: n (n - 1) / 2 / 2^32 = 1.2 of them are hit twice, by chance.
+    assert min(len(np.unique(high)), len(np.unique(low))) > 99_980

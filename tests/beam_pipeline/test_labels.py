@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.planning.label_file import LabelFile
-from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.options import LabelOptions
+from beam_pipeline.planning.labels import (
+    PROBLEMS,
+    RSNA_LABELS,
+    Labels,
+    find_columns,
+    parse_values,
+    read_labels,
+)
 from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import UsageError
 from headct.reasons import Reason
@@ -30,18 +38,14 @@ def write(folder: Path, text: str, name: str = "labels.csv") -> str:
     return str(path)
 
 
-def read_labels(path: str) -> Labels:
-    return LabelFile(path).read()
-
-
 def found(labels: Labels, image_id: str) -> list[int] | tuple[Reason, str] | None:
     """An image's labels, or why they cannot be used; None where there are none."""
-    ids = labels.image_ids.to_pylist()
+    ids = labels.ids.to_pylist()
     if image_id not in ids:
         return None
     (place,) = (number for number, each in enumerate(ids) if each == image_id)
-    problem = labels.problems[place]
-    return labels.values[place].tolist() if problem < 0 else PROBLEMS[problem]
+    values = labels.values[place].tolist()
+    return values if min(values) >= 0 else PROBLEMS[-1 - min(values)]
 
 
 def rows(image_id: str, **values: object) -> str:
@@ -56,8 +60,8 @@ def test_a_slice_has_its_labels_in_the_usual_order(tmp_path: Path) -> None:
     assert found(labels, "ID_b") == [0, 0, 0, 0, 1, 1]
     assert found(labels, "ID_a") == [0] * 6
     assert found(labels, "ID_c") is None
-    assert labels.image_ids.to_pylist() == ["ID_b", "ID_a"]
-    assert (labels.values.dtype, labels.problems.dtype) == (np.int8, np.int8)
+    assert labels.ids.to_pylist() == ["ID_b", "ID_a"]
+    assert labels.values.dtype == np.int8
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
@@ -67,20 +71,13 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     for labels in (forward, backward):
         assert found(labels, "ID_a") == [1, 0, 0, 0, 0, 0]
         assert found(labels, "ID_b") == [0, 0, 0, 0, 0, 1]
-    assert forward.image_ids.to_pylist() == ["ID_a", "ID_b"]
-    assert backward.image_ids.to_pylist() == ["ID_b", "ID_a"]
+    assert forward.ids.to_pylist() == ["ID_a", "ID_b"]
+    assert backward.ids.to_pylist() == ["ID_b", "ID_a"]
 
 
 def test_repeated_rows_that_agree_count_once(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path, "ID,Label\n" + rows("ID_a", any=1) * 2))
     assert found(labels, "ID_a") == [0, 0, 0, 0, 0, 1]
-
-
-def test_rows_that_contradict_each_other_make_a_conflict(tmp_path: Path) -> None:
-    text = "ID,Label\n" + rows("ID_a") + "ID_a_any,1\n" + rows("ID_b")
-    labels = read_labels(write(tmp_path, text))
-    assert found(labels, "ID_a") == (Reason.LABEL_CONFLICT, "rows contradict each other")
-    assert found(labels, "ID_b") == [0] * 6
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -100,20 +97,12 @@ def test_a_file_that_is_parsed_in_parts_is_read_as_a_whole(
     whole = read_labels(path)
     monkeypatch.setattr("beam_pipeline.planning.text_tables._BLOCK_BYTES", 128)
     parts = read_labels(path)
-    assert parts.image_ids.num_chunks > whole.image_ids.num_chunks == 1
-    assert parts.image_ids.to_pylist() == whole.image_ids.to_pylist()
+    assert parts.ids.to_pylist() == whole.ids.to_pylist()
     np.testing.assert_equal(parts.values, whole.values)
-    np.testing.assert_equal(parts.problems, whole.problems)
     assert parts.names == ("x", "y")
     assert found(parts, "ID_3") == [0, 1]
     assert [found(parts, f"ID_{number}") for number in (7, 17, 39)] == [[1, 0], [1, 0], [0, 0]]
     assert found(parts, "ID_10") == (Reason.LABEL_CONFLICT, "rows contradict each other")
-
-
-def test_true_and_false_are_values(tmp_path: Path) -> None:
-    text = "image,x,y\na,true,false\nb,False,True\nc,TRUE,0\nd, 1.0 ,FALSE\n"
-    labels = read_labels(write(tmp_path, text))
-    assert [found(labels, name) for name in "abcd"] == [[1, 0], [0, 1], [1, 0], [1, 0]]
 
 
 @pytest.mark.parametrize("value", ["2", "", "yes", "-1", "0.5", "nan", "truth"])
@@ -146,12 +135,12 @@ def test_known_classes_of_any_names_are_found_in_a_long_file(tmp_path: Path) -> 
     path = tmp_path / "labels.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    labels = LabelFile(str(path), label_columns=names).read()
+    labels = read_labels(str(path), LabelOptions(label_columns=names))
     assert labels.names == names
-    assert labels.image_ids.to_pylist() == ["1e5", "a_b", "NA"]
+    assert labels.ids.to_pylist() == ["1e5", "a_b", "NA"]
     assert all(found(labels, image) == [0, 1, 0, 1, 0, 1] for image in ("1e5", "a_b", "NA"))
     with pytest.raises(UsageError, match="no ID ends in '_absent', and no column has that name"):
-        LabelFile(str(path), label_columns=("shift", "absent")).read()
+        read_labels(str(path), LabelOptions(label_columns=("shift", "absent")))
 
 
 IMAGES, CLASSES, VALUES = ("a", "b_b", "c"), ("x", "y"), ("0", "1", "1.0", "true", "2", "")
@@ -207,7 +196,7 @@ def test_a_compressed_file_is_read_whatever_its_name(tmp_path: Path, suffix: str
         labels = read_labels(str(path))
         assert found(labels, "ID_a") == [0, 0, 0, 0, 0, 1]
         assert found(labels, "ID_b") == [0] * 6
-        assert len(labels.image_ids) == 2
+        assert len(labels.ids) == 2
 
 
 # What no checksum protects, as in a Zstandard file of Arrow, may be overwritten unseen.
@@ -232,16 +221,6 @@ def test_a_compressed_file_that_is_damaged_is_refused(
     path.write_bytes(damaged[damage])
     with pytest.raises(UsageError, match="cannot read label file"):
         read_labels(str(path))
-
-
-def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "labels.zip"
-    path.write_bytes(zipped(b"ID,Label\na_x,0\n", "one.csv", "other.csv"))
-    with pytest.raises(UsageError, match="the archive holds 2 files, not one"):
-        LabelFile(str(path)).read()
-    path.write_bytes(zipped(b""))
-    with pytest.raises(UsageError, match="the archive holds 0 files, not one"):
-        LabelFile(str(path)).read()
 
 
 def test_an_archive_that_needs_a_password_is_refused(tmp_path: Path) -> None:
@@ -270,7 +249,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, text: str, message: str
 
 def test_a_missing_file_is_refused_before_it_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        LabelFile(str(tmp_path / "absent.csv")).read()
+        read_labels(str(tmp_path / "absent.csv"))
 
 
 WIDE = "image_id,site,epidural,other\na,x,0,1\nb,y,1,0\nb,y,1,0\nc,z,2,0\nd,z,,0\n"
@@ -278,7 +257,7 @@ WIDE = "image_id,site,epidural,other\na,x,0,1\nb,y,1,0\nb,y,1,0\nc,z,2,0\nd,z,,0
 
 def test_a_wide_file_has_a_column_a_class(tmp_path: Path) -> None:
     path = write(tmp_path, WIDE)
-    labels = LabelFile(path, label_columns=("other", "epidural")).read()
+    labels = read_labels(path, LabelOptions(label_columns=("other", "epidural")))
     assert labels.names == ("other", "epidural")
     assert found(labels, "a") == [1, 0]
     assert found(labels, "b") == [0, 1]
@@ -286,10 +265,14 @@ def test_a_wide_file_has_a_column_a_class(tmp_path: Path) -> None:
         assert found(labels, image_id) == (Reason.LABEL_INVALID, "a value is neither 0 nor 1")
 
 
-def test_rows_of_a_wide_file_may_conflict(tmp_path: Path) -> None:
-    labels = read_labels(write(tmp_path, "file,x\na,1\na,0\nb,1\n"))
-    assert found(labels, "a") == (Reason.LABEL_CONFLICT, "rows contradict each other")
-    assert found(labels, "b") == [1]
+def test_rows_that_contradict_each_other_make_a_conflict_however_an_id_is_written(
+    tmp_path: Path,
+) -> None:
+    text = "file,x\na/1,0\nb/1,1\na\\1.dcm,1\n./b/1,1\nc,0\n"
+    labels = read_labels(write(tmp_path, text))
+    assert labels.ids.to_pylist() == ["a/1", "b/1", "c"]
+    assert found(labels, "a/1") == (Reason.LABEL_CONFLICT, "rows contradict each other")
+    assert (found(labels, "b/1"), found(labels, "c")) == ([1], [0])
 
 
 def test_the_form_of_a_file_and_its_columns_are_found(tmp_path: Path) -> None:
@@ -302,7 +285,7 @@ def test_the_form_of_a_file_and_its_columns_are_found(tmp_path: Path) -> None:
 def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
     frame = pd.DataFrame({"slice": ["a", "b", "c"], "x": [0, 1, None], "y": [True, False, True]})
     frame.to_parquet(tmp_path / "labels.parquet")
-    labels = LabelFile(str(tmp_path / "labels.parquet"), id_column="slice").read()
+    labels = read_labels(str(tmp_path / "labels.parquet"), LabelOptions(id_column="slice"))
     assert labels.names == ("x", "y")
     assert found(labels, "a") == [0, 1]
     assert found(labels, "b") == [1, 0]
@@ -311,7 +294,7 @@ def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'epidural', 'other', not 'absent'"):
-        LabelFile(write(tmp_path, WIDE), label_columns=("absent",)).read()
+        read_labels(write(tmp_path, WIDE), LabelOptions(label_columns=("absent",)))
 
 
 WITH_OTHERS = (
@@ -322,8 +305,8 @@ WITH_OTHERS = (
 def test_other_columns_of_a_wide_file_are_left_alone_if_the_classes_are_named(
     tmp_path: Path,
 ) -> None:
-    file = LabelFile(write(tmp_path, WITH_OTHERS), label_columns=("any", "epidural"))
-    labels = file.read()
+    options = LabelOptions(label_columns=("any", "epidural"))
+    labels = read_labels(write(tmp_path, WITH_OTHERS), options)
     assert labels.names == ("any", "epidural")
     assert [found(labels, f"ID_{name}") for name in "abc"] == [[1, 0], [0, 0], [1, 1]]
 
@@ -351,7 +334,7 @@ def test_a_column_that_is_not_of_labels_is_named_at_once(
     tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        LabelFile(write(tmp_path, text)).read()
+        read_labels(write(tmp_path, text))
 
 
 def test_labels_are_kept_for_a_later_step(tmp_path: Path) -> None:
@@ -379,7 +362,7 @@ def test_a_few_values_cannot_ask_for_any_amount_of_memory(
 
 def test_more_classes_than_there_can_be_are_refused(tmp_path: Path) -> None:
     text = "ID,Label\n" + "".join(f"ID_{number},0\n" for number in range(40_000))
-    with pytest.raises(UsageError, match="has 40000 classes or more, and there can be 1000"):
+    with pytest.raises(UsageError, match="there are 40000 classes; want at most 1000"):
         read_labels(write(tmp_path, text))
 
 
@@ -399,3 +382,80 @@ def test_a_column_of_values_without_a_name_is_not_left_out(tmp_path: Path) -> No
     assert (labels.names, found(labels, "a"), found(labels, "b")) == (("x",), [1], [0])
     with pytest.raises(UsageError, match="column 4 has values and no name; give it one"):
         read_labels(write(tmp_path, ",image,x,\n0,a,1,\n1,b,0,1\n"))
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (1, ["1", "1.0", "1,0", " 1", "1 ", ' "1"', "+1", "1e0", "true", "True", "TRUE", " true"]),
+        (0, ["0", "0.0", "0,0", "-0", "false", "False", "FALSE", '"FALSE"']),
+        (-1, ["", " ", "2", "-1", "0.5", "0,5", "nan", "NA", "inf", "yes", "no", "x", "1 0"]),
+    ],
+)
+def test_values_as_programs_write_them(value: int, texts: list[str]) -> None:
+    assert parse_values(pa.array(texts)).tolist() == [value] * len(texts)
+
+
+def columns_of(columns: list[str], **options: Any) -> tuple[int, dict[str, int], list[int]]:
+    return find_columns(columns, LabelOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("columns", "ids"),
+    [
+        (["x", "Image ID"], 1),
+        (["x", "SOP-Instance-UID"], 1),
+        (["", "x", "image"], 2),
+        (["", "x"], 0),
+        (["Unnamed: 0", "x"], 0),
+        (["x", "__index_level_0__"], 1),
+    ],
+)
+def test_the_column_of_ids_is_found_by_its_name_or_is_the_index_of_pandas(
+    columns: list[str], ids: int
+) -> None:
+    assert columns_of(columns)[:2] == (ids, {"x": columns.index("x")})
+
+
+def test_columns_are_those_that_are_named() -> None:
+    columns = ["image", "x", "slice", "y", "x"]
+    named = {"id_column": "slice", "label_columns": ("y", "image")}
+    assert columns_of(columns, **named) == (2, {"y": 3, "image": 0}, [])
+
+
+def test_the_labels_of_rsna_are_preferred() -> None:
+    columns = ["image", *reversed(RSNA_LABELS), "age"]
+    expected = dict(zip(RSNA_LABELS, (6, 5, 4, 3, 2, 1), strict=True))
+    assert columns_of(columns) == (0, expected, [])
+
+
+def test_columns_without_a_name_are_an_index_or_have_to_be_empty() -> None:
+    columns = ["Unnamed: 0.1", "Unnamed: 0", "image", "x", "", "Unnamed: 5"]
+    assert columns_of(columns) == (2, {"x": 3}, [4, 5])
+    assert columns_of(columns, label_columns=("x",)) == (2, {"x": 3}, [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "message"),
+    [
+        (["a", "b"], (), "it has the columns 'a', 'b'; want 'ID' and 'Label'"),
+        ([f"c{n}" for n in range(9)], (), "'c6', 'c7' and 1 more; want"),
+        (["x" * 50, "\x1b[1m"], (), rf"'{'x' * 40}\.\.\.', '\\x1b\[1m'; want"),
+        (["image"], (), "it has the columns 'image'"),
+        (["a_1", "0", "1"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "FALSE"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "yes"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "54"], (), "its first row holds values, not the names of columns"),
+        (["image", "a", "b", "a"], (), "it has two columns 'a'; remove or rename one"),
+        (["image", "a", "b", "a"], ("a",), "it has two columns 'a'; remove or rename one"),
+        (["id", "x"], ("y",), "it has the columns 'id', 'x', not 'y'"),
+        (["image", "a", "A"], (), "two classes are called 'a' and 'A'"),
+        (["image", "a\x1b"], (), r"a class is called 'a\\x1b'; want 1 to 100 printable"),
+        (["image", *map(str, range(1001))], (), "there are 1001 classes; want at most 1000"),
+    ],
+)
+def test_other_columns_are_refused(
+    columns: list[str], given: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        columns_of(columns, label_columns=given)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from beam_pipeline.planning.locate_sources import locate_sources
+from beam_pipeline.planning.inventory import locate_sources
 from headct.stores import InputFiles
 
 

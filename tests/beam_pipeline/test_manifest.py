@@ -11,8 +11,6 @@ import pytest
 
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import Options
-from beam_pipeline.planning.duplicates import IdenticalPixels
-from beam_pipeline.planning.plan_shards import Plan
 from beam_pipeline.shards.formats import index_table
 from beam_pipeline.shards.manifest import (
     build_manifest,
@@ -21,7 +19,7 @@ from beam_pipeline.shards.manifest import (
     describe_splits,
     manifest_digest,
 )
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished
 from beam_pipeline.shards.writer import ShardResult
 from headct.layout import written_table
 from headct.stores import Folder

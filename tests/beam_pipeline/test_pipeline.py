@@ -34,12 +34,11 @@ from beam_pipeline.errors import Refusal
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.duplicates import IdenticalPixels
-from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA, Plan
+from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA
 from beam_pipeline.progress import show_summary
 from beam_pipeline.shards.output import read_refusal
 from beam_pipeline.shards.rejects import read_rejects
-from beam_pipeline.shards.unfinished import encode_table
+from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, encode_table
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import verify_directory
 from headct.stores import Folder

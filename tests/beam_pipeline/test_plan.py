@@ -1,9 +1,8 @@
-"""Which slice goes to which shard: `plan` decides by numbers, `planning` reads and writes."""
+"""Which slice goes to which shard."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,22 @@ from beam_pipeline.options import (
     SplitOptions,
     Unlabeled,
 )
-from beam_pipeline.planning import plan
-from beam_pipeline.planning.duplicates import NOT_IDENTICAL, IdenticalPixels
-from beam_pipeline.planning.image_ids import Identity, image_keys
+from beam_pipeline.planning.duplicates import ALONE
 from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
-from beam_pipeline.planning.label_match import NO_LABEL, LabelForm, LabelIndex, match_labels
-from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
-from beam_pipeline.planning.plan import (
+from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     USED,
     VERDICTS,
-    Deal,
-    Judgement,
-    Keys,
-    count_unnamed,
-    deal,
-    find_slices,
-    number_by_appearance,
+    Identity,
+    Inventory,
+    JoinedFiles,
+    choose_identity,
+    judge,
 )
-from beam_pipeline.planning.plan_shards import Plan, plan_shards
-from beam_pipeline.shards.unfinished import Unfinished, table_metadata
+from beam_pipeline.planning.label_match import LabelForm, image_keys, look_up
+from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
+from beam_pipeline.planning.plan_shards import deal, ordinals, plan_shards
+from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.errors import HeadctError, UsageError
 from headct.layout import (
@@ -53,63 +48,82 @@ from headct.layout import (
     SHARDS_A_PART,
     ShardFile,
     inventory_table,
+    ordinal,
     plan_table,
 )
 from headct.reasons import Reason
 from headct.stores import Folder
 
 LABEL_COLUMNS = [f"label_{name}" for name in RSNA_LABELS]
+OPTIONS = Options.of(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
 
 # What follows decides from numbers.
 
 
-def keys_of(
+def files_of(
     image_ids: Sequence[str], patients: Sequence[int] = (), usable: Sequence[bool] = ()
-) -> Keys:
-    """Keys of files; the study of each has the patient's number, its series has its own."""
+) -> pd.DataFrame:
+    """Rows of files; the study of each has the patient's number, its series has its own."""
     count = len(image_ids)
     patient = np.array(patients or range(count), np.int32)
-    ids = dict(zip(ID_COLUMNS, (patient, patient, np.arange(count, dtype=np.int32)), strict=True))
-    return Keys(
-        image_keys(pa.array(image_ids, pa.string())),
-        np.zeros(count, np.uint64),
-        Identity(ImageId.FILE_NAME, False, 0),
-        ids,
-        np.zeros(count, np.uint64),
-        np.array(usable or [True] * count, np.bool_),
-        np.zeros(count, np.bool_),
+    return pd.DataFrame(
+        {
+            "image_id": image_keys(pa.array(image_ids, pa.string())),
+            "sop_instance_uid": np.zeros(count, np.uint64),
+            "patient_id": patient,
+            "study_id": patient,
+            "series_id": np.arange(count, dtype=np.int32),
+            "usable": np.array(usable or [True] * count, np.bool_),
+            "unnamed": np.zeros(count, np.bool_),
+        }
     )
 
 
-def labels_by_id(
-    names: Sequence[str], values: dict[str, Sequence[int]], problems: dict[str, int] | None = None
-) -> Labels:
-    """Labels by image id, and the places in PROBLEMS of those that cannot be used."""
-    problems = problems or {}
-    ids = pa.chunked_array([pa.array([*values, *problems], pa.string())])
-    filled = np.array([*values.values(), *([0] * len(names) for _ in problems)], np.int8)
-    problem = np.array([-1] * len(values) + [*problems.values()], np.int8)
-    return Labels(tuple(names), ids, filled, problem)
+def labels_by_id(names: Sequence[str], values: dict[str, Sequence[int]]) -> Labels:
+    """Labels by image id; -1 - n for PROBLEMS[n]."""
+    return Labels(
+        tuple(names), pa.array([*values], pa.string()), np.array([*values.values()], np.int8)
+    )
 
 
-def judge(keys: Keys, labels: Labels | None, unlabeled: Unlabeled = Unlabeled.REJECT) -> Judgement:
+def join(
+    files: pd.DataFrame, labels: Labels | None = None, unlabeled: Unlabeled = Unlabeled.REJECT
+) -> JoinedFiles:
     """Judge files by labels that are joined by file name."""
-    verdicts, slices = find_slices(keys)
-    match = None
+    found = {}
     if labels:
-        places = {LabelForm.NAME: LabelIndex.of(labels.image_ids).find(keys.names)}
-        count = len(labels.image_ids)
-        match = match_labels(places, slices, count, lambda: np.full(len(keys.uids), NO_LABEL))
-    return plan.judge(verdicts, slices, labels, match, unlabeled)
+        index = pd.Index(image_keys(labels.ids))
+        found = {LabelForm.NAME: look_up(index, files["image_id"].to_numpy())}
+    inventory = Inventory(None, [], files, {}, "", 0, found)  # type: ignore[arg-type]
+    return judge(inventory, labels, OPTIONS.changed(unlabeled=unlabeled, image_id="ordinal"))
 
 
-def reasons_of(judgement: Judgement) -> list[Any]:
+def reasons_of(joined: JoinedFiles) -> list[Any]:
     """What became of each file."""
     known: dict[int, Any] = {USED: "used", BY_HEADER: "by header"}
-    return [known.get(v) or VERDICTS[v] for v in judgement.verdicts.tolist()]
+    return [known.get(v) or VERDICTS[v] for v in joined.verdicts.tolist()]
 
 
 DUPLICATE, MISSING = (Reason.DUPLICATE_ID, ""), (Reason.LABEL_MISSING, "")
+
+
+def alone(joined: JoinedFiles) -> np.ndarray:
+    return np.full(len(joined.slices), ALONE)
+
+
+def splits_of(
+    joined: JoinedFiles, options: SplitOptions, identical: np.ndarray | None = None, **more: Any
+) -> dict[int, str]:
+    """The split of each used file; every slice is in one shard."""
+    identical = alone(joined) if identical is None else identical
+    dealt = deal(joined, identical, options, **more)
+    found = {
+        int(joined.slices.index[slice_]): shard.split
+        for shard, slices in dealt.items()
+        for slice_ in slices
+    }
+    assert len(found) == sum(map(len, dealt.values())) == len(joined.slices)
+    return found
 
 
 def split_by_ids(
@@ -117,20 +131,13 @@ def split_by_ids(
     studies: Sequence[int],
     options: SplitOptions,
     unlabeled: Sequence[int] = (),
-) -> tuple[dict[int, str], dict[str, int]]:
-    """The split of each slice, one of each patient and study given; and how many are unnamed."""
-    keys = keys_of([str(number) for number in range(len(patients))])
-    ids = {"patient_id": np.array(patients, np.int32), "study_id": np.array(studies, np.int32)}
-    keys = dataclasses.replace(keys, ids={**keys.ids, **ids}, unnamed=np.array(patients) < 0)
+) -> dict[int, str]:
+    """The split of each slice, one of each patient and study given; below 0: unnamed."""
+    files = files_of([str(number) for number in range(len(patients))])
+    numbers = pd.factorize(np.array(patients))[0].astype(np.int32)
+    files = files.assign(patient_id=numbers, study_id=studies, unnamed=np.array(patients) < 0)
     values = {str(number): [0] for number in range(len(patients)) if number not in unlabeled}
-    judgement = judge(keys, labels_by_id(["any"], values))
-    identical = np.full(len(judgement.used), NOT_IDENTICAL, np.int64)
-    dealt = deal(keys, judgement, identical, options)
-    splits: dict[int, str] = {}
-    for shard, (first, end) in zip(dealt.shards, pairwise(dealt.starts), strict=True):
-        splits |= {judgement.used[place]: shard.split for place in dealt.slices[first:end]}
-    counted = count_unnamed(keys, judgement.used)
-    return splits, counted
+    return splits_of(join(files, labels_by_id(["any"], values)), options)
 
 
 @pytest.mark.parametrize("leak_check", LeakCheck)
@@ -143,79 +150,58 @@ def test_files_of_a_study_that_do_not_name_its_patient_are_with_those_that_do(
     patients = [0, 0, 1, -3, -5, -3, 1, -9, -9, 4, 5, -11, 6, 7, 8]
     studies = [0, 1, 2, 0, 2, 0, 2, 3, 3, 4, 4, 4, 5, 6, 7]
     options = SplitOptions(folds=4, leak_check=leak_check, seed=seed)
-    splits, counted = split_by_ids(patients, studies, options)
+    splits = split_by_ids(patients, studies, options)
     assert len({splits[place] for place in (0, 1, 3, 5)}) == 1
     assert len({splits[place] for place in (2, 4, 6)}) == 1
     assert splits[7] == splits[8]
     assert len({splits[place] for place in (9, 10, 11)}) == 1
-    assert counted == {"slices": 6, "studies": 4}
     by_study = SplitOptions(folds=4, leak_check=leak_check, seed=seed, group_by=GroupBy.STUDY)
-    splits, counted = split_by_ids(patients, studies, by_study)
+    splits = split_by_ids(patients, studies, by_study)
     assert all(
         splits[i] == splits[j] for i in range(15) for j in range(15) if studies[i] == studies[j]
     )
-    assert counted == {"slices": 6, "studies": 4}
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_file_that_is_not_used_may_tell_whose_study_it_is(seed: int) -> None:
     patients, studies = [0, 0, -2, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4, 5]
-    splits, _ = split_by_ids(patients, studies, SplitOptions(folds=4, seed=seed), unlabeled=[1])
+    splits = split_by_ids(patients, studies, SplitOptions(folds=4, seed=seed), unlabeled=[1])
     assert splits[0] == splits[2]
 
 
-def test_of_equal_image_ids_the_first_that_is_usable_is_used() -> None:
-    keys = keys_of(["b", "a", "b", "a", "c", "a"], usable=[True, False, True, True, True, True])
-    judgement = judge(keys, None)
-    expected = ["used", "by header", DUPLICATE, "used", "used", DUPLICATE]
-    assert reasons_of(judgement) == expected
-    assert judgement.used.tolist() == [0, 3, 4]
-
-
 def test_without_a_label_file_no_labels_are_claimed() -> None:
-    judgement = judge(keys_of(["b", "a"]), None)
-    assert judgement.names == ()
-    assert judgement.labels.shape == (2, 0)
-    assert judgement.labels.dtype == np.int8
-    assert judgement.used.tolist() == [0, 1]
-    assert judgement.labels_without_file == 0
+    joined = join(files_of(["b", "a"]))
+    assert (joined.names, joined.labels.shape, joined.labels.dtype) == ((), (2, 0), np.int8)
+    assert joined.slices.index.tolist() == [0, 1]
+    assert joined.labels_without_file == 0
 
 
 def test_files_get_the_labels_of_their_image_ids() -> None:
-    keys = keys_of(["c", "a", "absent", "d", "b", "e", "f"])
-    labels = labels_by_id(
-        ("x", "y"),
-        {"a": [0, 1], "b": [1, 0], "c": [1, 1], "no file": [0, 0]},
-        {"d": 2, "e": 0, "f": 1, "no file either": 0},
+    values = {"a": [0, 1], "b": [1, 0], "c": [1, 1], "no file": [0, 0]}
+    values |= {"d": [0, -3], "e": [-1, 1], "f": [-1, -2], "no file either": [-1, -1]}
+    joined = join(
+        files_of(["c", "a", "absent", "d", "b", "e", "f"]), labels_by_id(("x", "y"), values)
     )
-    judgement = judge(keys, labels)
-    conflict, bad_value, missing_class = PROBLEMS[2], PROBLEMS[0], PROBLEMS[1]
-    assert reasons_of(judgement) == [
+    bad_value, missing_class, conflict = PROBLEMS
+    assert reasons_of(joined) == [
         *("used", "used", MISSING, conflict, "used", bad_value, missing_class)
     ]
-    assert judgement.names == ("x", "y")
-    assert judgement.used.tolist() == [0, 1, 4]
-    assert judgement.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
-    assert judgement.labels_without_file == 2
-
-
-def test_a_label_whose_file_was_rejected_has_a_file() -> None:
-    keys = keys_of(["a", "b", "b"], usable=[True, False, False])
-    labels = labels_by_id(("x",), {"a": [0], "b": [0], "c": [1]})
-    judgement = judge(keys, labels)
-    assert reasons_of(judgement) == ["used", "by header", "by header"]
-    assert judgement.labels_without_file == 1
+    assert joined.names == ("x", "y")
+    assert joined.slices.index.tolist() == [0, 1, 4]
+    assert joined.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
+    assert joined.labels_without_file == 2
 
 
 def test_nothing_may_be_usable() -> None:
     for labels in (None, labels_by_id(("x",), {"a": [0]})):
-        judgement = judge(keys_of(["a", "b"], usable=[False, False]), labels)
-        assert reasons_of(judgement) == ["by header"] * 2
-        assert (len(judgement.used), len(judgement.labels)) == (0, 0)
+        joined = join(files_of(["a", "b"], usable=[False, False]), labels)
+        assert reasons_of(joined) == ["by header"] * 2
+        assert (len(joined.slices), len(joined.labels)) == (0, 0)
+        assert deal(joined, alone(joined), OPTIONS.splits) == {}
 
 
-files = st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()))
-label_rows = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(-3, 1), min_size=1)
+files = st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), min_size=1)
+label_rows = st.dictionaries(st.sampled_from("abcdef"), st.integers(-3, 1), min_size=6)
 
 
 @given(files, label_rows)
@@ -223,10 +209,10 @@ def test_verdicts_are_those_of_a_loop_over_files(
     files: list[tuple[str, bool]], labels: dict[str, int]
 ) -> None:
     """A value below 0 stands for the problem at place -1 - value."""
-    keys = keys_of([name for name, _ in files], usable=[usable for _, usable in files])
-    good = {name: [value] for name, value in labels.items() if value >= 0}
-    bad = {name: -1 - value for name, value in labels.items() if value < 0}
-    judgement = judge(keys, labels_by_id(("x",), good, bad))
+    labels = {name: value for name, value in labels.items() if name != "f"} | {files[0][0]: 0}
+    of_files = files_of([name for name, _ in files], usable=[usable for _, usable in files])
+    values = {name: [value] for name, value in labels.items()}
+    joined = join(of_files, labels_by_id(("x",), values))
     expected, used, seen = [], [], set()
     for place, (name, usable) in enumerate(files):
         if not usable:
@@ -235,140 +221,158 @@ def test_verdicts_are_those_of_a_loop_over_files(
             expected.append(DUPLICATE)
         elif name not in labels:
             expected.append(MISSING)
-        elif name in bad:
-            expected.append(PROBLEMS[bad[name]])
+        elif labels[name] < 0:
+            expected.append(PROBLEMS[-1 - labels[name]])
         else:
             expected.append("used")
             used.append(place)
         seen |= {name} if usable else set()
-    assert reasons_of(judgement) == expected
-    assert judgement.used.tolist() == used
-    assert judgement.labels.tolist() == [good[files[place][0]] for place in used]
-    assert judgement.labels_without_file == len(labels.keys() - {name for name, _ in files})
+    assert reasons_of(joined) == expected
+    assert joined.slices.index.tolist() == used
+    assert joined.labels.tolist() == [[labels[files[place][0]]] for place in used]
+    assert joined.labels_without_file == len(labels.keys() - {name for name, _ in files})
 
 
-OPTIONS = Options.of(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
-
-
-def twenty(patients: int = 4, slices: int = 5) -> tuple[Keys, Judgement]:
+def twenty(patients: int = 4, slices: int = 5) -> JoinedFiles:
     """Patients with five slices each, the first of which bleeds."""
     count = patients * slices
-    keys = keys_of([f"ID_{i}" for i in range(count)], [i // slices for i in range(count)])
+    files = files_of([f"ID_{i}" for i in range(count)], [i // slices for i in range(count)])
     values = {f"ID_{i}": [0] * 4 + [int(i % slices == 0)] * 2 for i in range(count)}
-    return keys, judge(keys, labels_by_id(RSNA_LABELS, values))
-
-
-def alone(count: int) -> np.ndarray:
-    return np.full(count, NOT_IDENTICAL)
-
-
-def splits_of(dealt: Deal) -> dict[int, str]:
-    """The split of each slice; every slice is in one shard."""
-    found = {}
-    for shard, (start, end) in enumerate(zip(dealt.starts, dealt.starts[1:], strict=False)):
-        for slice_ in dealt.slices[start:end].tolist():
-            assert slice_ not in found
-            found[slice_] = dealt.shards[shard].split
-    return found
+    return join(files, labels_by_id(RSNA_LABELS, values))
 
 
 def test_every_slice_is_in_one_shard_and_none_is_too_large() -> None:
-    dealt = deal(*twenty(), alone(20), OPTIONS.splits)
-    assert dealt.shards == tuple(
+    joined = twenty()
+    dealt = deal(joined, alone(joined), OPTIONS.splits)
+    assert [*dealt] == [
         ShardFile(split, number, 3) for split in ("fold0", "fold1") for number in range(3)
-    )
-    assert sorted(splits_of(dealt)) == [*range(20)]
-    assert np.diff(dealt.starts).tolist() == [4, 3, 3, 4, 3, 3]  # ten slices in ceil(10 / 4) shards
-    assert dealt.starts[0] == 0
+    ]
+    assert [*map(len, dealt.values())] == [4, 3, 3, 4, 3, 3]  # ten slices in ceil(10 / 4) shards
+    assert sorted(np.concatenate([*dealt.values()])) == [*range(20)]
 
 
 def test_no_patient_is_in_two_folds_and_each_fold_has_a_label() -> None:
-    keys, judgement = twenty()
-    splits = splits_of(deal(keys, judgement, alone(20), OPTIONS.splits))
-    by_patient = {
-        (int(patient), splits[slice_]) for slice_, patient in enumerate(keys.ids["patient_id"])
-    }
-    assert len(by_patient) == 4
-    bleeding = [splits[slice_] for slice_ in np.flatnonzero(judgement.labels[:, 4])]
+    splits = splits_of(twenty(), OPTIONS.splits)
+    assert len({(file // 5, split) for file, split in splits.items()}) == 4
+    bleeding = [splits[file] for file in range(0, 20, 5)]
     assert sorted(bleeding) == ["fold0", "fold0", "fold1", "fold1"]
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
     def order(seed: int) -> list[int]:
-        options = OPTIONS.changed(seed=seed)
-        return [int(slice_) for slice_ in deal(*twenty(), alone(20), options.splits).slices]
+        joined = twenty()
+        dealt = deal(joined, alone(joined), OPTIONS.changed(seed=seed).splits)
+        return [int(slice_) for slices in dealt.values() for slice_ in slices]
 
     assert order(0) == order(0) != order(1)
 
 
 def test_without_labels_all_slices_are_one_split_whatever_the_folds() -> None:
-    keys = keys_of([f"ID_{i}" for i in range(9)], [0] * 9)
-    dealt = deal(keys, judge(keys, None), alone(9), OPTIONS.changed(folds=5).splits)
-    assert [shard.name for shard in dealt.shards] == [
-        f"ich-test.tfrecord-{number:05d}-of-00003" for number in range(3)
-    ]
-    assert dealt.starts == (0, 3, 6, 9)
-
-
-def test_nothing_is_dealt_to_nothing() -> None:
-    keys = keys_of(["a"], usable=[False])
-    dealt = deal(keys, judge(keys, None), alone(0), OPTIONS.splits)
-    assert (dealt.shards, dealt.starts, len(dealt.slices)) == ((), (0,), 0)
+    joined = join(files_of([f"ID_{i}" for i in range(9)], [0] * 9))
+    dealt = deal(joined, alone(joined), OPTIONS.changed(folds=5).splits)
+    assert {shard.name: len(slices) for shard, slices in dealt.items()} == {
+        f"ich-test.tfrecord-{number:05d}-of-00003": 3 for number in range(3)
+    }
 
 
 def test_splits_are_in_alphabetical_order() -> None:
     options = OPTIONS.changed(folds=12, holdout=0.1, examples_per_shard=100)
-    dealt = deal(*twenty(patients=30), alone(150), options.splits)
-    names = [shard.split for shard in dealt.shards]
+    names = [*dict.fromkeys(splits_of(twenty(patients=30), options.splits).values())]
     assert names == sorted(["holdout", *(f"fold{number}" for number in range(12))])
 
 
-def test_too_few_patients_are_refused() -> None:
-    with pytest.raises(UsageError, match="--folds 2: 1 patients cannot fill 2 folds"):
-        deal(*twenty(patients=1), alone(5), OPTIONS.splits)
-
-
 def test_patients_with_identical_slices_are_in_one_fold() -> None:
-    identical = alone(30)
+    joined = twenty(patients=6)
+    identical = alone(joined)
     identical[[0, 5]] = 0  # of patients 0 and 1
     identical[[10, 15]] = 1  # of patients 2 and 3
-    splits = splits_of(deal(*twenty(patients=6), identical, OPTIONS.splits))
+    splits = splits_of(joined, OPTIONS.splits, identical)
     assert len({splits[slice_] for slice_ in range(10)}) == 1
     assert len({splits[slice_] for slice_ in range(10, 20)}) == 1
     apart = OPTIONS.changed(leak_check=LeakCheck.REPORT, folds=6)
-    splits = splits_of(deal(*twenty(patients=6), identical, apart.splits))
-    assert len(set(splits.values())) == 6
+    assert len(set(splits_of(joined, apart.splits, identical).values())) == 6
 
 
 def test_studies_may_be_kept_whole_instead_of_patients() -> None:
-    keys, judgement = twenty()
-    keys = dataclasses.replace(keys, ids=keys.ids | {"patient_id": np.zeros(20, np.int32)})
-    options = OPTIONS.changed(group_by=GroupBy.STUDY)
-    splits = splits_of(deal(keys, judgement, alone(20), options.splits))
+    joined = twenty()
+    joined.slices["patient_id"] = joined.inventory.files["patient_id"] = 0
+    splits = splits_of(joined, OPTIONS.changed(group_by=GroupBy.STUDY).splits)
     assert set(splits.values()) == {"fold0", "fold1"}
     assert all(len({splits[5 * study + i] for i in range(5)}) == 1 for study in range(4))
-    with pytest.raises(UsageError, match="1 patients cannot fill"):
-        deal(keys, judgement, alone(20), OPTIONS.splits)
+    with pytest.raises(UsageError, match="--folds 2: 1 patients cannot fill"):
+        splits_of(joined, OPTIONS.splits)
 
 
-def test_an_earlier_assignment_is_kept_and_new_patients_are_dealt() -> None:
-    first = splits_of(deal(*twenty(), alone(20), OPTIONS.splits))
-    keys, judgement = twenty(patients=8)
-    known = [first.get(slice_) for slice_ in range(40)]
-    other = OPTIONS.changed(seed=9)
-    second = splits_of(deal(keys, judgement, alone(40), other.splits, known))
-    assert {slice_: second[slice_] for slice_ in first} == first
-    assert sorted(second.values()) == ["fold0"] * 20 + ["fold1"] * 20
+# What follows chooses what identifies a slice.
+
+DIFFERENT = [("a", "1"), ("b", "2"), ("c", "2")]
+SAME_NAMES = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "1")]
 
 
-def test_ids_are_numbered_by_the_first_slice_that_is_used() -> None:
-    keys = keys_of(["a", "b", "c", "d"], [7, 5, 9, 5], usable=[False, True, True, True])
-    numbers = number_by_appearance(keys, judge(keys, None))
-    assert {column: found.tolist() for column, found in numbers.items()} == {
-        "patient_id": [0, 1, 0],
-        "study_id": [0, 1, 0],
-        "series_id": [0, 1, 2],
+def choose(
+    files: Sequence[tuple[str, str]],
+    image_id: ImageId = ImageId.AUTO,
+    identifiers: Identifiers = Identifiers.ORDINAL,
+) -> Identity:
+    """The identity of files with some names and UIDs."""
+    frame = files_of([name for name, _ in files])
+    uids = image_keys(pa.array([uid for _, uid in files], pa.string()))
+    frame["sop_instance_uid"] = np.where([uid == "" for _, uid in files], np.uint64(0), uids)
+    return choose_identity(frame, image_id, identifiers)
+
+
+def test_names_that_differ_identify_slices() -> None:
+    assert choose(DIFFERENT) == Identity(ImageId.FILE_NAME, False, 0)
+
+
+def test_one_name_of_two_slices_makes_uids_identify_all() -> None:
+    assert choose(SAME_NAMES) == Identity(ImageId.SOP_INSTANCE_UID, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "identifiers", "by", "numbered"),
+    [
+        (ImageId.AUTO, Identifiers.ORDINAL, ImageId.SOP_INSTANCE_UID, True),
+        (ImageId.AUTO, Identifiers.HASH, ImageId.SOP_INSTANCE_UID, False),
+        (ImageId.AUTO, Identifiers.KEEP, ImageId.SOP_INSTANCE_UID, False),
+        (ImageId.ORDINAL, Identifiers.KEEP, ImageId.SOP_INSTANCE_UID, True),
+        (ImageId.FILE_NAME, Identifiers.ORDINAL, ImageId.FILE_NAME, False),
+        (ImageId.SOP_INSTANCE_UID, Identifiers.ORDINAL, ImageId.SOP_INSTANCE_UID, False),
+    ],
+)
+def test_who_asks_for_an_id_gets_it(
+    image_id: ImageId, identifiers: Identifiers, by: ImageId, numbered: bool
+) -> None:
+    assert choose(SAME_NAMES, image_id, identifiers) == Identity(by, numbered, 3)
+
+
+def test_it_is_said_why_image_ids_are_no_names() -> None:
+    assert choose(DIFFERENT).describe() == ""
+    assert choose(SAME_NAMES, ImageId.FILE_NAME).describe() == ""
+    assert choose(DIFFERENT, ImageId.SOP_INSTANCE_UID).describe() == ""
+    assert choose(SAME_NAMES).describe().startswith("3 files have the name of another slice, so")
+    assert choose(SAME_NAMES).describe().endswith("image ids are ordinals.")
+    kept = choose(SAME_NAMES, identifiers=Identifiers.KEEP)
+    assert kept.describe().endswith("image ids are these, by --identifiers.")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", *"12"])), min_size=1),
+    st.randoms(use_true_random=False),
+)
+def test_the_choice_is_that_of_comparing_all_pairs_in_any_order(
+    files: list[tuple[str, str]], random: "st.random.Random"
+) -> None:
+    clashing = {
+        name
+        for name, uid in files
+        for other, another in files
+        if name == other and uid and another and uid != another
     }
+    count = sum(name in clashing and uid != "" for name, uid in files)
+    assert choose(files).ambiguous == count
+    random.shuffle(files)
+    assert choose(files).ambiguous == count
 
 
 # What follows reads an inventory and writes a plan.
@@ -529,13 +533,6 @@ def test_how_the_inventory_and_the_plan_are_cut_does_not_matter(
     pd.testing.assert_frame_equal(parts.slices, whole.slices)
 
 
-def test_the_order_of_the_labels_does_not_matter(plan_rows: PlanRows) -> None:
-    rows = rows_of()
-    one = plan_rows(rows, label_lines(rows))
-    other = plan_rows(rows, label_lines(rows)[::-1])
-    pd.testing.assert_frame_equal(one.slices, other.slices)
-
-
 def test_ids_are_replaced_by_ordinals(plan_rows: PlanRows) -> None:
     rows = rows_of()
     for place in range(5):  # patient 0 is not used: it has no number
@@ -597,12 +594,6 @@ def test_label_problems_are_reasons_and_labels_without_file_are_counted(
     ]
     assert planned.plan.labels_without_file == 2
     assert (planned.plan.files_seen, planned.plan.slices) == (20, 17)
-
-
-def test_without_labels_there_is_one_split_in_the_plan_too(plan_rows: PlanRows) -> None:
-    slices = plan_rows(rows_of()).slices
-    assert set(slices["split"]) == {"test"}
-    assert not [name for name in slices.columns if name.startswith("label_")]
 
 
 def test_no_files_are_refused(plan_rows: PlanRows, tmp_path: Path) -> None:
@@ -742,3 +733,9 @@ def test_patients_with_identical_pixels_are_in_one_fold(
     assert reported.plan.identical == joined.plan.identical
     off = apart.changed(leak_check=LeakCheck.OFF, output=str(tmp_path / "off"))
     assert inspect_and_plan(off).plan.identical == IdenticalPixels()
+
+
+@given(st.lists(st.integers(0, 10**12)))
+def test_one_ordinal_is_written_as_many_are(numbers: list[int]) -> None:
+    many = ordinals("image", np.array(numbers, np.int64)).to_pylist()
+    assert many == [ordinal("image", number) for number in numbers]

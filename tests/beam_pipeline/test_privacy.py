@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.planning.pseudonyms import hash_id
+from beam_pipeline.keys import KEY_VARIABLE, hash_id
 from beam_pipeline.shards.unfinished import decode_table
 from headct.layout import ID_COLUMNS
 

@@ -17,9 +17,9 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.planning.plan_shards import Plan, plan_shards
+from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import decode_example, index_schema
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.unfinished import Plan, Unfinished
 from beam_pipeline.shards.writer import ShardResult, Written, write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.errors import OutputError, StoreError

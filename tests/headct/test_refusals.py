@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from beam_pipeline.planning.label_file import LabelFile
+from beam_pipeline.planning.labels import read_labels
 from headct.errors import HeadctError, StoreError
 from headct.reasons import ObjectFault, Reason
 from headct.stores import InputFiles, input_files
@@ -119,6 +119,6 @@ def test_a_label_file_that_is_kept_back_is_one_line(
 ) -> None:
     store.answers = {"l.csv": answer}
     with pytest.raises(HeadctError) as refused:
-        LabelFile("s3://data/l.csv", patience=A_MOMENT).read()
+        read_labels("s3://data/l.csv", patience=A_MOMENT)
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value)
