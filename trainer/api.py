@@ -275,14 +275,11 @@ class TrainedModel:
         Raises:
             UsageError: the shards do not fit the run, or a shard is damaged.
         """
-        from trainer.evaluation.predict import predict_split, to_frame
+        from trainer.evaluation.predict import predict_split
 
         check_fit(self.description, shards)
-        found = predict_split(self.network, shards, shards.split(split), batch_size).calibrated(
-            self.calibration
-        )
-        known = shards.labels == self.labels
-        return to_frame(found if known else found.without_labels(), self.labels)
+        found = predict_split(self.network, shards, shards.split(split), self.labels, batch_size)
+        return found.frame(self.calibration)
 
     def predict_dicom(
         self, source: str | Path, batch_size: int = 32

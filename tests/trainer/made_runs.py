@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from headct.manifest import ImageSpec, Window
 from trainer.data.shards import ShardDirectory, Split
@@ -34,16 +35,16 @@ def invent_predictions(
     labels = np.repeat(sick, slices, axis=0) & (truth.random((count, len(names))) < 0.5)
     logits = skill * (labels - 0.5) + random.normal(size=labels.shape) - 1
     number = np.arange(count)
-    texts = {
-        "image_id": np.array([f"ID_{each:05d}" for each in number]),
-        "patient_id": np.array([f"SECRET_{each // slices}" for each in number]),
-        "study_id": np.array([f"STUDY_{each // slices}" for each in number]),
-        "series_id": np.array([f"SERIES_{each // slices}" for each in number]),
+    columns = {
+        "image_id": [f"ID_{each:05d}" for each in number],
+        "patient_id": [f"SECRET_{each // slices}" for each in number],
+        "study_id": [f"STUDY_{each // slices}" for each in number],
+        "series_id": [f"SERIES_{each // slices}" for each in number],
+        "split": "fold0",
+        "position_z": np.zeros(count, np.float32),
     }
-    positions = np.zeros(count, np.float32)
-    return Predictions(
-        "fold0", logits.astype(np.float32), labels.astype(np.int64), texts, positions
-    )
+    rows = pd.DataFrame(columns)
+    return Predictions(names, rows, labels.astype(np.int64), logits.astype(np.float32))
 
 
 def make_run(
@@ -56,7 +57,7 @@ def make_run(
     digest: str = "d" * 64,
     **options: Any,
 ) -> EvaluationSetup:
-    """Writes the run, and returns the question that ends its training."""
+    """Writes the run, and returns the setup of its last evaluation."""
     path.mkdir(parents=True)
     image = ImageSpec(8, 8, 3, "uint8", 0)
     windows = (Window("brain", 40, 80),) * 3
@@ -65,7 +66,7 @@ def make_run(
     split = Split("fold0", count, patients, tuple(predictions.labels.sum(axis=0)), ())
     shards = ShardDirectory(path, names, windows, image, (split,), "", str(path / "shards"))
     prevalence = tuple(float(each) for each in predictions.labels.mean(axis=0))
-    job = EvaluationSetup(
+    setup = EvaluationSetup(
         RunDirectory(path),
         shards,
         split,
@@ -76,8 +77,9 @@ def make_run(
         8,
         Display(),
     )
-    figures = measure(predictions, job)
-    write_parquet(job.run.predictions("fold0"), predictions, names)
+    frame = predictions.frame()
+    figures = measure(frame, setup)
+    write_parquet(setup.run.predictions("fold0"), frame)
     described = {
         "options": {"fold": 0, "label_weights": "any=2", "model": "smallresnet", **options},
         "shards": {
@@ -97,7 +99,7 @@ def make_run(
     }
     for name, content in documents.items():
         (path / name).write_text(json.dumps(content))
-    return job
+    return setup
 
 
 def invent_epoch(epoch: int, figures: dict[str, Any]) -> dict[str, Any]:

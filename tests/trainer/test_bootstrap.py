@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from trainer.evaluation.bootstrap import RankedScores, example_losses, interval, intervals
+from trainer.evaluation.bootstrap import RankedScores, interval, intervals
 
 
 @given(
@@ -29,12 +29,6 @@ def test_weighted_figures_are_scikit_learns(rows: list[tuple[int, int, int]]) ->
         assert precision == pytest.approx(
             average_precision_score(labels, scores, sample_weight=weights)
         )
-
-
-def test_losses_are_scikit_learns() -> None:
-    labels, predicted = np.array([[1], [0], [1]]), np.array([[0.9], [0.3], [0.2]])
-    expected = log_loss(labels[:, 0], predicted[:, 0])
-    assert example_losses(labels, predicted).mean() == pytest.approx(expected)
 
 
 def make_data(patients: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,12 +98,6 @@ def test_a_thousand_resamples_of_seed_zero() -> None:
     assert found == intervals(*given, seed=0, samples=1000)
     assert found != intervals(*given, seed=1, samples=1000)
     assert found != intervals(*given, seed=0, samples=999)
-
-
-def test_a_certain_mistake_costs_what_kaggle_says() -> None:
-    losses = example_losses(np.array([[1], [0]]), np.array([[0.0], [1.0]]))
-    np.testing.assert_allclose(losses, -math.log(1e-15))
-    assert example_losses(np.array([[1]]), np.array([[1.0]]))[0, 0] == pytest.approx(1e-15, rel=0.2)
 
 
 def test_percentiles_by_hand() -> None:

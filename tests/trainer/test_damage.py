@@ -208,7 +208,7 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
             return np.zeros((len(images), 3), np.float32)
 
     with pytest.raises(UsageError, match=f"{victim}: record 3: "):
-        predict_split(Model(), data, data.split("test"), 4)
+        predict_split(Model(), data, data.split("test"), data.labels, 4)
 
 
 def draw(data: ShardDirectory) -> None:

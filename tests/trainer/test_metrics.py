@@ -6,53 +6,43 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from trainer.evaluation.metrics import (
-    expected_calibration_error,
+    example_losses,
     label_figures,
-    label_log_losses,
-    mean_defined,
-    prevalence_baseline,
     probabilities,
     reliability_curve,
-    sensitivity_at,
     split_figures,
+    weighted_log_loss,
 )
 
 
-def test_log_loss_by_hand() -> None:
-    losses = label_log_losses(np.array([[1], [0]]), np.array([[0.8], [0.4]]))
-    assert losses == pytest.approx([-(math.log(0.8) + math.log(0.6)) / 2])
+def test_losses_by_hand_and_scikit_learns() -> None:
+    labels, predicted = np.array([[1], [0]]), np.array([[0.8], [0.4]])
+    losses = example_losses(labels, predicted)
+    np.testing.assert_allclose(losses[:, 0], [-math.log(0.8), -math.log(0.6)])
+    assert losses.mean() == pytest.approx(log_loss(labels[:, 0], predicted[:, 0]))
 
 
 def test_a_certain_mistake_costs_what_kaggle_says() -> None:
-    losses = label_log_losses(np.array([[1], [0]]), np.array([[0.0], [0.0]]))
-    assert losses == pytest.approx([-math.log(1e-15) / 2], rel=1e-6)
-    losses = label_log_losses(np.array([[0], [1]]), np.array([[1.0], [1.0]]))
-    # 1 - 1e-15 has three digits left in float64.
-    assert losses == pytest.approx([-math.log(1e-15) / 2], rel=1e-3)
-
-
-def test_a_label_with_no_positives_has_a_loss_but_no_auc() -> None:
-    figures = label_figures(np.array([0, 0, 0]), np.array([0.1, 0.2, 0.3]))
-    assert figures["roc_auc"] is None
-    assert figures["average_precision"] is None
-    assert figures["log_loss"] == pytest.approx(log_loss([0, 0, 0], [0.1, 0.2, 0.3], labels=[0, 1]))
+    losses = example_losses(np.array([[1], [0]]), np.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(losses, -math.log(1e-15))
+    assert example_losses(np.array([[1]]), np.array([[1.0]]))[0, 0] == pytest.approx(1e-15, rel=0.2)
 
 
 def test_figures_of_a_label_need_both_kinds_of_examples() -> None:
-    defined = {
+    needing = {
         "roc_auc",
         "average_precision",
         "sensitivity_at_specificity_0.90",
         "sensitivity_at_specificity_0.95",
     }
+    others = {"positives", "log_loss", "calibration_error", "reliability"}
     predicted = np.array([0.1, 0.2, 0.3])
-    for labels in ([0, 0, 0], [1, 1, 1]):
+    for labels in ([0, 0, 0], [1, 1, 1], [0, 0, 1], [1, 1, 0]):
         figures = label_figures(np.array(labels), predicted)
-        assert {name for name, value in figures.items() if value is None} == defined
-    for labels in ([0, 0, 1], [1, 1, 0]):
-        figures = label_figures(np.array(labels), predicted)
-        assert None not in figures.values()
-        assert set(figures) == {"positives", "log_loss", *defined}
+        undefined = {name for name, value in figures.items() if value is None}
+        assert undefined == (needing if len(set(labels)) == 1 else set())
+        assert figures.keys() == needing | others
+        assert figures["log_loss"] == pytest.approx(log_loss(labels, predicted, labels=[0, 1]))
 
 
 def test_sensitivities_are_at_the_specificities_that_they_name() -> None:
@@ -81,45 +71,32 @@ def test_a_split_is_weighted_and_means_leave_out_what_is_undefined() -> None:
     assert figures["mean_roc_auc"] == pytest.approx(0.5)
     assert figures["mean_average_precision"] == pytest.approx(0.5)
     assert figures["examples"] == 2
-    assert list(figures["labels"]) == ["a", "any"]
-    assert [each["positives"] for each in figures["labels"].values()] == [1, 0]
-
-
-def test_means_of_nothing_are_none() -> None:
-    figures = split_figures(np.zeros((2, 1), int), np.full((2, 1), 0.5), ("a",), (1,))
-    assert figures["mean_roc_auc"] is None
-    assert figures["mean_average_precision"] is None
-    assert mean_defined([1.0, None, 4.0]) == 2.5
+    assert [(name, each["positives"]) for name, each in figures["labels"].items()] == [
+        ("a", 1),
+        ("any", 0),
+    ]
+    figures = split_figures(labels[:, 1:], predicted[:, 1:], ("any",), (1,))
+    assert figures["mean_roc_auc"] is figures["mean_average_precision"] is None
 
 
 def test_probabilities_are_of_float64() -> None:
     assert 0 < 1 - probabilities(np.float32([20.0]))[0] < 3e-9
 
 
-def test_sensitivity_at_a_specificity_by_hand() -> None:
-    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0])
-    predicted = np.array([0.9, 0.8, 0.6, 0.2, 0.7, 0.5, 0.4, 0.1])
-    assert sensitivity_at(labels, predicted, 1.0) == 0.5
-    assert sensitivity_at(labels, predicted, 0.75) == 0.75
-    assert sensitivity_at(labels, predicted, 0.8) == 0.5
-    assert sensitivity_at(labels, predicted, 0.25) == 1.0
-
-
 def test_the_prevalence_alone() -> None:
     labels = np.array([[1], [0], [0], [0]])
     expected = -(math.log(0.25) + 3 * math.log(0.75)) / 4
-    assert prevalence_baseline(labels, (0.25,), (1.0,)) == pytest.approx(expected)
+    assert weighted_log_loss(labels, np.array([0.25]), (1.0,)) == pytest.approx(expected)
 
 
 def test_calibration_error_by_hand() -> None:
-    # Two bins: mean 0.25 with half positive, and 0.9 with all positive.
-    labels, predicted = np.array([0, 1, 1, 1]), np.array([0.2, 0.3, 0.8, 1.0])
-    assert reliability_curve(labels, predicted, bins=2) == [
+    # Two bins: mean 0.25 with half positive, and 0.99 with all positive.
+    figures = label_figures(np.array([0, 1, 1, 1]), np.array([0.24, 0.26, 0.98, 1.0]))
+    assert figures["reliability"] == [
         {"examples": 2, "predicted": pytest.approx(0.25), "observed": 0.5},
-        {"examples": 2, "predicted": pytest.approx(0.9), "observed": 1.0},
+        {"examples": 2, "predicted": pytest.approx(0.99), "observed": 1.0},
     ]
-    found = expected_calibration_error(labels, predicted, bins=2)
-    assert found == pytest.approx(0.5 * 0.25 + 0.5 * 0.1)
+    assert figures["calibration_error"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.01)
 
 
 def test_the_curve_is_scikit_learns() -> None:

@@ -1,20 +1,18 @@
-import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
+from matplotlib.figure import Figure
 
-from trainer.evaluation.measured import Measured
 from trainer.report.plots import (
-    Line,
-    confusion,
     draw_by_epoch,
     draw_in_unit_square,
     draw_svg,
-    plot_confusion,
-    plot_curves,
+    log_epoch,
     plot_history,
     save_figure,
 )
@@ -82,50 +80,33 @@ def test_more_names_than_can_be_read_are_left_out() -> None:
         assert len(auc.get_legend().get_texts()) == shown
 
 
-def make_measured(names: tuple[str, ...], labels: np.ndarray, predicted: np.ndarray) -> Measured:
-    return Measured(names, (1.0,) * len(names), labels, predicted, np.arange(len(labels)))
-
-
-def test_confusion_by_hand() -> None:
-    labels = np.array([[1, 0, 0], [1, 1, 0]])
-    predicted = np.array([[0.8, 0.2, 0.1], [0.6, 0.4, 0.3]])
-    expected = [[0.7, 0.3, 0.2], [0.6, 0.4, 0.3], [np.nan] * 3]
-    np.testing.assert_allclose(confusion(labels, predicted), expected)
-
-
-def test_curves_leave_out_what_is_not_defined() -> None:
-    labels = np.array([[1, 0], [0, 0], [1, 0]])
-    predicted = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.1]])
-    measured = make_measured(("a", "b"), labels, predicted)
-    curve = {"reliability": [{"examples": 3, "predicted": 0.7, "observed": 2 / 3}]}
-    roc, recall, reliability = plot_curves(measured, {"a": curve, "b": curve}).axes
-    assert [line.get_label() for line in recall.lines] == ["a"]
-    assert len(roc.lines) == 2
-    assert len(reliability.lines) == 3
-
-
 @pytest.mark.parametrize("name", ["$x^$", "_x"])
-def test_a_name_is_no_formula_and_not_left_out(name: str) -> None:
-    labels, names = np.array([[1, 0], [0, 1]]), (name, "b")
-    predicted = np.array([[0.8, 0.2], [0.6, 0.4]])
-    measured = make_measured(names, labels, predicted)
-    curve = {"reliability": [{"examples": 2, "predicted": 0.7, "observed": 0.5}]}
-    curves = plot_curves(measured, dict.fromkeys(names, curve))
-    for figure in (curves, plot_confusion(measured)):
-        figure.savefig(io.BytesIO())
-    for axes in curves.axes:
-        legend = axes.get_legend()
-        assert legend is not None
-        assert [text.get_text() for text in legend.get_texts()] == [*names]
-    lines = [Line(each, [1], [1]) for each in names]
-    assert f">{name}<" in draw_svg("salt", draw_by_epoch, lines, "loss")
-    assert f">{name}<" in draw_svg("salt", draw_in_unit_square, lines, ("x", "y"))
+@pytest.mark.parametrize("draw", [draw_by_epoch, draw_in_unit_square])
+def test_a_name_is_no_formula_and_not_left_out(name: str, draw: Callable[..., None]) -> None:
+    curves = {each: pd.Series([1.0], [1.0]) for each in (name, "b")}
+    titles = "loss" if draw is draw_by_epoch else ("x", "y")
+    assert f">{name}<" in draw_svg("salt", draw, curves, titles)
 
 
-def test_a_confusion_of_many_labels_has_no_numbers() -> None:
-    labels, predicted = np.ones((2, 31), np.int64), np.ones((2, 31))
-    for number, texts in ((30, 900), (31, 0)):
-        names = tuple(f"label {each}" for each in range(number))
-        measured = make_measured(names, labels[:, :number], predicted[:, :number])
-        axes = plot_confusion(measured).axes[0]
-        assert len(axes.texts) == texts
+def test_points_that_look_alike_are_left_out() -> None:
+    curve = pd.Series([0, 0.5, 0.5, 0.5, 1, 1], [0, 0.5, 0.5001, 0.5002, 1, 1])
+    axes = Figure().subplots()
+    draw_in_unit_square(axes, {"a": curve}, ("x", "y"))
+    assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 0.5, 1, 1]
+
+
+def test_an_epoch_in_tensorboard(tmp_path: Path) -> None:
+    log_epoch(tmp_path, HISTORY[2])
+    (path,) = tmp_path.glob("events.*")
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    logged = (tf.compat.v1.Event.FromString(each) for each in records)
+    assert [
+        (event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+        for event in logged
+        for value in event.summary.value
+    ] == [
+        (3, "loss", 0.125),
+        (3, "val_loss", 0.25),
+        (3, "val_mean_roc_auc", 0.5),
+        (3, "val_roc_auc/a", 0.5),
+    ]

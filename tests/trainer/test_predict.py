@@ -13,7 +13,6 @@ from trainer.evaluation.predict import (
     check_finite,
     predict_batch,
     predict_split,
-    to_frame,
     write_parquet,
 )
 from trainer.runs.evaluation_setup import Calibration
@@ -33,10 +32,10 @@ def test_every_slice_is_predicted_with_its_own_ids(shards: Path, batch_size: int
     data = read_shard_directory(shards)
     split = data.split("fold0")
     heard: list[int] = []
-    found = predict_split(Brightness(), data, split, batch_size, heard.append)
+    found = predict_split(Brightness(), data, split, data.labels, batch_size, heard.append)
     assert found.logits.shape == (21, 3)
     assert heard == [*range(batch_size, 21, batch_size), 21]
-    frame = to_frame(found, data.labels).set_index("image_id")
+    frame = found.frame().set_index("image_id")
     assert sorted(frame.index) == [f"ID_0_{i:04d}" for i in range(21)]
     assert frame.loc["ID_0_0005", "patient_id"] == "P0_001"
     assert frame.loc["ID_0_0005", "position_z"] == 5
@@ -52,18 +51,13 @@ def test_the_mirror_image_is_averaged_in() -> None:
     assert predict_batch(Brightness(), images, flip=True).tolist() == [[50, 50, 50]]
 
 
-def test_calibration_by_hand() -> None:
-    found = Predictions("s", np.float32([[2, 3]]), np.array([[0, 1]]), {}, np.zeros(1, np.float32))
-    assert found.calibrated(Calibration((2.0, 1.0), (0.5, -1.0))).logits.tolist() == [[1.5, 2]]
-
-
 def test_more_examples_than_the_manifest_says(shards: Path) -> None:
     from dataclasses import replace
 
     data = read_shard_directory(shards)
     split = replace(data.split("fold0"), examples=20)
     with pytest.raises(UsageError, match="split fold0: 21 examples where the manifest has 20"):
-        predict_split(Brightness(), data, split, 8)
+        predict_split(Brightness(), data, split, data.labels, 8)
 
 
 def test_a_slice_without_numbers_is_counted_once() -> None:
@@ -80,30 +74,33 @@ def test_a_slice_without_numbers_is_counted_once() -> None:
 
 
 def test_a_row_an_example(tmp_path: Path) -> None:
-    texts = {"image_id": np.array(["i", "j"]), "patient_id": np.array(["p", "p"])}
+    rows = pd.DataFrame({"image_id": ["i", "j"], "patient_id": ["p", "p"], "position_z": [2.5, 5]})
     logits = np.log(np.float32([[1, 3], [1 / 3, 9]]))
-    labels, places = np.array([[0, 1], [-1, -1]]), np.float32([2.5, 5])
-    found = Predictions("test", logits, labels, texts, places)
-    write_parquet(tmp_path / "p.parquet", found, ("a", "any"))
+    labels = np.array([[0, 1], [-1, -1]])
+    found = Predictions(("a", "any"), rows, labels, logits)
+    write_parquet(tmp_path / "p.parquet", found.frame())
     frame = pd.read_parquet(tmp_path / "p.parquet")
     # As other readers see them, who know of no index.
     assert read_schema(tmp_path / "p.parquet").names == [
-        "image_id", "patient_id", "split", "position_z",
+        "image_id", "patient_id", "position_z",
         "probability_a", "probability_any", "label_a", "label_any",
     ]  # fmt: skip
-    expected = [["i", "p", "test", 2.5, 0.5, 0.75, 0, 1], ["j", "p", "test", 5, 0.25, 0.9, -1, -1]]
+    expected = [["i", "p", 2.5, 0.5, 0.75, 0, 1], ["j", "p", 5, 0.25, 0.9, -1, -1]]
     for row, values in zip(frame.itertuples(index=False), expected, strict=True):
-        assert list(row[:4]) == values[:4]
-        assert list(row[4:]) == pytest.approx(values[4:])
+        assert list(row[:3]) == values[:3]
+        assert list(row[3:]) == pytest.approx(values[3:])
+    # The logits 0 and log 3, halved and moved by -1.
+    calibrated = found.frame(Calibration((1.0, 2.0), (0.0, -1.0)))
+    assert calibrated["probability_any"][0] == pytest.approx(1 / (1 + np.e / 3**0.5))
 
 
 def test_mirror_images_are_looked_at_where_that_is_asked_for(shards: Path) -> None:
     data = read_shard_directory(shards)
     plain, mirrored = (
-        predict_split(Brightness(), data, data.split("fold0"), 8, flip=flip).logits
+        predict_split(Brightness(), data, data.split("fold0"), data.labels, 8, flip=flip).logits
         for flip in (False, True)
     )
     assert not np.allclose(plain[:, 0], plain[:, 1])
     np.testing.assert_allclose(mirrored[:, 0], mirrored[:, 1])
-    default = predict_split(Brightness(), data, data.split("fold0"), 8).logits
+    default = predict_split(Brightness(), data, data.split("fold0"), data.labels, 8).logits
     np.testing.assert_array_equal(default, plain)

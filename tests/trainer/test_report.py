@@ -72,8 +72,8 @@ def test_a_page_that_needs_nothing_else(finished: Path, tmp_path: Path) -> None:
 
 
 def test_the_figures_of_a_page_are_scikit_learns(tmp_path: Path) -> None:
-    job = make_run(tmp_path / "run")
-    write_report(job, 0)
+    setup = make_run(tmp_path / "run")
+    write_report(setup, 0)
     page = Page(tmp_path / "run" / "report.html")
     frame = pd.read_parquet(tmp_path / "run" / "predictions-fold0.parquet")
     for name in ("upper", "lower"):
@@ -106,12 +106,12 @@ def test_many_labels_have_a_plot_each(many_labels: Path) -> None:
 
 def test_labels_without_positives_and_a_single_patient(tmp_path: Path) -> None:
     # All slices are one patient's, who is well.
-    job = make_run(tmp_path / "run", patients=1, slices=40)
-    path = job.run.predictions("fold0")
+    setup = make_run(tmp_path / "run", patients=1, slices=40)
+    path = setup.run.predictions("fold0")
     frame = pd.read_parquet(path)
     frame["label_upper"] = 0
     frame.to_parquet(path)
-    write_report(job, 0)
+    write_report(setup, 0)
     page = Page(tmp_path / "run" / "report.html")
     assert_well_formed(page)
     assert "ROC curve of upper" not in page.text
@@ -120,17 +120,17 @@ def test_labels_without_positives_and_a_single_patient(tmp_path: Path) -> None:
 
 
 def test_other_shards_have_other_slices(tmp_path: Path) -> None:
-    job = replace(make_run(tmp_path / "run"), same_shards=False)
-    write_report(job, 3)
+    setup = replace(make_run(tmp_path / "run"), same_shards=False)
+    write_report(setup, 3)
     assert "the shards are not those of the run" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("trained_on", [False, 3, True, None])
 def test_a_page_says_what_was_trained_on(tmp_path: Path, trained_on: bool | int | None) -> None:
-    job = make_run(tmp_path / "run")
-    metrics = json.loads(job.run.metrics.read_text())
-    job.run.metrics.write_text(json.dumps(metrics | {"trained_on": trained_on}))
-    write_report(job, 0)
+    setup = make_run(tmp_path / "run")
+    metrics = json.loads(setup.run.metrics.read_text())
+    setup.run.metrics.write_text(json.dumps(metrics | {"trained_on": trained_on}))
+    write_report(setup, 0)
     text = " ".join(Page(tmp_path / "run" / "report.html").text.split())
     unseen = trained_on is False
     assert ("which the model was not trained on" in text) == unseen

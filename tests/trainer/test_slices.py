@@ -12,7 +12,6 @@ from trainer.report.slices import (
     best_hits,
     gray_levels,
     lack_of_map,
-    strongest,
     worst_mistakes,
 )
 
@@ -86,11 +85,3 @@ def test_hits_take_turns_among_the_labels() -> None:
     found = best_hits(labels, predicted, 4)
     # Row 0 is the best of both labels, and is shown once; row 3 has none.
     assert found == [(0, 0), (2, 1), (1, 0)]
-
-
-def test_where_a_map_is_strongest() -> None:
-    heat = np.zeros((3, 3))
-    heat[0, 2] = 1
-    assert strongest(heat) == "at the top right"
-    assert strongest(np.eye(3)[[2, 0, 1]] * [[1], [1], [2]]) == "at the bottom"
-    assert strongest(np.array([[0.0]])) == "in the middle"

@@ -6,18 +6,15 @@ A resample is a count per patient; losses are summed per patient, and scores sor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from trainer.evaluation.metrics import CLIP, Floats, Ints
+from trainer.evaluation.metrics import TOTALS, Array, Floats, Ints, example_losses
 
 SAMPLES = 1000
-LOW, HIGH = 2.5, 97.5
-
-Array = npt.NDArray[np.float64]
 
 
 class RankedScores:
@@ -84,64 +81,46 @@ def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np
         yield np.bincount(drawn, minlength=patients).astype(np.int32)
 
 
-def example_losses(labels: Ints, predicted: Floats) -> Array:
-    """Return the log loss per example and label, [N, L], in nats."""
-    likelihood = np.where(labels == 1, predicted, 1 - predicted.astype(np.float64))
-    return np.asarray(-np.log(np.clip(likelihood, CLIP, 1 - CLIP)))
-
-
-@dataclass(frozen=True)
-class ResampledFigures:
-    """Metrics per resample and label, [S, L]; NaN if undefined.
-
-    Rows of two models are paired if labels, patients and seed are the same.
-
-    Attributes:
-        patients: number of patients.
-        log_loss: nats.
-    """
-
-    patients: int
-    log_loss: Array
-    roc_auc: Array
-    average_precision: Array
-
-    def weighted_log_loss(self, weights: tuple[float, ...]) -> Array:
-        """Return the weighted mean over the labels, [S]."""
-        return np.asarray(self.log_loss @ np.array(weights) / sum(weights))
-
-
 def resample_figures(
     labels: Ints,
     predicted: Floats,
     patients: npt.NDArray[Any],
+    weights: tuple[float, ...],
     seed: int = 0,
     samples: int = SAMPLES,
-) -> ResampledFigures:
-    """Compute the metrics per resample of patients.
+) -> dict[str, Array]:
+    """Compute the metrics of `TOTALS` per resample of patients.
+
+    Resamples of two models are paired if labels, patients and seed are the same.
 
     Args:
         labels: [N, L].
         predicted: probabilities, [N, L].
         patients: patient per example, [N].
+        weights: weights of the labels in the log loss, L.
         seed: of the resamples.
         samples: number of resamples; ignored for a single patient.
+
+    Returns:
+        By metric, [S, L + 1]: each label, then all together; NaN if undefined.
     """
     unique, patient = np.unique(patients, return_inverse=True)
-    count = labels.shape[1]
     losses = example_losses(labels, predicted)
     # Sums per patient, [P, L], and examples per patient, [P].
-    summed = np.stack(
-        [np.bincount(patient, losses[:, i], len(unique)) for i in range(count)], axis=1
-    )
+    summed = np.stack([np.bincount(patient, one, len(unique)) for one in losses.T], axis=1)
     sizes = np.bincount(patient, minlength=len(unique))
-    ranked = [RankedScores(labels[:, i], predicted[:, i], patient) for i in range(count)]
-    drawn_losses, drawn_figures = [], []
-    for weights in resamples(len(unique), samples, seed):
-        drawn_losses.append(weights @ summed / (weights @ sizes))
-        drawn_figures.append([scores.figures(weights) for scores in ranked])
-    auc, precision = np.moveaxis(np.reshape(drawn_figures, (-1, count, 2)), 2, 0)
-    return ResampledFigures(len(unique), np.reshape(drawn_losses, (-1, count)), auc, precision)
+    ranked = [RankedScores(*one, patient) for one in zip(labels.T, predicted.T, strict=True)]
+    drawn = []
+    for draws in resamples(len(unique), samples, seed):
+        auc, precision = zip(*(scores.figures(draws) for scores in ranked), strict=True)
+        drawn.append((draws @ summed / (draws @ sizes), auc, precision))
+    loss, auc, precision = np.moveaxis(np.reshape(drawn, (-1, 3, len(weights))), 1, 0)
+    means = (
+        loss @ np.array(weights) / sum(weights),
+        *(pd.DataFrame(each).mean(axis=1) for each in (auc, precision)),  # of what is defined
+    )
+    figures = zip((loss, auc, precision), means, strict=True)
+    return dict(zip(TOTALS, map(np.column_stack, figures), strict=True))
 
 
 def intervals(
@@ -157,31 +136,19 @@ def intervals(
 
     An interval is None if its metric is undefined in all resamples, or for a single patient.
     """
-    drawn = resample_figures(labels, predicted, patients, seed, samples)
+    drawn = resample_figures(labels, predicted, patients, weights, seed, samples)
     return {
-        "patients": drawn.patients,
-        "samples": len(drawn.log_loss),
-        "weighted_log_loss": interval(drawn.weighted_log_loss(weights)),
-        "mean_roc_auc": interval(mean_of_defined(drawn.roc_auc)),
-        "mean_average_precision": interval(mean_of_defined(drawn.average_precision)),
+        "patients": len(np.unique(patients)),
+        "samples": len(drawn["log_loss"]),
+        **{total: interval(drawn[metric][:, -1]) for metric, total in TOTALS.items()},
         "labels": {
-            name: {
-                figure: interval(getattr(drawn, figure)[:, i])
-                for figure in ("log_loss", "roc_auc", "average_precision")
-            }
+            name: {metric: interval(drawn[metric][:, i]) for metric in TOTALS}
             for i, name in enumerate(names)
         },
     }
 
 
-def mean_of_defined(values: Array) -> Array:
-    """Return the mean per row of [S, L], ignoring NaN; omit rows with only NaN."""
-    return np.array([row[~np.isnan(row)].mean() for row in values if not np.isnan(row).all()])
-
-
 def interval(values: Array) -> list[float] | None:
     """Return the central 95 % of the defined values; None without defined values."""
     defined = values[~np.isnan(values)]
-    if not len(defined):
-        return None
-    return [float(end) for end in np.percentile(defined, (LOW, HIGH))]
+    return np.percentile(defined, (2.5, 97.5)).tolist() if len(defined) else None

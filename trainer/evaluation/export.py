@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -36,9 +35,7 @@ from trainer.options import parse_windows
 from trainer.runs.evaluation_setup import Calibration, SavedRun
 from trainer.runs.run_directory import package_versions
 
-FILES: Mapping[str, str] = MappingProxyType(
-    {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
-)
+FILES = {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
 DESCRIPTION = "description.json"
 FORMAT = 1  # of description.json; docs/training.md explains its keys
 # Names of the tensors in every format.
@@ -49,23 +46,19 @@ OPSET = 17  # ONNX runtimes have it since 2022
 TOLERANCE = 1e-4
 # Largest difference between float32 and the precision of `predict`: rounding adds up over a hundred
 # layers, but is far below the effect of a wrong weight.
-ROUNDING: Mapping[str, float] = MappingProxyType(
-    {"float32": TOLERANCE, "float16": 0.02, "bfloat16": 0.1}
-)
+ROUNDING = {"float32": TOLERANCE, "float16": 0.02, "bfloat16": 0.1}
 
 # Lowest value of a CT, for padding.
 PADDING_HU = -1024
 # NumPy formulas from Hounsfield units to stored values, by the pipeline's option `voi`; "hu" for
 # shards in Hounsfield units.
-FORMULAS: Mapping[str, str] = MappingProxyType(
-    {
-        "linear_exact": "floor(clip((hu - (center - width / 2)) * 255 / width, 0, 255) + 0.5)",
-        "linear": "floor(clip((hu - (center - width / 2)) * 255 / maximum(width - 1, 1e-9), 0, 255)"
-        " + 0.5)",
-        "sigmoid": "floor(255 / (1 + exp(clip(-4 * (hu - center) / width, -500, 500))) + 0.5)",
-        "hu": "clip(floor(hu + 0.5) - hu_offset, 0, 65535)",
-    }
-)
+FORMULAS = {
+    "linear_exact": "floor(clip((hu - (center - width / 2)) * 255 / width, 0, 255) + 0.5)",
+    "linear": "floor(clip((hu - (center - width / 2)) * 255 / maximum(width - 1, 1e-9), 0, 255)"
+    " + 0.5)",
+    "sigmoid": "floor(255 / (1 + exp(clip(-4 * (hu - center) / width, -500, 500))) + 0.5)",
+    "hu": "clip(floor(hu + 0.5) - hu_offset, 0, 65535)",
+}
 
 
 def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
@@ -81,14 +74,22 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     predicted = probabilities(saved.calibration.apply(logits))
     plain, precision = in_float32(classifier)
     model = _probability_model(plain, saved.calibration)
+    files = {name: FILES[name] for name in formats}
     with full_disk_reported(output), _new_folder(output) as folder:
         exact = np.asarray(model.predict_on_batch(images))
         _compare("float32", exact, predicted, ROUNDING[precision])
         largest = 0.0
-        for name in formats:
-            with _failure_reported(name):
-                write_format(model, name, folder / FILES[name])
-                answered = answer(name, folder / FILES[name], images)
+        for name, file in files.items():
+            try:
+                write_format(model, name, folder / file)
+                answered = answer(name, folder / file, images)
+            except Exception as error:  # whatever Keras, TensorFlow, tf2onnx and ONNX Runtime raise
+                if disk_trouble(error):
+                    raise
+                raise UsageError(
+                    f"--formats {name}: the model cannot be written or read in it"
+                    f" ({first_line(error)})"
+                ) from None
             _compare(f"--formats {name}", answered, exact, TOLERANCE)
             largest = max(largest, float(np.abs(answered - predicted).max()))
         compared = {
@@ -97,7 +98,6 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
             "precision": precision,
             "largest_difference": largest,
         }
-        files = {name: FILES[name] for name in formats}
         write_json(folder / DESCRIPTION, describe_export(saved, files, compared))
     for path in (*files.values(), DESCRIPTION):
         saved.display.print_unwrapped(f"written: {output / path}")
@@ -144,23 +144,6 @@ def _probability_model(classifier: Any, calibration: Calibration) -> Any:
     )
     sigmoid = layers.Activation("sigmoid", dtype="float32", name=OUTPUT)
     return keras.Model(image, sigmoid(scale(portable_logits(classifier, image))), name="head_ct")
-
-
-@contextmanager
-def _failure_reported(name: str) -> Iterator[None]:
-    """Report a library's failure on a format in one line.
-
-    Raises:
-        UsageError: the format could not be written or read.
-    """
-    try:
-        yield
-    except Exception as error:  # whatever Keras, TensorFlow, tf2onnx and ONNX Runtime raise
-        if disk_trouble(error):
-            raise
-        raise UsageError(
-            f"--formats {name}: the model cannot be written or read in it ({first_line(error)})"
-        ) from None
 
 
 def write_format(model: Any, name: str, path: Path) -> None:
@@ -248,7 +231,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def describe_export(
-    saved: SavedRun, files: Mapping[str, str], compared: Mapping[str, Any]
+    saved: SavedRun, files: dict[str, str], compared: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the content of description.json, for users without this project.
 
@@ -257,12 +240,20 @@ def describe_export(
         files: file name per format.
         compared: results of the comparison with the run's model.
     """
-    image = saved.image
+    image, trained = saved.image, saved.description["shards"]
+    options = trained.get("preprocessing", {})
+    if image.is_hounsfield:
+        formula, channels = "hu", [{"name": "hu", "hu_offset": image.hu_offset}]
+        windows = parse_windows(saved.description["options"].get("windows", ""))
+    else:
+        formula, windows = str(options.get("voi")), ()
+        keys = ("name", "center", "width")
+        channels = [{key: window[key] for key in keys} for window in trained["windows"]]
     packages = ["keras", "tensorflow", "numpy"] + ["onnx", "tf2onnx"] * ("onnx" in files)
     changes = saved.calibration.changes
     return {
         "format": FORMAT,
-        "files": dict(files),
+        "files": files,
         "input": {
             "name": INPUT,
             "dtype": image.dtype,
@@ -270,7 +261,19 @@ def describe_export(
             "layout": "NHWC",
             "values": [0, 65535 if image.is_hounsfield else 255],
         },
-        **_describe_values(saved),
+        "channels": channels,
+        "windows_of_model": [asdict(window) for window in windows],
+        "preparation": {
+            "hu": "stored value * RescaleSlope + RescaleIntercept",
+            "hu_repair": options.get("hu_repair"),
+            "padding_hu": PADDING_HU,
+            "voi": options.get("voi"),
+            "formula": FORMULAS.get(formula),
+            "size": image.height,
+            "resize": "after the formula, to fit a square of this size: both sides times size /"
+            " the longer side, rounded; area averages where the image shrinks, bilinear where it"
+            " grows; in the middle, where the border is the formula's value of padding_hu",
+        },
         "output": {
             "name": OUTPUT,
             "dtype": "float32",
@@ -281,36 +284,6 @@ def describe_export(
         "calibration": saved.calibration.describe(saved.labels) if changes else None,
         "opset": OPSET if "onnx" in files else None,
         "saved_model_signature": "serving_default" if "saved_model" in files else None,
-        "compared": dict(compared),
+        "compared": compared,
         "versions": package_versions(packages),
-    }
-
-
-def _describe_values(saved: SavedRun) -> dict[str, Any]:
-    """Describe the conversion from Hounsfield units of a DICOM file to channel values."""
-    trained = saved.description["shards"]
-    options = trained.get("preprocessing", {})
-    formula, windows = options.get("voi"), []
-    if saved.image.is_hounsfield:
-        formula = "hu"
-        channels = [{"name": "hu", "hu_offset": saved.image.hu_offset}]
-        chosen = saved.description["options"].get("windows", "")
-        windows = [asdict(window) for window in parse_windows(chosen)]
-    else:
-        keys = ("name", "center", "width")
-        channels = [{key: window[key] for key in keys} for window in trained["windows"]]
-    return {
-        "channels": channels,
-        "windows_of_model": windows,
-        "preparation": {
-            "hu": "stored value * RescaleSlope + RescaleIntercept",
-            "hu_repair": options.get("hu_repair"),
-            "padding_hu": PADDING_HU,
-            "voi": options.get("voi"),
-            "formula": FORMULAS.get(str(formula)),
-            "size": saved.image.height,
-            "resize": "after the formula, to fit a square of this size: both sides times size /"
-            " the longer side, rounded; area averages where the image shrinks, bilinear where it"
-            " grows; in the middle, where the border is the formula's value of padding_hu",
-        },
     }

@@ -1,39 +1,101 @@
-"""Labels and probabilities of slices or studies, with metrics and operating points."""
+"""Predictions with labels, of slices or studies: metrics, intervals, and operating points."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import binomtest
+from sklearn.metrics import roc_curve
 
 from headct.errors import UsageError
-from trainer.evaluation.bootstrap import intervals
-from trainer.evaluation.metrics import split_figures
-from trainer.evaluation.thresholds import OperatingPoint, operating_points
+from trainer.evaluation.bootstrap import SAMPLES, interval, intervals, resample_figures, resamples
+from trainer.evaluation.metrics import TOTALS, Array, Floats, Ints, split_figures
+
+SENSITIVITY = 0.95
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95 % interval; None if undefined.
+
+    As text, the interval is in parentheses; in HTML, in small type.
+
+    Attributes:
+        value: the figure.
+        ends: both ends of the interval.
+        spec: format of the numbers.
+    """
+
+    value: float | None
+    ends: list[float] | None = None
+    spec: str = ".3f"
+
+    @property
+    def number(self) -> str:
+        """The figure alone."""
+        return "n/a" if self.value is None else format(self.value, self.spec)
+
+    @property
+    def spread(self) -> str:
+        """The interval; empty if undefined."""
+        return "" if self.ends is None else " to ".join(format(end, self.spec) for end in self.ends)
+
+    def __str__(self) -> str:
+        return f"{self.number} ({self.spread})" if self.ends else self.number
+
+    def __html__(self) -> str:
+        # An interval of zero width would suggest certainty: all resamples have the same figure.
+        if self.value is None or self.ends is None or self.ends[0] == self.ends[1]:
+            return self.number
+        return f"{self.number} <small>{self.spread}</small>"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold and its rates; a probability at or above the threshold is a yes.
+
+    Attributes:
+        rule: rule of the threshold, "youden" or "sensitivity".
+        threshold: a probability.
+        counts: true positives, false negatives, true negatives, false positives.
+        rates: sensitivity, specificity, PPV and NPV.
+    """
+
+    rule: str
+    threshold: float
+    counts: tuple[int, ...]
+    rates: tuple[Estimate, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Labels and probabilities of slices or studies; metrics are computed on first use.
+    """Predictions with labels; metrics are computed on first use.
 
     Attributes:
+        frame: one row per slice or study: patient_id, study_id, and label_<name> (0 or 1) and
+            probability_<name> of every label.
         names: names of the labels, L.
         weights: weights of the labels in the log loss, L.
-        labels: 0 or 1, int64 [N, L].
-        predicted: probabilities, float64 [N, L].
-        patients: patient per slice or study, [N].
     """
 
+    frame: pd.DataFrame
     names: tuple[str, ...]
     weights: tuple[float, ...]
-    labels: npt.NDArray[np.int64]
-    predicted: npt.NDArray[np.float64]
-    patients: npt.NDArray[Any]
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The labels, [N, L]."""
+        return self.frame[[f"label_{name}" for name in self.names]].to_numpy(np.int64)
+
+    @cached_property
+    def predicted(self) -> Array:
+        """The probabilities, [N, L]."""
+        return self.frame[[f"probability_{name}" for name in self.names]].to_numpy(np.float64)
 
     @cached_property
     def figures(self) -> dict[str, Any]:
@@ -43,36 +105,43 @@ class Measured:
     @cached_property
     def intervals(self) -> dict[str, Any]:
         """The intervals of `bootstrap.intervals`."""
-        return intervals(self.labels, self.predicted, self.patients, self.names, self.weights)
+        patients = self.frame["patient_id"].to_numpy()
+        return intervals(self.labels, self.predicted, patients, self.names, self.weights)
 
     @cached_property
-    def points(self) -> dict[str, list[OperatingPoint]]:
-        """The operating points per label."""
-        return {
-            name: operating_points(self.labels[:, i], self.predicted[:, i], self.patients)
-            for i, name in enumerate(self.names)
-        }
+    def resampled(self) -> dict[str, Array]:
+        """The metrics of `bootstrap.resample_figures`."""
+        patients = self.frame["patient_id"].to_numpy()
+        return resample_figures(self.labels, self.predicted, patients, self.weights)
+
+    def estimate(self, metric: str, name: str = "", spec: str = ".3f") -> Estimate:
+        """Return a metric of `TOTALS` for one label, or for all together."""
+        value, ends = (
+            figures["labels"][name][metric] if name else figures[TOTALS[metric]]
+            for figures in (self.figures, self.intervals)
+        )
+        return Estimate(value, ends, spec)
 
     @property
     def defined(self) -> list[tuple[int, str]]:
         """Numbers and names of the labels with positives and negatives."""
-        positives = self.labels.sum(axis=0)
-        return [
-            (i, name) for i, name in enumerate(self.names) if 0 < positives[i] < len(self.labels)
-        ]
+        kinds = np.ptp(self.labels, axis=0)
+        return [(i, name) for i, name in enumerate(self.names) if kinds[i]]
 
-    def by_study(self, studies: npt.NDArray[Any]) -> Measured:
-        """Group slices by study: a study is positive if any slice is, and has the highest score.
+    @cached_property
+    def points(self) -> dict[str, list[OperatingPoint]]:
+        """The operating points of the labels in `defined`."""
+        patients = self.frame["patient_id"].to_numpy()
+        return {
+            name: operating_points(self.labels[:, i], self.predicted[:, i], patients)
+            for i, name in self.defined
+        }
 
-        Args:
-            studies: study per slice, [N].
-        """
-        _, first, study = np.unique(studies, return_index=True, return_inverse=True)
-        labels = np.zeros((len(first), len(self.names)), np.int64)
-        predicted = np.zeros(labels.shape)
-        np.maximum.at(labels, study, self.labels)
-        np.maximum.at(predicted, study, self.predicted)
-        return replace(self, labels=labels, predicted=predicted, patients=self.patients[first])
+    def by_study(self) -> Measured:
+        """Group slices by study: a study is positive if any slice is, and has the highest score."""
+        highest = [f"{kind}_{name}" for kind in ("label", "probability") for name in self.names]
+        how = {"patient_id": "first"} | dict.fromkeys(highest, "max")
+        return replace(self, frame=self.frame.groupby("study_id", as_index=False).agg(how))
 
 
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
@@ -91,14 +160,62 @@ def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
         ) from None
 
 
-def measure_frame(
-    frame: pd.DataFrame, names: tuple[str, ...], weights: tuple[float, ...]
-) -> Measured:
-    """Extract labels and probabilities from the result of `read_predictions`."""
-    return Measured(
-        names,
-        weights,
-        frame[[f"label_{name}" for name in names]].to_numpy(np.int64),
-        frame[[f"probability_{name}" for name in names]].to_numpy(np.float64),
-        frame["patient_id"].to_numpy(),
+def operating_points(
+    labels: Ints,
+    predicted: Floats,
+    patients: npt.NDArray[Any],
+    seed: int = 0,
+    samples: int = SAMPLES,
+) -> list[OperatingPoint]:
+    """Return two operating points of one label with positives and negatives.
+
+    The first has the highest sensitivity + specificity (Youden, Cancer 1950), the second the
+    highest threshold with a sensitivity of at least `SENSITIVITY`.
+
+    Args:
+        labels: [N].
+        predicted: probabilities, [N].
+        patients: patient per example, [N].
+        seed: of the resamples.
+        samples: number of resamples.
+    """
+    unique, patient = np.unique(patients, return_inverse=True)
+    # drop roc_curve's first threshold: infinite
+    false, true, thresholds = (
+        values[1:] for values in roc_curve(labels, predicted, drop_intermediate=False)
     )
+    chosen = {"youden": np.argmax(true - false), "sensitivity": np.argmax(true >= SENSITIVITY)}
+    points = []
+    for rule, index in chosen.items():
+        threshold, positive = float(thresholds[index]), labels == 1
+        answers = predicted >= threshold
+        kinds = (positive & answers, positive & ~answers, ~positive & ~answers, ~positive & answers)
+        counts = np.stack([np.bincount(patient[kind], minlength=len(unique)) for kind in kinds], 1)
+        draws = [draw @ counts for draw in resamples(len(unique), samples, seed)]
+        drawn = np.reshape(draws, (-1, 4))
+        # Sensitivity, specificity, PPV and NPV: columns of right and wrong answers.
+        pairs = ([0, 1], [2, 3], [0, 3], [2, 1])
+        rates = tuple(estimate_rate(counts[:, pair], drawn[:, pair]) for pair in pairs)
+        points.append(OperatingPoint(rule, threshold, tuple(counts.sum(axis=0).tolist()), rates))
+    return points
+
+
+def estimate_rate(counts: Ints, drawn: Ints) -> Estimate:
+    """Return the share of right answers.
+
+    A share of 0 or 1 has no spread over resamples: its interval is the exact binomial interval
+    (Clopper and Pearson, Biometrika 1934) for the number of patients.
+
+    Args:
+        counts: right and wrong answers per patient, [P, 2].
+        drawn: right and wrong answers per resample, [S, 2].
+    """
+    right, wrong = counts.sum(axis=0).tolist()
+    if not right + wrong:
+        return Estimate(None)
+    if right and wrong:
+        with np.errstate(invalid="ignore"):  # 0 of 0 is NaN
+            return Estimate(right / (right + wrong), interval(drawn[:, 0] / drawn.sum(axis=1)))
+    patients = int(counts.any(axis=1).sum())
+    exact = binomtest(patients if right else 0, patients).proportion_ci(method="exact")
+    return Estimate(float(right > 0), [float(exact.low), float(exact.high)])

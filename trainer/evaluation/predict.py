@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import TEXTS, evaluation_batches
 from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import Diverged
-from trainer.evaluation.metrics import probabilities
-from trainer.evaluation.submission import Submission, build_submission, fit_to_sample, read_sample
+from trainer.evaluation.metrics import Array, Floats, probabilities
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
@@ -32,116 +32,86 @@ class Predictions:
     """Predictions for a split, in the order of its shards.
 
     Attributes:
-        split: name of the split.
-        logits: float32 [N, L].
+        names: names of the model's labels, L.
+        rows: image_id, patient_id, study_id, series_id, split and position_z (mm), N rows.
         labels: int64 [N, L]; -1 where unlabeled.
-        texts: image_id, patient_id, study_id and series_id, each [N].
-        position_z: mm, float32 [N].
+        logits: float [N, L].
     """
 
-    split: str
-    logits: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+    rows: pd.DataFrame
     labels: npt.NDArray[np.int64]
-    texts: dict[str, npt.NDArray[np.str_]]
-    position_z: npt.NDArray[np.float32]
+    logits: Floats
 
-    def calibrated(self, calibration: Calibration) -> Predictions:
-        """Return these predictions with calibrated logits."""
-        return replace(self, logits=calibration.apply(self.logits).astype(np.float32))
-
-    def without_labels(self) -> Predictions:
-        """Return these predictions with all slices marked as unlabeled."""
-        return replace(self, labels=np.full(self.logits.shape, UNLABELED, np.int64))
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """Return the sigmoid of the logits, [N, L]."""
-        return probabilities(self.logits)
+    def frame(self, calibration: Calibration | None = None) -> pd.DataFrame:
+        """Return the rows with probability_<name> and label_<name>."""
+        logits = calibration.apply(self.logits) if calibration else self.logits
+        columns = {"probability": probabilities(logits), "label": self.labels}
+        tables = [
+            pd.DataFrame(values, columns=[f"{kind}_{name}" for name in self.names])
+            for kind, values in columns.items()
+        ]
+        return pd.concat([self.rows, *tables], axis=1)
 
 
-def predict(job: EvaluationSetup, output: Path, sample: Path | None = None) -> None:
+def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) -> None:
     """Predict a split, labeled or not, and write `output` in the format of its suffix.
 
     Args:
-        job: the run and the split.
+        setup: the run and the split.
         output: .csv: ID,Label with one row per image and label; .parquet: one row per image.
         sample: sample submission that defines rows and order.
 
     Raises:
         UsageError: a shard is damaged, or the sample has other labels.
     """
-    shards, split, display = job.shards, job.split, job.display
-    labels = tuple(read_description(job.run)["shards"]["labels"])
-    wanted = None if sample is None else read_sample(sample, labels)
+    split, display = setup.split, setup.display
+    names = tuple(read_description(setup.run)["shards"]["labels"])
+    wanted = None if sample is None else read_sample(sample, names)
     leave_gpu_to_jax()
-    model = load_classifier(job.run.model, job.xla, shards.image, len(labels))
-    predictions = predict_job(model, job, "predicting")
-    overlap = find_overlap(job.run, shards, predictions.texts)
-    if trained := describe_overlap(overlap, job.trained_on)["trained_on"]:
+    model = load_classifier(setup.run.model, setup.xla, setup.shards.image, len(names))
+    frame = predict_with_progress(model, setup, names, "predicting").frame(setup.calibration)
+    if trained := compare_with_training(setup, frame)["trained_on"]:
         count = "all" if trained is True else trained
         display.say(f"{split.name}: the run was trained on {count} of its patients")
-    if shards.labels != labels:
-        predictions = predictions.without_labels()
     if output.suffix == ".parquet":
-        write_parquet(output, predictions, labels)
+        write_parquet(output, frame)
         display.print_unwrapped(f"written: {output}, {split.examples} slices of {split.name}")
         return
-    image_ids = predictions.texts["image_id"].tolist()
-    if wanted is None:
-        submission = build_submission(image_ids, predictions.probabilities, labels)
-    else:
-        prevalence = dict(zip(labels, job.prevalence, strict=True))
-        submission = fit_to_sample(image_ids, predictions.probabilities, wanted, prevalence)
-    for line in explain_differences(submission, sample):
-        display.say(line)
-    rows = submission.rows
+    predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
+    prevalence = dict(zip(names, setup.prevalence, strict=True))
+    rows, notes = build_submission(frame["image_id"].tolist(), predicted, prevalence, wanted)
+    for note in notes:
+        display.say(note)
     write_whole(output, lambda path: rows.to_csv(path, index=False, float_format="%.9g"))
     display.print_unwrapped(
         f"written: {output}, {len(rows)} rows for {split.examples} slices of {split.name}"
     )
 
 
-def explain_differences(submission: Submission, sample: Path | None) -> list[str]:
-    """Explain unexpected rows of a submission."""
-    lines = []
-    if submission.filled:
-        lines.append(
-            f"{submission.filled} slices of {sample} are not in the shards (rejects.jsonl says"
-            " why): they get the prevalence of the training data"
-        )
-    if submission.left_out:
-        lines.append(f"{submission.left_out} slices of the shards are not in {sample}: left out")
-    if submission.unclear:
-        chosen = (
-            "the slice in the shards, else the longer label is taken"
-            if sample
-            else "Kaggle cannot tell these rows apart"
-        )
-        lines.append(
-            f"{submission.unclear} rows have an ID that fits two slices, since the label of one"
-            f" ends like the label of the other: {chosen}"
-        )
-    return lines
-
-
-def predict_job(model: Any, job: EvaluationSetup, title: str) -> Predictions:
-    """Predict the job's split with its calibration, and show the progress.
-
-    Raises:
-        UsageError, Diverged, DeviceFailed: see `predict_split`.
-    """
-    job.display.begin(f"{title} {job.split.name}", job.split.examples)
+def predict_with_progress(
+    model: Any, setup: EvaluationSetup, names: tuple[str, ...], title: str
+) -> Predictions:
+    """Predict the split of a setup, and show the progress; raises like `predict_split`."""
+    setup.display.begin(f"{title} {setup.split.name}", setup.split.examples)
     predictions = predict_split(
-        model, job.shards, job.split, job.batch_size, job.display.update, job.flip
+        model, setup.shards, setup.split, names, setup.batch_size, setup.display.update, setup.flip
     )
-    job.display.end()
-    return predictions.calibrated(job.calibration)
+    setup.display.end()
+    return predictions
+
+
+def compare_with_training(setup: EvaluationSetup, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return how many patients of the predictions the run was trained on, for the figures."""
+    texts = {name: frame[name].to_numpy().astype(str) for name in TEXTS}
+    return describe_overlap(find_overlap(setup.run, setup.shards, texts), setup.trained_on)
 
 
 def predict_split(
     model: Any,
     shards: ShardDirectory,
     split: Split,
+    names: tuple[str, ...],
     batch_size: int,
     on_batch: Callable[[int], None] = lambda _: None,
     flip: bool = False,
@@ -150,8 +120,9 @@ def predict_split(
 
     Args:
         model: stored images → logits.
-        shards: the directory of the split.
+        shards: the directory of the split; if it has other labels, slices count as unlabeled.
         split: the split.
+        names: names of the model's labels.
         batch_size: images per step.
         on_batch: called after every batch with the number of finished slices.
         flip: average the logits of image and mirror image.
@@ -179,12 +150,13 @@ def predict_split(
         )
     joined = {name: np.concatenate(batches) for name, batches in columns.items()}
     check_finite(joined["logits"], split.name)
+    texts = {name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS}
+    known = shards.labels == names
     return Predictions(
-        split=split.name,
-        logits=joined["logits"],
-        labels=joined[LABEL],
-        texts={name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS},
-        position_z=joined[POSITION],
+        names,
+        pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]}),
+        joined[LABEL] if known else np.full(joined["logits"].shape, UNLABELED, np.int64),
+        joined["logits"],
     )
 
 
@@ -211,18 +183,80 @@ def predict_batch(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArr
     return logits.astype(np.float32)
 
 
-def to_frame(predictions: Predictions, labels: tuple[str, ...]) -> pd.DataFrame:
-    """Return one row per slice: ids, split, position_z, probability_<label>, label_<label>."""
-    columns: dict[str, Any] = {**predictions.texts, "split": predictions.split}
-    columns["position_z"] = predictions.position_z
-    for i, label in enumerate(labels):
-        columns[f"probability_{label}"] = predictions.probabilities[:, i]
-    for i, label in enumerate(labels):
-        columns[f"label_{label}"] = predictions.labels[:, i]
-    return pd.DataFrame(columns)
-
-
-def write_parquet(path: Path, predictions: Predictions, labels: tuple[str, ...]) -> None:
-    """Write `to_frame` atomically."""
-    frame = to_frame(predictions, labels)
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table atomically."""
     write_whole(path, lambda unfinished: frame.to_parquet(unfinished, index=False))
+
+
+def read_sample(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    """Read the IDs of a sample submission, `<image id>_<label>`.
+
+    An ID that fits two labels, as `a_midline_shift` does, has the longer one.
+
+    Returns:
+        Columns ID, image and label, in the order of the file.
+
+    Raises:
+        UsageError: the file cannot be read, or an ID has no known label.
+    """
+    try:
+        ids = pd.read_csv(path, usecols=["ID"], dtype=str, na_filter=False)["ID"]
+    except OSError as error:
+        raise UsageError(f"--sample_submission {path}: {error.strerror}") from None
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--sample_submission {path}: cannot be read ({reason})") from None
+    labels = "|".join(map(re.escape, names))
+    parts = ids.str.extract(rf"^(?P<image>.*?)_(?P<label>{labels})\Z", flags=re.DOTALL)
+    for unknown in ids[parts["label"].isna()]:
+        raise UsageError(
+            f"--sample_submission {path}: {unknown!r} is not <image id>_<label>; the labels"
+            f" are {', '.join(names)}"
+        )
+    return parts.assign(ID=ids)
+
+
+def build_submission(
+    image_ids: Sequence[str],
+    predicted: Array,
+    prevalence: Mapping[str, float],
+    sample: pd.DataFrame | None = None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of a Kaggle submission, ID and Label, and what a user should know of them.
+
+    Args:
+        image_ids: N predicted images.
+        predicted: probabilities, [N, L].
+        prevalence: share of positives by label, for images that the pipeline rejected.
+        sample: rows from `read_sample`; None: all images, in order, grouped by image.
+    """
+    pairs = [(image, label) for image in image_ids for label in prevalence]
+    own = pd.DataFrame(pairs, columns=["image", "label"], dtype=object)
+    own = own.assign(ID=["_".join(pair) for pair in pairs], Label=predicted.ravel())
+    twice = own["ID"].duplicated(keep=False)
+    notes = []
+    if sample is None:
+        rows, unclear, chosen = own, int(twice.sum()), "Kaggle cannot tell these rows apart"
+    else:
+        # Of equal IDs, the one with the longer label, which is that of the shorter image.
+        answers = own.sort_values("image", key=lambda images: images.str.len(), kind="stable")
+        answers = answers.drop_duplicates("ID")
+        rows = sample.merge(answers, "left", on="ID", suffixes=("", "_found"))
+        unclear = int(rows["ID"].isin(own["ID"][twice]).sum())
+        chosen = "the longer label is taken"
+        missing = rows["Label"].isna()
+        rows["Label"] = rows["Label"].fillna(rows["label"].map(prevalence))
+        asked = rows["image_found"].fillna(rows["image"])
+        if filled := asked[missing].nunique():
+            notes.append(
+                f"{filled} slices of the sample are not in the shards (rejects.jsonl says why):"
+                " they get the prevalence of the training data"
+            )
+        if left_out := len({*image_ids} - {*asked}):
+            notes.append(f"{left_out} slices of the shards are not in the sample: left out")
+    if unclear:
+        notes.append(
+            f"{unclear} rows have an ID that fits two slices, since the label of one ends like"
+            f" the label of the other: {chosen}"
+        )
+    return rows[["ID", "Label"]], notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,23 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.json_documents import read_json
+from headct.page import Table, page_templates
 from trainer.display import Display, explain_weights
-from trainer.evaluation.bootstrap import (
-    SAMPLES,
-    Array,
-    ResampledFigures,
-    interval,
-    mean_of_defined,
-    resample_figures,
-)
-from trainer.evaluation.measured import Measured, measure_frame, read_predictions
+from trainer.evaluation.bootstrap import SAMPLES, interval
+from trainer.evaluation.measured import Estimate, Measured, read_predictions
+from trainer.files import write_whole
 from trainer.options import label_weights
-from trainer.report.page import (
-    NUMBER,
-    TEXT,
-    Picture,
-    Table,
-    caption,
-    code,
-    decimal,
-    signed,
-    with_interval,
-    write_page,
-)
 from trainer.report.plots import (
+    CODE,
     DIAGONAL,
     PRECISION_AXES,
     ROC_AXES,
     SERIES,
-    Line,
-    column,
+    Picture,
     draw_by_epoch,
     draw_in_unit_square,
     draw_svg,
+    history_table,
     precision_line,
     roc_line,
 )
@@ -58,90 +41,48 @@ SECTIONS = {
     "curves": "Curves",
     "options": "Options that differ",
 }
-
-
-@dataclass(frozen=True)
-class ComparedFigure:
-    """A figure to compare runs by.
-
-    Attributes:
-        key: key in the figures of a label.
-        total: key in the figures of all labels together.
-        title: title in tables.
-        digits: decimal places.
-    """
-
-    key: str
-    total: str
-    title: str
-    digits: int = 3
-
-
-LOSS = ComparedFigure("log_loss", "weighted_log_loss", "Log loss (nats), lower is better", 4)
-AUC = ComparedFigure("roc_auc", "mean_roc_auc", "ROC AUC, higher is better")
-PRECISION = ComparedFigure(
-    "average_precision", "mean_average_precision", "Average precision, higher is better"
-)
-FIGURES = (LOSS, AUC, PRECISION)
+# Titles of metrics.
+TITLES = {
+    "log_loss": "Log loss (nats), lower is better",
+    "roc_auc": "ROC AUC, higher is better",
+    "average_precision": "Average precision, higher is better",
+}
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A complete run, with its predictions sorted by image id.
+    """A complete run.
 
     Attributes:
         title: short name on the page.
         path: the run directory.
         description: content of run.json.
         metrics: content of metrics.json.
-        history: content of history.json.
-        frame: predictions, one row per slice.
-        measured: figures of the predictions, with the label weights of the first run.
+        history: figures by epoch.
+        measured: predictions sorted by image id, with the label weights of the first run.
     """
 
     title: str
     path: Path
     description: dict[str, Any]
     metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-    frame: pd.DataFrame
+    history: pd.DataFrame
     measured: Measured
 
     @property
-    def own_weights(self) -> dict[str, float]:
-        """Label weights in the losses of the run's history."""
+    def weights(self) -> str:
+        """Label weights in the losses of the run's history, in words."""
         text, names = self.description["options"]["label_weights"], self.measured.names
-        return dict(zip(names, label_weights(text, names, saved=True), strict=True))
-
-    @cached_property
-    def resampled(self) -> ResampledFigures:
-        """Figures per resample of patients, paired between runs of the same slices."""
-        one = self.measured
-        return resample_figures(one.labels, one.predicted, one.patients, samples=SAMPLES)
-
-    def values(self, figure: ComparedFigure) -> list[float | None]:
-        """Return a figure per label, then for all labels together."""
-        figures = self.measured.figures
-        labels = [figures["labels"][name][figure.key] for name in self.measured.names]
-        return [*labels, figures[figure.total]]
-
-    def resampled_values(self, figure: ComparedFigure) -> list[Array]:
-        """Return the resamples of every entry of `values`, [S], without undefined means."""
-        labels: Array = getattr(self.resampled, figure.key)
-        if figure is LOSS:
-            together = self.resampled.weighted_log_loss(self.measured.weights)
-        else:
-            together = mean_of_defined(labels)
-        return [*labels.T, together]
+        weights = label_weights(text, names, saved=True)
+        return explain_weights(dict(zip(names, weights, strict=True)))
 
     def has_slices_of(self, other: ComparedRun) -> bool:
         """Return whether both runs have the same shards, split, slices and labels."""
-        mine, theirs = self.description["shards"], other.description["shards"]
         keys = ["image_id", "patient_id"] + [f"label_{name}" for name in self.measured.names]
         return (
-            mine["digest"] == theirs["digest"]
+            self.description["shards"]["digest"] == other.description["shards"]["digest"]
             and self.metrics["split"] == other.metrics["split"]
-            and self.frame[keys].equals(other.frame[keys])
+            and self.measured.frame[keys].equals(other.measured.frame[keys])
         )
 
 
@@ -157,23 +98,31 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     runs = read_runs(paths)
     first, others = runs[0], runs[1:]
     paired = [run for run in others if run.has_slices_of(first)]
-    values = {
-        "title": " and ".join(run.title for run in runs) if len(runs) == 2 else f"{len(runs)} runs",
-        "first": first.title,
-        "sections": SECTIONS,
-        "runs": run_table(runs),
-        "figures": [figure_table(runs, figure) for figure in FIGURES],
-        "unpaired": [run.title for run in others if run not in paired],
-        "differences": [difference_table(first, paired, figure) for figure in FIGURES if paired],
-        "samples": SAMPLES,
-        "course": course_plots(runs),
-        "roc": label_plots(runs, "ROC curves", AUC, roc_line, ROC_AXES, DIAGONAL),
-        "precision": label_plots(
-            runs, "Precision-recall curves", PRECISION, precision_line, PRECISION_AXES
+    groups: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.weights, []).append(run)
+    courses = [
+        plot_course(group, "val_loss", f"Validation loss, weights: {weights}", (0, None))
+        for weights, group in groups.items()
+    ]
+    template = page_templates(Path(__file__).parent).get_template("compare.html.jinja")
+    page = template.render(
+        title=" and ".join(run.title for run in runs) if len(runs) == 2 else f"{len(runs)} runs",
+        first=first.title,
+        sections=SECTIONS,
+        runs=run_table(runs),
+        figures=[figure_table(runs, metric) for metric in TITLES],
+        unpaired=[run.title for run in others if run not in paired],
+        differences=[difference_table(first, paired, metric) for metric in TITLES if paired],
+        samples=SAMPLES,
+        course=[*courses, plot_course(runs, "val_mean_roc_auc", "Mean ROC AUC", (None, 1))],
+        roc=plot_labels(runs, "ROC curves", "roc_auc", roc_line, ROC_AXES, DIAGONAL),
+        precision=plot_labels(
+            runs, "Precision-recall curves", "average_precision", precision_line, PRECISION_AXES
         ),
-        "options": option_table(runs),
-    }
-    write_page(output, "compare.html.jinja", **values)
+        options=option_table(runs),
+    )
+    write_whole(output, lambda path: path.write_text(page, encoding="utf-8"))
     Display().print_unwrapped(f"written: {output}")
 
 
@@ -198,87 +147,71 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
         metrics = read_json(run.metrics)
         frame = read_predictions(run.predictions(metrics["split"]), names)
         frame = frame.sort_values("image_id", ignore_index=True)
-        measured = measure_frame(frame, names, weights)
-        history = read_json(path / "history.json")
-        runs.append(ComparedRun(title, path, description, metrics, history, frame, measured))
+        history = history_table(read_json(path / "history.json"))
+        measured = Measured(frame, names, weights)
+        runs.append(ComparedRun(title, path, description, metrics, history, measured))
     return runs
 
 
 def short_titles(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the run directories, preceded by the parents if names are equal."""
+    """Return the names of the run directories, or the paths if names are equal."""
     names = [path.resolve().name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    longer = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in paths]
-    return longer if len(set(longer)) == len(longer) else [str(path) for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:
     """Make a table with one row per run."""
-    headings = ("Run", "Directory", "Model", "Split", "Shards", "Slices", "Patients", "Best epoch")
-    kinds = (TEXT,) * 5 + (NUMBER,) * 3
+    texts = ("Run", "Directory", "Model", "Split", "Shards")
+    numbers = ("Slices", "Patients", "Best epoch")
+    columns = [*((text, "text") for text in texts), *((number, "number") for number in numbers)]
     rows = [
         [
             run.title,
-            code(str(run.path)),
+            CODE.format(run.path),
             run.description["options"].get("model", ""),
             run.metrics["split"],
-            code(run.description["shards"]["digest"][:12]),
+            CODE.format(run.description["shards"]["digest"][:12]),
             run.metrics["examples"],
             run.metrics["patients"],
             f"{run.metrics['best_epoch']} of {run.metrics['epochs']}",
         ]
         for run in runs
     ]
-    return Table("The runs", list(zip(headings, kinds, strict=True)), rows)
+    return Table("The runs", columns, rows)
 
 
-def figure_table(runs: Sequence[ComparedRun], figure: ComparedFigure) -> Table:
-    """Make a table of a figure and its intervals: one row per label, one column per run."""
-    columns = [
-        [
-            with_interval(value, interval(resampled), figure.digits)
-            for value, resampled in zip(
-                run.values(figure), run.resampled_values(figure), strict=True
-            )
-        ]
-        for run in runs
+def figure_table(runs: Sequence[ComparedRun], metric: str) -> Table:
+    """Make a table of a metric and its intervals: one row per label, one column per run."""
+    spec = ".4f" if metric == "log_loss" else ".3f"
+    rows = [
+        [title, *(run.measured.estimate(metric, name, spec) for run in runs)]
+        for name, title in label_titles(runs[0], metric).items()
     ]
-    headings = [(run.title, NUMBER) for run in runs]
-    return label_table(figure.title, runs[0], figure, headings, columns)
+    columns = [("Label", "text"), *((run.title, "number") for run in runs)]
+    return Table(TITLES[metric], columns, rows[:-1], rows[-1:])
 
 
-def difference_table(
-    first: ComparedRun, others: Sequence[ComparedRun], figure: ComparedFigure
-) -> Table:
+def difference_table(first: ComparedRun, others: Sequence[ComparedRun], metric: str) -> Table:
     """Make a table of differences from the first run, with intervals from paired resamples."""
-    headings: list[tuple[str, str]] = []
-    columns: list[list[Any]] = []
+    spec = "+.4f" if metric == "log_loss" else "+.3f"
+    columns = [("Label", "text")]
+    rows: list[list[Any]] = [[title] for title in label_titles(first, metric).values()]
     for run in others:
-        pairs = zip(run.values(figure), first.values(figure), strict=True)
-        differences = [None if a is None or b is None else a - b for a, b in pairs]
-        resamples = zip(run.resampled_values(figure), first.resampled_values(figure), strict=True)
-        ends = [interval(a - b) for a, b in resamples]
-        headings += [(f"{run.title} - {first.title}", NUMBER), (f"Verdict on {run.title}", TEXT)]
-        columns += [
-            [signed(a, end, figure.digits) for a, end in zip(differences, ends, strict=True)],
-            [verdict(end, figure is LOSS) for end in ends],
-        ]
-    return label_table(f"Difference: {figure.title}", first, figure, headings, columns)
+        columns += [(f"{run.title} - {first.title}", "number"), (f"Verdict on {run.title}", "text")]
+        resamples = run.measured.resampled[metric] - first.measured.resampled[metric]
+        for row, name, drawn in zip(rows, label_titles(first, metric), resamples.T, strict=True):
+            mine, theirs = (each.measured.estimate(metric, name).value for each in (run, first))
+            difference = None if mine is None or theirs is None else mine - theirs
+            ends = interval(drawn)
+            row += [Estimate(difference, ends, spec), verdict(ends, metric == "log_loss")]
+    return Table(f"Difference: {TITLES[metric]}", columns, rows[:-1], rows[-1:])
 
 
-def label_table(
-    title: str,
-    first: ComparedRun,
-    figure: ComparedFigure,
-    headings: list[tuple[str, str]],
-    columns: list[list[Any]],
-) -> Table:
-    """Make a table with one row per label, and the mean; columns have one cell per row."""
-    weights = explain_weights(first.measured.figures["label_weights"])
-    mean = f"Mean, weights: {weights}" if figure is LOSS else "Mean"
-    rows = [list(row) for row in zip([*first.measured.names, mean], *columns, strict=True)]
-    return Table(title, [("Label", TEXT), *headings], rows[:-1], rows[-1:])
+def label_titles(run: ComparedRun, metric: str) -> dict[str, str]:
+    """Return the heading of each label's row by its name, and at last that of the mean."""
+    weights = explain_weights(run.measured.figures["label_weights"])
+    mean = f"Mean, weights: {weights}" if metric == "log_loss" else "Mean"
+    return {name: name for name in run.measured.names} | {"": mean}
 
 
 def verdict(ends: list[float] | None, lower_is_better: bool) -> str:
@@ -292,63 +225,50 @@ def verdict(ends: list[float] | None, lower_is_better: bool) -> str:
 
 def option_table(runs: Sequence[ComparedRun]) -> Table | None:
     """Make a table of the options and versions that differ between runs; None if none differ."""
-    columns = [("Option", TEXT), *((run.title, TEXT) for run in runs)]
+    columns = [("Option", "text"), *((run.title, "text") for run in runs)]
+    recorded = [{**run.description["options"], **run.description["versions"]} for run in runs]
     rows = []
-    for key in ("options", "versions"):
-        recorded = [run.description[key] for run in runs]
-        for name in dict.fromkeys(name for options in recorded for name in options):
-            values = [str(options.get(name, "")) for options in recorded]
-            if len(set(values)) > 1:
-                rows.append([name, *values])
+    for name in dict.fromkeys(name for options in recorded for name in options):
+        values = [str(options.get(name, "")) for options in recorded]
+        if len(set(values)) > 1:
+            rows.append([name, *values])
     return Table("Options and versions that differ", columns, rows) if rows else None
 
 
-def course_plots(runs: Sequence[ComparedRun]) -> list[Picture]:
-    """Plot validation loss by epoch, one plot per set of label weights, and mean ROC AUC."""
-    groups: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        groups.setdefault(explain_weights(run.own_weights), []).append(run)
-    losses = [
-        course_plot(group, "val_loss", f"Validation loss, weights: {weights}", (0, None))
-        for weights, group in groups.items()
-    ]
-    return [*losses, course_plot(runs, "val_mean_roc_auc", "Mean ROC AUC", (None, 1))]
-
-
-def course_plot(
+def plot_course(
     runs: Sequence[ComparedRun], key: str, title: str, ylim: tuple[float | None, float | None]
 ) -> Picture:
-    """Plot a figure by epoch, one line per run."""
-    lines = [
-        Line(run.title, column(run.history, "epoch"), column(run.history, key)) for run in runs
-    ]
-    svg = draw_svg(f"{key} {title}", draw_by_epoch, lines, title.partition(",")[0], ylim)
-    last = "; ".join(f"{line.name}: {line.y[-1]:.4f}" for line in lines)
+    """Plot a figure by epoch, one curve per run."""
+    curves = {run.title: run.history[key] for run in runs}
+    svg = draw_svg(f"{key} {title}", draw_by_epoch, curves, title.partition(",")[0], ylim)
+    last = "; ".join(f"{name}: {curve.iloc[-1]:.4f}" for name, curve in curves.items())
     alt = f"{title}, by epoch; after the last epoch, {last}."
-    # A plot of one line has no legend.
+    # A plot of one curve has no legend.
     whose = "on the fold left out" if len(runs) > 1 else runs[0].title
-    return Picture(svg, alt, caption(title, f"by epoch, {whose}"))
+    return Picture(svg, alt, title, f"by epoch, {whose}")
 
 
-def label_plots(
+def plot_labels(
     runs: Sequence[ComparedRun],
     title: str,
-    figure: ComparedFigure,
-    make_line: Callable[[str, Any, Any], Line],
+    metric: str,
+    make_line: Callable[[Any, Any], pd.Series],
     axes: tuple[str, str],
-    chance: Line | None = None,
+    chance: pd.Series | None = None,
 ) -> list[Picture]:
-    """Plot one line per run, one plot per label with positives and negatives in all runs."""
+    """Plot one curve per run, one plot per label with positives and negatives in all runs."""
     plots = []
     for i, name in runs[0].measured.defined:
         if not all((i, name) in run.measured.defined for run in runs):
             continue
-        lines = [
-            make_line(run.title, run.measured.labels[:, i], run.measured.predicted[:, i])
+        curves = {
+            run.title: make_line(run.measured.labels[:, i], run.measured.predicted[:, i])
             for run in runs
-        ]
-        svg = draw_svg(f"{title} {name}", draw_in_unit_square, lines, axes, chance)
-        values = "; ".join(f"{run.title} {decimal(run.values(figure)[i])}" for run in runs)
-        alt = f"{title} of {name}. {figure.title.split(',')[0]}: {values}."
-        plots.append(Picture(svg, alt, caption(name, values)))
+        }
+        svg = draw_svg(f"{title} {name}", draw_in_unit_square, curves, axes, chance)
+        values = "; ".join(
+            f"{run.title} {run.measured.estimate(metric, name).number}" for run in runs
+        )
+        alt = f"{title} of {name}. {TITLES[metric].split(',')[0]}: {values}."
+        plots.append(Picture(svg, alt, name, values))
     return plots

@@ -18,14 +18,11 @@ from trainer.data.damage import damage_reported
 from trainer.data.index import read_index
 from trainer.data.input_pipeline import Evaluation, lowest_label
 from trainer.data.random_access import read_record
-from trainer.evaluation.bootstrap import example_losses
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.metrics import Floats, Ints
+from trainer.evaluation.metrics import Floats, Ints, example_losses
 from trainer.networks.saved_models import load_classifier
-from trainer.report.page import Picture
+from trainer.report.plots import Picture
 from trainer.runs.evaluation_setup import EvaluationSetup
-
-JPEG_QUALITY = 85
 
 
 class Answer(NamedTuple):
@@ -36,12 +33,12 @@ class Answer(NamedTuple):
 
 
 def picture_slices(
-    job: EvaluationSetup, slices: Measured, wanted: int
+    setup: EvaluationSetup, slices: Measured, wanted: int
 ) -> tuple[list[Picture], list[Picture]]:
     """Return pictures of the worst mistakes and of the best hits.
 
     Args:
-        job: the run and the split.
+        setup: the run and the split.
         slices: predictions of the split.
         wanted: number of mistakes, and of hits.
 
@@ -52,22 +49,23 @@ def picture_slices(
     answers = [*mistakes, *best_hits(slices.labels, slices.predicted, wanted)]
     if not answers:
         return [], []
-    images = read_images(job, [answer.row for answer in answers])
+    spec = setup.shards.image
+    images = read_images(setup, [answer.row for answer in answers])
     labels = np.array([answer.label for answer in answers])
-    classifier = load_classifier(job.run.model, job.xla, job.shards.image, len(slices.names))
+    classifier = load_classifier(setup.run.model, setup.xla, spec, len(slices.names))
     heats = activation_maps(classifier, images, labels)
     pictures = []
-    for answer, image, heat in zip(answers, images, heats, strict=True):
-        name = slices.names[answer.label]
-        truth = "present" if slices.labels[answer.row, answer.label] else "absent"
-        said = f"{name} is {truth}, answered {slices.predicted[answer.row, answer.label]:.3f}"
+    for (row, label), image, heat in zip(answers, images, heats, strict=True):
+        name = slices.names[label]
+        truth = "present" if slices.labels[row, label] else "absent"
+        said = f"{name} is {truth}, answered {slices.predicted[row, label]:.3f}"
         lack = lack_of_map(heat)
         pictures.append(
             Picture(
-                embed(gray_levels(image, job.shards.image), None if lack else heat),
-                f"CT slice, {said}."
-                + ("" if lack else f" Beside it, Grad-CAM of {name}, strongest {strongest(heat)}."),
-                f"{said} (row {answer.row})" + (f"; no map: {lack}" if lack else ""),
+                embed(gray_levels(image, spec), None if lack else heat),
+                f"CT slice, {said}." + ("" if lack else f" Beside it, Grad-CAM of {name}."),
+                "",
+                f"{said} (row {row})" + (f"; no map: {lack}" if lack else ""),
             )
         )
     return pictures[: len(mistakes)], pictures[len(mistakes) :]
@@ -82,11 +80,8 @@ def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]
 
 def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
     """Return the surest true positives, one per slice, labels in turn; arguments [N, L]."""
-    losses = example_losses(labels, predicted)
-    queues = [
-        [int(row) for row in np.argsort(losses[:, i], kind="stable") if labels[row, i] == 1]
-        for i in range(labels.shape[1])
-    ]
+    ranked = np.argsort(example_losses(labels, predicted), axis=0, kind="stable")
+    queues = [[int(row) for row in rows if labels[row, i]] for i, rows in enumerate(ranked.T)]
     hits: dict[int, Answer] = {}
     while len(hits) < wanted and any(queues):
         for label, queue in enumerate(queues):
@@ -98,16 +93,16 @@ def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
     return list(hits.values())
 
 
-def read_images(job: EvaluationSetup, rows: Sequence[int]) -> npt.NDArray[Any]:
+def read_images(setup: EvaluationSetup, rows: Sequence[int]) -> npt.NDArray[Any]:
     """Return the stored images of some rows of the split, in the order of `rows`.
 
     Raises:
         UsageError: the index or a record is damaged.
     """
-    image, labels = job.shards.image, len(job.shards.labels)
-    index = read_index(job.shards, (job.split,))
-    reader = Evaluation(image, labels, len(rows), lowest_label(job.split))
-    with damage_reported((job.split,), image, labels):
+    image, labels = setup.shards.image, len(setup.shards.labels)
+    index = read_index(setup.shards, (setup.split,))
+    reader = Evaluation(image, labels, len(rows), lowest_label(setup.split))
+    with damage_reported((setup.split,), image, labels):
         records = [read_record(index, row) for row in rows]
         return np.asarray(reader.read(records)[IMAGE])
 
@@ -157,17 +152,6 @@ def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
     return None
 
 
-def strongest(heat: npt.NDArray[Any]) -> str:
-    """Describe the position of the highest value of a map [h, w]."""
-    row, column = np.unravel_index(heat.argmax(), heat.shape)
-    down = int(3 * (row + 0.5) / heat.shape[0])
-    right = int(3 * (column + 0.5) / heat.shape[1])
-    if (down, right) == (1, 1):
-        return "in the middle"
-    vertical, sideways = ("top", "", "bottom")[down], ("left", "", "right")[right]
-    return f"at the {' '.join(filter(None, (vertical, sideways)))}"
-
-
 def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
     """Draw a slice, and beside it the slice with the map; return a JPEG as a data: URI.
 
@@ -190,7 +174,5 @@ def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
             )
         axes.axis("off")
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="jpeg", dpi=100, facecolor="black", pil_kwargs={"quality": JPEG_QUALITY}
-    )
+    figure.savefig(buffer, format="jpeg", dpi=100, facecolor="black", pil_kwargs={"quality": 85})
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

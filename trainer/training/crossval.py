@@ -16,8 +16,7 @@ from rich.text import Text
 from headct.json_documents import read_json
 from headct.printable import show_line
 from trainer.display import explain_weights, next_command, number
-from trainer.evaluation.bootstrap import intervals
-from trainer.evaluation.metrics import split_figures
+from trainer.evaluation.measured import Measured
 from trainer.files import write_json, write_whole
 from trainer.runs.run_directory import RunDirectory
 from trainer.runs.training_setup import TrainingSetup
@@ -64,8 +63,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
 def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[str, Any]:
     """Return figures of the pooled slices, and mean and deviation over the folds."""
     names, weights = setups[0].shards.labels, setups[0].weights
-    labels = frame[[f"label_{name}" for name in names]].to_numpy()
-    predicted = frame[[f"probability_{name}" for name in names]].to_numpy()
+    measured = Measured(frame, names, weights)
     folds = [read_json(setup.run.metrics) for setup in setups]
     return {
         "label_weights": dict(zip(names, weights, strict=True)),
@@ -76,10 +74,8 @@ def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[st
         },
         "out_of_fold": {
             "pooled_over": len(folds),
-            **split_figures(labels, predicted, names, weights),
-            "intervals_95": intervals(
-                labels, predicted, frame["patient_id"].to_numpy(), names, weights
-            ),
+            **measured.figures,
+            "intervals_95": measured.intervals,
         },
     }
 

@@ -86,10 +86,11 @@ class _Stream:
             classifier.model,
             setup.shards,
             setup.validation,
+            setup.shards.labels,
             setup.options.batch_size,
             setup.display.update,
         )
-        return predictions.labels, predictions.probabilities
+        return predictions.labels, probabilities(predictions.logits)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from trainer.errors import Diverged
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole
 from trainer.networks.model import Classifier
-from trainer.report import plots, tensorboard
+from trainer.report import plots
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
 from trainer.runs.training_setup import TrainingSetup
@@ -128,7 +128,7 @@ def validate_epoch(
         f"{' (best so far)' if better else ''}"
     )
     write_json(setup.run.path / "history.json", progress.history)
-    tensorboard.log_epoch(setup.run.path / "tensorboard", row)
+    plots.log_epoch(setup.run.path / "tensorboard", row)
 
 
 def draw_history(setup: TrainingSetup, progress: Progress) -> None:

@@ -100,10 +100,11 @@ def _announce(setup: TrainingSetup, policy: str, xla: bool, devices: int) -> Non
 def _finish(setup: TrainingSetup, progress: Progress) -> None:
     """Evaluate the best model, and complete the run with metrics.json."""
     evaluation = evaluation_of(setup)
-    predictions = predict_labeled(load_classifier(setup.run.model, evaluation.xla), evaluation)
-    figures = measure(predictions, evaluation)
+    classifier = load_classifier(setup.run.model, evaluation.xla)
+    frame = predict_labeled(classifier, evaluation).frame()
+    figures = measure(frame, evaluation)
     name = setup.validation.name
-    write_parquet(setup.run.predictions(name), predictions, setup.shards.labels)
+    write_parquet(setup.run.predictions(name), frame)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))
     metrics = {
         "epochs": progress.epoch,
