@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from headct.errors import HeadctError
 
+# Errors that ended runs in this process, by output: an output that fails cannot record them.
+ENDED_BY: dict[str, HeadctError] = {}
+
 
 class RunnerError(HeadctError):
     """The runner failed, or cannot be reached."""

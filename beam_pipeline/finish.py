@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES
-from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
+from beam_pipeline.errors import ENDED_BY, AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
-from beam_pipeline.progress import report_refusal
 from beam_pipeline.shards.manifest import describe_shards, encode_json
 from beam_pipeline.shards.output import finish_output, write_refusal
 from beam_pipeline.shards.rejects import Reject, check_rejects, read_rejects
@@ -61,7 +60,7 @@ def finish_directory(written: int | HeadctError, options: Options) -> None:
         finish_output(folder)  # tables that this run wrote after the other run's cleanup
     except HeadctError as error:
         error = _with_page(error, folder)
-        report_refusal(error)
+        ENDED_BY[folder.url] = error
         with suppress(HeadctError):  # the output's store may have failed
             write_refusal(folder, error.exit_code, str(error))
         raise Refusal(str(error), error.exit_code) from None

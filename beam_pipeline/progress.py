@@ -1,184 +1,85 @@
-"""Progress and summary of a run.
+"""Progress of a run, as its output folder shows it, and the summary at its end."""
 
-Steps log lines with counts as an attribute; a cluster's log shows the lines, a display adds up the
-counts. If the steps run elsewhere, a `FolderPoller` reads the counts from the output folder.
-"""
-
-import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from typing import Any, Self
 
 from pyarrow import ArrowException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.measure import Measurement
+from rich.progress import Progress
+from rich.table import Column, Table
+from rich.text import Text
 
 from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.shards.unfinished import Unfinished
-from beam_pipeline.split_tables import print_by_split
 from headct.commands import spell
 from headct.errors import HeadctError
 from headct.layout import CARD, UNLABELED_SPLIT
 from headct.reasons import TRANSIENT
-from headct.stores import Folder
+from headct.stores import Folder, is_local
 
-LOGGER = logging.getLogger("beam_pipeline.progress")
 _SECONDS_BETWEEN_LINES = 10.0  # without a live display on a terminal
+_LOOK_SECONDS = 1.0  # interval between reads of a local folder
+_REMOTE_LOOK_SECONDS = 10.0
 
 
-def report(message: str, **counts: int) -> None:
-    """Log a completed step; the display adds up the counts."""
-    LOGGER.info(message, extra={"counts": counts})
-
-
-def say(sentence: str) -> None:
-    """Log a decision that depended on the data; the display prints it."""
-    LOGGER.info(sentence, extra={"sentence": sentence})
-
-
-def report_refusal(error: HeadctError) -> None:
-    """Log why the run ends; the display keeps the error in case the output cannot be written."""
-    LOGGER.error(str(error), extra={"refusal": error})
-
-
-class Display(logging.Handler):
+class Display:
     """Shows the progress of a run: live on a terminal, otherwise as occasional lines.
 
     Args:
         console: to print to.
-        listen: whether to handle the log of steps in this process; otherwise call `show`.
+        unfinished: unfinished area of the output.
 
     Attributes:
-        refusal: the error that ends the run, once it is logged.
+        folder: the output folder.
+        interval: seconds between two looks.
+        counts: sums over the tables in the folder.
+        notes: decisions of planning that were printed.
     """
 
-    def __init__(self, console: Console, *, listen: bool = True) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, console: Console, unfinished: Unfinished) -> None:
+        self.folder: Folder = unfinished.folder
+        self.interval = _LOOK_SECONDS if is_local(self.folder.url) else _REMOTE_LOOK_SECONDS
+        self.counts: Counter[str] = Counter()
+        self.notes: tuple[str, ...] = ()
         self._console = console
-        self._listen = listen
-        self._counts: Counter[str] = Counter()
-        self.refusal: HeadctError | None = None
+        self._unfinished = unfinished
+        self._seen: set[str] = set()
+        self._before = unfinished.signs()
         self._writing_since = self._line_at = time.monotonic()
-        self._done_before = 0
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._inspect = self._bars.add_task("Inspect files", total=None, note="")
-        self._write = self._bars.add_task("Write slices", total=None, note="")
+        self._done_before: int | None = None  # slices of earlier runs, once the plan is known
+        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._inspect = self._bars.add_task("Inspect files", total=None)
+        self._write = self._bars.add_task("Write slices", total=None)
 
     def __enter__(self) -> Self:
-        self._before = LOGGER.level, LOGGER.propagate, logging.root.manager.disable
-        if self._listen:
-            LOGGER.addHandler(self)
-            LOGGER.setLevel(logging.INFO)
-            LOGGER.propagate = False
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
-        LOGGER.removeHandler(self)
-        level, LOGGER.propagate, disabled = self._before
-        LOGGER.setLevel(level)
-        logging.disable(disabled)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Add the counts of a step and show them."""
-        self.refusal = getattr(record, "refusal", self.refusal)
-        if self.refusal is not None:
-            logging.disable()  # Beam would log a traceback of the step that raises it
-        if hasattr(record, "sentence"):
-            self.say(record.sentence)
-        counts: dict[str, int] = getattr(record, "counts", {})
-        if "slices_planned" in counts:
-            self._writing_since = time.monotonic()
-        self._counts.update(counts)
-        self._show()
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at the folder in a thread while the block runs."""
+        ended = Event()
 
-    def say(self, sentence: str) -> None:
-        """Print a sentence above the bars."""
-        self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        def look() -> None:
+            while not ended.wait(self.interval):
+                with suppress(HeadctError, OSError):  # the run itself reports a failing store
+                    self.look()
 
-    def show(self, counts: Counter[str]) -> None:
-        """Replace the counts and show them."""
-        if counts["slices_planned"] and not self._counts["slices_planned"]:
-            self._writing_since = time.monotonic()
-            self._done_before = _slices_done(counts)  # by earlier runs
-        self._counts = Counter(counts)
-        self._show()
-
-    def _show(self) -> None:
-        seen = self._counts
-        done = _slices_done(seen)
-        rate = (done - self._done_before) / max(time.monotonic() - self._writing_since, 1e-3)
-        rejected = seen["rejected_by_header"] + seen["rejected_while_writing"]
-        shards = f"{seen['shards_written']}/{seen['shards_planned']} shards"
-        self._bars.update(
-            self._inspect,
-            completed=seen["files_inspected"],
-            total=seen["files_listed"] or None,
-            note=f"{rejected} rejected",
-        )
-        self._bars.update(
-            self._write,
-            completed=done,
-            total=seen["slices_planned"] or None,
-            note=f"{shards}, {rate:.0f} slices/s" if done else shards,
-        )
-        if not self._console.is_terminal:
-            self._line(f"inspected {seen['files_inspected']}/{seen['files_listed']} files", shards)
-
-    def _line(self, files: str, shards: str) -> None:
-        now = time.monotonic()
-        if self._counts["files_listed"] and now - self._line_at >= _SECONDS_BETWEEN_LINES:
-            self._line_at = now
-            written = self._counts["slices_written"]
-            self._console.print(f"{files}; wrote {shards}, {written} slices", highlight=False)
-
-
-def _slices_done(counts: Counter[str]) -> int:
-    return counts["slices_written"] + counts["rejected_while_writing"]
-
-
-def _damaged() -> AbstractContextManager[None]:
-    """Skip a table that a power failure damaged: the run writes it again."""
-    return suppress(ValueError, LookupError, TypeError, ArrowException)
-
-
-class FolderPoller:
-    """Reads the counts of a run elsewhere from the output folder, for a display.
-
-    Args:
-        unfinished: unfinished area of the output.
-        display: shows the counts.
-    """
-
-    def __init__(self, unfinished: Unfinished, display: Display) -> None:
-        self._unfinished = unfinished
-        self._display = display
-        self._seen: set[str] = set()
-        self._counts: Counter[str] = Counter()
-        self._before = unfinished.signs()
-
-    @property
-    def folder(self) -> Folder:
-        """The output folder."""
-        return self._unfinished.folder
+        thread = Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(self.interval)
 
     def look(self) -> None:
         """Read new tables and show the counts.
@@ -187,76 +88,102 @@ class FolderPoller:
             StoreError: the output's store fails.
         """
         with suppress(FileNotFoundError, AlreadyComplete):  # the run has just finished
-            self._look()
-        self._display.show(self._counts)
+            for kind in ("listing", "inventory", "plan", "written"):
+                self._look_at(kind)
+        self._show()
 
     def sees_workers(self) -> bool:
         """Return whether a worker has written anything since the start; raise as `look` does."""
         return self._unfinished.signs() != self._before
 
-    def _look(self) -> None:
-        for name in self._new("listing"):
-            with _damaged():
-                self._count(name, files_listed=self._unfinished.read_metadata(name)["files"])
-        for name in self._new("inventory"):
-            with _damaged():
-                inspected = self._unfinished.read_metadata(name)
-                files, rejected = inspected["files"], inspected["rejected"]
-                self._count(name, files_inspected=files, rejected_by_header=rejected)
-        if not self._counts["shards_planned"]:
-            with _damaged():
-                self._look_at_plan()
-        for name in self._new("written"):
-            with _damaged():
-                shard = self._unfinished.read_metadata(name)
-                self._count(
-                    name,
-                    shards_written=1,
-                    slices_written=shard["examples"],
-                    rejected_while_writing=len(shard["rejects"]),
-                )
+    def _look_at(self, kind: str) -> None:
+        new = {"plan"} if kind == "plan" else self._unfinished.names(kind)
+        for name in sorted(new - self._seen):
+            # A power failure may damage a table: the run writes it again.
+            with suppress(ValueError, LookupError, TypeError, ArrowException):
+                self.counts.update(self._plan() if kind == "plan" else self._count(kind, name))
+                self._seen.add(name)
 
-    def _look_at_plan(self) -> None:
+    def _plan(self) -> dict[str, int]:
         plan = self._unfinished.read_plan()
-        self._count("plan", shards_planned=len(plan.shards), slices_planned=plan.slices)
+        self.notes = plan.notes
         for note in plan.notes:
-            self._display.say(note)
+            self._console.print(note, highlight=False, soft_wrap=True, markup=False)
+        return {"shards_planned": len(plan.shards), "slices_planned": plan.slices}
 
-    def _new(self, kind: str) -> list[str]:
-        return sorted(self._unfinished.names(kind) - self._seen)
+    def _count(self, kind: str, name: str) -> dict[str, int]:
+        table = self._unfinished.read_metadata(name)
+        if kind == "listing":
+            return {"files_listed": table["files"]}
+        if kind == "inventory":
+            return {"files_inspected": table["files"], "rejected_by_header": table["rejected"]}
+        written = {"shards_written": 1, "slices_written": table["examples"]}
+        return written | {"rejected_while_writing": len(table["rejects"])}
 
-    def _count(self, name: str, **counts: int) -> None:
-        self._seen.add(name)
-        self._counts.update(counts)
+    def _show(self) -> None:
+        seen, now = self.counts, time.monotonic()
+        done = seen["slices_written"] + seen["rejected_while_writing"]
+        if seen["slices_planned"] and self._done_before is None:
+            self._writing_since, self._done_before = now, done
+        rate = (done - (self._done_before or 0)) / max(now - self._writing_since, 1e-3)
+        rejected = seen["rejected_by_header"] + seen["rejected_while_writing"]
+        files = f"{seen['files_inspected']}/{seen['files_listed']} files"
+        shards = f"{seen['shards_written']}/{seen['shards_planned']} shards"
+        self._bars.update(
+            self._inspect,
+            completed=seen["files_inspected"],
+            total=seen["files_listed"] or None,
+            description=f"Inspect {files}, {rejected} rejected",
+        )
+        self._bars.update(
+            self._write,
+            completed=done,
+            total=seen["slices_planned"] or None,
+            description=f"Write {shards}, {rate:.0f} slices/s",
+        )
+        is_due = now - self._line_at >= _SECONDS_BETWEEN_LINES
+        if seen["files_listed"] and is_due and not self._console.is_terminal:
+            self._line_at = now
+            line = f"inspected {files}; wrote {shards}, {seen['slices_written']} slices"
+            self._console.print(line, highlight=False)
 
 
 def show_summary(
     console: Console,
     manifest: dict[str, Any],
-    output: str,
+    folder: Folder,
     seconds: float | None,
-    *,
-    has_card: bool = True,
+    notes: Sequence[str] = (),
 ) -> None:
     """Print the contents of a shard directory and the next command.
 
     Args:
         console: to print to.
         manifest: manifest of the directory.
-        output: path or URL of the directory.
+        folder: the directory.
         seconds: duration of the run, None if the directory was complete before.
-        has_card: whether there is a data card.
+        notes: those of the manifest's notes that were printed before.
     """
-    counts = manifest["counts"]
-    _print_splits(console, manifest)
+    counts, output = manifest["counts"], folder.url
+    splits: dict[str, Any] = manifest["splits"]
+    rows = {
+        "patients": [split["patients"] for split in splits.values()],
+        "shards": [len(split["shards"]) for split in splits.values()],
+        "slices": [split["examples"] for split in splits.values()],
+    }
+    labels = manifest["labels"] if UNLABELED_SPLIT not in splits else ()
+    table = [(name, [*map(str, numbers)]) for name, numbers in rows.items()]
+    for label in labels:
+        table.append((label, [str(split["label_counts"][label]) for split in splits.values()]))
+    print_by_split(console, [*splits], table)
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     card = f"Without a data card: {spell('card', shards=output)} makes it"
-    command = "predict" if UNLABELED_SPLIT in manifest["splits"] else "train"
+    command = "predict" if UNLABELED_SPLIT in splits else "train"
     for line in (
         *_describe_counts(counts),
-        *(manifest.get("notes", ()) if seconds is None else ()),  # a run has printed them
+        *(note for note in manifest.get("notes", ()) if note not in notes),
         f"{counts['written']} of {counts['files_seen']} files written{took} to {output}",
-        f"What is in them: {output}/{CARD}" if has_card else card,
+        f"What is in them: {output}/{CARD}" if folder.exists(CARD) else card,
         f"Next: {spell(command, shards=output)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -291,16 +218,31 @@ def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _print_splits(console: Console, manifest: dict[str, Any]) -> None:
-    splits = manifest["splits"]
-    labels = manifest["labels"] if UNLABELED_SPLIT not in splits else ()
-    rows = [
-        ("patients", [str(split["patients"]) for split in splits.values()]),
-        ("shards", [str(len(split["shards"])) for split in splits.values()]),
-        ("slices", [str(split["examples"]) for split in splits.values()]),
-        *(
-            (label, [str(split["label_counts"][label]) for split in splits.values()])
-            for label in labels
-        ),
-    ]
-    print_by_split(console, [*splits], rows)
+def print_by_split(
+    console: Console, splits: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
+) -> None:
+    """Print a table with a column per split, or several tables on a narrow terminal.
+
+    Args:
+        console: console to print to.
+        splits: names of the splits.
+        rows: name, and a cell per split.
+    """
+
+    def table(first: int, last: int) -> Table:
+        columns = (Column(name, justify="right", overflow="fold") for name in splits[first:last])
+        made = Table(Column("", overflow="fold"), *columns)
+        for name, cells in rows:
+            made.add_row(Text(name), *cells[first:last])
+        return made
+
+    unlimited = console.options.update(max_width=1000)  # not by the terminal's width
+    first = 0
+    while first < len(splits):
+        last = first + 1
+        while last < len(splits) and (
+            Measurement.get(console, unlimited, table(first, last + 1)).maximum <= console.width
+        ):
+            last += 1
+        console.print(table(first, last))
+        first = last

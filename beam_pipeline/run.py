@@ -1,5 +1,6 @@
 """The steps of a preprocessing run: check the input, prepare the output, run, summarize."""
 
+import logging
 import time
 from contextlib import suppress
 from functools import partial
@@ -9,13 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
+from beam_pipeline.errors import ENDED_BY
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.folds_from import Earlier
 from beam_pipeline.planning.inventory import read_uids
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels, read_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read, check_places
-from beam_pipeline.progress import Display, FolderPoller, show_summary
+from beam_pipeline.progress import Display, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
 from beam_pipeline.shards.output import check_begun, find_manifest, prepare_output
 from beam_pipeline.shards.output_lock import lock_output
@@ -23,7 +25,7 @@ from beam_pipeline.shards.run_record import record_start
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
 from headct.errors import HeadctError, UsageError
-from headct.layout import CARD, LABELS_TABLE, MANIFEST
+from headct.layout import LABELS_TABLE, MANIFEST
 from headct.stores import Folder, InputFiles, encode_source
 
 
@@ -44,14 +46,16 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
     folder = options.files.folder
     labels = _check_input(options)
     if not chosen.runner.is_local:
-        chosen = _find_job_server(chosen)
+        from beam_pipeline.runners.job_server import find_job_server
+
+        chosen = find_job_server(chosen)
     with lock_output(folder.url) as lock:
         manifest = prepare_output(folder, options, alone=lock.alone)
         if manifest is not None:
             console.print(
                 f"{options.files.output} is complete: nothing to do.", soft_wrap=True, markup=False
             )
-            _show_summary(console, manifest, folder, None)
+            show_summary(console, manifest, folder, None)
             return manifest
         lock.share()
         check_begun(folder, options)
@@ -68,51 +72,42 @@ def _run(
 ) -> dict[str, Any] | None:
     record_start(folder, chosen.runner.name)
     began = time.monotonic()
-    start = _run_here if chosen.runner.is_local else _run_elsewhere
-    if not start(options, chosen, folder, console):
-        Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file later
-        return None
+    with Display(console, Unfinished(folder)) as display:
+        if chosen.runner.is_local:
+            _run_here(options, display)
+        else:
+            from beam_pipeline.runners.run_job import run_job
+
+            if not run_job(options, chosen, display, console):
+                Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file later
+                return None
     finished = find_manifest(folder)
     if finished is None:
         raise HeadctError(f"the run ended without {MANIFEST} in {options.files.output}")
-    _show_summary(console, finished, folder, time.monotonic() - began)
+    show_summary(console, finished, folder, time.monotonic() - began, display.notes)
     return finished
 
 
-def _show_summary(
-    console: Console, manifest: dict[str, Any], folder: Folder, seconds: float | None
-) -> None:
-    show_summary(console, manifest, folder.url, seconds, has_card=folder.exists(CARD))
-
-
-def _run_here(options: Options, chosen: ChosenRunner, folder: Folder, console: Console) -> bool:
+def _run_here(options: Options, display: Display) -> None:
     start_server(options.files.input)
     # Imported late: Beam takes seconds to load, and wrong options are reported first.
     from beam_pipeline import pipeline
 
-    with Display(console) as display:
-        try:
+    output, beam_log = display.folder.url, logging.getLogger("apache_beam")
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)  # not the traceback of a step that ends the run
+    ENDED_BY.pop(output, None)
+    try:
+        with display.looking():
             pipeline.run_here(options)
-        except Exception:  # Beam wraps the error of a step
-            if display.refusal is None:
-                raise
-            raise display.refusal from None
-    return True
-
-
-def _find_job_server(chosen: ChosenRunner) -> ChosenRunner:
-    from beam_pipeline.runners.job_server import find_job_server
-
-    return find_job_server(chosen)
-
-
-def _run_elsewhere(
-    options: Options, chosen: ChosenRunner, folder: Folder, console: Console
-) -> bool:
-    from beam_pipeline.runners.run_job import run_job
-
-    with Display(console, listen=False) as display:
-        return run_job(options, chosen, FolderPoller(Unfinished(folder), display), console)
+    except Exception:  # Beam wraps the error of a step
+        if output not in ENDED_BY:
+            raise
+        with suppress(HeadctError):
+            display.look()  # prints what planning decided
+        raise ENDED_BY.pop(output) from None
+    finally:
+        beam_log.setLevel(level)
 
 
 def _check_input(options: Options) -> Labels | None:

@@ -4,6 +4,7 @@ Workers store results in tables of the output folder. Elements are numbers of ta
 HeadctError that ends the run: later steps pass the error on, and the last step records the error.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,12 +20,12 @@ from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import report, say
 from beam_pipeline.shards.writer import Written, write_shard
 from beam_pipeline.workers import WorkerPool, shared_slots
 from headct.errors import HeadctError
 
 _NAMESPACE = "beam_pipeline"
+_logger = logging.getLogger(__name__)
 
 _ERROR = "error"  # key of an error that ends the run
 
@@ -98,7 +99,7 @@ class FinishDirectory(beam.PTransform):
 def _list_files(_: None, options: Options) -> Iterator[Task]:
     try:
         for number, files in enumerate(list_parts(options.files)):
-            report(f"listed {files} files", files_listed=files)
+            _logger.info("listed %d files", files)
             yield str(number), number
     except HeadctError as error:
         yield _ERROR, error
@@ -113,12 +114,8 @@ def _plan_shards(parts: Gathered, options: Options) -> Iterator[Task]:
         yield _ERROR, error
         return
     for note in plan.notes:
-        say(note)
-    report(
-        f"planned {len(plan.shards)} shards",
-        shards_planned=len(plan.shards),
-        slices_planned=plan.slices,
-    )
+        _logger.info("%s", note)
+    _logger.info("planned %d shards", len(plan.shards))
     for number in range(len(plan.shards)):
         yield str(number), number
 
@@ -161,21 +158,11 @@ def _count_done(gathered: Gathered) -> int:
 
 def _report_inspected(part: Inspected) -> None:
     known = f", {part.reused} of them known from before" if part.reused else ""
-    report(
-        f"inspected {part.files} files{known}, rejected {part.rejected}",
-        files_inspected=part.files,
-        rejected_by_header=part.rejected,
-        headers_reused=part.reused,
-    )
+    _logger.info("inspected %d files%s, rejected %d", part.files, known, part.rejected)
 
 
 def _report_written(shard: Written) -> None:
-    report(
-        f"wrote {shard.file}: {shard.examples} slices, rejected {shard.rejected}",
-        shards_written=1,
-        slices_written=shard.examples,
-        rejected_while_writing=shard.rejected,
-    )
+    _logger.info("wrote %s: %d slices, rejected %d", shard.file, shard.examples, shard.rejected)
 
 
 class _RunTasks(beam.DoFn):

@@ -6,7 +6,6 @@ Imports only the called command's program: `headct verify` does not import Tenso
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from headct import __version__
 from headct.commands import COMMANDS, STARTED_BY, run_program
@@ -36,8 +35,7 @@ def _run(argv: Sequence[str]) -> int:
     texts = {name: command.text for name, command in COMMANDS.items()}
     name = choose_command(argv, "headct", texts, _HELP)
     os.environ[STARTED_BY] = "headct"
-    module = COMMANDS[name].module
-    program = import_module(f"{module}.__main__")
-    if module == "trainer":  # has several commands
+    program = COMMANDS[name].load()
+    if COMMANDS[name].module == "trainer":  # has several commands
         return int(program.main(argv, "headct"))
     return int(program.main(argv[1:], f"headct {name}"))

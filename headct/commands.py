@@ -4,8 +4,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headct.errors import HeadctError, Interrupted, UsageError
 from headct.printable import show_line
@@ -23,6 +24,11 @@ class Command(NamedTuple):
 
     module: str
     text: str
+
+    def load(self) -> Any:
+        """Import the module that has `main` and `options_of`."""
+        module = import_module(self.module)
+        return import_module(f"{self.module}.__main__") if hasattr(module, "__path__") else module
 
 
 COMMANDS = {

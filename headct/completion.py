@@ -1,7 +1,5 @@
 """Shell completion: a script for bash, zsh, tcsh or fish, from the declared options."""
 
-from importlib import import_module
-
 import shtab
 from pydantic.fields import FieldInfo
 
@@ -26,7 +24,7 @@ def completion_script(shell: str) -> str:
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.text)
         fields: dict[str, FieldInfo] = {}
-        for kind in import_module(f"{command.module}.__main__").options_of(name):
+        for kind in command.load().options_of(name):
             add_flags(subparser, kind)
             fields |= flags(kind)
         for action in subparser._actions:

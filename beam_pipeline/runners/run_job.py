@@ -19,7 +19,7 @@ from rich.console import Console
 
 from beam_pipeline.errors import RunnerError
 from beam_pipeline.options import Options
-from beam_pipeline.progress import FolderPoller
+from beam_pipeline.progress import Display
 from beam_pipeline.runners.choose import DATAFLOW, ChosenRunner
 from beam_pipeline.runners.failures import cause, lost_service, lost_worker
 from beam_pipeline.runners.job_server import prepare_servers
@@ -48,7 +48,7 @@ _REMOTE_LOOK_SECONDS = 10.0
 _logger = logging.getLogger(__name__)
 
 
-def run_job(options: Options, chosen: ChosenRunner, poller: FolderPoller, console: Console) -> bool:
+def run_job(options: Options, chosen: ChosenRunner, poller: Display, console: Console) -> bool:
     """Submit the pipeline, or reattach to an earlier command's job; wait for the job's end.
 
     Returns:
@@ -212,7 +212,7 @@ def _watch(
     handle: SubmittedJob | JobClient,
     job: Job | None,
     chosen: ChosenRunner,
-    poller: FolderPoller,
+    poller: Display,
     console: Console,
 ) -> None:
     """Wait for a job's end, and show its progress."""

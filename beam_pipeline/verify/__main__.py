@@ -17,7 +17,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Column, Table
 
-from beam_pipeline.split_tables import print_by_split
+from beam_pipeline.progress import print_by_split
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import Verification, verify_directory
 from headct.commands import run_program

@@ -81,7 +81,7 @@ def state():
         os.getcwd(), sys.stdout, sys.stderr, sys.__stderr__, sys.excepthook,
         threading.excepthook, [signal.getsignal(n) for n in signal.valid_signals()],
         logging.root.level, [*logging.root.handlers], [*logging.root.filters],
-        logging.root.manager.disable, logging.getLogger("beam_pipeline.progress").propagate,
+        logging.root.manager.disable, logging.getLogger("apache_beam").level,
     )
 
 before = state()

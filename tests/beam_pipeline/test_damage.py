@@ -14,7 +14,7 @@ from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import Display, FolderPoller
+from beam_pipeline.progress import Display
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
 from beam_pipeline.shards.output import prepare_output
@@ -96,8 +96,7 @@ def test_the_same_command_ends_with_the_same_bytes(
     for path in files:
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     options = options.changed(output=str(output))
-    poller = FolderPoller(Unfinished(options.files.folder), Display(Console(file=StringIO())))
-    poller.look()
+    Display(Console(file=StringIO()), Unfinished(options.files.folder)).look()
     finish_directory(write_shards(options), options)
     assert digest_of(options) == digest
 
@@ -112,7 +111,7 @@ def test_only_the_record_is_whole(
         if path.is_file() and path.name != "options.json":
             path.write_bytes(DAMAGE[damage](path.read_bytes()))
     options = options.changed(output=str(output))
-    FolderPoller(Unfinished(options.files.folder), Display(Console(file=StringIO()))).look()
+    Display(Console(file=StringIO()), Unfinished(options.files.folder)).look()
     finish_directory(write_shards(options), options)
     assert digest_of(options) == digest
 

@@ -478,6 +478,6 @@ def test_studies_stand_for_patients_without_an_id(
         assert unnamed["patient_id"] == f"study \\ {unnamed['study_id']}"
     assert verify_directory(str(tmp_path / "out")).findings.ok
     console = Console(file=io.StringIO(), width=200)
-    show_summary(console, manifest, "out", 1.0)
+    show_summary(console, manifest, Folder("out"), 1.0)
     told = "7 slices of 4 studies have no PatientID: each study stands for a patient"
     assert told in console.file.getvalue()

@@ -1,6 +1,7 @@
-"""What is shown of a run that goes on elsewhere: what its output folder shows."""
+"""What is shown of a run: its output folder tells it; and tables by split."""
 
 import io
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,22 +13,12 @@ from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.progress import Display, FolderPoller, show_summary
+from beam_pipeline.progress import Display, print_by_split, show_summary
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.reasons import TRANSIENT
 from headct.stores import Folder
-
-
-class Shown(Display):
-    """Keeps what it is told."""
-
-    counts: Counter[str]
-
-    def show(self, counts: Counter[str]) -> None:
-        self.counts = Counter(counts)
-        super().show(counts)
 
 
 @pytest.fixture
@@ -54,15 +45,14 @@ def write(number: int, options: Options) -> tuple[int, int]:
 def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     unfinished = Unfinished(Folder(options.files.output))
     printed = io.StringIO()
-    display = Shown(Console(file=printed), listen=False)
-    poller = FolderPoller(unfinished, display)
-    poller.look()
+    display = Display(Console(file=printed), unfinished)
+    display.look()
     assert +display.counts == Counter()
     files = sum(list_parts(options.files))
-    poller.look()
+    display.look()
     assert +display.counts == Counter(files_listed=files)
     rejected = inspect_part(0, Watch(), options=options).rejected
-    poller.look()
+    display.look()
     assert rejected > 0
     found = Counter(files_listed=files, files_inspected=files, rejected_by_header=rejected)
     assert +display.counts == found
@@ -70,15 +60,15 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     shards = len(plan.shards)
     found += Counter(shards_planned=shards, slices_planned=plan.slices)
     for number in range(shards):
-        poller.look()
+        display.look()
         assert +display.counts == found
         examples, lost = write(number, options)
         found += Counter(shards_written=1, slices_written=examples, rejected_while_writing=lost)
-    poller.look()
+    display.look()
     assert +display.counts == found
     assert found["rejected_while_writing"] > 0
     finish_directory(shards, options)
-    poller.look()
+    display.look()
     assert +display.counts == found
     assert printed.getvalue().count(plan.notes[0]) == 1
 
@@ -89,22 +79,24 @@ def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
     out = io.StringIO()
     now = 100.0
     monkeypatch.setattr("beam_pipeline.progress.time.monotonic", lambda: now)
-    display = Display(Console(file=out, force_terminal=True, width=200), listen=False)
+    console = Console(file=out, force_terminal=True, width=200)
+    display = Display(console, Unfinished(Folder(options.files.output)))
     counts = Counter(files_listed=90, files_inspected=90, shards_planned=9, slices_planned=90)
     with display:
-        display.show(counts | Counter(shards_written=5, slices_written=50))
+        display.counts = counts | Counter(shards_written=5, slices_written=50)
+        display.look()
         now += 10
-        display.show(counts | Counter(shards_written=8, slices_written=79))
+        display.counts = counts | Counter(shards_written=8, slices_written=79)
+        display.look()
     assert "8/9 shards, 3 slices/s" in out.getvalue()
 
 
 def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
-    display = Shown(Console(file=io.StringIO()), listen=False)
-    poller = FolderPoller(Unfinished(Folder(options.files.output)), display)
+    display = Display(Console(file=io.StringIO()), Unfinished(Folder(options.files.output)))
     files = sum(list_parts(options.files))
-    poller.look()
+    display.look()
     shutil.rmtree(options.files.output)
-    poller.look()
+    display.look()
     assert +display.counts == Counter(files_listed=files)
 
 
@@ -125,6 +117,45 @@ def summary_of(rejected: dict[str, int], output: str = "out") -> str:
     split = {"patients": 1, "shards": [], "examples": 5}
     manifest = {"counts": counts, "splits": {"test": split}, "labels": []}
     console = Console(file=io.StringIO())
-    show_summary(console, manifest, output, None)
+    show_summary(console, manifest, Folder(output), None)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+SPLITS = [*(f"fold{number}" for number in range(10)), "holdout"]
+LABELS = [
+    *("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"),
+    *("patients", "[red]", "pleural thickening", "edema", "effusion", "fibrosis", "mass", "nodule"),
+]
+ROWS = [
+    ("patients", [f"{1700 + split}" for split in range(11)]),
+    *(
+        (label, [f"{10_000 + 100 * row + split}" for split in range(11)])
+        for row, label in enumerate(LABELS)
+    ),
+]
+
+
+def printed(width: int) -> list[str]:
+    file = io.StringIO()
+    print_by_split(Console(file=file, width=width), SPLITS, ROWS)
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 40, 30])
+def test_nothing_is_cut(width: int) -> None:
+    lines = printed(width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    words = re.findall(r"[^\s│┃]+", text)
+    for name, cells in ROWS:
+        assert name in " ".join(words)
+        for cell in cells:
+            assert words.count(cell) == 1
+    assert [word for word in words if word in SPLITS] == SPLITS
+
+
+@pytest.mark.parametrize(("width", "tables"), [(200, 1), (80, 2), (40, 6)])
+def test_as_few_tables_as_fit(width: int, tables: int) -> None:
+    assert sum(line.startswith("┏") for line in printed(width)) == tables

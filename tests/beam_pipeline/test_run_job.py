@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from beam_pipeline.errors import Refusal
-from beam_pipeline.progress import Display, FolderPoller
+from beam_pipeline.progress import Display
 from beam_pipeline.runners import run_job
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.jobs import Job, JobClient
@@ -72,9 +72,9 @@ def interrupt(asked: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> s
 
 def watch(handle: Waiting, chosen: ChosenRunner, output: Path) -> str:
     console = Console()
-    with Display(console, listen=False) as display, console.capture() as shown:
-        poller = FolderPoller(Unfinished(Folder(str(output))), display)
-        run_job._watch(handle, JOB, chosen, poller, console)
+    unfinished = Unfinished(Folder(str(output)))
+    with Display(console, unfinished) as display, console.capture() as shown:
+        run_job._watch(handle, JOB, chosen, display, console)
     return shown.get()
 
 
@@ -156,11 +156,11 @@ def test_workers_that_write_are_not_called_silent(resumed: bool, tmp_path: Path)
         listing.parent.mkdir(parents=True)
         listing.write_bytes(b"old")
     console = Console()
-    with Display(console, listen=False) as display, console.capture() as shown:
-        poller = FolderPoller(Unfinished(Folder(str(tmp_path))), display)
-        poller.look = lambda: None  # type: ignore[method-assign]
+    unfinished = Unfinished(Folder(str(tmp_path)))
+    with Display(console, unfinished) as display, console.capture() as shown:
+        display.look = lambda: None  # type: ignore[method-assign]
         chosen = ChosenRunner(RUNNERS["FlinkRunner"], POOL)
-        run_job._watch(Writing(40), JOB, chosen, poller, console)
+        run_job._watch(Writing(40), JOB, chosen, display, console)
     assert "No worker" not in shown.get()
 
 

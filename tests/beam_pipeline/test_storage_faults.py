@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from beam_pipeline.card.totals import MOST_EXAMPLES, SAMPLED
 from pydicom.uid import JPEG2000Lossless
 
+from beam_pipeline.card.card import MOST_EXAMPLES, SAMPLED
 from headct.stores import InputFiles, find_store
 from headct.stores.buckets import find_bucket
 from tests.beam_pipeline.dicom_files import make_dicom
