@@ -30,8 +30,7 @@ from headct.layout import (
 from headct.manifest import Manifest, parse_manifest
 from headct.png import decode_pngs
 from headct.printable import hide_secrets, quoted
-from headct.stores.ranges import Range, read_ranges
-from headct.stores.urls import is_local
+from headct.stores import Range, is_local, read_ranges
 
 Positions = npt.NDArray[np.int64]
 _AT_ONCE = 256  # PNGs that `images` keeps in memory
@@ -274,7 +273,7 @@ class Shards:
         index = self._directory.index
         return f"{index['shard'][row]}: record {index['record'][row]}"
 
-    def _pngs(self, positions: Sequence[int]) -> list[bytes]:
+    def _pngs(self, positions: Sequence[int]) -> Sequence[bytes]:
         directory = self._directory
         rows = [self._at(position) for position in positions]
         ranges: list[Range] = [

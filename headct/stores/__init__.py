@@ -1,18 +1,29 @@
 """Files on local disks, in ZIP archives and in buckets.
 
 `protocol` defines the interface of stores; `local`, `archives` and `buckets` are the three kinds,
-and `urls` finds the store of a path or URL. On top, `input_files` reads the input, and `folder`
-writes the output.
+and `urls` finds the store of a path or URL. On top, `files` reads the input and writes the output.
 
-An OSError concerns one file, a StoreError the whole store. `retries` retries transient failures
-(timeouts, statuses from 500, broken connections), until they end in a StoreError.
+An OSError concerns one file, a StoreError the whole store. Transient failures (timeouts, statuses
+from 500, broken connections) are retried, until they end in a StoreError.
 """
 
-from headct.stores.folder import Folder, digest_file
-from headct.stores.input_files import InputFiles, Reading, find_input
-from headct.stores.protocol import FileInfo, decode_source, encode_source, show_source
-from headct.stores.retries import DEFAULT_PATIENCE
-from headct.stores.urls import REMOTE_SCHEMES, find_store, is_local, load_archive, open_file
+from headct.stores.files import Folder, InputFiles, Reading, digest_file, find_input
+from headct.stores.protocol import (
+    DEFAULT_PATIENCE,
+    FileInfo,
+    Range,
+    decode_source,
+    encode_source,
+    show_source,
+)
+from headct.stores.urls import (
+    REMOTE_SCHEMES,
+    find_store,
+    is_local,
+    load_archive,
+    open_file,
+    read_ranges,
+)
 
 __all__ = [
     "DEFAULT_PATIENCE",
@@ -20,6 +31,7 @@ __all__ = [
     "FileInfo",
     "Folder",
     "InputFiles",
+    "Range",
     "Reading",
     "decode_source",
     "digest_file",
@@ -29,5 +41,6 @@ __all__ = [
     "is_local",
     "load_archive",
     "open_file",
+    "read_ranges",
     "show_source",
 ]

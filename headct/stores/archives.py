@@ -2,7 +2,6 @@
 
 import bz2
 import errno
-import gc
 import gzip
 import io
 import lzma
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -37,8 +35,6 @@ _SIGNATURE = b"PK\3\4"
 # Supported methods: largest ratio of a file's bytes to its compressed bytes.
 _RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _CHUNK = 1 << 15  # compressed bytes per read, to read only the start of a file
-_DROPPED = frozenset({"", ".", ".."})  # path components without meaning
-_BATCH = 1 << 12  # names per step of a listing
 
 _MEMBER = np.dtype(
     [
@@ -50,15 +46,6 @@ _MEMBER = np.dtype(
         ("flags", np.uint16),
     ]
 )
-# Attributes of zipfile.ZipInfo.
-_ATTRIBUTES = {
-    "start": "header_offset",
-    "stored": "compress_size",
-    "size": "file_size",
-    "crc": "CRC",
-    "method": "compress_type",
-    "flags": "flag_bits",
-}
 
 
 @dataclass(frozen=True)
@@ -68,19 +55,16 @@ class _Directory:
     names: pa.LargeBinaryArray  # sorted
     members: NDArray[Any]  # dtype _MEMBER, one per name
 
-    def first(self, name: bytes) -> int:
-        """Return the index of the first name that is at least `name`."""
-        return bisect_left(range(len(self.names)), name, key=lambda at: self.names[at].as_py())
-
-    def starts_with(self, at: int, prefix: bytes) -> bool:
-        """Return whether the name at an index exists and starts with a prefix."""
-        return at < len(self.names) and bool(self.names[at].as_py().startswith(prefix))
+    def below(self, prefix: bytes) -> range:
+        """Return the indices of the names that start with a prefix."""
+        rows, last = range(len(self.names)), prefix + b"\xff"  # never in UTF-8
+        first = bisect_left(rows, prefix, key=lambda row: self.names[row].as_py())
+        return rows[first : bisect_left(rows, last, key=lambda row: self.names[row].as_py())]
 
     def find(self, name: bytes) -> Any:
         """Return the entry of a file, or None."""
-        at = self.first(name)
-        exists = at < len(self.names) and self.names[at].as_py() == name
-        return self.members[at] if exists else None
+        rows = self.below(name)
+        return self.members[rows[0]] if rows and self.names[rows[0]].as_py() == name else None
 
 
 class ArchiveStore(ReadableStore):
@@ -92,21 +76,18 @@ class ArchiveStore(ReadableStore):
     """
 
     readers = LocalStore.readers
-    read_together = LocalStore.read_together
     ranged_readers = LocalStore.ranged_readers
 
     def __init__(self, archive: str, patience: float) -> None:
         self._archive = archive
         self._disk = LocalStore(patience)
 
-    def _directory(self) -> _Directory:
-        return _read_directory(self._archive, self._info().version)
-
-    def _info(self) -> FileInfo:
+    def _open(self) -> tuple[int, _Directory]:
+        """Return the current size of the archive, and its directory."""
         info = self._disk.info(self._archive)
         if info is None:
             raise StoreError(self._archive, "is gone")
-        return info
+        return info.size, _read_directory(self._archive, info.version)
 
     def list(self, folder: str) -> Iterator[FileInfo]:
         """List files.
@@ -115,32 +96,23 @@ class ArchiveStore(ReadableStore):
             UsageError: this is not a ZIP archive.
             StoreError: the archive cannot be read.
         """
-        directory = self._directory()
+        _, directory = self._open()
         prefix = encode_source(f"{folder}/" if folder else "")
-        at = directory.first(prefix)
-        while names := directory.names[at : at + _BATCH].to_pylist():
-            members = directory.members[at : at + _BATCH]
-            sizes, checksums = members["size"].tolist(), members["crc"].tolist()
-            for name, size, crc in zip(names, sizes, checksums, strict=True):
-                if not name.startswith(prefix):
-                    return
-                path = decode_source(name[len(prefix) :])
-                if not (path.startswith(".") or "/." in path):
-                    yield FileInfo(path, size, _version(crc))
-            at += _BATCH
+        for row in directory.below(prefix):
+            path = decode_source(directory.names[row].as_py()[len(prefix) :])
+            if not (path.startswith(".") or "/." in path):
+                yield _describe(path, directory.members[row])
 
     def info(self, path: str) -> FileInfo | None:
-        member = self._directory().find(encode_source(path))
-        if member is None:
-            return None
-        return FileInfo(path, int(member["size"]), _version(int(member["crc"])))
+        member = self._open()[1].find(encode_source(path))
+        return None if member is None else _describe(path, member)
 
     def check_reachable(self, path: str) -> None:
         """Do nothing: every request raises StoreError if the archive is gone."""
 
     def is_folder(self, path: str) -> bool:
-        directory, prefix = self._directory(), encode_source(f"{path}/")
-        return not path or directory.starts_with(directory.first(prefix), prefix)
+        _, directory = self._open()
+        return not path or bool(directory.below(encode_source(f"{path}/")))
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file's bytes, or a range of them; verify the checksum of a whole file.
@@ -149,27 +121,26 @@ class ArchiveStore(ReadableStore):
             OSError: the file is missing, damaged, encrypted or not compressed by Deflate.
             StoreError: the archive cannot be read.
         """
-        archive = self._info()
-        member = _read_directory(self._archive, archive.version).find(encode_source(path))
+        archive_size, directory = self._open()
+        member = directory.find(encode_source(path))
         if member is None:
             raise FileNotFoundError(errno.ENOENT, "No such file in the archive")
-        if member["flags"] & _ENCRYPTED:
+        header, stored, size, crc, method, flags = member.item()
+        if flags & _ENCRYPTED:
             raise OSError(errno.EACCES, "Encrypted in the archive")
-        if member["method"] not in _RATIOS:
+        if method not in _RATIOS:
             raise OSError(errno.ENOTSUP, "Compressed in the archive by an unsupported method")
-        size, stored = int(member["size"]), int(member["stored"])
         # A damaged directory may claim sizes that do not fit into memory.
-        limit = stored * _RATIOS[int(member["method"])]
-        if int(member["start"]) + stored > archive.size or size > limit:
+        if header + stored > archive_size or size > stored * _RATIOS[method]:
             raise OSError(errno.EIO, "Damaged in the archive")
         end = size if length is None else min(start + length, size)
-        first = self._first_byte(int(member["start"]))
-        if member["method"] == zipfile.ZIP_STORED:
+        first = self._first_byte(header)
+        if method == zipfile.ZIP_STORED:
             data = self._disk.read(self._archive, first + start, max(end - start, 0))
         else:
             data = self._inflate(first, stored, end)[start:]
         whole = start == 0 and end == size
-        if len(data) < end - start or (whole and isal_zlib.crc32(data) != member["crc"]):
+        if len(data) < end - start or (whole and isal_zlib.crc32(data) != crc):
             raise OSError(errno.EIO, "Damaged in the archive")
         return data
 
@@ -198,30 +169,32 @@ class ArchiveStore(ReadableStore):
             raise OSError(errno.EIO, "Damaged in the archive") from None
         return b"".join(chunks)
 
-    def open(self, path: str) -> BinaryIO:
-        return io.BytesIO(self.read(path))
-
 
 def split_archive(path: str) -> tuple[str, str] | None:
     """Return the archive in an absolute path, and the path in the archive; None if none."""
     names = path.split("/")
     for number, name in enumerate(names, start=1):
-        if name.lower().endswith(_SUFFIX):
-            archive = "/".join(names[:number])
-            if LocalStore(0.0).info(archive) is not None:
-                return archive, "/".join(names[number:])
+        archive = "/".join(names[:number])
+        if name.lower().endswith(_SUFFIX) and LocalStore(0.0).info(archive) is not None:
+            return archive, "/".join(names[number:])
     return None
 
 
-def _version(crc: int) -> str:
-    return f"{crc:08x}"
+def _describe(path: str, member: Any) -> FileInfo:
+    return FileInfo(path, int(member["size"]), f"{int(member['crc']):08x}")
 
 
 @lru_cache(maxsize=2)
 def _read_directory(archive: str, version: str) -> _Directory:
     """Read the directory of an archive, once per version of its file."""
     try:
-        names, members = _parse_directory(archive)
+        with zipfile.ZipFile(archive) as file:
+            # the last member with a name wins, as in unpacking
+            infos = {_name(info): info for info in file.infolist() if info.filename[-1:] != "/"}
+        if b"" in infos:
+            raise zipfile.BadZipFile("a file has no name")
+        names = sorted(infos)
+        members = np.fromiter(map(_member, map(infos.__getitem__, names)), _MEMBER, len(names))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         name = PurePosixPath(archive).name
         raise UsageError(
@@ -229,44 +202,19 @@ def _read_directory(archive: str, version: str) -> _Directory:
         ) from None
     except OSError as error:
         raise StoreError(archive, error.strerror or type(error).__name__) from None
-    # the last member with a name wins, as in unpacking
-    indices = {name: at for at, name in enumerate(names)}
-    order = sorted(indices)
-    return _Directory(
-        pa.array(order, pa.large_binary()),
-        members[np.fromiter(map(indices.__getitem__, order), np.int64, len(order))],
-    )
-
-
-def _parse_directory(archive: str) -> tuple[list[bytes], NDArray[Any]]:
-    """Return the names and members of an archive, in its own order."""
-    with _no_collection(), zipfile.ZipFile(archive) as file:
-        infos = [info for info in file.infolist() if not info.filename.endswith("/")]
-        members = np.empty(len(infos), _MEMBER)
-        for field, attribute in _ATTRIBUTES.items():
-            values = map(attrgetter(attribute), infos)
-            members[field] = np.fromiter(values, np.int64, len(infos))
-        names = [_name(info) for info in infos]
-    if b"" in names:
-        raise zipfile.BadZipFile("a file has no name")
-    return names, members
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause garbage collection: it would repeatedly scan a million new objects."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    return _Directory(pa.array(names, pa.large_binary()), members)
 
 
 def _name(info: zipfile.ZipInfo) -> bytes:
+    """Return the path of a member, without components that have no meaning."""
     names = info.filename.split("/")
-    return encode_source("/".join(name for name in names if name not in _DROPPED))
+    return encode_source("/".join(name for name in names if name not in ("", ".", "..")))
+
+
+def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
+    """Return a row of _MEMBER."""
+    sizes = (info.header_offset, info.compress_size, info.file_size)
+    return (*sizes, info.CRC, info.compress_type, info.flag_bits)
 
 
 # Compressed files

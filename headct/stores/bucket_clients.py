@@ -1,17 +1,23 @@
-"""Clients of object stores, with the credentials and settings of the stores' own tools."""
+"""Clients of object stores, with the settings of the stores' own tools, and their failures."""
 
-import json
+import errno
 import os
+import re
 from datetime import timedelta
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import GCSStore, HTTPStore, S3Store, from_url
 
-from headct.errors import StoreError
-from headct.stores.bucket_errors import describe
-from headct.stores.retries import Foreign, Transient
+from headct.errors import RESUMES, ObjectRefused, StoreError
+from headct.reasons import ObjectFault, Reason
+from headct.stores.protocol import Transient
 
 if TYPE_CHECKING:  # exist only for type checkers
     from obstore.store import ClientConfig, RetryConfig
@@ -19,34 +25,28 @@ if TYPE_CHECKING:  # exist only for type checkers
 _READ_TIMEOUT = 20.0  # seconds
 _LONGEST_REQUEST = 300.0  # seconds
 _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with the same credentials
-_GOOGLE = "https://storage.googleapis.com"
-_READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
-_RETRIED = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
-UNLISTED_KEY = "an object's key has '//', '.', '..' or a control character"
+RANGE_NOT_SATISFIABLE = 416
+# Objects, each with path, size, and e_tag, version or last_modified, as in obstore.
+Page = list[dict[str, Any]]
 
 
 def open_clients(url: str, patience: float) -> tuple[Any, Any]:
     """Return obstore's stores of a bucket, to read and to write.
 
     During an upload, the server is silent until all bytes have arrived.
-
-    Args:
-        url: of the bucket.
-        patience: time limit of a request with its retries, seconds.
-
-    Raises:
-        StoreError: the settings cannot be used.
     """
     read_timeout = min(_READ_TIMEOUT, max(patience / 4, 1.0))
     timeout = min(_LONGEST_REQUEST, max(patience, 1.0))
     retry_timeout = timedelta(seconds=min(patience / 2, _OBSTORE_RETRIES))
-    retries: RetryConfig = {"max_retries": 10, "retry_timeout": retry_timeout}
-    clients: list[ClientConfig] = [
-        {"timeout": timedelta(seconds=timeout), "read_timeout": timedelta(seconds=seconds)}
-        for seconds in (read_timeout, timeout)
-    ]
     try:
-        reading, writing = (open_client(url, client, retries) for client in clients)
+        reading, writing = (
+            open_client(
+                url,
+                {"timeout": timedelta(seconds=timeout), "read_timeout": timedelta(seconds=seconds)},
+                {"max_retries": 10, "retry_timeout": retry_timeout},
+            )
+            for seconds in (read_timeout, timeout)
+        )
     except (BaseError, ValueError, OSError) as error:
         what = f"cannot be opened: {describe(error)}"
         raise StoreError(url, what, "check the settings of its client") from None
@@ -65,145 +65,200 @@ def open_client(url: str, client: "ClientConfig", retries: "RetryConfig") -> Any
         BaseError, ValueError, OSError: the settings cannot be used.
     """
     scheme, _, bucket = url.partition("://")
+    options: Any = {"client_options": client, "retry_config": retries}
+    client["allow_http"] = scheme != "https"  # where an endpoint is set; the defaults are https
     if scheme in ("s3", "s3a"):
-        config = _s3_config(client)
-        return S3Store(bucket, client_options=client, retry_config=retries, **config)
+        return S3Store(bucket, **options, **_aws_credentials())
     if scheme == "gs":
-        config = _google_config(client)
-        return GCSStore(bucket, client_options=client, retry_config=retries, **config)
+        if project := os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT"):  # pays for the requests
+            client["default_headers"] = {"x-goog-user-project": project}
+        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+            url = emulator if "://" in emulator else f"http://{emulator}"
+            options |= {"base_url": url.rstrip("/"), "skip_signature": True}
+        return GCSStore(bucket, **options)
     if scheme in ("http", "https"):
-        client["allow_http"] = scheme == "http"
-        return HTTPStore.from_url(url, client_options=client, retry_config=retries)
-    return from_url(url, client_options=client, retry_config=retries)
+        return HTTPStore.from_url(url, **options)
+    return from_url(url, **options)
 
 
-def _s3_config(client: "ClientConfig") -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    if endpoint := _s3_endpoint():
-        config["endpoint"] = endpoint
-        client["allow_http"] = endpoint.startswith("http://")
+def _aws_credentials() -> dict[str, Any]:
+    """Return the options of a profile, single sign-on or a role; obstore finds all others."""
     if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
-        return config
+        return {}
     from obstore.auth.boto3 import Boto3CredentialProvider  # takes half a second to import
 
-    try:  # a profile, single sign-on or a role
+    try:
         provider = Boto3CredentialProvider()
     except ValueError:  # none: obstore asks the machine's metadata service
-        return config
-    return config | {"credential_provider": provider, **provider.config}
-
-
-def _google_config(client: "ClientConfig") -> dict[str, Any]:
-    client["default_headers"] = _google_headers()
-    emulator = _google_emulator()
-    if not emulator:
         return {}
-    client["allow_http"] = emulator.startswith("http://")
-    key = {"gcs_base_url": emulator, "disable_oauth": True}
-    empty = {"client_email": "", "private_key": "", "private_key_id": ""}
-    return {"service_account_key": json.dumps(key | empty)}
+    return {"credential_provider": provider, **provider.config}
 
 
-def _s3_endpoint() -> str | None:
-    """Return the endpoint of an S3-compatible store; None for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _google_emulator() -> str | None:
-    """Return the endpoint of an emulator; None for Google's store."""
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    if not emulator:
-        return None
-    return (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
-
-
-def _google_headers() -> dict[str, str]:
-    """Return a header with the billing project, for requester-pays buckets."""
-    project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")
-    return {"x-goog-user-project": project} if project else {}
-
-
-# boto3 lists keys that obstore cannot; Google Cloud Storage speaks S3's protocol, too.
-
-
-def open_lister(url: str) -> Any:
-    """Return a boto3 client that lists a bucket of S3 or Google Cloud Storage."""
-    from botocore import UNSIGNED
-
-    if url.startswith("gs://"):
-        return _google_lister(url)
-    region = os.environ.get("AWS_REGION")  # boto3 only reads AWS_DEFAULT_REGION
-    settings: dict[str, Any] = {"region_name": region} if region else {}
-    if os.environ.get("AWS_SKIP_SIGNATURE"):
-        settings["signature_version"] = UNSIGNED
-    return _boto3_client(_s3_endpoint(), **settings)
-
-
-def _google_lister(url: str) -> Any:
-    from botocore import UNSIGNED
-
-    emulator = _google_emulator()
-    lister = _boto3_client(emulator or _GOOGLE, signature_version=UNSIGNED, region_name="auto")
-    headers = _google_headers() | ({} if emulator else _google_token(url))
-
-    def add_headers(request: Any, **_: Any) -> None:
-        for name, value in headers.items():
-            request.headers[name] = value
-
-    lister.meta.events.register("before-send.s3", add_headers)
-    return lister
-
-
-def _google_token(url: str) -> dict[str, str]:
-    try:
-        from google.auth import default
-        from google.auth.transport.requests import Request
-    except ImportError:
-        remedy = "rename it, or install google-auth and requests to have it left out"
-        raise StoreError(url, UNLISTED_KEY, remedy) from None
-    credentials, _ = default(scopes=[_READ_ONLY])
-    credentials.refresh(Request())
-    return {"Authorization": f"Bearer {credentials.token}"}
-
-
-def _boto3_client(endpoint: str | None, **settings: Any) -> Any:
+def list_odd_page(url: str, folder: str, last: str) -> Page:
+    """Return the objects of S3 behind the last one, by boto3, which lists any key."""
     import boto3  # takes half a second to import
+    from botocore import UNSIGNED
     from botocore.config import Config
-
-    if endpoint:
-        settings["s3"] = {"addressing_style": "path"}
-    config = Config(connect_timeout=_READ_TIMEOUT, read_timeout=_READ_TIMEOUT, **settings)
-    return boto3.client("s3", endpoint_url=endpoint, config=config)
-
-
-def list_page(lister: Any, url: str, **parameters: Any) -> dict[str, Any]:
-    """Return one page of a listing, as boto3's response.
-
-    Args:
-        lister: from `open_lister`.
-        url: of the bucket.
-        parameters: of S3's ListObjectsV2.
-
-    Raises:
-        StoreError: the store refuses the request.
-        Transient: a retry may succeed.
-    """
     from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
 
-    parameters["Bucket"] = url.partition("://")[2]
+    config = Config(
+        connect_timeout=_READ_TIMEOUT,
+        read_timeout=_READ_TIMEOUT,
+        region_name=os.environ.get("AWS_REGION"),  # boto3 only reads AWS_DEFAULT_REGION
+        signature_version=UNSIGNED if os.environ.get("AWS_SKIP_SIGNATURE") else None,
+        s3={"addressing_style": "path"},
+    )
+    wanted = {"Bucket": url.partition("://")[2], "StartAfter": last}
+    if folder:
+        wanted["Prefix"] = f"{folder}/"
     if os.environ.get("AWS_REQUEST_PAYER"):
-        parameters["RequestPayer"] = "requester"
+        wanted["RequestPayer"] = "requester"
     try:
-        page: dict[str, Any] = lister.list_objects_v2(**parameters)
+        page = boto3.client("s3", config=config).list_objects_v2(**wanted)
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         what = f"{status}, {error.response['Error']['Code']}"
-        if 400 <= status < 500 and status not in _RETRIED:
+        if _is_permanent(status):
             raise StoreError(url, what) from None
         raise Transient(what) from None
-    except ResponseParserError:
-        raise Foreign("the answer is not a list of objects", "check the endpoint") from None
     except BotoCoreError as error:
         raise Transient(type(error).__name__) from None
-    return page
+    return [
+        {"path": entry["Key"], "size": entry["Size"], "e_tag": entry.get("ETag")}
+        for entry in page.get("Contents", ())
+    ]
+
+
+# Failures
+
+_STATUS = re.compile(r"status code: (\d{3} ?[A-Za-z ]*)")
+_CODE = re.compile(r"<Code>([\w.]+)</Code>")
+_CAUSE = re.compile(r'message: "([^"]+)"')
+_REDIRECT = "Received redirect"  # to another region or endpoint than the configured one
+# Codes of S3, Google Cloud Storage and Azure.
+_RETRIED_CODES = ("RequestTimeout", "OperationAborted", "ConditionalRequestConflict")
+_MISSING_BUCKETS = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
+_CREDENTIALS = (
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+    "AuthenticationFailed",
+    "UserProjectMissing",
+    "Requester Pays",
+)
+# Codes that concern one object, with their meaning.
+_OBJECT_FAULTS = {
+    "InvalidObjectState": "archived",
+    "BlobArchived": "archived",
+    "BlobBeingRehydrated": "archived",
+    "a form of Server Side Encryption": "encrypted with a key of the customer",
+    "ResourceIsEncryptedWithCustomerEncryptionKey": "encrypted with a key of the customer",
+    "BlobUsesCustomerSpecifiedEncryption": "encrypted with a key of the customer",
+    "KMS.": "encrypted with a key that cannot be used",
+}
+# Google Cloud Storage decompresses these objects in transit.
+_AS_WITH_GZIP = ", as of an object that is stored with Content-Encoding: gzip"
+# Texts in obstore's messages about responses of other services, with their meaning.
+_FOREIGN = {
+    "InvalidListResponse": "the answer is not a list of objects",
+    "NotPartial": f"the answer is not the requested range of an object{_AS_WITH_GZIP}",
+    "MissingContentLength": f"the answer has no Content-Length{_AS_WITH_GZIP}",
+    "InvalidCertificate": "the server's TLS certificate is not valid",
+    "InvalidMessage": "the server does not speak TLS",
+    "UnexpectedMessage": "the server does not speak HTTP",
+    "Parse(": "the server does not speak HTTP",
+    "Name or service not known": "the server's name is not known",
+}
+_CHECK_ENDPOINT = "check the endpoint, and proxies between it and this machine"
+_WHO_HAS_ACCESS = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, must name an account with"
+    " access",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`, must name an"
+    " account with access",
+    "ht": "the server must let everybody read it",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY must name an account with"
+    " access",
+}
+
+
+def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exception:
+    """Return the exception to raise for a failed request.
+
+    Args:
+        error: raised by obstore.
+        url: of the bucket, for messages.
+        reading: whether the request reads an object; the failure may be the object's fault.
+
+    Returns:
+        FileNotFoundError: there is no such object.
+        ObjectFault: the store does not return this object.
+        ObjectRefused: refused; whether it is the object's fault depends on other objects.
+        Transient: a retry may succeed.
+        StoreError: a retry would fail, too.
+    """
+    text, code, what = str(error), status_of(error), describe(error)
+    # The status and body of the response, without the object's key: a key may be any text.
+    found = _STATUS.search(text)
+    answer = text[found.start() :].partition("\n\nDebug source")[0] if found else ""
+    fault = _meaning(answer, _OBJECT_FAULTS)
+    foreign = "" if code else _meaning(text, _FOREIGN)
+    refused = ObjectRefused if reading else StoreError
+    if isinstance(error, InvalidPathError):
+        what = "an object's key has '//', '.', '..' or a control character"
+        return StoreError(url, what, "rename it")
+    if any(sign in answer for sign in _MISSING_BUCKETS):
+        return StoreError(url, "there is no such bucket", "check its name and the endpoint")
+    if reading and fault:
+        return ObjectFault(Reason.OBJECT_UNAVAILABLE, f"{fault} ({what})")
+    if code == 404 and "<html" in answer.lower():
+        return Transient(f"a web page instead of an answer ({what})", _CHECK_ENDPOINT)
+    if isinstance(error, NotFoundError | FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "No such object")
+    if code == RANGE_NOT_SATISFIABLE:
+        return OSError(errno.EINVAL, "Shorter than it was listed")
+    if code in (401, 403) or isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if code == 401 or any(sign in answer for sign in _CREDENTIALS):
+            refused = StoreError
+        advice = _WHO_HAS_ACCESS.get(url[:2], _WHO_HAS_ACCESS["az"])
+        return refused(url, f"access denied ({what})", f"{advice}; {RESUMES}")
+    if _REDIRECT in text:
+        return StoreError(url, what, _CHECK_ENDPOINT)
+    if foreign:
+        gzipped = _AS_WITH_GZIP in foreign
+        remedy = f"store it without, or {_CHECK_ENDPOINT}" if gzipped else _CHECK_ENDPOINT
+        if reading:
+            return ObjectRefused(url, foreign, remedy, is_foreign=True)
+        return Transient(foreign, remedy)
+    if _is_permanent(code) and not any(sign in answer for sign in _RETRIED_CODES):
+        return refused(url, what)
+    return Transient(what)
+
+
+def _is_permanent(status: int) -> bool:
+    """Return whether retrying is useless: not for timeouts, "too early" and "slow down"."""
+    return 400 <= status < 500 and status not in (408, 425, 429)
+
+
+def _meaning(text: str, signs: dict[str, str]) -> str:
+    return next((meaning for sign, meaning in signs.items() if sign in text), "")
+
+
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status of the response; 0 without a response."""
+    found = _STATUS.search(str(error))
+    return int(found[1][:3]) if found else 0
+
+
+def describe(error: BaseException) -> str:
+    """Describe a failure in a few words, without the object's address in obstore's message."""
+    text = str(error)
+    if found := _STATUS.search(text):
+        code = _CODE.search(text)
+        return f"{found[1].strip()}, {code[1]}" if code else found[1].strip()
+    if found := _CAUSE.search(text):
+        return found[1]
+    if "timed out" in text or "TimedOut" in text:
+        return "time-out"
+    return text.partition("\n")[0].rpartition(" - ")[2].rpartition(": ")[2] or type(error).__name__

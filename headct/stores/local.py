@@ -13,8 +13,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from headct.errors import StoreError
 from headct.locks import Lock
-from headct.stores.protocol import FileInfo, Store, show_source
-from headct.stores.retries import Patience, Transient
+from headct.stores.protocol import FileInfo, Patience, Store, Transient, show_source
 
 T = TypeVar("T")
 
@@ -25,26 +24,12 @@ _REMOVALS = 10  # attempts to remove a folder to which another process may be wr
 
 # Failures of the disk or the network, not of the file.
 _TRANSIENT = frozenset(
-    {
-        errno.EAGAIN,
-        errno.ECONNABORTED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EMFILE,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ENOTCONN,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
+    {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+    | {errno.ECONNABORTED, errno.ECONNRESET, errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH}
+    | {errno.EHOSTDOWN, errno.EHOSTUNREACH}
 )
 # Nothing exists at a path.
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-_Identity = tuple[int, int]  # device and inode
-_Entries = list[tuple[str, FileInfo | None]]  # names in a folder; None for its folders
 
 
 class LocalStore(Store):
@@ -52,7 +37,6 @@ class LocalStore(Store):
 
     # the kernel reads ahead: more threads cost more than they save
     readers = 2
-    read_together = 8
     ranged_readers = 0
 
     def __init__(self, patience: float) -> None:
@@ -66,67 +50,46 @@ class LocalStore(Store):
         """
         return self._walk(folder, "", frozenset())
 
-    def _walk(self, folder: str, prefix: str, above: frozenset[_Identity]) -> Iterator[FileInfo]:
-        identity, entries = self._look_into(folder)
+    def _walk(
+        self, folder: str, prefix: str, above: frozenset[tuple[int, int]]
+    ) -> Iterator[FileInfo]:
+        status, entries = self._examine(folder, lambda: _scan(folder), "cannot be listed: ")
+        identity = (status.st_dev, status.st_ino)
         if identity in above:
             return
         for name, info in entries:
-            path = f"{prefix}{name}"
             if info is None:
-                yield from self._walk(f"{folder}/{name}", f"{path}/", above | {identity})
+                yield from self._walk(f"{folder}/{name}", f"{prefix}{name}/", above | {identity})
             else:
-                yield FileInfo(path, info.size, info.version)
-
-    def _look_into(self, folder: str) -> tuple[_Identity, _Entries]:
-        """Return the identity of a folder and its entries, in the order of their paths."""
-
-        def look() -> tuple[_Identity, _Entries]:
-            try:
-                with os.scandir(folder) as scan:
-                    entries = [(e.name, _describe(e)) for e in scan if not e.name.startswith(".")]
-                status = Path(folder).stat()
-            except FileNotFoundError:  # listed before: its disk or a parent is unavailable
-                raise Transient("a folder is gone while it is listed") from None
-            return (status.st_dev, status.st_ino), entries
-
-        try:
-            identity, entries = self._request(folder, look)
-        except OSError as error:
-            raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
-        # sort folders by name with slash, as in paths
-        entries.sort(key=lambda entry: os.fsencode(entry[0] if entry[1] else f"{entry[0]}/"))
-        return identity, entries
+                yield FileInfo(f"{prefix}{name}", info.size, info.version)
 
     def info(self, path: str) -> FileInfo | None:
         status = self._stat(path)
-        if status is None or stat.S_ISDIR(status.st_mode):
-            return None
-        return FileInfo(path, status.st_size, str(status.st_mtime_ns))
+        return None if status is None or stat.S_ISDIR(status.st_mode) else _describe(path, status)
 
     def is_folder(self, path: str) -> bool:
         status = self._stat(path)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
     def _stat(self, path: str) -> os.stat_result | None:
-        """Return the status of a path; None if nothing exists there.
+        """Return the status of a path; None if nothing exists there."""
 
-        Raises:
-            StoreError: the path cannot be examined.
-        """
-        try:
-            return self._request(path, Path(path).stat)
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return None
-            raise StoreError(show_source(path), error.strerror or type(error).__name__) from None
+        def look() -> os.stat_result | None:
+            try:
+                return Path(path).stat()
+            except OSError as error:
+                if error.errno in _ABSENT:
+                    return None
+                raise
+
+        return self._examine(path, look)
 
     def entries(self, folder: str) -> set[str]:
         if not self.is_folder(folder):
             return set()
-        try:
-            return self._request(folder, lambda: set(map(_entry, Path(folder).iterdir())))
-        except OSError as error:
-            raise StoreError(show_source(folder), f"cannot be listed: {error.strerror}") from None
+        return self._examine(
+            folder, lambda: set(map(_entry, Path(folder).iterdir())), "cannot be listed: "
+        )
 
     def check_reachable(self, path: str) -> None:
         """Raise Transient unless the folder has files: an empty one may be an unmounted disk."""
@@ -185,17 +148,22 @@ class LocalStore(Store):
             with suppress(FileNotFoundError, NotADirectoryError):
                 Path(path).unlink()
             return
-        for attempt in range(_REMOVALS):
+        for attempts_left in reversed(range(_REMOVALS)):
             try:
                 shutil.rmtree(path)
-            except FileNotFoundError:
-                if not Path(path).exists():
-                    return
-            except OSError as error:  # another run may be writing to it
-                if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS - 1:
+            except OSError as error:  # another run may be writing to it, or removing it
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not attempts_left:
                     raise
-            else:
+            if not Path(path).exists():
                 return
+
+    def _examine(self, path: str, look: Callable[[], T], what: str = "") -> T:
+        """Return what `look` finds; raise StoreError if it fails."""
+        try:
+            return self._request(path, look)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StoreError(show_source(path), f"{what}{reason}") from None
 
     def _request(self, path: str, action: Callable[[], T]) -> T:
         def attempt() -> T:
@@ -247,19 +215,35 @@ def _partial_file(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _describe(entry: os.DirEntry[str]) -> FileInfo | None:
-    """Return size and version of a file; None for a folder."""
+def _scan(folder: str) -> tuple[os.stat_result, list[tuple[str, FileInfo | None]]]:
+    """Return the status of a folder, and its names in the order of their paths.
+
+    With each name comes the size and version of the file; None for a folder.
+    """
     try:
-        if entry.is_dir():
-            return None
-        status = entry.stat()
-        return FileInfo("", status.st_size, str(status.st_mtime_ns))
+        with os.scandir(folder) as scan:
+            entries = [(e.name, _look_at(e)) for e in scan if not e.name.startswith(".")]
+        status = Path(folder).stat()
+    except FileNotFoundError:  # listed before: its disk or a parent is unavailable
+        raise Transient("a folder is gone while it is listed") from None
+    # sort folders by name with slash, as in paths
+    entries.sort(key=lambda entry: os.fsencode(entry[0] if entry[1] else f"{entry[0]}/"))
+    return status, entries
+
+
+def _look_at(entry: os.DirEntry[str]) -> FileInfo | None:
+    try:
+        return None if entry.is_dir() else _describe("", entry.stat())
     except FileNotFoundError:
         entry.stat(follow_symlinks=False)  # raises unless the entry is a broken link
     except OSError as error:
         if error.errno in _TRANSIENT:
             raise
     return FileInfo("", 0, "")  # a broken link, or a bad sector: reading will fail
+
+
+def _describe(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns))
 
 
 def _read(path: str, start: int, length: int | None) -> bytes:

@@ -1,15 +1,29 @@
-"""Protocols of stores, and encoding of file paths."""
+"""The interface of stores, retries of their requests, and encoding of file paths."""
 
+import io
+import logging
+import random
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
+from headct.errors import StoreError
 from headct.printable import escape_controls
 
+DEFAULT_PATIENCE = 600.0  # seconds
+_FIRST_WAIT = 0.25  # seconds, at most, before the third attempt; doubled before each further one
+_LONGEST_WAIT = 15.0  # seconds between two attempts
+_SECONDS_BETWEEN_WARNINGS = 30.0
+_FOREIGN_SECONDS = 20.0  # enough for a restarting proxy; a wrong address stays wrong
 _CONTROL_CHARACTER = re.compile(r"[\0-\x1f\x7f]")
-_NO_NAMES = frozenset({"", ".", ".."})
+
+T = TypeVar("T")
+Range = tuple[str, int, int | None]  # a file's path, first byte, number of bytes
 
 
 def encode_source(path: str) -> bytes:
@@ -27,18 +41,15 @@ def show_source(path: str) -> str:
     return escape_controls(encode_source(path).decode("utf-8", "backslashreplace"))
 
 
-def is_usable(key: str) -> bool:
-    """Return whether obstore, which reads keys as paths, can request an object."""
-    return not _CONTROL_CHARACTER.search(key) and _NO_NAMES.isdisjoint(key.split("/"))
-
-
 def why_unusable(key: str) -> str:
-    """Return why a key is not usable."""
+    """Return why obstore, which reads keys as paths, cannot request an object; empty if it can."""
     if _CONTROL_CHARACTER.search(key):
         return "its key has a control character"
     if key.startswith("/") or key.endswith("/"):
         return f"its key {'begins' if key.startswith('/') else 'ends'} with a slash"
-    return "its key has '//'" if "//" in key else "its key has the part '.' or '..'"
+    if "//" in key:
+        return "its key has '//'"
+    return "" if {".", ".."}.isdisjoint(key.split("/")) else "its key has the part '.' or '..'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +74,10 @@ class ReadableStore(Protocol):
 
     Attributes:
         readers: recommended number of requests in flight.
-        read_together: recommended number of files that a reader requests together.
         ranged_readers: like `readers`, for short ranges of files; 0 to read them without threads.
     """
 
     readers: int
-    read_together: int
     ranged_readers: int
 
     def list(self, folder: str) -> Iterator[FileInfo]:
@@ -97,9 +106,13 @@ class ReadableStore(Protocol):
         """Return a file's bytes, or a range of them; a range ends with the file."""
         ...
 
+    def read_ranges(self, ranges: Sequence[Range]) -> Sequence[bytes]:
+        """Return several ranges, also in forked processes."""
+        return [self.read(*wanted) for wanted in ranges]
+
     def open(self, path: str) -> BinaryIO:
         """Open a file to read it from start to end."""
-        ...
+        return io.BytesIO(self.read(path))
 
 
 class Store(ReadableStore, Protocol):
@@ -137,3 +150,79 @@ class Store(ReadableStore, Protocol):
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with its content, if it exists."""
         ...
+
+
+class Transient(Exception):
+    """A failure of a request that may pass.
+
+    Args:
+        what: the failure, in a few words.
+        remedy: what to do if it persists; empty unless another service than the store responded,
+            for example with a web page.
+    """
+
+    def __init__(self, what: str | None, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class Patience:
+    """Repeats failed requests to a store.
+
+    Args:
+        store: its URL or path, for messages.
+        seconds: time limit of the retries of a request.
+    """
+
+    def __init__(self, store: str, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._warned_at = float("-inf")
+
+    def request(self, attempt: Callable[[], T]) -> T:
+        """Return the result of the first attempt that does not raise Transient.
+
+        The waits between attempts grow, with jitter: many workers must not hit a recovering store
+        at once.
+
+        Raises:
+            StoreError: all attempts failed; the message names the store and the last failure.
+        """
+        failed_at = longest_wait = 0.0
+        while True:
+            try:
+                return attempt()
+            except Transient as failure:
+                limit = min(self._seconds, _FOREIGN_SECONDS) if failure.remedy else self._seconds
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at >= limit:
+                    if failure.remedy:
+                        raise StoreError(self._store, str(failure), failure.remedy) from None
+                    what = f"no answer for {self._seconds:g} s ({failure})"
+                    raise StoreError(self._store, what) from None
+                self._warn(failure, limit)
+            if longest_wait:  # the second attempt follows at once
+                time.sleep(random.uniform(0, longest_wait))
+            longest_wait = min(2 * longest_wait or _FIRST_WAIT, _LONGEST_WAIT)
+
+    def _warn(self, failure: Transient, limit: float) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_at = now
+            logging.getLogger(__name__).warning(
+                "%s: %s; trying again for up to %g s.", self._store, failure, limit
+            )
+
+
+def run_in_daemon_thread(request: Callable[[], T]) -> "Future[T]":
+    """Start a request; Ctrl-C can end the program while it waits for a silent store."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(request())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result

@@ -1,14 +1,15 @@
 """Lookup of the store of a path or URL."""
 
-import io
+import posixpath
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from headct.errors import HeadctError, ObjectRefused, StoreError, UsageError
-from headct.stores.protocol import ReadableStore, Store, is_usable, why_unusable
-from headct.stores.retries import DEFAULT_PATIENCE
+from headct.stores.local import LocalStore
+from headct.stores.protocol import DEFAULT_PATIENCE, Range, ReadableStore, Store, why_unusable
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 
@@ -32,10 +33,8 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         StoreError: the settings of its client cannot be used.
     """
     if is_local(url):
-        from headct.stores.local import LocalStore
-
         return LocalStore(patience), _absolute(url)
-    from headct.stores.buckets import find_bucket
+    from headct.stores.buckets import find_bucket  # imports obstore
 
     scheme, _, rest = url.partition("://")
     if scheme not in REMOTE_SCHEMES:
@@ -48,8 +47,8 @@ def find_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Store, str
         path, _, query = path.partition("?")
         bucket = f"{bucket}?{query}"
     path = path.strip("/")
-    if path and not is_usable(path):
-        what = why_unusable(path).replace("its key", "it")
+    if path and (why := why_unusable(path)):
+        what = why.replace("its key", "it")
         raise UsageError(f"{url} cannot be read from a store: {what}; want names between slashes")
     return find_bucket(f"{scheme}://{bucket}", patience), path
 
@@ -60,20 +59,12 @@ def find_input_store(url: str, patience: float = DEFAULT_PATIENCE) -> tuple[Read
 
     A path may lead into a ZIP archive (`rsna.zip/stage_2_train`).
     """
-    archive = _find_archive(url)
-    if archive is None:
-        return find_store(url, patience)
-    from headct.stores.archives import ArchiveStore
+    if is_local(url) and ".zip" in url.lower():
+        from headct.stores.archives import ArchiveStore, split_archive
 
-    return ArchiveStore(archive[0], patience), archive[1]
-
-
-def _find_archive(url: str) -> tuple[str, str] | None:
-    if not is_local(url) or ".zip" not in url.lower():
-        return None
-    from headct.stores.archives import split_archive
-
-    return split_archive(_absolute(url))
+        if found := split_archive(_absolute(url)):
+            return ArchiveStore(found[0], patience), found[1]
+    return find_store(url, patience)
 
 
 def _absolute(url: str) -> str:
@@ -85,7 +76,7 @@ def load_archive(url: str) -> None:
 
     Errors are reported when files of the archive are read.
     """
-    if _find_archive(url) is not None:
+    if is_local(url):
         store, path = find_input_store(url)
         with suppress(HeadctError):
             store.is_folder(path)
@@ -103,6 +94,20 @@ def open_file(url: str, patience: float = DEFAULT_PATIENCE) -> BinaryIO:
     if not path:  # the archive itself, for example of one compressed table
         store, path = find_store(url, patience)
     try:
-        return store.open(path) if is_local(url) else io.BytesIO(store.read(path))
+        return store.open(path)
     except ObjectRefused as refusal:  # name the file, not just its bucket
         raise StoreError(url, refusal.what, refusal.remedy) from None
+
+
+def read_ranges(folder: str, ranges: Sequence[Range]) -> Sequence[bytes]:
+    """Return ranges of the files of a folder, in any process; a range ends with its file.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        UsageError: unknown kind of store.
+        StoreError: the store fails or refuses access.
+    """
+    store, path = find_store(folder)
+    return store.read_ranges(
+        [(posixpath.join(path, name), start, length) for name, start, length in ranges]
+    )

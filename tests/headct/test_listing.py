@@ -7,7 +7,8 @@ import pytest
 from headct.errors import StoreError, UsageError
 from headct.reasons import Reason, Rejected
 from headct.stores import InputFiles
-from headct.stores.buckets import Pages
+from headct.stores.bucket_clients import open_client
+from headct.stores.buckets import ObjectStore
 from tests.headct.scripted_store import ScriptedStore, serve
 
 A_MOMENT = 1.0  # second of patience
@@ -31,7 +32,6 @@ def rejection(files: InputFiles, source: str) -> Rejected | None:
 
 ODD = {
     "a//b.dcm": "its key has '//'",
-    "/b.dcm": "its key begins with a slash",
     "a/./b.dcm": "its key has the part '.' or '..'",
     "a/../b.dcm": "its key has the part '.' or '..'",
     "..": "its key has the part '.' or '..'",
@@ -39,7 +39,6 @@ ODD = {
     "a\nb.dcm": "its key has a control character",
     "a\x01\x1b[2J.dcm": "its key has a control character",
     "a\x7f.dcm": "its key has a control character",
-    "a.dcm/": "its key ends with a slash",
 }
 EVEN = ["0", "100%.dcm", "a%20b.dcm", "a%zz.dcm", "a\\b.dcm", "ä~#?*[x].dcm", " x ", "y" * 1000]
 
@@ -52,12 +51,23 @@ def test_an_object_with_an_odd_key_is_rejected_and_no_other(
     store.objects = {f"{folder}{key}": b"slice" for key in (*EVEN, odd)}
     files = InputFiles.parse(f"s3://data/{folder}", A_MOMENT)
     listed = [info.path for info in files.list()]
-    assert listed == [key.rstrip("/") for key in sorted((*EVEN, odd), key=str.encode)]
+    assert listed == sorted((*EVEN, odd), key=str.encode)
     rejected = {path: why for path in listed if (why := rejection(files, path))}
-    assert [*rejected] == [odd.rstrip("/")]
-    (why,) = rejected.values()
-    assert why.reason is Reason.UNUSABLE_KEY
-    assert why.detail == ("its key has '//'" if folder and odd.startswith("/") else ODD[odd])
+    assert [*rejected] == [odd]
+    assert rejected[odd].reason is Reason.UNUSABLE_KEY
+    assert rejected[odd].detail == ODD[odd]
+
+
+@pytest.mark.parametrize("odd", ["in/a.dcm/", "/a.dcm"])
+def test_an_object_whose_slash_at_an_end_is_dropped_is_rejected(
+    store: ScriptedStore, odd: str
+) -> None:
+    store.objects = {odd: b"slice"}
+    files = InputFiles.parse(f"s3://data/{odd[:-6].strip('/')}", A_MOMENT)
+    assert [info.path for info in files.list()] == ["a.dcm"]
+    rejected = rejection(files, "a.dcm")
+    assert rejected is not None
+    assert rejected.reason is Reason.VANISHED
 
 
 def test_many_odd_keys_are_listed_page_by_page(store: ScriptedStore) -> None:
@@ -75,12 +85,16 @@ def test_markers_of_folders_and_hidden_objects_are_left_out(store: ScriptedStore
 
 def test_a_store_that_cannot_be_listed_otherwise_says_so(store: ScriptedStore) -> None:
     store.objects = {"a//b": b"1"}
-    from headct.stores.buckets import find_bucket
-
-    reading = find_bucket("s3://data", A_MOMENT)._reading
+    client = open_client("s3://data", {}, {})
     with pytest.raises(StoreError) as refused:
-        Pages(reading, "", "az://data").next()
+        list(ObjectStore("az://data", A_MOMENT, (client, client)).list(""))
     assert str(refused.value).endswith("'.', '..' or a control character; rename it")
+
+
+def test_a_key_that_begins_with_a_slash_is_not_taken_for_another(store: ScriptedStore) -> None:
+    store.objects = {"/b.dcm": b"1", "a.dcm": b"1"}
+    with pytest.raises(StoreError, match=r"or a key begins with a slash; copy the input else"):
+        list(InputFiles.parse("s3://data", A_MOMENT).list())
 
 
 @pytest.mark.parametrize("path", ["a//b", "a/../b", "./b", "a\tb"])

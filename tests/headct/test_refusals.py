@@ -7,7 +7,7 @@ import pytest
 from beam_pipeline.planning.labels import read_labels
 from headct.errors import HeadctError, StoreError
 from headct.reasons import ObjectFault, Reason
-from headct.stores import InputFiles, input_files
+from headct.stores import InputFiles, files
 from tests.headct.scripted_store import LISTING, Answer, ScriptedStore, refusal, serve
 
 A_MOMENT = 1.0  # second of patience
@@ -23,7 +23,7 @@ TRANSCODED = Answer(200, b"decompressed on the way")  # whatever part was asked 
 def store() -> Iterator[ScriptedStore]:
     store = ScriptedStore({f"in/{number}": b"slice" for number in range(5)})
     store.objects |= {f"in/sub/{number}": b"slice" for number in range(5)}
-    input_files._readable.clear()
+    files._readable.clear()
     with serve(store):
         yield store
 

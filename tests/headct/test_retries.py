@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from headct.errors import StoreError
-from headct.stores.retries import DEFAULT_PATIENCE, Foreign, Patience, Transient
+from headct.stores.protocol import DEFAULT_PATIENCE, Patience, Transient
 
 
 class Clock:
@@ -50,7 +50,7 @@ def failing(times: float, error: Exception) -> Callable[[], int]:
 
 
 def test_a_request_that_succeeds_is_made_once(clock: Clock) -> None:
-    assert Patience("store", 600.0).request(failing(0, Transient())) == 1
+    assert Patience("store", 600.0).request(failing(0, Transient("fails"))) == 1
     assert clock.waits == []
 
 
@@ -73,7 +73,7 @@ def test_waits_grow_up_to_a_quarter_of_a_minute(clock: Clock) -> None:
     patience = Patience("store", DEFAULT_PATIENCE)
     for _ in range(20):
         with pytest.raises(StoreError):
-            patience.request(failing(1e9, Transient()))
+            patience.request(failing(1e9, Transient("fails")))
     assert 14 < max(clock.waits) <= 15
     assert len(clock.waits) < 20 * 200
     assert len(set(clock.waits)) > len(clock.waits) / 2  # many workers do not come back at once
@@ -83,7 +83,7 @@ def test_the_first_waits_are_of_a_quarter_second_and_its_doubles_at_most(clock: 
     longest = [0.0] * 3
     for _ in range(200):
         clock.waits.clear()
-        Patience("store", 600.0).request(failing(4, Transient()))
+        Patience("store", 600.0).request(failing(4, Transient("fails")))
         longest = [max(both) for both in zip(longest, clock.waits, strict=True)]
     assert 0.2 < longest[0] <= 0.25
     assert 0.4 < longest[1] <= 0.5
@@ -96,7 +96,7 @@ def test_any_other_failure_is_raised_as_it_is(clock: Clock, transient: int) -> N
 
     def attempt() -> None:
         calls[0] += 1
-        raise Transient if calls[0] <= transient else FileNotFoundError(2, "No such object")
+        raise Transient("") if calls[0] <= transient else FileNotFoundError(2, "No such object")
 
     with pytest.raises(FileNotFoundError, match="No such object"):
         Patience("store", 600.0).request(attempt)
@@ -140,7 +140,7 @@ def test_a_second_of_patience_is_a_second() -> None:
 def test_an_answer_of_another_service_is_given_up_soon(clock: Clock) -> None:
     with pytest.raises(StoreError) as given_up:
         Patience("s3://bucket", DEFAULT_PATIENCE).request(
-            failing(1e9, Foreign("a web page", "check the endpoint"))
+            failing(1e9, Transient("a web page", "check the endpoint"))
         )
     assert str(given_up.value) == "s3://bucket: a web page; check the endpoint"
     assert sum(clock.waits) < 20 + 15

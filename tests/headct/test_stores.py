@@ -400,25 +400,21 @@ class AtOnce:
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "together", "ahead"),
+    ("mebibytes", "ahead"),
     [
-        (1, 1, 8),  # as many as there are readers, and the one that is worked on
-        (1, 8, 20),
-        (2, 8, 20),  # 8 MiB, four files, by each reader
-        (16, 1, 4),  # 64 MiB are not too many
-        (17, 1, 3),
-        (17, 8, 3),
-        (33, 8, 1),
-        (65, 1, 1),
-        (1000, 8, 1),
+        (1, 8),  # as many as there are readers, and the one that is worked on
+        (16, 4),  # 64 MiB are not too many
+        (17, 3),
+        (33, 1),
+        (65, 1),
+        (1000, 1),
     ],
 )
 def test_so_many_files_are_read_ahead_as_memory_holds(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, together: int, ahead: int
+    tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, ahead: int
 ) -> None:
     monkeypatch.setattr(LocalStore, "readers", 7)
-    monkeypatch.setattr(LocalStore, "read_together", together)
-    monkeypatch.setattr("headct.stores.input_files.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("headct.stores.files.ThreadPoolExecutor", AtOnce)
     read, count = LocalStore.read, [0]
 
     def counted(store: LocalStore, *arguments: Any) -> bytes:
@@ -747,7 +743,7 @@ def test_a_file_is_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_object_is_added_once_where_the_store_can_tell() -> None:
     bucket = MemoryStore()
-    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    store = ObjectStore("s3://bucket", A_MOMENT, (bucket, bucket))
     assert store.add("out/a", b"first")
     assert not store.add("out/a", b"second")
     assert store.read("out/a") == b"first"
@@ -765,7 +761,7 @@ def test_a_store_without_conditional_requests_writes_all_the_same(
 
     monkeypatch.setattr(obstore, "put", put_without_conditions)
     bucket = MemoryStore()
-    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    store = ObjectStore("s3://bucket", A_MOMENT, (bucket, bucket))
     assert store.add("a", b"first")
     assert store.add("a", b"second")
     assert store.read("a") == b"second"
@@ -775,7 +771,7 @@ def test_entries_of_a_bucket_tell_folders_from_files() -> None:
     bucket = MemoryStore()
     for key in ("out/a", "out/a/b", "out/c/d/e", "out2/f"):
         bucket.put(key, b"")
-    store = ObjectStore("s3://bucket", bucket, bucket, A_MOMENT)
+    store = ObjectStore("s3://bucket", A_MOMENT, (bucket, bucket))
     assert store.entries("out") == {"a", "a/", "c/"}
     assert store.entries("") == {"out/", "out2/"}
     assert store.entries("nowhere") == set()

@@ -22,7 +22,7 @@ from headct.layout import INDEX, MANIFEST
 from headct.locks import Lock
 from headct.reasons import ObjectFault
 from headct.stores import find_store
-from headct.stores.retries import run_in_daemon_thread
+from headct.stores.protocol import run_in_daemon_thread
 from trainer.data.shard_cache import (
     FILLING,
     CachedFile,
