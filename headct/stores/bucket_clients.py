@@ -1,6 +1,7 @@
 """Clients of object stores, with the settings of the stores' own tools, and their failures."""
 
 import errno
+import json
 import os
 import re
 from datetime import timedelta
@@ -74,7 +75,9 @@ def open_client(url: str, client: "ClientConfig", retries: "RetryConfig") -> Any
             client["default_headers"] = {"x-goog-user-project": project}
         if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
             url = emulator if "://" in emulator else f"http://{emulator}"
-            options |= {"base_url": url.rstrip("/"), "skip_signature": True}
+            key: dict[str, Any] = {"gcs_base_url": url.rstrip("/"), "disable_oauth": True}
+            key |= {"client_email": "", "private_key": "", "private_key_id": ""}
+            options["service_account_key"] = json.dumps(key)
         return GCSStore(bucket, **options)
     if scheme in ("http", "https"):
         return HTTPStore.from_url(url, **options)

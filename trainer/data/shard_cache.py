@@ -1,8 +1,7 @@
 """The cache of shards: complete, used and obsolete copies, and the free space.
 
     CACHE/NAME-HASH/VERSION/    HASH of the URL, VERSION of the manifest
-        manifest.json, index.parquet, shards
-        .FILE.checked           size, modification time and checksum of the verified FILE
+        manifest.json, index.parquet, shards    each was verified before it got its name
         .in_use                 locked (shared) by every process that reads the copy
         .filling                locked by the process that copies files
 
@@ -16,99 +15,21 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from headct.errors import UsageError
-from headct.json_documents import parse_json, read_bytes
+from headct.layout import MANIFEST
 from headct.locks import Lock
-from headct.stores import digest_file
-from trainer.files import write_json
+from trainer.data.shards import File, ShardDirectory, Split, parse_manifest
 
 FILLING = ".filling"
 _IN_USE = ".in_use"
-
-
-@dataclass(frozen=True)
-class CachedFile:
-    """A file that the cache should hold.
-
-    Attributes:
-        identity: changes whenever the content changes.
-        sha256: in hexadecimal; empty if unknown.
-    """
-
-    name: str
-    bytes: int
-    identity: str
-    sha256: str
-
-    def is_in(self, folder: Path) -> bool:
-        """Return whether a folder has the file; hash the file only if there is no record.
-
-        Raises:
-            UsageError: the file cannot be read.
-        """
-        path = folder / self.name
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_size != self.bytes:
-            return False
-        with suppress(FileNotFoundError, UsageError):  # no record, or a damaged one
-            record = parse_json(read_bytes(self._record(folder)), "record")
-            if record == [status.st_size, status.st_mtime_ns, self.identity]:
-                return True
-        if not self.sha256 or _hash_file(path) != self.sha256:
-            return False
-        self.record_in(folder)
-        return True
-
-    def record_in(self, folder: Path) -> None:
-        """Record that a folder has the file and that its content was verified."""
-        status = (folder / self.name).stat()
-        write_json(self._record(folder), [status.st_size, status.st_mtime_ns, self.identity])
-
-    def _record(self, folder: Path) -> Path:
-        return folder / f".{self.name}.checked"
-
-    def link_from_other_version(self, folder: Path) -> bool:
-        """Link the file from another version of the directory; return whether one has it."""
-        for other in _other_versions(folder):
-            with suppress(OSError, UsageError):  # another process may be removing that version
-                if self.is_in(other):
-                    (folder / self.name).unlink(missing_ok=True)
-                    os.link(other / self.name, folder / self.name)
-                    self.record_in(folder)
-                    return True
-        return False
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return digest_file(file)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def version_folder(cache: Path, url: str, manifest_sha256: str) -> Path:
     """Return the folder for the copy of a directory with this manifest."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", url.partition("://")[2]).strip("-.")[-60:]
     return cache / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}" / manifest_sha256[:16]
-
-
-def partial_path(folder: Path, file: CachedFile) -> Path:
-    """Return a new name for a file that is being copied."""
-    return folder / f".{file.name}-{uuid4().hex}.part"
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove the unfinished copies that killed processes left."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
 
 
 def use_folder(folder: Path) -> Lock:
@@ -124,6 +45,33 @@ def use_folder(folder: Path) -> Lock:
             if lock.is_of(folder / _IN_USE):
                 return lock
             lock.release()
+
+
+def listed_files(shards: ShardDirectory, splits: tuple[Split, ...]) -> list[File]:
+    """Return the shards of some splits and the index, as the manifest lists them."""
+    found = [shard for split in splits for shard in split.shards]
+    files = [File(shard.path.name, shard.bytes, shard.sha256) for shard in found]
+    return files if shards.index is None else [*files, shards.index]
+
+
+def has_file(folder: Path, file: File) -> bool:
+    """Return whether a copy has a file."""
+    try:
+        return (folder / file.name).stat().st_size == file.bytes
+    except FileNotFoundError:
+        return False
+
+
+def link_from_other_version(folder: Path, file: File) -> bool:
+    """Link a file from another version of the directory; return whether one has it."""
+    for other in _other_versions(folder):
+        with suppress(OSError, UsageError):  # another process may be removing that version
+            shards = parse_manifest((other / MANIFEST).read_bytes(), other, str(other))
+            if file in listed_files(shards, shards.splits) and has_file(other, file):
+                (folder / file.name).unlink(missing_ok=True)
+                os.link(other / file.name, folder / file.name)
+                return True
+    return False
 
 
 def remove_other_versions(folder: Path) -> None:
@@ -146,14 +94,12 @@ def free_bytes(cache: Path, limit: int | None) -> int:
         limit: maximum bytes of the cache; None for all free disk space.
     """
     free = shutil.disk_usage(cache).free
-    return free if limit is None else max(0, min(free, limit - _used_bytes(cache)))
-
-
-def _used_bytes(cache: Path) -> int:
+    if limit is None:
+        return free
     sizes: dict[tuple[int, int], int] = {}  # by device and inode: linked files count once
     for in_use in cache.glob(f"*/*/{_IN_USE}"):
         with suppress(FileNotFoundError):  # another process is removing this copy
             for entry in os.scandir(in_use.parent):
                 status = entry.stat(follow_symlinks=False)
                 sizes[status.st_dev, status.st_ino] = status.st_size
-    return sum(sizes.values())
+    return max(0, min(free, limit - sum(sizes.values())))
