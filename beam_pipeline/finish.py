@@ -1,15 +1,15 @@
-"""The last step of a run: recheck rejected files, describe the shards, write the manifest.
+"""The last step of a run: recheck rejected files, describe the shards, write manifest and card.
 
 A refused run records the reason in the output and then fails its job, whose state must not say that
 the directory is complete. A retry of the step gives the same result.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,16 +17,18 @@ import pyarrow.compute as pc
 from beam_pipeline.dicom.dataset import MAX_FILE_BYTES
 from beam_pipeline.errors import ENDED_BY, AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.options import Options
-from beam_pipeline.shards.manifest import describe_shards, encode_json
+from beam_pipeline.shards.manifest import (
+    check_rejects,
+    describe_shards,
+    encode_json,
+    read_rejects,
+)
 from beam_pipeline.shards.output import finish_output, write_refusal
-from beam_pipeline.shards.rejects import Reject, check_rejects, read_rejects
-from beam_pipeline.shards.unfinished import Plan, Unfinished
-from beam_pipeline.shards.writer import ShardResult
+from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
 from headct.commands import spell
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
 from headct.layout import (
     CARD,
-    CARD_ATTEMPTS,
     INDEX,
     MANIFEST,
     REJECTS_TABLE,
@@ -37,6 +39,11 @@ from headct.layout import (
 )
 from headct.reasons import Reason, Rejected
 from headct.stores import Folder, InputFiles, Reading, decode_source, find_input
+
+_logger = logging.getLogger(__name__)
+
+CARD_PATIENCE = 30.0  # seconds per slice, which was decoded before
+_UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
 
 
 def finish_directory(written: int | HeadctError, options: Options) -> None:
@@ -95,44 +102,34 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
         check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
     check_rejects(unfinished, plan.files_seen, rejects, options.run.max_reject_fraction)
     folder.remove_partial()  # of workers that died
+    folder.remove(CARD)  # of a refused run
     folder.make_durable(result.file for result in results)
     manifest = describe_shards(unfinished, plan, options, results, rejects)
-    if may_try_card(folder):
-        with card_optional(folder):
-            _write_card(folder, options, manifest, rejects)
     folder.write(MANIFEST, encode_json(manifest))
+    write_card_if_possible(folder, options, manifest, rejects)
 
 
-def _write_card(
+def write_card_if_possible(
     folder: Folder, options: Options, manifest: dict[str, Any], rejects: Sequence[Reject]
 ) -> None:
+    """Write the data card of a complete directory; log a warning if that fails."""
     # Imported late: only this step of a run needs it.
     from beam_pipeline.card.card import write_card
 
     files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
     try:
-        source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
-    except (StoreError, UsageError):  # the input has disappeared during the run
-        source = None
-    with folder.open(INDEX) as index:
-        write_card(folder, index, manifest, rejects, source, timeout)
-
-
-_UNREAD = frozenset({Reason.VANISHED, Reason.READ_ERROR})
-
-
-class Unread(NamedTuple):
-    """A file that could not be read.
-
-    Attributes:
-        source: path relative to the input.
-        was_there: whether the file was accessible when listed.
-        reason: reason of the rejection.
-    """
-
-    source: str
-    was_there: bool
-    reason: str
+        try:
+            source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
+        except (StoreError, UsageError):  # the input has disappeared during the run
+            source = None
+        with folder.open(INDEX) as index:
+            write_card(folder, index, manifest, rejects, source, timeout)
+    except Exception as error:  # a failure of the card must not fail the run
+        _logger.debug("The data card", exc_info=True)
+        command = spell("card", shards=folder.url)
+        _logger.warning(
+            "The data card could not be made (%s); %s makes it.", type(error).__name__, command
+        )
 
 
 def check_rejections(
@@ -149,112 +146,45 @@ def check_rejections(
     Raises:
         StoreError: files are back or changed, or the input's store fails.
     """
-    files_listed = plan.files_seen + plan.skipped
-    unread = [*_of_headers(unfinished, files_listed), *_of_shards(unfinished, results)]
-    changed = sum(result.changed for result in results)
-    if passing := changed + count_passing(unread, files):
+    rows = [*_unread_headers(unfinished, plan), *_unread_slices(unfinished, results)]
+    passing = sum(result.changed for result in results)
+    with files.reading() as reading:
+        for row, look in reading.ahead(rows, partial(_look, reading)):
+            try:
+                look.result()
+                passing += 1
+            except OSError as error:
+                passing += Rejected.unread(error).reason != row["reason"]
+    if passing:
         raise StoreError(files.root, f"{passing} files came back or changed during the run")
 
 
-def count_passing(unread: Iterable[Unread], files: InputFiles) -> int:
-    """Count the files that are now readable, or unreadable for another reason.
-
-    Raises:
-        StoreError: the input's store fails.
-    """
-    with files.reading() as reading:
-        looks = reading.ahead(unread, partial(_look, reading))
-        return sum(_passes(file, look) for file, look in looks)
+def _look(reading: Reading, row: dict[str, Any]) -> Future[int]:
+    # No retry for a link that was dangling when it was listed: such a file has no version.
+    source, again = decode_source(row["source"]), bool(row["version"])
+    return reading.part(source, 0, MAX_FILE_BYTES, len, again=again)
 
 
-def _look(reading: Reading, file: Unread) -> Future[int]:
-    # No retry for a link that was dangling when it was listed.
-    return reading.part(file.source, 0, MAX_FILE_BYTES, len, again=file.was_there)
-
-
-def _passes(file: Unread, look: Future[int]) -> bool:
-    try:
-        look.result()
-    except OSError as error:
-        return Rejected.unread(error).reason != file.reason
-    return True
-
-
-def _of_headers(unfinished: Unfinished, files_listed: int) -> Iterator[Unread]:
-    """Yield the files with unreadable headers."""
+def _unread_headers(unfinished: Unfinished, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yield the rows of files with unreadable headers: source, version and reason."""
     if _UNREAD.isdisjoint(unfinished.read(REJECTS_TABLE, ["reason"])["reason"].to_pylist()):
         return
     number, seen = 0, 0
-    while seen < files_listed:
+    while seen < plan.files_seen + plan.skipped:
         table = unfinished.read(inventory_table(number), ("source", "version", "reason"))
         reasons = pc.cast(table["reason"], pa.string())
-        unread = table.filter(pc.is_in(reasons, pa.array(sorted(_UNREAD))))
-        yield from (_unread(row, row["reason"]) for row in unread.to_pylist())
+        yield from table.filter(pc.is_in(reasons, pa.array(sorted(_UNREAD)))).to_pylist()
         number, seen = number + 1, seen + len(table)
 
 
-def _of_shards(unfinished: Unfinished, results: Sequence[ShardResult]) -> Iterator[Unread]:
-    """Yield the files that could not be read for writing."""
+def _unread_slices(
+    unfinished: Unfinished, results: Sequence[ShardResult]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the plan of files that could not be read for writing, with the reason."""
     for number, result in enumerate(results):
-        reasons = {row["image_id"]: row["reason"] for row in result.rejects}
-        if _UNREAD.isdisjoint(reasons.values()):
-            continue
-        part, batch = divmod(number, SHARDS_A_PART)
-        for row in unfinished.read_batch(plan_table(part), batch).to_pylist():
-            if reasons.get(row["image_id"]) in _UNREAD:
-                yield _unread(row, reasons[row["image_id"]])
-
-
-def _unread(row: dict[str, Any], reason: str) -> Unread:
-    return Unread(decode_source(row["source"]), bool(row["version"]), reason)
-
-
-CARD_PATIENCE = 30.0  # seconds per slice, which was decoded before
-_MOST_ATTEMPTS = 2  # a third attempt would probably crash again
-
-_logger = logging.getLogger(__name__)
-
-
-def may_try_card(folder: Folder) -> bool:
-    """Return whether to make the card, after counting the attempt.
-
-    The count limits attempts that crash the process, for example when memory runs out.
-
-    Raises:
-        OutputError: the attempt cannot be recorded.
-        StoreError: the folder's store fails.
-    """
-    folder.remove(CARD)  # of a refused run
-    attempts = 0
-    if folder.exists(CARD_ATTEMPTS):
-        with suppress(ValueError):
-            attempts = int(folder.read(CARD_ATTEMPTS))
-    if attempts >= _MOST_ATTEMPTS:
-        _warn(folder, "the processes that made it ended")
-        return False
-    folder.write(CARD_ATTEMPTS, str(attempts + 1).encode(), durable=False)
-    return True
-
-
-@contextmanager
-def card_optional(folder: Folder) -> Iterator[None]:
-    """Let the block fail with a warning, unless the output cannot be written.
-
-    Raises:
-        AlreadyComplete: another run has completed the directory.
-        OutputError: the output cannot be written.
-        StoreError: the folder's store fails.
-    """
-    try:
-        yield
-    except (AlreadyComplete, OutputError, StoreError):
-        raise
-    except Exception as error:  # a bug of the card must not fail the run
-        _logger.debug("The data card", exc_info=True)
-        _warn(folder, type(error).__name__)
-
-
-def _warn(folder: Folder, why: str) -> None:
-    _logger.warning(
-        "The data card could not be made (%s); %s makes it.", why, spell("card", shards=folder.url)
-    )
+        rejects = {row["image_id"]: row for row in result.rejects if row["reason"] in _UNREAD}
+        if rejects:
+            part, batch = divmod(number, SHARDS_A_PART)
+            for row in unfinished.read_batch(plan_table(part), batch).to_pylist():
+                if row["image_id"] in rejects:
+                    yield row | {"reason": rejects[row["image_id"]]["reason"]}

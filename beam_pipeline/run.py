@@ -19,9 +19,13 @@ from beam_pipeline.planning.labels import Labels, read_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read, check_places
 from beam_pipeline.progress import Display, show_summary
 from beam_pipeline.runners.choose import ChosenRunner
-from beam_pipeline.shards.output import check_begun, find_manifest, prepare_output
-from beam_pipeline.shards.output_lock import lock_output
-from beam_pipeline.shards.run_record import record_start
+from beam_pipeline.shards.output import (
+    check_begun,
+    find_manifest,
+    lock_output,
+    prepare_output,
+    record_start,
+)
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
 from headct.errors import HeadctError, UsageError
@@ -49,15 +53,15 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
         from beam_pipeline.runners.job_server import find_job_server
 
         chosen = find_job_server(chosen)
-    with lock_output(folder.url) as lock:
-        manifest = prepare_output(folder, options, alone=lock.alone)
+    with lock_output(folder.url) as (alone, share):
+        manifest = prepare_output(folder, options, alone=alone)
         if manifest is not None:
             console.print(
                 f"{options.files.output} is complete: nothing to do.", soft_wrap=True, markup=False
             )
             show_summary(console, manifest, folder, None)
             return manifest
-        lock.share()
+        share()
         check_begun(folder, options)
         if labels is None:
             console.print("No labels given: every slice goes to the split test.")

@@ -20,7 +20,8 @@ from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.shards.writer import Written, write_shard
+from beam_pipeline.shards.unfinished import ShardResult
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import WorkerPool, shared_slots
 from headct.errors import HeadctError
 
@@ -161,8 +162,9 @@ def _report_inspected(part: Inspected) -> None:
     _logger.info("inspected %d files%s, rejected %d", part.files, known, part.rejected)
 
 
-def _report_written(shard: Written) -> None:
-    _logger.info("wrote %s: %d slices, rejected %d", shard.file, shard.examples, shard.rejected)
+def _report_written(shard: ShardResult) -> None:
+    rejected = len(shard.rejects)
+    _logger.info("wrote %s: %d slices, rejected %d", shard.file, shard.examples, rejected)
 
 
 class _RunTasks(beam.DoFn):

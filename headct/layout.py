@@ -18,7 +18,7 @@ FILE_FORMAT = "tfrecord"
 # Pattern of shard names for TensorFlow Datasets.
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
-MANIFEST = "manifest.json"  # written last: a directory that has it is complete
+MANIFEST = "manifest.json"  # a directory that has it is complete
 INDEX = "index.parquet"
 REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
@@ -231,7 +231,6 @@ STARTS = f"{UNFINISHED}/starts.json"  # of runs
 JOB = f"{UNFINISHED}/job.json"  # writes the folder, on a runner that outlives its launcher
 OPTIONS = f"{UNFINISHED}/options.json"  # of the first run
 REFUSAL = f"{UNFINISHED}/refusal.json"  # why the run ended
-CARD_ATTEMPTS = f"{UNFINISHED}/card_attempts"  # number of attempts to write the card
 RESERVE = f"{UNFINISHED}/reserve"  # space for the refusal on a full disk
 
 # Tables in `UNFINISHED`; see `unfinished`.

@@ -16,8 +16,7 @@ from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import decode_example
-from beam_pipeline.shards.output import prepare_output
-from beam_pipeline.shards.run_record import record_start
+from beam_pipeline.shards.output import prepare_output, record_start
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct import layout

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from beam_pipeline.card.card import write_card
 from beam_pipeline.options import RunOptions, fill_in
+from beam_pipeline.shards.manifest import read_rejects
 from beam_pipeline.shards.output import find_manifest
-from beam_pipeline.shards.rejects import read_rejects
 from headct.commands import run_program
 from headct.declarations import Declared, Location, OptionalLocation, parse_flags
 from headct.errors import StoreError, UsageError

@@ -16,7 +16,8 @@ from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId
 from beam_pipeline.planning.inventory import locate_sources
-from beam_pipeline.shards.rejects import Reject, count_reasons
+from beam_pipeline.shards.manifest import count_reasons
+from beam_pipeline.shards.unfinished import Reject
 from headct.errors import StoreError
 from headct.layout import CARD, count_input, label_column
 from headct.page import page_templates

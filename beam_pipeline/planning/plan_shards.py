@@ -32,8 +32,8 @@ from beam_pipeline.planning.join_labels import (
     JoinedFiles,
     join_labels,
 )
-from beam_pipeline.shards.rejects import Reject, check_rejects
-from beam_pipeline.shards.unfinished import Plan, with_metadata
+from beam_pipeline.shards.manifest import check_rejects
+from beam_pipeline.shards.unfinished import Plan, Reject, with_metadata
 from headct.layout import (
     ID_COLUMNS,
     REJECT_COLUMNS,

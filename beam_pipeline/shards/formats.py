@@ -9,11 +9,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    FieldDescriptorProto,
-    FileDescriptorProto,
-)
+from google.protobuf import text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
@@ -23,58 +20,36 @@ from headct.layout import (
     EXAMPLE_FEATURES,
     FILE_FORMAT,
     SHARD_TEMPLATE,
-    Feature,
     index_columns,
 )
 
 Values = bytes | str | list[int] | list[float]
 
-_LISTS = {
-    "bytes_list": ("BytesList", FieldDescriptorProto.TYPE_BYTES),
-    "float_list": ("FloatList", FieldDescriptorProto.TYPE_FLOAT),
-    "int64_list": ("Int64List", FieldDescriptorProto.TYPE_INT64),
-}
-
-
-def _declare_example() -> Any:
-    """Return the message class; its own pool avoids a conflict with TensorFlow's declaration."""
-    file = FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
-    feature = DescriptorProto(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, (name, (kind, of)) in enumerate(_LISTS.items(), start=1):
-        _add_field(file.message_type.add(name=kind), "value", 1, of, repeated=True)
-        _add_field(feature, name, number, kind).oneof_index = 0
-    file.message_type.append(feature)
-    features = file.message_type.add(name="Features")
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    _add_field(entry, "key", 1, FieldDescriptorProto.TYPE_STRING)
-    _add_field(entry, "value", 2, "Feature")
-    _add_field(features, "feature", 1, "Features.FeatureEntry", repeated=True)
-    _add_field(file.message_type.add(name="Example"), "features", 1, "Features")
-    pool = DescriptorPool()
-    pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
-
-
-def _add_field(
-    message: DescriptorProto,
-    name: str,
-    number: int,
-    kind: "str | FieldDescriptorProto.Type.ValueType",
-    *,
-    repeated: bool = False,
-) -> FieldDescriptorProto:
-    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
-    field = message.field.add(name=name, number=number, label=label)
-    if isinstance(kind, str):
-        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".tensorflow.{kind}"
-    else:
-        field.type = kind
-    return field
-
-
-_Example = _declare_example()
+# feature.proto; `oneof_index: 0` is the group `kind`.
+_EXAMPLE = """
+name: "example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: "BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: "FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: "Int64List" oneof_index: 0 } }
+message_type { name: "Features"
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: "Feature" } }
+  field { name: "feature" number: 1 label: LABEL_REPEATED
+    type: TYPE_MESSAGE type_name: "Features.FeatureEntry" } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: "Features" } }
+"""
+_pool = DescriptorPool()  # its own, to avoid a conflict with TensorFlow's declaration
+_pool.Add(text_format.Parse(_EXAMPLE, FileDescriptorProto()))
+_Example: Any = GetMessageClass(_pool.FindMessageTypeByName("tensorflow.Example"))
 
 
 def encode_example(features: Mapping[str, Values]) -> bytes:
@@ -110,12 +85,11 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[floa
     example.DiscardUnknownFields()
     if example.ByteSize() != len(data):
         raise ValueError("not a tf.train.Example: fields that are unknown or there twice")
-    return {name: _values(feature) for name, feature in example.features.feature.items()}
-
-
-def _values(feature: Any) -> list[bytes] | list[int] | list[float]:
-    kind = feature.WhichOneof("kind")
-    return list(getattr(feature, kind).value) if kind else []
+    kinds = {name: feature.WhichOneof("kind") for name, feature in example.features.feature.items()}
+    return {
+        name: list(getattr(example.features.feature[name], kind).value) if kind else []
+        for name, kind in kinds.items()
+    }
 
 
 _ROW_GROUP = 1 << 14
@@ -184,36 +158,21 @@ def describe_features(labels: int, image: dict[str, Any]) -> dict[str, Any]:
         labels: number of labels per example.
         image: `image` of the manifest.
     """
-    return {
-        "pythonClassName": f"{_MODULES}.features_dict.FeaturesDict",
-        "featuresDict": {
-            "features": {
-                feature.name: _describe_feature(feature, labels, image)
-                for feature in EXAMPLE_FEATURES
-            }
-        },
-    }
-
-
-def _describe_feature(feature: Feature, labels: int, image: dict[str, Any]) -> dict[str, Any]:
-    if feature.dtype == "PNG":
-        dimensions = _dimensions([image["height"], image["width"], image["channels"]])
-        content = {"shape": dimensions, "dtype": image["dtype"], "encodingFormat": "png"}
-        return {"pythonClassName": f"{_MODULES}.image_feature.Image", "image": content}
-    if feature.dtype == "string":
-        return {"pythonClassName": f"{_MODULES}.text_feature.Text", "text": {}}
-    shape = [labels if size == "labels" else int(size) for size in feature.shape]
-    return _tensor(shape, feature.dtype)
-
-
-def _tensor(shape: Sequence[int], dtype: str) -> dict[str, Any]:
-    kind = "Scalar" if not shape else "Tensor"
-    module = "scalar" if not shape else "tensor_feature"
-    tensor = {"shape": _dimensions(shape), "dtype": dtype, "encoding": "none"}
-    return {
-        "pythonClassName": f"{_MODULES}.{module}.{kind}",
-        "tensor": tensor,
-    }
+    features: dict[str, Any] = {}
+    for name, dtype, shape, _ in EXAMPLE_FEATURES:
+        if dtype == "PNG":
+            kind, module = "image", "image_feature.Image"
+            size = [image["height"], image["width"], image["channels"]]
+            content = {"shape": _dimensions(size), "dtype": image["dtype"], "encodingFormat": "png"}
+        elif dtype == "string":
+            kind, module, content = "text", "text_feature.Text", {}
+        else:
+            kind, module = "tensor", "tensor_feature.Tensor" if shape else "scalar.Scalar"
+            size = [labels if length == "labels" else int(length) for length in shape]
+            content = {"shape": _dimensions(size), "dtype": dtype, "encoding": "none"}
+        features[name] = {"pythonClassName": f"{_MODULES}.{module}", kind: content}
+    class_name = f"{_MODULES}.features_dict.FeaturesDict"
+    return {"pythonClassName": class_name, "featuresDict": {"features": features}}
 
 
 def _dimensions(shape: Sequence[int]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Index and manifest of a shard directory; the manifest has the checksums of all files."""
+"""Files beside the shards: index, rejects, TFDS files, and the manifest with all checksums."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
+from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.images.convert import HU_OFFSET
 from beam_pipeline.options import ImageOptions, Options
 from beam_pipeline.shards.formats import describe_dataset, describe_features, write_index
-from beam_pipeline.shards.rejects import Reject, count_reasons, encode_rejects
-from beam_pipeline.shards.run_record import describe_run
-from beam_pipeline.shards.unfinished import Plan, Unfinished
-from beam_pipeline.shards.writer import ShardResult
+from beam_pipeline.shards.output import describe_run
+from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
+from headct.errors import UsageError
 from headct.layout import (
     DATASET_INFO,
     FEATURES,
@@ -31,7 +31,9 @@ from headct.layout import (
     ShardFile,
     written_table,
 )
-from headct.stores import digest_file
+from headct.printable import escape_controls
+from headct.reasons import advice_for
+from headct.stores import Folder, digest_file
 
 # Beam, and the libraries that determine the bytes of shards and index: headers, decoders,
 # resizing, deflate, examples, tables.
@@ -41,95 +43,63 @@ _SOFTWARE = (
 )
 
 
-def describe_splits(results: Sequence[ShardResult], patients: Mapping[str, int]) -> dict[str, Any]:
-    """Return the manifest's `splits`.
+def encode_rejects(rejects: Iterable[Reject]) -> bytes:
+    """Return the rejects as JSON lines, ordered by source."""
+    rows = sorted(rejects, key=lambda row: row["source"])
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
-    A shard without examples stays listed: file names include the number of shards.
+
+def read_rejects(folder: Folder) -> list[Reject]:
+    """Return the listed rejects of a run.
+
+    Raises:
+        OSError: the list cannot be read.
+        StoreError: the folder's store fails.
+    """
+    return [json.loads(line) for line in folder.read(REJECTS).splitlines()]
+
+
+def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+    """Count the rejected files per reason."""
+    return dict(sorted(Counter(row["reason"] for row in rejects).items()))
+
+
+def check_rejects(
+    unfinished: Unfinished, files_seen: int, rejects: Sequence[Reject], allowed: float
+) -> None:
+    """Raise an error if too many files were rejected, after writing the list of rejects.
+
+    No list is written otherwise: a concurrent run may have completed the directory, with a list
+    that includes rejects of the writing step.
 
     Args:
-        results: results of all shards, in order.
-        patients: number of patients per split.
+        unfinished: the output's unfinished area.
+        files_seen: number of files in the input.
+        rejects: one row per rejected file, so far.
+        allowed: fraction of the files.
+
+    Raises:
+        TooManyRejects: more than the allowed fraction.
+        UsageError: all files were rejected.
+        AlreadyComplete: another run has completed the directory.
+        OutputError: the rejects cannot be listed.
+        StoreError: the folder's store fails.
     """
-    described = {}
-    for split in sorted({result.split for result in results}):
-        shards = [result for result in results if result.split == split]
-        described[split] = {
-            "examples": sum(shard.examples for shard in shards),
-            "patients": patients.get(split, 0),
-            "label_counts": _add_up(shard.label_counts for shard in shards),
-            "shards": [_describe_shard(shard) for shard in shards],
-        }
-    return described
-
-
-def _describe_shard(result: ShardResult) -> dict[str, Any]:
-    return {
-        "file": result.file,
-        "examples": result.examples,
-        "bytes": result.bytes,
-        "sha256": result.sha256,
-        "label_counts": result.label_counts,
-    }
-
-
-def _add_up(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for each in counts:
-        total.update(each)
-    return dict(total)
-
-
-def build_manifest(
-    plan: Plan,
-    options: Options,
-    results: Sequence[ShardResult],
-    patients: Mapping[str, int],
-    rejects: Sequence[Reject],
-) -> dict[str, Any]:
-    """Return the manifest as JSON values."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": _software(),
-        "options": options.recorded(),
-        "labels": list(plan.labels),
-        "windows": options.recorded()["windows"],
-        "image": describe_image(options.image),
-        "counts": {
-            "files_seen": plan.files_seen,
-            "written": sum(result.examples for result in results),
-            "rejected": len(rejects),
-            "rejected_by_reason": count_reasons(rejects),
-            "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
-            "resized": sum(result.resized for result in results),
-            "labels_without_file": plan.labels_without_file,
-            "unlabeled_skipped": plan.skipped,
-            "identifying_paths": plan.identifying_paths,
-            "without_patient_id": plan.without_patient_id,
-            "identical_pixels": asdict(plan.identical),
-        },
-        "image_id": plan.image_id,
-        "labels_joined_by": plan.labels_joined_by,
-        "notes": list(plan.notes),
-        "splits": describe_splits(results, patients),
-    }
-
-
-def describe_image(options: ImageOptions) -> dict[str, Any]:
-    """Return the manifest's `image`."""
-    return {
-        "height": options.image_size,
-        "width": options.image_size,
-        "channels": options.channels,
-        "dtype": options.dtype,
-        **({} if options.windows else {"hu_offset": HU_OFFSET}),
-    }
-
-
-def _software() -> dict[str, str]:
-    return {"beam_pipeline": __version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in _SOFTWARE
-    }
+    too_many = len(rejects) > allowed * files_seen
+    if not too_many and len(rejects) < files_seen:
+        return
+    unfinished.check_needed()
+    unfinished.folder.write(REJECTS, encode_rejects(rejects))
+    counts = count_reasons(rejects)
+    commonest = max(counts, key=lambda reason: counts[reason])
+    example = min(row["source"] for row in rejects if row["reason"] == commonest)
+    explanation = (
+        f"The commonest reason is {commonest}, as for {escape_controls(example)}: "
+        f"{advice_for(commonest)} {unfinished.folder.url.rstrip('/')}/{REJECTS} lists all"
+    )
+    if too_many:
+        raise TooManyRejects(files_seen, counts, allowed, explanation)
+    raise UsageError(f"none of {files_seen} files can be used. {explanation}")
 
 
 def describe_shards(
@@ -150,47 +120,115 @@ def describe_shards(
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}
-    files = {INDEX: _write_index(unfinished, plan, patients)}
-    manifest = build_manifest(
-        plan, options, results, {split: len(ids) for split, ids in patients.items()}, rejects
-    )
+
+    def parts() -> Iterator[pa.Table]:
+        tables = unfinished.read_all([*map(written_table, plan.shards)])
+        for shard, part in zip(plan.shards, tables, strict=True):
+            known = patients.setdefault(ShardFile.parse(shard).split, set())
+            known.update(part["patient_id"].unique().to_pylist())
+            yield part
+
+    with folder.create(INDEX) as file:
+        write_index(file, parts(), plan.labels)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        files = {INDEX: {"bytes": size, "sha256": digest_file(file)}}
+    counts = {split: len(ids) for split, ids in patients.items()}
+    manifest = build_manifest(plan, options, results, counts, rejects)
     for name, data in (
         (REJECTS, encode_rejects(rejects)),
         (FEATURES, encode_json(describe_features(len(plan.labels), manifest["image"]))),
         (DATASET_INFO, encode_json(describe_dataset(manifest["splits"]))),
     ):
         folder.write(name, data)
-        files[name] = _describe_file(data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
     run = describe_run(folder)
-    if run is not None:
-        manifest["run"] = run
-    return manifest
+    return manifest if run is None else manifest | {"run": run}
 
 
-def _describe_file(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _write_index(
-    unfinished: Unfinished, plan: Plan, patients: dict[str, set[str]]
+def build_manifest(
+    plan: Plan,
+    options: Options,
+    results: Sequence[ShardResult],
+    patients: Mapping[str, int],
+    rejects: Sequence[Reject],
 ) -> dict[str, Any]:
-    """Write the index, add the patients per split to `patients`, and describe the file."""
+    """Return the manifest as JSON values, without files and digest.
 
-    def parts() -> Iterator[pa.Table]:
-        for shard, part in zip(
-            plan.shards, unfinished.read_all([*map(written_table, plan.shards)]), strict=True
-        ):
-            found = patients.setdefault(ShardFile.parse(shard).split, set())
-            found.update(part["patient_id"].unique().to_pylist())
-            yield part
+    Args:
+        plan: plan of the shards.
+        options: options of the run.
+        results: results of all shards, in the plan's order.
+        patients: number of patients per split.
+        rejects: one row per rejected file.
+    """
+    recorded = options.recorded()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": {
+            "beam_pipeline": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _SOFTWARE},
+        },
+        "options": recorded,
+        "labels": list(plan.labels),
+        "windows": recorded["windows"],
+        "image": describe_image(options.image),
+        "counts": {
+            "files_seen": plan.files_seen,
+            "written": sum(result.examples for result in results),
+            "rejected": len(rejects),
+            "rejected_by_reason": count_reasons(rejects),
+            "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
+            "resized": sum(result.resized for result in results),
+            "labels_without_file": plan.labels_without_file,
+            "unlabeled_skipped": plan.skipped,
+            "identifying_paths": plan.identifying_paths,
+            "without_patient_id": plan.without_patient_id,
+            "identical_pixels": asdict(plan.identical),
+        },
+        "image_id": plan.image_id,
+        "labels_joined_by": plan.labels_joined_by,
+        "notes": list(plan.notes),
+        "splits": {
+            split: _describe_split(
+                [result for result in results if result.split == split], patients.get(split, 0)
+            )
+            for split in sorted({result.split for result in results})
+        },
+    }
 
-    with unfinished.folder.create(INDEX) as file:
-        write_index(file, parts(), plan.labels)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        return {"bytes": size, "sha256": digest_file(file)}
+
+def describe_image(options: ImageOptions) -> dict[str, Any]:
+    """Return the manifest's `image`."""
+    return {
+        "height": options.image_size,
+        "width": options.image_size,
+        "channels": options.channels,
+        "dtype": options.dtype,
+        **({} if options.windows else {"hu_offset": HU_OFFSET}),
+    }
+
+
+def _describe_split(shards: Sequence[ShardResult], patients: int) -> dict[str, Any]:
+    """A shard without examples stays listed: file names include the number of shards."""
+    listed = ("file", "examples", "bytes", "sha256", "label_counts")
+    return {
+        "examples": sum(shard.examples for shard in shards),
+        "patients": patients,
+        "label_counts": _add_up(shard.label_counts for shard in shards),
+        "shards": [{name: getattr(shard, name) for name in listed} for shard in shards],
+    }
+
+
+def _add_up(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

@@ -1,15 +1,27 @@
-"""State of the output folder: empty, foreign, unfinished or complete."""
+"""Life of an output folder: lock, preparation, record of its runs, refusal, end.
 
+A folder is empty, foreign, unfinished or complete. An unfinished folder records the program and the
+options that began it, the starts of its run, and why the run was refused.
+"""
+
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
 
+from pydantic import TypeAdapter
+
+import beam_pipeline
+import headct
 from beam_pipeline.errors import Refusal
 from beam_pipeline.options import Options, fill_in
-from beam_pipeline.shards.run_record import Begun
 from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import OutputError, UsageError
 from headct.layout import (
@@ -17,19 +29,190 @@ from headct.layout import (
     FILES,
     JOB,
     MANIFEST,
+    OPTIONS,
     REFUSAL,
     RESERVE,
+    STARTS,
     UNFINISHED,
     ShardFile,
 )
+from headct.locks import Lock
 from headct.printable import show_line
-from headct.stores import Folder
+from headct.stores import Folder, find_store, is_local
 from headct.stores.local import partial_target
 
 _logger = logging.getLogger(__name__)
 
 _RESERVE_BYTES = 1 << 16  # random, since file systems may compress zeros
 _OWN_FILES = {*FILES, CARD}
+# Code that determines the content of tables and shards.
+_DECIDING = (
+    *("dicom", "images", "planning", "shards/formats.py", "shards/unfinished.py"),
+    *("shards/writer.py", "keys.py", "options.py"),
+)
+_DECIDING_BELOW = ("layout.py", "printable.py", "tfrecord.py", "stores/protocol.py")  # of headct
+
+
+# Lock of a local output, to detect concurrent runs
+
+
+@contextmanager
+def lock_output(url: str) -> Iterator[tuple[bool, Callable[[], None]]]:
+    """Keep other runs from preparing an output while the block runs.
+
+    The folder itself is locked, to leave no lock file. If another run prepares it, wait until that
+    run shares the lock. On file systems without locks, and in buckets, concurrent runs are not
+    detected.
+
+    Args:
+        url: path or URL of the output.
+
+    Yields:
+        Whether no other run writes to the output; a function that lets other runs with the same
+        options write, too.
+    """
+    alone, lock = True, None
+    if is_local(url):
+        folder = Path(find_store(url)[1])
+        with suppress(OSError):  # the first write reports the error
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = Lock(folder)
+            except BlockingIOError:
+                alone, lock = False, Lock(folder, shared=True, wait=True)
+    with lock or nullcontext():
+        yield alone, lock.share if lock else lambda: None
+
+
+# Records of an unfinished folder
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Program and options that began an unfinished directory.
+
+    Attributes:
+        version: version of the program; empty if not recorded, or damaged.
+        code: digest of the code that determines the output; distinguishes builds of a version.
+        options: recorded options, as JSON values; None if damaged.
+    """
+
+    version: str = ""
+    code: str = ""
+    options: dict[str, Any] | None = None
+
+    @classmethod
+    def now(cls, options: Options) -> Self:
+        """Return the record of this program with some options."""
+        return cls(beam_pipeline.__version__, code_digest(), options.recorded())
+
+    @classmethod
+    def read(cls, folder: Folder) -> "Begun | None":
+        """Return the record of a directory, or None.
+
+        Raises:
+            StoreError: the folder's store fails.
+            OSError: the record cannot be read.
+        """
+        if not folder.exists(OPTIONS):
+            return None
+        data = folder.read(OPTIONS)
+        with suppress(ValueError):
+            recorded = _JSON_OBJECT.validate_json(data)
+            if "input" in recorded:  # version 0.1.0 recorded only the options
+                return cls(options=recorded)
+            return _BEGUN.validate_python(recorded)
+        return cls()
+
+    def encode(self) -> bytes:
+        """Return the record as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this program made the record."""
+        return (self.version, self.code) == (beam_pipeline.__version__, code_digest())
+
+    def is_same(self, options: Options) -> bool:
+        """Whether this program with these options made the record."""
+        return self.is_current and self.options is not None and not options.differing(self.options)
+
+
+@dataclass(frozen=True)
+class _Start:
+    at: str
+    runner: str
+
+
+_JSON_OBJECT = TypeAdapter(dict[str, Any])
+_BEGUN = TypeAdapter(Begun)
+_STARTS = TypeAdapter(list[_Start])
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the code that determines the output, in hexadecimal.
+
+    During development, code changes without a new version number or schema; outputs of old and new
+    code must not be mixed.
+    """
+    digest = hashlib.sha256()
+    roots = Path(beam_pipeline.__file__).parent, Path(headct.__file__).parent
+    for root, names in zip(roots, (_DECIDING, _DECIDING_BELOW), strict=True):
+        for module in (root / name for name in names):
+            for path in [module] if module.suffix else sorted(module.rglob("*.py")):
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def record_start(folder: Folder, runner: str) -> None:
+    """Record the start of a run in an unfinished directory; raises what Folder.write raises."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    starts = [*_read_starts(folder), _Start(now, runner)]
+    folder.write(STARTS, _STARTS.dump_json(starts), durable=False)
+
+
+def describe_run(folder: Folder) -> dict[str, Any] | None:
+    """Return the manifest's `run` for a run that ends now; None if no start was recorded.
+
+    `runner` is the last runner; `started` is the first start; `starts` is above 1 if the run was
+    resumed; `seconds` is the time since the first start, pauses included.
+    """
+    starts = _read_starts(folder)
+    if not starts:
+        return None
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(starts[0].at)).total_seconds()
+    return {
+        "runner": starts[-1].runner,
+        "started": starts[0].at,
+        "starts": len(starts),
+        "seconds": round(max(seconds, 0.0), 1),  # the clocks of two hosts may differ
+    }
+
+
+def _read_starts(folder: Folder) -> list[_Start]:
+    with suppress(ValueError, FileNotFoundError):  # cut by a power failure, or missing
+        return _STARTS.validate_json(folder.read(STARTS))
+    return []
+
+
+def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
+    """Record why the run ended without a manifest."""
+    folder.remove_partial()
+    folder.remove(RESERVE)
+    refusal = {"exit_code": exit_code, "message": show_line(message)}
+    folder.write(REFUSAL, json.dumps(refusal).encode())
+
+
+def read_refusal(folder: Folder) -> Refusal | None:
+    """Return why a run ended without a manifest, or None."""
+    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):  # damaged or missing
+        refusal = json.loads(folder.read(REFUSAL))
+        return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
+    return None
+
+
+# Preparation and end
 
 
 def find_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -40,21 +223,17 @@ def find_manifest(folder: Folder) -> dict[str, Any] | None:
     """
     if not folder.exists(MANIFEST):
         return None
-    try:
+    manifest: Any = None
+    with suppress(ValueError):
         manifest = json.loads(folder.read(MANIFEST))
-    except ValueError:
-        manifest = None
     return _check_ours(folder, manifest)
 
 
 def _check_ours(folder: Folder, manifest: Any) -> dict[str, Any]:
-    try:
-        ours = isinstance(manifest["options"], dict) and bool(manifest["schema_version"])
-    except (KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest")
-    return dict(manifest)
+    known = manifest if isinstance(manifest, dict) else {}
+    if isinstance(known.get("options"), dict) and known.get("schema_version"):
+        return known
+    raise UsageError(f"{folder.url}/{MANIFEST} is not a shard directory's manifest")
 
 
 def prepare_output(
@@ -76,32 +255,34 @@ def prepare_output(
         StoreError: the store fails.
     """
     try:
-        return _prepare(folder, options, alone)
+        names = _own_names(folder)
+        if options.run.overwrite:
+            if not alone:
+                raise UsageError(
+                    f"another run writes to output {folder.url} now; wait for its end to "
+                    "--overwrite it"
+                )
+            if MANIFEST in names:
+                with suppress(ValueError):  # a damaged manifest may be ours
+                    _check_ours(folder, json.loads(folder.read(MANIFEST)))
+            _remove_all(folder, names)
+            names = set()
+        if MANIFEST in names and (manifest := find_manifest(folder)) is not None:
+            _check_same(folder, manifest["options"], options)
+            if UNFINISHED in names:  # the run stopped after writing the manifest
+                finish_output(folder)
+            folder.remove_partial()  # left by a run that stopped after another completed
+            return manifest
+        _resume(folder, names, options, alone)
     except OSError as error:
         raise OutputError(f"output {folder.url} cannot be read: {error.strerror}") from None
+    return None
 
 
-def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | None:
-    names = _own_names(folder)
-    if options.run.overwrite:
-        if not alone:
-            raise UsageError(
-                f"another run writes to output {folder.url} now; wait for its end to --overwrite it"
-            )
-        if MANIFEST in names:
-            with suppress(ValueError):  # a damaged manifest may be ours
-                _check_ours(folder, json.loads(folder.read(MANIFEST)))
-        _remove_all(folder, names)
-        names = set()
-    manifest = find_manifest(folder) if MANIFEST in names else None
-    if manifest is not None:
-        _check_same(folder, manifest["options"], options)
-        if UNFINISHED in names:  # the run stopped after writing the manifest
-            finish_output(folder)
-        folder.remove_partial()  # left by a run that stopped after another completed
-        return manifest
+def _resume(folder: Folder, names: set[str], options: Options, alone: bool) -> None:
+    """Keep what an earlier run wrote and this run would write again; record this run."""
     begun, refused = Begun.read(folder), folder.exists(REFUSAL)
-    if begun is not None and not _is_same(begun, options):
+    if begun is not None and not begun.is_same(options):
         if not alone:
             raise _in_use(folder)
         _take_up(folder, names, begun, options, refused)
@@ -109,9 +290,11 @@ def _prepare(folder: Folder, options: Options, alone: bool) -> dict[str, Any] | 
     if refused:
         folder.remove(CARD)  # the page about the refusal
         folder.remove(REFUSAL)
-    _begin(folder, options)
+    record = Begun.now(options).encode()
+    if not folder.add(OPTIONS, record):
+        check_begun(folder, options)
+    folder.write(OPTIONS, record)
     folder.write(RESERVE, os.urandom(_RESERVE_BYTES))
-    return None
 
 
 def check_begun(folder: Folder, options: Options) -> None:
@@ -119,29 +302,12 @@ def check_begun(folder: Folder, options: Options) -> None:
 
     Raises:
         UsageError: a concurrent run has begun the directory with other options or code.
-        OutputError: the folder cannot be read.
+        OSError: the folder cannot be read.
         StoreError: the store fails.
     """
     begun = Begun.read(folder)
-    if begun is not None and not _is_same(begun, options):
+    if begun is not None and not begun.is_same(options):
         raise _in_use(folder)
-
-
-def _begin(folder: Folder, options: Options) -> None:
-    """Record program and options; raise a UsageError if a run with others just did."""
-    now = Begun.now(options)
-    if not now.add(folder):
-        check_begun(folder, options)
-    now.write(folder)
-
-
-def _is_same(begun: Begun, options: Options) -> bool:
-    """Return whether this program and these options match the record."""
-    return (
-        begun.options is not None
-        and begun.is_by(Begun.now(options))
-        and not options.differing(begun.options)
-    )
 
 
 def _in_use(folder: Folder) -> UsageError:
@@ -154,8 +320,8 @@ def _in_use(folder: Folder) -> UsageError:
 def _own_names(folder: Folder) -> set[str]:
     """Return the names in the folder; raise a UsageError for a foreign file."""
     entries = folder.entries()
-    foreign = sorted(entry for entry in entries if not _is_own(entry))
-    if foreign:
+    own = {entry for entry in entries if entry == f"{UNFINISHED}/" or _is_own(entry)}
+    if foreign := sorted(entries - own):
         raise UsageError(
             f"output {folder.url} holds something else ({foreign[0].removesuffix('@')}); choose "
             "another folder"
@@ -164,9 +330,9 @@ def _own_names(folder: Folder) -> set[str]:
 
 
 def _is_own(entry: str) -> bool:
-    """Return whether the pipeline writes this name: `UNFINISHED` or a file of the contract."""
+    """Return whether the pipeline writes this file beside or as a shard, perhaps in part."""
     name = partial_target(entry) or entry
-    return entry == f"{UNFINISHED}/" or name in _OWN_FILES or _is_shard(name)
+    return name in _OWN_FILES or _is_shard(name)
 
 
 def _is_shard(name: str) -> bool:
@@ -191,26 +357,21 @@ def _take_up(
     has_shards = any(map(_is_shard, names)) or bool(Unfinished(folder).names("written"))
     if begun.options is not None and (has_shards or not refused):
         _check_same(folder, begun.options, options)
-    differing = [] if begun.options is None else options.differing(begun.options)
-    if begun.options is not None and begun.is_by(Begun.now(options)):
-        if Options.are_after_headers(differing):
-            _remove_all_unfinished_but(folder, ("listing", "inventory"))
+    if begun.is_current and begun.options is not None:
+        if Options.are_after_headers(options.differing(begun.options)):
+            tables = Folder(f"{folder.url}/{UNFINISHED}", folder.patience).names()
+            for name in tables - {"listing", "inventory"}:
+                folder.remove(f"{UNFINISHED}/{name}")
             return
-    elif not refused and folder.exists(JOB):
-        raise UsageError(
-            f"output {folder.url} was begun by {begun.described()}, and a job of it may still run; "
-            "let that version end it, or choose another folder, or --overwrite it"
-        )
     else:
-        _logger.warning(
-            "%s was begun by %s: all of it is done again", folder.url, begun.described()
-        )
+        other = f"another build (version {begun.version or 'unknown'})"
+        if not refused and folder.exists(JOB):
+            raise UsageError(
+                f"output {folder.url} was begun by {other}, and a job of it may still run; let it "
+                "end, or choose another folder, or --overwrite it"
+            )
+        _logger.warning("%s was begun by %s: all of it is done again", folder.url, other)
     _remove_all(folder, names)
-
-
-def _remove_all_unfinished_but(folder: Folder, kept: Iterable[str]) -> None:
-    for name in Folder(f"{folder.url}/{UNFINISHED}", folder.patience).names().difference(kept):
-        folder.remove(f"{UNFINISHED}/{name}")
 
 
 def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> None:
@@ -218,36 +379,17 @@ def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> No
     differing = options.differing(earlier)
     if not differing:
         return
-    name, before, now = differing[0], fill_in(earlier), options.recorded()
-    what = f"--{name} {_show(before.get(name))}, now it is {_show(now.get(name))}"
+    name = differing[0]
+    before, now = (
+        value if isinstance(value, str) else json.dumps(value)
+        for value in (fill_in(earlier).get(name), options.recorded().get(name))
+    )
+    what = f"--{name} {before}, now it is {now}"
     if name == "identifier_key_check":
         what = "another identifier key"
     raise UsageError(
         f"output {folder.url} was begun with {what}; choose another folder, or --overwrite it"
     )
-
-
-def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def write_refusal(folder: Folder, exit_code: int, message: str) -> None:
-    """Record why the run ended without a manifest."""
-    folder.remove_partial()
-    folder.remove(RESERVE)
-    folder.write(
-        REFUSAL, json.dumps({"exit_code": exit_code, "message": show_line(message)}).encode()
-    )
-
-
-def read_refusal(folder: Folder) -> Refusal | None:
-    """Return why a run ended without a manifest, or None."""
-    if not folder.exists(REFUSAL):
-        return None
-    with suppress(ValueError, LookupError, TypeError, FileNotFoundError):  # damaged or removed
-        refusal = json.loads(folder.read(REFUSAL))
-        return Refusal(str(refusal["message"]), int(refusal["exit_code"]))
-    return None
 
 
 def finish_output(folder: Folder) -> None:

@@ -15,11 +15,12 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from beam_pipeline.errors import AlreadyComplete
 from headct.layout import MANIFEST, PLAN, UNFINISHED
@@ -31,6 +32,9 @@ _MAGIC_BYTES = 8  # of an Arrow file; the schema follows
 _METADATA_BYTES = 1 << 15  # enough for nearly every schema
 _WRITERS = 16  # threads for uploads to a remote store
 _TYPICAL_BYTES = 1 << 20  # size of a table: bounds the prefetch
+
+
+Reject = dict[str, str]  # a text per REJECT_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,46 @@ class Plan:
     slices: int
     without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
 
-    def encode(self) -> bytes:
-        """Return the plan as JSON."""
-        return json.dumps(asdict(self)).encode()
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A written shard, the metadata of its table.
+
+    Attributes:
+        split: split of the shard.
+        file: name of the file, which exists even without examples.
+        bytes: size of the file.
+        sha256: checksum of the file.
+        version: version of the file in the store.
+        plan: digest of the planned content.
+        examples: number of examples.
+        label_counts: examples per label; empty without labels.
+        repaired: examples per repair.
+        resized: number of resized examples.
+        rejects: one row per rejected file: source, image_id, reason, detail.
+        changed: number of rejected files that changed after the listing.
+    """
+
+    split: str
+    file: str
+    bytes: int
+    sha256: str
+    version: str
+    plan: str
+    examples: int
+    label_counts: dict[str, int]
+    repaired: dict[str, int]
+    resized: int
+    rejects: list[Reject]
+    changed: int = 0
 
     @classmethod
-    def decode(cls, data: bytes) -> "Plan":
-        """Return the plan that was encoded."""
-        values = json.loads(data)
-        values["identical"] = IdenticalPixels(**values["identical"])
-        for name in ("labels", "shards", "notes"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+    def of(cls, index: pa.Table) -> "ShardResult":
+        """Return the result stored with a shard's index rows."""
+        return cls(**table_metadata(index))
+
+
+_PLAN = TypeAdapter(Plan)
 
 
 @dataclass(frozen=True)
@@ -107,12 +139,7 @@ class Unfinished:
     folder: Folder
 
     def write(self, name: str, table: pa.Table, metadata: dict[str, Any] | None = None) -> None:
-        """Write a table.
-
-        Args:
-            name: name of the table.
-            table: rows of the table.
-            metadata: JSON values to store with the table.
+        """Write a table, with JSON values as its metadata.
 
         Raises:
             OutputError: the table cannot be written.
@@ -125,21 +152,15 @@ class Unfinished:
 
         The tables are not compressed: compression would take longer than writing and reading.
         """
-        if is_local(self.folder.url):
-            for name, batches in tables:
-                self._write_batches(name, batches)
-            return
-        with ThreadPoolExecutor(_WRITERS) as threads:
+        with ThreadPoolExecutor(1 if is_local(self.folder.url) else _WRITERS) as threads:
             waiting: deque[Future[None]] = deque()
             for name, batches in tables:
-                waiting.append(threads.submit(self._write_batches, name, batches))
+                data = _encode(batches, None)
+                waiting.append(threads.submit(self.folder.write, _path(name), data, durable=False))
                 if len(waiting) > 2 * _WRITERS:
                     waiting.popleft().result()
             for written in waiting:
                 written.result()
-
-    def _write_batches(self, name: str, batches: Sequence[pa.Table]) -> None:
-        self.folder.write(_path(name), _encode(batches, None), durable=False)
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a table, or some columns of a table.
@@ -150,11 +171,7 @@ class Unfinished:
             pyarrow.ArrowException: the table was cut by a power failure.
             StoreError: the folder's store fails.
         """
-        return decode_table(self.read_bytes(name), columns)
-
-    def read_bytes(self, name: str) -> bytes:
-        """Return the stored bytes of a table; raises as `read` does."""
-        return self._read(_path(name))
+        return decode_table(self._read(_path(name)), columns)
 
     def _read(self, path: str, length: int | None = None) -> bytes:
         try:
@@ -170,11 +187,11 @@ class Unfinished:
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan of all shards; raises what `write` raises."""
-        self.folder.write(PLAN, plan.encode(), durable=False)
+        self.folder.write(PLAN, _PLAN.dump_json(plan), durable=False)
 
     def read_plan(self) -> Plan:
         """Return the plan that `write_plan` wrote; raises what `read` raises."""
-        return Plan.decode(self._read(PLAN))
+        return _PLAN.validate_json(self._read(PLAN))
 
     def names(self, kind: str) -> set[str]:
         """Return the existing tables of a kind: `listing`, `inventory`, `plan` or `written`."""
@@ -201,12 +218,12 @@ class Unfinished:
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(beginning[_MAGIC_BYTES:]))
         except pa.ArrowException:  # the schema is longer
-            return table_metadata(self.read(name))
-        return _metadata(schema)
+            schema = self.read(name, []).schema
+        return table_metadata(schema)
 
     def read_batch(self, name: str, number: int) -> pa.Table:
         """Return a record batch of a table of `write_all`; raises as `read` does."""
-        with pa.ipc.open_file(_checked(self.read_bytes(name))) as reader:
+        with pa.ipc.open_file(_checked(self._read(_path(name)))) as reader:
             return pa.Table.from_batches([reader.get_batch(number)])
 
     def find(self, name: str) -> pa.Table | None:
@@ -287,10 +304,7 @@ def with_metadata(tables: Sequence[pa.Table], metadata: dict[str, Any]) -> list[
     return [table.replace_schema_metadata(stored) for table in tables]
 
 
-def table_metadata(table: pa.Table) -> dict[str, Any]:
+def table_metadata(table: pa.Table | pa.Schema) -> dict[str, Any]:
     """Return the JSON values stored with a table."""
-    return _metadata(table.schema)
-
-
-def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    schema = table if isinstance(table, pa.Schema) else table.schema
     return dict(json.loads((schema.metadata or {}).get(_METADATA, b"{}")))

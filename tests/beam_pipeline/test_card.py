@@ -33,7 +33,7 @@ from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
-from beam_pipeline.shards.run_record import record_start
+from beam_pipeline.shards.output import record_start
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import StoreError, UsageError

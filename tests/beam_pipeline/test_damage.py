@@ -17,8 +17,7 @@ from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
-from beam_pipeline.shards.output import prepare_output
-from beam_pipeline.shards.run_record import describe_run, record_start
+from beam_pipeline.shards.output import describe_run, prepare_output, record_start
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
@@ -74,7 +73,6 @@ def unfinished(options: Options) -> Path:
     folder = Path(options.files.output)
     (folder / ".unfinished" / "job.json").write_text('{"runner": "x", "id": "1", "service": "y"}')
     (folder / ".unfinished" / "refusal.json").write_text('{"exit_code": 5, "message": "full"}')
-    (folder / ".unfinished" / "card_attempts").write_text("1")
     return folder
 
 

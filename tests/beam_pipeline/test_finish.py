@@ -8,7 +8,7 @@ from beam_pipeline.card import card
 from beam_pipeline.errors import AlreadyComplete, Refusal, TooManyRejects
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
-from beam_pipeline.shards.rejects import encode_rejects
+from beam_pipeline.shards.manifest import encode_rejects
 from headct.errors import OutputError, StoreError
 from headct.reasons import Reason
 from tests.beam_pipeline.card_page import Page

@@ -16,11 +16,9 @@ from beam_pipeline.shards.manifest import (
     build_manifest,
     describe_features,
     describe_shards,
-    describe_splits,
     manifest_digest,
 )
-from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished
-from beam_pipeline.shards.writer import ShardResult
+from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, ShardResult, Unfinished
 from headct.layout import written_table
 from headct.stores import Folder
 
@@ -79,7 +77,10 @@ def test_splits_add_up_their_shards() -> None:
         }
         for number, examples, bleeds in [(0, 3, 2), (1, 2, 0)]
     ]
-    described = describe_splits([*RESULTS[2:], *RESULTS[:2]], {"fold0": 2})
+    options = Options.of(input="in", output="out")
+    described = build_manifest(PLAN, options, [*RESULTS[2:], *RESULTS[:2]], {"fold0": 2}, [])[
+        "splits"
+    ]
     assert list(described) == ["fold0", "fold1"]
     assert described["fold0"] == {
         "examples": 5,

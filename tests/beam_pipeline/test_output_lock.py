@@ -11,11 +11,16 @@ import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.options import Options
-from beam_pipeline.shards import run_record
-from beam_pipeline.shards.output import check_begun, prepare_output, write_refusal
-from beam_pipeline.shards.output_lock import lock_output
-from beam_pipeline.shards.run_record import Begun
+from beam_pipeline.shards import output as output_module
+from beam_pipeline.shards.output import (
+    Begun,
+    check_begun,
+    lock_output,
+    prepare_output,
+    write_refusal,
+)
 from headct.errors import UsageError
+from headct.layout import OPTIONS
 from headct.stores import Folder
 
 
@@ -27,13 +32,13 @@ def options(small_data_set: Path, tmp_path: Path) -> Options:
 def test_a_run_sees_whether_another_one_is_going_on(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/new/out"
     with lock_output(url) as first:
-        assert first.alone
-        first.share()
+        assert first[0]
+        first[1]()
         with lock_output(url) as second, lock_output(url) as third:
-            assert not second.alone
-            assert not third.alone
+            assert not second[0]
+            assert not third[0]
     with lock_output(url) as again:
-        assert again.alone
+        assert again[0]
     assert Folder(url).names() == set()
 
 
@@ -42,14 +47,14 @@ def test_a_run_waits_while_another_one_prepares_the_folder(tmp_path: Path) -> No
 
     def start() -> None:
         with lock_output(str(tmp_path)) as second:
-            alone.append(second.alone)
+            alone.append(second[0])
 
     with lock_output(str(tmp_path)) as first:
         thread = threading.Thread(target=start)
         thread.start()
         thread.join(0.3)
         assert alone == []
-        first.share()
+        first[1]()
         thread.join(30)
         assert alone == [False]
 
@@ -63,16 +68,16 @@ def test_where_there_are_no_locks_runs_go_on_without(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock_output(str(tmp_path)) as first, lock_output(str(tmp_path)) as second:
-        assert first.alone
-        assert second.alone
-        first.share()
+        assert first[0]
+        assert second[0]
+        first[1]()
 
 
 def test_what_cannot_be_locked_is_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for url in ("s3://bucket/out", str(tmp_path / "file"), str(tmp_path / "file" / "out")):
         with lock_output(url) as lock:
-            assert lock.alone
+            assert lock[0]
 
 
 def test_another_run_with_the_same_options_is_let_in(options: Options) -> None:
@@ -92,7 +97,7 @@ def test_no_other_run_is_let_in(options: Options, monkeypatch: pytest.MonkeyPatc
         prepare_output(folder, options.changed(folds=3), alone=False)
     with pytest.raises(UsageError, match=r"another run writes to output .* now; wait for its end"):
         prepare_output(folder, options.changed(overwrite=True), alone=False)
-    monkeypatch.setattr(run_record, "code_digest", lambda: "another version's")
+    monkeypatch.setattr(output_module, "code_digest", lambda: "another version's")
     with pytest.raises(UsageError, match="with other options or another version; choose another"):
         prepare_output(folder, options, alone=False)
     assert folder.exists(".unfinished/refusal.json")
@@ -106,7 +111,7 @@ def test_a_first_start_at_the_same_moment_is_noticed(
     folder, remove_partial = options.files.folder, Folder.remove_partial
 
     def begin_elsewhere(folder: Folder) -> None:
-        Begun.now(options.changed(folds=folds)).add(folder)
+        folder.add(OPTIONS, Begun.now(options.changed(folds=folds)).encode())
         remove_partial(folder)
 
     monkeypatch.setattr(Folder, "remove_partial", begin_elsewhere)
@@ -125,7 +130,7 @@ def test_a_run_that_is_going_on_is_said_in_one_line(
     output = options.files.output
     with lock_output(output) as lock:
         prepare_output(options.files.folder, options)
-        lock.share()
+        lock[1]()
         argv = ["--input", options.files.input, "--output", output, *arguments]
         assert main(argv) == 2
     error = capsys.readouterr().err

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.plan_shards import REJECTS_SCHEMA
 from beam_pipeline.progress import show_summary
+from beam_pipeline.shards.manifest import read_rejects
 from beam_pipeline.shards.output import read_refusal
-from beam_pipeline.shards.rejects import read_rejects
 from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, encode_table
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import verify_directory
@@ -211,7 +212,10 @@ def test_the_last_step_may_be_done_again(
     names = tuple(before[1]["labels"])
     plan = Plan(names, 33, 0, 1, 0, "file_name", None, (), IdenticalPixels(), tuple(files), 30)
     rejects = pa.Table.from_pylist([], REJECTS_SCHEMA)
-    tables = {"plan.json": plan.encode(), "rejects.arrow": encode_table(rejects)}
+    tables = {
+        "plan.json": json.dumps(asdict(plan)).encode(),
+        "rejects.arrow": encode_table(rejects),
+    }
     for name in left:
         Folder(options.files.output).write(f".unfinished/{name}", tables[name])
     finish_directory(len(files), options)

@@ -43,7 +43,6 @@ from beam_pipeline.workers import Watch
 from headct.errors import HeadctError, UsageError
 from headct.layout import (
     ID_COLUMNS,
-    PLAN,
     REJECTS_TABLE,
     SHARDS_A_PART,
     ShardFile,
@@ -453,7 +452,7 @@ def plan_rows(tmp_path: Path) -> PlanRows:
 
 
 def read_plan(plan: Plan, unfinished: Unfinished) -> Planned:
-    assert Plan.decode(unfinished.folder.read(PLAN)) == plan
+    assert unfinished.read_plan() == plan
     tables = []
     for number, shard in enumerate(plan.shards):
         part, batch = divmod(number, SHARDS_A_PART)

@@ -39,7 +39,7 @@ def write(number: int, options: Options) -> tuple[int, int]:
     written = write_shard(number, Watch(), options=options)
     if isinstance(written, Later):
         written = written.finish()
-    return written.examples, written.rejected
+    return written.examples, len(written.rejects)
 
 
 def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:

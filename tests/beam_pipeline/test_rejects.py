@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from beam_pipeline.errors import AlreadyComplete, TooManyRejects
-from beam_pipeline.shards.rejects import Reject, check_rejects, count_reasons, encode_rejects
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.manifest import check_rejects, count_reasons, encode_rejects
+from beam_pipeline.shards.unfinished import Reject, Unfinished
 from headct.errors import UsageError
 from headct.reasons import Reason
 from headct.stores import Folder
@@ -61,7 +61,7 @@ def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(tmp_pat
     with pytest.raises(UsageError) as caught:
         check_rejects(Unfinished(Folder(f"{tmp_path}/")), 2, rejects, 1.0)
     assert str(caught.value) == (
-        "none of 2 files can be used. The commonest reason is label_missing, as for 'b\\x1b[2J': "
+        "none of 2 files can be used. The commonest reason is label_missing, as for b\\x1b[2J: "
         f"{Reason.LABEL_MISSING.advice} {tmp_path}/rejects.jsonl lists all"
     )
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from beam_pipeline.shards.run_record import describe_run, record_start
+from beam_pipeline.shards.output import describe_run, record_start
 from headct.stores import Folder
 
 

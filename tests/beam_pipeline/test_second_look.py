@@ -12,8 +12,8 @@ from beam_pipeline.finish import check_rejections, finish_directory
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
-from beam_pipeline.shards.unfinished import Plan, Unfinished
-from beam_pipeline.shards.writer import ShardResult, write_shard
+from beam_pipeline.shards.unfinished import Plan, ShardResult, Unfinished
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.errors import StoreError
 from headct.layout import REFUSAL, written_table

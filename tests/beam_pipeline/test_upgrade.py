@@ -13,9 +13,8 @@ from beam_pipeline import options as options_module
 from beam_pipeline.__main__ import main
 from beam_pipeline.card.__main__ import main as make_card
 from beam_pipeline.options import EarlierDefault, LeakCheck, Options, fill_in
-from beam_pipeline.shards import run_record
-from beam_pipeline.shards.output import prepare_output
-from beam_pipeline.shards.run_record import Begun
+from beam_pipeline.shards import output as output_module
+from beam_pipeline.shards.output import Begun, prepare_output
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.verify.__main__ import main as verify
 from headct.stores import Folder
@@ -158,7 +157,7 @@ def test_an_interrupted_directory_is_begun_again(
     output = begun_before.url
     assert main([*argv, "--output", output]) == 0
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{output} was begun by an earlier version: all of it is done again"
+        f"{output} was begun by another build (version unknown): all of it is done again"
     ]
     assert contents(Path(output)) == contents(fresh)
 
@@ -177,7 +176,9 @@ def test_a_job_of_an_earlier_version_is_not_disturbed(
     begun_before.write(".unfinished/job.json", b"{}")
     assert main([*argv, "--output", begun_before.url]) == 2
     error = capsys.readouterr().err
-    assert "was begun by an earlier version, and a job of it may still run; let" in error
+    assert (
+        "was begun by another build (version unknown), and a job of it may still run; let" in error
+    )
     assert error.count("\n") == 1
     assert begun_before.exists("ich-fold0.tfrecord-00007-of-00008")
 
@@ -185,8 +186,8 @@ def test_a_job_of_an_earlier_version_is_not_disturbed(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"__version__": "9.9.9"}, "version 0.1.0"),
-        ({"code_digest": lambda: "other"}, "another build of version 0.1.0"),
+        ({"__version__": "9.9.9"}, "another build (version 0.1.0)"),
+        ({"code_digest": lambda: "other"}, "another build (version 0.1.0)"),
     ],
 )
 def test_any_other_program_begins_again(
@@ -208,7 +209,7 @@ def test_any_other_program_begins_again(
         place = (
             "beam_pipeline.__version__"
             if name == "__version__"
-            else f"{run_record.__name__}.{name}"
+            else f"{output_module.__name__}.{name}"
         )
         monkeypatch.setattr(place, value)
     prepare_output(folder, options)
@@ -220,18 +221,18 @@ def test_any_other_program_begins_again(
 def test_code_that_decides_what_is_written_tells_builds_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = Path(run_record.beam_pipeline.__file__).parent
+    package = Path(output_module.beam_pipeline.__file__).parent
     copied = Path(shutil.copytree(package, tmp_path / "copy"))
-    digests = [run_record.code_digest()]
+    digests = [output_module.code_digest()]
     for changed in (None, "progress.py", "dicom/slices.py", "keys.py", "planning/new.py"):
         if changed:
             with (copied / changed).open("a") as file:
                 file.write("# changed\n")
-        monkeypatch.setattr(run_record.beam_pipeline, "__file__", str(copied / "__init__.py"))
-        run_record.code_digest.cache_clear()
-        digests.append(run_record.code_digest())
+        monkeypatch.setattr(output_module.beam_pipeline, "__file__", str(copied / "__init__.py"))
+        output_module.code_digest.cache_clear()
+        digests.append(output_module.code_digest())
     monkeypatch.undo()
-    run_record.code_digest.cache_clear()
+    output_module.code_digest.cache_clear()
     assert [a == b for a, b in pairwise(digests)] == [
         *(True, True),
         *(False, False, False),
@@ -251,7 +252,7 @@ def test_a_damaged_record_begins_again(
     assert folder.names() == {".unfinished"}
     assert Begun.read(folder) == Begun.now(options)
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path} was begun by a run whose record is damaged: all of it")
+    assert message.startswith(f"{tmp_path} was begun by another build (version unknown): all of it")
 
 
 # Options that came later, or whose default is another now

@@ -19,8 +19,8 @@ from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import decode_example, index_schema
-from beam_pipeline.shards.unfinished import Plan, Unfinished
-from beam_pipeline.shards.writer import ShardResult, Written, write_shard
+from beam_pipeline.shards.unfinished import Plan, ShardResult, Unfinished
+from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.errors import OutputError, StoreError
 from headct.layout import SHARDS_A_PART, ShardFile, plan_table, written_table
@@ -78,13 +78,18 @@ def planned_slices(number: int, options: Options) -> list[dict[str, Any]]:
 
 def write(
     number: int, options: Options, watch: Watch | None = None
-) -> tuple[Written, pa.Table, ShardResult]:
-    """Write a shard; what is said of it, the rows of its index, and what goes with them."""
+) -> tuple[pa.Table, ShardResult]:
+    """Write a shard; the rows of its index, and its result."""
     written = write_shard(number, watch or Watch(), options=options)
     if isinstance(written, Later):
         written = written.finish()
     index = Unfinished(Folder(options.files.output)).read(written_table(written.file))
-    return written, index, ShardResult.of(index)
+    assert ShardResult.of(index) == written
+    return index, written
+
+
+def counts(result: ShardResult) -> tuple[str, int, int]:
+    return result.file, result.examples, len(result.rejects)
 
 
 def number_of(image_id: str, plan: Plan, options: Options) -> int:
@@ -111,13 +116,13 @@ def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
     plan = make_plan(options)
     assert len(plan.shards) > SHARDS_A_PART + 1
     number %= len(plan.shards)
-    written, index, result = write(number, options)
+    index, result = write(number, options)
     data = Path(options.files.output, plan.shards[number]).read_bytes()
     slices = planned_slices(number, options)
     kept = [row for row in slices if row["image_id"] != "ID_flat"]
     labels = [column for column in slices[0] if column.startswith("label_")]
-    assert written == Written(plan.shards[number], len(kept), len(slices) - len(kept))
-    assert (result.file, result.split) == (written.file, ShardFile.parse(written.file).split)
+    assert counts(result) == (plan.shards[number], len(kept), len(slices) - len(kept))
+    assert result.split == ShardFile.parse(result.file).split
     assert result.bytes == len(data)
     assert result.sha256 == hashlib.sha256(data).hexdigest()
     assert (result.examples, result.resized, result.repaired) == (len(kept), 0, {})
@@ -126,7 +131,7 @@ def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
     }
     assert index.schema.equals(index_schema(plan.labels))
     assert index["record"].to_pylist() == [*range(len(kept))]
-    assert index["shard"].to_pylist() == [written.file] * len(kept)
+    assert index["shard"].to_pylist() == [result.file] * len(kept)
     assert index["split"].to_pylist() == [result.split] * len(kept)
     for row, planned in zip(index.to_pylist(), kept, strict=True):
         assert row["source"].encode() == planned["source"]
@@ -144,8 +149,8 @@ def test_a_shard_holds_the_planned_slices_and_the_index_finds_them(
 
 def test_an_example_is_what_the_contract_says(options: Options, small_data_set: Path) -> None:
     plan = make_plan(options)
-    written, index, _ = write(number_of("ID_23", plan, options), options)
-    example = examples_of(written.file, options)[b"ID_23"]
+    index, result = write(number_of("ID_23", plan, options), options)
+    example = examples_of(result.file, options)[b"ID_23"]
     assert set(example) == {
         "image",
         "image_id",
@@ -180,14 +185,14 @@ def test_a_slice_that_cannot_be_used_is_a_row_of_the_rejects(options: Options) -
     places = {row["image_id"]: i for i, row in enumerate(planned_slices(number, options))}
     lost = next(image_id for image_id in places if image_id != "ID_flat")
     witness = Witness({places[lost]: Reason.DECODER_CRASHED})
-    written, index, result = write(number, options, witness)
+    index, result = write(number, options, witness)
     expected = {"ID_flat": "constant_image", lost: "decoder_crashed"}
     assert result.rejects == [
         {"source": f"{i}.dcm", "image_id": i, "reason": expected[i], "detail": ""}
         for i in places
         if i in expected
     ]
-    assert written == Written(plan.shards[number], len(places) - 2, 2)
+    assert counts(result) == (plan.shards[number], len(places) - 2, 2)
     assert index["image_id"].to_pylist() == [i for i in places if i not in expected]
     assert witness.places == [place for image_id, place in places.items() if image_id != lost]
 
@@ -195,8 +200,8 @@ def test_a_slice_that_cannot_be_used_is_a_row_of_the_rejects(options: Options) -
 def test_a_shard_may_lose_all_its_slices(options: Options) -> None:
     plan = make_plan(options)
     excluded = dict.fromkeys(range(2), Reason.DECODER_TIMED_OUT)
-    written, index, result = write(0, options, Watch(excluded))
-    assert written == Written(plan.shards[0], 0, 2)
+    index, result = write(0, options, Watch(excluded))
+    assert counts(result) == (plan.shards[0], 0, 2)
     assert Path(options.files.output, plan.shards[0]).read_bytes() == b""
     assert (len(index), result.bytes, result.sha256) == (0, 0, hashlib.sha256().hexdigest())
     assert index.schema.equals(index_schema(plan.labels))
@@ -209,7 +214,7 @@ def test_ordinal_image_ids_show_no_file_name(options: Options) -> None:
     names = [path.name for path in sorted(Path(options.files.input).iterdir())]
     rejects = []
     for number in range(len(plan.shards)):
-        _, index, result = write(number, options)
+        index, result = write(number, options)
         rejects += result.rejects
         slices = {row["image_id"]: row for row in planned_slices(number, options)}
         for row in index.to_pylist():
@@ -231,9 +236,8 @@ def test_a_shard_that_is_whole_is_not_written_again(options: Options) -> None:
     witness = Witness()
     make_plan(options)
     second = write(number, options, witness)
-    assert second[0] == first[0]
-    assert second[1].equals(first[1], check_metadata=True)
-    assert second[2] == first[2]
+    assert second[0].equals(first[0], check_metadata=True)
+    assert second[1] == first[1]
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert witness.places == []
 
@@ -243,7 +247,7 @@ def test_a_shard_is_written_again_if_anything_about_it_changed(
     options: Options, damage: str
 ) -> None:
     plan = make_plan(options)
-    _, _, first = write(0, options)
+    _, first = write(0, options)
     path = Path(options.files.output, plan.shards[0])
     record = Path(options.files.output, ".unfinished", f"{written_table(plan.shards[0])}.arrow")
     if damage == "shard":
@@ -258,7 +262,7 @@ def test_a_shard_is_written_again_if_anything_about_it_changed(
     else:
         record.write_bytes(record.read_bytes()[:-1])
     witness = Witness()
-    _, _, second = write(0, options, witness)
+    _, second = write(0, options, witness)
     assert witness.places == [0, 1]
     assert second.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (second.sha256 == first.sha256) == (damage != "options")
@@ -274,7 +278,7 @@ def test_a_shard_is_written_again_if_its_plan_is_another(options: Options) -> No
     (image_id, *_) = (row["image_id"] for row in planned_slices(0, options))
     labels.write_text("".join(line for line in lines if not line.startswith(f"{image_id}_")))
     make_plan(options.changed(labels=str(labels)))
-    _, index, result = write(0, options)
+    index, result = write(0, options)
     planned = [row["image_id"] for row in planned_slices(0, options)]
     assert image_id not in planned
     rejected = [row["image_id"] for row in result.rejects]
@@ -296,7 +300,7 @@ def test_a_file_that_vanishes_after_planning_is_rejected(
     (tmp_path / "in" / "ID_1.dcm").mkdir()
     (tmp_path / "in" / "ID_2.dcm").unlink()
     (tmp_path / "in" / "ID_3.dcm").write_bytes(b"")
-    _, index, result = write(0, options)
+    index, result = write(0, options)
     rejects = {row["image_id"]: (row["reason"], row["detail"]) for row in result.rejects}
     assert rejects == {
         "ID_1": ("read_error", "Not a regular file"),
@@ -338,7 +342,7 @@ def test_an_outage_of_the_input_changes_nothing(
         return read(files, source, *part)
 
     monkeypatch.setattr(InputFiles, "read", away)
-    assert write(0, options)[2] == expected[2]
+    assert write(0, options)[1] == expected[1]
     assert len({*calls}) == 4
 
 
@@ -352,7 +356,7 @@ def test_an_outage_that_lasts_writes_no_shard(
         write_shard(0, Watch(), options=options)
     assert Unfinished(Folder(options.files.output)).find(written_table(plan.shards[0])) is None
     hidden.rename(tmp_path / "in")
-    assert write(0, options)[0] == Written(plan.shards[0], 4, 0)
+    assert counts(write(0, options)[1]) == (plan.shards[0], 4, 0)
 
 
 @pytest.mark.parametrize("reason", sorted(TRANSIENT))
@@ -363,9 +367,9 @@ def test_a_shard_with_a_reject_that_may_pass_is_written_again(
     plan = make_plan(options)
     for excluded in ({1: reason}, {}, {}):
         witness = Witness(excluded)
-        assert write(0, options, witness)[0].rejected == len(excluded)
+        assert len(write(0, options, witness)[1].rejects) == len(excluded)
     assert witness.places == []  # it has no such reject any more
-    assert write(0, options)[0] == Written(plan.shards[0], 4, 0)
+    assert counts(write(0, options)[1]) == (plan.shards[0], 4, 0)
 
 
 @pytest.mark.parametrize("before", ["constant", "other pixels"])
@@ -380,15 +384,15 @@ def test_a_file_that_is_copied_again_is_read_again(
     pixels = bytes(2048) if before == "constant" else other
     overwrite(path, good[:-2048] + pixels)
     make_plan(options)
-    _, index, _ = write(0, options)
+    index, _ = write(0, options)
     assert ("ID_1" in index["image_id"].to_pylist()) == (before != "constant")
     overwrite(path, good)
     plan = make_plan(options)
     second = write(0, options)
     fresh = options.changed(output=f"{options.files.output}-fresh")
     assert make_plan(fresh) == plan
-    assert second[2] == write(0, fresh)[2]
-    assert second[0] == Written(plan.shards[0], 4, 0)
+    assert second[1] == write(0, fresh)[1]
+    assert counts(second[1]) == (plan.shards[0], 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -414,12 +418,12 @@ def test_a_file_that_becomes_another_slice_is_not_written_under_the_planned_one(
     path.write_bytes(make_dicom(syntax=syntax, frame=frame))
     make_plan(options)
     path.write_bytes(make_dicom(syntax=syntax, frame=frame, **attribute))
-    _, index, result = write(0, options)
+    index, result = write(0, options)
     assert len(index) == 0
     assert [(row["reason"], row["detail"]) for row in result.rejects] == [("changed", "")]
     overwrite(path, path.read_bytes())
     make_plan(options)
-    assert write(0, options)[0].examples == 1
+    assert write(0, options)[1].examples == 1
 
 
 def test_a_file_whose_version_is_not_known_is_always_read(
@@ -481,11 +485,11 @@ def test_a_file_that_changes_after_planning_is_read_as_it_is_now(
     options = options.changed(input=str(tmp_path / "in"), labels=None)
     make_plan(options)
     write_slice(tmp_path / "in" / "ID_0.dcm", pixels, **change)
-    written, _, result = write(0, options)
+    _, result = write(0, options)
     if isinstance(expected, str):
         assert [row["reason"] for row in result.rejects] == [expected]
         return
-    (png,) = examples_of(written.file, options)[b"ID_0"]["image"]
+    (png,) = examples_of(result.file, options)[b"ID_0"]["image"]
     decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert decoded[16, 16, 2] == expected
 
@@ -508,7 +512,7 @@ def test_repaired_and_resized_slices_are_counted(
         examples_per_shard=256,
     )
     make_plan(options)
-    _, index, result = write(0, options)
+    index, result = write(0, options)
     assert (result.resized, result.repaired) == (1, {"shift": 1})
     columns = ("resized", "repair", "rows", "columns")
     assert {row["image_id"]: [row[c] for c in columns] for row in index.to_pylist()} == {
@@ -520,6 +524,6 @@ def test_repaired_and_resized_slices_are_counted(
 
 def test_a_result_is_kept_as_json_values(options: Options) -> None:
     make_plan(options)
-    _, _, result = write(0, options)
+    _, result = write(0, options)
     values = dataclasses.asdict(result)
     assert ShardResult(**json.loads(json.dumps(values))) == result
