@@ -15,7 +15,7 @@ from imagecodecs import DeflateError, PngError, deflate_decode, png_decode
 
 from headct.manifest import ImageSpec
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Width, height, bits per sample, color type, compression, filter method, interlace.
 HEADER = struct.Struct(">IIBBBBB")
 END = b"\0\0\0\0IEND\xae\x42\x60\x82"
@@ -57,7 +57,7 @@ def _plain_beginning(image: ImageSpec) -> bytes:
     fields = image.width, image.height, bits, COLOR_TYPES[image.channels]
     header = b"IHDR" + HEADER.pack(*fields, 0, 0, 0)
     length, crc = struct.pack(">I", HEADER.size), struct.pack(">I", zlib.crc32(header))
-    return _SIGNATURE + length + header + crc
+    return SIGNATURE + length + header + crc
 
 
 def _is_plain(png: bytes, before: bytes) -> bool:
@@ -119,7 +119,7 @@ def _check_header(png: bytes, image: ImageSpec) -> None:
     Raises:
         ValueError: not a PNG, or another size, depth or color.
     """
-    if not png.startswith(_SIGNATURE) or png[12:16] != b"IHDR" or len(png) < 16 + HEADER.size:
+    if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR" or len(png) < 16 + HEADER.size:
         raise ValueError("its image is no PNG")
     width, height, bits, color, *_ = HEADER.unpack_from(png, 16)
     channels, dtype = _CHANNELS.get(color, 0), "uint16" if bits == 16 else "uint8"

@@ -8,13 +8,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from imagecodecs import PngError, png_decode
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.header import OTHER_FUNCTION
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, hounsfield_table, stored_values
 from beam_pipeline.dicom.slices import Slice, read_slice
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
-from beam_pipeline.images.png import decode_png, read_png_header
 from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
 from beam_pipeline.workers import Watch, WorkerPool
 from headct.errors import StoreError, UsageError
@@ -130,8 +130,8 @@ def _shard_pictures(task: ViewTask, row: Mapping[str, Any]) -> Iterator[Picture]
     shards = InputFiles(task.folder, patience=task.patience)
     try:
         png = shards.read(row["shard"], row["image_offset"], row["image_bytes"])
-        pixels = decode_png(png, read_png_header(png))
-    except (OSError, ValueError):
+        pixels = np.atleast_3d(png_decode(png))
+    except (OSError, ValueError, PngError):
         raise UsageError(
             f"{task.folder}/{row['shard']} is missing or damaged: make verify says more"
         ) from None

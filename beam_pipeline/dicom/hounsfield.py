@@ -4,7 +4,6 @@ A table holds the Hounsfield units of all bit patterns of a pixel (at most 65,53
 a slice costs one look-up per pixel.
 """
 
-import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -17,8 +16,9 @@ from headct.reasons import Reason, Rejected
 
 PADDING_HU = -1024.0  # the lowest value of the 12-bit range CT scanners use
 
+Patterns = NDArray[np.uint8] | NDArray[np.uint16]
+
 _WRAP = 4096  # values of a 12-bit word
-_SHIFT = 1000
 _NEGATIVE = 2048  # the lowest 12-bit word that two's complement reads as negative
 _LOWEST_WRAPPED = 3072  # -1024 HU, wrapped
 _LOWEST_SHIFTED = 3096  # -1000 HU, wrapped
@@ -116,15 +116,21 @@ def stored_values(encoding: PixelEncoding) -> NDArray[np.int64]:
     return values
 
 
+@lru_cache(maxsize=8)  # series of a scanner share an encoding
 def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
     """Return the Hounsfield units per bit pattern of a pixel.
 
+    Negative values that are wrapped in a 12-bit unsigned word are unwrapped by SHIFT, the repair
+    published for RSNA 2019 (add 1000, wrap at 4096, intercept -1000), to -1000 to 3095, and by
+    SIGN_EXTEND, 12-bit two's complement, to -2048 to 2047.
+
     Returns:
-        float64 [2 ** bits_allocated], HU; padding is PADDING_HU.
+        float64 [2 ** bits_allocated], HU, read-only; padding is PADDING_HU.
     """
     values = stored_values(_reading(encoding, repair))
     if repair in (Repair.SHIFT, Repair.SIGN_EXTEND):
-        hounsfield = _unwrap(values, repair).astype(np.float64)
+        first = _LOWEST_SHIFTED if repair is Repair.SHIFT else _NEGATIVE
+        hounsfield = np.where(values >= first, values - _WRAP, values).astype(np.float64)
     else:
         hounsfield = values.astype(np.float64) * encoding.slope + encoding.intercept
     if encoding.padding is not None:
@@ -134,6 +140,7 @@ def hounsfield_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.floa
             values = stored_values(encoding)
             is_padding |= (values >= lowest) & (values <= highest)
         hounsfield[is_padding] = PADDING_HU
+    hounsfield.flags.writeable = False
     return hounsfield
 
 
@@ -146,21 +153,7 @@ def _reading(encoding: PixelEncoding, repair: Repair) -> PixelEncoding:
     return encoding
 
 
-def _unwrap(values: NDArray[np.int64], repair: Repair) -> NDArray[np.int64]:
-    """Undo the wrap of negative values in a 12-bit unsigned word.
-
-    SHIFT is the repair published for RSNA 2019 (add 1000, wrap at 4096, intercept -1000): -1000 to
-    3095. SIGN_EXTEND reads 12-bit two's complement: -2048 to 2047.
-    """
-    if repair is Repair.SHIFT:
-        shifted = values + _SHIFT
-        return np.where(shifted >= _WRAP, shifted - _WRAP, shifted) - _SHIFT
-    return np.where(values >= _WRAP // 2, values - _WRAP, values)
-
-
-def choose_repair(
-    pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding, policy: RepairPolicy
-) -> Repair:
+def choose_repair(pixels: Patterns, encoding: PixelEncoding, policy: RepairPolicy) -> Repair:
     """Return the repair that a file's values need.
 
     Args:
@@ -186,9 +179,7 @@ def choose_repair(
     return _choose_unwrapping(stored_values(encoding)[pixels])
 
 
-def _are_in_low_bits(
-    pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
-) -> bool:
+def _are_in_low_bits(pixels: Patterns, encoding: PixelEncoding) -> bool:
     """Return whether values are in a word's lowest bits, contrary to High Bit.
 
     High Bit shall be Bits Stored - 1 (DICOM PS3.3 C.7.6.3.1); pydicom and GDCM ignore High Bit and
@@ -223,10 +214,15 @@ def _choose_unwrapping(values: NDArray[np.int64]) -> Repair:
     """
     if np.mean(values >= _LOWEST_WRAPPED) < _WRAPPED_AIR_FRACTION:
         return Repair.NONE
-    return Repair.SIGN_EXTEND if _reaches_below_air(values) else Repair.SHIFT
+    # A range of -1000 to 3095 HU clips metal at 3095.
+    noise = (values >= _LOWEST_WRAPPED) & (values < _LOWEST_SHIFTED - 1)
+    corners = _corners(values)
+    padding = (corners >= _NEGATIVE) & (corners < _LOWEST_SHIFTED)
+    is_signed = np.mean(noise) >= _NOISE_FRACTION or np.mean(padding) >= _PADDING_FRACTION
+    return Repair.SIGN_EXTEND if is_signed else Repair.SHIFT
 
 
-def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> Repair:
+def _choose_sign(pixels: Patterns, encoding: PixelEncoding) -> Repair:
     """Return the repair of values with a wrong sign in Pixel Representation.
 
     The sign is wrong if the header's sign gives values impossible for a scanner, or air as bright
@@ -235,17 +231,21 @@ def _choose_sign(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: Pixel
     Raises:
         Rejected: neither sign gives the values of a CT slice.
     """
-    if _is_plausible(pixels, encoding):
+    grades = _grades(encoding)
+    some = grades.take(pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)])
+    is_dark = np.count_nonzero(some) < _BRIGHT_FRACTION / 2 * some.size
+    # A fast check whether nearly all values fit a CT slice. Too low values are displayed as black
+    # anyway; a wrong sign produces many such values.
+    if is_dark and some.max() < 2 and (grades.max() < 3 or grades.take(pixels).max() < 3):
         return Repair.NONE
+    as_said = hounsfield_table(encoding, Repair.NONE)
     other_sign = Repair.UNSIGNED if encoding.signed else Repair.SIGNED
-    as_said, otherwise = _cached_table(encoding, Repair.NONE), _cached_table(encoding, other_sign)
     counts = np.bincount(pixels.ravel(), minlength=len(as_said))
     patterns = np.flatnonzero(counts)
     said = _Distribution(as_said[patterns], counts[patterns])
-    other = _Distribution(otherwise[patterns], counts[patterns])
-    in_corners = np.bincount(_corners(pixels).ravel(), minlength=len(as_said))[patterns]
-    has_white_corners = _Distribution(said.values, in_corners).share_above_bone() > _MOST
-    is_wrong = said.is_impossible() or has_white_corners
+    other = _Distribution(hounsfield_table(encoding, other_sign)[patterns], counts[patterns])
+    white_corners = np.mean(as_said[_corners(pixels)] > _BONE_HU)
+    is_wrong = said.is_impossible() or bool(white_corners > _MOST)
     if _is_certain(said, other, is_wrong=is_wrong):
         return other_sign
     if is_wrong or said.share_above_bone() > _MUCH:
@@ -277,55 +277,12 @@ def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool
     return other.is_ct_slice() and is_likely and is_shown
 
 
-def _is_plausible(pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding) -> bool:
-    """Return whether nearly all values fit a CT slice: a fast check with false negatives."""
-    if encoding.high_bit != encoding.bits_stored - 1 or encoding.slope <= 0:
-        return False
-    lowest, highest, brightest = _bounds(encoding)
-    if highest is not None and _in_words(pixels, encoding).max() > highest:
-        return False
-    # Too low values are displayed as black anyway; a wrong sign produces many such values.
-    some = _in_words(pixels[:: max(1, len(pixels) // _ROWS_LOOKED_AT)], encoding)
-    if lowest is not None and some.min() < lowest:
-        return False
-    return bool(np.count_nonzero(some > brightest) < _BRIGHT_FRACTION / 2 * some.size)
-
-
-def _in_words(
-    pixels: NDArray[np.uint8] | NDArray[np.uint16], encoding: PixelEncoding
-) -> NDArray[np.integer]:
-    """Return the stored values in the lowest bits of words, without masking unsigned values."""
-    if not encoding.signed:
-        return pixels
-    unused = encoding.bits_allocated - encoding.bits_stored
-    words = (pixels << unused if unused else pixels).view(f"i{pixels.itemsize}")
-    return words >> unused if unused else words
-
-
 @lru_cache(maxsize=16)
-def _bounds(encoding: PixelEncoding) -> tuple[int | None, int | None, int]:
-    """Return the stored values of the lowest HU, the highest HU and bone; None if out of range.
-
-    Args:
-        encoding: an encoding with a slope above 0.
-    """
-    bits, sign = encoding.bits_stored, encoding.signed
-    first = -(1 << (bits - 1)) if sign else 0
-    last = first + (1 << bits) - 1
-
-    def stored(hounsfield: float) -> float:
-        return (hounsfield - encoding.intercept) / encoding.slope
-
-    lowest, highest = math.ceil(stored(_LOWEST_HU)), math.floor(stored(_HIGHEST_HU))
-    brightest = min(max(math.floor(stored(_BONE_HU)), first - 1), last)
-    return lowest if lowest > first else None, highest if highest < last else None, brightest
-
-
-@lru_cache(maxsize=4)
-def _cached_table(encoding: PixelEncoding, repair: Repair) -> NDArray[np.float64]:
-    table = hounsfield_table(encoding, repair)
-    table.flags.writeable = False
-    return table
+def _grades(encoding: PixelEncoding) -> NDArray[np.uint8]:
+    """Return per bit pattern: 1 brighter than bone, 2 too low for a scanner, 3 too high, or 0."""
+    table = hounsfield_table(encoding, Repair.NONE)
+    grades = [table < _LOWEST_HU, table > _HIGHEST_HU, table > _BONE_HU]
+    return np.select(grades, [2, 3, 1], 0).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -364,17 +321,6 @@ class _Distribution:
             and self.share_above_bone() < _BRIGHT_FRACTION
             and below[:-1].sum() < _FEW * self.counts.sum()
         )
-
-
-def _reaches_below_air(values: NDArray[np.int64]) -> bool:
-    """Return whether some wrapped values are less than -1000 HU."""
-    # A range of -1000 to 3095 HU clips metal at 3095.
-    noise = (values >= _LOWEST_WRAPPED) & (values < _LOWEST_SHIFTED - 1)
-    if np.mean(noise) >= _NOISE_FRACTION:
-        return True
-    corners = _corners(values)
-    padding = (corners >= _NEGATIVE) & (corners < _LOWEST_SHIFTED)
-    return bool(np.mean(padding) >= _PADDING_FRACTION)
 
 
 def _corners(values: NDArray[Any]) -> NDArray[Any]:

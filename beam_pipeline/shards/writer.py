@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 from beam_pipeline.dicom.header import Header
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import read_slice
-from beam_pipeline.images.convert import Image, convert_slice
-from beam_pipeline.images.png import SIGNATURE, encode_png
+from beam_pipeline.images.convert import Image, convert_slice, encode_png
 from beam_pipeline.options import ImageId, ImageOptions, Options
 from beam_pipeline.shards.formats import encode_example, index_table
 from beam_pipeline.shards.unfinished import Reject, ShardResult, Unfinished, table_metadata
@@ -26,6 +25,7 @@ from headct.layout import (
     plan_table,
     written_table,
 )
+from headct.png import SIGNATURE
 from headct.reasons import TRANSIENT, Reason, Rejected
 from headct.stores import InputFiles, decode_source, find_input, show_source
 from headct.tfrecord import frame_record
@@ -193,7 +193,7 @@ def _convert(row: Row, data: bytes, options: ImageOptions) -> tuple[bytes, Row]:
     if header.identity != planned.identity:
         raise Rejected(Reason.CHANGED)  # the planned patient and label may be wrong
     image = convert_slice(slice_, options)
-    png = encode_png(image.scanlines)
+    png = encode_png(image.scanlines, image.pixels)
     features = {
         "image": png,
         "image_id": row["image_id"],

@@ -264,7 +264,7 @@ def _compare_source(
         for name, value in index_fields(slice_.header, image).items()
         if not _is_same(row[name], value)
     ]
-    fresh = image.pixels
+    fresh = image.pixels.astype(f"uint{8 * image.pixels.itemsize}", copy=False)
     if stored.shape != fresh.shape or stored.dtype != fresh.dtype:
         return [*wrong, f"changed: it gives {fresh.shape} {fresh.dtype}, not {stored.shape}"]
     differing = np.argwhere((stored != fresh).any(axis=2))

@@ -68,7 +68,7 @@ def test_hounsfield_units_are_stored_with_an_offset_and_clipped() -> None:
     stored = np.zeros((32, 32), np.int16)
     stored[0, :4] = [-2000, 0, 1024, 32767]  # -3024, -1024, 0 and 31743 HU
     image = convert_slice(make_slice(stored), ImageOptions(windows=(), image_size=32))
-    assert image.pixels.dtype == np.uint16
+    assert image.pixels.dtype == ">u2"
     assert image.pixels.shape == (32, 32, 1)
     assert image.pixels[0, :4, 0].tolist() == [0, 0, 1024, 32767]
 

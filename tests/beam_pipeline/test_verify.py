@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipeline.finish import finish_directory
-from beam_pipeline.images.png import Scanlines, encode_png
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, ImageOptions, Options
@@ -373,7 +373,7 @@ def test_a_patient_in_two_folds(shards: Path) -> None:
 def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
     def copy(records: Records) -> None:
         for gray, example in enumerate(each for some in records.values() for each in some):
-            example["image"] = [encode_png(Scanlines.of(np.full((16, 16, 3), gray, np.uint8)))]
+            example["image"] = png(16, 16, 3, gray=gray)
         records[OTHER_FOLD][0]["image"] = records[FIRST][0]["image"]
         records[OTHER_FOLD][1]["image"] = records[OTHER_FOLD][2]["image"]
 
@@ -383,8 +383,9 @@ def test_identical_images_are_reported_but_no_error(shards: Path) -> None:
     assert (result.repeated, result.across_splits) == (2, 1)
 
 
-def png(*shape: int, bits: int = 8) -> list[bytes]:
-    return [encode_png(Scanlines.of(np.zeros(shape, np.uint8 if bits == 8 else np.uint16)))]
+def png(*shape: int, bits: int = 8, gray: int = 0) -> list[bytes]:
+    pixels = np.full(shape, gray, f"uint{bits}")
+    return [cv2.imencode(".png", pixels)[1].tobytes()]
 
 
 WANTED = "where the manifest has 16 x 16 x 3 uint8"
