@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from beam_pipeline.keys import KEY_VARIABLE, key_check, read_key
-from beam_pipeline.options import Files, Identifiers, Options
+from beam_pipeline.options import Identifiers, Options
 from beam_pipeline.runners.choose import (
     LOCAL,
     RUNNERS,
@@ -76,24 +76,9 @@ def complete_options(
         others: arguments unknown to the pipeline, perhaps the runner's.
 
     Raises:
-        UsageError: a value is not allowed, or an option is unknown.
+        UsageError: an option is mistyped, not allowed, without effect, or excluded by another.
     """
-    _check_given(given, others)
-    return _complete(Options.of(**given), given, runner)
-
-
-def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
-    """Check combinations of options.
-
-    Args:
-        given: given options, by name.
-        others: arguments unknown to the pipeline, perhaps the runner's.
-
-    Raises:
-        UsageError: an option is mistyped, without effect, or excluded by another.
-    """
-    required = [f"--{name}" for name, field in flags(Files).items() if field.is_required()]
-    missing = [option for option in required if option.removeprefix("--") not in given]
+    missing = [f"--{name}" for name in ("input", "output") if name not in given]
     if missing and others and not others[0].startswith("-"):
         raise UsageError(f"unknown argument {others[0]}: options start with --")
     for argument in others:
@@ -103,22 +88,19 @@ def _check_given(given: Mapping[str, Any], others: Sequence[str]) -> None:
     for name in ("id_column", "label_columns", "holdout"):
         if given.get(name) and not given.get("labels"):
             raise UsageError(f"--{name} {given[name]}: want --labels, too; it is of no use without")
-    excluded = [name for name in ("windows", "voi") if name in given]
-    if given.get("hu") and excluded:
-        raise UsageError(
-            f"--hu and --{excluded[0]}: choose one; Hounsfield units are stored without windows"
-        )
-
-
-def _complete(options: Options, given: Mapping[str, Any], runner: Runner) -> Options:
-    """Return options with the defaults that depend on runner and environment."""
+    for name in ("windows", "voi"):
+        if given.get("hu") and name in given:
+            raise UsageError(
+                f"--hu and --{name}: choose one; Hounsfield units are stored without windows"
+            )
+    options = Options.of(**given)
     changes: dict[str, Any] = {}
     if "workers" not in given and runner.is_local:
         changes["workers"] = os.cpu_count() or 1
-    for group, kind in Options.groups().items():
-        for name, field in flags(kind).items():
-            if Mark.LOCATION in field.metadata:
-                changes[name] = place_path(runner, name, getattr(getattr(options, group), name))
+    for group in Options.groups():
+        for name, value in getattr(options, group):
+            if Mark.LOCATION in Options.fields()[name].metadata:
+                changes[name] = place_path(runner, name, value)
     if options.identifiers.identifiers is Identifiers.HASH:
         key_file = options.identifiers.identifier_key_file
         if key_file is None and not runner.is_local:

@@ -2,11 +2,11 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
@@ -19,7 +19,6 @@ from headct.declarations import (
     OptionalLocation,
     OptionalText,
     did_you_mean,
-    flags,
 )
 from headct.errors import UsageError
 from headct.layout import check_label_names
@@ -29,17 +28,8 @@ from headct.stores import DEFAULT_PATIENCE, Folder
 _MAX_CHANNELS = 4  # of a PNG
 
 
-@dataclass(frozen=True)
-class EarlierDefault:
-    """The default of versions that did not know an option, or had another default.
-
-    Attributes:
-        value: of the option, as a JSON value.
-        same: whether today's default gives the same bytes wherever a run with `value` succeeded.
-    """
-
-    value: Any
-    same: bool = False
+# Recorded values of versions that did not know an option, where the default is another now.
+_EARLIER = {"image_id": "file_name", "leak_check": "off"}
 
 
 class LeakCheck(StrEnum):
@@ -174,7 +164,6 @@ class LabelOptions(Declared, title="labels"):
 
     image_id: Annotated[
         ImageId,
-        EarlierDefault("file_name", same=True),
         Field(
             description="what identifies a slice; auto: the file name where no two slices share "
             "one, else the SOP Instance UID by the rule of --identifiers"
@@ -205,7 +194,7 @@ class SplitOptions(Declared, title="splits"):
     """shard directory, or table of split and patient_id or image_id, whose assignment is kept"""
     group_by: GroupBy = GroupBy.PATIENT
     """what must not be in two folds"""
-    leak_check: Annotated[LeakCheck, EarlierDefault("off")] = LeakCheck.JOIN
+    leak_check: LeakCheck = LeakCheck.JOIN
     """patients who share identical pixels: one group, only counted, or not looked for"""
     examples_per_shard: Annotated[int, Field(ge=1), Mark.AFTER_HEADERS] = 256
     """the most examples in one shard file"""
@@ -263,6 +252,11 @@ class Options(Declared):
         }
 
     @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Return the options of all groups."""
+        return {k: v for kind in cls.groups().values() for k, v in kind.model_fields.items()}
+
+    @classmethod
     def of(cls, **values: Any) -> Self:
         """Return options by their own names, without those of their groups.
 
@@ -274,8 +268,7 @@ class Options(Declared):
             for name, kind in cls.groups().items()
         }
         for name in values:
-            known = [option for kind in cls.groups().values() for option in flags(kind)]
-            raise UsageError(f"there is no option {name!r}{did_you_mean(name, known)}")
+            raise UsageError(f"there is no option {name!r}{did_you_mean(name, cls.fields())}")
         return cls(**groups)
 
     def changed(self, **values: Any) -> Self:
@@ -285,22 +278,19 @@ class Options(Declared):
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide what is written, as JSON values: the same give the same bytes."""
+        fields = self.fields()
         return {
             name: hide_secrets(value) if isinstance(value, str) else value
-            for group, kind in self.groups().items()
-            for name, value in getattr(self, group).model_dump(mode="json").items()
-            if Mark.UNRECORDED not in kind.model_fields[name].metadata
+            for group in self.model_dump(mode="json").values()
+            for name, value in group.items()
+            if Mark.UNRECORDED not in fields[name].metadata
         }
 
     @classmethod
     def are_after_headers(cls, names: Iterable[str]) -> bool:
         """Whether options decide nothing of what is read of headers."""
-        marks = {
-            name: field.metadata
-            for kind in cls.groups().values()
-            for name, field in kind.model_fields.items()
-        }
-        return all(Mark.AFTER_HEADERS in marks.get(name, ()) for name in names)
+        fields = cls.fields()
+        return all(name in fields and Mark.AFTER_HEADERS in fields[name].metadata for name in names)
 
     def differing(self, earlier: Mapping[str, Any]) -> list[str]:
         """Return the options that an earlier run recorded with other values, by their names.
@@ -308,30 +298,13 @@ class Options(Declared):
         Args:
             earlier: what `recorded` returned then, perhaps in an earlier version.
         """
-        now, before, defaults = self.recorded(), fill_in(earlier), _defaults()
-        for name, default in _earlier_defaults().items():
-            if default.same and before[name] == default.value and now[name] == defaults[name]:
-                before[name] = now[name]
+        now, before = self.recorded(), fill_in(earlier)
+        if (before["image_id"], now["image_id"]) == (ImageId.FILE_NAME, ImageId.AUTO):
+            before["image_id"] = ImageId.AUTO  # the same bytes, since the earlier run succeeded
         names = before.keys() | now.keys()
         return sorted(name for name in names if before.get(name) != now.get(name))
 
 
 def fill_in(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return options that an earlier version recorded, with those that it did not know."""
-    earlier = {name: default.value for name, default in _earlier_defaults().items()}
-    return {**_defaults(), **earlier, **recorded}
-
-
-def _defaults() -> dict[str, Any]:
-    """Return what is recorded of options that are not given."""
-    return Options.of(input="", output="").recorded()
-
-
-def _earlier_defaults() -> dict[str, EarlierDefault]:
-    return {
-        name: mark
-        for kind in Options.groups().values()
-        for name, field in kind.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, EarlierDefault)
-    }
+    return {**Options.of(input="", output="").recorded(), **_EARLIER, **recorded}

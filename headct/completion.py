@@ -1,10 +1,9 @@
 """Shell completion: a script for bash, zsh, tcsh or fish, from the declared options."""
 
 import shtab
-from pydantic.fields import FieldInfo
 
 from headct.commands import COMMANDS
-from headct.declarations import OneLineParser, add_flags, choices, flags
+from headct.declarations import OneLineParser, choices, flag_parser, flags
 from headct.errors import UsageError
 
 
@@ -22,11 +21,10 @@ def completion_script(shell: str) -> str:
     parser.add_argument("--print-completion", choices=shtab.SUPPORTED_SHELLS, help="this script")
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, command in COMMANDS.items():
-        subparser = commands.add_parser(name, help=command.text)
-        fields: dict[str, FieldInfo] = {}
-        for kind in command.load().options_of(name):
-            add_flags(subparser, kind)
-            fields |= flags(kind)
+        kinds = command.load().options_of(name)
+        fields = {key: field for kind in kinds for key, field in flags(kind).items()}
+        parents = [flag_parser("", None, *kinds)]
+        subparser = commands.add_parser(name, help=command.text, parents=parents, add_help=False)
         for action in subparser._actions:
             if action.dest in fields:
                 action.choices = choices(fields[action.dest]) or None

@@ -10,12 +10,12 @@ argparse reads the flags. Option libraries lack some of this interface: one line
 from __future__ import annotations
 
 import argparse
-import json
+import csv
+import io
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, time
 from difflib import get_close_matches
 from enum import StrEnum
 from inspect import get_annotations
@@ -23,14 +23,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -39,7 +32,6 @@ from headct.printable import LONGEST_SHOWN, escape_controls, shown
 
 _WORDS = {bool: "true or false", Path: "a path", tuple[Path, ...]: "paths"}
 _METAVARS = {int: "INT", float: "FLOAT", Path: "PATH", tuple[Path, ...]: "PATH"}
-_HELP = ("-h", "--help")
 
 
 class Mark(StrEnum):
@@ -59,60 +51,39 @@ class DefaultText:
     text: str
 
 
-def expand_home(path: Any) -> Any:
+def _expand_home(value: Any) -> Any:
     """Replace `~` by the home directory; shells do not after `=` and within quotes."""
-    text = str(path) if isinstance(path, Path) else path
-    return os.path.expanduser(text) if isinstance(text, str) else text  # noqa: PTH111 # or a URL
+    if isinstance(value, list | tuple):
+        return [*map(_expand_home, value)]
+    return os.path.expanduser(value) if isinstance(value, str | Path) else value  # noqa: PTH111 # or a URL
 
 
-def _expand_homes(paths: Any) -> Any:
-    return [*map(expand_home, paths)] if isinstance(paths, list | tuple) else paths
-
-
-def _refuse_nul(path: Any) -> Any:
-    if "\0" in str(path):
-        raise ValueError("want a path without the character NUL")
-    return path
-
-
-def _refuse_controls(path: Any) -> Any:
+def _check_path(value: Any) -> Any:
     """Refuse a path that run.json or a printed command could not repeat."""
-    text = str(_refuse_nul(path))
-    if escape_controls(text) != text:
-        raise ValueError("want a path without line breaks and other control characters")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("want a path in UTF-8")
-    return path
+    for path in value if isinstance(value, tuple) else [value]:
+        text = str(path or "")
+        if "\0" in text:
+            raise ValueError("want a path without the character NUL")
+        if isinstance(path, Path) and escape_controls(text) != text:
+            raise ValueError("want a path without line breaks and other control characters")
+        if isinstance(path, Path) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("want a path in UTF-8")
+    return value
 
 
-def _refuse_controls_in_paths(paths: Any) -> Any:
-    return tuple(map(_refuse_controls, paths))
-
-
-def _refuse_empty_path(path: Any) -> Any:
+def _refuse_empty(path: Any) -> Any:
     if path == "":  # pathlib reads "" as the current folder
         raise ValueError("want a path")
     return path
 
 
+_PATH_CHECKS = (BeforeValidator(_expand_home), AfterValidator(_check_path))
 # A Makefile passes an unset variable as an empty string.
 OptionalText = Annotated[str | None, BeforeValidator(lambda text: text or None)]
-Location = Annotated[str, BeforeValidator(expand_home), AfterValidator(_refuse_nul), Mark.LOCATION]
-OptionalLocation = Annotated[
-    str | None,
-    BeforeValidator(lambda text: expand_home(text) or None),
-    AfterValidator(_refuse_nul),
-    Mark.LOCATION,
-]
-LocalPath = Annotated[
-    Path,
-    BeforeValidator(_refuse_empty_path),
-    BeforeValidator(expand_home),
-    AfterValidator(_refuse_controls),
-]
-LocalPaths = Annotated[
-    tuple[Path, ...], BeforeValidator(_expand_homes), AfterValidator(_refuse_controls_in_paths)
-]
+Location = Annotated[str, *_PATH_CHECKS, Mark.LOCATION]
+OptionalLocation = Annotated[OptionalText, *_PATH_CHECKS, Mark.LOCATION]
+LocalPath = Annotated[Path, *_PATH_CHECKS, BeforeValidator(_refuse_empty)]
+LocalPaths = Annotated[tuple[Path, ...], *_PATH_CHECKS]
 
 
 class Declared(BaseModel):
@@ -171,18 +142,16 @@ def help_text(field: FieldInfo) -> str:
 
 def default_text(field: FieldInfo) -> str:
     """Return a default in the syntax of the command line."""
+    value = field.default
     for mark in field.metadata:
         if isinstance(mark, DefaultText):
             return mark.text
-    match field.default:
-        case bool(switch):
-            return str(switch).lower()
-        case int(number) | float(number):
-            return _number(number)
-        case tuple(values):
-            return ",".join(map(str, values)) or "none"
-        case value:
-            return str(value or "none")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"{value:.12g}"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value or "")
+    return text or "none"
 
 
 def allowed_values(field: FieldInfo) -> str:
@@ -223,31 +192,23 @@ def _value_type(field: FieldInfo) -> Any:
 
 def _range(field: FieldInfo) -> str:
     limits = {
-        name: _number(getattr(limit, name))
+        name: f"{getattr(limit, name):.12g}"
         for limit in field.metadata
         for name in ("ge", "gt", "le", "lt")
         if hasattr(limit, name)
     }
-    match limits:
-        case {"ge": lowest, "le": highest}:
-            return f" from {lowest} to {highest}"
-        case {"ge": lowest, "lt": above}:
-            return f" from {lowest} to below {above}"
-        case {"ge": lowest}:
-            return f" of at least {lowest}"
-        case {"gt": below}:
-            return f" above {below}"
-    return ""
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if "gt" in limits:
+        return f" above {limits['gt']}"
+    if "le" in limits or "lt" in limits:
+        return f" from {limits['ge']} to {limits.get('le') or 'below ' + limits['lt']}"
+    return f" of at least {limits['ge']}" if limits else ""
 
 
 def _refusal(kind: type[Declared], error: ErrorDetails) -> str:
     """Return an error message in one line."""
+    own = str(error.get("ctx", {}).get("error", ""))  # of a validator of this project
     if not error["loc"]:  # a check of several options together
-        return _own_text(error)
+        return own
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
         known = (f"--{option}" for option in kind.model_fields)
@@ -255,16 +216,7 @@ def _refusal(kind: type[Declared], error: ErrorDetails) -> str:
     field = kind.model_fields[name]
     if error["type"] == "missing":
         return f"--{name} is missing: {meaning(field)}"
-    return f"--{name} {quoted(error['input'])}: {_reason(field, error)}"
-
-
-def _reason(field: FieldInfo, error: ErrorDetails) -> str:
-    return _own_text(error) or f"want {allowed_values(field)}"
-
-
-def _own_text(error: ErrorDetails) -> str:
-    """Return the message of a validator of this project; empty for pydantic's own."""
-    return str(error.get("ctx", {}).get("error", ""))
+    return f"--{name} {quoted(error['input'])}: " + (own or f"want {allowed_values(field)}")
 
 
 # ---- Command lines and TOML files
@@ -283,43 +235,27 @@ def flag_parser(
 ) -> OneLineParser:
     """Return a parser of options.
 
-    The namespace omits options without a value: the declarations have the defaults.
+    A class with a title is a group of the help. The namespace omits options without a value: the
+    declarations have the defaults.
     """
     parser = OneLineParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="TOML file of these options; flags override it",
-    )
+    text = "TOML file of these options; flags override it"
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help=text)
     for kind in kinds:
-        add_flags(parser, kind)
+        title = kind.model_config.get("title")
+        group: Any = parser.add_argument_group(title, kind.__doc__) if title else parser
+        for name, field in flags(kind).items():
+            value = _value_type(field)
+            facts: dict[str, Any] = {"help": help_text(field).replace("%", "%%")}
+            if value is bool:
+                facts["action"] = argparse.BooleanOptionalAction
+            else:
+                is_path = Mark.LOCATION in field.metadata
+                facts["metavar"] = "PATH" if is_path else _METAVARS.get(value, "TEXT")
+            if value == tuple[Path, ...]:
+                facts["nargs"] = "+"
+            group.add_argument(f"--{name}", default=argparse.SUPPRESS, **facts)
     return parser
-
-
-def add_flags(parser: argparse.ArgumentParser, kind: type[Declared]) -> None:
-    """Add the options of a class to a parser; a class with a title becomes a group of the help."""
-    title = kind.model_config.get("title")
-    group = parser.add_argument_group(title, kind.__doc__) if title else parser
-    for name, field in flags(kind).items():
-        _add_flag(group, name, field)
-
-
-def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
-    """Add the flag of an option; the declaration converts the text value."""
-    kind = _value_type(field)
-    facts: dict[str, Any] = {
-        "help": help_text(field).replace("%", "%%"),
-        "default": argparse.SUPPRESS,
-    }
-    if kind is bool:
-        facts["action"] = argparse.BooleanOptionalAction
-    else:
-        is_path = Mark.LOCATION in field.metadata
-        facts["metavar"] = "PATH" if is_path else _METAVARS.get(kind, "TEXT")
-    if kind == tuple[Path, ...]:
-        facts["nargs"] = "+"
-    group.add_argument(f"--{name}", **facts)
 
 
 def parse_given(
@@ -332,16 +268,16 @@ def parse_given(
         SystemExit: `--help`.
     """
     parsed, others = parser.parse_known_args(argv)
+    if "config" in parsed:
+        parsed, others = parser.parse_known_args([*_read_config(parsed.config, parser), *argv])
+        del parsed.config
     given = vars(parsed)
-    known = {name: field for kind in kinds for name, field in flags(kind).items()}
-    if "config" in given:
-        given = read_config(given.pop("config"), known) | given
-    for name, field in known.items():
-        # pathlib reads an empty path as the current folder
-        needed = field.is_required() or Mark.NEVER_EMPTY in field.metadata
-        if needed and given.get(name) == "":
-            what = _WORDS.get(_value_type(field), "a path or URL")
-            raise UsageError(f'--{name} "": want {what}')
+    for kind in kinds:
+        for name, field in flags(kind).items():
+            needed = field.is_required() or Mark.NEVER_EMPTY in field.metadata
+            if needed and given.get(name) == "":
+                what = _WORDS.get(_value_type(field), "a path or URL")
+                raise UsageError(f'--{name} "": want {what}')
     return given, others
 
 
@@ -360,22 +296,17 @@ def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | No
     """
     parser = flag_parser(program, text or kind.__doc__, kind)
     given, others = parse_given(parser, [kind], argv)
-    option = next((argument for argument in others if argument.startswith("-")), "")
-    if option:
+    if option := next((word for word in others if word.startswith("-")), ""):
         option = option.partition("=")[0]
-        known = ["--help", "--config", *(f"--{name}" for name in flags(kind))]
-        raise UsageError(f"unknown option {quoted(option)}{did_you_mean(option, known)}")
+        meant = did_you_mean(option, ["--help", "--config", *(f"--{name}" for name in flags(kind))])
+        raise UsageError(f"unknown option {quoted(option)}{meant}")
     if others:
         raise UsageError(f"unknown argument {quoted(others[0])}: options start with --")
     return kind(**given)
 
 
-def read_config(path: str, known: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Read a TOML file whose keys are options.
-
-    Raises:
-        UsageError: no such file, not TOML, an unknown key or an invalid value.
-    """
+def _read_config(path: str, parser: OneLineParser) -> Iterator[str]:
+    """Yield the entries of a TOML file as flags."""
     file = Path(path).expanduser()
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -383,52 +314,31 @@ def read_config(path: str, known: Mapping[str, FieldInfo]) -> dict[str, Any]:
         raise UsageError(f"--config {file}: no such file") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {file}: not TOML ({error})") from None
+    several = {action.dest for action in parser._actions if action.nargs == "+"}
     for name, value in content.items():
-        if name not in known:
-            raise UsageError(
-                f"--config {file}: unknown key {quoted(name)}{did_you_mean(name, known)}"
-            )
-        try:
-            check_entry(name, known[name], value)
-        except UsageError as error:
-            raise UsageError(f"--config {file}: {error}") from None
-    return content
-
-
-def check_entry(name: str, field: FieldInfo, value: Any) -> None:
-    """Check type and value of an entry of a TOML file: "3" is not a number.
-
-    Raises:
-        UsageError: the value has another type, or is invalid.
-    """
-    kind: Any = Annotated[field.annotation, field]
-    # JSON: pydantic's strict mode for Python refuses str for Path; {} makes dates invalid
-    text = json.dumps(value, default=lambda _: {})
-    try:
-        TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_json(text, strict=True)
-    except ValidationError as error:
-        given = quoted(value) if isinstance(value, date | time) else shown(value)
-        reason = _reason(field, error.errors()[0])
-        raise UsageError(f"{name} = {given}: {reason}") from None
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        elif name in several and isinstance(value, list):
+            yield from [f"--{name}", *map(str, value)]
+        elif isinstance(value, list):  # as in a row of CSV
+            row = io.StringIO()
+            csv.writer(row, lineterminator="").writerow(value)
+            yield f"--{name}={row.getvalue()}"
+        else:
+            yield f"--{name}={value}"
 
 
 def choose_command(
     argv: Sequence[str], program: str, commands: Mapping[str, str], description: str | None = None
 ) -> str:
-    """Return the command, the first argument of argv.
-
-    Args:
-        argv: the arguments.
-        program: command line before the arguments.
-        commands: description per command name.
-        description: of the program.
+    """Return the command, the first argument of argv; `commands` has a description for each.
 
     Raises:
         UsageError: the command is missing or unknown.
         SystemExit: `--help`.
     """
     names = ", ".join(commands)
-    if argv and argv[0] in _HELP:
+    if argv and argv[0] in ("-h", "--help"):
         parser = OneLineParser(prog=program, description=description)
         listed = parser.add_subparsers(metavar="COMMAND")
         for name, text in commands.items():

@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from beam_pipeline import options as options_module
 from beam_pipeline.__main__ import main
 from beam_pipeline.card.__main__ import main as make_card
-from beam_pipeline.options import EarlierDefault, LeakCheck, Options, fill_in
+from beam_pipeline.options import Options, fill_in
 from beam_pipeline.shards import output as output_module
 from beam_pipeline.shards.output import Begun, prepare_output
 from beam_pipeline.shards.unfinished import Unfinished
@@ -266,16 +265,14 @@ def test_what_was_not_recorded_had_the_default_of_that_version() -> None:
     assert filled["folds"] == 3
 
 
-def test_an_earlier_default_is_declared_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = options_module.SplitOptions.model_fields
-    monkeypatch.setattr(fields["leak_check"], "metadata", [EarlierDefault("report", same=True)])
-    earlier = Options.of(input="in", output="out").recorded()
-    for recorded, now, same in (
-        ("report", LeakCheck.JOIN, True),  # today's default
-        ("report", LeakCheck.REPORT, True),
-        ("report", LeakCheck.OFF, False),
-        ("join", LeakCheck.REPORT, False),
+def test_an_earlier_default_may_give_the_bytes_of_todays() -> None:
+    for name, recorded, now, same in (
+        ("image_id", "file_name", "auto", True),  # today's default
+        ("image_id", "file_name", "file_name", True),
+        ("image_id", "file_name", "ordinal", False),
+        ("image_id", "auto", "file_name", False),
+        ("leak_check", "off", "join", False),
     ):
-        options = Options.of(input="in", output="out", leak_check=now)
-        differing = options.differing(earlier | {"leak_check": recorded})
-        assert differing == ([] if same else ["leak_check"]), (recorded, now)
+        options = Options.of(**{"input": "in", "output": "out", name: now})
+        differing = options.differing(options.recorded() | {name: recorded})
+        assert differing == ([] if same else [name]), (name, recorded, now)

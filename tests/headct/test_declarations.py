@@ -9,7 +9,6 @@ from headct.declarations import (
     LocalPath,
     Mark,
     allowed_values,
-    check_entry,
     did_you_mean,
     flags,
     help_text,
@@ -107,31 +106,6 @@ def test_no_other_exception_leaves_a_declaration() -> None:
     ):
         with pytest.raises(UsageError):
             make()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("number", 3), ("needed", "n"), ("switch", False), ("choice", "b"), ("text", "")],
-)
-def test_an_entry_of_the_right_type(name: str, value: object) -> None:
-    check_entry(name, Example.model_fields[name], value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("number", "3", 'number = "3": want a number'),
-        ("number", True, "number = true: want a number"),
-        ("number", float("inf"), "number = Infinity: want a number"),
-        ("count", 3.0, "count = 3.0: want a whole number of at least 2"),
-        ("switch", "true", 'switch = "true": want true or false'),
-        ("choice", "c", 'choice = "c": want one of a, b'),
-    ],
-)
-def test_an_entry_of_another_type(name: str, value: object, message: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        check_entry(name, Example.model_fields[name], value)
-    assert str(raised.value) == message
 
 
 def test_did_you_mean() -> None:

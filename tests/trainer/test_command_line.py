@@ -6,7 +6,7 @@ from headct.declarations import Mark, allowed_values, default_text, meaning
 from headct.errors import UsageError
 from tests.trainer.options_page import PAGE, options_page
 from trainer.command_line import COMMANDS, parse_arguments
-from trainer.options import EvaluateOptions, PredictOptions, TrainOptions
+from trainer.options import CompareOptions, EvaluateOptions, PredictOptions, TrainOptions
 
 
 def test_train_flags_are_the_fields() -> None:
@@ -55,32 +55,28 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "unknown key epoch (did you mean epochs?)"),
-        ("[train]\nepochs = 3", "unknown key train"),
-        ('"a\\nb" = 3', 'unknown key "a\\nb"'),
-        ("epochs = 3.5", "epochs = 3.5: want a whole number of at least 1"),
-        ("epochs = true", "epochs = true: want a whole number of at least 1"),
-        ('epochs = "3"', 'epochs = "3": want a whole number of at least 1'),
-        ("epochs = [3]", "epochs = a list of 1: want a whole number of at least 1"),
-        ("epochs = 0", "epochs = 0: want a whole number of at least 1"),
-        ("ema = nan", "ema = NaN: want a number from 0 to below 1"),
-        ('deterministic = "yes"', 'deterministic = "yes": want true or false'),
-        ("deterministic = 1", "deterministic = 1: want true or false"),
-        ("cache = 1", "cache = 1: want one of none, ram, disk, device"),
-        ("model = 2020-01-01", "model = 2020-01-01: want text"),
-        ("run = 3", "run = 3: want a path"),
-        ('run = "a\\u0000b"', 'run = "a\\u0000b": want a path without the character NUL'),
+        ("epoch = 3", "unknown option --epoch (did you mean --epochs?)"),
+        ("[train]\nepochs = 3", "unknown option --train"),
+        ('"a\\nb" = 3', 'unknown option "--a\\nb"'),
+        ("epochs = 3.5", "--epochs 3.5: want a whole number of at least 1"),
+        ("epochs = true", "--epochs: expected one argument"),
+        ("epochs = []", '--epochs "": want a whole number of at least 1'),
+        ("epochs = 0", "--epochs 0: want a whole number of at least 1"),
+        ("ema = nan", "--ema nan: want a number from 0 to below 1"),
+        ('deterministic = "yes"', "--deterministic/--no-deterministic"),
+        ("cache = 1", "--cache 1: want one of none, ram, disk, device"),
+        ('run = "a\\u0000b"', '--run "a\\u0000b": want a path without the character NUL'),
         ('windows = "lung"', "--windows 'lung': want name:center:width or brain, subdural, bone"),
-        ("epochs = ", "not TOML (Invalid value"),
-        (f"epochs = {'9' * 5000}", "not TOML (Exceeds the limit"),
-        (f"epochs = {'[' * 5000}", "not TOML (maximum recursion depth exceeded"),
+        ("epochs = ", "--config {config}: not TOML (Invalid value"),
+        (f"epochs = {'9' * 5000}", "--config {config}: not TOML (Exceeds the limit"),
+        (f"epochs = {'[' * 5000}", "--config {config}: not TOML (maximum recursion depth exceeded"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
-    config = write_config(tmp_path, text)
+    config, run = write_config(tmp_path, text), [] if "run" in text else ["--run", "r"]
     with pytest.raises(UsageError) as raised:
-        parse_arguments(["train", "--shards", "s", "--run", "r", "--config", config])
-    assert str(raised.value).startswith(f"--config {config}: {message}")
+        parse_arguments(["train", "--config", config, "--shards", "s", *run])
+    assert str(raised.value).startswith(message.replace("{config}", config))
     assert "\n" not in str(raised.value)
 
 
@@ -92,8 +88,15 @@ def test_a_file_has_paths_and_whole_numbers_for_others(tmp_path: Path) -> None:
 
 def test_folds_are_not_chosen_for_crossval(tmp_path: Path) -> None:
     config = write_config(tmp_path, "fold = 1")
-    with pytest.raises(UsageError, match="unknown key fold"):
+    with pytest.raises(UsageError, match="unknown option --fold"):
         parse_arguments(["crossval", "--shards", "s", "--run", "r", "--config", config])
+
+
+def test_a_file_has_lists_of_paths(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 'runs = ["a b", "c,d"]')
+    assert parse_arguments(["compare", "--config", config]) == CompareOptions(
+        runs=(Path("a b"), Path("c,d"))
+    )
 
 
 def test_no_such_file() -> None:
