@@ -28,7 +28,7 @@ from headct.layout import (
     label_column,
 )
 from headct.manifest import Manifest, parse_manifest
-from headct.png import decode_pngs
+from headct.png import END, SIGNATURE, decode_pngs
 from headct.printable import hide_secrets, quoted
 from headct.stores import Range, is_local, read_ranges
 
@@ -48,6 +48,7 @@ class _Directory:
     start: Positions
     size: Positions
     label: npt.NDArray[np.int64]
+    of_images: bool  # whether `start` and `size` are of the PNG; otherwise of the whole record
 
 
 class Shards:
@@ -105,10 +106,10 @@ class Shards:
         try:
             (data,) = read_ranges(location, [(INDEX, 0, None)])
             index = pq.read_table(pa.BufferReader(data)).combine_chunks()
-            numbers = [
-                index[name].fill_null(UNLABELED).to_numpy()
-                for name in ("image_offset", "image_bytes", *labels)
-            ]
+            # Earlier versions only recorded the location of the record.
+            of_images = "image_offset" in index.column_names
+            place = ("image_offset", "image_bytes") if of_images else ("offset", "bytes")
+            numbers = [index[name].fill_null(UNLABELED).to_numpy() for name in (*place, *labels)]
             start, size, *label = (column.astype(np.int64) for column in numbers)
             shard = index["shard"].combine_chunks().dictionary_encode()
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -117,7 +118,9 @@ class Shards:
         if len(index) != sum(split.examples for split in manifest.splits.values()):
             raise UsageError(f"{shown}/{INDEX}: other examples than {MANIFEST} has")
         columns = np.column_stack(label) if label else np.empty((len(index), 0), np.int64)
-        directory = _Directory(location, manifest, index, shard, start, size, columns)
+        if not np.isin(columns, (UNLABELED, 0, 1)).all():
+            raise UsageError(f"{shown}/{INDEX}: has a label that is none of {UNLABELED} to 1")
+        directory = _Directory(location, manifest, index, shard, start, size, columns, of_images)
         return cls(directory, np.arange(len(index)))
 
     @property
@@ -129,8 +132,21 @@ class Shards:
     @property
     def rows(self) -> pd.DataFrame:
         """The index as a table: one row per example, in order, with the README's columns."""
-        rows: pd.DataFrame = self._directory.index.take(self._positions).to_pandas()
-        return rows
+        return self.columns(*self._directory.index.column_names)
+
+    def columns(self, *names: str) -> pd.DataFrame:
+        """Return columns of `rows`.
+
+        Raises:
+            UsageError: the index of an earlier version lacks a column.
+        """
+        if lacking := {*names} - {*self._directory.index.column_names}:
+            where = hide_secrets(self.location)
+            raise UsageError(f"{where}/{INDEX}: has no column {min(lacking)}")
+        columns: pd.DataFrame = (
+            self._directory.index.select(names).take(self._positions).to_pandas()
+        )
+        return columns
 
     @property
     def label_values(self) -> pd.DataFrame:
@@ -174,7 +190,7 @@ class Shards:
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """Return several examples for data loaders; reads from a URL run in parallel."""
-        pngs = self._pngs(positions)
+        pngs = self.pngs(positions)
         return [
             self._example(self._at(position), png)
             for position, png in zip(positions, pngs, strict=True)
@@ -185,14 +201,14 @@ class Shards:
 
     def png(self, position: int) -> bytes:
         """Return the PNG of an example, as it is stored."""
-        return self._pngs([position])[0]
+        return self.pngs([position])[0]
 
     def images(self) -> npt.NDArray[Any]:
         """Return all images of this selection, [N, H, W, C], in memory."""
         images = np.empty((len(self), *self.image_shape), self.dtype)
         for begin in range(0, len(self), _AT_ONCE):
             positions = range(begin, min(begin + _AT_ONCE, len(self)))
-            for position, png in zip(positions, self._pngs(positions), strict=True):
+            for position, png in zip(positions, self.pngs(positions), strict=True):
                 self._decode(self._at(position), png, images[position])
         return images
 
@@ -273,7 +289,8 @@ class Shards:
         index = self._directory.index
         return f"{index['shard'][row]}: record {index['record'][row]}"
 
-    def _pngs(self, positions: Sequence[int]) -> Sequence[bytes]:
+    def pngs(self, positions: Sequence[int]) -> Sequence[bytes]:
+        """Return the PNGs of examples, as they are stored."""
         directory = self._directory
         rows = [self._at(position) for position in positions]
         ranges: list[Range] = [
@@ -281,7 +298,11 @@ class Shards:
             for row in rows
         ]
         try:
-            return read_ranges(directory.location, ranges)
+            found = read_ranges(directory.location, ranges)
         except OSError as error:
             where = self._where(rows[0]) if len(rows) == 1 else hide_secrets(self.location)
             raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
+        if directory.of_images:
+            return found
+        records = map(bytes, found)
+        return [record[record.find(SIGNATURE) : record.rfind(END) + len(END)] for record in records]

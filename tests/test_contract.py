@@ -26,7 +26,6 @@ from headct.layout import ShardFile
 from headct.manifest import Labels, Manifest, parse_manifest
 from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import make_dicom
-from trainer.data.index import read_ids, read_index
 from trainer.data.input_pipeline import TEXTS
 from trainer.data.shards import PREPROCESSING, read_shard_directory
 
@@ -165,14 +164,13 @@ def test_the_trainer_opens_what_the_pipeline_wrote(written: Path) -> None:
     assert [split.name for split in shards.folds()] == ["fold0", "fold1"]
     assert shards.preprocessing.keys() == {*PREPROCESSING}
     assert (shards.patient_ids, shards.image_ids) == ("ordinal", "file_name")
-    ids = read_ids(shards, shards.folds())
+    examples = shards.examples(shards.folds())
+    ids = examples.rows
     assert sorted(ids["image_id"]) == [f"ID_{patient}" for patient in range(4)]
     assert ids["patient_id"].nunique() == 4
-    index = read_index(shards, shards.folds())
-    assert sorted(index.labels[:, 0].tolist()) == [0, 0, 1, 1]
-    assert [path.stat().st_size for path in index.files] == [
-        index.size[index.file == number].sum() for number in range(len(index.files))
-    ]
+    assert sorted(examples.label_values.iloc[:, 0]) == [0, 0, 1, 1]
+    for name, records in ids.groupby("shard"):
+        assert (shards.path / str(name)).stat().st_size == records["bytes"].sum()
 
 
 def stated(package: str, declaration: str) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from headct.layout import LABEL, UNLABELED_SPLIT
 from headct.manifest import ImageSpec
 from trainer.command_line import run_command
 from trainer.data.dicom import convert, pipeline_flags
-from trainer.data.index import with_label_counts
+from trainer.data.sampling import Order
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory
 from trainer.display import Display
@@ -77,11 +77,10 @@ def batches(
         and JAX, its `as_numpy_iterator()`.
     """
     load_libraries()
-    from trainer.data.input_pipeline import Order, training_batches, training_records
+    from trainer.data.input_pipeline import training_batches
 
     chosen = tuple(map(shards.split, splits))
-    records = training_records(chosen, Order(seed, epoch), shuffle_buffer)
-    return training_batches(records, shards.image, len(shards.labels), batch_size)
+    return training_batches(shards, chosen, batch_size, Order(seed, epoch), shuffle_buffer)
 
 
 def examples(
@@ -102,8 +101,8 @@ def examples(
     from trainer.data.input_pipeline import evaluation_batches
 
     chosen = shards.split(split)
-    found = evaluation_batches(chosen, shards.image, len(shards.labels), batch_size)
-    with damage_reported((chosen,), shards.image, len(shards.labels)):
+    found = evaluation_batches(shards, chosen, batch_size)
+    with damage_reported(shards, (chosen,)):
         for batch in found.as_numpy_iterator():
             yield {name: values[: len(batch[LABEL])] for name, values in batch.items()}
 
@@ -111,8 +110,7 @@ def examples(
 def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     """Build the network that `train_run` starts with.
 
-    Python's and NumPy's random states are restored afterwards; Keras and TensorFlow stay seeded
-    with `seed` (default 0).
+    All random numbers are seeded with `seed`, by default 0 (`keras.utils.set_random_seed`).
 
     Args:
         shards: from `open_shards`.
@@ -133,14 +131,16 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
         check_fit(origin.description, shards)
         given = take_network(given, origin)
     load_libraries(given.backend)
-    from trainer.networks.hardware import choose_precision, compute_capability, seeded
+    from keras.utils import set_random_seed
+
+    from trainer.networks.hardware import choose_precision, compute_capability
     from trainer.networks.model import build_classifier
     from trainer.networks.saved_models import copy_saved_weights
 
     policy = choose_precision(given.precision, compute_capability())
-    prevalence = with_label_counts(shards).prevalence(fold)
-    with seeded(given.seed):
-        classifier = build_classifier(given, shards.image, prevalence, policy, builder)
+    prevalence = shards.prevalence(fold)
+    set_random_seed(given.seed)
+    classifier = build_classifier(given, shards.image, prevalence, policy, builder)
     if origin is not None:
         copy_saved_weights(origin.run.model, classifier.core)
     return classifier.model

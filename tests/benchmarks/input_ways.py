@@ -10,15 +10,14 @@ import pandas as pd
 import tensorflow as tf
 
 from tests.benchmarks.dicom_loader import DicomLoader
-from trainer.data.image_cache import ImageCache, fill_cache
+from trainer.data.image_cache import CacheWriter, ImageCache
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
-    Order,
     training_batches,
-    training_records,
     with_options,
 )
+from trainer.data.sampling import Order
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.feeds import Cached
 
@@ -30,11 +29,13 @@ def make_ways(
 ) -> dict[str, Callable[[int], int]]:
     """What is measured: each way reads an epoch and says how many images it gave."""
     size = setup.options.image_size
-    cached = fill_cache(setup.training, setup.shards.image, size, None, lambda _: None)
+    cached = CacheWriter(setup.shards, size, None, lambda _: None).fill(setup.training)
     setup = replace(setup, training=setup.training * copies)
     cached = ImageCache(cached.images * copies, np.tile(cached.labels, (copies, 1)))
     cached = Cached(setup, cached, cached)
-    files = [str(shard.path) for split in setup.training for shard in split.shards]
+    files = [
+        str(setup.shards.path / shard.file) for split in setup.training for shard in split.shards
+    ]
     ways: dict[str, Callable[[int], int]] = {
         "(a) floor": lambda _: int(floor(files).reduce(np.int64(0), lambda n, _: n + 1)),
         "(b) ours": lambda turn: drain(ours(setup, turn)),
@@ -64,8 +65,8 @@ def floor(files: list[str]) -> Any:
 
 
 def ours(setup: TrainingSetup, epoch: int) -> Any:
-    records = training_records(setup.training, Order(0, epoch), setup.options.shuffle_buffer)
-    return training_batches(records, setup.shards.image, len(setup.shards.labels), BATCH)
+    order, buffer = Order(0, epoch), setup.options.shuffle_buffer
+    return training_batches(setup.shards, setup.training, BATCH, order, buffer)
 
 
 def tutorial(files: list[str], size: int, labels: int) -> Any:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from trainer.data.image_cache import ImageCache
-from trainer.data.input_pipeline import Order
+from trainer.data.sampling import Order
 from trainer.data.shards import count
 from trainer.display import Display
 from trainer.networks.hardware import (

@@ -152,8 +152,10 @@ def write_index(
             offset = 0
             for record, row in enumerate(splits[name][number :: len(entry["shards"])]):
                 values = {f"label_{label}": row["label"][i] for i, label in enumerate(labels)}
-                size = len(serialize(row)) + FRAME_BYTES
+                data = serialize(row)
+                size, png = len(data) + FRAME_BYTES, tf.io.encode_png(row["image"]).numpy()
                 place = {"record": record, "offset": offset, "bytes": size}
+                place |= {"image_offset": offset + 12 + data.index(png), "image_bytes": len(png)}
                 ids = {each: row[each] for each in ("patient_id", "image_id")}
                 rows.append({"shard": shard["file"], **place, **ids, **values})
                 offset += size
@@ -253,7 +255,14 @@ def edit_manifest(shards: Path, tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir()
         for file in shards.glob("*.tfrecord-*"):
             (folder / file.name).symlink_to(file)
-        (folder / "index.parquet").symlink_to(shards / "index.parquet")
+        if "splits" in changes:
+            files = {
+                e["file"] for split in changes["splits"].values() for e in split.get("shards", [])
+            }
+            index = pd.read_parquet(shards / "index.parquet")
+            index[index["shard"].isin(files)].to_parquet(folder / "index.parquet", index=False)
+        else:
+            (folder / "index.parquet").symlink_to(shards / "index.parquet")
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 

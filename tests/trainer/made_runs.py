@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headct.manifest import ImageSpec, Window
-from trainer.data.shards import ShardDirectory, Split
+from headct.manifest import ImageSpec, Manifest, ShardEntry, SplitEntry, Window
+from trainer.data.shards import ShardDirectory
 from trainer.display import Display
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predict import Predictions, write_parquet
@@ -63,13 +63,16 @@ def make_run(
     windows = (Window("brain", 40, 80),) * 3
     predictions = invent_predictions(names, patients, slices, seed, skill)
     count = len(predictions.labels)
-    split = Split("fold0", count, patients, tuple(predictions.labels.sum(axis=0)), ())
-    shards = ShardDirectory(path, names, windows, image, (split,), "", str(path / "shards"))
+    shard = ShardEntry("ich-fold0", count, 0, "0" * 64)
+    positives = dict(zip(names, predictions.labels.sum(axis=0).tolist(), strict=True))
+    entry = SplitEntry(count, patients, [shard], positives)
+    manifest = Manifest(1, list(names), list(windows), image, {"fold0": entry})
+    shards = ShardDirectory(path, str(path / "shards"), manifest)
     prevalence = tuple(float(each) for each in predictions.labels.mean(axis=0))
     setup = EvaluationSetup(
         RunDirectory(path),
         shards,
-        split,
+        shards.split("fold0"),
         (1.0,) * len(names),
         prevalence,
         Calibration.none(len(names)),

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from trainer.__main__ import main
-from trainer.data.image_cache import fill_cache
+from trainer.data.image_cache import CacheWriter
 from trainer.training.crossval import mean_and_spread, summarize, summary_table
 
 
@@ -107,12 +107,14 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     argv = ["crossval", "--shards", str(two), "--run", str(tmp_path / "cv"), *flags]
     made: set[Path] = set()
 
-    def note(splits: Any, image: Any, size: int, folder: Path, on_image: Any) -> Any:
-        cached = fill_cache(splits, image, size, folder, on_image)
-        made.update(folder.glob("*-images.npy"))
+    def note(writer: CacheWriter, *arguments: Any) -> Any:
+        cached = fill(writer, *arguments)
+        assert writer.folder is not None
+        made.update(writer.folder.glob("*-images.npy"))
         return cached
 
-    monkeypatch.setattr("trainer.training.feeds.fill_cache", note)
+    fill = CacheWriter.fill
+    monkeypatch.setattr(CacheWriter, "fill", note)
     assert main([*argv, "--no-report"]) == 0
     assert len(made) == 2, "one file a fold, for all runs together"
     assert not any(path.exists() for path in made)

@@ -15,15 +15,13 @@ from tests.trainer.png_files import plain_png
 from tests.trainer.record_files import frame, split_records
 from trainer.data import damage
 from trainer.data.damage import damage_reported, find_damage, reason
-from trainer.data.image_cache import fill_cache
-from trainer.data.index import read_index
+from trainer.data.image_cache import CacheWriter
 from trainer.data.input_pipeline import (
-    Order,
+    drawn_batches,
     evaluation_batches,
     training_batches,
-    training_records,
 )
-from trainer.data.random_access import records_at
+from trainer.data.sampling import Order
 from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
 from trainer.evaluation.predict import predict_split
 
@@ -34,21 +32,20 @@ Spoil = Callable[[list[bytes]], bytes]
 
 def train(data: ShardDirectory) -> None:
     training, _ = data.training_and_validation(0)
-    records = training_records(training, Order(0, 0), 16)
-    batches = training_batches(records, data.image, 3, 8)
+    batches = training_batches(data, training, 8, Order(0, 0), 16)
     batches = batches.apply(tf.data.experimental.assert_cardinality(5))
-    with damage_reported(training, data.image, 3):
+    with damage_reported(data, training):
         list(batches)
 
 
 def evaluate(data: ShardDirectory) -> None:
-    batches = evaluation_batches(data.split("fold1"), data.image, 3, 8)
-    with damage_reported((data.split("fold1"),), data.image, 3):
+    batches = evaluation_batches(data, data.split("fold1"), 8)
+    with damage_reported(data, (data.split("fold1"),)):
         list(batches)
 
 
 def fill(data: ShardDirectory) -> None:
-    fill_cache((data.split("fold1"),), data.image, 24, None, lambda _: None)
+    CacheWriter(data, 24, None, lambda _: None).fill((data.split("fold1"),))
 
 
 def spoiled(shards: Path, folder: Path, spoil: Spoil, victim: str = VICTIM) -> ShardDirectory:
@@ -63,7 +60,7 @@ def spoiled(shards: Path, folder: Path, spoil: Spoil, victim: str = VICTIM) -> S
                 shard["bytes"] = len(content)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     data = read_shard_directory(folder)
-    check_files(data.splits)
+    check_files(data, data.splits)
     return data
 
 
@@ -160,14 +157,9 @@ def test_damage_is_one_line_that_names_the_record(
     assert "\n" not in str(raised.value)
 
 
-def test_records_are_numbered_from_the_shards_beginning(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(damage, "AT_ONCE", 3)
+def test_other_splits_have_no_damage(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", with_label([0, 7, 1]))
-    message = find_damage((data.split("fold0"), data.split("fold1")), data.image, 3)
-    assert message == f"{VICTIM}: record {RECORD}: label 7, which is none of 0 to 1"
-    assert find_damage((data.split("fold0"), data.split("fold2")), data.image, 3) is None
+    assert find_damage(data, (data.split("fold0"), data.split("fold2"))) is None
 
 
 def test_too_few_records_to_train_on(shards: Path, tmp_path: Path) -> None:
@@ -189,9 +181,9 @@ def test_ids_are_text(shards: Path, tmp_path: Path) -> None:
         example.features.feature["patient_id"].bytes_list.value[0] = b"\xff"
 
     data = spoiled(shards, tmp_path / "copy", replaced(change))
-    train(data)
-    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: an id that is not UTF-8"):
-        evaluate(data)
+    for use in (train, evaluate, fill):
+        with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: an id that is not UTF-8"):
+            use(data)
 
 
 def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
@@ -213,14 +205,17 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
 
 def draw(data: ShardDirectory) -> None:
     training, _ = data.training_and_validation(0)
-    records = records_at(read_index(data, training), np.arange(40))
-    with damage_reported(training, data.image, 3):
-        list(training_batches(records, data.image, 3, 8))
+    batches = drawn_batches(data.examples(training), np.arange(40).reshape(5, 8))
+    with damage_reported(data, training):
+        list(batches)
 
 
 def test_records_that_are_drawn(shards: Path, tmp_path: Path) -> None:
     data = spoiled(shards, tmp_path / "copy", wrong_checksum)
-    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: bad checksum of the data"):
+    with pytest.raises(UsageError, match=f"{VICTIM}: record {RECORD}: its PNG is damaged"):
+        draw(data)
+    (data.path / VICTIM).unlink()
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\)$"):
         draw(data)
 
 
@@ -229,9 +224,9 @@ def test_an_index_of_other_shards(edit_manifest: Callable[..., Path]) -> None:
     path = data.path / "index.parquet"
     index = pd.read_parquet(path)
     path.unlink()
-    index.loc[index["record"] == RECORD, "offset"] -= 3
+    index.loc[index["record"] == RECORD, "image_offset"] -= 3
     index.to_parquet(path)
-    with pytest.raises(UsageError, match=r"index.parquet are damaged \(no record at byte \d+ of "):
+    with pytest.raises(UsageError, match=f"record {RECORD}: its image is no PNG; `make verify`"):
         draw(data)
 
 
@@ -258,21 +253,16 @@ def test_what_an_exception_says_in_a_line(said: str, line: str) -> None:
 def test_what_is_no_damage_is_passed_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = read_shard_directory(shards)
     said = "Error in user-defined function passed to MapDataset with Iterator::Root: a bug"
-    with pytest.raises(tf.errors.UnknownError), damage_reported(data.splits, data.image, 3):
+    with pytest.raises(tf.errors.UnknownError), damage_reported(data, data.splits):
         raise tf.errors.UnknownError(None, None, said)
     searched: list[object] = []
     monkeypatch.setattr(damage, "find_damage", lambda *arguments: searched.append(arguments))
     for error in (tf.errors.UnknownError, tf.errors.NotFoundError):
-        with pytest.raises(error), damage_reported(data.splits, data.image, 3):
+        with pytest.raises(error), damage_reported(data, data.splits):
             raise error(None, None, "of a device")
     with (
         pytest.raises(tf.errors.InvalidArgumentError),
-        damage_reported(data.splits, data.image, 3),
+        damage_reported(data, data.splits),
     ):
         tf.reshape(tf.zeros(4), (3,))
     assert not searched, "no record is read"
-    with (
-        pytest.raises(UsageError, match=r"index.parquet are damaged \(elsewhere\); `make verify`"),
-        damage_reported(data.splits, data.image, 3),
-    ):
-        raise tf.errors.DataLossError(None, None, "elsewhere\nof old")

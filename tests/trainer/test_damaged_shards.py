@@ -20,11 +20,10 @@ from tests.trainer.record_files import frame, split_records
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
     TEXTS,
-    Order,
     evaluation_batches,
     training_batches,
-    training_records,
 )
+from trainer.data.sampling import Order
 from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
 
 MUTATIONS, ALL_MUTATIONS = 60, 2000
@@ -177,13 +176,13 @@ def folder(
 def read(data: ShardDirectory, streams: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     """What comes of opening a directory and of each way to read it; None if nothing is wrong."""
     try:
-        check_files(data.splits)
+        check_files(data, data.splits)
     except UsageError as error:
         yield "opening", str(error)
         return
     for name, stream in streams.items():
         try:
-            with damage_reported((data.split("fold1"),), data.image, 3):
+            with damage_reported(data, (data.split("fold1"),)):
                 for batch in stream.as_numpy_iterator():
                     if name == "evaluation":
                         for text in TEXTS:
@@ -201,10 +200,8 @@ def test_broken_shards_are_read_or_named(folder: Path, tmp_path: Path, full: boo
     (entry,) = (e for e in manifest["splits"]["fold1"]["shards"] if e["file"] == VICTIM)
     data = read_shard_directory(copy)
     streams = {
-        "training": training_batches(
-            training_records((data.split("fold1"),), Order(0, 0), 8), data.image, 3, 2
-        ),
-        "evaluation": evaluation_batches(data.split("fold1"), data.image, 3, 4),
+        "training": training_batches(data, [data.split("fold1")], 2, Order(0, 0), 8),
+        "evaluation": evaluation_batches(data, data.split("fold1"), 4),
     }
     whole = split_records((folder / VICTIM).read_bytes())
     source, outcomes = random.Random(0), Counter[tuple[str, bool]]()

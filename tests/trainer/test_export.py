@@ -24,9 +24,9 @@ from headct.manifest import ImageSpec
 from trainer.__main__ import main
 from trainer.evaluation import export
 from trainer.files import this_machine
+from trainer.networks.image_layers import Normalize
 from trainer.networks.model import build_classifier
-from trainer.networks.portable import in_float32
-from trainer.networks.saved_models import load_classifier
+from trainer.networks.saved_models import in_float32, load_classifier
 from trainer.options import TrainOptions
 from trainer.runs import outputs
 
@@ -124,8 +124,8 @@ def test_every_precision_in_every_combination(
 def test_a_copy_in_float32_computes_in_float32(run_of: tuple[Path, str]) -> None:
     run, precision = run_of
     model = load_classifier(run / "model.keras")
-    copy, found = in_float32(model)
-    assert found == precision
+    assert model.get_layer("core").get_layer("pool").compute_dtype == precision
+    copy = in_float32(model)
     assert {each.compute_dtype for each in copy._flatten_layers()} == {"float32"}
     for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -138,9 +138,9 @@ def test_what_answers_otherwise_is_not_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = ["export", "--run", str(finished), "--output", str(tmp_path / "e"), "--formats"]
-    real = export.portable_logits
+    real = Normalize.portable
     with monkeypatch.context() as patch:
-        patch.setattr(export, "portable_logits", lambda *given: real(*given) + 0.01)
+        patch.setattr(Normalize, "portable", lambda *given: real(*given) + 0.01)
         assert main([*argv, "keras"]) == 2
     assert "float32: the exported model differs from `predict` by" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from keras import layers
 from tensorflow.python.framework import kernels
 
 from trainer.data.image_cache import ImageCache
-from trainer.data.input_pipeline import Order
+from trainer.data.sampling import Order
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.training_setup import TrainingSetup, prepare_training

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,8 @@ import pytest
 import tensorflow as tf
 
 from headct.errors import UsageError
-from headct.manifest import ImageSpec
-from trainer.data.image_cache import ImageCache, cache_bytes, check_memory, fill_cache
+from trainer.data.image_cache import CacheWriter, ImageCache, cache_bytes, check_memory
 from trainer.data.shards import read_shard_directory
-
-IMAGE = ImageSpec(32, 32, 3, "uint8", 0)
 
 
 def test_rows_of_several_splits_by_hand() -> None:
@@ -27,9 +25,8 @@ def test_a_cache_holds_every_image_resized(
     data = read_shard_directory(shards)
     heard: list[int] = []
     training, _ = data.training_and_validation(0)
-    cached = fill_cache(
-        training, data.image, 24, tmp_path / "cache" if on_disk else None, heard.append
-    )
+    folder = tmp_path / "cache" if on_disk else None
+    cached = CacheWriter(data, 24, folder, heard.append).fill(training)
     rows = split_rows["fold1"] + split_rows["fold2"]
     expected = {
         tf.cast(tf.round(tf.image.resize(r["image"], (24, 24), antialias=True)), tf.uint8)
@@ -49,10 +46,11 @@ def test_what_is_on_disk_is_not_decoded_again(shards: Path, tmp_path: Path) -> N
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     data = read_shard_directory(copy)
     splits = data.folds()[:1]
-    first = fill_cache(splits, data.image, 32, tmp_path / "cache", lambda _: None)
+    writer = CacheWriter(data, 32, tmp_path / "cache", lambda _: None)
+    first = writer.fill(splits)
     for file in copy.glob("*.tfrecord*"):
         file.unlink()
-    again = fill_cache(splits, data.image, 32, tmp_path / "cache", lambda _: None)
+    again = writer.fill(splits)
     assert np.array_equal(again.images[0], first.images[0])
     assert np.array_equal(again.labels, first.labels)
 
@@ -63,7 +61,8 @@ def test_too_little_memory_is_known_before() -> None:
     check_memory("ram", 7 * 10**9, 10**10, "disk")
 
 
-def test_bytes_by_hand(shards: Path) -> None:
-    splits = read_shard_directory(shards).folds()[:1]
-    assert cache_bytes(splits, IMAGE, 10) == 21 * 10 * 10 * 3
-    assert cache_bytes(splits, ImageSpec(32, 32, 1, "uint16", -1024), 10) == 21 * 10 * 10 * 2
+def test_bytes_by_hand(shards: Path, edit_manifest: Callable[..., Path]) -> None:
+    assert cache_bytes(read_shard_directory(shards), 21, 10) == 21 * 10 * 10 * 3
+    image = {"height": 32, "width": 32, "channels": 1, "dtype": "uint16", "hu_offset": -1024}
+    data = read_shard_directory(edit_manifest(image=image))
+    assert cache_bytes(data, 21, 10) == 21 * 10 * 10 * 2

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headct.manifest import ImageSpec
 from tests.trainer.png_files import plain_png
 from trainer.data.input_pipeline import (
-    Decoder,
-    Order,
+    ExampleReader,
     aligned,
     end_pipelines,
     evaluation_batches,
     training_batches,
-    training_records,
 )
+from trainer.data.sampling import Order
 from trainer.data.shards import ShardDirectory, read_shard_directory
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
@@ -25,8 +23,7 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 def epoch(data: ShardDirectory, order: Order, batch_size: int = 8) -> Batches:
     training, _ = data.training_and_validation(0)
-    records = training_records(training, order, 16)
-    batches = training_batches(records, data.image, 3, batch_size, order.skip)
+    batches = training_batches(data, training, batch_size, order, 16)
     return list(batches.as_numpy_iterator())
 
 
@@ -53,10 +50,9 @@ def test_training_images_are_those_that_were_written(
 
 def test_no_tuner_holds_up_the_end_of_an_epoch(shards: Path) -> None:
     data = read_shard_directory(shards)
-    records = training_records(data.folds(), Order(seed=0, epoch=0), 16)
     for batches in (
-        training_batches(records, data.image, 3, 8),
-        evaluation_batches(data.split("test"), data.image, 3, 8),
+        training_batches(data, data.folds(), 8, Order(seed=0, epoch=0), 16),
+        evaluation_batches(data, data.split("test"), 8),
     ):
         assert batches.options().autotune.enabled is False
         assert batches.options().deterministic is True
@@ -82,7 +78,7 @@ def test_no_example_is_dropped_in_evaluation(
 ) -> None:
     data = read_shard_directory(shards)
     split = data.split("fold0")
-    batches = list(evaluation_batches(split, data.image, 3, batch_size).as_numpy_iterator())
+    batches = list(evaluation_batches(data, split, batch_size).as_numpy_iterator())
     assert all(batch["image"].shape == (batch_size, 32, 32, 3) for batch in batches)
     ids = [each for batch in batches for each in batch["image_id"].tolist()]
     assert sorted(ids) == sorted(row["image_id"].encode() for row in split_rows["fold0"])
@@ -109,7 +105,7 @@ def test_pipelines_end_before_python_does(shards: Path, monkeypatch: pytest.Monk
 
     def fail() -> weakref.ref[Witness]:
         witness = Witness()
-        batches = iter(evaluation_batches(data.split("fold0"), data.image, 3, 4))
+        batches = iter(evaluation_batches(data, data.split("fold0"), 4))
         next(batches)
         seen.append(weakref.ref(witness))
         raise RuntimeError
@@ -135,10 +131,11 @@ def test_a_batch_is_handed_to_tensorflow_without_a_copy() -> None:
     assert images.flags.c_contiguous
 
 
-def test_images_in_one_batch_keep_their_order() -> None:
+def test_images_in_one_batch_keep_their_order(edit_manifest: Callable[..., Path]) -> None:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (11, 6, 4, 2), np.uint8)
     pngs = np.array([plain_png(image) for image in images], object)
-    decoded = Decoder(ImageSpec(6, 4, 2, "uint8", 0), 13)(pngs)
+    data = read_shard_directory(edit_manifest(image={"height": 6, "width": 4, "channels": 2}))
+    decoded = ExampleReader(data, 13).check_and_decode(pngs, np.zeros((11, 3)), np.array([]))
     np.testing.assert_array_equal(decoded[:11], images)
     assert not decoded[11:].any()

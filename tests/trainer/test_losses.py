@@ -5,10 +5,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.special import softmax
+from scipy.special import logit, softmax
 
-from trainer.data.input_pipeline import Order
-from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows, log_odds
+from trainer.data.sampling import Order, balanced_rates, balanced_weights, epoch_rows
 from trainer.evaluation.metrics import probabilities, weighted_log_loss
 from trainer.training.training_model import WeightedBinaryCrossentropy
 
@@ -116,7 +115,7 @@ def test_balanced_training_comes_as_close_to_the_optimum_as_natural() -> None:
         head = keras.layers.Dense(6, kernel_initializer="zeros")
         model = keras.Sequential([keras.layers.Dense(96, "gelu") for _ in range(2)] + [head])
         model.build((None, 8))
-        head.bias.assign(log_odds(labels.mean(axis=0)))
+        head.bias.assign(logit(labels.mean(axis=0)))
         epochs, steps = 8, len(labels) // 200
         rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * steps)
         rates = balanced_rates(labels) if balanced else ()

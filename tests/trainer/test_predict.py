@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from pyarrow.parquet import read_schema
 
 from headct.errors import UsageError
-from trainer.data.shards import read_shard_directory
+from trainer.data.shards import Split, read_shard_directory
 from trainer.errors import Diverged
 from trainer.evaluation.predict import (
     Predictions,
@@ -52,10 +53,9 @@ def test_the_mirror_image_is_averaged_in() -> None:
 
 
 def test_more_examples_than_the_manifest_says(shards: Path) -> None:
-    from dataclasses import replace
-
     data = read_shard_directory(shards)
-    split = replace(data.split("fold0"), examples=20)
+    first, second = data.split("fold0").shards
+    split = Split("fold0", (replace(first, examples=10), second))
     with pytest.raises(UsageError, match="split fold0: 21 examples where the manifest has 20"):
         predict_split(Brightness(), data, split, data.labels, 8)
 

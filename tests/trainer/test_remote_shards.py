@@ -314,7 +314,8 @@ def test_an_interrupt_ends_a_copy_at_once(
 
 def test_what_is_there_is_not_fetched_again(s3: Cloud, shards: Path, tmp_path: Path) -> None:
     url = s3.upload(shards)
-    path = copy_all(url, tmp_path).splits[0].shards[0].path
+    copied = copy_all(url, tmp_path)
+    path = copied.path / copied.splits[0].shards[0].file
     whole = path.read_bytes()
     renewed(s3)
     copy_all(url, tmp_path)
@@ -364,7 +365,9 @@ def test_a_directory_that_changed_is_noticed(
     }
     for split in (*after.training, after.validation):
         for shard in split.shards:
-            assert shard.path.read_bytes() == (changed / shard.path.name).read_bytes()
+            assert (after.shards.path / shard.file).read_bytes() == (
+                changed / shard.file
+            ).read_bytes()
     # What a run goes on with stays as it was until the run is over.
     assert files_of(before.shards.path).items() <= files_of(shards).items()
     old = before.shards.path

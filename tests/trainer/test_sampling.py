@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.input_pipeline import Order
-from trainer.data.sampling import balanced_rates, balanced_weights, epoch_rows
+from trainer.data.sampling import Order, balanced_rates, balanced_weights, epoch_rows, priors
 
 LABELS = np.float32([[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]])
 
@@ -60,3 +59,7 @@ def test_rates_are_those_of_draws() -> None:
     for combination in np.unique(labels, axis=0):
         same = (labels == combination).all(axis=1)
         assert drawn[same].mean() == pytest.approx(expected[same].mean(), rel=0.1)
+
+
+def test_priors_are_neither_0_nor_1() -> None:
+    np.testing.assert_allclose(priors((0.0, 0.5, 1.0)), [1e-4, 0.5, 1 - 1e-4])

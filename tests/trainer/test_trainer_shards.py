@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +19,7 @@ def test_a_directory_describes_itself(shards: Path) -> None:
     assert found.windows[0] == Window("brain", 40, 80)
     assert [each.name for each in found.folds()] == ["fold0", "fold1", "fold2"]
     assert found.split("test").examples == 7
-    check_files(found.splits)
+    check_files(found, found.splits)
 
 
 def test_windows_that_each_file_brought_along(edit_manifest: Callable[..., Path]) -> None:
@@ -100,13 +99,13 @@ def test_nothing_labeled(edit_manifest: Callable[..., Path], shards: Path) -> No
 def test_a_truncated_and_a_missing_shard(shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards, tmp_path / "copy"))
     found = read_shard_directory(folder)
-    victim = found.splits[0].shards[0].path
+    victim = folder / found.splits[0].shards[0].file
     victim.write_bytes(victim.read_bytes()[:-5])
     with pytest.raises(UsageError, match=f"{victim}: .* bytes where the manifest has"):
-        check_files(found.splits)
+        check_files(found, found.splits)
     victim.unlink()
-    with pytest.raises(UsageError, match="this shard is missing"):
-        check_files(found.splits)
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file or directory\)"):
+        check_files(found, found.splits)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +189,3 @@ def test_more_keys_than_known_are_welcome(edit_manifest: Callable[..., Path]) ->
     more = {"height": 32, "width": 32, "channels": 3, "spacing": [0.5, 0.5]}
     found = read_shard_directory(edit_manifest(image=more, new={"a": [None, {"b": 1}]}))
     assert found.image == ImageSpec(32, 32, 3, "uint8", 0.0)
-
-
-def test_a_folder_in_the_place_of_a_shard(shards: Path, tmp_path: Path) -> None:
-    found = read_shard_directory(Path(shutil.copytree(shards, tmp_path / "copy")))
-    victim = found.splits[0].shards[0].path
-    victim.unlink()
-    victim.mkdir()
-    entry = dataclasses.replace(found.splits[0].shards[0], bytes=victim.stat().st_size)
-    split = dataclasses.replace(found.splits[0], shards=(entry,))
-    with pytest.raises(UsageError, match="must be a file"):
-        check_files((split,))

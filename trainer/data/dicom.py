@@ -18,11 +18,6 @@ from headct.json_documents import parse_json
 from headct.layout import REJECT_COLUMNS, REJECTS
 from trainer.data.shards import PREPROCESSING
 
-# Options that are not passed on as they are.
-_HOUNSFIELD = "hu"
-_OF_WINDOWS = "voi"
-_CHOICES = tuple(name for name in PREPROCESSING if name not in (_HOUNSFIELD, _OF_WINDOWS))
-
 
 def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
     """Return the options of `python -m beam_pipeline` for such images.
@@ -37,16 +32,13 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     missing = [name for name in PREPROCESSING if name not in options]
     if missing:
         raise UsageError(f"how the run's images were made is not known: no {', '.join(missing)}")
-    flags = [f"--{name}={options[name]}" for name in _CHOICES]
-    if options[_HOUNSFIELD]:
-        return [*flags, f"--{_HOUNSFIELD}"]
-    named = [
-        each["name"]
-        if each["center"] is None
-        else f"{each['name']}:{each['center']}:{each['width']}"
-        for each in windows
-    ]
-    return [*flags, f"--{_OF_WINDOWS}={options[_OF_WINDOWS]}", f"--windows={','.join(named)}"]
+    flags = [f"--{name}={options[name]}" for name in ("image_size", "hu_repair", "image_id")]
+    if options["hu"]:
+        return [*flags, "--hu"]
+    # Windows of the files themselves have a name alone.
+    parts = [[w["name"], w["center"], w["width"]] for w in windows]
+    named = [":".join(str(part) for part in window if part is not None) for window in parts]
+    return [*flags, f"--voi={options['voi']}", f"--windows={','.join(named)}"]
 
 
 def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:

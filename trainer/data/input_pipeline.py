@@ -13,7 +13,7 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,8 +27,10 @@ import tensorflow as tf
 from headct.layout import ID_COLUMNS, IMAGE, IMAGE_ID, LABEL, POSITION, UNLABELED, fold_number
 from headct.manifest import ImageSpec
 from headct.png import decode_pngs
+from headct.reader import Shards
 from headct.tfrecord import check_lengths
-from trainer.data.shards import Split
+from trainer.data.sampling import Order
+from trainer.data.shards import ShardDirectory, Split
 
 # Cores that this process may use, if the system reports them.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,21 +41,8 @@ _READ_BUFFER = 4 << 20
 _SHARDS_AT_ONCE = 16
 # TensorFlow uses an array without copying if its address is a multiple of this.
 _ALIGNMENT = 64
-# Text features that evaluation reads.
+# Text features of an example.
 TEXTS = (IMAGE_ID, *ID_COLUMNS)
-
-
-@dataclass(frozen=True)
-class Order:
-    """Position of training in its data: `skip` batches of `epoch` are done."""
-
-    seed: int
-    epoch: int
-    skip: int = 0
-
-    def generator(self) -> np.random.Generator:
-        """Return the random generator of this epoch."""
-        return np.random.default_rng([self.seed, self.epoch])
 
 
 def as_written(function: Callable[..., Any]) -> Any:
@@ -78,37 +67,67 @@ def with_options(dataset: Any) -> Any:
     return dataset.with_options(options)
 
 
-def training_records(
-    splits: tuple[Split, ...], order: Order, buffer: int, repeatable: bool = False
+def training_batches(
+    shards: ShardDirectory, splits: Sequence[Split], batch_size: int, order: Order, buffer: int
 ) -> Any:
-    """Return the serialized examples of an epoch, shuffled.
+    """Return the remaining batches of an epoch, shuffled; an incomplete last batch is dropped.
 
     Args:
+        shards: the directory.
         splits: training data.
-        order: seed and epoch.
+        batch_size: images per batch.
+        order: seed, epoch and finished batches.
         buffer: size of the shuffle buffer, records.
-        repeatable: whether every iterator has this order, not just the first.
-    """
-    generator = order.generator()
-    shards = [shard for split in splits for shard in split.shards if shard.examples]
-    files = [str(shards[i].path) for i in generator.permutation(len(shards))]
-    seed = int(generator.integers(2**31))
-    return read_records(files).shuffle(buffer, seed, reshuffle_each_iteration=not repeatable)
-
-
-def training_batches(
-    records: Any, image: ImageSpec, labels: int, batch_size: int, skip: int = 0
-) -> Any:
-    """Decode all but the first `skip` batches; an incomplete last batch is dropped.
 
     Returns:
         Dataset of (images uint8 or uint16 [B, H, W, C], labels float32 [B, L]).
     """
-    batches = records.skip(skip * batch_size).batch(batch_size, drop_remainder=True)
-    return decoded(batches, Training(image, labels, batch_size))
+    generator = order.generator()
+    files = _files(shards, splits)
+    files = [files[i] for i in generator.permutation(len(files))]
+    seed = int(generator.integers(2**31))
+    # Every iterator has this order: with JAX, Keras consumes a batch to build a new model.
+    records = read_records(files).shuffle(buffer, seed, reshuffle_each_iteration=False)
+    batches = records.skip(order.skip * batch_size).batch(batch_size, drop_remainder=True)
+    reader = ExampleReader(shards, batch_size)
+
+    def read(serialized: Any) -> tuple[Any, Any]:
+        examples = reader(serialized)
+        return examples[IMAGE], tf.cast(examples[LABEL], tf.float32)
+
+    # All cores share a batch; the next batch starts before the last image is done.
+    return _prefetched(batches, read, 1 + -(-CORES // batch_size), shards.image, batch_size)
 
 
-def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: int) -> Any:
+def drawn_batches(examples: Shards, rows: npt.NDArray[np.int64]) -> Any:
+    """Return batches of chosen examples, such as those of balanced sampling.
+
+    Args:
+        examples: random access to the training data.
+        rows: the examples of each batch, [steps, B].
+
+    Returns:
+        The same as `training_batches`.
+    """
+    labels = examples.label_values.to_numpy(np.float32)
+    image, batch_size = examples.manifest.image, rows.shape[1]
+
+    def read_images(chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        return examples.select(chosen).images()
+
+    def read(chosen: Any) -> tuple[Any, Any]:
+        # stateless: --deterministic would call stateful functions one at a time
+        dtype = tf.as_dtype(image.dtype)
+        pixels = tf.numpy_function(read_images, [chosen], dtype, stateful=False)
+        return tf.ensure_shape(pixels, (batch_size, *examples.image_shape)), tf.gather(
+            labels, chosen
+        )
+
+    batches = tf.data.Dataset.from_tensor_slices(rows)
+    return _prefetched(batches, read, CORES, image, batch_size)
+
+
+def evaluation_batches(shards: ShardDirectory, split: Split, batch_size: int) -> Any:
     """Return every example of a split once, in the order of the shards.
 
     The last batch is padded with black images to the common shape; the caller keeps the
@@ -117,30 +136,40 @@ def evaluation_batches(split: Split, image: ImageSpec, labels: int, batch_size: 
     Returns:
         Dataset of dicts: image, label int64 [B, L], position_z float32 [B], and TEXTS.
     """
-    files = [str(shard.path) for shard in split.shards if shard.examples]
-    batches = read_records(files).batch(batch_size)
-    return decoded(batches, Evaluation(image, labels, batch_size, lowest_label(split)))
+    batches = read_records(_files(shards, [split])).batch(batch_size)
+    reader = ExampleReader(shards, batch_size, lowest_label(split))
+    return _prefetched(batches, reader, 1 + -(-CORES // batch_size), shards.image, batch_size)
 
 
-def decoded(batches: Any, reader: Training | Evaluation) -> Any:
-    """Decode batches of serialized examples in parallel."""
-    image, batch_size = reader.image, reader.batch_size
+def _files(shards: ShardDirectory, splits: Sequence[Split]) -> list[str]:
+    """Return the paths of the shards with examples."""
+    every = (shard for split in splits for shard in split.shards)
+    return [str(shards.path / shard.file) for shard in every if shard.examples]
+
+
+def _prefetched(
+    batches: Any, read: Callable[..., Any], parallel: int, image: ImageSpec, batch_size: int
+) -> Any:
+    """Apply `read` to several batches in parallel, and prefetch the results."""
     size = batch_size * image.height * image.width * image.channels
-    held = _PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize)
-    # All cores share a batch; the next batch starts before the last image is done.
-    arrays = batches.map(as_written(reader.read), 1 + -(-CORES // batch_size))
-    return with_options(arrays.prefetch(max(1, min(PREFETCHED, held))))
+    held = max(1, _PREFETCHED_BYTES // (size * np.dtype(image.dtype).itemsize))
+    arrays = batches.map(as_written(read), min(parallel, 1 + held))
+    return with_options(arrays.prefetch(min(PREFETCHED, held)))
 
 
 def read_records(files: list[str]) -> Any:
     """Return serialized examples, several shards interleaved."""
-    return _in_turn(tf.data.Dataset.from_tensor_slices(files), read_shard, len(files))
 
+    def read(file: Any) -> Any:
+        checked = tf.numpy_function(_check_lengths, [file], tf.string, stateful=False)
+        return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
 
-def read_shard(file: Any) -> Any:
-    """Return the serialized examples of a shard."""
-    checked = tf.numpy_function(_check_lengths, [file], tf.string, stateful=False)
-    return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
+    return tf.data.Dataset.from_tensor_slices(files).interleave(
+        as_written(read),
+        cycle_length=min(_SHARDS_AT_ONCE, len(files)),
+        num_parallel_calls=min(_SHARDS_AT_ONCE, CORES, len(files)),
+        deterministic=True,
+    )
 
 
 def _check_lengths(path: bytes) -> bytes:
@@ -157,35 +186,61 @@ def _check_lengths(path: bytes) -> bytes:
     return path
 
 
-def _in_turn(shards: Any, read: Callable[..., Any], number: int) -> Any:
-    """Apply `read` to all shards, several in parallel, and interleave the results."""
-    return shards.interleave(
-        as_written(read),
-        cycle_length=min(_SHARDS_AT_ONCE, number),
-        num_parallel_calls=min(_SHARDS_AT_ONCE, CORES, number),
-        deterministic=True,
-    )
-
-
 @dataclass(frozen=True)
-class Decoder:
-    """Decodes the images of a batch in parallel.
+class ExampleReader:
+    """Serialized examples → dict of image, label int64, position_z and TEXTS; checks them.
 
     Attributes:
-        image: format of the images.
-        rows: of the result; unused rows are black.
+        shards: the directory with labels and format of the images.
+        rows: number of images in the result; rows without an example are black.
+        lowest: UNLABELED if examples may have no labels, else 0.
     """
 
-    image: ImageSpec
+    shards: ShardDirectory
     rows: int
+    lowest: int = 0
 
-    def __call__(self, pngs: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
-        """Up to `rows` PNGs → [rows, H, W, C].
+    def __call__(self, records: Any) -> dict[str, Any]:
+        """Parse up to `rows` serialized examples; raise a TensorFlow error for a damaged one."""
+        image = self.shards.image
+        features = {
+            IMAGE: tf.io.FixedLenFeature((), tf.string),
+            LABEL: tf.io.FixedLenFeature((len(self.shards.labels),), tf.int64),
+            POSITION: tf.io.FixedLenFeature((), tf.float32, np.nan),
+            **{name: tf.io.FixedLenFeature((), tf.string, "") for name in TEXTS},
+        }
+        parsed = tf.io.parse_example(records, features)
+        texts = tf.stack([parsed[name] for name in TEXTS])
+        # stateless: --deterministic would call stateful functions one at a time
+        pixels = tf.numpy_function(
+            self.check_and_decode,
+            [parsed[IMAGE], parsed[LABEL], texts],
+            tf.as_dtype(image.dtype),
+            stateful=False,
+        )
+        shape = (self.rows, image.height, image.width, image.channels)
+        return {**parsed, IMAGE: tf.ensure_shape(pixels, shape)}
+
+    def check_and_decode(
+        self,
+        pngs: npt.NDArray[np.object_],
+        labels: npt.NDArray[np.int64],
+        texts: npt.NDArray[np.object_],
+    ) -> npt.NDArray[Any]:
+        """Check labels and texts, and decode the images in parallel: [rows, H, W, C].
 
         Raises:
-            ValueError: a PNG is damaged, or has another format.
+            ValueError: a label is out of range, a text is not UTF-8, or a PNG is damaged.
         """
-        image, found = self.image, len(pngs)
+        wrong = labels[(labels < self.lowest) | (labels > 1)]
+        if wrong.size:
+            raise ValueError(f"label {wrong[0]}, which is none of {self.lowest} to 1")
+        try:
+            b"".join(texts.ravel()).decode()
+        except UnicodeDecodeError:
+            # without the text: it may identify a patient
+            raise ValueError("an id that is not UTF-8") from None
+        image, found = self.shards.image, len(pngs)
         pixels = aligned((self.rows, image.height, image.width, image.channels), image.dtype)
         pixels[found:] = 0
         shares = [slice(i, found, CORES) for i in range(min(CORES, found))]
@@ -194,9 +249,22 @@ class Decoder:
         else:
             submit = decoders().submit
             done = [submit(decode_pngs, pngs[share], image, pixels[share]) for share in shares]
-            for each in done:
-                each.result()
+            for future in done:
+                future.result()
         return pixels
+
+
+def lowest_label(split: Split) -> int:
+    """Return UNLABELED if a split may have no labels, 0 for a fold."""
+    return UNLABELED if fold_number(split.name) is None else 0
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Return an uninitialized array that converts to a tensor without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @cache
@@ -218,125 +286,3 @@ def end_pipelines() -> None:
     for each in gc.get_objects():
         if issubclass(type(each), tf.data.Iterator):
             each._iterator_resource = None
-
-
-def aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Return an uninitialized array that converts to a tensor without a copy."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-@dataclass(frozen=True)
-class Training:
-    """Reads images and labels for training.
-
-    Attributes:
-        image: format of the images.
-        labels: number of labels.
-        batch_size: of all batches.
-    """
-
-    image: ImageSpec
-    labels: int
-    batch_size: int
-
-    def read(self, records: Any) -> tuple[Any, Any]:
-        """Serialized examples → images, labels."""
-        features = {
-            IMAGE: tf.io.FixedLenFeature((), tf.string),
-            LABEL: tf.io.FixedLenFeature((self.labels,), tf.int64),
-        }
-        parsed = tf.io.parse_example(records, features)
-        labels = _checked_labels(parsed[LABEL], 0)
-        return decode(parsed[IMAGE], self.image, self.batch_size), tf.cast(labels, tf.float32)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Reads images, labels, positions and texts for evaluation.
-
-    Attributes:
-        image: format of the images.
-        labels: number of labels.
-        batch_size: of all batches; the last one is padded.
-        lowest: UNLABELED if examples may have no labels, else 0.
-    """
-
-    image: ImageSpec
-    labels: int
-    batch_size: int
-    lowest: int
-
-    def read(self, records: Any) -> Mapping[str, Any]:
-        """Serialized examples → dict of image, label, position_z and texts."""
-        features = {
-            IMAGE: tf.io.FixedLenFeature((), tf.string),
-            LABEL: tf.io.FixedLenFeature((self.labels,), tf.int64),
-            POSITION: tf.io.FixedLenFeature((), tf.float32, np.nan),
-            **{name: tf.io.FixedLenFeature((), tf.string, "") for name in TEXTS},
-        }
-        parsed = tf.io.parse_example(records, features)
-        texts = tf.stack([parsed[name] for name in TEXTS])
-        checked = tf.numpy_function(_checked_texts, [texts], tf.string, stateful=False)
-        return {
-            **parsed,
-            IMAGE: decode(parsed[IMAGE], self.image, self.batch_size),
-            LABEL: _checked_labels(parsed[LABEL], self.lowest),
-            **dict(zip(TEXTS, tf.unstack(tf.ensure_shape(checked, texts.shape)), strict=True)),
-        }
-
-
-def decode(pngs: Any, image: ImageSpec, rows: int) -> Any:
-    """PNGs, up to `rows` → the stored images in their own dtype, [rows, H, W, C]."""
-    # stateless: --deterministic would call stateful functions one at a time
-    pixels = tf.numpy_function(
-        Decoder(image, rows), [pngs], tf.as_dtype(image.dtype), stateful=False
-    )
-    return tf.ensure_shape(pixels, (rows, image.height, image.width, image.channels))
-
-
-def lowest_label(split: Split) -> int:
-    """Return UNLABELED if a split may have no labels, 0 for a fold."""
-    return UNLABELED if fold_number(split.name) is None else 0
-
-
-def _checked_labels(labels: Any, lowest: int) -> Any:
-    """Check that labels, int64 [B, L], are `lowest` to 1; return them."""
-    function = _LabelCheck(lowest)
-    checked = tf.numpy_function(function, [labels], tf.int64, stateful=False)
-    return tf.ensure_shape(checked, labels.shape)
-
-
-@dataclass(frozen=True)
-class _LabelCheck:
-    """Checks that labels are `lowest` to 1."""
-
-    lowest: int
-
-    def __call__(self, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the labels.
-
-        Raises:
-            ValueError: a label is out of range.
-        """
-        wrong = labels[(labels < self.lowest) | (labels > 1)]
-        if wrong.size:
-            raise ValueError(f"label {wrong[0]}, which is none of {self.lowest} to 1")
-        return labels
-
-
-def _checked_texts(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """Return the texts.
-
-    Raises:
-        ValueError: a text is not UTF-8.
-    """
-    for text in texts.ravel():
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            # without the text: it may identify a patient
-            raise ValueError("an id that is not UTF-8") from None
-    return texts

@@ -1,18 +1,27 @@
-"""Sampling of examples per epoch, and prevalences for the initial biases of a network."""
+"""The order of examples in an epoch, and sampling that draws all labels equally often."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # imports TensorFlow
-    from trainer.data.input_pipeline import Order
-
-
 # keeps labels without positives, or without negatives, learnable
 _RAREST = 1e-4
+
+
+@dataclass(frozen=True)
+class Order:
+    """Position of training in its data: `skip` batches of `epoch` are done."""
+
+    seed: int
+    epoch: int
+    skip: int = 0
+
+    def generator(self) -> np.random.Generator:
+        """Return the random generator of this epoch."""
+        return np.random.default_rng([self.seed, self.epoch])
 
 
 def epoch_rows(
@@ -59,9 +68,3 @@ def _groups(labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def priors(shares: npt.ArrayLike) -> tuple[float, ...]:
     """Return the prevalences, [L], clipped away from 0 and 1."""
     return tuple(float(share) for share in np.clip(shares, _RAREST, 1 - _RAREST))
-
-
-def log_odds(shares: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return log(p / (1 - p)) of the clipped prevalences, [L]."""
-    kept = np.array(priors(shares))
-    return np.asarray(np.log(kept / (1 - kept)))

@@ -16,14 +16,23 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from headct.errors import UsageError
-from headct.layout import MANIFEST
+from headct.layout import INDEX, MANIFEST
 from headct.locks import Lock
-from trainer.data.shards import File, ShardDirectory, Split, parse_manifest
+from trainer.data.shards import ShardDirectory, Split, parse_manifest
 
 FILLING = ".filling"
 _IN_USE = ".in_use"
+
+
+class File(NamedTuple):
+    """A file as the manifest lists it."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 def version_folder(cache: Path, url: str, manifest_sha256: str) -> Path:
@@ -50,8 +59,9 @@ def use_folder(folder: Path) -> Lock:
 def listed_files(shards: ShardDirectory, splits: tuple[Split, ...]) -> list[File]:
     """Return the shards of some splits and the index, as the manifest lists them."""
     found = [shard for split in splits for shard in split.shards]
-    files = [File(shard.path.name, shard.bytes, shard.sha256) for shard in found]
-    return files if shards.index is None else [*files, shards.index]
+    files = [File(shard.file, shard.bytes, shard.sha256) for shard in found]
+    index = shards.manifest.files.get(INDEX)
+    return [*files, File(INDEX, index.bytes, index.sha256)] if index else files
 
 
 def has_file(folder: Path, file: File) -> bool:

@@ -27,6 +27,7 @@ from headct.stores import REMOTE_SCHEMES, find_store, is_local
 from headct.stores.protocol import run_in_daemon_thread
 from trainer.data.shard_cache import (
     FILLING,
+    File,
     free_bytes,
     has_file,
     link_from_other_version,
@@ -36,7 +37,6 @@ from trainer.data.shard_cache import (
     version_folder,
 )
 from trainer.data.shards import (
-    File,
     ShardDirectory,
     Split,
     check_files,
@@ -70,7 +70,7 @@ class LocalShards:
 
     def provide(self, shards: ShardDirectory, splits: tuple[Split, ...]) -> None:
         """Compare the sizes of the files; `make verify` reads them all."""
-        check_files(splits)
+        check_files(shards, splits)
 
 
 class RemoteShards:
@@ -131,7 +131,9 @@ class RemoteShards:
         try:
             with _warnings_shown(self._display):
                 files = listed_files(shards, splits)
-                if shards.index is None and (info := self._store.info(self._prefix + INDEX)):
+                if INDEX not in shards.manifest.files and (
+                    info := self._store.info(self._prefix + INDEX)
+                ):
                     files.append(File(INDEX, info.size, ""))
                 if all(has_file(folder, file) for file in files):
                     return

@@ -22,15 +22,12 @@ import tensorflow as tf
 from keras import layers
 
 from headct.errors import UsageError
-from headct.layout import IMAGE
-from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import evaluation_batches
 from trainer.evaluation.metrics import Floats, probabilities
 from trainer.evaluation.predict import predict_batch
 from trainer.files import disk_trouble, full_disk_reported, unfinished_path, write_json
 from trainer.native_log import held_back
-from trainer.networks.portable import in_float32, portable_logits
-from trainer.networks.saved_models import first_line, load_classifier, load_model
+from trainer.networks.image_layers import ImageLayer
+from trainer.networks.saved_models import first_line, in_float32, load_classifier, load_model
 from trainer.options import parse_windows
 from trainer.runs.evaluation_setup import Calibration, SavedRun
 from trainer.runs.run_directory import package_versions
@@ -72,8 +69,8 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     images = example_images(saved)
     logits = predict_batch(classifier, images, flip=False)
     predicted = probabilities(saved.calibration.apply(logits))
-    plain, precision = in_float32(classifier)
-    model = _probability_model(plain, saved.calibration)
+    precision = classifier.get_layer("core").get_layer("pool").compute_dtype
+    model = probability_model(in_float32(classifier), saved.calibration)
     files = {name: FILES[name] for name in formats}
     with full_disk_reported(output), _new_folder(output) as folder:
         exact = np.asarray(model.predict_on_batch(images))
@@ -117,23 +114,19 @@ def example_images(saved: SavedRun) -> npt.NDArray[Any]:
     Raises:
         UsageError: a record of the shards is damaged.
     """
-    if saved.split is None:
+    if saved.shards is None or saved.split is None:
         shape = (saved.examples, saved.image.height, saved.image.width, saved.image.channels)
         # Hounsfield units from air to dense bone.
         highest = 4096 if saved.image.is_hounsfield else 256
         random = np.random.default_rng(0)
         return random.integers(0, highest, shape, saved.image.dtype)
-    labels = len(saved.split.label_counts)
-    batches = evaluation_batches(saved.split, saved.image, labels, saved.examples)
-    with damage_reported((saved.split,), saved.image, labels):
-        batch = next(iter(batches.as_numpy_iterator()))
-    return np.asarray(batch[IMAGE][: saved.examples])
+    return saved.shards.examples((saved.split,))[: saved.examples].images()
 
 
-def _probability_model(classifier: Any, calibration: Calibration) -> Any:
-    """Return the classifier in Keras's own layers, with calibration and sigmoid.
+def probability_model(classifier: Any, calibration: Calibration) -> Any:
+    """Return the classifier in Keras's own layers, which load without this package.
 
-    Stored images [B, H, W, C] → probabilities float32 [B, L].
+    With calibration and sigmoid: stored images [B, H, W, C] → probabilities float32 [B, L].
     """
     image = layers.Input(classifier.input_shape[1:], dtype=classifier.inputs[0].dtype, name=INPUT)
     scale = layers.Rescaling(
@@ -143,7 +136,10 @@ def _probability_model(classifier: Any, calibration: Calibration) -> Any:
         name="temperature",
     )
     sigmoid = layers.Activation("sigmoid", dtype="float32", name=OUTPUT)
-    return keras.Model(image, sigmoid(scale(portable_logits(classifier, image))), name="head_ct")
+    x = layers.Rescaling(1.0, dtype="float32", name="as_float")(image)
+    for layer in [classifier.get_layer("resize"), *classifier.get_layer("core").layers[1:]]:
+        x = layer.portable(x) if isinstance(layer, ImageLayer) else layer(x)
+    return keras.Model(image, sigmoid(scale(x)), name="head_ct")
 
 
 def write_format(model: Any, name: str, path: Path) -> None:

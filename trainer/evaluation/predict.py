@@ -132,11 +132,10 @@ def predict_split(
         Diverged: a logit is not finite.
         DeviceFailed: a GPU, its driver or its compiler failed.
     """
-    image, labels = shards.image, len(shards.labels)
     columns: dict[str, list[Any]] = {}
     done = 0
-    batches = evaluation_batches(split, image, labels, batch_size)
-    with damage_reported((split,), image, labels), device_errors_reported():
+    batches = evaluation_batches(shards, split, batch_size)
+    with damage_reported(shards, (split,)), device_errors_reported():
         for batch in batches.as_numpy_iterator():
             logits = predict_batch(model, batch.pop(IMAGE), flip)
             rows = len(batch[LABEL])

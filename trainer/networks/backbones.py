@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,16 +30,19 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     Raises:
         UsageError: the weights cannot be loaded, or belong to another network.
     """
-    if weights == "none":
-        return make_network(name, image_size, channels)
-    if weights == "imagenet":
-        source = _fetch_imagenet(name, image_size)
-    elif weights.endswith(".keras"):
-        source = _backbone_of_run(name, weights)
-    else:
-        source = _load_file(name, image_size, channels, weights)
     network = make_network(name, image_size, channels)
-    _copy_weights(name, source, network, weights)
+    if weights == "imagenet":
+        _copy_weights(_fetch_imagenet(name, image_size), network)
+    elif weights != "none":
+        try:
+            if weights.endswith(".keras"):
+                source = load_model(weights).get_layer("core").get_layer("backbone")
+            else:
+                source = _load_file(name, image_size, channels, weights)
+            _copy_weights(source, network)
+        except Exception as error:  # any error of Keras or h5py
+            reason = first_line(error)
+            raise UsageError(f"--weights {weights}: no weights of {name} ({reason})") from None
     return network
 
 
@@ -48,8 +52,10 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     shape = (image_size, image_size, channels)
     if not backbone.maker:
         return small_resnet(shape)
-    extra = {"include_preprocessing": False} if backbone.preprocesses else {}
     maker = getattr(keras.applications, backbone.maker)
+    # Some networks begin with layers for normalization.
+    has_layers = "include_preprocessing" in inspect.signature(maker).parameters
+    extra = {"include_preprocessing": False} if has_layers else {}
     with warnings.catch_warnings():
         # The number of channels is the number of windows.
         warnings.filterwarnings("ignore", "This model usually expects 1 or 3 input channels")
@@ -76,35 +82,16 @@ def _fetch_imagenet(name: str, image_size: int) -> Any:
         ) from None
 
 
-def _backbone_of_run(name: str, path: str) -> Any:
-    """Load the backbone of a run's saved model.
-
-    Raises:
-        UsageError: the file is not a saved model with this backbone.
-    """
-    try:
-        return load_model(path).get_layer("core").get_layer("backbone")
-    except (UsageError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
-
-
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
-    """Load a weights file into a network with the file's number of channels.
-
-    Raises:
-        UsageError: the file belongs to another network, or is not a weights file.
-    """
+    """Load a weights file into a network with the file's number of channels."""
     network = make_network(name, image_size, channels)
-    try:
-        source = _source_channels(path, _first_kernel(network))
-        if source != channels:
-            network = make_network(name, image_size, source)
-        # Keras only warns about layers without weights in the file.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            network.load_weights(path)
-    except Exception as error:  # any error of Keras or h5py
-        raise UsageError(f"--weights {path}: no weights of {name} ({first_line(error)})") from None
+    source = _source_channels(path, _first_kernel(network))
+    if source != channels:
+        network = make_network(name, image_size, source)
+    # Keras only warns about layers without weights in the file.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        network.load_weights(path)
     return network
 
 
@@ -135,19 +122,15 @@ def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
     return kernel[2] if kernel[2] in candidates else min(candidates, default=kernel[2])
 
 
-def _copy_weights(name: str, source: Any, target: Any, origin: str) -> None:
+def _copy_weights(source: Any, target: Any) -> None:
     """Copy every weight; adapt the first convolution to the target's channels.
 
     Raises:
-        UsageError: source and target are different networks.
+        ValueError: source and target are different networks.
     """
     arrays = source.get_weights()
-    shapes = [tuple(weight.shape) for weight in target.weights]
-    differing = {i for i, (a, s) in enumerate(zip(arrays, shapes, strict=False)) if a.shape != s}
-    first_kernel = shapes.index(_first_kernel(target))
-    if len(arrays) != len(shapes) or differing - {first_kernel}:
-        raise UsageError(f"--weights {origin}: no weights of {name}")
-    arrays[first_kernel] = adapt_kernel(arrays[first_kernel], shapes[first_kernel])
+    first = [weight.shape for weight in target.weights].index(_first_kernel(target))
+    arrays[first] = adapt_kernel(arrays[first], _first_kernel(target))
     target.set_weights(arrays)
 
 

@@ -21,13 +21,11 @@ class Backbone:
     Attributes:
         maker: function in keras.applications; empty for `backbones.small_resnet`.
         normalization: a key of `image_layers.NORMALIZATIONS`.
-        preprocesses: whether the network has normalization layers, which are left out.
         smallest: smallest image side, pixels.
     """
 
     maker: str
     normalization: str
-    preprocesses: bool = False
     smallest: int = 32
 
 
@@ -44,17 +42,17 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "densenet121": Backbone("DenseNet121", "torch"),
         "densenet169": Backbone("DenseNet169", "torch"),
         "densenet201": Backbone("DenseNet201", "torch"),
-        "efficientnetv2b0": Backbone("EfficientNetV2B0", "torch", True),
-        "efficientnetv2b1": Backbone("EfficientNetV2B1", "torch", True),
-        "efficientnetv2b2": Backbone("EfficientNetV2B2", "torch", True),
-        "efficientnetv2b3": Backbone("EfficientNetV2B3", "torch", True),
-        "efficientnetv2s": Backbone("EfficientNetV2S", "tf128", True),
-        "efficientnetv2m": Backbone("EfficientNetV2M", "tf128", True),
-        "efficientnetv2l": Backbone("EfficientNetV2L", "tf128", True),
-        "convnexttiny": Backbone("ConvNeXtTiny", "torch", True),
-        "convnextsmall": Backbone("ConvNeXtSmall", "torch", True),
-        "convnextbase": Backbone("ConvNeXtBase", "torch", True),
-        "convnextlarge": Backbone("ConvNeXtLarge", "torch", True),
+        "efficientnetv2b0": Backbone("EfficientNetV2B0", "torch"),
+        "efficientnetv2b1": Backbone("EfficientNetV2B1", "torch"),
+        "efficientnetv2b2": Backbone("EfficientNetV2B2", "torch"),
+        "efficientnetv2b3": Backbone("EfficientNetV2B3", "torch"),
+        "efficientnetv2s": Backbone("EfficientNetV2S", "tf128"),
+        "efficientnetv2m": Backbone("EfficientNetV2M", "tf128"),
+        "efficientnetv2l": Backbone("EfficientNetV2L", "tf128"),
+        "convnexttiny": Backbone("ConvNeXtTiny", "torch"),
+        "convnextsmall": Backbone("ConvNeXtSmall", "torch"),
+        "convnextbase": Backbone("ConvNeXtBase", "torch"),
+        "convnextlarge": Backbone("ConvNeXtLarge", "torch"),
         # For CPUs and first tries: 2.4 million weights, trained from scratch.
         "smallresnet": Backbone("", "tf", smallest=16),
     }

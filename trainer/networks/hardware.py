@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import keras
-import numpy as np
 import psutil
 import tensorflow as tf
 
@@ -22,17 +20,6 @@ from headct.errors import UsageError
 from trainer.data.damage import is_of_data, reason
 from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
-
-_DEVICE_ERRORS = (
-    tf.errors.AbortedError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
-    tf.errors.InvalidArgumentError,
-    tf.errors.NotFoundError,
-    tf.errors.UnavailableError,
-    tf.errors.UnimplementedError,
-    tf.errors.UnknownError,
-)
 
 
 def compute_capability() -> tuple[int, int] | None:
@@ -77,44 +64,29 @@ def free_device_memory(capability: tuple[int, int] | None) -> int | None:
     if capability is None:
         return int(psutil.virtual_memory().available)
     if keras.backend.backend() == "jax":
-        return _free_jax_memory()
+        # Every device stores all images.
+        stats = [device.memory_stats() for device in jax_devices()]
+        if not all(stat and "bytes_limit" in stat for stat in stats):
+            return None
+        return min(int(stat["bytes_limit"]) - int(stat["bytes_in_use"]) for stat in stats)
     # TensorFlow reserves all free memory with its first tensor; afterwards, count its own use.
     has_begun = memory_before_tensorflow.cache_info().currsize > 0
-    free = memory_before_tensorflow(visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES")))
-    if free is None or not has_begun:
-        return free
-    return free - int(tf.config.experimental.get_memory_info("GPU:0")["current"])
-
-
-def _free_jax_memory() -> int | None:
-    """Return the smallest free memory of JAX's devices: every device stores all images."""
-    stats = [device.memory_stats() for device in jax_devices()]
-    if not all(stat and "bytes_limit" in stat for stat in stats):
+    # TensorFlow uses the first visible GPU; nvidia-smi knows numbers and unique ids.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not (gpu.isdecimal() or gpu.startswith("GPU-")):
         return None
-    return min(int(stat["bytes_limit"]) - int(stat["bytes_in_use"]) for stat in stats)
-
-
-def visible_gpu(variable: str | None) -> str | None:
-    """Return the first GPU of CUDA_VISIBLE_DEVICES, the GPU that TensorFlow uses.
-
-    Returns:
-        The number or unique id for nvidia-smi; None if unknown to nvidia-smi.
-    """
-    if variable is None:
-        return "0"
-    first = variable.split(",")[0].strip()
-    return first if first.isdecimal() or first.startswith("GPU-") else None
+    free = memory_before_tensorflow(gpu)
+    used = tf.config.experimental.get_memory_info("GPU:0")["current"] if has_begun else 0
+    return free - int(used)
 
 
 @cache
-def memory_before_tensorflow(gpu: str | None) -> int | None:
+def memory_before_tensorflow(gpu: str) -> int:
     """Return the free bytes of a GPU before TensorFlow reserves them.
 
     Raises:
         UsageError: the driver does not answer.
     """
-    if gpu is None:
-        return None
     query = [
         "nvidia-smi",
         f"--id={gpu}",
@@ -140,18 +112,6 @@ def begin_session(seed: int) -> None:
     keras.utils.clear_session()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed all random numbers; restore Python's and NumPy's states after the block."""
-    before = random.getstate(), np.random.get_state()
-    keras.utils.set_random_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> str:
@@ -233,45 +193,24 @@ def device_errors_reported() -> Iterator[None]:
     except (tf.errors.OpError, MemoryError, RuntimeError) as error:
         if disk_trouble(error):
             raise
-        if _is_lack_of_memory(error):
+        # JAX has no specific exception.
+        if isinstance(
+            error, tf.errors.ResourceExhaustedError | MemoryError
+        ) or "RESOURCE_EXHAUSTED" in str(error):
             raise UsageError(
                 "too little memory for this --batch_size and --image_size; in a new run directory,"
                 " a smaller batch with --accumulate has the same gradients but for batch"
                 " normalization"
             ) from None
-        if not _is_of_device(error):
+        of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        is_bug = isinstance(error, tf.errors.InvalidArgumentError) and "device" not in reason(error)
+        of_tensorflow = isinstance(error, tf.errors.OpError) and not is_of_data(error)
+        if not of_jax and (is_bug or not of_tensorflow):
             raise
         raise DeviceFailed(
             f"the device failed ({reason(error)}); --xla off, --precision float32 or another"
             " --backend may do without what failed"
         ) from None
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Return whether an allocation failed."""
-    if isinstance(error, RuntimeError):  # JAX has no specific exception
-        return "RESOURCE_EXHAUSTED" in str(error)
-    return isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
-
-
-def _is_of_device(error: Exception) -> bool:
-    """Return whether a device, not data or a bug, caused an error."""
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
-        return True
-    if isinstance(error, tf.errors.InvalidArgumentError) and "device" not in reason(error):
-        return False
-    return isinstance(error, _DEVICE_ERRORS) and not is_of_data(error)
-
-
-@contextmanager
-def dtype_policy(name: str) -> Iterator[None]:
-    """Set the dtype policy of new layers; keras.applications has no such argument."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -280,20 +219,17 @@ def describe_machine() -> dict[str, Any]:
     Returns:
         Time (UTC), backend, devices, CPU cores, memory (GiB) and system.
     """
+    if keras.backend.backend() == "jax":
+        names = [str(device.device_kind) for device in jax_devices()]
+    else:  # Keras uses one GPU
+        gpus = tf.config.list_physical_devices("GPU")[:1]
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        names = [str(detail.get("device_name", "GPU")) for detail in details]
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": keras.backend.backend(),
-        "devices": _name_devices(),
+        "devices": names or ["cpu"],
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
-
-
-def _name_devices() -> list[str]:
-    """Return one product name per device that Keras uses."""
-    if keras.backend.backend() == "jax":
-        return [str(device.device_kind) for device in jax_devices()]
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus[:1]]
-    return [str(detail.get("device_name", "GPU")) for detail in details] or ["cpu"]

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
+from keras import layers, ops
 
 # Augmentation at strength 1: the result still looks like a head in a scanner.
 _ROTATION = math.radians(15)
@@ -29,8 +29,14 @@ _BRIGHTNESS = 0.05
 _Constants = npt.NDArray[np.float32]
 
 
-class _ImageLayer(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Base layer: computes in float32 under every dtype policy and keeps the input's shape."""
+class ImageLayer(layers.Layer):  # type: ignore[misc,unused-ignore]
+    """Base layer: computes in float32 under every dtype policy and keeps the input's shape.
+
+    Attributes:
+        arguments: names of the constructor's arguments and of the attributes with their values.
+    """
+
+    arguments: tuple[str, ...] = ()
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -38,6 +44,22 @@ class _ImageLayer(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape of the input."""
         return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, for a saved model."""
+        return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments}}
+
+    def portable(self, images: Any) -> Any:
+        """Apply Keras's own layers that predict the same: float32 in, float32 out."""
+        raise NotImplementedError
+
+
+def apply_fixed(layer: Any, images: Any, *weights: npt.NDArray[Any]) -> Any:
+    """Apply a layer with constant weights."""
+    layer.trainable = False
+    result = layer(images)
+    layer.set_weights([array.astype(np.float32) for array in weights])
+    return result
 
 
 def resize_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
@@ -58,12 +80,14 @@ def resize_matrix(size_in: int, size_out: int) -> npt.NDArray[np.float32]:
 
 
 @keras.saving.register_keras_serializable("headct")
-class Resize(_ImageLayer):
+class Resize(ImageLayer):
     """Any [B, H, W, C] → float32 [B, size, size, C], same unit, with antialiasing.
 
     Two matrix products: XLA compiles them, both backends return the same numbers, and TensorFlow's
     antialiased resize has no GPU kernel.
     """
+
+    arguments = ("size",)
 
     def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -72,26 +96,30 @@ class Resize(_ImageLayer):
     def call(self, images: Any) -> Any:
         """Resize rows, then columns."""
         images = ops.cast(images, "float32")
-        _, height, width, _ = images.shape
-        if height != self.size:
-            rows = ops.convert_to_tensor(resize_matrix(height, self.size))
-            images = ops.einsum("oh,bhwc->bowc", rows, images)
-        if width != self.size:
-            columns = ops.convert_to_tensor(resize_matrix(width, self.size))
-            images = ops.einsum("ow,bhwc->bhoc", columns, images)
+        for axis, equation in ((1, "oh,bhwc->bowc"), (2, "ow,bhwc->bhoc")):
+            if images.shape[axis] != self.size:
+                matrix = ops.convert_to_tensor(resize_matrix(images.shape[axis], self.size))
+                images = ops.einsum(equation, matrix, images)
         return images
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return [B, size, size, C]."""
         return (input_shape[0], self.size, self.size, input_shape[-1])
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, for a saved model."""
-        return {**super().get_config(), "size": self.size}
+    def portable(self, images: Any) -> Any:
+        """Multiply by a matrix per axis."""
+        for axis, name, equation in ((1, "rows", "bhwc,ho->bowc"), (2, "cols", "bhwc,wo->bhoc")):
+            shape = list(images.shape[1:])
+            if shape[axis - 1] != self.size:
+                matrix = resize_matrix(shape[axis - 1], self.size).T
+                shape[axis - 1] = self.size
+                layer = layers.EinsumDense(equation, shape, dtype="float32", name=f"resize_{name}")
+                images = apply_fixed(layer, images, matrix)
+        return images
 
 
 @keras.saving.register_keras_serializable("headct")
-class ApplyWindows(_ImageLayer):
+class ApplyWindows(ImageLayer):
     """Stored values [B, H, W, 1] → float32 gray levels 0 to 255, [B, H, W, windows].
 
     LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2: ((x - c) / w + 0.5) · 255, clipped.
@@ -104,6 +132,8 @@ class ApplyWindows(_ImageLayer):
             multiplied by exp(-jitter) to exp(jitter).
         seed: seed of the random changes.
     """
+
+    arguments = ("centers", "widths", "hu_offset", "jitter", "seed")
 
     def __init__(
         self,
@@ -135,10 +165,13 @@ class ApplyWindows(_ImageLayer):
         """Return the input's shape with one channel per window."""
         return (*input_shape[:-1], len(self.centers))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, for a saved model."""
-        names = ("centers", "widths", "hu_offset", "jitter", "seed")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+    def portable(self, images: Any) -> Any:
+        """Scale and shift by one Dense layer, then clip to 0 to 255."""
+        gain = 255 / np.asarray(self.widths, np.float64)
+        level = 127.5 - gain * (np.asarray(self.centers) - self.hu_offset)
+        dense = layers.Dense(len(gain), dtype="float32", name="windows")
+        levels = apply_fixed(dense, images, gain[None, :], level)
+        return layers.ReLU(max_value=255.0, dtype="float32", name="clip")(levels)
 
 
 def _uniform(shape: tuple[Any, ...], reach: float, generator: Any) -> Any:
@@ -193,12 +226,14 @@ def sample_bilinear(images: Any, rows: Any, columns: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable("headct")
-class Augment(_ImageLayer):
+class Augment(ImageLayer):
     """float32 [B, S, S, C], 0 to 255 → the same shape and range; random changes in training.
 
     Flip, rotation, scale and shift are one affine map, so pixels are interpolated once. Checkpoints
     include the random generator's state, so a resumed run continues with the same images.
     """
+
+    arguments = ("strength", "seed")
 
     def __init__(self, strength: float, seed: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -228,9 +263,9 @@ class Augment(_ImageLayer):
         brightness = self.uniform((batch, 1, 1, 1), _BRIGHTNESS * 255)
         return ops.clip((images - 127.5) * contrast + 127.5 + brightness, 0.0, 255.0)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, for a saved model."""
-        return {**super().get_config(), "strength": self.strength, "seed": self.seed}
+    def portable(self, images: Any) -> Any:
+        """Return the images: predictions are not augmented."""
+        return images
 
 
 @dataclass(frozen=True)
@@ -257,12 +292,14 @@ NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
 
 
 @keras.saving.register_keras_serializable("headct")
-class Normalize(_ImageLayer):
+class Normalize(ImageLayer):
     """float32 [B, H, W, C] of 0 to 255 → float32 of the same shape.
 
     Three channels are treated as RGB. With any other number of channels, the mean of the three
     constants applies to every channel.
     """
+
+    arguments = ("mode",)
 
     def __init__(self, mode: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -287,6 +324,11 @@ class Normalize(_ImageLayer):
             order = order[::-1]
         return mean, deviation, order
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, for a saved model."""
-        return {**super().get_config(), "mode": self.mode}
+    def portable(self, images: Any) -> Any:
+        """Scale by one Dense layer, whose matrix also reorders the channels."""
+        channels = images.shape[-1]
+        mean, deviation, order = self.constants(channels)
+        matrix = np.diag(1 / deviation.astype(np.float64))[:, order]
+        bias = (-mean.astype(np.float64) / deviation)[order]
+        dense = layers.Dense(channels, dtype="float32", name="normalize")
+        return apply_fixed(dense, images, matrix, bias)

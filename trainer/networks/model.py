@@ -15,12 +15,12 @@ from typing import Any
 
 import keras
 from keras import layers
+from scipy.special import logit
 
 from headct.manifest import ImageSpec
-from trainer.data.sampling import log_odds
+from trainer.data.sampling import priors
 from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_own_backbone
 from trainer.networks.catalog import find_backbone
-from trainer.networks.hardware import dtype_policy
 from trainer.networks.image_layers import ApplyWindows, Augment, Normalize, Resize
 from trainer.options import TrainOptions, parse_windows
 
@@ -63,11 +63,15 @@ def build_classifier(
     Raises:
         UsageError: the backbone, the size, the windows or the weights do not fit.
     """
-    with dtype_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)  # keras.applications have no such argument
+    try:
         core, backbone = _build_core(options, image, len(prevalence), builder)
         stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
-    core.get_layer("head").bias.assign(log_odds(prevalence))
+    finally:
+        keras.config.set_dtype_policy(before)
+    core.get_layer("head").bias.assign(logit(priors(prevalence)))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
 
 

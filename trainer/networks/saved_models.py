@@ -97,6 +97,17 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
         raise UsageError(f"it answers {answers}, the run has {labels} labels")
 
 
+def in_float32(model: Any) -> Any:
+    """Return a copy of a functional model that computes in float32."""
+
+    def copy_layer(layer: Any) -> Any:
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def copy_saved_weights(path: Path, core: Any) -> None:
     """Copy all weights of a saved classifier, including its head, into the core of a new one.
 

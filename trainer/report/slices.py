@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,12 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from headct.layout import IMAGE
 from headct.manifest import ImageSpec
-from trainer.data.damage import damage_reported
-from trainer.data.index import read_index
-from trainer.data.input_pipeline import Evaluation, lowest_label
-from trainer.data.random_access import read_record
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints, example_losses
 from trainer.networks.saved_models import load_classifier
@@ -49,8 +43,8 @@ def picture_slices(
     answers = [*mistakes, *best_hits(slices.labels, slices.predicted, wanted)]
     if not answers:
         return [], []
-    spec = setup.shards.image
-    images = read_images(setup, [answer.row for answer in answers])
+    spec, rows = setup.shards.image, [answer.row for answer in answers]
+    images = setup.shards.examples((setup.split,)).select(rows).images()
     labels = np.array([answer.label for answer in answers])
     classifier = load_classifier(setup.run.model, setup.xla, spec, len(slices.names))
     heats = activation_maps(classifier, images, labels)
@@ -91,20 +85,6 @@ def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
                 row = queue.pop(0)
                 hits[row] = Answer(row, label)
     return list(hits.values())
-
-
-def read_images(setup: EvaluationSetup, rows: Sequence[int]) -> npt.NDArray[Any]:
-    """Return the stored images of some rows of the split, in the order of `rows`.
-
-    Raises:
-        UsageError: the index or a record is damaged.
-    """
-    image, labels = setup.shards.image, len(setup.shards.labels)
-    index = read_index(setup.shards, (setup.split,))
-    reader = Evaluation(image, labels, len(rows), lowest_label(setup.split))
-    with damage_reported((setup.split,), image, labels):
-        records = [read_record(index, row) for row in rows]
-        return np.asarray(reader.read(records)[IMAGE])
 
 
 def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:

@@ -235,7 +235,8 @@ class SavedRun:
         description: content of run.json.
         image: format of the stored images.
         calibration: calibration of the logits.
-        split: images to try the model on; None if no shards are available.
+        shards: images to try the model on; None if no shards are available.
+        split: one of their shards.
     """
 
     run: RunDirectory
@@ -243,6 +244,7 @@ class SavedRun:
     labels: tuple[str, ...]
     image: ImageSpec
     calibration: Calibration
+    shards: ShardDirectory | None
     split: Split | None
     display: Display
 
@@ -272,7 +274,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     calibration = choose_calibration(run, labels, options.temperature)
     check_formats(options.formats)
     check_new_folder(options.output)
-    display, split = Display(), None
+    display, shards, split = Display(), None, None
     try:
         source = find_shards(options.shards or description["shards"]["path"], options, display)
         shards = source.open()
@@ -283,9 +285,9 @@ def prepare_export(options: ExportOptions) -> SavedRun:
         if options.shards:
             raise
         display.say(f"no slices to try the model on, noise instead; --shards names some ({error})")
-        split = None
+        shards = split = None
     image = ImageSpec(**described_data(description)["image"])
-    return SavedRun(run, description, labels, image, calibration, split, display)
+    return SavedRun(run, description, labels, image, calibration, shards, split, display)
 
 
 def prepare_report(options: ReportOptions) -> EvaluationSetup:

@@ -18,11 +18,12 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.layout import IMAGE_ID, ORDINAL, PATIENT_ID
-from trainer.data.index import COMPARED_IDS, read_ids
 from trainer.data.shards import ShardDirectory, Split
 from trainer.files import write_whole
 from trainer.runs.run_directory import RunDirectory, read_description
 
+# Ids for comparing the examples of two directories.
+COMPARED_IDS = (PATIENT_ID, IMAGE_ID)
 # Collision probability of 10^6 ids with 10^6 others: 10^-7.
 _BYTES = 8
 Hashes = npt.NDArray[np.uint64]
@@ -36,6 +37,15 @@ def hash_ids(ids: Iterable[str], column: str, digest: str) -> Hashes:
         for text in texts
     ]
     return np.frombuffer(b"".join(hashes), np.dtype("<u8")).astype(np.uint64)[numbers]
+
+
+def read_ids(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:
+    """Return patient_id and image_id of `splits`, one row per example.
+
+    Raises:
+        UsageError: index.parquet is missing or damaged, or has no ids.
+    """
+    return shards.examples(splits).columns(*COMPARED_IDS).astype(str)
 
 
 def hash_examples(shards: ShardDirectory, splits: tuple[Split, ...]) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headct.errors import UsageError
-from trainer.data.index import Index, read_ids, read_index, with_label_counts
+from headct.reader import Shards
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import ShardSource, find_shards
 from trainer.data.shards import ShardDirectory, Split, count
@@ -25,7 +26,7 @@ from trainer.runs.run_directory import (
     check_run,
     read_description,
 )
-from trainer.runs.trained_on import find_overlap, hash_examples
+from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 
 # Options that come from the origin's saved network; the new run chooses all other options.
 _NETWORK_OPTIONS = ("model", "image_size", "windows")
@@ -56,7 +57,7 @@ class TrainingSetup:
 
     Attributes:
         weights: loss weight per label.
-        index: index of the training examples, for balanced sampling.
+        examples: random access to the training examples, for balanced sampling.
         trained_on: hashes of the training examples' ids, until the run has recorded them.
         origin: the continued run; None for a new network.
         builder: makes the backbone; None for one of `catalog.BACKBONES`.
@@ -70,7 +71,7 @@ class TrainingSetup:
     weights: tuple[float, ...]
     run: RunDirectory
     display: Display
-    index: Index | None = None
+    examples: Shards | None = None
     trained_on: pd.DataFrame | None = field(default=None, repr=False)
     origin: Origin | None = None
     builder: Callable[..., Any] | None = None
@@ -84,7 +85,9 @@ class TrainingSetup:
     @property
     def rates(self) -> tuple[float, ...]:
         """Sampling rates, relative to natural sampling; empty without balancing."""
-        return balanced_rates(self.index.labels) if self.index else ()
+        if self.examples is None:
+            return ()
+        return balanced_rates(self.examples.label_values.to_numpy(np.float32))
 
     @property
     def steps(self) -> int:
@@ -137,14 +140,13 @@ def _prepare(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
     run = check_run(options, shards, origin.recorded() if origin else None)
-    index = trained_on = None
+    examples = trained_on = None
     if not run.is_complete:
         check_writable(run.path, f"--run {run.path}")
         if options.cache == "disk" and options.cache_dir:
             check_writable(Path(options.cache_dir), f"--cache_dir {options.cache_dir}")
         source.provide(shards, (*training, validation))
-        shards = with_label_counts(shards)
-        index = read_index(shards, training) if options.sampling == "balanced" else None
+        examples = shards.examples(training) if options.sampling == "balanced" else None
         if not run.trained_on.is_file():
             trained_on = _hash_examples(shards, training, display)
         if origin is not None:
@@ -157,7 +159,7 @@ def _prepare(
         weights=weights,
         run=run,
         display=display,
-        index=index,
+        examples=examples,
         trained_on=trained_on,
         origin=origin,
         builder=builder,

@@ -17,18 +17,16 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
-from trainer.data.image_cache import GIGABYTE, ImageCache, cache_bytes, check_memory, fill_cache
+from trainer.data.image_cache import GIGABYTE, CacheWriter, ImageCache, cache_bytes, check_memory
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
-    Order,
     as_written,
+    drawn_batches,
     training_batches,
-    training_records,
     with_options,
 )
-from trainer.data.random_access import records_at
-from trainer.data.sampling import epoch_rows
+from trainer.data.sampling import Order, epoch_rows
 from trainer.data.shards import count
 from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predict import check_finite, predict_split
@@ -64,18 +62,12 @@ class _Stream:
     def batches(self, order: Order) -> Any:
         """Return stored images and labels."""
         setup, options = self.setup, self.setup.options
-        skip = order.skip
-        if setup.index is None:
-            # With JAX, Keras consumes a batch to build a new model, also after resuming.
-            peeks = keras.backend.backend() == "jax"
-            records = training_records(setup.training, order, options.shuffle_buffer, peeks)
-        else:
-            rows = epoch_rows(
-                setup.index.labels, setup.steps, options.batch_size, order, balanced=True
-            )
-            records, skip = records_at(setup.index, rows.ravel()), 0
+        if setup.examples is not None:
+            labels = setup.examples.label_values.to_numpy(np.float32)
+            rows = epoch_rows(labels, setup.steps, options.batch_size, order, balanced=True)
+            return drawn_batches(setup.examples, rows)
         batches = training_batches(
-            records, setup.shards.image, len(setup.shards.labels), options.batch_size, skip
+            setup.shards, setup.training, options.batch_size, order, options.shuffle_buffer
         )
         return batches.take(setup.steps - order.skip)
 
@@ -225,27 +217,21 @@ def open_feed(setup: TrainingSetup, free_device_memory: int | None) -> Feed:
     Raises:
         UsageError: there is too little memory or disk space.
     """
-    options, image = setup.options, setup.shards.image
+    options = setup.options
     if options.cache == "none":
         return _Stream(setup)
-    needed = cache_bytes(setup.training, image, options.image_size)
+    trained = count(setup.training)
+    needed = cache_bytes(setup.shards, trained, options.image_size)
     room = ""
     if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
         room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
     setup.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
-    trained = count(setup.training)
     setup.display.begin("filling the cache", trained + setup.validation.examples)
     folder = None
     if options.cache == "disk":
         folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache
-    cached = fill_cache(setup.training, image, options.image_size, folder, setup.display.update)
-    validation = fill_cache(
-        (setup.validation,),
-        image,
-        options.image_size,
-        folder,
-        lambda done: setup.display.update(trained + done),
-    )
+    writer = CacheWriter(setup.shards, options.image_size, folder, setup.display.update)
+    cached, validation = writer.fill(setup.training), writer.fill((setup.validation,))
     setup.display.end()
     return (OnDevice if options.cache == "device" else Cached)(setup, cached, validation)

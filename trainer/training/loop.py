@@ -17,7 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainer.data.input_pipeline import Order, as_written, with_options
+from trainer.data.input_pipeline import as_written, with_options
+from trainer.data.sampling import Order
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import split_figures
 from trainer.files import write_json, write_whole

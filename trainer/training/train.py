@@ -76,8 +76,8 @@ def train(setup: TrainingSetup) -> None:
         _announce(setup, policy, xla, devices)
         feed = open_feed(setup, free)
         saved = checkpoint.load_newest(setup.run.checkpoints)
-        read, image = (*setup.training, setup.validation), setup.shards.image
-        with damage_reported(read, image, len(setup.shards.labels)), device_errors_reported():
+        read = (*setup.training, setup.validation)
+        with damage_reported(setup.shards, read), device_errors_reported():
             _finish(setup, run_epochs(setup, feed, classifier, xla, saved))
 
 
