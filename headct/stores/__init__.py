@@ -1,13 +1,13 @@
 """Files on local disks, in ZIP archives and in buckets.
 
 `protocol` defines the interface of stores; `local`, `archives` and `buckets` are the three kinds,
-and `urls` finds the store of a path or URL. On top, `files` reads the input and writes the output.
+and `urls` finds the store of a path or URL. `input_output` reads the input and writes the output.
 
 An OSError concerns one file, a StoreError the whole store. Transient failures (timeouts, statuses
 from 500, broken connections) are retried, until they end in a StoreError.
 """
 
-from headct.stores.files import Folder, InputFiles, Reading, digest_file, find_input
+from headct.stores.input_output import Folder, InputFiles, Reading, digest_file, find_input
 from headct.stores.protocol import (
     DEFAULT_PATIENCE,
     FileInfo,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # exist only for type checkers
 _READ_TIMEOUT = 20.0  # seconds
 _LONGEST_REQUEST = 300.0  # seconds
 _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with the same credentials
-RANGE_NOT_SATISFIABLE = 416
 # Objects, each with path, size, and e_tag, version or last_modified, as in obstore.
 Page = list[dict[str, Any]]
 
@@ -219,8 +218,6 @@ def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exce
         return Transient(f"a web page instead of an answer ({what})", _CHECK_ENDPOINT)
     if isinstance(error, NotFoundError | FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "No such object")
-    if code == RANGE_NOT_SATISFIABLE:
-        return OSError(errno.EINVAL, "Shorter than it was listed")
     if code in (401, 403) or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         if code == 401 or any(sign in answer for sign in _CREDENTIALS):
             refused = StoreError

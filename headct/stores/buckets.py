@@ -23,7 +23,6 @@ from obstore.exceptions import (
 from headct.errors import StoreError
 from headct.reasons import ObjectFault, Reason
 from headct.stores.bucket_clients import (
-    RANGE_NOT_SATISFIABLE,
     Page,
     failure_of,
     list_odd_page,
@@ -46,6 +45,7 @@ _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
 _SPOOLED = 1 << 22  # bytes that are staged in memory
 _PAGE = 1000  # objects per request of a listing
+_RANGE_NOT_SATISFIABLE = 416
 _NOT_IMPLEMENTED = 501  # a store without conditional requests
 _NO_RANGES = "Range request not supported"  # obstore, of a web server
 
@@ -97,24 +97,19 @@ class ObjectStore(Store):
         characters). boto3 lists such buckets of S3.
         """
         stream: Any = None
-        last, is_odd = "", False
+        last = ""
 
         def next_page() -> Page:
-            nonlocal stream, is_odd
-            if is_odd:
-                return list_odd_page(self._url, folder, last)
+            nonlocal stream
             pages, stream = stream, None  # stays None if the request fails
-            if pages is None:
-                offset = last or None
-                pages = iter(
-                    obstore.list(self._reading, folder or None, offset=offset, chunk_size=_PAGE)
-                )
             try:
+                pages = pages or obstore.list(
+                    self._reading, folder or None, offset=last or None, chunk_size=_PAGE
+                )
                 page = list(next(pages, []))
-            except InvalidPathError:
+            except (InvalidPathError, ValueError):  # of an object, or of the last one
                 if not self._url.startswith(("s3://", "s3a://")):
                     raise
-                is_odd = True
                 return list_odd_page(self._url, folder, last)
             stream = pages
             return page
@@ -159,8 +154,8 @@ class ObjectStore(Store):
             try:
                 return bytes(obstore.get_range(self._reading, path, start=start, length=length))
             except BaseError as error:
-                if not start and status_of(error) == RANGE_NOT_SATISFIABLE:
-                    return b""  # an empty object has no ranges
+                if status_of(error) == _RANGE_NOT_SATISFIABLE:
+                    return b""  # beyond the end
                 if _NO_RANGES in str(error) and self._url.startswith("http"):
                     return read_whole()[start:][:length]  # web servers need not support ranges
                 raise

@@ -639,7 +639,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_file(
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
-    monkeypatch.setattr("headct.stores.files.Reading.now", fail)
+    monkeypatch.setattr("headct.stores.input_output.Reading.now", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         inspect_part(0, Watch(), options=three)
     assert Unfinished(Folder(three.files.output)).find(inventory_table(0)) is None

@@ -448,7 +448,7 @@ def test_a_store_that_fails_is_no_verdict_on_a_slice(
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
-    monkeypatch.setattr("headct.stores.files.InputFiles.read", fail)
+    monkeypatch.setattr("headct.stores.input_output.InputFiles.read", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
         write_shard(0, Watch(), options=options)
     assert not [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -238,18 +237,12 @@ class RemoteShards:
     def _read(self, name: str, start: int, length: int) -> bytes:
         """Return a range of an object; empty beyond its end.
 
-        Raises:
-            FileNotFoundError: there is no such object.
-            StorageError: the store fails, or refuses access.
+        Raises FileNotFoundError, or StorageError if the store fails or refuses access.
         """
         try:
             return self._store.read(self._prefix + name, start, length)
         except ObjectFault as fault:
             raise StorageError(f"{self._url}/{name}: {fault.what}; restore it first") from None
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # shorter than the manifest says
-                return b""
-            raise
 
 
 ShardSource = LocalShards | RemoteShards

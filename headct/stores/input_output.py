@@ -393,18 +393,18 @@ class Folder:
         store, path = self._locate(name)
         return store.info(path) is not None
 
+    def stamp(self, name: str) -> str:
+        """Return a stamp that changes when a file is rewritten; empty if it does not exist."""
+        store, path = self._locate(name)
+        info = store.info(path)
+        return info.version if info else ""
+
     def version(self, name: str) -> str:
         """Return a version that changes with a remote file's content; empty for a local file.
 
         After a power failure, a local file may lose content but keep its modification time.
         """
         return "" if is_local(self.url) else self.stamp(name)
-
-    def stamp(self, name: str) -> str:
-        """Return a stamp that changes when a file is rewritten; empty if it does not exist."""
-        store, path = self._locate(name)
-        info = store.info(path)
-        return info.version if info else ""
 
     def is_unchanged(self, name: str, version: str, sha256: str) -> bool:
         """Return whether a file still has the content of a version and SHA-256."""

@@ -414,7 +414,7 @@ def test_so_many_files_are_read_ahead_as_memory_holds(
     tree: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, ahead: int
 ) -> None:
     monkeypatch.setattr(LocalStore, "readers", 7)
-    monkeypatch.setattr("headct.stores.files.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("headct.stores.input_output.ThreadPoolExecutor", AtOnce)
     read, count = LocalStore.read, [0]
 
     def counted(store: LocalStore, *arguments: Any) -> bytes:
