@@ -1,8 +1,9 @@
 """Inventory and labels joined: a verdict on each file, and the labels of each slice."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,11 @@ from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.inventory import find_key, replace_uid
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
-    FileLabels,
     LabelForm,
     image_keys,
     look_up,
     no_match,
+    path_keys,
 )
 from beam_pipeline.planning.labels import PROBLEMS, Labels, read_labels
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
@@ -108,10 +109,10 @@ class Inventory:
             fingerprint: uint64, equal for files with possibly equal pixels; 0 if unknown
             usable: bool, whether the header is valid
             unnamed: bool, whether the study replaces a missing patient id
+            a column per LabelForm of a path, if there are labels: uint64, `path_keys`
         texts: ids by number, per ID_COLUMNS.
         key_check: check value of the key that ids are hashed with.
         identifying_paths: number of files with an identifier of the patient in the path.
-        labels: label index of each file, per form of the labels' ids that fits any file.
     """
 
     unfinished: Unfinished
@@ -120,39 +121,35 @@ class Inventory:
     texts: dict[str, list[str]]
     key_check: str
     identifying_paths: int
-    labels: dict[LabelForm, NDArray[np.int32]]
 
     @classmethod
-    def load(cls, parts: int, options: Options, labels: Labels | None) -> "Inventory":
-        """Read the inventory, and find the files' labels.
+    def load(cls, parts: int, options: Options) -> "Inventory":
+        """Read the inventory.
 
         Raises:
             UsageError: the input has no files, or changed between two parts.
             StoreError: the folder's store fails.
         """
         unfinished = Unfinished(options.files.folder)
-        columns = [*_COLUMNS, *(["source"] if labels else [])]
-        of_files = FileLabels(labels.ids) if labels else None
+        has_labels = options.files.labels is not None
+        columns = [*_COLUMNS, *(["source"] if has_labels else [])]
         frames, checks, identifying = [], set(), 0
         texts: dict[str, list[pa.Array]] = {column: [] for column in ID_COLUMNS}
         for table in unfinished.read_all([inventory_table(part) for part in range(parts)], columns):
             checks.add(table_metadata(table)["key_check"])
             identifying += pc.sum(table["path_identifies"], min_count=0).as_py()
             has_uid = pc.not_equal(table["sop_instance_uid"], "").to_numpy()
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "image_id": image_keys(table["image_id"]),
-                        "sop_instance_uid": image_keys(table["sop_instance_uid"]) * has_uid,
-                        "fingerprint": table["fingerprint"].to_numpy(),
-                        "usable": pc.equal(table["reason"].cast(pa.string()), "").to_numpy(),
-                    }
-                )
-            )
+            numbers: dict[str, NDArray[Any]] = {
+                "image_id": image_keys(table["image_id"]),
+                "sop_instance_uid": image_keys(table["sop_instance_uid"]) * has_uid,
+                "fingerprint": table["fingerprint"].to_numpy(),
+                "usable": pc.equal(table["reason"].cast(pa.string()), "").to_numpy(),
+            }
+            if has_labels:
+                numbers |= path_keys(table["source"].combine_chunks())
+            frames.append(pd.DataFrame(numbers))
             for column, chunks in texts.items():
                 chunks += table[column].chunks
-            if of_files:
-                of_files.add(table["source"].combine_chunks())
         if not sum(map(len, frames)):
             raise UsageError(f"input {options.files.input} holds no files")
         check_one_key(checks, options)
@@ -165,8 +162,7 @@ class Inventory:
         are_studies = np.array([study_of(text) is not None for text in known["patient_id"]])
         files["unnamed"] = are_studies[files["patient_id"]]
         starts = np.cumsum([0, *map(len, frames)]).tolist()
-        found = of_files.join() if of_files else {}
-        return cls(unfinished, starts, files, known, checks.pop(), identifying, found)
+        return cls(unfinished, starts, files, known, checks.pop(), identifying)
 
     def read(
         self, wanted: NDArray[np.bool_], columns: Sequence[str]
@@ -252,49 +248,50 @@ def join_labels(parts: int, options: Options) -> JoinedFiles:
         labels = Labels.find(Unfinished(files.folder)) or read_labels(
             files.labels, options.labels, files.storage_patience
         )
-    return judge(Inventory.load(parts, options, labels), labels, options)
+    return judge(Inventory.load(parts, options), labels, options)
 
 
 def judge(inventory: Inventory, labels: Labels | None, options: Options) -> JoinedFiles:
     """Decide which files are used: of equal slices the first, and with a label if there are any."""
     files = inventory.files
     identity = choose_identity(files, options.labels.image_id, options.identifiers.identifiers)
+    notes = [identity.describe()] if identity.describe() else []
     verdicts = np.where(files["usable"], USED, BY_HEADER).astype(np.int8)
     keys = files[identity.column]
     if identity.by is ImageId.SOP_INSTANCE_UID:
         verdicts[files["usable"] & (keys == _NO_KEY)] = _NO_UID
     usable = np.flatnonzero(verdicts == USED)
     verdicts[usable[keys.iloc[usable].duplicated()]] = _DUPLICATE
-    notes = [identity.describe()] if identity.describe() else []
-    if labels is None:
-        slices = files[verdicts == USED]
-        none = np.empty((len(slices), 0), np.int8)
-        return JoinedFiles(inventory, identity, verdicts, slices, (), none, 0, None, tuple(notes))
-    form, found, shared = _match(inventory, verdicts == USED, labels, options)
-    problems = labels.values.min(axis=1)
-    judged = np.where(problems < 0, _FIRST_PROBLEM - 1 - problems, USED)
-    judged[shared] = _SHARED_LABEL
-    missing = SKIPPED if options.labels.unlabeled is Unlabeled.SKIP else _NO_LABEL
-    slices = verdicts == USED
-    verdicts[slices] = np.where(found == NO_LABEL, missing, judged[found])[slices]
-    with_file = len(np.unique(found[found != NO_LABEL]))
-    joined = JoinedFiles(
+    names: tuple[str, ...] = ()
+    form, without_file, values = None, 0, np.empty((len(files), 0), np.int8)
+    if labels:
+        slices = verdicts == USED
+        form, found, shared = _match(inventory, slices, labels, options)
+        problems = labels.values.min(axis=1)
+        judged = np.where(problems < 0, _FIRST_PROBLEM - 1 - problems, USED)
+        judged[shared] = _SHARED_LABEL
+        missing = SKIPPED if options.labels.unlabeled is Unlabeled.SKIP else _NO_LABEL
+        verdicts[slices] = np.where(found == NO_LABEL, missing, judged[found])[slices]
+        names, values = labels.names, labels.values[found]
+        with_file, skipped = len(np.unique(found[found != NO_LABEL])), (verdicts == SKIPPED).sum()
+        without_file = len(labels.ids) - with_file
+        notes.append(
+            f"Labels joined by {form}: {with_file} of {len(labels.ids)} labels, "
+            f"{(found != NO_LABEL).sum()} of {len(found)} files"
+            f"{f', {skipped} without a label skipped' if skipped else ''}."
+        )
+    used = verdicts == USED
+    return JoinedFiles(
         inventory,
         identity,
         verdicts,
-        files[verdicts == USED],
-        labels.names,
-        labels.values[found[verdicts == USED]],
-        len(labels.ids) - with_file,
+        files[used],
+        names,
+        values[used],
+        without_file,
         form,
         tuple(notes),
     )
-    left_out = f", {joined.skipped} without a label skipped" if joined.skipped else ""
-    note = (
-        f"Labels joined by {form}: {with_file} of {len(labels.ids)} labels, "
-        f"{(found != NO_LABEL).sum()} of {len(found)} files{left_out}."
-    )
-    return replace(joined, notes=(*notes, note))
 
 
 def _match(
@@ -308,20 +305,20 @@ def _match(
     Raises:
         UsageError: no label matches a file.
     """
-    found = dict(inventory.labels)
-    total, slices = len(labels.ids), int(are_slices.sum())
+    files, total, slices = inventory.files, len(labels.ids), int(are_slices.sum())
+    index = pd.Index(image_keys(labels.ids))
+    found = {form: look_up(index, files[form].to_numpy()) for form in LabelForm if form in files}
 
     def count(form: LabelForm) -> NDArray[np.int64]:
         of_slices = found[form][are_slices]
         return np.bincount(of_slices[of_slices != NO_LABEL], minlength=total)
 
     counts = {form: count(form) for form in found}
-    if max(((n == 1).sum() for n in counts.values()), default=0) < min(slices, total):
+    if max((n == 1).sum() for n in counts.values()) < min(slices, total):
         found[LabelForm.UID] = _find_by_uid(inventory, labels, options)
         counts[LabelForm.UID] = count(LabelForm.UID)
     # Forms that fit only rejected files rank above forms that fit no file.
-    forms = [form for form in LabelForm if form in found]
-    best = max(forms, key=lambda f: ((counts[f] == 1).sum(), (found[f] != NO_LABEL).any()))
+    best = max(found, key=lambda f: ((counts[f] == 1).sum(), (found[f] != NO_LABEL).any()))
     if slices and not (found[best] != NO_LABEL).any():
         path = b""
         if options.labels.image_id is not ImageId.ORDINAL:  # ordinals hide file names

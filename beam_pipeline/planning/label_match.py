@@ -51,57 +51,26 @@ class LabelForm(StrEnum):
     UID = "SOP Instance UID"
 
 
-class FileLabels:
-    """Label index of each file, per form of id that its path gives; filled in batches.
-
-    Args:
-        ids: ids of the labels.
-    """
-
-    def __init__(self, ids: pa.Array) -> None:
-        self._labels = pd.Index(image_keys(ids))
-        self._found: dict[LabelForm, list[NDArray[np.int32]]] = {}
-        self._fitting: set[LabelForm] = set()
-
-    def add(self, paths: pa.Array) -> bool:
-        """Look up files by path (see `encode_source`); return whether any file has a label."""
-        fits = False
-        known: dict[int, NDArray[np.int32]] = {}  # without folders, names are paths
-        for form, ids in ids_of(paths).items():
-            if id(ids) not in known:
-                known[id(ids)] = look_up(self._labels, image_keys(ids))
-            found = known[id(ids)]
-            if (found != NO_LABEL).any():
-                self._fitting.add(form)
-                fits = True
-            else:  # most forms fit no file: one number saves memory
-                found = np.broadcast_to(np.int32(NO_LABEL), len(found))
-            self._found.setdefault(form, []).append(found)
-        return fits
-
-    def join(self) -> dict[LabelForm, NDArray[np.int32]]:
-        """Return the label indices of all files, per form that fits any file."""
-        return {form: np.concatenate(self._found[form]) for form in self._fitting}
-
-
 def look_up(labels: pd.Index, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Return the index of each key, or NO_LABEL."""
     return labels.get_indexer(pd.Index(keys)).astype(np.int32)
 
 
-def ids_of(paths: pa.Array) -> dict[LabelForm, pa.Array]:
+def path_keys(paths: pa.Array) -> dict[str, NDArray[np.uint64]]:
+    """Return the keys of the ids that paths (see `encode_source`) give, by form."""
+    return {form: image_keys(ids) for form, ids in path_ids(paths).items()}
+
+
+def path_ids(paths: pa.Array) -> dict[LabelForm, pa.Array]:
     """Return the ids that paths give, by form."""
     try:
         texts = pc.cast(paths, pa.string())
     except pa.ArrowInvalid:  # a name that is not UTF-8
         shown = [show_source(decode_source(path)) for path in paths.to_pylist()]
         texts = pa.array(shown, pa.string())
-    path = pc.replace_substring_regex(texts, _SUFFIX, r"\1")
-    names = by_path = plain_ids(path), plain_ids(texts)
-    if pc.any(pc.match_substring(texts, "/")).as_py():
-        both = (pc.replace_substring_regex(each, _FOLDER, "") for each in (path, texts))
-        names = plain_ids(next(both)), plain_ids(next(both))
-    return dict(zip(LabelForm, (*names, *by_path), strict=False))
+    stems = pc.replace_substring_regex(texts, _SUFFIX, r"\1")
+    names = (pc.replace_substring_regex(each, _FOLDER, "") for each in (stems, texts))
+    return dict(zip(LabelForm, map(plain_ids, (*names, stems, texts)), strict=False))
 
 
 def check_labels_fit(
@@ -127,10 +96,11 @@ def check_labels_fit(
     Raises:
         UsageError: no label matches; the message quotes a label's id and a file's path.
     """
-    labels, seen, names = FileLabels(ids), list[bytes](), iter(paths)
+    labels, seen, names = pd.Index(image_keys(ids)), list[bytes](), iter(paths)
     while part := list(islice(names, _NAMES_AT_A_TIME)):
         seen += part
-        if labels.add(pa.array(part, pa.binary())):
+        keys = path_keys(pa.array(part, pa.binary()))
+        if any(look_up(labels, of_form).max() != NO_LABEL for of_form in keys.values()):
             return
     if not seen or pc.any(pc.match_substring_regex(ids, _UID_SHAPE)).as_py():
         return  # UIDs can only be compared after headers are read

@@ -53,7 +53,7 @@ def inspect(folder: Path) -> tuple[Inventory, Options]:
     options = Options.of(input=str(folder), output=str(folder.parent / "out"))
     assert len([*list_parts(options.files)]) == 1
     inspect_part(0, Watch(), options=options)
-    return Inventory.load(1, options, None), options
+    return Inventory.load(1, options), options
 
 
 def compare(inventory: Inventory, options: Options) -> dict[str, int]:

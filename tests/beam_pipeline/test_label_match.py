@@ -14,11 +14,11 @@ from beam_pipeline.planning import join_labels, label_match
 from beam_pipeline.planning.inventory import name_of
 from beam_pipeline.planning.join_labels import Inventory
 from beam_pipeline.planning.label_match import (
-    FileLabels,
     LabelForm,
     check_labels_fit,
-    ids_of,
     image_keys,
+    path_ids,
+    path_keys,
 )
 from beam_pipeline.planning.labels import Labels, plain_ids
 from headct.errors import UsageError
@@ -34,12 +34,9 @@ def match(
 ) -> Match:
     """Match labels and files, the SOP Instance UIDs of which are UIDS."""
     ids = plain_ids(pa.array(labels))
-    of_files = FileLabels(ids)
-    for file in files:  # each a part of the inventory
-        of_files.add(pa.array([file], pa.binary()))
-    uids = image_keys(pa.array(UIDS[: len(files)]))
-    frame = pd.DataFrame({"sop_instance_uid": uids})
-    inventory = Inventory(None, [], frame, {}, key_check(b""), 0, of_files.join())  # type: ignore[arg-type]
+    frame = pd.DataFrame(path_keys(pa.array(files, pa.binary())))
+    frame["sop_instance_uid"] = image_keys(pa.array(UIDS[: len(files)]))
+    inventory = Inventory(None, [], frame, {}, key_check(b""), 0)  # type: ignore[arg-type]
     slices = np.isin(np.arange(len(files)), [*(range(len(files)) if used is None else used)])
     values = np.zeros((len(ids), 1), np.int8)
     options = Options.of(input="in", output="out", identifiers="keep", image_id=ImageId.ORDINAL)
@@ -109,7 +106,7 @@ names = st.text(st.sampled_from("ab1.~ é"), min_size=1).filter(lambda text: tex
 def test_a_suffix_is_what_name_of_says(parts: list[str]) -> None:
     path = "/".join(parts)
     folder = "".join(path.rpartition("/")[:2])
-    ids = ids_of(pa.array([path.encode()], pa.binary()))
+    ids = path_ids(pa.array([path.encode()], pa.binary()))
     expected = [name_of(path), parts[-1], folder + name_of(path), path]
     assert [array[0].as_py() for array in ids.values()] == [*map(plain, expected)]
     assert [*ids] == [*LabelForm][:4]

@@ -35,7 +35,7 @@ from beam_pipeline.planning.join_labels import (
     choose_identity,
     judge,
 )
-from beam_pipeline.planning.label_match import LabelForm, image_keys, look_up
+from beam_pipeline.planning.label_match import LabelForm, image_keys
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 from beam_pipeline.planning.plan_shards import deal, ordinals, plan_shards
 from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished, table_metadata
@@ -89,11 +89,8 @@ def join(
     files: pd.DataFrame, labels: Labels | None = None, unlabeled: Unlabeled = Unlabeled.REJECT
 ) -> JoinedFiles:
     """Judge files by labels that are joined by file name."""
-    found = {}
-    if labels:
-        index = pd.Index(image_keys(labels.ids))
-        found = {LabelForm.NAME: look_up(index, files["image_id"].to_numpy())}
-    inventory = Inventory(None, [], files, {}, "", 0, found)  # type: ignore[arg-type]
+    keyed = files.assign(**{LabelForm.NAME: files["image_id"]})
+    inventory = Inventory(None, [], keyed, {}, "", 0)  # type: ignore[arg-type]
     return judge(inventory, labels, OPTIONS.changed(unlabeled=unlabeled, image_id="ordinal"))
 
 
