@@ -1,7 +1,7 @@
 """Stratified, seeded assignment of patients to folds and of slices to shards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
@@ -101,22 +101,14 @@ def assign_folds(
     Returns:
         [g], fold per group.
     """
-    counts = _group_counts(groups, labels)
-    rng = np.random.default_rng(seed)
-    start = np.full(len(counts), -1, np.int64) if fixed is None else fixed
-    dealt = _deal(counts, np.asarray(shares), start, rng)
-    balance = Balance.of(counts, np.asarray(shares), dealt, start < 0)
-    _refine(balance, rng)
-    return search_folds(counts, np.asarray(shares), balance.fold_of, balance.movable, rng)
-
-
-def _group_counts(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Count examples per group and label, and all examples per group: [g, l + 1]."""
     columns = np.column_stack([labels, np.ones(len(labels), np.int8)])
-    size = int(groups.max()) + 1
-    return np.stack(
-        [np.bincount(groups, weights=column, minlength=size) for column in columns.T], axis=1
-    )
+    per_label = [np.bincount(groups, weights=column) for column in columns.T]
+    counts = np.stack(per_label, axis=1).astype(np.float64)
+    rng, wanted = np.random.default_rng(seed), np.asarray(shares)
+    start = np.full(len(counts), -1, np.int64) if fixed is None else fixed
+    balance = Balance(counts, wanted, _deal(counts, wanted, start, rng), start < 0)
+    _refine(balance, rng)
+    return search_folds(balance, rng)
 
 
 def _deal(
@@ -147,49 +139,31 @@ class Balance:
     the label: rare and common labels have the same weight.
 
     Attributes:
-        scaled: [g, l], examples per group and label, in units.
-        wanted: [k, l], share per fold and label, in units.
-        fold_of: [g], fold per group; no fold is empty.
+        counts: [g, l], examples per group and label, and all examples per group.
+        shares: [k], share per fold, with a sum of 1.
+        fold_of: [g], fold per group; changed in place; no fold is empty.
         movable: [g], whether a group may change its fold.
+        exact: whether to use integers, which make ties reproducible on any hardware.
     """
 
-    scaled: NDArray[Any]
-    wanted: NDArray[Any]
+    counts: NDArray[np.float64]
+    shares: NDArray[np.float64]
     fold_of: NDArray[np.int64]
     movable: NDArray[np.bool_]
-
-    @classmethod
-    def of(
-        cls,
-        counts: NDArray[np.float64],
-        shares: NDArray[np.float64],
-        fold_of: NDArray[np.int64],
-        movable: NDArray[np.bool_],
-        *,
-        exact: bool = False,
-    ) -> "Balance":
-        """Return the balance of an assignment.
-
-        Args:
-            counts: [g, l], examples per group and label, and all examples per group.
-            shares: [k], share per fold.
-            fold_of: [g], fold per group; changed in place.
-            movable: [g], whether a group may change its fold.
-            exact: whether to use integers, which make ties reproducible on any hardware.
-        """
-        total = counts.sum(axis=0)
-        unit = np.maximum(total / len(shares), 1.0)
-        scaled, wanted = counts / unit, np.outer(shares, total / unit)
-        if exact:
-            # Deviations are at most all examples, so sums of products stay below 2^63.
-            scale = isqrt((1 << 60) // counts.shape[1]) // (2 * len(shares))
-            scaled, wanted = (np.rint(each * scale).astype(np.int64) for each in (scaled, wanted))
-        return cls(scaled, wanted, fold_of, movable)
+    exact: bool = False
 
     def __post_init__(self) -> None:
-        self.folds = len(self.wanted)
+        self.folds = len(self.shares)
+        total = self.counts.sum(axis=0)
+        unit = np.maximum(total / self.folds, 1.0)
+        self.scaled: NDArray[Any] = self.counts / unit
+        self.excess: NDArray[Any] = -np.outer(self.shares, total / unit)
+        if self.exact:
+            # Deviations are at most all examples, so sums of products stay below 2^63.
+            scale = isqrt((1 << 60) // self.counts.shape[1]) // (2 * self.folds)
+            self.scaled = np.rint(self.scaled * scale).astype(np.int64)
+            self.excess = np.rint(self.excess * scale).astype(np.int64)
         self.squares = (self.scaled**2).sum(axis=1)
-        self.excess = -self.wanted
         np.add.at(self.excess, self.fold_of, self.scaled)
         self.sizes = np.bincount(self.fold_of, minlength=self.folds)
 
@@ -210,8 +184,11 @@ class Balance:
 
     def best_swap(self, one: int, other: int, rng: np.random.Generator) -> tuple[float, int, int]:
         """Return the best swap among samples of two folds: change in cost, and both groups."""
-        here = _sample(np.flatnonzero(self.movable & (self.fold_of == one)), rng)
-        there = _sample(np.flatnonzero(self.movable & (self.fold_of == other)), rng)
+        both = [np.flatnonzero(self.movable & (self.fold_of == fold)) for fold in (one, other)]
+        here, there = (
+            rng.choice(groups, min(len(groups), _CANDIDATES), replace=False, shuffle=False)
+            for groups in both
+        )
         if not (len(here) and len(there)):
             return 0.0, -1, -1
         toward = self.scaled @ (self.excess[other] - self.excess[one])
@@ -236,10 +213,6 @@ class Balance:
         self.move(other, fold)
 
 
-def _sample(groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    return rng.choice(groups, min(len(groups), _CANDIDATES), replace=False, shuffle=False)
-
-
 def _refine(balance: Balance, rng: np.random.Generator) -> None:
     """Apply improving moves and swaps until several rounds over all pairs bring none."""
     pairs = [(a, b) for a in range(balance.folds) for b in range(a)]
@@ -259,28 +232,21 @@ def _refine(balance: Balance, rng: np.random.Generator) -> None:
             return
 
 
-def search_folds(
-    counts: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    fold_of: NDArray[np.int64],
-    movable: NDArray[np.bool_],
-    rng: np.random.Generator,
-) -> NDArray[np.int64]:
-    """Return an assignment at least as even as `fold_of`; `fold_of` itself for many groups.
+def search_folds(start: Balance, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return an assignment at least as even as the given one; the given one for many groups.
 
     Iterated local search: a round swaps random pairs of groups and then applies the best moves and
-    swaps until none improves the balance; the most even assignment is kept. For the arguments see
-    `Balance.of`.
+    swaps until none improves the balance; the most even assignment is kept.
     """
-    groups = np.flatnonzero(movable)
-    work = len(groups) * (len(groups) + len(shares) * counts.shape[1])  # per step
+    groups = np.flatnonzero(start.movable)
+    work = len(groups) * (len(groups) + start.folds * start.counts.shape[1])  # per step
     steps = _WORK // max(work, 1)
     if len(groups) < 2 or steps < _FEWEST_STEPS:
-        return fold_of
-    balance = Balance.of(counts, shares, fold_of.copy(), movable, exact=True)
+        return start.fold_of
+    balance = replace(start, fold_of=start.fold_of.copy(), exact=True)
     own, squares = balance.scaled[groups], balance.squares[groups]
     apart = squares[:, None] + squares - 2 * (own @ own.T)
-    best, least, idle = fold_of, balance.cost(), 0
+    best, least, idle = start.fold_of, balance.cost(), 0
     while idle < _IDLE and steps:
         helped = True
         while helped and steps:
@@ -289,7 +255,7 @@ def search_folds(
         idle += 1
         if balance.cost() < least:
             best, least, idle = balance.fold_of.copy(), balance.cost(), 0
-        balance = Balance(balance.scaled, balance.wanted, best.copy(), movable)
+        balance = replace(balance, fold_of=best.copy())
         for pair in rng.integers(len(groups), size=(_KICK, 2)):
             balance.swap(*groups[pair].tolist())
     return best
@@ -336,15 +302,6 @@ def assign_shards(labels: NDArray[np.int8], shards: int, seed: int) -> list[NDAr
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
-    dealt = shuffled[np.argsort(_combinations(labels[shuffled]), kind="stable")]
+    keys = (np.zeros(len(labels)), *labels[shuffled].T[::-1])  # without labels, one key
+    dealt = shuffled[np.lexsort(keys)]
     return [rng.permutation(dealt[shard::shards]) for shard in range(shards)]
-
-
-def _combinations(labels: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Number each row's combination of labels (-1, 0 or 1), in lexicographic order: [n]."""
-    code = np.zeros(len(labels), np.int64)
-    for column in labels.T:
-        code = code * 3 + (column + 1)
-        if code.max(initial=0) > 1 << 60:  # more than 37 labels
-            code = np.unique(code, return_inverse=True)[1]
-    return code
