@@ -4,11 +4,11 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from headct.errors import UsageError
-from headct.stores import FileInfo, InputFiles, open_file
+from headct.stores import InputFiles, open_file
 
 KEY_VARIABLE = "ICH_IDENTIFIER_KEY"
 _MIN_KEY_BYTES = 16
@@ -51,28 +51,28 @@ def key_check(key: bytes) -> str:
     return hashlib.sha256(b"identifier key check" + key).hexdigest()[:16]
 
 
-def input_key(files: InputFiles, listed: list[FileInfo]) -> bytes:
+def input_key(files: InputFiles, paths: Sequence[str]) -> bytes:
     """Return a key derived from the input, equal on all workers.
 
     The key is a digest of the first readable file, so only readers of the input can compute it. Ids
     that become ordinals are hashed with the key until then: an unfinished directory cannot be
     compared with a list of all possible ids. If no file is readable, the key is a digest of the
-    listing, which is weaker than a digest of content.
+    paths, which is weaker than a digest of content.
 
     Args:
         files: the input.
-        listed: the first listed files.
+        paths: the first listed files.
 
     Raises:
         StoreError: the input's store fails.
     """
     with files.reading() as reading:
-        for info in listed:
+        for path in paths:
             try:
-                return reading.part(info.path, 0, _INPUT_BYTES, _digest).result()
+                return reading.part(path, 0, _INPUT_BYTES, _digest).result()
             except OSError:  # the file is rejected later
                 continue
-    return _digest(repr(listed).encode())
+    return _digest(repr(paths).encode())
 
 
 def _digest(data: bytes) -> bytes:

@@ -3,7 +3,6 @@
 import logging
 import time
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,9 +10,8 @@ from rich.console import Console
 
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
 from beam_pipeline.errors import ENDED_BY
-from beam_pipeline.options import ImageId, Options
+from beam_pipeline.options import Options
 from beam_pipeline.planning.folds_from import Earlier
-from beam_pipeline.planning.inventory import read_uids
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels, read_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read, check_places
@@ -30,7 +28,7 @@ from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
 from headct.errors import HeadctError, UsageError
 from headct.layout import LABELS_TABLE, MANIFEST
-from headct.stores import Folder, InputFiles, encode_source
+from headct.stores import Folder, InputFiles
 
 
 def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, Any] | None:
@@ -128,13 +126,7 @@ def _check_input(options: Options) -> Labels | None:
     labels = None
     if files.labels is not None:
         labels = read_labels(files.labels, options.labels, files.storage_patience)
-        check_labels_fit(
-            labels.ids,
-            files.labels,
-            (encode_source(info.path) for info in chain([first], found)),
-            partial(read_uids, input_files),
-            hidden=options.labels.image_id is ImageId.ORDINAL,
-        )
+        check_labels_fit(labels.ids, options, input_files, chain([first], found))
     if options.splits.folds_from:
         Earlier.read(options)
     return labels

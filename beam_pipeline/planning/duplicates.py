@@ -19,12 +19,7 @@ ALONE = -1  # in place of the number of a set
 def find_identical(
     inventory: Inventory, slices: pd.DataFrame, options: Options
 ) -> NDArray[np.int64]:
-    """Return the number of the set of identical slices per slice, or ALONE.
-
-    Args:
-        inventory: inventory of all files.
-        slices: some rows of `Inventory.files`.
-        options: options of the run.
+    """Return the set of identical pixels of some rows of `Inventory.files`: a number, or ALONE.
 
     Raises:
         StoreError: a store fails.

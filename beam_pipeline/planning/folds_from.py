@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from beam_pipeline.keys import hash_id, patient_of_study, study_of
 from beam_pipeline.options import Identifiers, ImageId, Options, fill_in
-from beam_pipeline.planning.inventory import replace_uid
+from beam_pipeline.planning.inventory import find_key, replace_uid
 from beam_pipeline.planning.join_labels import JoinedFiles
 from beam_pipeline.planning.label_match import image_keys
 from beam_pipeline.planning.text_tables import open_table
@@ -26,19 +26,6 @@ _NO_ID = "it has no such column"
 _NONE_HERE = "none of them is here"
 _ORDINALS = "they are ordinals, which mean nothing outside their directory"
 _OTHER_KEY = "they are hashes, and this run has not their key (--identifiers hash)"
-
-
-@dataclass(frozen=True)
-class KnownSplits:
-    """Splits of this run's slices in an earlier assignment.
-
-    Attributes:
-        splits: split per slice; None if unknown.
-        note: sentence on the number of patients or studies that keep their split.
-    """
-
-    splits: list[str | None]
-    note: str
 
 
 @dataclass(frozen=True)
@@ -111,8 +98,12 @@ class Earlier:
         columns = self._group_column, _IMAGE
         return "; ".join(f"{column}: {self._why_not(column) or _NONE_HERE}" for column in columns)
 
-    def find(self, joined: JoinedFiles) -> KnownSplits:
+    def find(self, joined: JoinedFiles) -> tuple[list[str | None], str]:
         """Find the splits of this run's slices by patient, or else by image.
+
+        Returns:
+            The split of each slice, None if unknown; and a sentence on the number of patients or
+            studies that keep their split.
 
         Raises:
             UsageError: no slice is known, or a patient has two splits.
@@ -121,10 +112,8 @@ class Earlier:
             known = [] if self._why_not(column) else look_up(joined)
             splits = max(known, key=lambda found: found.notna().sum(), default=pd.Series())
             if splits.notna().any():
-                return KnownSplits(
-                    splits.astype(object).where(splits.notna(), None).tolist(),
-                    self._describe(splits.notna().to_numpy(), column, joined),
-                )
+                note = self._describe(splits.notna().to_numpy(), column, joined)
+                return splits.astype(object).where(splits.notna(), None).tolist(), note
         path = self.options.splits.folds_from
         raise UsageError(f"--folds_from {path} knows no slice: {self._reasons()}")
 
@@ -136,7 +125,7 @@ class Earlier:
         rows = rows[rows[column] != ""]
         forms = [rows[column]] if kind in (None, Identifiers.HASH) else []
         if kind in (None, Identifiers.KEEP):
-            key = joined.inventory.find_key(self.options)
+            key = find_key(self.options)
             forms.append(rows[column].map(lambda text: _hash_group(key, column, text)))
         found = []
         for ids in forms:
@@ -162,7 +151,7 @@ class Earlier:
             found.append(self._map(joined.slices["image_id"], texts))
         if kind != ImageId.FILE_NAME and joined.slices["sop_instance_uid"].any():
             if kind != Identifiers.HASH:
-                key, own = joined.inventory.find_key(self.options), self.options.labels.image_id
+                key, own = find_key(self.options), self.options.labels.image_id
                 texts = texts.map(lambda text: replace_uid(key, text, own))
             found.append(self._map(joined.slices["sop_instance_uid"], texts))
         return found
@@ -180,13 +169,6 @@ class Earlier:
             return f"{text}."
         why = self._why_not(self._group_column) or _NONE_HERE
         return f"{text}; by {self._group_column} the others are not looked for: {why}."
-
-
-def find_known(joined: JoinedFiles, options: Options) -> KnownSplits | None:
-    """Return the splits of an earlier assignment, or None without one or without folds."""
-    if not options.splits.folds_from or not joined.names or not len(joined.slices):
-        return None
-    return Earlier.read(options).find(joined)
 
 
 def _hash_group(key: bytes, column: str, text: str) -> str:

@@ -28,7 +28,6 @@ from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table, ordinal
 from headct.reasons import TRANSIENT, Rejected
 from headct.stores import (
-    FileInfo,
     InputFiles,
     Reading,
     decode_source,
@@ -89,14 +88,11 @@ def list_parts(files: Files) -> Iterator[int]:
     unfinished = Unfinished(files.folder)
     number = 0
     while part := list(islice(found, _part_size(number))):
-        table = pa.Table.from_pylist([_listed(info) for info in part], _LISTING)
+        rows = [(encode_source(info.path), info.size, info.version) for info in part]
+        table = pa.table([*zip(*rows, strict=True)], _LISTING)
         unfinished.write(listing_table(number), table, {"files": len(part)})
         yield len(part)
         number += 1
-
-
-def _listed(info: FileInfo) -> dict[str, Any]:
-    return {"source": encode_source(info.path), "size": info.size, "version": info.version}
 
 
 def _part_size(number: int) -> int:
@@ -119,32 +115,29 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     """
     unfinished = Unfinished(options.files.folder)
     files = find_input(options.files.input, options.files.storage_patience)
-    listed = _read_listing(unfinished, number)
+    listed = unfinished.read(listing_table(number)).to_pylist()
     key = find_key(options)
     check = key_check(key)
     before = unfinished.find(inventory_table(number))
-    rows = _known_rows(before, check)
-    new = [place for place, info in enumerate(listed) if info not in rows]
+    known = _known_rows(before, check)
+    rows = [known.get(_version(row)) for row in listed]
+    new = [place for place, row in enumerate(rows) if row is None]
     with files.reading() as reading:
         inspector = _Inspector(files, reading, key, options, watch, listed)
         heads = reading.ahead(new, inspector.read_head)
         found = [(place, *inspector.describe(place, head)) for place, head in heads]
-        rows |= {listed[place]: _finished(row, pixels) for place, row, pixels in found}
-    inventory = [rows[info] for info in listed]
-    rejected = sum(row["reason"] != "" for row in inventory)
+        for place, row, pixels in found:
+            rows[place] = _finished(row, pixels)
+    rejected = sum(bool(row and row["reason"]) for row in rows)
     if new or before is None or len(before) != len(listed):
-        table = pa.Table.from_pylist(inventory, SCHEMA)
+        table = pa.Table.from_pylist(rows, SCHEMA)
         metadata = {"key_check": check, "files": len(listed), "rejected": rejected}
         unfinished.write(inventory_table(number), table, metadata)
     return Inspected(len(listed), rejected, len(listed) - len(new))
 
 
-def _read_listing(unfinished: Unfinished, number: int) -> list[FileInfo]:
-    return [_info(row) for row in unfinished.read(listing_table(number)).to_pylist()]
-
-
-def _info(row: dict[str, Any]) -> FileInfo:
-    return FileInfo(decode_source(row["source"]), row["size"], row["version"])
+def _version(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["source"], row["size"], row["version"]
 
 
 def find_key(options: Options) -> bytes:
@@ -156,8 +149,9 @@ def find_key(options: Options) -> bytes:
     """
     chosen, patience = options.identifiers, options.files.storage_patience
     if chosen.identifiers is Identifiers.ORDINAL:
-        listed = _read_listing(Unfinished(options.files.folder), 0)
-        return input_key(find_input(options.files.input, patience), listed[:_KEY_CANDIDATES])
+        listed = Unfinished(options.files.folder).read(listing_table(0))["source"]
+        paths = [decode_source(path) for path in listed[:_KEY_CANDIDATES].to_pylist()]
+        return input_key(find_input(options.files.input, patience), paths)
     if chosen.identifiers is Identifiers.KEEP:
         return b""
     return read_key(chosen.identifier_key_file, patience)
@@ -176,14 +170,14 @@ def name_of(source: str) -> str:
     return stem if stem and dot and not suffix.isdigit() else name
 
 
-def _known_rows(table: pa.Table | None, check: str) -> dict[FileInfo, dict[str, Any]]:
+def _known_rows(table: pa.Table | None, check: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Return the rows of an earlier run that are still valid, by file."""
     if table is None or table_metadata(table).get("key_check") != check:
         return {}
     if table.column_names != SCHEMA.names:  # written by another version
         return {}
     return {
-        _info(row): row
+        _version(row): row
         for row in table.to_pylist()
         if row["version"] and row["reason"] not in TRANSIENT
     }
@@ -236,34 +230,39 @@ class _Inspector:
     key: bytes
     options: Options
     watch: Watch
-    listed: Sequence[FileInfo]
+    listed: Sequence[dict[str, Any]]
+
+    def path(self, place: int) -> str:
+        return decode_source(self.listed[place]["source"])
 
     def read_head(self, place: int) -> Future[bytes]:
         if place in self.watch.excluded:
             return Future()
-        info = self.listed[place]
         # No version: a dangling link, so a retry is pointless.
-        return self.reading.part(info.path, 0, FIRST_BYTES, bytes, again=bool(info.version))
+        again = bool(self.listed[place]["version"])
+        return self.reading.part(self.path(place), 0, FIRST_BYTES, bytes, again=again)
 
     def describe(
         self, place: int, head: Future[bytes]
     ) -> tuple[dict[str, Any], Future[int] | None]:
         """Return a file's row, and the future of its fingerprint."""
-        info = self.listed[place]
+        listed, path = self.listed[place], self.path(place)
+        size = listed["size"]
         try:
             if place in self.watch.excluded:
                 raise Rejected(self.watch.excluded[place])
             data = head.result()
-            # A link may lead somewhere since it was listed.
-            size = info.size if info.version else (self.files.info(info.path) or info).size
+            if not listed["version"]:  # the link leads somewhere since it was listed
+                found = self.files.info(path)
+                size = found.size if found else size
             beginning = _Beginning(self, place, data, size)
             self.watch.working(place)
             header = read_header(cast(BinaryIO, beginning), size)
-            row = _row(info, **self._ids(header, info), header=header.encode())
+            row = _row(listed, **self._ids(header, path), header=header.encode())
         except Rejected as rejected:
-            return _rejected(info, rejected), None
+            return _rejected(listed, rejected), None
         except OSError as error:
-            return _rejected(info, Rejected.unread(error)), None
+            return _rejected(listed, Rejected.unread(error)), None
         finally:
             self.watch.waiting()
         if header.pixel_offset is None:  # a deflated file
@@ -273,14 +272,12 @@ class _Inspector:
         if self.options.splits.leak_check is LeakCheck.OFF:
             return row, None
         return row, self.reading.part(
-            info.path,
+            path,
             *fingerprint_range(offset, length),
-            lambda middle: fingerprint(
-                middle, partial(self.reading.now, info.path, offset, length)
-            ),
+            lambda middle: fingerprint(middle, partial(self.reading.now, path, offset, length)),
         )
 
-    def _ids(self, header: Header, info: FileInfo) -> dict[str, Any]:
+    def _ids(self, header: Header, path: str) -> dict[str, Any]:
         study = hash_id(self.key, "study_id", header.study_id)
         patient = header.patient_id and hash_id(self.key, "patient_id", header.patient_id)
         uid, image_id = header.sop_instance_uid, self.options.labels.image_id
@@ -289,7 +286,7 @@ class _Inspector:
             "study_id": study,
             "series_id": hash_id(self.key, "series_id", header.series_id),
             "sop_instance_uid": replace_uid(self.key, uid, image_id),
-            "path_identifies": holds_identifier(show_source(info.path), header.identifiers),
+            "path_identifies": holds_identifier(show_source(path), header.identifiers),
         }
 
 
@@ -309,20 +306,20 @@ class _Beginning:
         if missing > 0 and len(self._data) >= FIRST_BYTES:
             inspector = self._inspector
             inspector.watch.waiting()
-            data += inspector.reading.now(inspector.listed[self._place].path, start, missing)
+            data += inspector.reading.now(inspector.path(self._place), start, missing)
             inspector.watch.working(self._place)
         return data
 
 
-def _row(info: FileInfo, **values: Any) -> dict[str, Any]:
-    row = dict.fromkeys(SCHEMA.names, "") | _listed(info)
-    row |= {"image_id": name_of(show_source(info.path)), "fingerprint": 0}
+def _row(listed: dict[str, Any], **values: Any) -> dict[str, Any]:
+    name = name_of(show_source(decode_source(listed["source"])))
+    row = dict.fromkeys(SCHEMA.names, "") | {"image_id": name, "fingerprint": 0}
     row |= {"pixel_offset": -1, "pixel_bytes": 0, "path_identifies": False}
-    return row | values
+    return row | {column: listed[column] for column in _LISTING.names} | values
 
 
-def _rejected(info: FileInfo, why: Rejected) -> dict[str, Any]:
-    return _row(info, reason=why.reason.value, detail=why.detail)
+def _rejected(listed: dict[str, Any], why: Rejected) -> dict[str, Any]:
+    return _row(listed, reason=why.reason.value, detail=why.detail)
 
 
 def _finished(row: dict[str, Any], pixels: Future[int] | None) -> dict[str, Any]:
@@ -330,4 +327,4 @@ def _finished(row: dict[str, Any], pixels: Future[int] | None) -> dict[str, Any]
     try:
         return row | {"fingerprint": pixels.result()} if pixels else row
     except OSError as error:
-        return _rejected(_info(row), Rejected.unread(error))
+        return _rejected(row, Rejected.unread(error))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.keys import key_check, study_of
+from beam_pipeline.keys import study_of
 from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.inventory import find_key, replace_uid
 from beam_pipeline.planning.label_match import (
@@ -79,11 +79,6 @@ def choose_identity(files: pd.DataFrame, image_id: ImageId, identifiers: Identif
     """Choose file names as ids if they distinguish the usable slices, else UIDs.
 
     Copies of a slice under one name do not count as ambiguous: they are duplicates by either id.
-
-    Args:
-        files: `Inventory.files`.
-        image_id: the user's choice.
-        identifiers: treatment of other ids.
     """
     named = files.loc[files["usable"] & (files["sop_instance_uid"] != _NO_KEY), _IMAGE_IDS]
     slices = named.drop_duplicates()["image_id"]
@@ -111,7 +106,6 @@ class Inventory:
             unnamed: bool, whether the study replaces a missing patient id
             a column per LabelForm of a path, if there are labels: uint64, `path_keys`
         texts: ids by number, per ID_COLUMNS.
-        key_check: check value of the key that ids are hashed with.
         identifying_paths: number of files with an identifier of the patient in the path.
     """
 
@@ -119,7 +113,6 @@ class Inventory:
     starts: Sequence[int]
     files: pd.DataFrame
     texts: dict[str, list[str]]
-    key_check: str
     identifying_paths: int
 
     @classmethod
@@ -152,7 +145,11 @@ class Inventory:
                 chunks += table[column].chunks
         if not sum(map(len, frames)):
             raise UsageError(f"input {options.files.input} holds no files")
-        check_one_key(checks, options)
+        if len(checks) > 1:  # ids were hashed with different keys
+            raise UsageError(
+                f"input {options.files.input} changed while its headers were read; the same "
+                "command resumes"
+            )
         files = pd.concat(frames, ignore_index=True)
         known = {}
         for column, chunks in texts.items():
@@ -162,7 +159,7 @@ class Inventory:
         are_studies = np.array([study_of(text) is not None for text in known["patient_id"]])
         files["unnamed"] = are_studies[files["patient_id"]]
         starts = np.cumsum([0, *map(len, frames)]).tolist()
-        return cls(unfinished, starts, files, known, checks.pop(), identifying)
+        return cls(unfinished, starts, files, known, identifying)
 
     def read(
         self, wanted: NDArray[np.bool_], columns: Sequence[str]
@@ -182,21 +179,6 @@ class Inventory:
             mask = wanted[first:end]
             rows = table if mask.all() else table.filter(pa.array(mask))
             yield np.flatnonzero(mask) + first, rows
-
-    def find_key(self, options: Options) -> bytes:
-        """Return the key that ids are hashed with; raises as `inventory.find_key` does."""
-        key = find_key(options)
-        check_one_key({key_check(key), self.key_check}, options)
-        return key
-
-
-def check_one_key(checks: set[str], options: Options) -> None:
-    """Raise a UsageError if ids were hashed with different keys."""
-    if len(checks) > 1:
-        raise UsageError(
-            f"input {options.files.input} changed while its headers were read; the same command "
-            "resumes"
-        )
 
 
 @dataclass(frozen=True)
@@ -299,11 +281,7 @@ def _match(
 ) -> tuple[LabelForm, NDArray[np.int32], NDArray[np.bool_]]:
     """Choose the form by which most labels match exactly one slice.
 
-    Returns:
-        The form, the label index per file, and whether each label's id fits several slices.
-
-    Raises:
-        UsageError: no label matches a file.
+    Returns the form, the label index per file, and whether each label's id fits several slices.
     """
     files, total, slices = inventory.files, len(labels.ids), int(are_slices.sum())
     index = pd.Index(image_keys(labels.ids))
@@ -320,11 +298,9 @@ def _match(
     # Forms that fit only rejected files rank above forms that fit no file.
     best = max(found, key=lambda f: ((counts[f] == 1).sum(), (found[f] != NO_LABEL).any()))
     if slices and not (found[best] != NO_LABEL).any():
-        path = b""
-        if options.labels.image_id is not ImageId.ORDINAL:  # ordinals hide file names
-            first = np.arange(len(are_slices)) == are_slices.argmax()
-            path = next(inventory.read(first, ["source"]))[1]["source"][0].as_py()
-        raise no_match(labels.ids, str(options.files.labels), path)
+        first = np.arange(len(files)) == are_slices.argmax()
+        ((_, table),) = inventory.read(first, ["source"])
+        raise no_match(labels.ids, options, table["source"][0].as_py())
     return best, found[best], counts[best] > 1
 
 
@@ -333,7 +309,7 @@ def _find_by_uid(inventory: Inventory, labels: Labels, options: Options) -> NDAr
     uids = inventory.files["sop_instance_uid"].to_numpy()
     if not uids.any():
         return np.full(len(uids), NO_LABEL, np.int32)
-    key = inventory.find_key(options)
+    key = find_key(options)
     keys: list[NDArray[np.uint64]] = []
     for first in range(0, len(labels.ids), _IDS_AT_A_TIME):
         texts = labels.ids[first : first + _IDS_AT_A_TIME].to_pylist()

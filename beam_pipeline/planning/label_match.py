@@ -1,6 +1,6 @@
 """Labels of files, found by the kind of file id that fits the labels' ids best."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
 
@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from beam_pipeline.options import ImageId, Options
+from beam_pipeline.planning.inventory import read_uids
 from beam_pipeline.planning.labels import plain_ids
 from headct.errors import UsageError
-from headct.stores import decode_source, show_source
+from headct.stores import FileInfo, InputFiles, decode_source, encode_source, show_source
 
 _NAMES_AT_A_TIME = 10_000
 NO_LABEL = -1  # label index of a file without a label
@@ -74,12 +76,7 @@ def path_ids(paths: pa.Array) -> dict[LabelForm, pa.Array]:
 
 
 def check_labels_fit(
-    ids: pa.Array,
-    label_file: str,
-    paths: Iterable[bytes],
-    read_uids: Callable[[Sequence[bytes]], Iterable[str]],
-    *,
-    hidden: bool = False,
+    ids: pa.Array, options: Options, files: InputFiles, found: Iterable[FileInfo]
 ) -> None:
     """Raise an error if no label can match a file, before all headers are read.
 
@@ -88,15 +85,16 @@ def check_labels_fit(
 
     Args:
         ids: the labels' ids.
-        label_file: path of the label file, for the message.
-        paths: paths of the files, as `encode_source` writes them.
-        read_uids: returns the SOP Instance UIDs of some files.
-        hidden: whether to hide file names.
+        options: options of the run.
+        files: the input.
+        found: the listed files.
 
     Raises:
-        UsageError: no label matches; the message quotes a label's id and a file's path.
+        UsageError: no label matches.
+        StoreError: the store fails.
     """
-    labels, seen, names = pd.Index(image_keys(ids)), list[bytes](), iter(paths)
+    names = (encode_source(info.path) for info in found)
+    labels, seen = pd.Index(image_keys(ids)), list[bytes]()
     while part := list(islice(names, _NAMES_AT_A_TIME)):
         seen += part
         keys = path_keys(pa.array(part, pa.binary()))
@@ -105,16 +103,17 @@ def check_labels_fit(
     if not seen or pc.any(pc.match_substring_regex(ids, _UID_SHAPE)).as_py():
         return  # UIDs can only be compared after headers are read
     some = np.unique(np.linspace(0, len(seen) - 1, _PEEKED).astype(np.int64))
-    uids = pa.array(read_uids([seen[place] for place in some.tolist()]), ids.type)
-    if not pc.any(pc.is_in(uids, ids)).as_py():
-        raise no_match(ids, label_file, b"" if hidden else seen[0])
+    uids = read_uids(files, [seen[place] for place in some.tolist()])
+    if not pc.any(pc.is_in(pa.array(uids, ids.type), ids)).as_py():
+        raise no_match(ids, options, seen[0])
 
 
-def no_match(ids: pa.Array, label_file: str, path: bytes) -> UsageError:
-    """Return the error that no label matches; `path` is an example, or empty to hide paths."""
-    files = f", those of the files like {show_source(decode_source(path))!r}" if path else ""
+def no_match(ids: pa.Array, options: Options, path: bytes) -> UsageError:
+    """Return the error that no label matches; it quotes a label's id and, perhaps, a path."""
+    like = f", those of the files like {show_source(decode_source(path))!r}"
+    hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
     return UsageError(
-        f"no image of label file {label_file} is among the files: its ids are like "
-        f"{ids[0].as_py()!r}{files}; they may be file names, paths below the input or SOP Instance "
-        "UIDs; --id_column names another column"
+        f"no image of label file {options.files.labels} is among the files: its ids are like "
+        f"{ids[0].as_py()!r}{'' if hidden else like}; they may be file names, paths below the "
+        "input or SOP Instance UIDs; --id_column names another column"
     )

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +38,10 @@ _CELLS = 1 << 24  # label values that always fit in memory
 _AROUND = ' \t"'  # stripped from texts: CSV keeps quotes that follow a space
 
 _TRUTHS = {"true": 1, "false": 0}  # of pandas, R and Parquet; the case is ignored
-# Words that identify nobody.
-_ANSWERS = {"yes", "no", "y", "n", "t", "f", "positive", "negative", "pos", "neg"}
+# Values that identify nobody, as long numbers and names may.
+_HARMLESS = re.compile(
+    r"(?i)[-+]?\d{1,3}([.,]\d*)?|true|false|t|f|yes|no|y|n|pos(itive)?|neg(ative)?"
+)
 _LONG = ("ID", "Label")
 # Names of a wide file's id column; the case is ignored.
 _ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
@@ -165,12 +166,9 @@ def check_values(column: str, texts: pa.Array, values: NDArray[np.int8]) -> None
     wrong = values < 0
     if wrong.sum() * 2 <= len(wrong):
         return
-    example = ""
-    for text in texts.filter(pa.array(wrong)).unique().to_pylist():
-        with suppress(ValueError):
-            # Long numbers and other text may identify a patient.
-            if not example and (text.lower() in _ANSWERS or abs(float(text)) < 1000):
-                example = f", but for instance {text}"
+    different = texts.filter(pa.array(wrong)).unique().to_pylist()
+    harmless = [f", but for instance {text}" for text in different if _HARMLESS.fullmatch(text)]
+    example = next(iter(harmless), "")
     raise ValueError(
         f"column {quoted(column)} is not of 0 and 1{example}; write 0 and 1, or true and false, or "
         "name the columns of the classes with --label_columns"
@@ -211,13 +209,12 @@ def find_columns(
 def _find_ids(columns: Sequence[str], id_column: str | None) -> int:
     if id_column in columns:
         return _place(columns, str(id_column))
-    if id_column is None:
-        plain = (re.sub("[ -]", "_", name.lower()) for name in columns)
-        found = [place for place, name in enumerate(plain) if name in _ID_NAMES]
-        found += [place for place, name in enumerate(columns) if _is_index(place, name)]
-        if found and len(columns) > 1:
-            return found[0]
-    if any(name.lower() in {*_TRUTHS, *_ANSWERS} or _is_number(name) for name in columns):
+    plain = [re.sub("[ -]", "_", name.lower()) for name in columns]
+    found = [place for place, name in enumerate(plain) if name in _ID_NAMES]
+    found += [place for place, name in enumerate(columns) if _is_index(place, name)]
+    if id_column is None and found and len(columns) > 1:
+        return found[0]
+    if any(map(_HARMLESS.fullmatch, columns)):
         raise ValueError(f"its first row holds values, not the names of columns; {_WANTED}")
     raise ValueError(f"it has {_listed(columns)}; {_WANTED}")
 
@@ -225,13 +222,6 @@ def _find_ids(columns: Sequence[str], id_column: str | None) -> int:
 def _is_index(place: int, name: str) -> bool:
     """Return whether a column is an index that pandas wrote."""
     return bool(_INDEX.fullmatch(name)) or (place == 0 and not name)
-
-
-def _is_number(text: str) -> bool:
-    with suppress(ValueError):
-        float(text)
-        return True
-    return False
 
 
 def _listed(columns: Sequence[str]) -> str:

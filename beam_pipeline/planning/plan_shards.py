@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options, SplitOptions
 from beam_pipeline.planning.duplicates import ALONE, count_identical, find_identical, join_groups
 from beam_pipeline.planning.folds import assign_shards, assign_splits
-from beam_pipeline.planning.folds_from import find_known
+from beam_pipeline.planning.folds_from import Earlier
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     SKIPPED,
@@ -80,8 +80,11 @@ def plan_shards(parts: int, options: Options) -> Plan:
     check_rejects(unfinished, files_seen, rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = find_identical(inventory, slices, options)
-    known = find_known(joined, options)
-    dealt = deal(joined, identical, options.splits, known.splits if known else None)
+    known, notes = None, joined.notes
+    if options.splits.folds_from and joined.names and len(slices):
+        known, note = Earlier.read(options).find(joined)
+        notes = (*notes, note)
+    dealt = deal(joined, identical, options.splits, known)
     plan = Plan(
         labels=joined.names,
         files_seen=files_seen,
@@ -90,7 +93,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         identifying_paths=0 if hidden else inventory.identifying_paths,
         image_id=joined.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
-        notes=(*joined.notes, *([known.note] if known else [])),
+        notes=notes,
         without_patient_id={
             "slices": int(slices["unnamed"].sum()),
             "studies": int(slices["study_id"][slices["unnamed"]].nunique()),
@@ -183,12 +186,7 @@ def _group(
 def _write_tables(
     joined: JoinedFiles, dealt: Mapping[ShardFile, NDArray[np.int64]], options: Options
 ) -> None:
-    """Write the tables of slices per shard, in writing order.
-
-    Raises:
-        OutputError: a table cannot be written.
-        StoreError: the folder's store fails.
-    """
+    """Write the tables of slices per shard, in writing order."""
     slices, identity = joined.slices, joined.identity
     shards, bounds = [*dealt], np.cumsum([0, *map(len, dealt.values())])
     order = np.concatenate([np.empty(0, np.int64), *dealt.values()])
@@ -242,7 +240,7 @@ def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
 def _rows_of_passes(
     inventory: Inventory, positions: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the inventory per pass, with their positions, in any order.
+    """Yield some columns of the inventory per pass, with `position`, in any order.
 
     The inventory is read once. With several passes, rows are buffered in a local temporary file
     per pass.
@@ -251,7 +249,7 @@ def _rows_of_passes(
         inventory: inventory of all files.
         positions: position of each file in writing order, or -1.
         edges: bounds of the passes in positions.
-        columns: columns to read.
+        columns: names of the columns.
     """
     types = {name: _CARRIED.get(name, pa.large_string()) for name in columns}
     schema = pa.schema({**types, "position": pa.int64()})

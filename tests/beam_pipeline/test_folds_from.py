@@ -14,7 +14,8 @@ import pytest
 from beam_pipeline import pipeline
 from beam_pipeline.keys import hash_id, key_check
 from beam_pipeline.options import Identifiers, ImageId, Options
-from beam_pipeline.planning.folds_from import Earlier, KnownSplits
+from beam_pipeline.planning import folds_from
+from beam_pipeline.planning.folds_from import Earlier
 from beam_pipeline.planning.join_labels import Identity
 from beam_pipeline.planning.label_match import image_keys
 from headct.errors import UsageError
@@ -59,7 +60,7 @@ def find(
     patients: Sequence[str] = PATIENTS,
     names: Sequence[str] = NAMES,
     ambiguous: int = 0,
-) -> KnownSplits:
+) -> tuple[list[str | None], str]:
     """What an assignment says of four slices of this run, whose ids are hashed unless kept."""
     kinds = {"ordinal": b"the input's own key", "hash": KEY, "keep": b""}
     key = kinds[now.identifiers.identifiers]
@@ -72,9 +73,11 @@ def find(
     joined = SimpleNamespace(
         slices=slices,
         identity=Identity(ImageId.FILE_NAME, False, ambiguous),
-        inventory=SimpleNamespace(texts={column: [*groups]}, find_key=lambda _: key),
+        inventory=SimpleNamespace(texts={column: [*groups]}),
     )
-    return read(path, now).find(joined)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folds_from, "find_key", lambda _: key)
+        return read(path, now).find(joined)  # type: ignore[arg-type]
 
 
 def read(path: str, now: Options | None = None) -> Earlier:
@@ -92,8 +95,8 @@ def test_new_slices_of_known_patients_stay_with_them(tmp_path: Path, before: str
     ids = hashed(KEY if before == "hash" else b"", "patient_id", ["Roe", "Poe"])
     path = write_directory(tmp_path / "s", options(before), {**NEW_SLICES, "patient_id": ids})
     known = find(path, options(now))
-    assert known.splits == ["fold1", "fold1", None, "fold0"]
-    assert known.note == "--folds_from: 2 of 3 patients keep their split, found by patient_id."
+    assert known[0] == ["fold1", "fold1", None, "fold0"]
+    assert known[1] == "--folds_from: 2 of 3 patients keep their split, found by patient_id."
 
 
 @pytest.mark.parametrize(
@@ -113,11 +116,9 @@ def test_patients_that_cannot_be_joined_are_refused_unless_the_images_are_there(
     with pytest.raises(UsageError, match=rf"knows no slice: {why}.*; image_id: none of them is"):
         find(path, options(now))
     known = find(path, options(now), names=["a", "b", "x", "d"])
-    assert known.splits == [None, None, "fold1", None]
-    assert known.note.startswith(
-        "--folds_from: 1 of 3 patients keep their split, found by image_id;"
-    )
-    assert "the others are not looked for: they are" in known.note
+    assert known[0] == [None, None, "fold1", None]
+    assert known[1].startswith("--folds_from: 1 of 3 patients keep their split, found by image_id;")
+    assert "the others are not looked for: they are" in known[1]
 
 
 def test_hashes_of_another_key_are_not_compared(tmp_path: Path) -> None:
@@ -162,13 +163,13 @@ def test_images_are_found_by_their_uids(
         {**rows, "patient_id": ["?", "?"]},
         "sop_instance_uid",
     )
-    assert find(path, options(now), ambiguous=2).splits == [None, None, "fold0", None]
+    assert find(path, options(now), ambiguous=2)[0] == [None, None, "fold0", None]
 
 
 def test_names_that_several_slices_share_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("image_id,split\na,fold0\n")
     path = str(tmp_path / "folds.csv")
-    assert find(path, options("keep")).splits == ["fold0", None, None, None]
+    assert find(path, options("keep"))[0] == ["fold0", None, None, None]
     with pytest.raises(UsageError, match="knows no slice"):
         find(path, options("keep"), ambiguous=2)
 
@@ -178,21 +179,21 @@ def test_names_that_several_slices_share_are_not_compared(tmp_path: Path) -> Non
 def test_a_table_may_name_patients(tmp_path: Path, now: str, text: str) -> None:
     (tmp_path / "folds.csv").write_text(text)
     known = find(str(tmp_path / "folds.csv"), options(now))
-    assert known.splits == [None, None, None, "fold1"]
+    assert known[0] == [None, None, None, "fold1"]
 
 
 def test_a_table_may_name_patients_by_their_hashes(tmp_path: Path) -> None:
     (patient,) = hashed(KEY, "patient_id", ["Poe"])
     (tmp_path / "folds.csv").write_text(f"patient_id,split\n{patient},fold1\n")
     known = find(str(tmp_path / "folds.csv"), options("hash"))
-    assert known.splits == [None, None, None, "fold1"]
+    assert known[0] == [None, None, None, "fold1"]
 
 
 def test_studies_are_joined_where_studies_are_kept_together(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("study_id,patient_id,split\nRoe,p,fold1\nDoe,p,fold0\n")
     known = find(str(tmp_path / "folds.csv"), options("keep", group_by="study"))
-    assert known.splits == ["fold1", "fold1", "fold0", None]
-    assert "2 of 3 studies keep their split, found by study_id." in known.note
+    assert known[0] == ["fold1", "fold1", "fold0", None]
+    assert "2 of 3 studies keep their split, found by study_id." in known[1]
 
 
 def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -200,9 +201,9 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has one patient in two splits: such an assignment leaks"):
         find(str(tmp_path / "folds.csv"), options("keep"))
     # Others' rows do not matter.
-    assert find(
-        str(tmp_path / "folds.csv"), options("keep"), patients=["A", "B", "Doe", "C"]
-    ).splits == [None, None, "fold0", None]
+    assert find(str(tmp_path / "folds.csv"), options("keep"), patients=["A", "B", "Doe", "C"])[
+        0
+    ] == [None, None, "fold0", None]
 
 
 def test_a_directory_of_an_earlier_version_has_file_names(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_directory_of_an_earlier_version_has_file_names(tmp_path: Path) -> Non
     manifest = {"options": {"input": "in", "labels": None, "image_id": "file_name"}}
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     known = find(path, options("ordinal"), names=["x", "b", "c", "y"])
-    assert known.splits == ["fold1", None, None, "fold0"]
+    assert known[0] == ["fold1", None, None, "fold0"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_pipeline.keys import key_check
 from beam_pipeline.options import ImageId, Options
 from beam_pipeline.planning import join_labels, label_match
 from beam_pipeline.planning.inventory import name_of
@@ -22,6 +20,7 @@ from beam_pipeline.planning.label_match import (
 )
 from beam_pipeline.planning.labels import Labels, plain_ids
 from headct.errors import UsageError
+from headct.stores import FileInfo, InputFiles
 
 UIDS = ["1.2.826.0.1.10", "1.2.826.0.1.11", "1.2.826.0.1.12", "1.2.826.0.1.13"]
 FLAT = [b"ID_1.dcm", b"ID_2.dcm", b"ID_3.dcm", b"ID_4.dcm"]
@@ -36,7 +35,7 @@ def match(
     ids = plain_ids(pa.array(labels))
     frame = pd.DataFrame(path_keys(pa.array(files, pa.binary())))
     frame["sop_instance_uid"] = image_keys(pa.array(UIDS[: len(files)]))
-    inventory = Inventory(None, [], frame, {}, key_check(b""), 0)  # type: ignore[arg-type]
+    inventory = Inventory(None, [], frame, {}, 0)  # type: ignore[arg-type]
     slices = np.isin(np.arange(len(files)), [*(range(len(files)) if used is None else used)])
     values = np.zeros((len(ids), 1), np.int8)
     options = Options.of(input="in", output="out", identifiers="keep", image_id=ImageId.ORDINAL)
@@ -87,8 +86,6 @@ def test_a_label_of_several_slices_is_of_none() -> None:
 
 def test_labels_of_files_that_are_no_slices_are_joined_too() -> None:
     assert match(["b/s1/IM0002"], NESTED, used=[0])[:2] == (LabelForm.PATH, [-1, -1, -1, 0])
-    with pytest.raises(UsageError, match="no image of label file"):
-        match(["x"], FLAT)
 
 
 def test_uids_are_only_asked_for_where_another_form_leaves_slices_and_labels_over(
@@ -141,10 +138,19 @@ LABELS = pa.array([f"ID_{number:03}" for number in range(100)])
 
 
 def check(
-    paths: Iterable[str], uids: Sequence[str] = (), ids: pa.Array = LABELS, **more: Any
-) -> None:
-    encoded = (path.encode() for path in paths)
-    check_labels_fit(ids, "labels.csv", encoded, lambda _: uids, **more)
+    paths: Iterable[str],
+    uids: Sequence[str] = (),
+    ids: pa.Array = LABELS,
+    image_id: ImageId = ImageId.AUTO,
+) -> list[bytes]:
+    """Check labels; returns the files whose UIDs were read."""
+    asked: list[bytes] = []
+    options = Options.of(input="in", output="out", labels="labels.csv", image_id=image_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_match, "read_uids", lambda _, some: asked.extend(some) or uids)
+        found = (FileInfo(path, 0, "") for path in paths)
+        check_labels_fit(ids, options, InputFiles("in"), found)
+    return asked
 
 
 def test_one_label_in_common_is_enough_and_ends_the_search() -> None:
@@ -166,7 +172,7 @@ def test_labels_of_other_files_are_refused_with_an_id_of_each() -> None:
 
 def test_a_hidden_name_is_not_shown() -> None:
     with pytest.raises(UsageError, match="its ids are like 'ID_000'; they may be") as refused:
-        check(["slice-0"], hidden=True)
+        check(["slice-0"], image_id=ImageId.ORDINAL)
     assert "slice-0" not in str(refused.value)
 
 
@@ -184,16 +190,10 @@ def test_labels_may_be_of_uids_that_only_headers_have() -> None:
 
 
 def test_the_files_whose_uids_are_compared_are_spread_over_the_input() -> None:
-    asked: list[bytes] = []
-
-    def read_uids(paths: Sequence[bytes]) -> list[str]:
-        asked.extend(paths)
-        return ["ID_007"]
-
-    paths = [f"slice-{number}".encode() for number in range(25_000)]
-    check_labels_fit(LABELS, "labels.csv", paths, read_uids)
+    paths = [f"slice-{number}" for number in range(25_000)]
+    asked = check(paths, ["ID_007"])
     assert len(asked) == label_match._PEEKED
-    assert (asked[0], asked[-1]) == (paths[0], paths[-1])
+    assert (asked[0], asked[-1]) == (b"slice-0", b"slice-24999")
 
 
 @given(st.lists(st.text(max_size=8)))

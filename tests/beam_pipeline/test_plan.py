@@ -90,7 +90,7 @@ def join(
 ) -> JoinedFiles:
     """Judge files by labels that are joined by file name."""
     keyed = files.assign(**{LabelForm.NAME: files["image_id"]})
-    inventory = Inventory(None, [], keyed, {}, "", 0)  # type: ignore[arg-type]
+    inventory = Inventory(None, [], keyed, {}, 0)  # type: ignore[arg-type]
     return judge(inventory, labels, OPTIONS.changed(unlabeled=unlabeled, image_id="ordinal"))
 
 
