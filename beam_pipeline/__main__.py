@@ -7,7 +7,6 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import logging
 import sys
-import threading
 from collections.abc import Sequence
 
 from beam_pipeline.command_line import KINDS, parse_options
@@ -29,7 +28,7 @@ def main(argv: Sequence[str], program: str = "python -m beam_pipeline") -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # On import, Beam warns about a missing BigQuery client, which is not used.
     logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools"))
-    return run_program("beam_pipeline", lambda: _run_command(argv, program, handler))
+    return run_program("beam_pipeline", lambda: _run_command(argv, program))
 
 
 def options_of(_command: str) -> list[type[Declared]]:
@@ -37,22 +36,10 @@ def options_of(_command: str) -> list[type[Declared]]:
     return KINDS
 
 
-def _run_command(argv: Sequence[str], program: str, handler: logging.Handler) -> int:
+def _run_command(argv: Sequence[str], program: str) -> int:
     options, chosen = parse_options(argv, program)
-    if not chosen.runner.is_local:
-        threading.excepthook = _log_thread
-    try:
-        run(options, chosen, Terminal(markup=False))
-    finally:
-        if not chosen.runner.is_local:
-            # Workers may be threads of this process, and outlive an interrupted job.
-            handler.addFilter(lambda record: False)
+    run(options, chosen, Terminal(markup=False))
     return 0
-
-
-def _log_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Log the error of a gRPC thread when its peer closes the connection."""
-    logging.getLogger("apache_beam").error("A thread ended: %r", arguments.exc_value)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Runners of the pipeline, and checks of a runner's options before a run starts."""
 
 import argparse
+import re
 import shutil
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from beam_pipeline.runners.addresses import ADDRESS_OPTIONS, check_address, is_here
+from beam_pipeline.errors import RunnerError
 from headct.declarations import OneLineParser, did_you_mean
 from headct.errors import UsageError
 from headct.stores import is_local
@@ -79,6 +82,23 @@ _REFUSED = {
     "are wrong",
     "InteractiveRunner": "it is for notebooks",
 }
+_HTTP = r"(?:https?://)?"
+# Per option with an address: its scheme, its values for an engine on this machine, and examples.
+_ADDRESSES = {
+    "job_endpoint": ("", "embed", "an address such as host:8099"),
+    "flink_master": (
+        _HTTP,
+        r"\[(auto|local)\]",
+        "an address such as http://jobmanager:8081, or [local]",
+    ),
+    # https://spark.apache.org/docs/3.5.9/submitting-applications.html#master-urls
+    "spark_master_url": (
+        r"spark://|k8s://(?:https?://)?",
+        r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\]",
+        "spark://host:7077, k8s://https://host:443, yarn, local[4] or local-cluster[2,1,1024]",
+    ),
+    "spark_rest_url": (_HTTP, r"(?!)", "an address such as http://master:6066"),
+}
 
 
 def choose_runner(name: str) -> Runner:
@@ -117,17 +137,40 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
         return []
     parser = _beam_parser()
     parsed, unparsed = parser.parse_known_args(list(argv))
-    _check_reachable(parsed)
-    _check_known(runner, parsed, unparsed, [*own, *parser._option_string_actions])
+    for option in ("job_endpoint",) if parsed.job_endpoint else _ADDRESSES:
+        value = getattr(parsed, option)
+        if value is not None:
+            _check_address(option, value)
+    if parsed.prism_location and not Path(parsed.prism_location).is_file():
+        raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
+    unknown = [argument.partition("=")[0] for argument in unparsed if argument.startswith("-")]
+    if unknown and parsed.job_endpoint:
+        described = _described_options(parsed.job_endpoint)
+        unknown = [argument for argument in unknown if argument not in described]
+    elif unparsed and not unknown:
+        unknown = list(unparsed[:1])
+    if unknown:
+        raise _unknown(unknown[0], [*own, *parser._option_string_actions], runner.name)
     implied = _implied(runner, parsed)
+    required = () if parsed.job_endpoint else runner.required
+    if required and runner.name == "SparkRunner" and parsed.spark_submit_uber_jar:
+        required = (("spark_rest_url", "http://master:6066"),)
     missing = [
         f"--{name} (for instance {example})"
-        for name, example in _required(runner, parsed)
+        for name, example in required
         if getattr(parsed, name) is None and name not in implied
     ]
     if missing:
         raise UsageError(f"--runner {runner.name} needs {', '.join(missing)}")
-    _check_java(runner, parsed)
+    engine = ENGINES.get(runner.name)
+    starts_server = engine and not (
+        parsed.job_endpoint or getattr(parsed, f"{engine}_submit_uber_jar")
+    )
+    if starts_server and not shutil.which(parsed.job_server_java_launcher):
+        raise UsageError(
+            f"--runner {runner.name} starts Beam's job server, which needs Java; install it, or "
+            "give the address of a job server with --job_endpoint"
+        )
     return [*argv, *(word for name, value in implied.items() for word in (f"--{name}", value))]
 
 
@@ -147,7 +190,7 @@ def place_path(runner: Runner, option: str, path: str | None) -> str | None:
     return str(Path(path.removeprefix("file://")).absolute())
 
 
-def _beam_parser() -> argparse.ArgumentParser:
+def _beam_parser() -> OneLineParser:
     from apache_beam.options import pipeline_options
 
     parser = OneLineParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
@@ -155,30 +198,46 @@ def _beam_parser() -> argparse.ArgumentParser:
         if options.__module__ == pipeline_options.__name__:
             options._add_argparse_args(parser)
     # Beam's default addresses are valid: a missing option would go unnoticed.
-    parser.set_defaults(**dict.fromkeys(ADDRESS_OPTIONS))
+    parser.set_defaults(**dict.fromkeys(_ADDRESSES))
     return parser
 
 
-def _check_reachable(parsed: argparse.Namespace) -> None:
-    for option in ("job_endpoint",) if parsed.job_endpoint else ADDRESS_OPTIONS:
-        value = getattr(parsed, option)
-        if value is not None:
-            check_address(option, value)
-    if parsed.prism_location and not Path(parsed.prism_location).is_file():
-        raise UsageError(f"--prism_location {parsed.prism_location}: there is no such file")
+def _check_address(option: str, value: str) -> None:
+    """Raise if a value is not an address, or no host answers at the address.
 
-
-def _check_known(
-    runner: Runner, parsed: argparse.Namespace, unparsed: Sequence[str], known: Iterable[str]
-) -> None:
-    unknown = [argument.partition("=")[0] for argument in unparsed if argument.startswith("-")]
-    if unknown and parsed.job_endpoint:
-        described = _described_options(parsed.job_endpoint)
-        unknown = [argument for argument in unknown if argument not in described]
-    elif unparsed and not unknown:
-        unknown = list(unparsed[:1])
-    if unknown:
-        raise _unknown(unknown[0], known, runner.name)
+    Raises:
+        UsageError: the value is invalid for the option.
+        RunnerError: no host of the address can be reached.
+    """
+    form, here, wanted = _ADDRESSES[option]
+    if re.fullmatch(here, value) or (option, value) == ("spark_master_url", "yarn"):
+        return
+    wrong = UsageError(f"--{option} {value}: want {wanted}")
+    scheme = re.match(form, value)
+    if scheme is None:
+        raise wrong
+    default = next(
+        (port for port, name in ((80, "http://"), (443, "https://")) if scheme[0].endswith(name)), 0
+    )
+    hosts = []
+    for host in value[scheme.end() :].split(","):  # several masters of Spark, one of them leads
+        try:
+            parts = urlsplit(f"//{host}")
+            hosts.append((parts.hostname or "", parts.port or default))
+        except ValueError:  # the port is not a number
+            raise wrong from None
+    if not all(name and port for name, port in hosts):
+        raise wrong
+    failures = []
+    for address in hosts:
+        try:
+            socket.create_connection(address, _ANSWER_SECONDS).close()
+        except OSError as error:
+            silent = isinstance(error, TimeoutError)
+            failures.append("no answer" if silent else error.strerror or str(error))
+        else:
+            return
+    raise RunnerError(f"--{option} {value} cannot be reached: {failures[0]}")
 
 
 def _described_options(endpoint: str) -> set[str]:
@@ -207,39 +266,13 @@ def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:
     prism = shutil.which("prism")
     if runner.name == "PrismRunner" and not parsed.prism_location and prism:
         implied["prism_location"] = prism
-    if _runs_here(runner, parsed) and not parsed.environment_type:
+    option = _MASTERS.get(runner.name, "")
+    master = getattr(parsed, option, None)
+    is_here = master and not parsed.job_endpoint and re.fullmatch(_ADDRESSES[option][1], master)
+    if (is_here or runner.name == "PrismRunner") and not parsed.environment_type:
         # Workers are threads of this process: containers would need Docker and a package.
         implied["environment_type"] = "LOOPBACK"
     if runner is DATAFLOW and parsed.number_of_worker_harness_threads is None:
         # Dataflow starts 12 threads per worker, and every thread would start decoder processes.
         implied["number_of_worker_harness_threads"] = "1"
     return implied
-
-
-def _runs_here(runner: Runner, parsed: argparse.Namespace) -> bool:
-    """Return whether the engine runs on this machine, and ends with the command."""
-    if runner.name == "PrismRunner":
-        return True
-    option = _MASTERS.get(runner.name)
-    master = getattr(parsed, option) if option else None
-    return bool(option and master and not parsed.job_endpoint and is_here(option, master))
-
-
-def _required(runner: Runner, parsed: argparse.Namespace) -> Iterable[tuple[str, str]]:
-    if parsed.job_endpoint:
-        return ()
-    if runner.name == "SparkRunner" and parsed.spark_submit_uber_jar:
-        return (("spark_rest_url", "http://master:6066"),)
-    return runner.required
-
-
-def _check_java(runner: Runner, parsed: argparse.Namespace) -> None:
-    """Raise if the run starts Beam's job server, but Java is missing."""
-    engine = ENGINES.get(runner.name)
-    if not engine or parsed.job_endpoint or getattr(parsed, f"{engine}_submit_uber_jar"):
-        return
-    if not shutil.which(parsed.job_server_java_launcher):
-        raise UsageError(
-            f"--runner {runner.name} starts Beam's job server, which needs Java; install it, or "
-            "give the address of a job server with --job_endpoint"
-        )

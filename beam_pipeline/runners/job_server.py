@@ -1,10 +1,12 @@
-"""Servers that a run starts (Beam's job server, Prism): their jars, and their end."""
+"""Servers of a run: those that it starts (Beam's job server, Prism), and Flink's REST interface."""
 
+import json
 import logging
 import os
 import re
 import shlex
 import sys
+import urllib.request
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from beam_pipeline.errors import RunnerError
-from beam_pipeline.runners import tied
 from beam_pipeline.runners.choose import ENGINES, ChosenRunner
-from beam_pipeline.runners.jobs import flink_cluster
 from headct.errors import UsageError
 
+_ANSWER_SECONDS = 10.0
 _MANIFEST = "META-INF/MANIFEST.MF"
 # Packages that Spark's own scripts open on Java 17, unlike Beam. Without these packages Spark
 # cannot report the exception of a task, and the job waits for the task forever.
@@ -25,6 +26,37 @@ _SPARK_OPENED = (
     *("java.util.concurrent.atomic", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
 )
 _DRIVERS = "Main-Class: org.apache.beam.runners."
+# Python program that becomes a command: `PARENT COMMAND ...`. The command ends with the process
+# PARENT, even after SIGKILL. Only Linux ties processes.
+TIED = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def flink_url(chosen: ChosenRunner) -> str | None:
+    """Return the URL of the Flink cluster that runs the job, if its address is given."""
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+
+    options = PipelineOptions(list(chosen.arguments))
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    if chosen.runner.name not in ("FlinkRunner", "PortableRunner") or master.startswith("["):
+        return None
+    return master if "://" in master else f"http://{master}"
+
+
+def ask_flink(url: str, path: str, method: str = "GET") -> Any:
+    """Return the JSON answer of a Flink cluster's REST interface; raise OSError without an answer.
+
+    https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/
+    """
+    request = urllib.request.Request(url.rstrip("/") + path, method=method)
+    with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def find_job_server(chosen: ChosenRunner) -> ChosenRunner:
@@ -53,15 +85,16 @@ def find_job_server(chosen: ChosenRunner) -> ChosenRunner:
 
 def _flink_version(chosen: ChosenRunner) -> list[str]:
     """Return an option with the cluster's version: Beam's default is its newest job server."""
-    cluster = flink_cluster(chosen)
-    if cluster is None or any(word.startswith("--flink_version") for word in chosen.arguments):
+    url = flink_url(chosen)
+    if url is None or any(word.startswith("--flink_version") for word in chosen.arguments):
         return []
     try:
-        return ["--flink_version", cluster.version()]
+        version = ask_flink(url, "/config")["flink-version"]
     except (OSError, ValueError, LookupError) as error:
         raise RunnerError(
-            f"--flink_master {cluster.url} does not answer as Flink's REST interface does: {error}"
+            f"--flink_master {url} does not answer as Flink's REST interface does: {error}"
         ) from None
+    return ["--flink_version", ".".join(version.split(".")[:2])]
 
 
 def prepare_servers(chosen: ChosenRunner, options: Any, folder: Path) -> None:
@@ -74,7 +107,7 @@ def prepare_servers(chosen: ChosenRunner, options: Any, folder: Path) -> None:
     """
     from apache_beam.options.pipeline_options import JobServerOptions, PrismRunnerOptions
 
-    command = [sys.executable, tied.__file__, str(os.getpid())]
+    command = [sys.executable, "-c", TIED, str(os.getpid())]
     java = options.view_as(JobServerOptions)
     spark = ENGINES.get(chosen.runner.name) == "spark"
     opened = [f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _SPARK_OPENED if spark]

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -15,6 +16,22 @@ _PROJECT = "headct-shards"
 _PACKAGES = ("headct", "beam_pipeline")
 _INSTALLED = Path(__file__).parents[2]
 _WHEEL = b"Wheel-Version: 1.0\nGenerator: headct\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def needs_package(arguments: Sequence[str]) -> bool:
+    """Return whether workers start in containers of Beam's own image, by Beam's options."""
+    from apache_beam.options.pipeline_options import (
+        PipelineOptions,
+        PortableOptions,
+        SetupOptions,
+        WorkerOptions,
+    )
+
+    options = PipelineOptions(list(arguments))
+    portable = options.view_as(PortableOptions)
+    has_image = options.view_as(WorkerOptions).sdk_container_image or portable.environment_config
+    starts_containers = portable.environment_type in (None, "DOCKER")
+    return starts_containers and not (has_image or options.view_as(SetupOptions).setup_file)
 
 
 def stage_package(folder: Path) -> list[str]:
@@ -52,22 +69,18 @@ def pinned_requirements() -> list[str]:
         if extras <= extras_of.get(name, set()):
             continue
         extras_of[name] = extras_of.get(name, set()) | extras
-        waiting += _requirements_of(name, extras_of[name])
+        try:
+            required = [Requirement(text) for text in metadata.requires(name) or []]
+        except metadata.PackageNotFoundError:
+            raise UsageError(f"workers need {name}, which is not installed here") from None
+        waiting += [
+            needed
+            for needed in required
+            if not needed.marker
+            or any(needed.marker.evaluate({"extra": extra}) for extra in extras_of[name])
+        ]
     del extras_of[_PROJECT]
     return sorted(f"{name}=={metadata.version(name)}" for name in extras_of)
-
-
-def _requirements_of(name: str, extras: set[str]) -> list[Requirement]:
-    try:
-        parsed = [Requirement(text) for text in metadata.requires(name) or []]
-    except metadata.PackageNotFoundError:
-        raise UsageError(f"workers need {name}, which is not installed here") from None
-    return [
-        requirement
-        for requirement in parsed
-        if requirement.marker is None
-        or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
-    ]
 
 
 def build_wheel(folder: Path) -> Path:
@@ -87,7 +100,7 @@ def build_wheel(folder: Path) -> Path:
     described = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
     files[f"{about}/METADATA"] = described.encode()
     files[f"{about}/WHEEL"] = _WHEEL
-    record = [f"{name},{_record_hash(data)},{len(data)}\n" for name, data in files.items()]
+    record = [f"{name},{_hash(data)},{len(data)}\n" for name, data in files.items()]
     files[f"{about}/RECORD"] = "".join([*record, f"{about}/RECORD,,\n"]).encode()
     wheel = folder / f"headct_shards-{distribution.version}-py3-none-any.whl"
     with ZipFile(wheel, "w", ZIP_DEFLATED) as archive:
@@ -96,6 +109,6 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _record_hash(data: bytes) -> str:
+def _hash(data: bytes) -> str:
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
     return f"sha256={digest}"

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from beam_pipeline.runners.failures import cause, lost_service, lost_worker
+from beam_pipeline.runners.run_job import Job, after_failure, cause
 
 PREFIX = "Pipeline BeamApp-root-1129233435_047fcfe3-db38 failed in state FAILED: "
 SPARK_CONTEXT = """\
@@ -50,6 +50,10 @@ Caused by: org.apache.flink.runtime.JobException: Recovery is suppressed by NoRe
 Caused by: java.util.concurrent.TimeoutException: Heartbeat of TaskManager with id tm-1 timed out.
 \tat org.apache.flink.runtime.jobmaster.JobMaster.notifyHeartbeatTimeout(JobMaster.java:1600)
 \t... 31 more"""
+
+
+JOB = Job("FlinkRunner", "headct-1", "localhost:8099")
+RESUMES = " was lost); the same command resumes"
 
 
 class Gone(grpc.RpcError):
@@ -112,7 +116,8 @@ def test_details_of_grpc_are_told() -> None:
     ],
 )
 def test_a_worker_that_went_away_is_told_from_a_step_that_failed(text: str, lost: bool) -> None:
-    assert lost_worker(RuntimeError(PREFIX + text)) is lost
+    error = RuntimeError(PREFIX + text)
+    assert after_failure(error, JOB) == (f" (a worker or the job server{RESUMES}" if lost else "")
 
 
 @pytest.mark.parametrize(
@@ -126,4 +131,10 @@ def test_a_worker_that_went_away_is_told_from_a_step_that_failed(text: str, lost
     ],
 )
 def test_a_job_service_that_went_away(error: Exception, lost: bool) -> None:
-    assert lost_service(error) is lost
+    service = "(the job service was lost; the cluster may still run job headct-1); the same"
+    assert (service in after_failure(error, JOB)) is lost
+
+
+def test_a_job_server_that_ends_with_the_command_has_no_job_to_go_on_with() -> None:
+    error = Gone(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+    assert after_failure(error, None) == f" (a worker or the job server{RESUMES}"

@@ -16,9 +16,8 @@ from apache_beam.options.pipeline_options import (
 )
 
 from beam_pipeline.errors import RunnerError
-from beam_pipeline.runners import tied
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
-from beam_pipeline.runners.job_server import find_job_server, prepare_servers
+from beam_pipeline.runners.job_server import TIED, find_job_server, prepare_servers
 from headct.errors import UsageError
 
 DRIVER = "org.apache.beam.runners.{}JobServerDriver"
@@ -107,8 +106,8 @@ def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> 
     prepare_servers(chosen, options, folder)
     java = options.view_as(JobServerOptions)
     command = [java.job_server_java_launcher, *java.job_server_jvm_properties]
-    assert command[:2] == [sys.executable, tied.__file__]
-    assert (command[3], command[-1]) == ("/jdk/java", "-Xmx1g")
+    assert command[:3] == [sys.executable, "-c", TIED]
+    assert (command[4], command[-1]) == ("/jdk/java", "-Xmx1g")
     # Spark's class that looks into exceptions of tasks needs this one.
     opened = "--add-opens=java.base/sun.security.action=ALL-UNNAMED"
     assert (opened in command) is (name == "SparkRunner")
@@ -119,7 +118,8 @@ def test_servers_are_started_tied_to_this_process(name: str, tmp_path: Path) -> 
 
 STARTS = """
 import os, subprocess, sys, time
-command = [sys.executable, sys.argv[1], str(os.getpid()), sys.executable, "-c", sys.argv[2]]
+command = [sys.executable, "-c", sys.argv[1], str(os.getpid())]
+command += [sys.executable, "-c", sys.argv[2]]
 print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid, flush=True)
 time.sleep(60)
 """
@@ -129,7 +129,7 @@ SLEEPS = "import time; time.sleep(60)"
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes")
 def test_a_tied_command_ends_with_a_parent_that_is_killed() -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", STARTS, tied.__file__, SLEEPS], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTS, TIED, SLEEPS], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     command = psutil.Process(int(parent.stdout.readline()))
@@ -152,6 +152,6 @@ def wait_until(condition: object) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties processes")
 def test_a_tied_command_whose_parent_has_ended_does_not_start(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    command = [sys.executable, tied.__file__, "1", "touch", str(made)]
+    command = [sys.executable, "-c", TIED, "1", "touch", str(made)]
     assert subprocess.run(command).returncode == 1
     assert not made.exists()

@@ -2,18 +2,22 @@
 
 import json
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+from rich.console import Console
 
-from beam_pipeline.runners import jobs
+from beam_pipeline.runners import run_job
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
-from beam_pipeline.runners.jobs import FlinkCluster, Job, connect
+from beam_pipeline.runners.job_server import find_job_server, flink_url
+from beam_pipeline.runners.run_job import Job
 
 State = beam_job_api_pb2.JobState
 
@@ -41,50 +45,41 @@ def service() -> Service:
 
 
 @pytest.fixture
-def job(service: Service) -> Iterator[jobs.JobClient]:
+def job(service: Service) -> Iterator[Job]:
     server = grpc.server(ThreadPoolExecutor(2))
     beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield connect(Job("PortableRunner", "the-job", f"127.0.0.1:{port}"), [])
+    yield Job("PortableRunner", "the-job", f"127.0.0.1:{port}")
     server.stop(0)
 
 
-def test_a_job_runs_until_its_service_says_that_it_ended(
-    service: Service, job: jobs.JobClient
-) -> None:
-    service.states = [State.RUNNING, State.DONE]
-    assert not job.wait(0)
-    assert job.wait(0)
-
-
-def test_a_job_that_failed_is_an_error(service: Service, job: jobs.JobClient) -> None:
+def test_a_job_that_failed_is_an_error(service: Service, job: Job) -> None:
     service.states = [State.FAILED]
     with pytest.raises(RuntimeError, match="FAILED"):
-        job.wait(0)
+        job.wait_until_finish([], 0)
 
 
 def test_a_service_that_does_not_answer_for_a_while_costs_nothing(
-    service: Service, job: jobs.JobClient
+    service: Service, job: Job
 ) -> None:
     service.states = [State.RUNNING, None, None, None, State.RUNNING, None, State.DONE]
-    assert [job.wait(0) for _ in range(7)] == [False] * 6 + [True]
+    job.wait_until_finish([], 0)
     assert service.asked == 7
 
 
 def test_a_service_that_knows_nothing_of_a_job_for_long_is_an_error(
-    service: Service, job: jobs.JobClient, monkeypatch: pytest.MonkeyPatch
+    service: Service, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.states = [State.RUNNING, None]
-    monkeypatch.setattr(jobs, "_SILENCE_SECONDS", 0.2)
-    assert not job.wait(0)
-    assert not job.wait(0), "for it may answer again"
+    monkeypatch.setattr(run_job, "_SILENCE_SECONDS", 0.2)
     with pytest.raises(RuntimeError, match="UNKNOWN"):
-        job.wait(0.3)
+        job.wait_until_finish([], 0.05)
+    assert service.asked > 3, "for it may answer again"
 
 
-def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.JobClient) -> None:
-    assert not job.runs_job
+def test_a_job_service_does_not_speak_for_its_cluster(job: Job) -> None:
+    assert not job.is_run_by_service
 
 
 @pytest.mark.parametrize(
@@ -101,10 +96,9 @@ def test_a_job_service_does_not_speak_for_its_cluster(job: jobs.JobClient) -> No
 def test_a_flink_cluster_is_asked_where_its_address_is_given(
     runner: str, arguments: list[str], url: str | None
 ) -> None:
-    cluster = jobs.flink_cluster(ChosenRunner(RUNNERS[runner], tuple(arguments)))
-    assert (cluster.url if cluster else None) == url
-    if cluster:
-        assert connect(Job(runner, "headct-1", cluster.url), []).runs_job
+    assert flink_url(ChosenRunner(RUNNERS[runner], tuple(arguments))) == url
+    if url:
+        assert Job(runner, "headct-1", url).is_run_by_service
 
 
 class Cluster(ThreadingHTTPServer):
@@ -161,8 +155,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def flink(cluster: Cluster) -> FlinkCluster:
-    return FlinkCluster(f"http://127.0.0.1:{cluster.server_port}/")
+def flink(cluster: Cluster) -> str:
+    return f"http://127.0.0.1:{cluster.server_port}/"
 
 
 @pytest.mark.parametrize(
@@ -178,23 +172,23 @@ def flink(cluster: Cluster) -> FlinkCluster:
     ],
 )
 def test_the_newest_job_of_a_name_has_a_state(
-    cluster: Cluster, flink: FlinkCluster, state: str, expected: str
+    cluster: Cluster, flink: str, state: str, expected: str
 ) -> None:
-    job = connect(Job("FlinkRunner", "headct-1", flink.url), [])
-    assert job.state() == "UNKNOWN"
+    job = Job("FlinkRunner", "headct-1", flink)
+    assert job.state([]) == "UNKNOWN"
     cluster.add_job("a", "headct-1", "FAILED" if state != "FAILED" else "RUNNING", 5)
     cluster.add_job("b", "headct-1", state, 7)
     cluster.add_job("c", "headct-2", "INITIALIZING", 9)
-    assert job.state() == expected
+    assert job.state([]) == expected
 
 
-def test_a_job_is_canceled_by_its_name(cluster: Cluster, flink: FlinkCluster) -> None:
-    job = connect(Job("FlinkRunner", "headct-1", flink.url), [])
-    job.cancel()
+def test_a_job_is_canceled_by_its_name(cluster: Cluster, flink: str) -> None:
+    job = Job("FlinkRunner", "headct-1", flink)
+    job.cancel([])
     assert cluster.canceled == []
     cluster.add_job("a", "headct-1", "RUNNING", 5)
     cluster.add_job("b", "headct-2", "RUNNING", 6)
-    job.cancel()
+    job.cancel([])
     assert cluster.canceled == ["a"]
 
 
@@ -212,20 +206,28 @@ def test_a_job_is_canceled_by_its_name(cluster: Cluster, flink: FlinkCluster) ->
     ],
 )
 def test_settings_that_a_long_job_needs_are_named(
-    cluster: Cluster, flink: FlinkCluster, settings: dict[str, str], advice: list[str]
+    cluster: Cluster, flink: str, settings: dict[str, str], advice: list[str]
 ) -> None:
     cluster.settings = settings
-    found = flink.advice()
+    console, chosen = Console(), ChosenRunner(RUNNERS["FlinkRunner"], ("--flink_master", flink))
+    with console.capture() as shown:
+        assert run_job._advised_cluster(chosen, console) == flink
+    found = shown.get().splitlines()
     assert len(found) == len(advice)
     assert all(word in line for word, line in zip(advice, found, strict=True))
 
 
-def test_a_cluster_has_a_version(flink: FlinkCluster) -> None:
-    assert flink.version() == "1.19"
+def test_the_job_server_has_the_clusters_version(flink: str, tmp_path: Path) -> None:
+    jar = tmp_path / "server.jar"
+    with zipfile.ZipFile(jar, "w") as archive:
+        archive.writestr("META-INF/MANIFEST.MF", "Main-Class: org.apache.beam.runners.flink.Server")
+    given = ("--flink_master", flink, "--flink_job_server_jar", str(jar))
+    chosen = find_job_server(ChosenRunner(RUNNERS["FlinkRunner"], given))
+    assert chosen.arguments == (*given, "--flink_version", "1.19")
 
 
 def test_a_flink_cluster_without_an_answer() -> None:
-    job = connect(Job("FlinkRunner", "headct-1", "http://127.0.0.1:1"), [])
-    assert job.state() == "UNKNOWN"
+    job = Job("FlinkRunner", "headct-1", "http://127.0.0.1:1")
+    assert job.state([]) == "UNKNOWN"
     with pytest.raises(OSError, match="refused"):
-        job.cancel()
+        job.cancel([])

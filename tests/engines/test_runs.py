@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from beam_pipeline.runners.jobs import Job, connect
+from beam_pipeline.runners.run_job import Job
 from headct.layout import JOB
 from tests.engines.conftest import ARGUMENTS, BAD, SLICES
 from tests.engines.engines import Engine, digests, finish, kill, wait_for
@@ -85,7 +85,7 @@ def test_a_refusal_of_a_worker_arrives_with_its_exit_code(engine: Engine, folder
     assert line.startswith(f"beam_pipeline: error: {SLICES - 2} of {SLICES} files were rejected (")
     if engine.name == "portable":
         job = Job(**json.loads((folder / "out" / JOB).read_text()))
-        assert connect(job, []).state() == "FAILED"
+        assert job.state([]) == "FAILED"
     assert_nothing_left(engine)
 
 
