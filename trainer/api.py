@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,8 @@ from trainer.data.shards import ShardDirectory
 from trainer.display import Display
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
-from trainer.runs.evaluation_setup import Calibration, choose_calibration
-from trainer.runs.run_directory import (
-    RunDirectory,
-    check_fit,
-    check_model,
-    described_data,
-    read_description,
-)
-from trainer.runs.training_setup import find_origin, take_network
+from trainer.runs.run import Calibration, Run, choose_calibration
+from trainer.runs.training_setup import continue_from
 
 
 def open_shards(location: str | Path, splits: Sequence[str] = (), **access: Any) -> ShardDirectory:
@@ -126,10 +119,7 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     """
     options, builder = _split_builder(options)
     given = TrainOptions(shards=shards.location, run=Path("unused"), fold=fold, **options)
-    origin = find_origin(given)
-    if origin is not None:
-        check_fit(origin.description, shards)
-        given = take_network(given, origin)
+    given, origin = continue_from(given, shards)
     load_libraries(given.backend)
     from keras.utils import set_random_seed
 
@@ -142,7 +132,7 @@ def build_model(shards: ShardDirectory, fold: int = 0, **options: Any) -> Any:
     set_random_seed(given.seed)
     classifier = build_classifier(given, shards.image, prevalence, policy, builder)
     if origin is not None:
-        copy_saved_weights(origin.run.model, classifier.core)
+        copy_saved_weights(Run(Path(origin.run)).model, classifier.core)
     return classifier.model
 
 
@@ -167,7 +157,7 @@ def train_run(**options: Any) -> dict[str, Any]:
     options, builder = _split_builder(options)
     given = TrainOptions(**options)
     run_command(given, builder)
-    metrics: dict[str, Any] = read_json(RunDirectory(given.run).metrics)
+    metrics: dict[str, Any] = read_json(Run(given.run).metrics)
     return metrics
 
 
@@ -210,18 +200,16 @@ def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     Raises:
         UsageError: there is no such run, or no model yet.
     """
-    directory = RunDirectory(Path(run))
-    description = read_description(directory)
-    labels = tuple(description["shards"]["labels"])
-    check_model(directory)
+    directory = Run(Path(run))
+    record, labels = directory.record, directory.labels
+    directory.check_model()
     calibration = choose_calibration(directory, labels, temperature)
     load_libraries()
     from trainer.networks.saved_models import load_classifier
 
-    image = ImageSpec(**described_data(description)["image"])
-    xla = description["options"].get("xla", "auto")
+    image, xla = record.shards.image, record.options.get("xla", "auto")
     model = load_classifier(directory.model, xla, image, len(labels))
-    return TrainedModel(directory, labels, image, calibration, model, description)
+    return TrainedModel(directory, labels, image, calibration, model)
 
 
 @dataclass(frozen=True)
@@ -236,12 +224,11 @@ class TrainedModel:
         network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
     """
 
-    run: RunDirectory
+    run: Run
     labels: tuple[str, ...]
     image: ImageSpec
     calibration: Calibration
     network: Any
-    description: dict[str, Any] = field(repr=False)
 
     def predict(self, images: npt.NDArray[Any], batch_size: int = 32) -> npt.NDArray[np.float64]:
         """Return the probability of every label, [N, L].
@@ -277,7 +264,7 @@ class TrainedModel:
         """
         from trainer.evaluation.predict import predict_split
 
-        check_fit(self.description, shards)
+        self.run.check_fit(shards)
         found = predict_split(self.network, shards, shards.split(split), self.labels, batch_size)
         return found.frame(self.calibration)
 
@@ -297,8 +284,8 @@ class TrainedModel:
         Raises:
             UsageError: no file could be converted.
         """
-        described = self.description["shards"]
-        flags = pipeline_flags(described["windows"], described.get("preprocessing", {}))
+        trained = self.run.record.shards
+        flags = pipeline_flags([asdict(each) for each in trained.windows], trained.preprocessing)
         with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
             output = Path(folder) / "shards"
             rejects = convert(str(source), output, flags)

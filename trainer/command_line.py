@@ -1,4 +1,4 @@
-"""The command line of `python -m trainer`: parses arguments and runs the command."""
+"""The commands of `python -m trainer`: their options, checks and functions."""
 
 from __future__ import annotations
 
@@ -55,80 +55,72 @@ def run_command(options: Options, builder: Callable[..., Any] | None = None) -> 
     Raises:
         HeadctError: see `headct.errors`.
     """
+    # Commands are imported when they run: `--help` does not need them.
     from trainer.files import full_disk_reported
 
     with full_disk_reported():
-        _run_command(options, builder)
+        if isinstance(options, CompareOptions):
+            from trainer.report.compare import write_comparison
 
-
-def _run_command(options: Options, builder: Callable[..., Any] | None) -> None:
-    # Commands are imported when they run: `--help` does not need them.
-    if not isinstance(options, CompareOptions):
+            write_comparison(options.runs, options.output)
+            return
         check_backend(options.backend)
-    if isinstance(options, CrossvalOptions):
-        from trainer.runs.training_setup import prepare_crossval
+        if isinstance(options, TrainOptions):
+            _train(options, builder)
+        else:
+            _apply(options)
 
-        jobs = prepare_crossval(options)
+
+def _train(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
+    """Train a run, unless it is complete, or a run per fold."""
+    from trainer.runs.training_setup import prepare_crossval, prepare_training
+
+    if isinstance(options, CrossvalOptions):
+        setups = prepare_crossval(options)
         load_libraries(options.backend)
         from trainer.training.crossval import crossvalidate
 
-        crossvalidate(jobs)
-    elif isinstance(options, TrainOptions):
-        _run_training(options, builder)
-    elif isinstance(options, ExportOptions):
-        from trainer.runs.evaluation_setup import prepare_export
+        crossvalidate(setups)
+        return
+    setup = prepare_training(options, builder)
+    if not setup.run.is_complete:
+        load_libraries(options.backend)
+        from trainer.training.train import train
 
+        train(setup)
+        return
+    setup.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
+    is_shown = not options.report or setup.run.report.is_file()
+    following = "evaluate" if is_shown else "report"
+    setup.display.print_unwrapped(next_command(following, run=options.run))
+
+
+def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOptions) -> None:
+    """Use a trained model."""
+    from trainer.runs.evaluation_setup import prepare_evaluation, prepare_export, prepare_report
+
+    if isinstance(options, ExportOptions):
         saved = prepare_export(options)
         load_libraries(options.backend)
         from trainer.evaluation.export import export
 
         export(saved, options.output, parse_formats(options.formats))
     elif isinstance(options, ReportOptions):
-        from trainer.runs.evaluation_setup import prepare_report
-
-        job = prepare_report(options)
+        setup = prepare_report(options)
         load_libraries(options.backend)
         from trainer.report.report import write_report
 
-        write_report(job, options.mistakes)
-    elif isinstance(options, CompareOptions):
-        from trainer.report.compare import write_comparison
-
-        write_comparison(options.runs, options.output)
-    else:
-        _run_prediction(options)
-
-
-def _run_training(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
-    """Train, unless the run is complete."""
-    from trainer.runs.training_setup import prepare_training
-
-    job = prepare_training(options, builder)
-    if job.run.is_complete:
-        job.display.say(f"{options.run}: this run is complete; metrics.json has its figures")
-        is_shown = not options.report or job.run.report.is_file()
-        job.display.print_unwrapped(
-            next_command("evaluate" if is_shown else "report", run=options.run)
-        )
-        return
-    load_libraries(options.backend)
-    from trainer.training.train import train
-
-    train(job)
-
-
-def _run_prediction(options: EvaluateOptions | PredictOptions) -> None:
-    """Evaluate or predict."""
-    from trainer.runs.evaluation_setup import prepare_evaluation
-
-    job = prepare_evaluation(options)
-    load_libraries(options.backend)
-    if isinstance(options, EvaluateOptions):
+        write_report(setup, options.mistakes)
+    elif isinstance(options, EvaluateOptions):
+        setup = prepare_evaluation(options)
+        load_libraries(options.backend)
         from trainer.evaluation.evaluate import evaluate
 
-        evaluate(job, options.fit_temperature)
+        evaluate(setup, options.fit_temperature)
     else:
+        setup = prepare_evaluation(options)
+        load_libraries(options.backend)
         from trainer.evaluation.predict import predict
 
         sample = Path(options.sample_submission) if options.sample_submission else None
-        predict(job, options.output, sample)
+        predict(setup, options.output, sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -69,15 +70,12 @@ class Display:
             self.live.update(self.task, completed=done, detail=detail())
         elif time.monotonic() - self.last_line >= _SPARSE_SECONDS:
             self.last_line = time.monotonic()
-            parts = (f"{self.title}: {done} of {self.total}", self.time_left(done), detail())
+            left = ""
+            if done > self.before:  # at the speed so far
+                per_item = (time.monotonic() - self.started) / (done - self.before)
+                left = f"{timedelta(seconds=round(per_item * (self.total - done)))} left"
+            parts = (f"{self.title}: {done} of {self.total}", left, detail())
             self.say(", ".join(filter(None, parts)))
-
-    def time_left(self, done: int) -> str:
-        """Estimate the remaining time from the speed so far; empty before the first item."""
-        if done <= self.before:
-            return ""
-        per_item = (time.monotonic() - self.started) / (done - self.before)
-        return f"{timedelta(seconds=round(per_item * (self.total - done)))} left"
 
     def end(self) -> None:
         """Remove the live line."""
@@ -93,7 +91,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def next_command(name: str, **options: PurePath | Sequence[PurePath]) -> str:
     """Return the hint at the end of a command: the next command, with the same backend."""
-    backend = os.environ.get("KERAS_BACKEND")
+    keras = sys.modules.get("keras")  # not loaded by all commands
+    backend = keras.backend.backend() if keras else os.environ.get("KERAS_BACKEND")
     return f"Next: {spell(name, **options, backend=None if backend == 'tensorflow' else backend)}"
 
 
@@ -103,14 +102,8 @@ def span(ends: list[float] | None) -> str:
 
 
 def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
-    """Print and explain the figures of a split."""
-    display.console.print(_figures_table(figures, title))
-    for line in explain_figures(figures):
-        display.say(line)
-
-
-def _figures_table(figures: dict[str, Any], title: str) -> Table:
-    """Make a table with one row per label; 80 columns fit labels of 16 letters."""
+    """Print the figures of a split, one row per label, and explain them."""
+    # 80 columns fit labels of 16 letters.
     table = Table(title=Text(show_line(title)), title_justify="left")
     names = ("label", "positives", "log loss", "ROC AUC", "95 %\ninterval", "average\nprecision")
     for name in names:
@@ -135,7 +128,9 @@ def _figures_table(figures: dict[str, Any], title: str) -> Table:
         number(figures["mean_average_precision"]),
     )
     table.add_row("prevalence alone", "", number(figures["prevalence_log_loss"]), "0.5000", "", "")
-    return table
+    display.console.print(table)
+    for line in explain_figures(figures):
+        display.say(line)
 
 
 def explain_weights(weights: Mapping[str, float]) -> str:

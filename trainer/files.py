@@ -1,4 +1,4 @@
-"""Write files atomically, and report full disks in one line."""
+"""Atomic writing of files, one-line errors of full disks, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
 
-from headct.errors import RESUMES, HeadctError, StorageError
+from headct.errors import RESUMES, HeadctError, StorageError, UsageError
+from headct.layout import INDEX
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # These errors occur only in writing.
 _UNWRITABLE = (*FULL, errno.EROFS)
 # These errors occur in writing, but also elsewhere.
-_LOST = (
-    *_UNWRITABLE,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOENT,
-    errno.ENOTDIR,
-)
-# Names of the unfinished files of `write_whole`: file, machine and process.
-UNFINISHED = re.compile(r"\..+-([0-9a-f]{8})-(\d+)(\.\w+)?")
-# Names in earlier versions: without the machine.
-_UNFINISHED_SOMEWHERE = re.compile(r"\..+-\d+(\.\w+)?")
+_LOST = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR)
+# Names of the unfinished files of `write_whole`: file, machine (not in earlier versions), process.
+UNFINISHED = re.compile(r"\..+?-(?:([0-9a-f]{8})-)?(\d+)(\.\w+)?")
 # Unfinished files of other machines count as abandoned after this long without a change.
 _ABANDONED_SECONDS = 24 * 3600
+# Files of a run or a shard directory, by the file that identifies the folder.
+_OWNED = {
+    "run.json": (
+        *("*.json", "model.keras", "history.png", "report.html"),
+        *("predictions-*.parquet", "trained_on.parquet"),
+    ),
+    "crossval.json": ("crossval.json", "out_of_fold.parquet"),
+    INDEX: ("*",),  # a shard directory
+}
 
 
 @cache
@@ -63,7 +65,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """
     unfinished = unfinished_path(path)
     try:
-        with full_disk_reported(path, _LOST):
+        with full_disk_reported(path, (*_UNWRITABLE, *_LOST)):
             write(unfinished)
             with unfinished.open("rb") as written:
                 os.fsync(written.fileno())
@@ -77,6 +79,26 @@ def write_json(path: Path, content: Any) -> None:
     """Write standard JSON, without NaN and Infinity."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove unfinished files of processes that have ended.
+
+    Other machines may share the folder, and their processes are not visible here: their files are
+    removed after a day without a change.
+    """
+    for path in folder.glob(".*"):
+        if not (match := UNFINISHED.fullmatch(path.name)):
+            continue
+        with suppress(FileNotFoundError):
+            if match[1] == this_machine():
+                abandoned = not psutil.pid_exists(int(match[2]))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
+            if abandoned and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif abandoned:
+                path.unlink()
 
 
 @contextmanager
@@ -115,27 +137,58 @@ def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> 
     return next((message for message in quoted if message in str(error)), None)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove unfinished files of processes that have ended.
+# ---- Checks of output paths, before hours of work
 
-    Other machines may share the folder, and their processes are not visible here: their files are
-    removed after a day without a change.
+
+def check_new_folder(output: Path) -> None:
+    """Raise UsageError if a folder has files, or is not writable."""
+    if output.is_dir():
+        remove_unfinished(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"--output {output}: exists and is not empty")
+    check_writable(output, f"--output {output}")
+
+
+def check_output(path: Path) -> None:
+    """Create the folder of an output file, and check that the file can be written.
+
+    Raises:
+        UsageError: not writable, or among the files of a run or a shard directory.
     """
-    for path in folder.glob(".*"):
-        if _is_abandoned(path) and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif _is_abandoned(path):
-            path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Return whether an unfinished file is abandoned."""
-    match = UNFINISHED.fullmatch(path.name)
-    if match and match[1] == this_machine():
-        return not psutil.pid_exists(int(match[2]))
-    if not (match or _UNFINISHED_SOMEWHERE.fullmatch(path.name)):
-        return False
     try:
-        return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
-    except FileNotFoundError:
-        return False
+        if path.is_dir():
+            raise UsageError(f"--output {path}: is a folder; must be a file")
+        target = path.resolve()
+        for marker, names in _OWNED.items():
+            owned = any(fnmatch(target.name, name) for name in names)
+            if owned and (target.parent / marker).is_file():
+                raise UsageError(
+                    f"--output {path}: would be among the files of a run or of shards, beside"
+                    f" {marker}; choose another name or folder"
+                )
+        check_writable(target.parent, f"--output {path}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished_path(path).touch()  # the longer name
+        unfinished_path(path).unlink()
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from None
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that a folder, or its nearest existing parent, is writable; leave no files.
+
+    Args:
+        folder: need not exist.
+        option: the option and its value, for the message.
+
+    Raises:
+        UsageError: the folder is not writable.
+        StorageError: the disk is full.
+    """
+    try:
+        parents = (folder, *folder.absolute().parents)
+        existing = next(parent for parent in parents if parent.exists())
+        with full_disk_reported(folder, FULL), TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option}: cannot be written ({error.strerror})") from None

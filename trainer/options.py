@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from headct.declarations import (
     Declared,
@@ -24,6 +25,7 @@ from headct.declarations import (
 from headct.errors import UsageError
 
 FORMATS = ("keras", "saved_model", "onnx")
+DEFAULT_WEIGHTS = "any=2"  # ignored if there is no label `any`
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class ChosenWindow:
     """A display window in Hounsfield units, chosen at training time."""
 
     name: str
-    center: float
-    width: float
+    center: Annotated[float, Field(allow_inf_nan=False)]
+    width: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 DEFAULT_WINDOWS = (
@@ -42,19 +44,17 @@ DEFAULT_WINDOWS = (
 )
 
 
-DEFAULT_WEIGHTS = "any=2"  # means nothing where there is no label `any`
-
-
 def label_weights(text: str, labels: tuple[str, ...], saved: bool = False) -> tuple[float, ...]:
-    """Parses `name=weight,...` into a weight a label.
+    """Parse `name=weight,...`; return a weight per label.
 
     Args:
-        text: to parse.
-        labels: of the shards.
-        saved: whether it is that of a run, where a weight of `any` used to pass without the label.
+        text: text to parse.
+        labels: labels of the shards.
+        saved: whether the text is from run.json: earlier versions accepted a weight of `any`
+            without the label.
 
     Raises:
-        UsageError: a pair is malformed, a weight not positive, or a label unknown.
+        UsageError: a pair is malformed, a weight is not positive, or a label is unknown.
     """
     given = _parse_weights(text)
     optional = {"any"} if saved or text == DEFAULT_WEIGHTS else set()
@@ -67,11 +67,7 @@ def label_weights(text: str, labels: tuple[str, ...], saved: bool = False) -> tu
 
 
 def _parse_weights(text: str) -> dict[str, float]:
-    """Parses `name=weight,...`, of whatever labels; quotes as in CSV keep a comma in a name.
-
-    Raises:
-        UsageError: a pair is malformed, or a weight not positive.
-    """
+    """Parse `name=weight,...` for any labels; quotes as in CSV protect commas in names."""
     given: dict[str, float] = {}
     try:
         pairs = [pair for row in csv.reader([text], skipinitialspace=True) for pair in row]
@@ -91,53 +87,47 @@ def _parse_weights(text: str) -> dict[str, float]:
 
 
 def parse_windows(text: str) -> tuple[ChosenWindow, ...]:
-    """Parses `name:center:width,...`, or the name alone of a default window.
+    """Parse `name:center:width,...`; a default window may be given by its name alone.
 
     Raises:
-        UsageError: a window is malformed, unknown, or has no width.
+        UsageError: a window is malformed, unknown, or without width.
     """
-    if not text:
-        return DEFAULT_WINDOWS
-    return tuple(parse_window(each.strip()) for each in text.split(","))
+    defaults = {window.name: window for window in DEFAULT_WINDOWS}
+    windows = []
+    for given in (each.strip() for each in text.split(",")) if text else defaults:
+        try:
+            if given not in defaults:
+                name, center, width = given.split(":")
+                windows.append(ChosenWindow(name, float(center), float(width)))
+            else:
+                windows.append(defaults[given])
+        except ValueError:
+            raise UsageError(
+                f"--windows {given!r}: want name:center:width or {', '.join(defaults)}"
+            ) from None
+    return tuple(windows)
 
 
-def parse_window(text: str) -> ChosenWindow:
-    """Parses one window."""
-    named = {each.name: each for each in DEFAULT_WINDOWS}
-    if text in named:
-        return named[text]
-    try:
-        name, center, width = text.split(":")
-        window = ChosenWindow(name, float(center), float(width))
-    except ValueError:
-        raise UsageError(
-            f"--windows {text!r}: want name:center:width or {', '.join(named)}"
-        ) from None
-    if not (math.isfinite(window.center) and 0 < window.width < math.inf):
-        raise UsageError(f"--windows {text!r}: want a width above 0")
-    return window
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Parse the names of export formats, separated by commas.
+
+    Raises:
+        UsageError: a format is unknown.
+    """
+    formats = tuple(text.split(","))
+    if not set(formats) <= set(FORMATS):
+        raise UsageError(f"--formats {quoted(text)}: want some of {', '.join(FORMATS)}")
+    return formats
 
 
-def _refuse_unless(parse: Callable[[str], object]) -> AfterValidator:
-    """Lets a text be checked by the function that will parse it."""
+def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Check a text with the function that parses it later."""
 
     def check(text: str) -> str:
         parse(text)
         return text
 
     return AfterValidator(check)
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Parses the names of formats, separated by commas.
-
-    Raises:
-        UsageError: one is unknown.
-    """
-    formats = tuple(text.split(","))
-    if not set(formats) <= set(FORMATS):
-        raise UsageError(f"--formats {quoted(text)}: want some of {', '.join(FORMATS)}")
-    return formats
 
 
 class ShardAccess(Declared):
@@ -156,8 +146,16 @@ class ShardAccess(Declared):
 class _Backend(Declared):
     """What computes."""
 
-    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    backend: Annotated[
+        Literal["tensorflow", "jax"], DefaultText("KERAS_BACKEND in the environment, or tensorflow")
+    ] = "tensorflow"
     """what Keras computes with"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_environment(cls, values: Any) -> Any:
+        backend = os.environ.get("KERAS_BACKEND")
+        return {"backend": backend} | values if backend else values
 
 
 class Batches(_Backend):
@@ -222,7 +220,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """strength of augmentation; 0 turns it off"""
     windows: Annotated[
         str,
-        _refuse_unless(parse_windows),
+        _checked_by(parse_windows),
         DefaultText(",".join(each.name for each in DEFAULT_WINDOWS)),
     ] = ""
     """for shards in Hounsfield units: name:center:width,..."""
@@ -252,7 +250,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """momentum of averaged weights, 0.999 for instance; 0 turns it off"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """label smoothing"""
-    label_weights: Annotated[str, _refuse_unless(_parse_weights)] = DEFAULT_WEIGHTS
+    label_weights: Annotated[str, _checked_by(_parse_weights)] = DEFAULT_WEIGHTS
     """weights of labels in the loss, name=weight,... (with a comma: "a, b=2"); others 1"""
     sampling: Literal["natural", "balanced"] = "natural"
     """examples of an epoch, as they are or label-balanced"""
@@ -352,7 +350,7 @@ class ExportOptions(_ShardsOfRun, SavedModel, ShardAccess):
 
     output: LocalPath
     """folder to write to; made, or empty"""
-    formats: Annotated[str, _refuse_unless(parse_formats)] = ",".join(FORMATS)
+    formats: Annotated[str, _checked_by(parse_formats)] = ",".join(FORMATS)
     """formats, separated by commas"""
     backend: Literal["tensorflow"] = "tensorflow"
     """what Keras computes with"""
@@ -382,7 +380,7 @@ Options = (
 
 
 def run_identity(options: TrainOptions) -> dict[str, Any]:
-    """The options that make a run what it is, ready for JSON."""
+    """Return the options that identify a run, ready for JSON."""
     return {
         name: getattr(options, name)
         for name, field in flags(type(options)).items()

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from trainer.runs.run_directory import package_versions
+from trainer.runs.run import package_versions
 
 
 def describe_machine(packages: list[str]) -> dict[str, str]:

@@ -27,8 +27,7 @@ from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import Feed, OnDevice, open_feed
-from trainer.training.loop import train_epoch
-from trainer.training.training_model import compile_phase
+from trainer.training.train import Loop
 
 
 class Constant(OnDevice):
@@ -71,8 +70,13 @@ def measure(
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, setup.shards.image, setup.prevalence, policy)
     feed = constant_feed(setup) if way == "constant" else open_feed(setup, free)
-    model = compile_phase(setup, feed, classifier, False, choose_xla("auto", capability, False))
-    rows = [train_epoch(setup, feed, model, Progress(epoch=n), None) for n in range(epochs)][1:]
+    loop = Loop(setup, feed, classifier, choose_xla("auto", capability, False), None)
+    loop.begin_phase(frozen=False)
+    rows = []
+    for number in range(epochs):
+        loop.progress = Progress(epoch=number)
+        rows.append(loop.train_epoch())
+    del rows[0]
     speed = harmonic_mean(row["images_per_second"] for row in rows)
     waiting = fmean(row["input_wait"] for row in rows)
     return speed, waiting, None if capability is None else peak_memory()

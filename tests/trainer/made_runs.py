@@ -15,8 +15,8 @@ from trainer.data.shards import ShardDirectory
 from trainer.display import Display
 from trainer.evaluation.evaluate import measure
 from trainer.evaluation.predict import Predictions, write_parquet
-from trainer.runs.evaluation_setup import Calibration, EvaluationSetup
-from trainer.runs.run_directory import RunDirectory
+from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.run import Calibration, Run
 
 MANY = tuple(
     f"{side} {each}"
@@ -70,19 +70,14 @@ def make_run(
     shards = ShardDirectory(path, str(path / "shards"), manifest)
     prevalence = tuple(float(each) for each in predictions.labels.mean(axis=0))
     setup = EvaluationSetup(
-        RunDirectory(path),
+        Run(path),
         shards,
         shards.split("fold0"),
-        (1.0,) * len(names),
-        prevalence,
         Calibration.none(len(names)),
         False,
         8,
         Display(),
     )
-    frame = predictions.frame()
-    figures = measure(frame, setup)
-    write_parquet(setup.run.predictions("fold0"), frame)
     described = {
         "options": {"fold": 0, "label_weights": "any=2", "model": "smallresnet", **options},
         "shards": {
@@ -95,8 +90,11 @@ def make_run(
         },
         "versions": {"keras": "3.12.0"},
     }
+    setup.run.description.write_text(json.dumps(described))
+    frame = predictions.frame()
+    figures = measure(frame, setup)
+    write_parquet(setup.run.predictions("fold0"), frame)
     documents = {
-        "run.json": described,
         "history.json": [invent_epoch(epoch, figures) for epoch in range(1, 6)],
         "metrics.json": {"epochs": 5, "best_epoch": 4, "stopped_early": False, **figures},
     }

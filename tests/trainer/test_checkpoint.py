@@ -9,18 +9,15 @@ import pytest
 from headct.errors import UsageError
 from trainer.runs.checkpoint import (
     CACHE_NAME,
+    GROUPS,
     Checkpoint,
     Progress,
     capture,
     checkpoints,
-    clear,
     load_newest,
     restore,
-    restore_metrics,
-    restore_weights,
     save,
     variables,
-    weights,
 )
 
 
@@ -39,7 +36,9 @@ def step(model: Any) -> None:
 
 
 def state(model: Any) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(each)) for each in variables(model).values()]
+    return [
+        np.array(keras.ops.convert_to_numpy(each)) for each in variables(model, *GROUPS).values()
+    ]
 
 
 def make_checkpoint(epoch: int, step: int = 0) -> Checkpoint:
@@ -163,35 +162,31 @@ def test_arrays_come_back_by_name(tmp_path: Path) -> None:
 
 def test_weights_alone_and_metrics_alone() -> None:
     model = make_model()
-    numbers = {name: i + 1 for i, name in enumerate(variables(model))}
-    arrays = {k: np.full(v.shape, numbers[k]) for k, v in variables(model).items()}
+    numbers = {name: i + 1 for i, name in enumerate(variables(model, *GROUPS))}
+    arrays = {k: np.full(v.shape, numbers[k]) for k, v in variables(model, *GROUPS).items()}
     # In whatever order they are stored.
     saved = Checkpoint(Progress(), dict(sorted(arrays.items(), reverse=True)))
     assert {name.split("/")[0] for name in numbers} == {"weights", "optimizer", "metrics"}
-    for restored, group in (
-        (restore_weights, "weights/"),
-        (restore_metrics, "metrics/"),
-        (restore, ""),
-    ):
-        for each in variables(model).values():
+    for groups in (("weights",), ("metrics",), GROUPS):
+        for each in variables(model, *GROUPS).values():
             each.assign(np.zeros(each.shape))
-        restored(model, saved)
+        restore(model, saved, *groups)
         found = {k: int(np.max(v)) for k, v in zip(numbers, state(model), strict=True)}
-        assert found == {k: v if k.startswith(group) else 0 for k, v in numbers.items()}
+        assert found == {k: v if k.startswith(groups) else 0 for k, v in numbers.items()}
 
 
 def test_variables_of_one_path_are_told_apart() -> None:
     same = [keras.Variable([value], name="same") for value in (1.0, 2.0)]
     model: Any = SimpleNamespace(variables=same)
-    assert [*weights(model).values()] == same
+    assert [*variables(model, "weights").values()] == same
     saved = Checkpoint(Progress(), {"weights/same": np.full(1, 3), "weights/same#2": np.full(1, 4)})
-    restore_weights(model, saved)
+    restore(model, saved, "weights")
     assert [float(each[0]) for each in same] == [3, 4]
 
 
 @pytest.mark.parametrize("change", ["less", "more", "shape"])
-@pytest.mark.parametrize("restored", [restore, restore_weights])
-def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) -> None:
+@pytest.mark.parametrize("groups", [(), ("weights",)])
+def test_a_checkpoint_of_another_network_is_refused(change: str, groups: tuple[str, ...]) -> None:
     arrays = capture(make_model(), Progress()).arrays
     name = next(each for each in arrays if each.endswith("kernel") and "weights" in each)
     match change:
@@ -205,7 +200,7 @@ def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) 
     model = make_model()
     before = state(model)
     with pytest.raises(UsageError, match="checkpoint of epoch 4, step 2 is of another") as raised:
-        restored(model, Checkpoint(Progress(4, 2), arrays))
+        restore(model, Checkpoint(Progress(4, 2), arrays), *groups)
     shapes = {"less": "missing in it, [3, 2]", "more": "[3] in it, missing", "shape": "[2, 3]"}
     assert f"{name} is {shapes[change]} in" in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -216,15 +211,7 @@ def test_a_checkpoint_of_another_network_is_refused(change: str, restored: Any) 
 def test_images_on_the_device_are_no_part_of_a_checkpoint() -> None:
     names = ("kernel", CACHE_NAME, "bias")
     model = SimpleNamespace(variables=[SimpleNamespace(name=each, path=each) for each in names])
-    assert [each.name for each in weights(model).values()] == ["kernel", "bias"]
-
-
-def test_a_complete_run_has_none(tmp_path: Path) -> None:
-    for epoch in (1, 2):
-        save(tmp_path, make_checkpoint(epoch))
-    (tmp_path / "other.npz").touch()
-    clear(tmp_path)
-    assert [each.name for each in tmp_path.iterdir()] == ["other.npz"]
+    assert [each.name for each in variables(model, "weights").values()] == ["kernel", "bias"]
 
 
 def test_a_checkpoint_with_code_in_it_is_passed_over(tmp_path: Path) -> None:

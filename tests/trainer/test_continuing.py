@@ -32,11 +32,11 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class Stopped(Exception):
         pass
 
-    def stop(setup: Any, feed: Any, classifier: Any, *_: Any) -> None:
-        found.append(copy_values(classifier.model.weights))
+    def stop(loop: Any) -> None:
+        found.append(copy_values(loop.classifier.model.weights))
         raise Stopped
 
-    monkeypatch.setattr("trainer.training.train.run_epochs", stop)
+    monkeypatch.setattr("trainer.training.train.Loop.run", stop)
     found.append(Stopped)
     return found
 

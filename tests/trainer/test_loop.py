@@ -14,21 +14,22 @@ import pytest
 from trainer.options import TrainOptions
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Checkpoint, Progress
-from trainer.training import loop as loop_module
-from trainer.training.loop import last_epoch, run_epochs
+from trainer.training import train
 from trainer.training.training_model import TrainingModel, copy_values
 
 
-class Loop:
+class Loop(train.Loop):
     """A run of 2 epochs of the head and 3 of everything, unless told otherwise."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         given = {"epochs": 5, "freeze_epochs": 2, "patience": 1} | changes
-        self.setup: Any = SimpleNamespace(
+        setup: Any = SimpleNamespace(
             options=TrainOptions(shards="s", run=folder, **given),
             run=SimpleNamespace(checkpoints=folder),
             display=SimpleNamespace(say=lambda line: self.said.append(line)),
         )
+        nothing: Any = None
+        super().__init__(setup, nothing, nothing, False, saved=None)
         self.said: list[str] = []
         self.losses = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
         self.epochs: list[tuple[int, bool]] = []
@@ -36,9 +37,7 @@ class Loop:
         self.models: list[Any] = []
         inputs = keras.layers.Input((1,))
         self.core = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(inputs))
-        for name in ("compile_phase", "train_epoch", "validate_epoch"):
-            monkeypatch.setattr(loop_module, name, getattr(self, name))
-        monkeypatch.setattr(loop_module, "draw_history", lambda setup, progress: None)
+        monkeypatch.setattr(train, "compile_phase", self.compile_phase)
 
     def compile_phase(self, setup: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
         inputs = keras.layers.Input((1,))
@@ -50,26 +49,28 @@ class Loop:
         self.models.append(model)
         return model
 
-    def train_epoch(
-        self, setup: Any, feed: Any, model: Any, progress: Progress, saved: Checkpoint | None
-    ) -> dict[str, Any]:
-        self.epochs.append((progress.epoch, model.frozen))
-        self.began.append({**state(model), "saved": saved is not None})
+    def train_epoch(self) -> dict[str, Any]:
+        model = self.model
+        self.epochs.append((self.progress.epoch, model.frozen))
+        self.began.append({**state(model), "saved": self.saved is not None})
         for weight in model.averaged:
             weight.assign_add(np.ones(weight.shape))
         model.average()
         model.optimizer.iterations.assign_add(1)
         return {}
 
-    def validate_epoch(
-        self, setup: Any, feed: Any, classifier: Any, model: Any, progress: Progress, row: Any
-    ) -> None:
-        row["val_loss"] = self.losses[progress.epoch]
-        progress.end_epoch(row, setup.options.freeze_epochs, setup.options.patience)
+    def validate_epoch(self, row: dict[str, Any]) -> None:
+        row["val_loss"] = self.losses[self.progress.epoch]
+        options = self.setup.options
+        self.progress.end_epoch(row, options.freeze_epochs, options.patience)
+
+    def draw_history(self) -> None:
+        pass
 
     def run(self, saved: Checkpoint | None = None) -> Progress:
-        feed: Any = None
-        return run_epochs(self.setup, feed, feed, False, saved)
+        self.saved = saved
+        self.progress = saved.progress if saved else self.progress
+        return super().run()
 
 
 def state(model: TrainingModel) -> dict[str, float]:
@@ -119,9 +120,8 @@ def test_without_epochs_of_the_head_everything_is_trained(
 
 def test_a_head_that_gets_no_better_leaves_everything_its_own_epochs(loop: Loop) -> None:
     loop.losses[1] = 9.0
-    loop.setup.options = TrainOptions(
-        shards="s", run=Path("r"), epochs=6, freeze_epochs=3, patience=1
-    )
+    setup: Any = loop.setup
+    setup.options = TrainOptions(shards="s", run=Path("r"), epochs=6, freeze_epochs=3, patience=1)
     loop.run()
     assert loop.epochs == [(0, True), (1, True), (2, False), (3, False), (4, False)]
 
@@ -139,9 +139,9 @@ def test_a_run_that_has_stopped_does_nothing_more(loop: Loop) -> None:
 
 
 def test_the_number_of_epochs(loop: Loop) -> None:
-    assert last_epoch(loop.setup, Progress()) == 5
-    assert last_epoch(loop.setup, Progress(thawed=2)) == 5
-    assert last_epoch(loop.setup, Progress(thawed=1)) == 4
+    for thawed, epochs in ((None, 5), (2, 5), (1, 4)):
+        loop.progress = Progress(thawed=thawed)
+        assert loop.last_epoch == epochs
 
 
 def test_resumed_where_a_phase_begins_only_the_weights_are_taken_over(loop: Loop) -> None:

@@ -16,7 +16,7 @@ from trainer.evaluation.predict import (
     predict_split,
     write_parquet,
 )
-from trainer.runs.evaluation_setup import Calibration
+from trainer.runs.run import Calibration
 
 
 class Brightness:

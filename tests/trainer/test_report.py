@@ -21,7 +21,7 @@ from trainer.__main__ import main
 from trainer.command_line import parse_arguments
 from trainer.options import TrainOptions, run_identity
 from trainer.report.report import link_data_card, training_command, write_report
-from trainer.runs.run_directory import RunDirectory, read_description
+from trainer.runs.run import Run
 
 
 class Page(HTMLParser):
@@ -141,12 +141,12 @@ def test_a_page_says_what_was_trained_on(tmp_path: Path, trained_on: bool | int 
 
 
 def test_the_command_of_a_page_makes_the_run_again(finished: Path) -> None:
-    description = read_description(RunDirectory(finished))
-    words = shlex.split(training_command(finished, description))
+    run = Run(finished)
+    words = shlex.split(training_command(run))
     assert words[:3] == ["python", "-m", "trainer"]
     options = parse_arguments(words[3:])
     assert isinstance(options, TrainOptions)
-    assert run_identity(options) == description["options"]
+    assert run_identity(options) == dict(run.record.options)
     assert "--optimizer" not in words
 
 

@@ -89,7 +89,7 @@ def start(
         small = {"image_size": 16, "augment": 0.0, "checkpoint_steps": 1, "report": False}
         given = tiny | small | changes
         with monkeypatch.context() as patch:
-            patch.setattr("trainer.training.loop.draw_history", lambda *_: None)
+            patch.setattr("trainer.training.train.Loop.draw_history", lambda *_: None)
             patch.setattr(checkpoint, "save", save_and_stop)
             run = tmp_path / name
             train(prepare_training(TrainOptions(shards=shards, run=run, backend=BACKEND, **given)))

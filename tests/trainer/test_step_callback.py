@@ -13,14 +13,14 @@ from trainer.errors import Diverged
 from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import prepare_training
-from trainer.training.loop import CallbackList, InputClock, StepCallback
+from trainer.training.train import CallbackList, InputClock, StepCallback
 
 
 @pytest.fixture
 def callback(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> StepCallback:
     """A callback over an epoch whose first three steps were taken by an earlier start."""
     setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **tiny))
-    return StepCallback(setup, Progress(step=3), InputClock(), None)
+    return StepCallback(setup, Progress(step=3))
 
 
 class Loss:
@@ -92,7 +92,7 @@ def test_keras_passes_losses_on_uncomputed(callback: StepCallback) -> None:
 
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    probe = Probe(callback.setup, callback.progress, callback.clock, None)
+    probe = Probe(callback.setup, callback.progress)
     callbacks = CallbackList([probe], add_history=True, model=model)
     fitted = model.fit(np.ones((6, 2)), np.ones((6, 1)), 2, verbose=0, callbacks=callbacks)
     assert len(passed) == 3

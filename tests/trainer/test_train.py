@@ -23,10 +23,9 @@ from trainer.files import this_machine
 from trainer.networks.saved_models import load_classifier
 from trainer.options import TrainOptions
 from trainer.report import plots
-from trainer.runs.run_directory import begin_run
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.train import train
-from trainer.training.training_model import TrainingModel, compile_phase, copy_values
+from trainer.training.training_model import TrainingModel, copy_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,29 +130,6 @@ def make_rows(count: int, size: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-class Killed(Exception):
-    """Stands for whatever ends a run."""
-
-
-def test_head_first_then_everything_resumed_between_the_two(
-    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop_in_the_second_epoch(display: Any, done: int, detail: Any = str) -> None:
-        if display.title.startswith("epoch 2 "):
-            raise Killed
-
-    options = {"freeze_epochs": 1, "batch_norm": "frozen"}
-    train(make_job("whole", **options))
-    with monkeypatch.context() as patch:
-        patch.setattr("trainer.display.Display.update", stop_in_the_second_epoch)
-        with pytest.raises(Killed):
-            train(make_job("broken", **options))
-    train(make_job("broken", **options))
-    rows = [read(tmp_path / name / "history.json") for name in ("whole", "broken")]
-    for key in ("loss", "val_loss", "learning_rate"):
-        assert [r[key] for r in rows[0]] == pytest.approx([r[key] for r in rows[1]], rel=1e-4)
-
-
 def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Replaces the validation loss of each epoch."""
     remaining = iter(losses)
@@ -161,7 +137,7 @@ def losses_to_come(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None
     def figures(*arguments: Any) -> dict[str, Any]:
         return split_figures(*arguments) | {"weighted_log_loss": next(remaining)}
 
-    monkeypatch.setattr("trainer.training.loop.split_figures", figures)
+    monkeypatch.setattr("trainer.training.train.split_figures", figures)
 
 
 def test_it_stops_when_nothing_gets_better(
@@ -172,27 +148,6 @@ def test_it_stops_when_nothing_gets_better(
     metrics = read(tmp_path / "run" / "metrics.json")
     assert (metrics["epochs"], metrics["best_epoch"], metrics["stopped_early"]) == (4, 2, True)
     assert len(read(tmp_path / "run" / "history.json")) == 4
-
-
-def test_a_head_that_stops_early_does_not_keep_the_backbone_from_training(
-    make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses_to_come(monkeypatch, [2, 3, 5, 4, 1])
-    setup = make_job(epochs=6, freeze_epochs=3, patience=1)
-    compiled = []
-
-    def note(setup: TrainingSetup, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
-        compiled.append((frozen, copy_values(classifier.backbone.weights)))
-        return compile_phase(setup, feed, classifier, frozen, xla)
-
-    monkeypatch.setattr("trainer.training.loop.compile_phase", note)
-    train(setup)
-    assert [frozen for frozen, _ in compiled] == [True, False]
-    # Two epochs of the head, then three of everything.
-    assert read(tmp_path / "run" / "metrics.json")["epochs"] == 5
-    trained = load_classifier(setup.run.model).get_layer("core").get_layer("backbone")
-    for variable, before in zip(trained.weights, compiled[1][1], strict=True):
-        assert not np.array_equal(copy_values([variable])[0], before), variable.path
 
 
 @pytest.mark.usefixtures("one_convolution")
@@ -228,7 +183,7 @@ def test_two_processes_do_not_train_one_run(
 ) -> None:
     setup = make_job(epochs=1)
     script = (
-        "import sys, time; from pathlib import Path; from trainer.runs.run_lock import held\n"
+        "import sys, time; from pathlib import Path; from trainer.runs.run import held\n"
         "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     argv = [sys.executable, "-c", script, str(setup.run.path)]
@@ -247,7 +202,8 @@ def test_leftovers_of_killed_processes_are_removed(make_job: JobMaker) -> None:
     setup = make_job(epochs=1, cache="disk")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    begin_run(setup.run, setup.options, setup.shards)
+    with setup.run.begun(setup.options, setup.shards):
+        pass
     setup.run.cache.mkdir()
     names = [
         setup.run.path / f".model-{this_machine()}-{ended.pid}.keras",

@@ -27,8 +27,8 @@ from trainer.evaluation.predict import (
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
-from trainer.runs.evaluation_setup import Calibration, EvaluationSetup, write_calibration
-from trainer.runs.run_directory import read_description
+from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.run import Calibration, write_calibration
 
 # Values of calibration.figures in evaluation-NAME.json.
 CROSS_FITTED, UNKNOWN = "cross-fitted by patient", "unknown"
@@ -82,7 +82,7 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
     figures = {"options": options, "calibration": calibration, **measured}
     write_json(run.evaluation(setup.name), figures)
     # for the validation fold, training already wrote the predictions of a complete run
-    validation = fold_split(int(read_description(run)["options"]["fold"]))
+    validation = fold_split(run.record.options.fold)
     path = run.predictions(setup.name)
     if setup.name != validation or not run.is_complete:
         write_parquet(path, frame)

@@ -29,8 +29,8 @@ from trainer.native_log import held_back
 from trainer.networks.image_layers import ImageLayer
 from trainer.networks.saved_models import first_line, in_float32, load_classifier, load_model
 from trainer.options import parse_windows
-from trainer.runs.evaluation_setup import Calibration, SavedRun
-from trainer.runs.run_directory import package_versions
+from trainer.runs.evaluation_setup import SavedRun
+from trainer.runs.run import Calibration, package_versions
 
 FILES = {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
 DESCRIPTION = "description.json"
@@ -64,7 +64,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     Raises:
         UsageError: a format does not support the model, or yields other probabilities.
     """
-    xla = saved.description["options"].get("xla", "auto")
+    xla = saved.run.record.options.get("xla", "auto")
     classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
     images = example_images(saved)
     logits = predict_batch(classifier, images, flip=False)
@@ -236,15 +236,15 @@ def describe_export(
         files: file name per format.
         compared: results of the comparison with the run's model.
     """
-    image, trained = saved.image, saved.description["shards"]
-    options = trained.get("preprocessing", {})
+    image, trained = saved.image, saved.run.record.shards
+    options = trained.preprocessing
     if image.is_hounsfield:
         formula, channels = "hu", [{"name": "hu", "hu_offset": image.hu_offset}]
-        windows = parse_windows(saved.description["options"].get("windows", ""))
+        windows = parse_windows(saved.run.record.options.get("windows", ""))
     else:
         formula, windows = str(options.get("voi")), ()
         keys = ("name", "center", "width")
-        channels = [{key: window[key] for key in keys} for window in trained["windows"]]
+        channels = [{key: getattr(window, key) for key in keys} for window in trained.windows]
     packages = ["keras", "tensorflow", "numpy"] + ["onnx", "tf2onnx"] * ("onnx" in files)
     changes = saved.calibration.changes
     return {

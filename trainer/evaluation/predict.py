@@ -22,9 +22,9 @@ from trainer.evaluation.metrics import Array, Floats, probabilities
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
-from trainer.runs.evaluation_setup import Calibration, EvaluationSetup
-from trainer.runs.run_directory import read_description
-from trainer.runs.trained_on import describe_overlap, find_overlap
+from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.run import Calibration
+from trainer.runs.trained_on import find_overlap
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
         UsageError: a shard is damaged, or the sample has other labels.
     """
     split, display = setup.split, setup.display
-    names = tuple(read_description(setup.run)["shards"]["labels"])
+    names = setup.run.labels
     wanted = None if sample is None else read_sample(sample, names)
     leave_gpu_to_jax()
     model = load_classifier(setup.run.model, setup.xla, setup.shards.image, len(names))
@@ -104,7 +104,7 @@ def predict_with_progress(
 def compare_with_training(setup: EvaluationSetup, frame: pd.DataFrame) -> dict[str, Any]:
     """Return how many patients of the predictions the run was trained on, for the figures."""
     texts = {name: frame[name].to_numpy().astype(str) for name in TEXTS}
-    return describe_overlap(find_overlap(setup.run, setup.shards, texts), setup.trained_on)
+    return find_overlap(setup.run, setup.shards, texts, setup.trained_on)
 
 
 def predict_split(

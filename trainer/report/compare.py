@@ -15,8 +15,7 @@ from headct.page import Table, page_templates
 from trainer.display import Display, explain_weights
 from trainer.evaluation.bootstrap import SAMPLES, interval
 from trainer.evaluation.measured import Estimate, Measured, read_predictions
-from trainer.files import write_whole
-from trainer.options import label_weights
+from trainer.files import check_output, write_whole
 from trainer.report.plots import (
     CODE,
     DIAGONAL,
@@ -31,8 +30,7 @@ from trainer.report.plots import (
     precision_line,
     roc_line,
 )
-from trainer.runs.outputs import check_output
-from trainer.runs.run_directory import RunDirectory, read_description
+from trainer.runs.run import Run
 
 SECTIONS = {
     "runs": "Runs",
@@ -55,16 +53,14 @@ class ComparedRun:
 
     Attributes:
         title: short name on the page.
-        path: the run directory.
-        description: content of run.json.
+        run: the run directory.
         metrics: content of metrics.json.
         history: figures by epoch.
         measured: predictions sorted by image id, with the label weights of the first run.
     """
 
     title: str
-    path: Path
-    description: dict[str, Any]
+    run: Run
     metrics: dict[str, Any]
     history: pd.DataFrame
     measured: Measured
@@ -72,15 +68,13 @@ class ComparedRun:
     @property
     def weights(self) -> str:
         """Label weights in the losses of the run's history, in words."""
-        text, names = self.description["options"]["label_weights"], self.measured.names
-        weights = label_weights(text, names, saved=True)
-        return explain_weights(dict(zip(names, weights, strict=True)))
+        return explain_weights(dict(zip(self.run.labels, self.run.weights, strict=True)))
 
     def has_slices_of(self, other: ComparedRun) -> bool:
         """Return whether both runs have the same shards, split, slices and labels."""
         keys = ["image_id", "patient_id"] + [f"label_{name}" for name in self.measured.names]
         return (
-            self.description["shards"]["digest"] == other.description["shards"]["digest"]
+            self.run.record.shards.digest == other.run.record.shards.digest
             and self.metrics["split"] == other.metrics["split"]
             and self.measured.frame[keys].equals(other.measured.frame[keys])
         )
@@ -132,24 +126,24 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     Raises:
         UsageError: a run is incomplete or damaged, or the runs have different labels.
     """
-    described = [read_description(RunDirectory(path)) for path in paths]
-    names = tuple(described[0]["shards"]["labels"])
-    weights = label_weights(described[0]["options"]["label_weights"], names, saved=True)
+    opened = [Run(path) for path in paths]
+    names, weights = opened[0].labels, opened[0].weights
     runs = []
-    for path, title, description in zip(paths, short_titles(paths), described, strict=True):
-        run, labels = RunDirectory(path), tuple(description["shards"]["labels"])
-        if labels != names:
+    for run, title in zip(opened, short_titles(paths), strict=True):
+        if run.labels != names:
             raise UsageError(
-                f"{path}: has labels {', '.join(labels)}; {paths[0]}: {', '.join(names)}"
+                f"{run.path}: has labels {', '.join(run.labels)}; {paths[0]}: {', '.join(names)}"
             )
         if not run.is_complete:
-            raise UsageError(f"{path}: training is not complete, so there is nothing to compare")
+            raise UsageError(
+                f"{run.path}: training is not complete, so there is nothing to compare"
+            )
         metrics = read_json(run.metrics)
         frame = read_predictions(run.predictions(metrics["split"]), names)
         frame = frame.sort_values("image_id", ignore_index=True)
-        history = history_table(read_json(path / "history.json"))
+        history = history_table(read_json(run.history))
         measured = Measured(frame, names, weights)
-        runs.append(ComparedRun(title, path, description, metrics, history, measured))
+        runs.append(ComparedRun(title, run, metrics, history, measured))
     return runs
 
 
@@ -167,10 +161,10 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
     rows = [
         [
             run.title,
-            CODE.format(run.path),
-            run.description["options"].get("model", ""),
+            CODE.format(run.run.path),
+            run.run.record.options.get("model", ""),
             run.metrics["split"],
-            CODE.format(run.description["shards"]["digest"][:12]),
+            CODE.format(run.run.record.shards.digest[:12]),
             run.metrics["examples"],
             run.metrics["patients"],
             f"{run.metrics['best_epoch']} of {run.metrics['epochs']}",
@@ -226,7 +220,7 @@ def verdict(ends: list[float] | None, lower_is_better: bool) -> str:
 def option_table(runs: Sequence[ComparedRun]) -> Table | None:
     """Make a table of the options and versions that differ between runs; None if none differ."""
     columns = [("Option", "text"), *((run.title, "text") for run in runs)]
-    recorded = [{**run.description["options"], **run.description["versions"]} for run in runs]
+    recorded = [{**dict(run.run.record.options), **run.run.record.versions} for run in runs]
     rows = []
     for name in dict.fromkeys(name for options in recorded for name in options):
         values = [str(options.get(name, "")) for options in recorded]

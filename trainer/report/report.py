@@ -41,7 +41,7 @@ from trainer.report.plots import (
 )
 from trainer.report.slices import picture_slices
 from trainer.runs.evaluation_setup import EvaluationSetup
-from trainer.runs.run_directory import RunDirectory, read_description
+from trainer.runs.run import Run
 
 SECTIONS = {
     "discrimination": "Discrimination",
@@ -77,8 +77,7 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
         UsageError: a file of the run or a shard is damaged.
     """
     run, names, split = setup.run, setup.shards.labels, setup.split.name
-    metrics, description = read_json(run.metrics), read_description(run)
-    history = history_table(read_json(run.path / "history.json"))
+    metrics, history = read_json(run.metrics), history_table(read_json(run.history))
     slices = Measured(read_predictions(run.predictions(split), names), names, setup.weights)
     studies = slices.by_study()
     missing = "" if setup.same_shards else "no slices: the shards are not those of the run"
@@ -102,8 +101,8 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
         hits=hits,
         pictures_missing=missing,
         training=plot_training(history, metrics["best_epoch"]),
-        provenance=describe_origin(run, description, metrics, setup.shards.path),
-        options=option_rows(description["options"]),
+        provenance=describe_origin(run, metrics, setup.shards.path),
+        options=option_rows(dict(run.record.options)),
     )
     write_whole(run.report, lambda path: path.write_text(page, encoding="utf-8"))
     setup.display.print_unwrapped(f"written: {run.report}")
@@ -353,23 +352,20 @@ def plot_training(history: pd.DataFrame, best: int) -> list[Picture]:
     ]
 
 
-def describe_origin(
-    run: RunDirectory, description: Mapping[str, Any], metrics: Mapping[str, Any], shards: Path
-) -> list[tuple[str, Any]]:
+def describe_origin(run: Run, metrics: Mapping[str, Any], shards: Path) -> list[tuple[str, Any]]:
     """Return names and values of the section on provenance.
 
     Args:
         run: the run.
-        description: content of run.json.
         metrics: content of metrics.json.
         shards: local folder of the shards.
     """
     machine = read_json(run.machine) if run.machine.is_file() else {}
-    data, options = description["shards"], description["options"]
+    data, options = run.record.shards, run.record.options
     start = []
-    if origin := description.get("continued_from"):
-        digest = CODE.format(f"sha256 {origin['model_sha256'][:12]}")
-        source = Markup("{} ({})").format(CODE.format(origin["run"]), digest)
+    if origin := run.record.continued_from:
+        digest = CODE.format(f"sha256 {origin.model_sha256[:12]}")
+        source = Markup("{} ({})").format(CODE.format(origin.run), digest)
         start = [("Starts from the model of", source)]
     epochs = f"epoch {metrics['best_epoch']} of {metrics['epochs']}"
     hardware = "{cores} cores, {memory_gib} GiB, {system}".format(**machine) if machine else ""
@@ -377,25 +373,25 @@ def describe_origin(
         ("Run", run.path.name),
         ("Trained", format_time(machine["finished"]) if "finished" in machine else UNRECORDED),
         ("Report written", format_time(datetime.now(UTC).isoformat())),
-        ("Command", CODE.format(training_command(run.path, description))),
-        ("Shards", CODE.format(data["path"])),
-        ("Digest of the shards", CODE.format(data["digest"])),
-        ("Data card", link_data_card(run.path, data["path"], shards)),
+        ("Command", CODE.format(training_command(run))),
+        ("Shards", CODE.format(data.path)),
+        ("Digest of the shards", CODE.format(data.digest)),
+        ("Data card", link_data_card(run.path, data.path, shards)),
         ("Model", f"{options.get('model', UNRECORDED)}, {epochs}"),
         *start,
         ("Backend", machine.get("backend") or options.get("backend", UNRECORDED)),
         ("Devices", ", ".join(machine.get("devices", [])) or UNRECORDED),
         ("Machine", hardware or UNRECORDED),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in description["versions"].items())),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in run.record.versions.items())),
     ]
 
 
-def training_command(run: Path, description: Mapping[str, Any]) -> str:
+def training_command(run: Run) -> str:
     """Return the command that repeats this run, without options at their defaults."""
-    given = {"shards": description["shards"]["path"], "run": str(run)}
-    if origin := description.get("continued_from"):
-        given["continue_from"] = origin["run"]
-    options = description["options"]
+    given: dict[str, Any] = {"shards": run.record.shards.path, "run": str(run.path)}
+    if origin := run.record.continued_from:
+        given["continue_from"] = origin.run
+    options = dict(run.record.options)
     given |= {name: options[name] for name, value, usual in option_rows(options) if value != usual}
     if given.get("model", "resnet50") not in BACKBONES:  # a Python function
         values = {name: repr(value) for name, value in given.items()} | {"model": given["model"]}

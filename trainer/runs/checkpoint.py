@@ -22,6 +22,7 @@ from trainer.files import write_whole
 
 KEPT = 2
 CACHE_NAME = "image_cache"  # variable with the images on a device; not saved
+GROUPS = ("weights", "optimizer", "metrics")  # of variables; metrics: running means of an epoch
 
 
 @dataclass
@@ -87,32 +88,25 @@ class Checkpoint:
     arrays: dict[str, npt.NDArray[Any]]
 
 
-def weights(model: Any) -> dict[str, Any]:
-    """Return weights, statistics, averages and random states by path; not cached images."""
-    return _by_path("weights", [v for v in model.variables if v.name != CACHE_NAME])
+def variables(model: Any, *groups: str) -> dict[str, Any]:
+    """Return the variables of some groups by group and path: positions depend on trainable layers.
 
-
-def metrics(model: Any) -> dict[str, Any]:
-    """Return the running means of an epoch by path."""
-    return _by_path("metrics", model.metrics_variables)
-
-
-def variables(model: Any) -> dict[str, Any]:
-    """Return every variable that training depends on, by group and path.
-
-    Keyed by path, because positions depend on the trainable layers.
+    Weights include statistics, averages and random states. A repeated path gets a number.
     """
-    return weights(model) | _by_path("optimizer", model.optimizer.variables) | metrics(model)
-
-
-def _by_path(group: str, variables: list[Any]) -> dict[str, Any]:
-    """Return variables by group and path; a repeated path gets a number."""
     named: dict[str, Any] = {}
     times: Counter[str] = Counter()
-    for variable in variables:
-        times[variable.path] += 1
-        suffix = f"#{times[variable.path]}" if times[variable.path] > 1 else ""
-        named[f"{group}/{variable.path}{suffix}"] = variable
+    for group in groups:
+        match group:
+            case "weights":
+                members = [v for v in model.variables if v.name != CACHE_NAME]
+            case "optimizer":
+                members = model.optimizer.variables
+            case _:
+                members = model.metrics_variables
+        for variable in members:
+            name = f"{group}/{variable.path}"
+            times[name] += 1
+            named[f"{name}#{times[name]}" if times[name] > 1 else name] = variable
     return named
 
 
@@ -121,42 +115,21 @@ def capture(model: Any, progress: Progress) -> Checkpoint:
     if hasattr(model, "jax_state_sync"):
         # Within an epoch, JAX keeps the state outside the model's variables.
         model.jax_state_sync()
-    named = variables(model).items()
+    named = variables(model, *GROUPS).items()
     return Checkpoint(
         progress, {k: np.array(keras.ops.convert_to_numpy(v.value)) for k, v in named}
     )
 
 
-def restore(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore the state of a model that is built and compiled like the saved model.
+def restore(model: Any, checkpoint: Checkpoint, *groups: str) -> None:
+    """Restore the state, or some groups of it, of a model that is built like the saved model.
 
     Raises:
         UsageError: the checkpoint belongs to another model.
     """
-    _assign(variables(model), checkpoint, "")
-
-
-def restore_weights(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore only the weights, for a new phase with a new optimizer.
-
-    Raises:
-        UsageError: the checkpoint belongs to another model.
-    """
-    _assign(weights(model), checkpoint, "weights/")
-
-
-def restore_metrics(model: Any, checkpoint: Checkpoint) -> None:
-    """Restore the running means; Keras resets them when an epoch begins.
-
-    Raises:
-        UsageError: the checkpoint belongs to another model.
-    """
-    _assign(metrics(model), checkpoint, "metrics/")
-
-
-def _assign(named: dict[str, Any], checkpoint: Checkpoint, group: str) -> None:
-    """Assign the values of a group to variables with the same names and shapes."""
-    stored = {k: v for k, v in checkpoint.arrays.items() if k.startswith(group)}
+    groups = groups or GROUPS
+    named = variables(model, *groups)
+    stored = {k: v for k, v in checkpoint.arrays.items() if k.partition("/")[0] in groups}
     here = {name: tuple(variable.shape) for name, variable in named.items()}
     there = {name: array.shape for name, array in stored.items()}
     differing = sorted(here.items() ^ there.items())
@@ -184,12 +157,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         old.unlink(missing_ok=True)
 
 
-def clear(folder: Path) -> None:
-    """Remove all checkpoints: they are large, and a complete run needs none."""
-    for path in checkpoints(folder):
-        path.unlink()
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, newest last."""
     return sorted(folder.glob("epoch-*.npz"))
@@ -204,7 +171,9 @@ def load_newest(folder: Path) -> Checkpoint | None:
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
-            return load(path)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+                return Checkpoint(Progress(**json.loads(arrays.pop("progress").tobytes())), arrays)
         except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             continue
     if paths:
@@ -213,15 +182,3 @@ def load_newest(folder: Path) -> Checkpoint | None:
             " remove them to train from the first step"
         )
     return None
-
-
-def load(path: Path) -> Checkpoint:
-    """Read one checkpoint.
-
-    Raises:
-        ValueError, OSError, KeyError, EOFError, TypeError, BadZipFile: the file is damaged.
-    """
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        progress = Progress(**json.loads(stored["progress"].tobytes()))
-        names = (name for name in stored.files if name != "progress")
-        return Checkpoint(progress, {name: stored[name] for name in names})

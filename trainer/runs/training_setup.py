@@ -14,41 +14,17 @@ import pandas as pd
 from headct.errors import UsageError
 from headct.reader import Shards
 from trainer.data.sampling import balanced_rates
-from trainer.data.shard_source import ShardSource, find_shards
+from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split, count
 from trainer.display import Display
+from trainer.files import check_writable
 from trainer.networks.catalog import check_weights, find_backbone
 from trainer.options import CrossvalOptions, TrainOptions, label_weights
-from trainer.runs.outputs import check_writable
-from trainer.runs.run_directory import (
-    RunDirectory,
-    check_fit,
-    check_run,
-    read_description,
-)
+from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 
 # Options that come from the origin's saved network; the new run chooses all other options.
 _NETWORK_OPTIONS = ("model", "image_size", "windows")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The run that `--continue_from` names: its best model is the new run's start.
-
-    Attributes:
-        run: run directory.
-        description: content of run.json.
-        sha256: SHA-256 of the model.
-    """
-
-    run: RunDirectory
-    description: dict[str, Any]
-    sha256: str
-
-    def recorded(self) -> dict[str, str]:
-        """Return the entry for the new run's run.json."""
-        return {"run": str(self.run.path.absolute()), "model_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,7 @@ class TrainingSetup:
     training: tuple[Split, ...]
     validation: Split
     weights: tuple[float, ...]
-    run: RunDirectory
+    run: Run
     display: Display
     examples: Shards | None = None
     trained_on: pd.DataFrame | None = field(default=None, repr=False)
@@ -95,6 +71,23 @@ class TrainingSetup:
         return count(self.training) // self.options.batch_size
 
 
+def prepare_crossval(options: CrossvalOptions) -> tuple[TrainingSetup, ...]:
+    """Prepare one training per labeled fold, in run directories below `options.run`.
+
+    Raises:
+        UsageError, StorageError: see `prepare_training`.
+    """
+    shards = find_shards(options.shards, options, Display()).open()
+    folds = shards.folds()
+    if len(folds) < 2:
+        raise UsageError(f"{shards.location}: has {len(folds)} labeled folds; it takes two or more")
+    values = dict(options)
+    # One cache for all runs: every fold is training data of all other runs.
+    values["cache_dir"] = options.cache_dir or str(Run(options.run).cache)
+    changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in folds)
+    return tuple(prepare_training(TrainOptions(**values | change)) for change in changes)
+
+
 def prepare_training(
     options: TrainOptions, builder: Callable[..., Any] | None = None
 ) -> TrainingSetup:
@@ -110,22 +103,9 @@ def prepare_training(
     """
     display = Display()
     source = find_shards(options.shards, options, display)
-    return _prepare(options, source, source.open(), display, builder)
-
-
-def _prepare(
-    options: TrainOptions,
-    source: ShardSource,
-    shards: ShardDirectory,
-    display: Display,
-    builder: Callable[..., Any] | None = None,
-) -> TrainingSetup:
-    """Prepare a training on shards that are already open."""
+    shards = source.open()
     training, validation = shards.training_and_validation(options.fold)
-    origin = find_origin(options)
-    if origin is not None:
-        check_fit(origin.description, shards)
-        options = take_network(options, origin)
+    options, origin = continue_from(options, shards)
     if builder is None:
         find_backbone(options.model, options.image_size)
         check_weights(options.model, options.weights)
@@ -139,8 +119,8 @@ def _prepare(
         raise UsageError(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
-    run = check_run(options, shards, origin.recorded() if origin else None)
-    examples = trained_on = None
+    run, examples, trained_on = Run(options.run), None, None
+    run.check(options, shards, origin)
     if not run.is_complete:
         check_writable(run.path, f"--run {run.path}")
         if options.cache == "disk" and options.cache_dir:
@@ -148,9 +128,12 @@ def _prepare(
         source.provide(shards, (*training, validation))
         examples = shards.examples(training) if options.sampling == "balanced" else None
         if not run.trained_on.is_file():
-            trained_on = _hash_examples(shards, training, display)
+            try:
+                trained_on = hash_examples(shards, training)
+            except UsageError as error:  # the index has no ids
+                display.say(f"{error}: evaluations will not know whom the run was trained on")
         if origin is not None:
-            _check_validation(origin, options, shards, validation)
+            _check_validation(Run(Path(origin.run)), options, shards, validation)
     return TrainingSetup(
         options=options,
         shards=shards,
@@ -166,100 +149,53 @@ def _prepare(
     )
 
 
-def _hash_examples(
-    shards: ShardDirectory, training: tuple[Split, ...], display: Display
-) -> pd.DataFrame | None:
-    """Hash the training examples' ids; return None if the index has none."""
-    try:
-        return hash_examples(shards, training)
-    except UsageError as error:
-        display.say(f"{error}: evaluations will not know whom the run was trained on")
-        return None
-
-
-def prepare_crossval(options: CrossvalOptions) -> tuple[TrainingSetup, ...]:
-    """Prepare one training per labeled fold, in run directories below `options.run`.
+def continue_from(
+    options: TrainOptions, shards: ShardDirectory
+) -> tuple[TrainOptions, Origin | None]:
+    """Return the options with the network of `--continue_from`, if given, and that run.
 
     Raises:
-        UsageError: the shards, the options or a run directory cannot be used.
-    """
-    display = Display()
-    source = find_shards(options.shards, options, display)
-    shards = source.open()
-    if len(shards.folds()) < 2:
-        raise UsageError(
-            f"{shards.location}: has {len(shards.folds())} labeled folds; it takes two or more"
-        )
-    values = dict(options)
-    # One cache for all runs: every fold is training data of all other runs.
-    values["cache_dir"] = options.cache_dir or str(RunDirectory(options.run).cache)
-    changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in shards.folds())
-    return tuple(
-        _prepare(TrainOptions(**values | change), source, shards, display) for change in changes
-    )
-
-
-def find_origin(options: TrainOptions) -> Origin | None:
-    """Open the run that `--continue_from` names; return None without that option.
-
-    Raises:
-        UsageError: the run does not exist, or has no model yet.
+        UsageError: the run has no model yet or does not fit the shards, or a given option
+            contradicts its network.
     """
     if not options.continue_from:
-        return None
-    run = RunDirectory(Path(options.continue_from))
-    description = read_description(run)
+        return options, None
+    run = Run(Path(options.continue_from))
+    theirs = run.record.options
     if not run.model.is_file():
         raise UsageError(f"--continue_from {run.path}: no model yet; no epoch of it is finished")
-    with run.model.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Origin(run, description, sha256)
-
-
-def take_network(options: TrainOptions, origin: Origin) -> TrainOptions:
-    """Return the options, with the network options of the origin.
-
-    Raises:
-        UsageError: a given option contradicts the origin's.
-    """
-    theirs = origin.description["options"]
-    taken = {name: theirs[name] for name in _NETWORK_OPTIONS if name in theirs} | {
-        "weights": "none"
-    }
+    run.check_fit(shards)
+    taken = {name: value for name, value in theirs if name in _NETWORK_OPTIONS}
+    taken["weights"] = "none"
     for name, value in taken.items():
         given = getattr(options, name)
         if name in options.model_fields_set and given != value:
             has = "brings its own" if name == "weights" else f"has {value or 'the default'}"
-            raise UsageError(
-                f"--{name} {given}: --continue_from {origin.run.path} {has}; leave it out"
-            )
-    return type(options)(**options.model_dump(exclude_unset=True) | taken)
+            raise UsageError(f"--{name} {given}: --continue_from {run.path} {has}; leave it out")
+    with run.model.open("rb") as file:
+        origin = Origin(str(run.path.absolute()), hashlib.file_digest(file, "sha256").hexdigest())
+    return type(options)(**options.model_dump(exclude_unset=True) | taken), origin
 
 
 def _check_validation(
-    origin: Origin, options: TrainOptions, shards: ShardDirectory, validation: Split
+    origin: Run, options: TrainOptions, shards: ShardDirectory, validation: Split
 ) -> None:
-    """Check that the origin was not trained on patients of the new validation fold.
-
-    Raises:
-        UsageError: the origin was trained on such patients.
-    """
-    described, path = origin.description, origin.run.path
-    fold = described["options"]["fold"]
-    if described["shards"]["digest"] == shards.digest() and fold != options.fold:
+    """Raise UsageError if the origin was trained on patients of the new validation fold."""
+    fold = origin.record.options.fold
+    if origin.record.shards.digest == shards.digest() and fold != options.fold:
         raise UsageError(
-            f"--fold {options.fold}: --continue_from {path} was trained on {validation.name};"
-            f" want --fold {fold}, which it left out"
+            f"--fold {options.fold}: --continue_from {origin.path} was trained on"
+            f" {validation.name}; want --fold {fold}, which it left out"
         )
     try:
         ids = read_ids(shards, (validation,))
-    except UsageError:  # the index has no ids; `_hash_examples` reports it
+    except UsageError:  # the index has no ids; `prepare_training` has said so
         return
     texts = {str(name): ids[name].to_numpy(str) for name in ids}
-    overlap = find_overlap(origin.run, shards, texts)
-    if overlap is not None and overlap.patients:
+    overlap = find_overlap(origin, shards, texts)["overlap"]
+    if overlap and overlap["patients"]:
         raise UsageError(
-            f"--continue_from {path}: was trained on {overlap.patients} of"
-            f" {overlap.all_patients} patients of {validation.name} of {shards.location};"
+            f"--continue_from {origin.path}: was trained on {overlap['patients']} of"
+            f" {validation.patients} patients of {validation.name} of {shards.location};"
             " figures of that fold would say nothing of unseen patients"
         )

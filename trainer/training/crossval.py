@@ -18,10 +18,11 @@ from headct.printable import show_line
 from trainer.display import explain_weights, next_command, number
 from trainer.evaluation.measured import Measured
 from trainer.files import write_json, write_whole
-from trainer.runs.run_directory import RunDirectory
+from trainer.runs.run import Run
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.train import train
 
+_FIGURES = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
 _POOLED = (
     "Out of fold: every slice by the network that was not trained on its fold, pooled over all"
     " networks. Their scales may differ, so that ROC AUC and average precision of the pool may be"
@@ -49,7 +50,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         ignore_index=True,
     )
     write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
-    shutil.rmtree(RunDirectory(folder).cache, ignore_errors=True)
+    shutil.rmtree(Run(folder).cache, ignore_errors=True)
     summary = summarize(setups, frame)
     write_json(folder / "crossval.json", summary)
     display = setups[0].display
@@ -67,23 +68,17 @@ def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[st
     folds = [read_json(setup.run.metrics) for setup in setups]
     return {
         "label_weights": dict(zip(names, weights, strict=True)),
-        "folds": {fold["split"]: _brief(fold) for fold in folds},
-        "over_folds": {
-            name: mean_and_spread([fold[name] for fold in folds])
-            for name in ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
+        "folds": {
+            fold["split"]: {name: fold[name] for name in ("examples", "best_epoch", *_FIGURES)}
+            for fold in folds
         },
+        "over_folds": {name: mean_and_spread([fold[name] for fold in folds]) for name in _FIGURES},
         "out_of_fold": {
             "pooled_over": len(folds),
             **measured.figures,
             "intervals_95": measured.intervals,
         },
     }
-
-
-def _brief(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary's entry of one fold."""
-    kept = ("examples", "best_epoch", "weighted_log_loss", "mean_roc_auc", "mean_average_precision")
-    return {name: metrics[name] for name in kept}
 
 
 def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
@@ -97,18 +92,17 @@ def mean_and_spread(values: list[float | None]) -> dict[str, float | None]:
 
 def summary_table(summary: dict[str, Any], title: str) -> Table:
     """Make a table: one row per fold, mean and deviation, pooled slices."""
-    figures = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
     table = Table(title=Text(show_line(title)), title_justify="left")
     for name in ("", "examples", "log loss", "mean ROC AUC", "mean avg. precision"):
         table.add_column(name, justify="left" if not name else "right")
     for name, fold in summary["folds"].items():
-        table.add_row(name, str(fold["examples"]), *(number(fold[figure]) for figure in figures))
+        table.add_row(name, str(fold["examples"]), *(number(fold[figure]) for figure in _FIGURES))
     table.add_section()
     over = summary["over_folds"]
-    table.add_row("mean", "", *(number(over[name]["mean"]) for name in figures))
-    table.add_row("deviation", "", *(number(over[name]["deviation"]) for name in figures))
+    table.add_row("mean", "", *(number(over[name]["mean"]) for name in _FIGURES))
+    table.add_row("deviation", "", *(number(over[name]["deviation"]) for name in _FIGURES))
     every = summary["out_of_fold"]
     table.add_row(
-        "out of fold, pooled", str(every["examples"]), *(number(every[name]) for name in figures)
+        "out of fold, pooled", str(every["examples"]), *(number(every[name]) for name in _FIGURES)
     )
     return table

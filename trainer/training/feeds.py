@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,31 +36,18 @@ from trainer.runs.checkpoint import CACHE_NAME
 from trainer.runs.training_setup import TrainingSetup
 
 
-class Feed(Protocol):
-    """The input of training and validation."""
-
-    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Return the symbolic input of a training step, and the logits computed from it."""
-
-    def batches(self, order: Order) -> Any:
-        """Return the remaining batches of an epoch: dataset of (input, labels)."""
-
-    def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Return labels [N, L] and probabilities [N, L] of the validation fold."""
-
-
 @dataclass(frozen=True)
-class _Stream:
-    """Decodes all images in every epoch; no cache."""
+class Feed:
+    """The input of training and validation; decodes all images in every epoch."""
 
     setup: TrainingSetup
 
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Stored images → logits."""
+        """Return the symbolic input of a training step, and the logits computed from it."""
         return classifier.model.inputs, classifier.model.outputs
 
     def batches(self, order: Order) -> Any:
-        """Return stored images and labels."""
+        """Return the remaining batches of an epoch: dataset of (input, labels)."""
         setup, options = self.setup, self.setup.options
         if setup.examples is not None:
             labels = setup.examples.label_values.to_numpy(np.float32)
@@ -72,7 +59,7 @@ class _Stream:
         return batches.take(setup.steps - order.skip)
 
     def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Stream the validation fold through the classifier."""
+        """Return labels [N, L] and probabilities [N, L] of the validation fold."""
         setup = self.setup
         predictions = predict_split(
             classifier.model,
@@ -86,20 +73,17 @@ class _Stream:
 
 
 @dataclass(frozen=True)
-class Cached:
+class Cached(Feed):
     """Reads resized images from caches in memory or on disk."""
 
-    setup: TrainingSetup
     cached: ImageCache
     validation: ImageCache
 
     def rows(self, order: Order) -> npt.NDArray[np.int64]:
         """Return the rows of the cache for each batch, [steps, B]."""
-        setup = self.setup
-        balanced = setup.options.sampling == "balanced"
-        return epoch_rows(
-            self.cached.labels, setup.steps, setup.options.batch_size, order, balanced
-        )
+        options = self.setup.options
+        balanced = options.sampling == "balanced"
+        return epoch_rows(self.cached.labels, self.setup.steps, options.batch_size, order, balanced)
 
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Resized images → logits."""
@@ -153,10 +137,8 @@ class OnDevice(Cached):
     def batches(self, order: Order) -> Any:
         """Return rows and labels."""
         rows = self.rows(order)
-        labels = self.cached.labels[rows]
-        return with_options(
-            tf.data.Dataset.from_tensor_slices((rows.astype(row_type()), labels)).prefetch(2)
-        )
+        batches = (rows.astype(row_type()), self.cached.labels[rows])
+        return with_options(tf.data.Dataset.from_tensor_slices(batches).prefetch(2))
 
 
 def row_type() -> str:
@@ -217,21 +199,21 @@ def open_feed(setup: TrainingSetup, free_device_memory: int | None) -> Feed:
     Raises:
         UsageError: there is too little memory or disk space.
     """
-    options = setup.options
+    options, display = setup.options, setup.display
     if options.cache == "none":
-        return _Stream(setup)
+        return Feed(setup)
     trained = count(setup.training)
     needed = cache_bytes(setup.shards, trained, options.image_size)
     room = ""
     if options.cache == "device" and free_device_memory is not None:
         check_memory("device", needed, free_device_memory, "ram")
         room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
-    setup.display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
-    setup.display.begin("filling the cache", trained + setup.validation.examples)
+    display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
     folder = None
     if options.cache == "disk":
         folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache
-    writer = CacheWriter(setup.shards, options.image_size, folder, setup.display.update)
+    display.begin("filling the cache", trained + setup.validation.examples)
+    writer = CacheWriter(setup.shards, options.image_size, folder, display.update)
     cached, validation = writer.fill(setup.training), writer.fill((setup.validation,))
-    setup.display.end()
+    display.end()
     return (OnDevice if options.cache == "device" else Cached)(setup, cached, validation)

@@ -125,13 +125,6 @@ def compile_phase(
 
     Every phase has a new optimizer, because the head's moments do not apply to the backbone. A
     frozen backbone's batch normalization uses its stored statistics.
-
-    Args:
-        setup: the run.
-        feed: input of the run.
-        classifier: the network.
-        frozen: whether to freeze the backbone.
-        xla: whether to compile with XLA.
     """
     options = setup.options
     classifier.backbone.trainable = not frozen
@@ -182,17 +175,10 @@ def batch_norms(network: Any) -> Iterator[Any]:
 def build_optimizer(
     options: TrainOptions, trainable: list[Any], steps: int, per_epoch: int, policy: str
 ) -> Any:
-    """Build the optimizer of a phase.
+    """Build the optimizer of a phase of `steps` steps, of which an epoch has `per_epoch`.
 
     The dtype policy `mixed_float16` requires loss scaling: most gradients are too small for float16
     (Micikevicius et al., arXiv:1710.03740, 3.2).
-
-    Args:
-        options: options of the run.
-        trainable: the variables to train.
-        steps: steps of the phase.
-        per_epoch: steps per epoch.
-        policy: Keras's dtype policy.
     """
     # Explicit names: checkpoints depend on them, and Keras would number its own.
     common = {
@@ -274,13 +260,11 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
         entropy = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
         weights = ops.convert_to_tensor(self.weights, "float32")
         loss = ops.sum(entropy * weights, axis=-1) / sum(self.weights)
-        return loss / self._sampling_rate(true) if self.rates else loss
-
-    def _sampling_rate(self, labels: Any) -> Any:
-        """Return the sampling rate per example, relative to natural sampling; [B, L] → [B]."""
+        if not self.rates:
+            return loss
         *positive, negative = self.rates
-        of_labels = ops.sum(labels * ops.convert_to_tensor(positive, "float32"), axis=-1)
-        return of_labels + negative * (1 - ops.max(labels, axis=-1))
+        rate = ops.sum(true * ops.convert_to_tensor(positive, "float32"), axis=-1)
+        return loss / (rate + negative * (1 - ops.max(true, axis=-1)))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, for a saved model."""
