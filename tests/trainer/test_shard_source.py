@@ -24,7 +24,6 @@ from trainer.data.shard_source import LocalShards, ShardSource, find_shards
 from trainer.data.shards import ShardDirectory
 from trainer.display import Display
 from trainer.options import ShardAccess, TrainOptions
-from trainer.runs.run_directory import begin_run
 from trainer.runs.training_setup import prepare_training
 
 PATIENCE = 4.0
@@ -349,7 +348,8 @@ def test_a_directory_that_changed_is_noticed(
         shards=s3.upload(shards), run=run, shard_cache=str(cache), storage_patience=PATIENCE, **tiny
     )
     before = prepare_training(options)
-    begin_run(before.run, options, before.shards)
+    with before.run.begun(options, before.shards):
+        pass
     prepare_training(options)  # is the same run
     fold1 = split_rows["fold1"][:-1] + split_rows["fold2"][:1]
     changed = shards_writer(tmp_path / "changed", split_rows | {"fold1": fold1})
