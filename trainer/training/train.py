@@ -74,7 +74,18 @@ def train(setup: TrainingSetup) -> None:
             return
         if (hashes := setup.trained_on) is not None:
             write_whole(run.trained_on, lambda path: hashes.to_parquet(path, index=False))
-        _announce(setup, policy, xla, devices)
+        display = setup.display
+        if setup.origin is not None:
+            display.say(f"starts from the best model of {setup.origin.run}, head and all")
+        display.say(
+            f"{options.model} at {options.image_size} x {options.image_size}, {policy}"
+            f"{', XLA' if xla else ''}, {keras.backend.backend()}"
+            f"{f' on {devices} devices' if devices > 1 else ''}:"
+            f" {count(setup.training)} slices to train on, {setup.validation.examples} of"
+            f" {setup.validation.name} to validate on"
+        )
+        if unused := hardware.unused_gpus():
+            display.say(f"{unused} more GPUs are there; with --backend jax all are used")
         feed = open_feed(setup, free)
         saved = checkpoint.load_newest(run.checkpoints)
         read = (*setup.training, setup.validation)
@@ -83,22 +94,6 @@ def train(setup: TrainingSetup) -> None:
             hardware.device_errors_reported(),
         ):
             _finish(setup, Loop(setup, feed, classifier, xla, saved).run())
-
-
-def _announce(setup: TrainingSetup, policy: str, xla: bool, devices: int) -> None:
-    """Print the network, the devices and the number of slices."""
-    options, display = setup.options, setup.display
-    if setup.origin is not None:
-        display.say(f"starts from the best model of {setup.origin.run}, head and all")
-    display.say(
-        f"{options.model} at {options.image_size} x {options.image_size}, {policy}"
-        f"{', XLA' if xla else ''}, {keras.backend.backend()}"
-        f"{f' on {devices} devices' if devices > 1 else ''}:"
-        f" {count(setup.training)} slices to train on, {setup.validation.examples} of"
-        f" {setup.validation.name} to validate on"
-    )
-    if unused := hardware.unused_gpus():
-        display.say(f"{unused} more GPUs are there; with --backend jax all are used")
 
 
 def _finish(setup: TrainingSetup, progress: Progress) -> None:
@@ -282,7 +277,10 @@ class StepCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore
         if before is not None:
             before.result()
         self.check_loss_and_show_progress()
-        if self.is_checkpoint_due() and self.progress.step < self.setup.steps:
+        options, now = self.setup.options, time.monotonic()
+        by_steps = 0 < options.checkpoint_steps <= self.progress.step - self.last_saved_step
+        by_time = 0 < options.checkpoint_seconds <= now - self.last_saved
+        if (by_steps or by_time) and self.progress.step < self.setup.steps:
             self.in_flight.result()
             self.check_loss_and_show_progress()
             self.last_saved, self.last_saved_step = time.monotonic(), self.progress.step
@@ -316,14 +314,6 @@ class StepCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore
                 " or --precision float32 in a new run directory"
             )
         self.setup.display.update(self.progress.step, self.detail)
-
-    def is_checkpoint_due(self) -> bool:
-        """Return whether enough steps or seconds have passed since the last checkpoint."""
-        options = self.setup.options
-        steps, seconds = options.checkpoint_steps, options.checkpoint_seconds
-        by_steps = steps and self.progress.step - self.last_saved_step >= steps
-        by_time = seconds and time.monotonic() - self.last_saved >= seconds
-        return bool(by_steps or by_time)
 
     def detail(self) -> str:
         """Describe loss, speed and the share of time spent waiting for input."""
