@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from headct.errors import UsageError
+from headct.layout import PATIENT_ID
 from headct.reader import Shards
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import find_shards
@@ -196,6 +197,6 @@ def _check_validation(
     if overlap and overlap["patients"]:
         raise UsageError(
             f"--continue_from {origin.path}: was trained on {overlap['patients']} of"
-            f" {validation.patients} patients of {validation.name} of {shards.location};"
+            f" {ids[PATIENT_ID].nunique()} patients of {validation.name} of {shards.location};"
             " figures of that fold would say nothing of unseen patients"
         )
