@@ -107,9 +107,6 @@ class ArchiveStore(ReadableStore):
         member = self._open()[1].find(encode_source(path))
         return None if member is None else _describe(path, member)
 
-    def check_reachable(self, path: str) -> None:
-        """Do nothing: every request raises StoreError if the archive is gone."""
-
     def is_folder(self, path: str) -> bool:
         _, directory = self._open()
         return not path or bool(directory.below(encode_source(f"{path}/")))

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from obstore.exceptions import (
     BaseError,
@@ -20,9 +20,6 @@ from headct.errors import RESUMES, ObjectRefused, StoreError
 from headct.reasons import ObjectFault, Reason
 from headct.stores.protocol import Transient
 
-if TYPE_CHECKING:  # exist only for type checkers
-    from obstore.store import ClientConfig, RetryConfig
-
 _READ_TIMEOUT = 20.0  # seconds
 _LONGEST_REQUEST = 300.0  # seconds
 _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with the same credentials
@@ -30,57 +27,55 @@ _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with 
 Page = list[dict[str, Any]]
 
 
-def open_clients(url: str, patience: float) -> tuple[Any, Any]:
-    """Return obstore's stores of a bucket, to read and to write.
-
-    During an upload, the server is silent until all bytes have arrived.
-    """
-    read_timeout = min(_READ_TIMEOUT, max(patience / 4, 1.0))
-    timeout = min(_LONGEST_REQUEST, max(patience, 1.0))
-    retry_timeout = timedelta(seconds=min(patience / 2, _OBSTORE_RETRIES))
-    try:
-        reading, writing = (
-            open_client(
-                url,
-                {"timeout": timedelta(seconds=timeout), "read_timeout": timedelta(seconds=seconds)},
-                {"max_retries": 10, "retry_timeout": retry_timeout},
-            )
-            for seconds in (read_timeout, timeout)
-        )
-    except (BaseError, ValueError, OSError) as error:
-        what = f"cannot be opened: {describe(error)}"
-        raise StoreError(url, what, "check the settings of its client") from None
-    return reading, writing
-
-
-def open_client(url: str, client: "ClientConfig", retries: "RetryConfig") -> Any:
+def open_client(url: str, patience: float, *, writing: bool = False) -> Any:
     """Return obstore's store of a bucket.
 
     Args:
         url: of the bucket.
-        client: settings of its connections.
-        retries: obstore's own retries.
+        patience: time limit of a request with its retries, seconds.
+        writing: whether to upload: the server is silent until all bytes have arrived.
 
     Raises:
-        BaseError, ValueError, OSError: the settings cannot be used.
+        StoreError: the settings cannot be used.
     """
     scheme, _, bucket = url.partition("://")
+    timeout = min(_LONGEST_REQUEST, max(patience, 1.0))
+    read_timeout = timeout if writing else min(_READ_TIMEOUT, max(patience / 4, 1.0))
+    client: dict[str, Any] = {
+        "timeout": timedelta(seconds=timeout),
+        "read_timeout": timedelta(seconds=read_timeout),
+        "allow_http": scheme != "https",  # where an endpoint is set; the defaults are https
+    }
+    seconds = min(patience / 2, _OBSTORE_RETRIES)
+    retries = {"max_retries": 10, "retry_timeout": timedelta(seconds=seconds)}
     options: Any = {"client_options": client, "retry_config": retries}
-    client["allow_http"] = scheme != "https"  # where an endpoint is set; the defaults are https
-    if scheme in ("s3", "s3a"):
-        return S3Store(bucket, **options, **_aws_credentials())
-    if scheme == "gs":
-        if project := os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT"):  # pays for the requests
-            client["default_headers"] = {"x-goog-user-project": project}
-        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-            url = emulator if "://" in emulator else f"http://{emulator}"
-            key: dict[str, Any] = {"gcs_base_url": url.rstrip("/"), "disable_oauth": True}
-            key |= {"client_email": "", "private_key": "", "private_key_id": ""}
-            options["service_account_key"] = json.dumps(key)
-        return GCSStore(bucket, **options)
-    if scheme in ("http", "https"):
-        return HTTPStore.from_url(url, **options)
-    return from_url(url, **options)
+    try:
+        if scheme in ("s3", "s3a"):
+            return S3Store(bucket, **options, **_aws_credentials())
+        if scheme == "gs":
+            client |= _google_headers()
+            return GCSStore(bucket, **options, **_google_emulator())
+        if scheme in ("http", "https"):
+            return HTTPStore.from_url(url, **options)
+        return from_url(url, **options)
+    except (BaseError, ValueError, OSError) as error:
+        what = f"cannot be opened: {describe(error)}"
+        raise StoreError(url, what, "check the settings of its client") from None
+
+
+def _google_headers() -> dict[str, Any]:
+    """Return the project that pays, for requester-pays buckets."""
+    project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")
+    return {"default_headers": {"x-goog-user-project": project}} if project else {}
+
+
+def _google_emulator() -> dict[str, Any]:
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not emulator:
+        return {}
+    url = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
+    key = {"client_email": "", "private_key": "", "private_key_id": ""}
+    return {"service_account_key": json.dumps(key | {"gcs_base_url": url, "disable_oauth": True})}
 
 
 def _aws_credentials() -> dict[str, Any]:

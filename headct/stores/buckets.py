@@ -26,7 +26,7 @@ from headct.stores.bucket_clients import (
     Page,
     failure_of,
     list_odd_page,
-    open_clients,
+    open_client,
     status_of,
 )
 from headct.stores.protocol import (
@@ -43,6 +43,7 @@ T = TypeVar("T")
 # Larger files: multipart upload, in parallel. A kill leaves nothing of smaller files.
 _SINGLE_PUT = 1 << 26
 _PART = 1 << 24
+_IMPORTED_BY = os.getpid()
 _SPOOLED = 1 << 22  # bytes that are staged in memory
 _PAGE = 1000  # objects per request of a listing
 _RANGE_NOT_SATISFIABLE = 416
@@ -73,7 +74,10 @@ class ObjectStore(Store):
         self._url = url
         self._seconds = patience
         self._patience = Patience(url, patience)
-        self._reading, self._writing = clients or open_clients(url, patience)
+        self._reading, self._writing = clients or (
+            open_client(url, patience),
+            open_client(url, patience, writing=True),
+        )
 
     def list(self, folder: str) -> Iterator[FileInfo]:
         """List files, without the empty marker objects of folders."""
@@ -135,9 +139,6 @@ class ObjectStore(Store):
             return None
         return FileInfo(path, item["size"], _version(item))
 
-    def check_reachable(self, path: str) -> None:
-        """Do nothing: missing buckets and missing objects have different responses."""
-
     def is_folder(self, path: str) -> bool:
         return next(self._pages(path), None) is not None or not path
 
@@ -168,7 +169,7 @@ class ObjectStore(Store):
         return self._request(read_whole if whole else read_range, reading=True)
 
     def read_ranges(self, ranges: Sequence[Range]) -> Sequence[bytes]:
-        if _forked:
+        if os.getpid() != _IMPORTED_BY:
             return _ask_helper(self._url, self._seconds, ranges)
         if len(ranges) == 1:
             return [self.read(*ranges[0])]
@@ -204,9 +205,6 @@ class ObjectStore(Store):
             return True
 
         return self._request(attempt)
-
-    def remove_partial(self, folder: str) -> None:
-        """Do nothing: objects appear when they are complete."""
 
     def remove(self, path: str) -> None:
         paths = [path]
@@ -254,32 +252,22 @@ def find_bucket(url: str, patience: float) -> ObjectStore:
 
 # Forked processes: obstore's threads do not survive a fork, so another process reads for them.
 
-_forked = False
-_asking = threading.Lock()
-
-
-def _after_fork() -> None:
-    global _forked, _asking
-    _forked, _asking = True, threading.Lock()
-    _helper.cache_clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
 
 @lru_cache(maxsize=1)
-def _helper() -> "subprocess.Popen[bytes]":
+def _helper(pid: int) -> "tuple[subprocess.Popen[bytes], threading.Lock]":
+    """Return the process that reads for a forked one, and a lock to talk to it."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve()"
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe)
+    return process, threading.Lock()
 
 
 def _ask_helper(url: str, patience: float, ranges: Sequence[Range]) -> list[bytes]:
     """Return ranges of a bucket's objects, or raise the helper's exception."""
-    with _asking:
-        process = _helper()
-        assert process.stdin is not None
-        assert process.stdout is not None
+    process, lock = _helper(os.getpid())
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with lock:
         pickle.dump((url, patience, list(ranges)), process.stdin)
         process.stdin.flush()
         result: list[bytes] | Exception = pickle.load(process.stdout)

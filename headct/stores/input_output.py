@@ -222,8 +222,7 @@ class InputFiles:
             StoreError: a folder cannot be listed, or the store fails.
         """
         if self.name:
-            look = partial(self.info, self.name)
-            info = look() or self._look_again(self.name, look)
+            info = self._look_again(self.name, partial(self.info, self.name))
             return iter([info] if info else [])
         store, folder = find_input_store(self.root, self.patience)
         files = store.list(folder)

@@ -6,11 +6,12 @@ import random
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 from headct.errors import StoreError
 from headct.printable import escape_controls
@@ -67,7 +68,7 @@ class FileInfo:
     version: str
 
 
-class ReadableStore(Protocol):
+class ReadableStore(ABC):
     """Files under paths with slashes, to read.
 
     An OSError concerns the requested file, a StoreError the whole store.
@@ -80,31 +81,30 @@ class ReadableStore(Protocol):
     readers: int
     ranged_readers: int
 
+    @abstractmethod
     def list(self, folder: str) -> Iterator[FileInfo]:
         """List the files below a folder, without hidden ones, ordered by the bytes of their paths.
 
         All stores order by the UTF-8 bytes of the whole path.
         """
-        ...
 
+    @abstractmethod
     def info(self, path: str) -> FileInfo | None:
         """Return size and version of a file, or None if there is no file."""
-        ...
 
-    def check_reachable(self, path: str) -> None:
+    def check_reachable(self, path: str) -> None:  # noqa: B027 - most stores have other errors
         """Raise Transient unless the folder of a file is reachable; the file may be missing.
 
         An unmounted disk or a moved folder does not mean that the file is missing.
         """
-        ...
 
+    @abstractmethod
     def is_folder(self, path: str) -> bool:
         """Return whether a folder exists; in a bucket, whether there are files below the path."""
-        ...
 
+    @abstractmethod
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file's bytes, or a range of them; a range ends with the file."""
-        ...
 
     def read_ranges(self, ranges: Sequence[Range]) -> Sequence[bytes]:
         """Return several ranges, also in forked processes."""
@@ -115,17 +115,18 @@ class ReadableStore(Protocol):
         return io.BytesIO(self.read(path))
 
 
-class Store(ReadableStore, Protocol):
+class Store(ReadableStore):
     """A store to read and write."""
 
+    @abstractmethod
     def entries(self, folder: str) -> set[str]:
         """Return the names in a folder; empty if there is no folder.
 
         Names of folders end with `/`; names of other entries than files (links to folders,
         broken links, pipes) end with `/@`.
         """
-        ...
 
+    @abstractmethod
     def create(self, path: str, *, durable: bool) -> AbstractContextManager[BinaryIO]:
         """Open a new file to write and read; the file appears if the block succeeds.
 
@@ -133,23 +134,21 @@ class Store(ReadableStore, Protocol):
             path: of the file.
             durable: whether to wait until a local file would survive a power failure.
         """
-        ...
 
+    @abstractmethod
     def add(self, path: str, data: bytes) -> bool:
         """Write a file unless it exists; return whether it was written.
 
         If several processes try at once, only one writes the file, except in stores without links
         or conditional requests.
         """
-        ...
 
     def remove_partial(self, folder: str) -> None:
         """Remove unfinished files of killed processes from a folder."""
-        ...
 
+    @abstractmethod
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with its content, if it exists."""
-        ...
 
 
 class Transient(Exception):

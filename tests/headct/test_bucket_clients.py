@@ -34,7 +34,7 @@ def test_who_asks_google_may_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(store) as address:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "my-project")
-        google = open_client("gs://data", {}, {})
+        google = open_client("gs://data", A_MOMENT)
         assert bytes(obstore.get(google, "a").bytes()) == b"slice"
     assert [asked["x-goog-user-project"] for asked in store.headers] == ["my-project"]
 

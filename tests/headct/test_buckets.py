@@ -203,7 +203,7 @@ def test_markers_of_folders_and_hidden_objects_are_left_out(keys: ScriptedStore)
 
 def test_a_store_that_cannot_be_listed_otherwise_says_so(keys: ScriptedStore) -> None:
     keys.objects = {"a//b": b"1"}
-    client = open_client("s3://data", {}, {})
+    client = open_client("s3://data", A_MOMENT)
     with pytest.raises(StoreError) as refused:
         list(ObjectStore("az://data", A_MOMENT, (client, client)).list(""))
     assert str(refused.value).endswith("'.', '..' or a control character; rename it")
