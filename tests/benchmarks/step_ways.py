@@ -19,7 +19,6 @@ from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
     compute_capability,
-    free_device_memory,
     leave_gpu_to_jax,
 )
 from trainer.networks.model import build_classifier
@@ -61,7 +60,6 @@ def measure(
     """
     leave_gpu_to_jax()
     capability = compute_capability()
-    free = free_device_memory(capability)
     cache = "device" if way == "cached" else "none"
     setup = prepare_training(TrainOptions(**dict(options) | {"cache": cache}))
     copies = math.ceil(steps * options.batch_size / count(setup.training))
@@ -69,7 +67,7 @@ def measure(
     setup = replace(setup, training=setup.training * copies, display=quiet)
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, setup.shards.image, setup.prevalence, policy)
-    feed = constant_feed(setup) if way == "constant" else open_feed(setup, free)
+    feed = constant_feed(setup) if way == "constant" else open_feed(setup)
     loop = Loop(setup, feed, classifier, choose_xla("auto", capability, False), None)
     loop.begin_phase(frozen=False)
     rows = []

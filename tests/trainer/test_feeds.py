@@ -62,7 +62,7 @@ def test_a_balanced_stream_is_as_mixed_as_a_cache(
     for cache in ("none", "ram"):
         given = tiny | {"sampling": "balanced", "cache": cache}
         setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / cache, **given))
-        feed = open_feed(setup, None)
+        feed = open_feed(setup)
         batches = [
             [image.tobytes() for image in images]
             for epoch in range(12)
@@ -78,7 +78,7 @@ def test_a_balanced_stream_is_as_mixed_as_a_cache(
 def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
     given = tiny | {"sampling": "balanced"}
     setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
-    feed = open_feed(setup, None)
+    feed = open_feed(setup)
     whole, rest = (list(feed.batches(Order(0, 1, n)).as_numpy_iterator()) for n in (0, 2))
     assert (len(whole), len(rest)) == (5, 3)
     for (images, labels), (again, same) in zip(whole[2:], rest, strict=True):

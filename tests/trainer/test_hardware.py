@@ -1,19 +1,16 @@
-import os
-from pathlib import Path
-
-import psutil
+import keras
 import pytest
 import tensorflow as tf
 
 from headct.errors import UsageError
 from trainer.errors import DeviceFailed
+from trainer.networks import hardware
 from trainer.networks.hardware import (
+    check_device_memory,
     choose_precision,
     choose_xla,
     device_errors_reported,
-    free_device_memory,
     jax_devices,
-    memory_before_tensorflow,
 )
 
 
@@ -47,59 +44,23 @@ def test_keras_compiles_no_deterministic_operations() -> None:
         choose_xla("on", (8, 0), True)
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a file for each GPU, whose content is what nvidia-smi says is free, MiB."""
-    script = tmp_path / "nvidia-smi"
-    script.write_text(f"#!/bin/sh\nexec cat {tmp_path}/${{1#--id=}}\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    memory_before_tensorflow.cache_clear()
-    return tmp_path
+def test_a_cache_must_fit_into_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_device_memory(1 << 20)
+    with pytest.raises(
+        UsageError, match=r"--cache device: needs 10000\.0 GB of .*; use --cache ram"
+    ):
+        check_device_memory(10**13)
+    # On a GPU, by trying.
+    monkeypatch.setattr(hardware, "compute_capability", lambda: (9, 0))
+    check_device_memory(1 << 20)
 
+    def full(shape: tuple[int, int], dtype: str) -> None:
+        assert shape[0] * shape[1] * 4 >= 9e9 / 0.8
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-@pytest.mark.parametrize(
-    ("variable", "gpu"),
-    [
-        (None, "0"),
-        ("2,0", "2"),
-        (" 1 ", "1"),
-        ("GPU-8932f937-d72c", "GPU-8932f937-d72c"),
-        ("MIG-GPU-8932f937/1/2", None),  # a part of a GPU
-    ],
-)
-def test_memory_is_that_of_the_first_visible_gpu(
-    driver: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, gpu: str | None
-) -> None:
-    if variable is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    if gpu is not None:
-        (driver / gpu).write_text("70000\n")
-    assert free_device_memory((9, 0)) == (None if gpu is None else 70000 << 20)
-
-
-def test_memory_that_tensorflow_holds_but_does_not_use_is_free(
-    driver: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for the second fold of a cross-validation."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (driver / "0").write_text("70000\n")
-    assert free_device_memory((9, 0)) == 70000 << 20
-    (driver / "0").write_text("1\n")
-    used = {"current": 3 << 20, "peak": 60000 << 20}
-    monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda _: used)
-    assert free_device_memory((9, 0)) == 69997 << 20
-
-
-def test_a_driver_that_does_not_answer_is_one_line(driver: Path) -> None:
-    with pytest.raises(UsageError, match="nvidia-smi does not answer"):
-        free_device_memory((9, 0))
-
-
-def test_without_a_gpu_it_is_the_machines_memory() -> None:
-    assert 0 < (free_device_memory(None) or 0) < psutil.virtual_memory().total
+    monkeypatch.setattr(keras.ops, "zeros", full)
+    with pytest.raises(UsageError, match=r"--cache device: needs 9\.0 GB, and the device has less"):
+        check_device_memory(9 * 10**9)
 
 
 @pytest.mark.parametrize(

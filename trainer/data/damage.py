@@ -20,17 +20,6 @@ from headct.tfrecord import read_records
 from trainer.data.input_pipeline import CORES, ExampleReader, lowest_label
 from trainer.data.shards import ShardDirectory, Split
 
-# Exceptions of a pipeline with damaged or missing records; a device raises some of them, too.
-# UnicodeDecodeError: TensorFlow's message quotes the unparsable record.
-_FAILURES = (
-    UnicodeDecodeError,
-    tf.errors.DataLossError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InvalidArgumentError,
-    tf.errors.NotFoundError,
-    # raised for exceptions of our own functions
-    tf.errors.UnknownError,
-)
 _LONGEST_REASON = 200
 _OF_A_GRAPH = "Graph execution error:"  # a stack trace follows; the cause is in the last paragraph
 
@@ -44,7 +33,7 @@ def damage_reported(shards: ShardDirectory, splits: tuple[Split, ...]) -> Iterat
     """
     try:
         yield
-    except _FAILURES as error:
+    except (UnicodeDecodeError, tf.errors.OpError) as error:
         if not is_of_data(error):
             raise
         # Random access knows the record.
@@ -56,7 +45,10 @@ def damage_reported(shards: ShardDirectory, splits: tuple[Split, ...]) -> Iterat
 
 
 def is_of_data(error: Exception) -> bool:
-    """Return whether data can be the cause: TensorFlow's message names an iterator."""
+    """Return whether data can be the cause: TensorFlow's message names an iterator.
+
+    Or it quotes an unparsable record, which is no text.
+    """
     certain = (UnicodeDecodeError, tf.errors.DataLossError)
     return isinstance(error, certain) or "Iterator" in str(error)
 

@@ -27,7 +27,7 @@ from trainer.files import remove_unfinished, write_whole
 
 GIGABYTE = 1e9
 # Fraction of the free memory that a cache may use.
-_SHARE = 0.8
+MEMORY_SHARE = 0.8
 _DECODED_AT_ONCE = 8
 
 Pixels = npt.NDArray[Any]
@@ -69,7 +69,7 @@ def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
     Raises:
         UsageError: the cache is too large.
     """
-    if needed > _SHARE * free:
+    if needed > MEMORY_SHARE * free:
         raise UsageError(
             f"--cache {cache}: needs {needed / GIGABYTE:.1f} GB of {free / GIGABYTE:.1f} GB"
             f" that are free; use --cache {instead} or a smaller --image_size"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 import keras
@@ -18,6 +16,7 @@ import tensorflow as tf
 from headct.declarations import quoted
 from headct.errors import UsageError
 from trainer.data.damage import is_of_data, reason
+from trainer.data.image_cache import GIGABYTE, MEMORY_SHARE, check_memory
 from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
 
@@ -52,52 +51,27 @@ def jax_devices() -> list[Any]:
         ) from None
 
 
-def free_device_memory(capability: tuple[int, int] | None) -> int | None:
-    """Return the bytes that this process can allocate on the GPU; without a GPU, in memory.
-
-    Returns:
-        None if unknown, for example on a GPU partition (MIG).
+def check_device_memory(needed: int) -> None:
+    """Check that a cache of `needed` bytes fits into the memory of the device, by trying.
 
     Raises:
-        UsageError: the driver does not answer.
+        UsageError: there is too little memory.
     """
-    if capability is None:
-        return int(psutil.virtual_memory().available)
-    if keras.backend.backend() == "jax":
-        # Every device stores all images.
-        stats = [device.memory_stats() for device in jax_devices()]
-        if not all(stat and "bytes_limit" in stat for stat in stats):
-            return None
-        return min(int(stat["bytes_limit"]) - int(stat["bytes_in_use"]) for stat in stats)
-    # TensorFlow reserves all free memory with its first tensor; afterwards, count its own use.
-    has_begun = memory_before_tensorflow.cache_info().currsize > 0
-    # TensorFlow uses the first visible GPU; nvidia-smi knows numbers and unique ids.
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if not (gpu.isdecimal() or gpu.startswith("GPU-")):
-        return None
-    free = memory_before_tensorflow(gpu)
-    used = tf.config.experimental.get_memory_info("GPU:0")["current"] if has_begun else 0
-    return free - int(used)
-
-
-@cache
-def memory_before_tensorflow(gpu: str) -> int:
-    """Return the free bytes of a GPU before TensorFlow reserves them.
-
-    Raises:
-        UsageError: the driver does not answer.
-    """
-    query = [
-        "nvidia-smi",
-        f"--id={gpu}",
-        "--query-gpu=memory.free",
-        "--format=csv,noheader,nounits",
-    ]
+    if compute_capability() is None:
+        check_memory("device", needed, psutil.virtual_memory().available, "ram")
+        return
+    wanted = int(needed / MEMORY_SHARE)
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return int(answer.stdout.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise UsageError(f"--cache device: nvidia-smi does not answer ({error})") from None
+        # A matrix, because some libraries count the elements of a vector in 32 bits.
+        tried = keras.ops.zeros((wanted // 4096 + 1, 1024), "float32")
+        keras.ops.convert_to_numpy(tried[0, 0])  # JAX fails when a value is read
+    except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise UsageError(
+            f"--cache device: needs {needed / GIGABYTE:.1f} GB, and the device has less; use"
+            " --cache ram or a smaller --image_size"
+        ) from None
 
 
 def leave_gpu_to_jax() -> None:
@@ -193,10 +167,7 @@ def device_errors_reported() -> Iterator[None]:
     except (tf.errors.OpError, MemoryError, RuntimeError) as error:
         if disk_trouble(error):
             raise
-        # JAX has no specific exception.
-        if isinstance(
-            error, tf.errors.ResourceExhaustedError | MemoryError
-        ) or "RESOURCE_EXHAUSTED" in str(error):
+        if _is_lack_of_memory(error):
             raise UsageError(
                 "too little memory for this --batch_size and --image_size; in a new run directory,"
                 " a smaller batch with --accumulate has the same gradients but for batch"
@@ -211,6 +182,12 @@ def device_errors_reported() -> Iterator[None]:
             f"the device failed ({reason(error)}); --xla off, --precision float32 or another"
             " --backend may do without what failed"
         ) from None
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed; JAX has no specific exception."""
+    specific = isinstance(error, tf.errors.ResourceExhaustedError | MemoryError)
+    return specific or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -82,19 +82,20 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
     """
     try:
         core = model.get_layer("core")
-        head, pool = core.get_layer("head"), core.get_layer("pool")
+        head, features = core.get_layer("head"), core.get_layer("pool").input.shape
         takes = (*model.input_shape[1:], str(model.inputs[0].dtype))
-        answers = model.output_shape[1:]
-        of_type = isinstance(model.get_layer("resize"), Resize) and isinstance(head, layers.Dense)
-        features = pool.input.shape
+        fits = (
+            isinstance(model.get_layer("resize"), Resize)
+            and isinstance(head, layers.Dense)
+            and len(features) == 4
+            and features[-1] == head.kernel.shape[0]
+            and (not image or takes == (image.height, image.width, image.channels, image.dtype))
+            and (not labels or model.output_shape[1:] == (labels,))
+        )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise UsageError("it is no classifier that a run saves") from None
-    if not of_type or len(features) != 4 or features[-1] != head.kernel.shape[0]:
-        raise UsageError("it is no classifier that a run saves")
-    if image and takes != (image.height, image.width, image.channels, image.dtype):
-        raise UsageError(f"it takes images of {takes}, the run's are of another shape or type")
-    if labels and answers != (labels,):
-        raise UsageError(f"it answers {answers}, the run has {labels} labels")
+        fits = False
+    if not fits:
+        raise UsageError("it is no classifier of such images and labels")
 
 
 def in_float32(model: Any) -> Any:

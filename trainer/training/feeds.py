@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
-from trainer.data.image_cache import GIGABYTE, CacheWriter, ImageCache, cache_bytes, check_memory
+from trainer.data.image_cache import GIGABYTE, CacheWriter, ImageCache, cache_bytes
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
@@ -30,6 +30,7 @@ from trainer.data.sampling import Order, epoch_rows
 from trainer.data.shards import count
 from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predict import check_finite, predict_split
+from trainer.networks.hardware import check_device_memory
 from trainer.networks.image_layers import Resize
 from trainer.networks.model import Classifier
 from trainer.runs.checkpoint import CACHE_NAME
@@ -189,12 +190,8 @@ def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return flat.view(np.float32)
 
 
-def open_feed(setup: TrainingSetup, free_device_memory: int | None) -> Feed:
+def open_feed(setup: TrainingSetup) -> Feed:
     """Make the feed for `--cache`, and fill its caches.
-
-    Args:
-        setup: the run.
-        free_device_memory: bytes; None if unknown.
 
     Raises:
         UsageError: there is too little memory or disk space.
@@ -204,11 +201,9 @@ def open_feed(setup: TrainingSetup, free_device_memory: int | None) -> Feed:
         return Feed(setup)
     trained = count(setup.training)
     needed = cache_bytes(setup.shards, trained, options.image_size)
-    room = ""
-    if options.cache == "device" and free_device_memory is not None:
-        check_memory("device", needed, free_device_memory, "ram")
-        room = f", {free_device_memory / GIGABYTE:.1f} GB are free"
-    display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images{room}")
+    if options.cache == "device":
+        check_device_memory(needed)
+    display.say(f"cache on {options.cache}: {needed / GIGABYTE:.2f} GB of images")
     folder = None
     if options.cache == "disk":
         folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache

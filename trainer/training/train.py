@@ -59,8 +59,6 @@ def train(setup: TrainingSetup) -> None:
     hardware.begin_session(options.seed)
     devices = hardware.use_all_devices(options.batch_size)
     capability = hardware.compute_capability()
-    # Before the first tensor: TensorFlow then reserves all free memory.
-    free = hardware.free_device_memory(capability) if options.cache == "device" else None
     xla = hardware.choose_xla(options.xla, capability, options.deterministic)
     policy = hardware.choose_precision(options.precision, capability)
     classifier = build_classifier(
@@ -86,7 +84,7 @@ def train(setup: TrainingSetup) -> None:
         )
         if unused := hardware.unused_gpus():
             display.say(f"{unused} more GPUs are there; with --backend jax all are used")
-        feed = open_feed(setup, free)
+        feed = open_feed(setup)
         saved = checkpoint.load_newest(run.checkpoints)
         read = (*setup.training, setup.validation)
         with (
