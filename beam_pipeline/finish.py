@@ -29,7 +29,6 @@ from headct.commands import spell
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
 from headct.layout import (
     CARD,
-    INDEX,
     MANIFEST,
     REJECTS_TABLE,
     SHARDS_A_PART,
@@ -106,24 +105,20 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder.make_durable(result.file for result in results)
     manifest = describe_shards(unfinished, plan, options, results, rejects)
     folder.write(MANIFEST, encode_json(manifest))
-    write_card_if_possible(folder, options, manifest, rejects)
+    _write_card(folder, options)
 
 
-def write_card_if_possible(
-    folder: Folder, options: Options, manifest: dict[str, Any], rejects: Sequence[Reject]
-) -> None:
+def _write_card(folder: Folder, options: Options) -> None:
     """Write the data card of a complete directory; log a warning if that fails."""
     # Imported late: only this step of a run needs it.
     from beam_pipeline.card.card import write_card
 
     files, timeout = options.files, min(options.run.decode_timeout, CARD_PATIENCE)
+    source = None
     try:
-        try:
+        with suppress(StoreError, UsageError):  # the input has disappeared during the run
             source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
-        except (StoreError, UsageError):  # the input has disappeared during the run
-            source = None
-        with folder.open(INDEX) as index:
-            write_card(folder, index, manifest, rejects, source, timeout)
+        write_card(folder, timeout, source)
     except Exception as error:  # a failure of the card must not fail the run
         _logger.debug("The data card", exc_info=True)
         command = spell("card", shards=folder.url)

@@ -9,13 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from beam_pipeline.card.card import write_card
-from beam_pipeline.options import RunOptions, fill_in
-from beam_pipeline.shards.manifest import read_rejects
-from beam_pipeline.shards.output import find_manifest
+from beam_pipeline.options import RunOptions
 from headct.commands import run_program
 from headct.declarations import Declared, Location, OptionalLocation, parse_flags
-from headct.errors import StoreError, UsageError
-from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION
+from headct.layout import CARD
 from headct.printable import show_line
 from headct.stores import Folder, InputFiles
 
@@ -41,26 +38,8 @@ def options_of(_command: str) -> list[type[Declared]]:
 
 def _run(argv: Sequence[str], program: str) -> None:
     given = parse_flags(CardOptions, argv, program)
-    folder = Folder(given.shards)
-    manifest = find_manifest(folder)
-    if manifest is None:
-        raise UsageError(f"{folder.url} is no finished shard directory")
-    manifest["options"] = fill_in(manifest["options"])
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
-    try:
-        files = InputFiles.parse(given.input or manifest["options"]["input"])
-    except (UsageError, StoreError):
-        if given.input:
-            raise
-        files = None  # the run's input has moved
-    try:
-        rejects = read_rejects(folder)
-        index = folder.open(INDEX)
-    except (OSError, ValueError):
-        raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None
-    with index:
-        write_card(folder, index, manifest, rejects, files, RunOptions().decode_timeout)
+    source = InputFiles.parse(given.input) if given.input else None
+    write_card(Folder(given.shards), RunOptions().decode_timeout, source)
     print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
 
 

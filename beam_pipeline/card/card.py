@@ -1,9 +1,10 @@
 """The pages: report.html, the data card of a shard directory, and the page of a refused run."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,13 @@ from beam_pipeline.card import tables
 from beam_pipeline.card.pictures import ViewTask, value_charts, view_in_process
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.images.windows import Window
-from beam_pipeline.options import ImageId
+from beam_pipeline.options import ImageId, fill_in
 from beam_pipeline.planning.inventory import locate_sources
-from beam_pipeline.shards.manifest import count_reasons
+from beam_pipeline.shards.manifest import count_reasons, read_rejects
+from beam_pipeline.shards.output import find_manifest
 from beam_pipeline.shards.unfinished import Reject
-from headct.errors import StoreError
-from headct.layout import CARD, count_input, label_column
+from headct.errors import StoreError, UsageError
+from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input, label_column
 from headct.page import page_templates
 from headct.stores import Folder, InputFiles
 
@@ -31,47 +33,51 @@ _UNLABELED = 4
 _PER_REPAIR = 4
 
 
-def write_card(
-    folder: Folder,
-    index: BinaryIO,
-    manifest: dict[str, Any],
-    rejects: Sequence[Reject],
-    source: InputFiles | None,
-    decode_timeout: float,
-) -> None:
-    """Write the data card of a shard directory.
+def write_card(folder: Folder, decode_timeout: float, source: InputFiles | None = None) -> None:
+    """Write the data card of a complete shard directory.
 
     Omits files of the input that are no longer readable.
 
     Args:
         folder: the directory.
-        index: the directory's index.parquet.
-        manifest: the directory's manifest, not necessarily written yet.
-        rejects: one row per rejected file.
-        source: the run's input; None if it is gone.
         decode_timeout: timeout of a slice's decoder, seconds.
+        source: the run's input; None to look where the run found it.
 
     Raises:
-        UsageError: a shard is missing or damaged.
+        UsageError: the directory is not complete, or a file in it is missing or damaged.
         OutputError: the card cannot be written.
         StoreError: the folder's store fails.
     """
-    frame = tables.read_index(index, manifest["labels"])
-    choice = choose(frame, manifest["labels"], manifest["options"]["seed"])
-    numbers = choice.rows
-    chosen = ds.ParquetFileFormat().make_fragment(index).take(pa.array(numbers, pa.int64()))
-    rows = chosen.to_pylist()
+    manifest = find_manifest(folder)
+    if manifest is None:
+        raise UsageError(f"{folder.url} is no finished shard directory")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
+    manifest["options"] = fill_in(manifest["options"])
+    if source is None:
+        with suppress(UsageError, StoreError):  # the input has moved
+            source = InputFiles.parse(manifest["options"]["input"])
+    labels = manifest["labels"]
+    try:
+        rejects = read_rejects(folder)
+        with folder.open(INDEX) as index:
+            frame = tables.read_index(index, labels)
+            choice = choose(frame, labels, manifest["options"]["seed"])
+            numbers = pa.array(choice.rows, pa.int64())
+            rows = ds.ParquetFileFormat().make_fragment(index).take(numbers).to_pylist()
+    except (OSError, ValueError):
+        raise UsageError(f"{folder.url}: {REJECTS} or {INDEX} is missing or damaged") from None
     pictured = {number for group in choice.examples.values() for number in group}
     task = ViewTask(
         folder=folder.url,
         patience=folder.patience,
         windows=tuple(Window(**window) for window in manifest["windows"]),
         rows=rows,
-        pictured=[number in pictured for number in numbers],
+        pictured=[number in pictured for number in choice.rows],
         files=_locate(source, rows, manifest),
         source=source,
     )
-    views = dict(zip(numbers, view_in_process(task, decode_timeout), strict=True))
+    views = dict(zip(choice.rows, view_in_process(task, decode_timeout), strict=True))
     values = {
         "manifest": manifest,
         "examples": choice.examples,

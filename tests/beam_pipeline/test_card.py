@@ -361,8 +361,10 @@ def again(shards: Path, tmp_path: Path, **counts: Any) -> tuple[Path, Any]:
 
 
 def write(manifest: Any, rejects: Sequence[Any], folder: Path) -> Page:
-    with (folder / "index.parquet").open("rb") as index:
-        write_card(Folder(str(folder)), index, manifest, rejects, None, 60.0)
+    manifest = manifest | {"options": manifest["options"] | {"input": "/gone"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejects))
+    write_card(Folder(str(folder)), 60.0)
     return Page.read(folder / "report.html")
 
 
