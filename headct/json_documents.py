@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -143,31 +143,18 @@ def parse_json(data: bytes, name: str) -> Any:
     """
     try:
         return json.loads(
-            data,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_keys,
+            data, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique_keys
         )
-    except _Refused as error:
-        raise UsageError(f"{name}: {error}") from None
     except RecursionError:
         raise UsageError(f"{name}: nested too deeply") from None
     except ValueError as error:
         raise UsageError(f"{name}: not JSON ({error})") from None
 
 
-class _Refused(ValueError):
-    """JSON that Python parses although it is invalid or ambiguous."""
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise _Refused(f"{constant}: must be a finite number")
-
-
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise _Refused(f"{shown(digits)}: must be a finite number")
+        raise ValueError(f"{shown(digits)}: must be a finite number")
     return value
 
 
@@ -176,7 +163,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise _Refused(f"the key {shown(twice)} is there twice")
+        raise ValueError(f"the key {shown(twice)} is there twice")
     return unique
 
 

@@ -43,10 +43,14 @@ def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None
     row = image.width * image.channels * pixels.itemsize
     rows, before = np.empty((image.height, 1 + row), np.uint8), _plain_beginning(image)
     for png, into in zip(pngs, pixels, strict=True):
-        if _is_plain(png, before):
-            inflate(png, len(before), rows)
-            if not rows[:, 0].any():
-                _drop_filter_bytes(rows, into)
+        length = len(png) - len(before) - 12 - len(END)  # of the data of a single IDAT chunk
+        chunk = before + struct.pack(">I", max(length, 0)) + b"IDAT"
+        if length >= 0 and png.startswith(chunk) and png.endswith(END):
+            _inflate(memoryview(png)[len(chunk) : len(chunk) + length], rows)
+            if not rows[:, 0].any():  # no row is filtered
+                into.view(np.uint8).reshape(len(rows), -1)[:] = rows[:, 1:]
+                if into.dtype == np.uint16 and np.little_endian:
+                    into.byteswap(inplace=True)
                 continue
         into[...] = _decode_any(png, image)
 
@@ -60,37 +64,19 @@ def _plain_beginning(image: ImageSpec) -> bytes:
     return SIGNATURE + length + header + crc
 
 
-def _is_plain(png: bytes, before: bytes) -> bool:
-    """Return whether a PNG is `before`, a single IDAT chunk and the end."""
-    length = len(png) - len(before) - len(END) - 12
-    return (
-        length >= 0
-        and png.startswith(before + struct.pack(">I", length) + b"IDAT")
-        and png.endswith(END)
-    )
-
-
-def inflate(png: bytes, before: int, rows: npt.NDArray[np.uint8]) -> None:
-    """Fill `rows` from the IDAT chunk at byte `before` of a plain PNG.
+def _inflate(data: memoryview, rows: npt.NDArray[np.uint8]) -> None:
+    """Fill `rows`, [H, 1 + bytes per row], from deflated data.
 
     Raises:
         ValueError: the data are damaged, or have another size.
     """
-    data = memoryview(png)[before + 8 : -len(END) - 4]
     try:
-        # any buffer works, despite the type hint
+        # any buffer works, despite the type hints
         size = len(deflate_decode(data, out=rows.data.cast("B")))  # type: ignore[arg-type]
     except DeflateError:
         size = -1
     if size != rows.size:
         raise ValueError("its PNG is damaged")
-
-
-def _drop_filter_bytes(rows: npt.NDArray[np.uint8], into: Pixels) -> None:
-    """Copy unfiltered rows, [H, 1 + bytes per row], into an image, [H, W, C]."""
-    into.view(np.uint8).reshape(len(rows), -1)[:] = rows[:, 1:]
-    if into.dtype == np.uint16 and np.little_endian:
-        into.byteswap(inplace=True)
 
 
 def _decode_any(png: bytes, image: ImageSpec) -> Pixels:

@@ -84,8 +84,6 @@ class _FileCounts:
 class _WrittenManifest(Manifest):
     """The manifest as the pipeline writes it; other readers need less."""
 
-    created: _Text
-    software: Annotated[dict[str, Any], must("an object")]
     options: Options
     counts: Annotated[_FileCounts, must("an object of counts")]
     files: Annotated[dict[str, FileEntry], must("an object of files")]
@@ -194,7 +192,9 @@ class _DirectoryChecker:
         reports = sorted(self._check_shards(index, workers), key=lambda report: report.file)
         for report in reports:
             self._findings.merge(report.findings)
-        self._check_names(names, reports)
+        for name in sorted(names - self._shards.keys()):
+            if ".tfrecord" in name and not name.startswith("."):
+                self._findings.add(Check.FILES, "not listed in the manifest", name)
         return self._check_partition(reports)
 
     def _check_values(self) -> None:
@@ -238,14 +238,10 @@ class _DirectoryChecker:
         return data
 
     def _check_index(self, data: bytes) -> pa.Table:
-        """Check index.parquet against the manifest, without reading shards.
-
-        Returns:
-            The rows.
+        """Return the rows of index.parquet, after a comparison with the manifest.
 
         Raises:
             ValueError: the index is damaged, or has other columns or empty cells.
-            OSError: the same.
         """
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
@@ -331,16 +327,9 @@ class _DirectoryChecker:
             if index is not None:
                 own = index.take(pa.array(positions.get(file, ()), pa.int64())).to_pylist()
                 rows = {row["record"]: row for row in own}
-            yield ShardTask(
-                self._folder.url,
-                split,
-                shard,
-                self._manifest["labels"],
-                ImageSpec(**self._manifest["image"]),
-                rows,
-                self._source,
-                self._options,
-            )
+            labels, image = self._manifest["labels"], ImageSpec(**self._manifest["image"])
+            files = self._folder.url, split, shard
+            yield ShardTask(*files, labels, image, rows, self._source, self._options)
 
     def _check_shards(self, index: pa.Table | None, workers: int) -> Iterable[ShardReport]:
         if not workers:
@@ -351,18 +340,6 @@ class _DirectoryChecker:
         hidden, total = not console.is_terminal, len(self._shards)
         return track(reports, "Read shards", total, console=console, transient=True, disable=hidden)
 
-    def _check_names(self, names: set[str], reports: list[ShardReport]) -> None:
-        """Add findings for unlisted shard files, and for swapped names."""
-        for name in sorted(names - self._shards.keys()):
-            if ".tfrecord" in name and not name.startswith("."):
-                self._findings.add(Check.FILES, "not listed in the manifest", name)
-        owners = {shard["sha256"]: file for file, (_, shard) in self._shards.items()}
-        for report in reports:
-            owner = owners.get(report.sha256)
-            own_sha256 = self._shards[report.file][1]["sha256"]
-            if owner and report.bytes and report.sha256 != own_sha256:
-                self._findings.add(Check.FILES, f"holds what belongs in {owner}", report.file)
-
     def _check_partition(self, reports: list[ShardReport]) -> Verification:
         """Check that image ids are unique, and that every patient is in one split.
 
@@ -372,24 +349,22 @@ class _DirectoryChecker:
         contents = [empty, *(report.contents for report in reports)]
         examples: pd.DataFrame = pa.concat_tables(contents).to_pandas()
         self._findings.checked[Check.PARTITION] += len(examples)
-        repeated = examples[examples.duplicated("image_id", keep=False)]
-        for image_id, rows in repeated.groupby("image_id"):
-            first, *others = rows.to_dict("records")
-            for row in others:
-                message = f"the same image_id as record {first['record']} of {first['shard']}"
-                location = row["shard"], row["record"], None, image_id
-                self._findings.add(Check.PARTITION, message, *location)
+        firsts = examples.drop_duplicates("image_id").set_index("image_id")
+        for row in examples[examples.duplicated("image_id")].to_dict("records"):
+            first = firsts.loc[row["image_id"]]
+            message = f"the same image_id as record {first['record']} of {first['shard']}"
+            location = row["shard"], row["record"], None, row["image_id"]
+            self._findings.add(Check.PARTITION, message, *location)
         # An option of the run keeps studies together instead of patients.
         group = "study" if self._manifest["options"].get("group_by") == "study" else "patient"
         pairs = examples.drop_duplicates([f"{group}_id", "split"])
         divided = pairs[pairs.duplicated(f"{group}_id", keep=False)]
         for name, rows in divided.groupby(f"{group}_id"):
-            locations = ", ".join(
-                f"{row['shard']} (first as record {row['record']}, {quoted(row['image_id'])})"
-                for row in rows.to_dict("records")
-            )
-            message = f"{group} {show_id(name)} is in {len(rows)} splits: {locations}"
-            self._findings.add(Check.PARTITION, message)
+            locations = [
+                f"{row['shard']} record {row['record']}" for row in rows.to_dict("records")
+            ]
+            message = f"is in {len(rows)} splits: {', '.join(locations)}"
+            self._findings.add(Check.PARTITION, f"{group} {show_id(name)} {message}")
         pairs = examples.drop_duplicates(["image", "split"])
         across = pairs.loc[pairs.duplicated("image"), "image"].nunique()
         splits = self._summarize(examples, reports)

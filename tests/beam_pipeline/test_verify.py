@@ -335,10 +335,7 @@ def test_two_swapped_shards(shards: Path) -> None:
     (shards / FIRST).rename(shards / "kept")
     (shards / OTHER_FOLD).rename(shards / FIRST)
     (shards / "kept").rename(shards / OTHER_FOLD)
-    result = found(shards)
-    assert Finding(Check.FILES, f"holds what belongs in {OTHER_FOLD}", FIRST) in result
-    assert Finding(Check.FILES, f"holds what belongs in {FIRST}", OTHER_FOLD) in result
-    assert Check.RECORDS in {finding.check for finding in result}
+    assert {Check.FILES, Check.RECORDS} <= checks(shards)
 
 
 # Examples
