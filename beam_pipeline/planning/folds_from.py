@@ -1,6 +1,7 @@
 """Splits of an earlier assignment, looked up for the slices of a run."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -108,57 +109,46 @@ class Earlier:
         Raises:
             UsageError: no slice is known, or a patient has two splits.
         """
-        for column, look_up in ((self._group_column, self._by_group), (_IMAGE, self._by_image)):
-            known = [] if self._why_not(column) else look_up(joined)
-            splits = max(known, key=lambda found: found.notna().sum(), default=pd.Series())
+        for column in (self._group_column, _IMAGE):
+            forms = [] if self._why_not(column) else self._forms(column, joined)
+            found = [self._look_up(column, ids, wanted) for ids, wanted in forms]
+            splits = max(found, key=lambda known: known.notna().sum(), default=pd.Series())
             if splits.notna().any():
                 note = self._describe(splits.notna().to_numpy(), column, joined)
                 return splits.astype(object).where(splits.notna(), None).tolist(), note
         path = self.options.splits.folds_from
         raise UsageError(f"--folds_from {path} knows no slice: {self._reasons()}")
 
-    def _by_group(self, joined: JoinedFiles) -> list[pd.Series]:
-        """Return the split of each slice by plain ids and by this run's hashed ids."""
-        column, kind = self._group_column, self._kind(self._group_column)
-        texts = pd.Series(joined.inventory.texts[column])
-        rows = self.table[[column, _SPLIT]].dropna().drop_duplicates()
-        rows = rows[rows[column] != ""]
-        forms = [rows[column]] if kind in (None, Identifiers.HASH) else []
+    def _forms(self, column: str, joined: JoinedFiles) -> Iterator[tuple[pd.Series, pd.Series]]:
+        """Yield the ids of the rows and of this run's slices, for each way to compare them."""
+        texts, kind, slices = self.table[column], self._kind(column), joined.slices
+        if column == _IMAGE:
+            if kind in (None, ImageId.FILE_NAME) and not joined.identity.ambiguous:
+                yield _keys(texts), slices["image_id"]
+            if kind != ImageId.FILE_NAME and slices["sop_instance_uid"].any():
+                if kind != Identifiers.HASH:
+                    key, own = find_key(self.options), self.options.labels.image_id
+                    texts = texts.map(lambda text: replace_uid(key, text, own))
+                yield _keys(texts), slices["sop_instance_uid"]
+            return
+        here = joined.inventory.texts[column]
+        numbers = pd.Series(range(len(here)), here)
+        if kind in (None, Identifiers.HASH):
+            yield texts.map(numbers), slices[column]
         if kind in (None, Identifiers.KEEP):
             key = find_key(self.options)
-            forms.append(rows[column].map(lambda text: _hash_group(key, column, text)))
-        found = []
-        for ids in forms:
-            here = ids.isin(texts)
-            if ids[here].duplicated().any():
-                noun = column.removesuffix("_id")
-                raise UsageError(
-                    f"--folds_from {self.options.splits.folds_from} has one {noun} in two splits: "
-                    "such an assignment leaks"
-                )
-            splits = pd.Series(rows[_SPLIT][here].array, ids[here])
-            found.append(joined.slices[column].map(texts.map(splits)))
-        return found
+            hashed = texts.map(lambda text: _hash_group(key, column, text))
+            yield hashed.map(numbers), slices[column]
 
-    def _by_image(self, joined: JoinedFiles) -> list[pd.Series]:
-        """Return the split of each slice, per possible form of the image id."""
-        texts, kind = self.table[_IMAGE], self._kind(_IMAGE)
-        if texts.duplicated().any():
-            path = self.options.splits.folds_from
-            raise UsageError(f"--folds_from {path}: an image_id has two rows")
-        found = []
-        if kind in (None, ImageId.FILE_NAME) and not joined.identity.ambiguous:
-            found.append(self._map(joined.slices["image_id"], texts))
-        if kind != ImageId.FILE_NAME and joined.slices["sop_instance_uid"].any():
-            if kind != Identifiers.HASH:
-                key, own = find_key(self.options), self.options.labels.image_id
-                texts = texts.map(lambda text: replace_uid(key, text, own))
-            found.append(self._map(joined.slices["sop_instance_uid"], texts))
-        return found
-
-    def _map(self, keys: pd.Series, texts: pd.Series) -> pd.Series:
-        of_rows = image_keys(pa.array(texts, pa.string()))
-        return keys.map(pd.Series(self.table[_SPLIT].array, of_rows))
+    def _look_up(self, column: str, ids: pd.Series, wanted: pd.Series) -> pd.Series:
+        rows = self.table.assign(id=ids)[["id", _SPLIT]].dropna().drop_duplicates()
+        rows = rows[rows["id"].isin(wanted)]
+        if rows["id"].duplicated().any():
+            raise UsageError(
+                f"--folds_from {self.options.splits.folds_from} has one "
+                f"{column.removesuffix('_id')} in two splits: such an assignment leaks"
+            )
+        return wanted.map(rows.set_index("id")[_SPLIT])
 
     def _describe(self, known: NDArray[np.bool_], by: str, joined: JoinedFiles) -> str:
         groups = joined.slices[self._group_column]
@@ -176,6 +166,10 @@ def _hash_group(key: bytes, column: str, text: str) -> str:
     if study is None or not key:
         return hash_id(key, column, text)
     return patient_of_study(hash_id(key, "study_id", study))
+
+
+def _keys(texts: pd.Series) -> pd.Series:
+    return pd.Series(image_keys(pa.array(texts, pa.string())))
 
 
 def _read_table(path: str, wanted: tuple[str, ...], patience: float) -> pd.DataFrame:

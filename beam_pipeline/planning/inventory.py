@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
+from beam_pipeline.dicom.header import FIRST_BYTES, read_header
 from beam_pipeline.dicom.slices import fingerprint, fingerprint_range
 from beam_pipeline.keys import (
     hash_id,
@@ -258,7 +258,18 @@ class _Inspector:
             beginning = _Beginning(self, place, data, size)
             self.watch.working(place)
             header = read_header(cast(BinaryIO, beginning), size)
-            row = _row(listed, **self._ids(header, path), header=header.encode())
+            study = hash_id(self.key, "study_id", header.study_id)
+            patient = header.patient_id and hash_id(self.key, "patient_id", header.patient_id)
+            image_id = self.options.labels.image_id
+            row = _row(
+                listed,
+                patient_id=patient or patient_of_study(study),
+                study_id=study,
+                series_id=hash_id(self.key, "series_id", header.series_id),
+                sop_instance_uid=replace_uid(self.key, header.sop_instance_uid, image_id),
+                header=header.encode(),
+                path_identifies=holds_identifier(show_source(path), header.identifiers),
+            )
         except Rejected as rejected:
             return _rejected(listed, rejected), None
         except OSError as error:
@@ -276,18 +287,6 @@ class _Inspector:
             *fingerprint_range(offset, length),
             lambda middle: fingerprint(middle, partial(self.reading.now, path, offset, length)),
         )
-
-    def _ids(self, header: Header, path: str) -> dict[str, Any]:
-        study = hash_id(self.key, "study_id", header.study_id)
-        patient = header.patient_id and hash_id(self.key, "patient_id", header.patient_id)
-        uid, image_id = header.sop_instance_uid, self.options.labels.image_id
-        return {
-            "patient_id": patient or patient_of_study(study),
-            "study_id": study,
-            "series_id": hash_id(self.key, "series_id", header.series_id),
-            "sop_instance_uid": replace_uid(self.key, uid, image_id),
-            "path_identifies": holds_identifier(show_source(path), header.identifiers),
-        }
 
 
 class _Beginning:

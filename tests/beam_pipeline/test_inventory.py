@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.keys import hash_id, patient_of_study, study_of
-from beam_pipeline.options import Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.options import Identifiers, LeakCheck, Options
 from beam_pipeline.planning.inventory import (
     SCHEMA,
     Inspected,
@@ -130,10 +130,6 @@ def test_an_input_that_cannot_be_listed_whole_ends_the_list_with_an_error(
         next(parts)
 
 
-def test_an_input_without_files_has_no_parts(folder: Path, tmp_path: Path) -> None:
-    assert [*list_parts(options_for(folder, tmp_path).files)] == []
-
-
 def test_a_header_gives_a_row_and_a_bad_file_its_reason(
     small_data_set: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -235,15 +231,6 @@ def test_any_bytes_may_be_a_path(stored: bytes) -> None:
     assert show_source(path).encode().decode() == show_source(path)
 
 
-@given(st.text(st.characters(exclude_categories=["C", "Z"])))
-def test_a_path_is_shown_as_it_is_if_it_can_be(path: str) -> None:
-    assert decode_source(encode_source(path)) == show_source(path) == path
-
-
-def test_bytes_that_are_no_utf_8_are_shown_escaped() -> None:
-    assert show_source(os.fsdecode(b"caf\xe9/\xc3\xa9")) == "caf\\xe9/é"
-
-
 def test_a_file_whose_name_is_no_utf_8_is_read(
     write_slice: WriteSlice, folder: Path, tmp_path: Path
 ) -> None:
@@ -253,17 +240,6 @@ def test_a_file_whose_name_is_no_utf_8_is_read(
     row = rows_of(options)["caf\\xe9.dcm"]
     assert (row["source"], row["image_id"]) == (b"caf\xe9.dcm", "caf\\xe9")
     assert row["reason"] == ""
-
-
-def test_a_slice_may_be_identified_by_its_sop_instance_uid(
-    write_slice: WriteSlice, folder: Path, tmp_path: Path
-) -> None:
-    write_slice(folder / "a.dcm", SOPInstanceUID="1.2.3")
-    write_slice(folder / "b.dcm", SOPInstanceUID=None)
-    options = options_for(folder, tmp_path, image_id=ImageId.SOP_INSTANCE_UID)
-    assert inspect(options).rejected == 0
-    uids = {name: row["sop_instance_uid"] for name, row in rows_of(options).items()}
-    assert uids == {"a.dcm": "1.2.3", "b.dcm": ""}
 
 
 @pytest.mark.parametrize("identifiers", Identifiers)
@@ -615,11 +591,11 @@ def test_options_that_are_kept_headers_for_decide_nothing_of_them(three: Options
     marked = {name for name, field in fields.items() if Mark.AFTER_HEADERS in field.metadata}
     assert marked == OTHER_VALUES.keys()
     inspect(three)
-    before = Unfinished(three.files.folder).read_bytes("inventory/00000")
+    before = three.files.folder.read(".unfinished/inventory/00000.arrow")
     for name, value in OTHER_VALUES.items():
         three.files.folder.remove(".unfinished/inventory")
         inspect(three.changed(**{name: value}))
-        assert Unfinished(three.files.folder).read_bytes("inventory/00000") == before, name
+        assert three.files.folder.read(".unfinished/inventory/00000.arrow") == before, name
 
 
 def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:

@@ -176,12 +176,6 @@ def test_a_hidden_name_is_not_shown() -> None:
     assert "slice-0" not in str(refused.value)
 
 
-def test_all_labels_are_compared_before_there_is_none() -> None:
-    check(["slice-1", "ID_098"])
-    with pytest.raises(UsageError, match="no image of label file labels"):
-        check(["slice-1", "slice-2"])
-
-
 def test_labels_may_be_of_uids_that_only_headers_have() -> None:
     check(["IM0001", "IM0002"], ["1.2", "ID_007"])  # of RSNA, whose UIDs are none
     with pytest.raises(UsageError):
@@ -210,11 +204,3 @@ def test_a_key_is_the_same_wherever_the_image_id_stands(kind: pa.DataType) -> No
     chunks = pa.chunked_array([["x", "ID_2"], [], ["ID_1"]], kind)
     assert image_keys(chunks)[1:].tolist() == [other, one]
     assert image_keys(pa.array(["x", "ID_1", "y"], kind).slice(1, 1)).tolist() == [one]
-
-
-def test_a_hundred_thousand_image_ids_have_as_many_keys() -> None:
-    keys = image_keys(pa.array([f"ID_{number:09x}" for number in range(100_000)]))
-    assert len(np.unique(keys)) == 100_000
-    high, low = keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)
-    # 2 to the 32nd values: n (n - 1) / 2 / 2^32 = 1.2 of them are hit twice, by chance.
-    assert min(len(np.unique(high)), len(np.unique(low))) > 99_980

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -53,33 +52,6 @@ def rows(image_id: str, **values: object) -> str:
     return "".join(f"{image_id}_{name},{value}\n" for name, value in filled.items())
 
 
-def test_a_slice_has_its_labels_in_the_usual_order(tmp_path: Path) -> None:
-    text = "ID,Label\n" + rows("ID_b", subdural=1, any=1) + rows("ID_a")
-    labels = read_labels(write(tmp_path, text))
-    assert labels.names == RSNA_LABELS
-    assert found(labels, "ID_b") == [0, 0, 0, 0, 1, 1]
-    assert found(labels, "ID_a") == [0] * 6
-    assert found(labels, "ID_c") is None
-    assert labels.ids.to_pylist() == ["ID_b", "ID_a"]
-    assert labels.values.dtype == np.int8
-
-
-def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
-    lines = (rows("ID_a", epidural=1) + rows("ID_b", any=1)).splitlines(keepends=True)
-    forward = read_labels(write(tmp_path, "ID,Label\n" + "".join(lines)))
-    backward = read_labels(write(tmp_path, "ID,Label\n" + "".join(reversed(lines)), "other.csv"))
-    for labels in (forward, backward):
-        assert found(labels, "ID_a") == [1, 0, 0, 0, 0, 0]
-        assert found(labels, "ID_b") == [0, 0, 0, 0, 0, 1]
-    assert forward.ids.to_pylist() == ["ID_a", "ID_b"]
-    assert backward.ids.to_pylist() == ["ID_b", "ID_a"]
-
-
-def test_repeated_rows_that_agree_count_once(tmp_path: Path) -> None:
-    labels = read_labels(write(tmp_path, "ID,Label\n" + rows("ID_a", any=1) * 2))
-    assert found(labels, "ID_a") == [0, 0, 0, 0, 0, 1]
-
-
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_file_that_is_parsed_in_parts_is_read_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
@@ -103,28 +75,6 @@ def test_a_file_that_is_parsed_in_parts_is_read_as_a_whole(
     assert found(parts, "ID_3") == [0, 1]
     assert [found(parts, f"ID_{number}") for number in (7, 17, 39)] == [[1, 0], [1, 0], [0, 0]]
     assert found(parts, "ID_10") == (Reason.LABEL_CONFLICT, "rows contradict each other")
-
-
-@pytest.mark.parametrize("value", ["2", "", "yes", "-1", "0.5", "nan", "truth"])
-def test_a_value_other_than_0_and_1_is_invalid(tmp_path: Path, value: str) -> None:
-    text = "ID,Label\n" + rows("ID_a", any=value) + rows("ID_b")
-    labels = read_labels(write(tmp_path, text))
-    assert found(labels, "ID_a") == (Reason.LABEL_INVALID, "a value is neither 0 nor 1")
-    assert found(labels, "ID_b") == [0] * 6
-
-
-def test_a_missing_class_is_invalid(tmp_path: Path) -> None:
-    text = "ID,Label\n" + rows("ID_a").replace("ID_a_any,0\n", "") + rows("ID_b")
-    labels = read_labels(write(tmp_path, text))
-    assert found(labels, "ID_a") == (Reason.LABEL_INVALID, "not a value for each class")
-    assert found(labels, "ID_b") == [0] * 6
-
-
-def test_other_classes_keep_the_order_of_the_file(tmp_path: Path) -> None:
-    text = "ID,Label\nx_zebra,1\nx_ant,0\ny_ant,1\ny_zebra,0\n"
-    labels = read_labels(write(tmp_path, text))
-    assert labels.names == ("zebra", "ant")
-    assert found(labels, "y") == [0, 1]
 
 
 def test_known_classes_of_any_names_are_found_in_a_long_file(tmp_path: Path) -> None:
@@ -275,40 +225,9 @@ def test_rows_that_contradict_each_other_make_a_conflict_however_an_id_is_writte
     assert (found(labels, "b/1"), found(labels, "c")) == ([1], [0])
 
 
-def test_the_form_of_a_file_and_its_columns_are_found(tmp_path: Path) -> None:
-    header = "Image," + ",".join(reversed(RSNA_LABELS)) + ",source"
-    labels = read_labels(write(tmp_path, f"{header}\nID_1,1,0,0,0,0,1,kaggle\n"))
-    assert labels.names == RSNA_LABELS
-    assert found(labels, "ID_1") == [1, 0, 0, 0, 0, 1]
-
-
-def test_parquet_is_read_like_csv(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"slice": ["a", "b", "c"], "x": [0, 1, None], "y": [True, False, True]})
-    frame.to_parquet(tmp_path / "labels.parquet")
-    labels = read_labels(str(tmp_path / "labels.parquet"), LabelOptions(id_column="slice"))
-    assert labels.names == ("x", "y")
-    assert found(labels, "a") == [0, 1]
-    assert found(labels, "b") == [1, 0]
-    assert found(labels, "c") == (Reason.LABEL_INVALID, "a value is neither 0 nor 1")
-
-
-def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'epidural', 'other', not 'absent'"):
-        read_labels(write(tmp_path, WIDE), LabelOptions(label_columns=("absent",)))
-
-
 WITH_OTHERS = (
     "image,age,split,any,epidural\nID_a,54,train,1,0\nID_b,61,test,0,0\nID_c,70,train,1,1\n"
 )
-
-
-def test_other_columns_of_a_wide_file_are_left_alone_if_the_classes_are_named(
-    tmp_path: Path,
-) -> None:
-    options = LabelOptions(label_columns=("any", "epidural"))
-    labels = read_labels(write(tmp_path, WITH_OTHERS), options)
-    assert labels.names == ("any", "epidural")
-    assert [found(labels, f"ID_{name}") for name in "abc"] == [[1, 0], [0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(

@@ -172,22 +172,6 @@ def test_without_a_label_file_no_labels_are_claimed() -> None:
     assert joined.labels_without_file == 0
 
 
-def test_files_get_the_labels_of_their_image_ids() -> None:
-    values = {"a": [0, 1], "b": [1, 0], "c": [1, 1], "no file": [0, 0]}
-    values |= {"d": [0, -3], "e": [-1, 1], "f": [-1, -2], "no file either": [-1, -1]}
-    joined = join(
-        files_of(["c", "a", "absent", "d", "b", "e", "f"]), labels_by_id(("x", "y"), values)
-    )
-    bad_value, missing_class, conflict = PROBLEMS
-    assert reasons_of(joined) == [
-        *("used", "used", MISSING, conflict, "used", bad_value, missing_class)
-    ]
-    assert joined.names == ("x", "y")
-    assert joined.slices.index.tolist() == [0, 1, 4]
-    assert joined.labels.tolist() == [[1, 1], [0, 1], [1, 0]]
-    assert joined.labels_without_file == 2
-
-
 def test_nothing_may_be_usable() -> None:
     for labels in (None, labels_by_id(("x",), {"a": [0]})):
         joined = join(files_of(["a", "b"], usable=[False, False]), labels)
@@ -237,32 +221,6 @@ def twenty(patients: int = 4, slices: int = 5) -> JoinedFiles:
     return join(files, labels_by_id(RSNA_LABELS, values))
 
 
-def test_every_slice_is_in_one_shard_and_none_is_too_large() -> None:
-    joined = twenty()
-    dealt = deal(joined, alone(joined), OPTIONS.splits)
-    assert [*dealt] == [
-        ShardFile(split, number, 3) for split in ("fold0", "fold1") for number in range(3)
-    ]
-    assert [*map(len, dealt.values())] == [4, 3, 3, 4, 3, 3]  # ten slices in ceil(10 / 4) shards
-    assert sorted(np.concatenate([*dealt.values()])) == [*range(20)]
-
-
-def test_no_patient_is_in_two_folds_and_each_fold_has_a_label() -> None:
-    splits = splits_of(twenty(), OPTIONS.splits)
-    assert len({(file // 5, split) for file, split in splits.items()}) == 4
-    bleeding = [splits[file] for file in range(0, 20, 5)]
-    assert sorted(bleeding) == ["fold0", "fold0", "fold1", "fold1"]
-
-
-def test_the_seed_decides_and_nothing_else() -> None:
-    def order(seed: int) -> list[int]:
-        joined = twenty()
-        dealt = deal(joined, alone(joined), OPTIONS.changed(seed=seed).splits)
-        return [int(slice_) for slices in dealt.values() for slice_ in slices]
-
-    assert order(0) == order(0) != order(1)
-
-
 def test_without_labels_all_slices_are_one_split_whatever_the_folds() -> None:
     joined = join(files_of([f"ID_{i}" for i in range(9)], [0] * 9))
     dealt = deal(joined, alone(joined), OPTIONS.changed(folds=5).splits)
@@ -275,18 +233,6 @@ def test_splits_are_in_alphabetical_order() -> None:
     options = OPTIONS.changed(folds=12, holdout=0.1, examples_per_shard=100)
     names = [*dict.fromkeys(splits_of(twenty(patients=30), options.splits).values())]
     assert names == sorted(["holdout", *(f"fold{number}" for number in range(12))])
-
-
-def test_patients_with_identical_slices_are_in_one_fold() -> None:
-    joined = twenty(patients=6)
-    identical = alone(joined)
-    identical[[0, 5]] = 0  # of patients 0 and 1
-    identical[[10, 15]] = 1  # of patients 2 and 3
-    splits = splits_of(joined, OPTIONS.splits, identical)
-    assert len({splits[slice_] for slice_ in range(10)}) == 1
-    assert len({splits[slice_] for slice_ in range(10, 20)}) == 1
-    apart = OPTIONS.changed(leak_check=LeakCheck.REPORT, folds=6)
-    assert len(set(splits_of(joined, apart.splits, identical).values())) == 6
 
 
 def test_studies_may_be_kept_whole_instead_of_patients() -> None:
@@ -315,14 +261,6 @@ def choose(
     uids = image_keys(pa.array([uid for _, uid in files], pa.string()))
     frame["sop_instance_uid"] = np.where([uid == "" for _, uid in files], np.uint64(0), uids)
     return choose_identity(frame, image_id, identifiers)
-
-
-def test_names_that_differ_identify_slices() -> None:
-    assert choose(DIFFERENT) == Identity(ImageId.FILE_NAME, False, 0)
-
-
-def test_one_name_of_two_slices_makes_uids_identify_all() -> None:
-    assert choose(SAME_NAMES) == Identity(ImageId.SOP_INSTANCE_UID, True, 3)
 
 
 @pytest.mark.parametrize(
@@ -559,20 +497,6 @@ def test_the_first_file_of_an_id_is_used(plan_rows: PlanRows) -> None:
     assert b"a/ID_00.dcm" in set(planned.slices["source"])
 
 
-def test_a_duplicate_of_a_rejected_file_is_used(plan_rows: PlanRows) -> None:
-    rows = rows_of()
-    bad = row(0, 0, source=b"a/ID_00.dcm", reason="not_dicom", detail="empty file")
-    planned = plan_rows([bad, *rows], label_lines(rows))
-    assert planned.rejects == [
-        {
-            "source": "a/ID_00.dcm",
-            "image_id": "ID_00",
-            "reason": "not_dicom",
-            "detail": "empty file",
-        }
-    ]
-
-
 def test_label_problems_are_reasons_and_labels_without_file_are_counted(
     plan_rows: PlanRows,
 ) -> None:
@@ -631,18 +555,6 @@ def test_ordinal_image_ids_show_no_file_name(plan_rows: PlanRows) -> None:
     assert slices["source"].tolist() == [row["source"] for row in rows if not row["reason"]]
 
 
-def test_an_assignment_in_a_file_is_kept(plan_rows: PlanRows, tmp_path: Path) -> None:
-    rows = rows_of()
-    first = plan_rows(rows, label_lines(rows)).splits
-    table = pd.DataFrame({"image_id": [*first], "split": [*first.values()]})
-    table.to_csv(tmp_path / "folds.csv", index=False)
-    more = rows_of(patients=8)
-    folds_from = str(tmp_path / "folds.csv")
-    second = plan_rows(more, label_lines(more), seed=9, folds_from=folds_from).splits
-    assert {image_id: second[image_id] for image_id in first} == first
-    assert sorted(second.values()) == ["fold0"] * 20 + ["fold1"] * 20
-
-
 def test_options_that_change_what_is_written_change_every_shard_of_the_plan(
     plan_rows: PlanRows, tmp_path: Path
 ) -> None:
@@ -675,29 +587,6 @@ def inspect_and_plan(options: Options) -> Planned:
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     return read_plan(plan_shards(parts, options), Unfinished(Folder(options.files.output)))
-
-
-def test_a_folder_is_planned_as_its_files_are(small_data_set: Path, tmp_path: Path) -> None:
-    options = OPTIONS.changed(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(tmp_path),
-        max_reject_fraction=0.1,
-    )
-    planned = inspect_and_plan(options)
-    good = {f"ID_{patient}{position}" for patient in range(6) for position in range(5)}
-    assert set(planned.slices["image_id"]) == good | {"ID_flat"}  # that is seen when it is written
-    assert planned.rejects == [
-        {"source": f"{image_id}.dcm", "image_id": image_id, "reason": reason, "detail": ""}
-        for image_id, reason in (("ID_text", "not_dicom"), ("ID_unlabeled", "label_missing"))
-    ]
-    assert (planned.plan.files_seen, planned.plan.labels_without_file) == (33, 1)
-    slices = planned.slices.set_index("image_id")
-    for patient in range(6):
-        mine = slices.loc[[f"ID_{patient}{position}" for position in range(5)]]
-        assert set(mine["patient_id"]) == {f"patient_{patient + 1:06d}"}
-        assert mine["label_subdural"].tolist() == [int(p == patient % 5) for p in range(5)]
-        assert mine["split"].nunique() == 1
 
 
 def test_patients_with_identical_pixels_are_in_one_fold(

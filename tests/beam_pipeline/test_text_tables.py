@@ -4,14 +4,11 @@ import io
 import itertools
 import logging
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,35 +216,3 @@ def test_a_ragged_row_is_counted_and_not_quoted(
 
 def test_the_end_of_a_sheet_has_no_rows(tmp_path: Path) -> None:
     assert content(tmp_path, f"{TABLE},,\n,,\n,,x\n".encode()) == [*ROWS, ["", "", "x"]]
-
-
-class OneThread(io.BytesIO):
-    """A file that only the thread that opened it may read."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.thread = threading.get_ident()
-
-    def read(self, *size: int | None) -> bytes:
-        assert threading.get_ident() == self.thread
-        return super().read(*size)
-
-    def readinto(self, buffer: Any) -> int:
-        assert threading.get_ident() == self.thread
-        return super().readinto(buffer)
-
-
-@pytest.mark.parametrize("kind", ["csv", "zst", "parquet"])
-def test_no_thread_of_arrow_reads_a_file_of_python(
-    monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """It would end the process with an abort if the interpreter ended first."""
-    data = TABLE.encode() + b"c,z,1\n" * 1_000_000
-    if kind == "zst":
-        data = pa.compress(data, "zstd", asbytes=True)
-    if kind == "parquet":
-        data = saved("to_parquet")
-    file = OneThread(data)
-    monkeypatch.setattr(text_tables, "open_file", lambda *_: file)
-    with open_table("table") as table:
-        assert len(next(table.read([0]))[0])
