@@ -83,7 +83,7 @@ def list_parts(files: Files) -> Iterator[int]:
         StoreError: the input cannot be listed completely.
         OutputError: a part cannot be written.
     """
-    input_files = InputFiles.expect(files.input, files.storage_patience)
+    input_files = find_input(files.input, files.storage_patience)
     found = without_output(input_files.list(), input_files, files.output)
     unfinished = Unfinished(files.folder)
     number = 0

@@ -148,25 +148,21 @@ class ObjectStore(Store):
         return folders | {item["path"].rpartition("/")[2] for item in listing["objects"]}
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        def read_whole() -> bytes:
-            return bytes(obstore.get(self._reading, path).bytes())
-
-        def read_range() -> bytes:
+        def request() -> bytes:
             try:
-                return bytes(obstore.get_range(self._reading, path, start=start, length=length))
+                if length is not None:
+                    return bytes(obstore.get_range(self._reading, path, start=start, length=length))
             except BaseError as error:
                 if status_of(error) == _RANGE_NOT_SATISFIABLE:
                     return b""  # beyond the end
-                if _NO_RANGES in str(error) and self._url.startswith("http"):
-                    return read_whole()[start:][:length]  # web servers need not support ranges
-                raise
+                if _NO_RANGES not in str(error):  # which a web server need not support
+                    raise
+            return bytes(obstore.get(self._reading, path).bytes())[start:][:length]
 
         if why := why_unusable(path):
             raise ObjectFault(Reason.UNUSABLE_KEY, why)
-        if length == 0:  # obstore refuses empty ranges
-            return b""
-        whole = length is None and not start
-        return self._request(read_whole if whole else read_range, reading=True)
+        # obstore refuses empty ranges
+        return self._request(request, reading=True) if length != 0 else b""
 
     def read_ranges(self, ranges: Sequence[Range]) -> Sequence[bytes]:
         if os.getpid() != _IMPORTED_BY:

@@ -161,30 +161,14 @@ class InputFiles:
             UsageError: no input exists there.
             StoreError: the store fails.
         """
-        files = cls._find(text, patience)
+        files = cls.find(text, patience)
         if files is None:
             raise UsageError(f"input {text} does not exist")
         return files
 
     @classmethod
-    def expect(cls, text: str, patience: float) -> "InputFiles":
-        """Find an input that existed before, as `parse` does; wait while it is unavailable.
-
-        Raises:
-            StoreError: the input stays unavailable, or its store fails.
-        """
-
-        def attempt() -> InputFiles:
-            files = cls._find(text, patience)
-            if files is None:
-                find_input_store.cache_clear()  # the input may be an unavailable archive
-                raise Transient("the input is gone")
-            return files
-
-        return Patience(text, patience).request(attempt)
-
-    @classmethod
-    def _find(cls, text: str, patience: float) -> "InputFiles | None":
+    def find(cls, text: str, patience: float) -> "InputFiles | None":
+        """Find an input as `parse` does; return None if none exists."""
         store, path = find_input_store(text, patience)
         if store.is_folder(path):
             return cls(text, patience=patience)
@@ -350,8 +334,20 @@ def _compile(pattern: str) -> "re.Pattern[str]":
 
 @lru_cache(maxsize=8)  # a process runs many tasks
 def find_input(text: str, patience: float) -> InputFiles:
-    """Find an input as `InputFiles.expect` does, once per process."""
-    return InputFiles.expect(text, patience)
+    """Find an input that existed before, once per process; wait while it is unavailable.
+
+    Raises:
+        StoreError: the input stays unavailable, or its store fails.
+    """
+
+    def attempt() -> InputFiles:
+        files = InputFiles.find(text, patience)
+        if files is None:
+            find_input_store.cache_clear()  # the input may be an unavailable archive
+            raise Transient("the input is gone")
+        return files
+
+    return Patience(text, patience).request(attempt)
 
 
 def digest_file(file: BinaryIO) -> str:

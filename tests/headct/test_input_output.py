@@ -28,7 +28,7 @@ from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
-from headct.stores import FileInfo, Folder, InputFiles, is_local, open_file
+from headct.stores import FileInfo, Folder, InputFiles, find_input, is_local, open_file
 from headct.stores.buckets import ObjectStore
 from headct.stores.local import LocalStore
 
@@ -696,14 +696,14 @@ def test_an_input_that_was_there_is_waited_for(tree: Path, kind: str) -> None:
     expected = InputFiles.parse(str(text))
     listed = list(expected.list())
     with away(tree / "sub" if kind == "pattern" else Path(text)):
-        found = InputFiles.expect(str(text), 60)
+        found = find_input(str(text), 60)
         assert list(found.list()) == listed
     assert dataclasses.replace(found, patience=expected.patience) == expected
     with (
         away(tree / "sub" if kind == "pattern" else Path(text), math.inf),
         pytest.raises(StoreError, match="the input is gone"),
     ):
-        InputFiles.expect(str(text), A_MOMENT)
+        find_input(str(text), A_MOMENT)
 
 
 # The folder of the output
