@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from headct.errors import UsageError
-from trainer.networks.catalog import BACKBONES, check_weights, find_backbone
+from trainer.networks.catalog import BACKBONES, find_backbone
 from trainer.networks.image_layers import NORMALIZATIONS
 
 
@@ -21,26 +21,26 @@ def test_names_are_kerass_in_lower_case() -> None:
 
 
 def test_the_smallest_images_are_taken() -> None:
-    assert find_backbone("resnet50", 32).maker == "ResNet50"
-    assert find_backbone("smallresnet", 16).normalization in NORMALIZATIONS
+    assert find_backbone("resnet50", 32, "none").maker == "ResNet50"
+    assert find_backbone("smallresnet", 16, "none").normalization in NORMALIZATIONS
     with pytest.raises(UsageError, match="--image_size 15: smallresnet takes 16 or more"):
-        find_backbone("smallresnet", 15)
+        find_backbone("smallresnet", 15, "none")
 
 
 def test_bad_names_sizes_and_weights() -> None:
     with pytest.raises(UsageError) as raised:
-        find_backbone("resnet5", 224)
+        find_backbone("resnet5", 224, "none")
     assert str(raised.value).startswith("--model resnet5: want one of resnet50, resnet101, ")
     assert str(raised.value).endswith(", smallresnet (did you mean resnet50?)")
     with pytest.raises(UsageError, match="--image_size 31: resnet50 takes 32 or more"):
-        find_backbone("resnet50", 31)
+        find_backbone("resnet50", 31, "none")
     with pytest.raises(UsageError, match="--weights imagenet: smallresnet has none"):
-        check_weights("smallresnet", "imagenet")
+        find_backbone("smallresnet", 32, "imagenet")
     with pytest.raises(UsageError, match=r"--weights lost\.h5: no such file"):
-        check_weights("resnet50", "lost.h5")
+        find_backbone("resnet50", 32, "lost.h5")
 
 
 def test_good_weights(tmp_path: Path) -> None:
     (tmp_path / "w.weights.h5").touch()
     for weights in ("none", "imagenet", str(tmp_path / "w.weights.h5")):
-        check_weights("resnet50", weights)
+        find_backbone("resnet50", 32, weights)

@@ -28,21 +28,22 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     For weights with another number of channels, `adapt_kernel` adapts the first convolution.
 
     Raises:
-        UsageError: the weights cannot be loaded, or belong to another network.
+        UsageError: the weights cannot be downloaded or read, or belong to another network.
     """
     network = make_network(name, image_size, channels)
-    if weights == "imagenet":
-        _copy_weights(_fetch_imagenet(name, image_size), network)
-    elif weights != "none":
-        try:
-            if weights.endswith(".keras"):
-                source = load_model(weights).get_layer("core").get_layer("backbone")
-            else:
-                source = _load_file(name, image_size, channels, weights)
-            _copy_weights(source, network)
-        except Exception as error:  # any error of Keras or h5py
-            reason = first_line(error)
-            raise UsageError(f"--weights {weights}: no weights of {name} ({reason})") from None
+    if weights == "none":
+        return network
+    try:
+        if weights == "imagenet":  # from Keras's cache, or a download
+            source = make_network(name, image_size, 3, weights)
+        elif weights.endswith(".keras"):
+            source = load_model(weights).get_layer("core").get_layer("backbone")
+        else:
+            source = _load_file(name, image_size, channels, weights)
+        _copy_weights(source, network)
+    except Exception as error:  # any error of Keras or h5py
+        reason = first_line(error)
+        raise UsageError(f"--weights {weights}: no weights of {name} ({reason})") from None
     return network
 
 
@@ -63,23 +64,6 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     # Fixed name, because saved models are searched for it; EfficientNetV2 has no name argument.
     network.name = "backbone"
     return network
-
-
-def _fetch_imagenet(name: str, image_size: int) -> Any:
-    """Make the network with ImageNet's weights, from Keras's cache or a download.
-
-    Raises:
-        UsageError: the download failed.
-    """
-    try:
-        return make_network(name, image_size, 3, "imagenet")
-    except Exception as error:  # Keras raises a bare Exception if the download fails.
-        if type(error) is not Exception and not isinstance(error, OSError):
-            raise
-        raise UsageError(
-            f"--weights imagenet: cannot be downloaded ({str(error).strip()});"
-            " use --weights none or a file"
-        ) from None
 
 
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:

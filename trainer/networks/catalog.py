@@ -59,11 +59,12 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
 )
 
 
-def find_backbone(name: str, image_size: int) -> Backbone:
-    """Return the backbone called `name`.
+def find_backbone(name: str, image_size: int, weights: str) -> Backbone:
+    """Return the backbone called `name`, before anything is built.
 
     Raises:
-        UsageError: the name is unknown, or the image is too small.
+        UsageError: the name is unknown, the image is too small, the file of the weights is missing,
+            or the network has no pretrained weights.
     """
     if name not in BACKBONES:
         close = did_you_mean(name, BACKBONES)
@@ -73,16 +74,8 @@ def find_backbone(name: str, image_size: int) -> Backbone:
     backbone = BACKBONES[name]
     if image_size < backbone.smallest:
         raise UsageError(f"--image_size {image_size}: {name} takes {backbone.smallest} or more")
-    return backbone
-
-
-def check_weights(name: str, weights: str) -> None:
-    """Check that weights exist, before anything is built.
-
-    Raises:
-        UsageError: the file is missing, or the network has no pretrained weights.
-    """
-    if weights == "imagenet" and not BACKBONES[name].maker:
+    if weights == "imagenet" and not backbone.maker:
         raise UsageError(f"--weights imagenet: {name} has none; use --weights none or a file")
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise UsageError(f"--weights {weights}: no such file; use imagenet, none or a file")
+    return backbone

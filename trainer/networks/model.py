@@ -95,7 +95,7 @@ def _build_core(
     x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
     channels = int(x.shape[-1])
     if builder is None:
-        mode = find_backbone(options.model, size).normalization
+        mode = find_backbone(options.model, size, options.weights).normalization
         backbone = build_backbone(options.model, size, channels, options.weights)
     else:
         mode = OWN_NORMALIZATION

@@ -19,7 +19,7 @@ from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split, count
 from trainer.display import Display
 from trainer.files import check_writable
-from trainer.networks.catalog import check_weights, find_backbone
+from trainer.networks.catalog import find_backbone
 from trainer.options import CrossvalOptions, TrainOptions, label_weights
 from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
@@ -108,8 +108,7 @@ def prepare_training(
     training, validation = shards.training_and_validation(options.fold)
     options, origin = continue_from(options, shards)
     if builder is None:
-        find_backbone(options.model, options.image_size)
-        check_weights(options.model, options.weights)
+        find_backbone(options.model, options.image_size, options.weights)
     elif options.weights != "none":
         raise UsageError(f"--weights {options.weights}: {options.model} brings its own weights")
     weights = label_weights(options.label_weights, shards.labels)
