@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-USES_BEAM = {"beam_pipeline.transforms", "beam_pipeline.pipeline"}
+USES_BEAM = {"beam_pipeline.pipeline"}
 
 
 def imported_by(modules: set[str]) -> set[str]:

@@ -5,21 +5,28 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Generic, TypeVar
-from weakref import WeakValueDictionary
 
-from beam_pipeline.workers.serve import NOWHERE, Later, Watch, serve
-from beam_pipeline.workers.shared import SharedNumbers, place_sockets
-from headct.errors import StoreError
+from beam_pipeline.workers.serve import (
+    INPUT_VARIABLE,
+    NOWHERE,
+    Later,
+    SharedNumbers,
+    Watch,
+    WorkerFailed,
+    serve,
+)
+from headct.errors import StoreError, UsageError
 from headct.reasons import Reason
 from headct.stores import DEFAULT_PATIENCE
 
@@ -38,12 +45,7 @@ _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
 # Imported once, in a fork server without threads: a fork of this process might inherit a lock that
 # a thread of Beam or gRPC holds.
-_PRELOADED = [
-    "beam_pipeline.shards.writer",
-    "beam_pipeline.planning.inventory",
-    "beam_pipeline.workers.preloaded",
-]
-INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input, for `preloaded`
+_PRELOADED = ["beam_pipeline.shards.writer", "beam_pipeline.planning.inventory"]
 # glibc returns free large blocks to the kernel and gets the next blocks zeroed: a tenth of the time
 # of converting slices, because slices reuse blocks of the same size.
 _KEEP_MEMORY = {
@@ -51,14 +53,13 @@ _KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 26),
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own allocator would keep 30 MB more
 }
+# A socket's path has at most 107 bytes (unix(7)), and 103 on macOS; multiprocessing uses 32 of them
+# for "/pymp-xxxxxxxx/listener-xxxxxxxx".
+_LONGEST_FOLDER = 103 - 32
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/run")  # mkdtemp makes a folder in one of them
 
 _starting = threading.Lock()
-_slots: "WeakValueDictionary[int, threading.Semaphore]" = WeakValueDictionary()
-_slots_lock = threading.Lock()
-
-
-class WorkerFailed(RuntimeError):
-    """A function raised in a worker, or workers keep dying."""
+_slots: dict[int, threading.Semaphore] = {}
 
 
 @dataclass
@@ -71,14 +72,11 @@ class _Job:
 
 
 def shared_slots(number: int) -> threading.Semaphore:
-    """Return a semaphore of `number` slots; pools in use at the same time share the semaphore."""
-    with _slots_lock:
-        slots = _slots.get(number)
-        if slots is None:
-            _slots[number] = slots = threading.Semaphore(number)
-        return slots
+    """Return the semaphore of `number` slots that all pools of this process share."""
+    return _slots.setdefault(number, threading.Semaphore(number))
 
 
+@dataclass
 class WorkerPool(Generic[T, R]):
     """Runs a function over tasks in processes, started on demand.
 
@@ -86,7 +84,7 @@ class WorkerPool(Generic[T, R]):
     second failure the task runs without the item. After a kill from outside, the pool retries the
     item up to three times.
 
-    Args:
+    Attributes:
         function: called as function(task, watch) in a process; reports every item to `watch`, and
             returns the task's result or a `Later` that returns the result.
         size: number of processes.
@@ -97,24 +95,15 @@ class WorkerPool(Generic[T, R]):
             takes further slots only if they are free.
     """
 
-    def __init__(
-        self,
-        function: Callable[[T, Watch], R | Later[R]],
-        size: int,
-        patience: float = 120.0,
-        storage_patience: float = 2 * DEFAULT_PATIENCE,
-        storage: str = "storage",
-        slots: threading.Semaphore | None = None,
-    ) -> None:
-        self._function = function
-        self._size = size
-        self._patience = patience
-        self._storage_patience = storage_patience
-        self._storage = storage
-        self._slots = slots
-        self._workers: list[_Worker] = []
-        self._queue: deque[_Job] = deque()  # the next task, and tasks to retry
-        self._idle_deaths = 0
+    function: Callable[[T, Watch], R | Later[R]]
+    size: int
+    patience: float = 120.0
+    storage_patience: float = 2 * DEFAULT_PATIENCE
+    storage: str = "storage"
+    slots: threading.Semaphore | None = None
+    _workers: "list[_Worker]" = field(default_factory=list, init=False)
+    _queue: deque[_Job] = field(default_factory=deque, init=False)  # the next, and those to retry
+    _idle_deaths: int = field(default=0, init=False)
 
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
         """Yield results as they become ready; raise as `submit` does."""
@@ -139,43 +128,37 @@ class WorkerPool(Generic[T, R]):
 
     def finish(self) -> Iterator[R]:
         """Yield the results of all unfinished tasks; raise as `submit` does."""
-        while self._queue or any(worker.is_busy for worker in self._workers):
+        while self._queue or any(worker.jobs for worker in self._workers):
             yield from self._wait()
 
     def close(self) -> None:
         """End the processes."""
         while self._workers:
             self._workers.pop().stop()
-            self._release_slot()
+            if self.slots is not None:
+                self.slots.release()
         self._queue.clear()
 
     def _hand_out(self) -> None:
-        while self._queue and (worker := self._free_worker()) is not None:
-            worker.give(self._queue.popleft())
-
-    def _free_worker(self) -> "_Worker | None":
-        for worker in self._workers:
-            if worker.job is None:
-                return worker
-        if len(self._workers) < self._size and self._take_slot():
-            try:
-                self._workers.append(_start_worker(self._function))
-            except BaseException:
-                self._release_slot()
-                raise
-            return self._workers[-1]
-        return None
-
-    def _take_slot(self) -> bool:
-        return self._slots is None or self._slots.acquire(blocking=not self._workers)
-
-    def _release_slot(self) -> None:
-        if self._slots is not None:
-            self._slots.release()
+        while self._queue:
+            free = next((worker for worker in self._workers if not worker.is_working), None)
+            if free is None:
+                if len(self._workers) >= self.size:
+                    return
+                if self.slots and not self.slots.acquire(blocking=not self._workers):
+                    return
+                try:
+                    free = _start_worker(self.function)
+                except BaseException:
+                    if self.slots:
+                        self.slots.release()
+                    raise
+                self._workers.append(free)
+            free.give(self._queue.popleft())
 
     def _wait(self) -> Iterator[R]:
         """Wait for a message; yield results and replace lost processes."""
-        ready = wait([worker.pipe for worker in self._workers if worker.is_busy], _POLL_SECONDS)
+        ready = wait([worker.pipe for worker in self._workers if worker.jobs], _POLL_SECONDS)
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             for result in worker.receive():
                 self._idle_deaths = 0
@@ -186,7 +169,7 @@ class WorkerPool(Generic[T, R]):
                 _logger.warning("A worker process %s; going on with another.", _LOSSES[loss])
                 self._retry(worker, loss)
                 worker.stop()
-                self._workers[number] = _start_worker(self._function)
+                self._workers[number] = _start_worker(self.function)
         self._hand_out()
 
     def _loss(self, worker: "_Worker") -> Reason | None:
@@ -195,23 +178,24 @@ class WorkerPool(Generic[T, R]):
             return Reason.DECODER_CRASHED
         stalled = worker.stalled_for()
         if worker.item != NOWHERE:
-            return Reason.DECODER_TIMED_OUT if stalled > self._patience else None
-        if stalled > self._storage_patience:
-            raise StoreError(self._storage, f"no answer for {stalled:.0f} s")
+            return Reason.DECODER_TIMED_OUT if stalled > self.patience else None
+        if stalled > self.storage_patience:
+            raise StoreError(self.storage, f"no answer for {stalled:.0f} s")
         return None
 
     def _retry(self, worker: "_Worker", loss: Reason) -> None:
         """Queue the tasks of a lost process; exclude its item if the item failed before."""
         if worker.item == NOWHERE:
-            self._idle_deaths += worker.is_busy
+            self._idle_deaths += bool(worker.jobs)
             if self._idle_deaths > _DEATHS_ALLOWED:
                 raise WorkerFailed("worker processes die before they touch a file")
-        elif worker.job is not None:
+        elif worker.is_working:
+            job = worker.jobs[-1]
             killed = loss is Reason.DECODER_CRASHED and worker.process.exitcode == -signal.SIGKILL
-            worker.job.losses[worker.item] += 1
-            if worker.job.losses[worker.item] > (_KILLS_ALLOWED if killed else 1):
-                worker.job.excluded[worker.item] = loss
-        self._queue.extendleft(job for job in (worker.uploading, worker.job) if job is not None)
+            job.losses[worker.item] += 1
+            if job.losses[worker.item] > (_KILLS_ALLOWED if killed else 1):
+                job.excluded[worker.item] = loss
+        self._queue.extendleft(worker.jobs)
 
 
 @dataclass
@@ -222,15 +206,15 @@ class _Worker:
         process: the process.
         pipe: connection to the process.
         state: number of the process's current item, and a count of the process's reports.
-        job: its current task.
-        uploading: an earlier task whose upload is still running in a thread.
+        jobs: its unfinished tasks: perhaps one whose end runs in a thread, then the current one.
+        is_working: whether the last of `jobs` is the current one.
     """
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
     state: SharedNumbers
-    job: _Job | None = None
-    uploading: _Job | None = None
+    jobs: list[_Job] = field(default_factory=list)
+    is_working: bool = False
     _seen: int = -1
     _since: float = field(default_factory=time.monotonic)
 
@@ -239,21 +223,17 @@ class _Worker:
         """Number of the current item in the task; NOWHERE while the process cannot crash."""
         return int(self.state[0])
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a task of the process is unfinished."""
-        return self.job is not None or self.uploading is not None
-
     def stalled_for(self) -> float:
         """Return the seconds since the last report; 0 without a task."""
         reports = int(self.state[1])
-        if not self.is_busy or reports != self._seen:
+        if not self.jobs or reports != self._seen:
             self._seen, self._since = reports, time.monotonic()
         return time.monotonic() - self._since
 
     def give(self, job: _Job) -> None:
         """Send a task; `_loss` detects a dead process."""
-        self.job = job
+        self.jobs.append(job)
+        self.is_working = True
         self.state[0], self._seen, self._since = NOWHERE, -1, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send((job.task, job.excluded))
@@ -270,18 +250,13 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(_POLL_SECONDS)
             return
-        if kind == "refused":
+        if isinstance(content, Exception):
             raise content
-        if kind == "failed":
-            raise WorkerFailed(content)
-        if kind == "later":
-            self.job, self.uploading = None, self.job
-            return
-        if kind == "finished":
-            self.uploading = None
-        else:
-            self.job = None
-        yield content
+        if kind != "finished":
+            self.is_working = False
+        if kind != "later":
+            self.jobs.pop(0 if kind == "finished" else -1)
+            yield content
 
     def stop(self) -> None:
         """Kill the process."""
@@ -301,8 +276,42 @@ def start_server(source: str = "") -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     place_sockets()
-    with _environment(_KEEP_MEMORY | ({INPUT_VARIABLE: source} if source else {})):
+    variables = _KEEP_MEMORY | ({INPUT_VARIABLE: source} if source else {})
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
         forkserver.ensure_running()
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def place_sockets() -> None:
+    """Make multiprocessing create its sockets in a folder with a short path.
+
+    Raises:
+        UsageError: no folder with a short path can be written.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        raise UsageError(
+            "no folder for temporary files can be written: set TMPDIR to one"
+        ) from None
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return
+    for short in _SHORT_FOLDERS:
+        with suppress(OSError):
+            tempfile.tempdir = short
+            try:
+                util.get_temp_dir()  # creates a folder, and returns the same folder from now on
+            finally:
+                tempfile.tempdir = folder
+            return
+    raise UsageError(
+        f"TMPDIR {folder} is too long for the path of a socket: want a folder of at most "
+        f"{_LONGEST_FOLDER} bytes"
+    )
 
 
 def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
@@ -326,18 +335,6 @@ def _start_worker(function: Callable[[Any, Watch], Any]) -> _Worker:
             return _Worker(process, ours, state)
         ours.close()
     raise WorkerFailed("worker processes die before they can be told what to do")
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables while the block runs; keep variables that are already set."""
-    added = [name for name in variables if name not in os.environ]
-    os.environ.update({name: variables[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager

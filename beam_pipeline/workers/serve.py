@@ -1,9 +1,11 @@
 """Main loop of a worker process, and the process's reports about its current item."""
 
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,15 +13,60 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from headct.errors import HeadctError
 from headct.reasons import Reason
+from headct.stores import load_archive
 
 R = TypeVar("R")
 
 NOWHERE = -1  # stands for an item's number
+INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input; set only in the workers' fork server
+_BYTES = 16  # of two integers
+
+# The fork server reads an archive's directory once for all workers.
+load_archive(os.environ.get(INPUT_VARIABLE, ""))
+
+
+class WorkerFailed(RuntimeError):
+    """A function raised in a worker, or workers keep dying."""
+
+
+class SharedNumbers:
+    """Two integers that this process and its child processes read and change.
+
+    `multiprocessing` would keep the integers in `/dev/shm`, which some containers lack.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            with tempfile.TemporaryFile() as file:
+                file.truncate(_BYTES)
+                descriptor = os.dup(file.fileno())
+        self._descriptor = descriptor
+        self._numbers = memoryview(mmap.mmap(descriptor, _BYTES)).cast("q")
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._numbers[index])
+
+    def __setitem__(self, index: int, number: int) -> None:
+        self._numbers[index] = number
+
+    def close(self) -> None:
+        """Close the file: no further process can open the numbers. The numbers stay."""
+        os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_numbers, (reduction.DupFd(self._descriptor),)
+
+
+def _open_numbers(descriptor: Any) -> SharedNumbers:
+    numbers = SharedNumbers(descriptor.detach())
+    numbers.close()
+    return numbers
 
 
 class Watch:
@@ -62,46 +109,50 @@ class Later(Generic[R]):
 
 
 def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -> None:
-    """Run tasks until the other end of the pipe is closed."""
+    """Run tasks until the other end of the pipe is closed.
+
+    Sends the kind of each outcome (result; later, and then finished), and the result or an error.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # modules stay: later collections skip them
     sending = threading.Lock()
 
-    def send(outcome: tuple[str, Any]) -> None:
+    def send(kind: str, outcome: Any) -> None:
         with sending, suppress(BrokenPipeError, ConnectionResetError):
-            pipe.send(outcome)
+            pipe.send((kind, outcome))
 
     def finish(later: Later[Any]) -> None:
-        send(_outcome("finished", later.finish, Watch()))
+        send("finished", _outcome(later.finish, Watch()))
 
     upload: Future[None] | None = None
     with ThreadPoolExecutor(1) as thread, suppress(EOFError, ConnectionResetError):
         while True:
             task, excluded = pipe.recv()
             watch = Watch(excluded, state)
-            kind, content = _outcome("result", partial(function, task, watch), watch)
+            outcome = _outcome(partial(function, task, watch), watch)
             watch.waiting()
             if upload is not None:
                 upload.result()  # one upload at a time: an upload keeps its shard in memory
-            if kind == "result" and isinstance(content, Later):
-                send(("later", None))
-                upload = thread.submit(finish, content)
+            if isinstance(outcome, Later):
+                send("later", None)
+                upload = thread.submit(finish, outcome)
             else:
-                send((kind, content))
+                send("result", outcome)
 
 
-def _outcome(kind: str, action: Callable[[], Any], watch: Watch) -> tuple[str, Any]:
+def _outcome(action: Callable[[], Any], watch: Watch) -> Any:
+    """Return an action's result, or the error for the parent to raise."""
     try:
-        return kind, action()
+        return action()
     except HeadctError as error:
-        return "refused", error
+        return error
     except MemoryError:
         watch.working(watch.last)
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does; the parent starts a new process
         raise
     except Exception:  # a bug: the user sees its traceback
-        return "failed", traceback.format_exc()
+        return WorkerFailed(traceback.format_exc())
 
 
 def _exit_with_parent() -> None:

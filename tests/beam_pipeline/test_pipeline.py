@@ -376,7 +376,7 @@ def test_two_runs_at_once_end_in_one_right_directory(
 ) -> None:
     """Another run completes the directory when this one is about to begin a step."""
     options = options.changed(output=str(tmp_path / "out"))
-    module = "beam_pipeline.finish" if step == "_finish" else "beam_pipeline.transforms"
+    module = "beam_pipeline.finish" if step == "_finish" else "beam_pipeline.pipeline"
     monkeypatch.setattr(f"{module}.{step}", partial(finish_first, getattr_of(module, step)))
     pipeline.run_here(options)
     assert contents(tmp_path / "out") == contents(shards)

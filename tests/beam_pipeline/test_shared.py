@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from beam_pipeline.workers import shared
-from beam_pipeline.workers.shared import SharedNumbers, place_sockets
+from beam_pipeline.workers import pool
+from beam_pipeline.workers.pool import place_sockets
+from beam_pipeline.workers.serve import SharedNumbers
 from headct.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def test_workers_need_neither_shared_memory_nor_a_short_folder(tmp_path: Path) -
 def test_a_folder_that_cannot_hold_a_socket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 80)
-    monkeypatch.setattr(shared, "_SHORT_FOLDERS", ("/no/such/folder",))
+    monkeypatch.setattr(pool, "_SHORT_FOLDERS", ("/no/such/folder",))
     with pytest.raises(UsageError, match=r"^TMPDIR /x{80} is too long .* of at most 71 bytes$"):
         place_sockets()
 

@@ -7,7 +7,7 @@ from functools import partial
 from apache_beam.internal import pickler
 
 from beam_pipeline.options import Options
-from beam_pipeline.transforms import _RunTasks
+from beam_pipeline.pipeline import _RunTasks
 from beam_pipeline.workers import Watch
 
 

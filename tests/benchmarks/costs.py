@@ -421,10 +421,10 @@ def run_steps(options: Options) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    from beam_pipeline.transforms import InspectFiles, PlanShards, WriteShards
+    from beam_pipeline.pipeline import write_shards
 
     with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
-        pipeline | InspectFiles(options) | PlanShards(options) | WriteShards(options)
+        write_shards(pipeline, options)
 
 
 def main() -> None:

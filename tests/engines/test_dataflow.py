@@ -39,13 +39,9 @@ PATIENT = "NAME^OF^PATIENT"
 KEY = b"the key of the identifiers"
 IMAGE = "europe-west1-docker.pkg.dev/my-project/images/headct:1"
 STEPS = [
-    "InspectFiles",
     *("List files", "Spread parts", "Read headers", "Gather parts"),
-    "PlanShards",
     "Plan shards",
-    "WriteShards",
     *("Spread shards", "Convert and write", "Gather shards"),
-    "FinishDirectory",
     "Describe shards",
 ]
 WORKERS = (
