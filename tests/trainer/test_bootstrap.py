@@ -1,13 +1,16 @@
 import math
 import warnings
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from trainer.evaluation.bootstrap import RankedScores, interval, intervals
+from trainer.evaluation.bootstrap import RankedScores, interval, resamples
+from trainer.evaluation.measured import Measured
 
 
 @given(
@@ -31,6 +34,18 @@ def test_weighted_figures_are_scikit_learns(rows: list[tuple[int, int, int]]) ->
         )
 
 
+def intervals(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    patients: np.ndarray,
+    names: tuple[str, ...],
+    weights: tuple[float, ...],
+) -> dict[str, Any]:
+    columns = {f"label_{name}": labels[:, i] for i, name in enumerate(names)}
+    columns |= {f"probability_{name}": predicted[:, i] for i, name in enumerate(names)}
+    return Measured(pd.DataFrame({"patient_id": patients, **columns}), names, weights).intervals
+
+
 def make_data(patients: int, slices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     ids = np.repeat(np.arange(patients), slices)
@@ -43,7 +58,7 @@ def test_an_interval_holds_the_figure_and_narrows_with_patients() -> None:
     widths = []
     for patients in (20, 500):
         labels, predicted, ids = make_data(patients, 4)
-        found = intervals(labels, predicted, ids, ("a",), (1.0,), samples=200)
+        found = intervals(labels, predicted, ids, ("a",), (1.0,))
         low, high = found["labels"]["a"]["roc_auc"]
         assert low < roc_auc_score(labels[:, 0], predicted[:, 0]) < high
         widths.append(high - low)
@@ -53,19 +68,19 @@ def test_an_interval_holds_the_figure_and_narrows_with_patients() -> None:
 def test_slices_of_a_patient_stay_together() -> None:
     # A hundred copies of each slice add no patient, so they must not narrow the interval.
     labels, predicted, ids = make_data(30, 1)
-    one = intervals(labels, predicted, ids, ("a",), (1.0,), samples=100)
+    one = intervals(labels, predicted, ids, ("a",), (1.0,))
     copies = (np.repeat(each, 100, axis=0) for each in (labels, predicted, ids))
-    many = intervals(*copies, ("a",), (1.0,), samples=100)
+    many = intervals(*copies, ("a",), (1.0,))
     assert many["weighted_log_loss"] == pytest.approx(one["weighted_log_loss"])
 
 
 def test_what_is_not_defined_is_none() -> None:
     with warnings.catch_warnings(action="error"):
         labels, predicted, ids = make_data(10, 2)
-        found = intervals(labels * 0, predicted, ids, ("a",), (1.0,), samples=20)
+        found = intervals(labels * 0, predicted, ids, ("a",), (1.0,))
         assert found["mean_roc_auc"] is None
         assert found["weighted_log_loss"] is not None
-        alone = intervals(labels, predicted, ids * 0, ("a",), (1.0,), samples=20)
+        alone = intervals(labels, predicted, ids * 0, ("a",), (1.0,))
         assert alone["weighted_log_loss"] is None
 
 
@@ -74,12 +89,12 @@ def test_two_patients_by_hand() -> None:
     patients = np.array(["P", "Q", "Q", "Q", "P"])
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 0], [0, 0]])
     predicted = np.array([[0.5, 0.25], [0.2, 0.5], [0.5, 0.75], [0.5, 0.5], [0.25, 0.5]])
-    found = intervals(labels, predicted, patients, ("a", "any"), (1.0, 3.0), samples=200)
+    found = intervals(labels, predicted, patients, ("a", "any"), (1.0, 3.0))
     first = [-(math.log(0.5) + math.log(0.75)) / 2, -(math.log(0.75) + math.log(0.5)) / 2]
     second = [-(math.log(0.2) + 2 * math.log(0.5)) / 3, -(2 * math.log(0.5) + math.log(0.75)) / 3]
     expected = [(a + 3 * b) / 4 for a, b in (first, second)]
     assert found["patients"] == 2
-    assert found["samples"] == 200
+    assert found["samples"] == 1000
     assert found["weighted_log_loss"] == pytest.approx(sorted(expected))
     assert found["labels"]["a"]["log_loss"] == pytest.approx([first[0], second[0]])
     assert found["labels"]["any"]["log_loss"] == pytest.approx(sorted([first[1], second[1]]))
@@ -92,12 +107,10 @@ def test_two_patients_by_hand() -> None:
 
 
 def test_a_thousand_resamples_of_seed_zero() -> None:
-    given = (*make_data(6, 3), ("a",), (1.0,))
-    found = intervals(*given)
-    assert found["samples"] == 1000
-    assert found == intervals(*given, seed=0, samples=1000)
-    assert found != intervals(*given, seed=1, samples=1000)
-    assert found != intervals(*given, seed=0, samples=999)
+    random = np.random.default_rng(0)
+    expected = [np.bincount(random.integers(0, 3, 3), minlength=3) for _ in range(1000)]
+    np.testing.assert_array_equal([*resamples(3)], expected)
+    assert [*resamples(1)] == []
 
 
 def test_percentiles_by_hand() -> None:

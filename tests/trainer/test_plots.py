@@ -9,6 +9,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from trainer.report.plots import (
+    Kind,
     draw_by_epoch,
     draw_in_unit_square,
     draw_svg,
@@ -84,14 +85,14 @@ def test_more_names_than_can_be_read_are_left_out() -> None:
 @pytest.mark.parametrize("draw", [draw_by_epoch, draw_in_unit_square])
 def test_a_name_is_no_formula_and_not_left_out(name: str, draw: Callable[..., None]) -> None:
     curves = {each: pd.Series([1.0], [1.0]) for each in (name, "b")}
-    titles = "loss" if draw is draw_by_epoch else ("x", "y")
-    assert f">{name}<" in draw_svg("salt", draw, curves, titles)
+    kind = "loss" if draw is draw_by_epoch else Kind("x", "y")
+    assert f">{name}<" in draw_svg(draw, "salt", curves, kind)
 
 
 def test_points_that_look_alike_are_left_out() -> None:
     curve = pd.Series([0, 0.5, 0.5, 0.5, 1, 1], [0, 0.5, 0.5001, 0.5002, 1, 1])
     axes = Figure().subplots()
-    draw_in_unit_square(axes, {"a": curve}, ("x", "y"))
+    draw_in_unit_square(axes, {"a": curve}, Kind("x", "y"))
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 0.5, 1, 1]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from trainer.evaluation.metrics import TOTALS, Array, Floats, Ints, example_losses
+from trainer.evaluation.metrics import Array, Floats, Ints, example_losses
 
 SAMPLES = 1000
 
@@ -25,13 +25,7 @@ class RankedScores:
     """
 
     def __init__(self, labels: Ints, scores: Floats, patient: Ints) -> None:
-        """Sort the examples.
-
-        Args:
-            labels: 0 or 1, [N].
-            scores: [N].
-            patient: patient number per example, [N].
-        """
+        """Sort the examples; labels (0 or 1), scores and patient numbers are [N]."""
         positive = labels == 1
         negatives, positives = scores[~positive], scores[positive]
         order = np.argsort(negatives, kind="stable")
@@ -70,39 +64,24 @@ class RankedScores:
         return won / (total * negatives), float(positives @ precisions) / total
 
 
-def resamples(patients: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield the number of draws per patient, [P], `samples` times; reproducible by seed.
+def resamples(patients: int) -> Iterator[npt.NDArray[np.int32]]:
+    """Yield the number of draws per patient, [P], `SAMPLES` times, the same in every call.
 
     Yields nothing for a single patient: a spread needs several.
     """
-    random = np.random.default_rng(seed)
-    for _ in range(samples if patients > 1 else 0):
+    random = np.random.default_rng(0)
+    for _ in range(SAMPLES if patients > 1 else 0):
         drawn = random.integers(0, patients, patients)
         yield np.bincount(drawn, minlength=patients).astype(np.int32)
 
 
 def resample_figures(
-    labels: Ints,
-    predicted: Floats,
-    patients: npt.NDArray[Any],
-    weights: tuple[float, ...],
-    seed: int = 0,
-    samples: int = SAMPLES,
+    labels: Ints, predicted: Floats, patients: Any, weights: tuple[float, ...]
 ) -> dict[str, Array]:
-    """Compute the metrics of `TOTALS` per resample of patients.
+    """Return the metrics of `TOTALS` per resample of patients, [S, L + 1]; NaN if undefined.
 
-    Resamples of two models are paired if labels, patients and seed are the same.
-
-    Args:
-        labels: [N, L].
-        predicted: probabilities, [N, L].
-        patients: patient per example, [N].
-        weights: weights of the labels in the log loss, L.
-        seed: of the resamples.
-        samples: number of resamples; ignored for a single patient.
-
-    Returns:
-        By metric, [S, L + 1]: each label, then all together; NaN if undefined.
+    The last column is for all labels together. Resamples of two models are paired if labels and
+    patients are the same. Labels and probabilities are [N, L], patients [N].
     """
     unique, patient = np.unique(patients, return_inverse=True)
     losses = example_losses(labels, predicted)
@@ -111,40 +90,15 @@ def resample_figures(
     sizes = np.bincount(patient, minlength=len(unique))
     ranked = [RankedScores(*one, patient) for one in zip(labels.T, predicted.T, strict=True)]
     drawn = []
-    for draws in resamples(len(unique), samples, seed):
+    for draws in resamples(len(unique)):
         auc, precision = zip(*(scores.figures(draws) for scores in ranked), strict=True)
         drawn.append((draws @ summed / (draws @ sizes), auc, precision))
     loss, auc, precision = np.moveaxis(np.reshape(drawn, (-1, 3, len(weights))), 1, 0)
-    means = (
-        loss @ np.array(weights) / sum(weights),
-        *(pd.DataFrame(each).mean(axis=1) for each in (auc, precision)),  # of what is defined
-    )
-    figures = zip((loss, auc, precision), means, strict=True)
-    return dict(zip(TOTALS, map(np.column_stack, figures), strict=True))
-
-
-def intervals(
-    labels: Ints,
-    predicted: Floats,
-    patients: npt.NDArray[Any],
-    names: tuple[str, ...],
-    weights: tuple[float, ...],
-    seed: int = 0,
-    samples: int = SAMPLES,
-) -> dict[str, Any]:
-    """Return percentile intervals of a split's metrics; see `resample_figures` for arguments.
-
-    An interval is None if its metric is undefined in all resamples, or for a single patient.
-    """
-    drawn = resample_figures(labels, predicted, patients, weights, seed, samples)
     return {
-        "patients": len(np.unique(patients)),
-        "samples": len(drawn["log_loss"]),
-        **{total: interval(drawn[metric][:, -1]) for metric, total in TOTALS.items()},
-        "labels": {
-            name: {metric: interval(drawn[metric][:, i]) for metric in TOTALS}
-            for i, name in enumerate(names)
-        },
+        "log_loss": np.column_stack((loss, loss @ np.array(weights) / sum(weights))),
+        # The means of pandas leave out what is undefined.
+        "roc_auc": np.column_stack((auc, pd.DataFrame(auc).mean(axis=1))),
+        "average_precision": np.column_stack((precision, pd.DataFrame(precision).mean(axis=1))),
     }
 
 

@@ -21,12 +21,11 @@ from trainer.evaluation.metrics import Array, Floats, Ints, weighted_log_loss
 from trainer.evaluation.predict import (
     Predictions,
     compare_with_training,
-    predict_with_progress,
+    predict_run,
     write_parquet,
 )
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
-from trainer.networks.saved_models import load_classifier
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, write_calibration
 
@@ -56,8 +55,7 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
     """
     leave_gpu_to_jax()
     run, names, display = setup.run, setup.shards.labels, setup.display
-    classifier = load_classifier(run.model, setup.xla, setup.shards.image, len(names))
-    predictions = predict_labeled(classifier, setup)
+    predictions = predict_labeled(setup)
     frame = predictions.frame(setup.calibration)
     measured, calibration = measure(frame, setup), None
     if fit_temperature:
@@ -71,13 +69,13 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
         if fitted_on in _WARNINGS:
             display.say(f"temperatures and biases were fitted {_WARNINGS[fitted_on]}")
     changes = setup.calibration.changes
+    uncalibrated = {"temperatures": None, "biases": None}
     options = {
         "split": setup.split.name,
         "shards": setup.shards.location,
         "digest": setup.shards.digest(),
         "tta": setup.flip,
-        **dict.fromkeys(("temperatures", "biases")),
-        **(setup.calibration.describe(names) if changes else {}),
+        **(setup.calibration.describe(names) if changes else uncalibrated),
     }
     figures = {"options": options, "calibration": calibration, **measured}
     write_json(run.evaluation(setup.name), figures)
@@ -96,13 +94,9 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
     display.print_unwrapped(next_command("export", run=run.path))
 
 
-def predict_labeled(model: Any, setup: EvaluationSetup) -> Predictions:
-    """Predict a labeled split.
-
-    Raises:
-        UsageError: the split has no labels, or a shard is damaged.
-    """
-    predictions = predict_with_progress(model, setup, setup.shards.labels, "evaluating")
+def predict_labeled(setup: EvaluationSetup) -> Predictions:
+    """Predict a split; raise UsageError if a slice is unlabeled, and like `predict_split`."""
+    predictions = predict_run(setup, setup.shards.labels, "evaluating")
     if (predictions.labels < 0).any():
         raise UsageError(f"split {setup.split.name}: has no labels to measure by; use `predict`")
     return predictions
@@ -212,13 +206,7 @@ def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
 
 
 def cross_calibrate(logits: Floats, labels: Ints, patients: npt.NDArray[Any]) -> Array:
-    """Calibrate logits per patient by fits on other patients; float64 [N, L].
-
-    Args:
-        logits: [N, L].
-        labels: [N, L].
-        patients: patient per slice, [N]; at least two different patients.
-    """
+    """Calibrate logits [N, L] per patient by fits on other patients, of whom there must be some."""
     calibrated = np.empty(logits.shape)
     folds = GroupKFold(min(_GROUPS, len(np.unique(patients))))
     for rest, group in folds.split(logits, groups=patients):

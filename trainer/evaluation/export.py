@@ -99,21 +99,13 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     for path in (*files.values(), DESCRIPTION):
         saved.display.print_unwrapped(f"written: {output / path}")
     saved.display.say(
-        f"input `{INPUT}`: {model.inputs[0].dtype} {list(model.input_shape[1:])};"
-        f" output `{OUTPUT}`: probabilities of {', '.join(saved.labels)}"
-    )
-    saved.display.say(
         f"loaded again, on {len(images)} {saved.examples_of}: within {largest:.1e} of what"
         f" `predict` answers in {precision}"
     )
 
 
 def example_images(saved: SavedRun) -> npt.NDArray[Any]:
-    """Return stored images like those of the run, [N, H, W, C]: slices, or noise without shards.
-
-    Raises:
-        UsageError: a record of the shards is damaged.
-    """
+    """Return stored images like those of the run, [N, H, W, C]: slices, or noise without shards."""
     if saved.shards is None or saved.split is None:
         shape = (saved.examples, saved.image.height, saved.image.width, saved.image.channels)
         # Hounsfield units from air to dense bone.
@@ -193,11 +185,7 @@ def answer(name: str, path: Path, images: npt.NDArray[Any]) -> Floats:
 
 
 def _compare(name: str, answered: Floats, expected: Floats, tolerance: float) -> None:
-    """Compare probabilities, [N, L] each.
-
-    Raises:
-        UsageError: the probabilities differ by more than the tolerance.
-    """
+    """Raise UsageError if probabilities, [N, L] each, differ by more than the tolerance."""
     same_shape = answered.shape == expected.shape
     difference = float(np.abs(answered - expected).max()) if same_shape else np.nan
     if not difference <= tolerance:  # also if NaN
@@ -229,13 +217,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def describe_export(
     saved: SavedRun, files: dict[str, str], compared: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of description.json, for users without this project.
-
-    Args:
-        saved: the run.
-        files: file name per format.
-        compared: results of the comparison with the run's model.
-    """
+    """Return the content of description.json, for users without this project."""
     image, trained = saved.image, saved.run.record.shards
     options = trained.preprocessing
     if image.is_hounsfield:

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
 from headct.errors import UsageError
-from trainer.evaluation.bootstrap import SAMPLES, interval, intervals, resample_figures, resamples
+from trainer.evaluation.bootstrap import interval, resample_figures, resamples
 from trainer.evaluation.metrics import TOTALS, Array, Floats, Ints, split_figures
 
 SENSITIVITY = 0.95
@@ -60,13 +60,11 @@ class OperatingPoint:
     """A threshold and its rates; a probability at or above the threshold is a yes.
 
     Attributes:
-        rule: rule of the threshold, "youden" or "sensitivity".
         threshold: a probability.
         counts: true positives, false negatives, true negatives, false positives.
         rates: sensitivity, specificity, PPV and NPV.
     """
 
-    rule: str
     threshold: float
     counts: tuple[int, ...]
     rates: tuple[Estimate, ...]
@@ -103,16 +101,27 @@ class Measured:
         return split_figures(self.labels, self.predicted, self.names, self.weights)
 
     @cached_property
-    def intervals(self) -> dict[str, Any]:
-        """The intervals of `bootstrap.intervals`."""
-        patients = self.frame["patient_id"].to_numpy()
-        return intervals(self.labels, self.predicted, patients, self.names, self.weights)
-
-    @cached_property
     def resampled(self) -> dict[str, Array]:
         """The metrics of `bootstrap.resample_figures`."""
-        patients = self.frame["patient_id"].to_numpy()
+        patients = self.frame["patient_id"]
         return resample_figures(self.labels, self.predicted, patients, self.weights)
+
+    @cached_property
+    def intervals(self) -> dict[str, Any]:
+        """Intervals by the keys of `figures`; None if undefined in all resamples, if any."""
+        ends = {
+            metric: [interval(column) for column in drawn.T]
+            for metric, drawn in self.resampled.items()
+        }
+        return {
+            "patients": self.frame["patient_id"].nunique(),
+            "samples": len(self.resampled["log_loss"]),
+            **{total: ends[metric][-1] for metric, total in TOTALS.items()},
+            "labels": {
+                name: {metric: ends[metric][i] for metric in TOTALS}
+                for i, name in enumerate(self.names)
+            },
+        }
 
     def estimate(self, metric: str, name: str = "", spec: str = ".3f") -> Estimate:
         """Return a metric of `TOTALS` for one label, or for all together."""
@@ -131,7 +140,7 @@ class Measured:
     @cached_property
     def points(self) -> dict[str, list[OperatingPoint]]:
         """The operating points of the labels in `defined`."""
-        patients = self.frame["patient_id"].to_numpy()
+        patients = self.frame["patient_id"]
         return {
             name: operating_points(self.labels[:, i], self.predicted[:, i], patients)
             for i, name in self.defined
@@ -160,43 +169,29 @@ def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
         ) from None
 
 
-def operating_points(
-    labels: Ints,
-    predicted: Floats,
-    patients: npt.NDArray[Any],
-    seed: int = 0,
-    samples: int = SAMPLES,
-) -> list[OperatingPoint]:
-    """Return two operating points of one label with positives and negatives.
+def operating_points(labels: Ints, predicted: Floats, patients: Any) -> list[OperatingPoint]:
+    """Return two operating points of one label with positives and negatives; arguments are [N].
 
     The first has the highest sensitivity + specificity (Youden, Cancer 1950), the second the
     highest threshold with a sensitivity of at least `SENSITIVITY`.
-
-    Args:
-        labels: [N].
-        predicted: probabilities, [N].
-        patients: patient per example, [N].
-        seed: of the resamples.
-        samples: number of resamples.
     """
     unique, patient = np.unique(patients, return_inverse=True)
     # drop roc_curve's first threshold: infinite
     false, true, thresholds = (
         values[1:] for values in roc_curve(labels, predicted, drop_intermediate=False)
     )
-    chosen = {"youden": np.argmax(true - false), "sensitivity": np.argmax(true >= SENSITIVITY)}
     points = []
-    for rule, index in chosen.items():
+    for index in (np.argmax(true - false), np.argmax(true >= SENSITIVITY)):
         threshold, positive = float(thresholds[index]), labels == 1
         answers = predicted >= threshold
         kinds = (positive & answers, positive & ~answers, ~positive & ~answers, ~positive & answers)
         counts = np.stack([np.bincount(patient[kind], minlength=len(unique)) for kind in kinds], 1)
-        draws = [draw @ counts for draw in resamples(len(unique), samples, seed)]
+        draws = [draw @ counts for draw in resamples(len(unique))]
         drawn = np.reshape(draws, (-1, 4))
         # Sensitivity, specificity, PPV and NPV: columns of right and wrong answers.
         pairs = ([0, 1], [2, 3], [0, 3], [2, 1])
         rates = tuple(estimate_rate(counts[:, pair], drawn[:, pair]) for pair in pairs)
-        points.append(OperatingPoint(rule, threshold, tuple(counts.sum(axis=0).tolist()), rates))
+        points.append(OperatingPoint(threshold, tuple(counts.sum(axis=0).tolist()), rates))
     return points
 
 
@@ -204,11 +199,8 @@ def estimate_rate(counts: Ints, drawn: Ints) -> Estimate:
     """Return the share of right answers.
 
     A share of 0 or 1 has no spread over resamples: its interval is the exact binomial interval
-    (Clopper and Pearson, Biometrika 1934) for the number of patients.
-
-    Args:
-        counts: right and wrong answers per patient, [P, 2].
-        drawn: right and wrong answers per resample, [S, 2].
+    (Clopper and Pearson, Biometrika 1934) for the number of patients. Right and wrong answers are
+    counted per patient, [P, 2], and drawn per resample, [S, 2].
     """
     right, wrong = counts.sum(axis=0).tolist()
     if not right + wrong:

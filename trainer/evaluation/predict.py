@@ -46,12 +46,10 @@ class Predictions:
     def frame(self, calibration: Calibration | None = None) -> pd.DataFrame:
         """Return the rows with probability_<name> and label_<name>."""
         logits = calibration.apply(self.logits) if calibration else self.logits
-        columns = {"probability": probabilities(logits), "label": self.labels}
-        tables = [
-            pd.DataFrame(values, columns=[f"{kind}_{name}" for name in self.names])
-            for kind, values in columns.items()
-        ]
-        return pd.concat([self.rows, *tables], axis=1)
+        predicted = pd.DataFrame(probabilities(logits), columns=[*self.names])
+        labels = pd.DataFrame(self.labels, columns=[*self.names])
+        tables = [self.rows, predicted.add_prefix("probability_"), labels.add_prefix("label_")]
+        return pd.concat(tables, axis=1)
 
 
 def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) -> None:
@@ -69,8 +67,7 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
     names = setup.run.labels
     wanted = None if sample is None else read_sample(sample, names)
     leave_gpu_to_jax()
-    model = load_classifier(setup.run.model, setup.xla, setup.shards.image, len(names))
-    frame = predict_with_progress(model, setup, names, "predicting").frame(setup.calibration)
+    frame = predict_run(setup, names, "predicting").frame(setup.calibration)
     if trained := compare_with_training(setup, frame)["trained_on"]:
         count = "all" if trained is True else trained
         display.say(f"{split.name}: the run was trained on {count} of its patients")
@@ -89,10 +86,9 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
     )
 
 
-def predict_with_progress(
-    model: Any, setup: EvaluationSetup, names: tuple[str, ...], title: str
-) -> Predictions:
-    """Predict the split of a setup, and show the progress; raises like `predict_split`."""
+def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> Predictions:
+    """Predict a split with a run's model, and show the progress; raises like `predict_split`."""
+    model = load_classifier(setup.run.model, setup.xla, setup.shards.image, len(names))
     setup.display.begin(f"{title} {setup.split.name}", setup.split.examples)
     predictions = predict_split(
         model, setup.shards, setup.split, names, setup.batch_size, setup.display.update, setup.flip
@@ -119,7 +115,7 @@ def predict_split(
     """Run `model` over all slices of a split.
 
     Args:
-        model: stored images → logits.
+        model: stored images → logits of the labels `names`.
         shards: the directory of the split; if it has other labels, slices count as unlabeled.
         split: the split.
         names: names of the model's labels.
@@ -160,11 +156,7 @@ def predict_split(
 
 
 def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
-    """Check that all logits [N, L] are finite.
-
-    Raises:
-        Diverged: a logit is NaN or infinite.
-    """
+    """Raise Diverged if any of the logits [N, L] is NaN or infinite."""
     if not np.isfinite(logits).all():
         raise Diverged(
             f"the model gives {np.count_nonzero(~np.isfinite(logits).all(axis=1))} of"

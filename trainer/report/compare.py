@@ -16,29 +16,10 @@ from trainer.display import Display, explain_weights
 from trainer.evaluation.bootstrap import SAMPLES, interval
 from trainer.evaluation.measured import Estimate, Measured, read_predictions
 from trainer.files import check_output, write_whole
-from trainer.report.plots import (
-    CODE,
-    DIAGONAL,
-    PRECISION_AXES,
-    ROC_AXES,
-    SERIES,
-    Picture,
-    draw_by_epoch,
-    draw_in_unit_square,
-    draw_svg,
-    history_table,
-    precision_line,
-    roc_line,
-)
+from trainer.report import plots
+from trainer.report.plots import Picture
 from trainer.runs.run import Run
 
-SECTIONS = {
-    "runs": "Runs",
-    "figures": "Figures",
-    "differences": "Differences",
-    "curves": "Curves",
-    "options": "Options that differ",
-}
 # Titles of metrics.
 TITLES = {
     "log_loss": "Log loss (nats), lower is better",
@@ -81,13 +62,11 @@ class ComparedRun:
 
 
 def write_comparison(paths: Sequence[Path], output: Path) -> None:
-    """Write a page that compares runs with the first run.
-
-    Raises:
-        UsageError: a run is incomplete or damaged, or the runs have different labels.
-    """
-    if not 2 <= len(paths) <= len(SERIES):
-        raise UsageError(f"--runs: must be 2 to {len(SERIES)} run directories, here: {len(paths)}")
+    """Write a page that compares runs with the first run; raises like `read_runs`."""
+    if not 2 <= len(paths) <= len(plots.SERIES):
+        raise UsageError(
+            f"--runs: must be 2 to {len(plots.SERIES)} run directories, here: {len(paths)}"
+        )
     check_output(output)
     runs = read_runs(paths)
     first, others = runs[0], runs[1:]
@@ -103,16 +82,19 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     page = template.render(
         title=" and ".join(run.title for run in runs) if len(runs) == 2 else f"{len(runs)} runs",
         first=first.title,
-        sections=SECTIONS,
         runs=run_table(runs),
         figures=[figure_table(runs, metric) for metric in TITLES],
         unpaired=[run.title for run in others if run not in paired],
         differences=[difference_table(first, paired, metric) for metric in TITLES if paired],
         samples=SAMPLES,
         course=[*courses, plot_course(runs, "val_mean_roc_auc", "Mean ROC AUC", (None, 1))],
-        roc=plot_labels(runs, "ROC curves", "roc_auc", roc_line, ROC_AXES, DIAGONAL),
+        roc=plot_labels(runs, "roc_auc", "ROC curves", plots.ROC, plots.roc_line),
         precision=plot_labels(
-            runs, "Precision-recall curves", "average_precision", precision_line, PRECISION_AXES
+            runs,
+            "average_precision",
+            "Precision-recall curves",
+            plots.PRECISION,
+            plots.precision_line,
         ),
         options=option_table(runs),
     )
@@ -129,7 +111,10 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     opened = [Run(path) for path in paths]
     names, weights = opened[0].labels, opened[0].weights
     runs = []
-    for run, title in zip(opened, short_titles(paths), strict=True):
+    titles = [path.resolve().name for path in paths]
+    if len(set(titles)) < len(titles):
+        titles = [str(path) for path in paths]
+    for run, title in zip(opened, titles, strict=True):
         if run.labels != names:
             raise UsageError(
                 f"{run.path}: has labels {', '.join(run.labels)}; {paths[0]}: {', '.join(names)}"
@@ -141,16 +126,10 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
         metrics = read_json(run.metrics)
         frame = read_predictions(run.predictions(metrics["split"]), names)
         frame = frame.sort_values("image_id", ignore_index=True)
-        history = history_table(read_json(run.history))
+        history = plots.history_table(read_json(run.history))
         measured = Measured(frame, names, weights)
         runs.append(ComparedRun(title, run, metrics, history, measured))
     return runs
-
-
-def short_titles(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the run directories, or the paths if names are equal."""
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:
@@ -161,10 +140,10 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
     rows = [
         [
             run.title,
-            CODE.format(run.run.path),
+            plots.CODE.format(run.run.path),
             run.run.record.options.get("model", ""),
             run.metrics["split"],
-            CODE.format(run.run.record.shards.digest[:12]),
+            plots.CODE.format(run.run.record.shards.digest[:12]),
             run.metrics["examples"],
             run.metrics["patients"],
             f"{run.metrics['best_epoch']} of {run.metrics['epochs']}",
@@ -234,7 +213,7 @@ def plot_course(
 ) -> Picture:
     """Plot a figure by epoch, one curve per run."""
     curves = {run.title: run.history[key] for run in runs}
-    svg = draw_svg(f"{key} {title}", draw_by_epoch, curves, title.partition(",")[0], ylim)
+    svg = plots.svg_by_epoch(f"{key} {title}", curves, title.partition(",")[0], ylim)
     last = "; ".join(f"{name}: {curve.iloc[-1]:.4f}" for name, curve in curves.items())
     alt = f"{title}, by epoch; after the last epoch, {last}."
     # A plot of one curve has no legend.
@@ -244,14 +223,13 @@ def plot_course(
 
 def plot_labels(
     runs: Sequence[ComparedRun],
-    title: str,
     metric: str,
+    title: str,
+    kind: plots.Kind,
     make_line: Callable[[Any, Any], pd.Series],
-    axes: tuple[str, str],
-    chance: pd.Series | None = None,
 ) -> list[Picture]:
     """Plot one curve per run, one plot per label with positives and negatives in all runs."""
-    plots = []
+    pictures = []
     for i, name in runs[0].measured.defined:
         if not all((i, name) in run.measured.defined for run in runs):
             continue
@@ -259,10 +237,9 @@ def plot_labels(
             run.title: make_line(run.measured.labels[:, i], run.measured.predicted[:, i])
             for run in runs
         }
-        svg = draw_svg(f"{title} {name}", draw_in_unit_square, curves, axes, chance)
-        values = "; ".join(
-            f"{run.title} {run.measured.estimate(metric, name).number}" for run in runs
-        )
+        svg = plots.svg_in_unit_square(f"{title} {name}", curves, kind)
+        areas = [f"{run.title} {run.measured.estimate(metric, name).number}" for run in runs]
+        values = "; ".join(areas)
         alt = f"{title} of {name}. {TITLES[metric].split(',')[0]}: {values}."
-        plots.append(Picture(svg, alt, name, values))
-    return plots
+        pictures.append(Picture(svg, alt, name, values))
+    return pictures

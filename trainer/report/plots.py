@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,24 +65,11 @@ STEPS = 400
 # More names are illegible, and their layout takes Matplotlib minutes.
 MOST_NAMES = 30
 
-# Titles of x and y.
-ROC_AXES = ("1 - specificity", "sensitivity")
-PRECISION_AXES = ("recall (sensitivity)", "precision (PPV)")
-RELIABILITY_AXES = ("mean probability", "share of positives")
-DIAGONAL = pd.Series((0, 1), (0, 1))  # of guessing
-
 CODE = Markup("<code>{}</code>")
 
 
 class Picture(NamedTuple):
-    """A plot or an image of a page.
-
-    Attributes:
-        content: an SVG element, or the data: URI of an image.
-        alt: description in words.
-        name: begins the line below the picture.
-        caption: the rest of that line.
-    """
+    """A plot, an SVG element, or an image, a data: URI; name and caption are the line below it."""
 
     content: str
     alt: str
@@ -89,12 +77,27 @@ class Picture(NamedTuple):
     caption: str
 
 
-def draw_svg(salt: str, draw: Callable[..., None], *args: Any, **options: Any) -> Markup:
+class Kind(NamedTuple):
+    """A kind of curves in the unit square: titles of both axes, curve of guessing, and marker."""
+
+    x: str
+    y: str
+    chance: pd.Series | None = None
+    marker: str = ""
+
+
+DIAGONAL = pd.Series((0, 1), (0, 1))
+ROC = Kind("1 - specificity", "sensitivity", DIAGONAL)
+PRECISION = Kind("recall (sensitivity)", "precision (PPV)")
+RELIABILITY = Kind("mean probability", "share of positives", DIAGONAL, "o")
+
+
+def draw_svg(draw: Callable[..., None], salt: str, *args: Any, **options: Any) -> Markup:
     """Draw on new axes; return a transparent SVG element with the page's font and colors.
 
     Args:
-        salt: unique per plot of a page; Matplotlib derives the SVG's ids from the salt.
         draw: `draw_in_unit_square` or `draw_by_epoch`.
+        salt: unique per plot of a page; Matplotlib derives the SVG's ids from the salt.
         args: arguments of `draw` after the axes.
         options: keyword arguments of `draw`.
     """
@@ -127,34 +130,30 @@ def draw_svg(salt: str, draw: Callable[..., None], *args: Any, **options: Any) -
 def draw_in_unit_square(
     axes: Axes,
     curves: Mapping[str, pd.Series],
-    titles: tuple[str, str],
-    chance: pd.Series | None = None,
+    kind: Kind,
     marks: Sequence[tuple[float, float, str]] = (),
-    marker: str = "",
 ) -> None:
     """Draw curves between 0 and 1, with a legend if there are several.
 
     Args:
         axes: axes to draw on.
         curves: by name.
-        titles: titles of the x and y axes.
-        chance: the curve of guessing, drawn dotted.
+        kind: kind of the curves.
         marks: points to mark: x, y and Matplotlib's marker.
-        marker: marker of the curves' points.
     """
-    if chance is not None:
-        axes.plot(chance, **DOTTED)
+    if kind.chance is not None:
+        axes.plot(kind.chance, **DOTTED)
     named: list[Line2D] = []
     for name, curve in curves.items():
         # Without points that are indistinguishable from the previous one, but for the last one.
         points = np.stack([curve.index, curve])
         kept = np.append(True, np.diff(np.round(points * STEPS), axis=1).any(axis=0))
         kept[-1] = True
-        named += axes.plot(*points[:, kept], marker=marker, label=name)
+        named += axes.plot(*points[:, kept], marker=kind.marker, label=name)
     for x, y, mark in marks:
         axes.plot([x], [y], mark, color=INK, markersize=6, fillstyle="none")
     ticks = np.linspace(0, 1, 5)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=titles[0], ylabel=titles[1])
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=kind.x, ylabel=kind.y)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     finish(axes, named)
@@ -189,6 +188,10 @@ def draw_by_epoch(
     axes.set_ylim(*ylim)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes, named)
+
+
+svg_in_unit_square = partial(draw_svg, draw_in_unit_square)
+svg_by_epoch = partial(draw_svg, draw_by_epoch)
 
 
 def finish(axes: Axes, named: list[Line2D]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,34 +18,20 @@ from trainer.networks.saved_models import load_classifier
 from trainer.report.plots import Picture
 from trainer.runs.evaluation_setup import EvaluationSetup
 
-
-class Answer(NamedTuple):
-    """A row of the predictions, and a label's number."""
-
-    row: int
-    label: int
+Answer = tuple[int, int]  # a row of the predictions, and a label's number
 
 
 def picture_slices(
     setup: EvaluationSetup, slices: Measured, wanted: int
 ) -> tuple[list[Picture], list[Picture]]:
-    """Return pictures of the worst mistakes and of the best hits.
-
-    Args:
-        setup: the run and the split.
-        slices: predictions of the split.
-        wanted: number of mistakes, and of hits.
-
-    Raises:
-        UsageError: a shard is damaged.
-    """
+    """Return `wanted` pictures of the worst mistakes, and as many of the best hits."""
     mistakes = worst_mistakes(slices.labels, slices.predicted, wanted)
     answers = [*mistakes, *best_hits(slices.labels, slices.predicted, wanted)]
     if not answers:
         return [], []
-    spec, rows = setup.shards.image, [answer.row for answer in answers]
+    spec, rows = setup.shards.image, [row for row, _ in answers]
     images = setup.shards.examples((setup.split,)).select(rows).images()
-    labels = np.array([answer.label for answer in answers])
+    labels = np.array([label for _, label in answers])
     classifier = load_classifier(setup.run.model, setup.xla, spec, len(slices.names))
     heats = activation_maps(classifier, images, labels)
     pictures = []
@@ -69,7 +55,7 @@ def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]
     """Return the answers with the highest loss, one per slice; arguments [N, L]."""
     losses = example_losses(labels, predicted)
     order = np.argsort(-losses.max(axis=1), kind="stable")[:wanted]
-    return [Answer(int(row), int(losses[row].argmax())) for row in order]
+    return [(int(row), int(losses[row].argmax())) for row in order]
 
 
 def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
@@ -83,7 +69,7 @@ def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
                 queue.pop(0)
             if queue and len(hits) < wanted:
                 row = queue.pop(0)
-                hits[row] = Answer(row, label)
+                hits[row] = (row, label)
     return list(hits.values())
 
 
@@ -102,12 +88,8 @@ def activation_maps(
 
     Only a mean and a linear layer lie between the last feature map and a logit, so the gradient
     equals the layer's weights and needs no backward pass (their section 3). A map shows evidence
-    for the label, and is zero without evidence: see `lack_of_map`.
-
-    Args:
-        classifier: stored images → logits.
-        images: stored images, [B, H, W, C].
-        label: number of the label to explain, [B].
+    for the label, and is zero without evidence: see `lack_of_map`. Images are stored ones,
+    [B, H, W, C]; labels are numbers, [B].
     """
     core = classifier.get_layer("core")
     resized = np.asarray(classifier.get_layer("resize")(images))
@@ -133,12 +115,7 @@ def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
 
 
 def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
-    """Draw a slice, and beside it the slice with the map; return a JPEG as a data: URI.
-
-    Args:
-        gray: 0 to 255, [H, W].
-        heat: activation map, [h, w], if there is one.
-    """
+    """Draw a slice, 0 to 255 [H, W], beside it with its map [h, w]; return a JPEG as data: URI."""
     overlays = [None] if heat is None else [None, heat]
     figure = Figure(figsize=(2.4 * len(overlays), 2.4))
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)

@@ -31,7 +31,7 @@ from trainer.evaluation.predict import write_parquet
 from trainer.files import write_json, write_whole
 from trainer.networks import hardware
 from trainer.networks.model import Classifier, build_classifier
-from trainer.networks.saved_models import copy_saved_weights, load_classifier
+from trainer.networks.saved_models import copy_saved_weights
 from trainer.report import plots
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
@@ -97,8 +97,7 @@ def train(setup: TrainingSetup) -> None:
 def _finish(setup: TrainingSetup, progress: Progress) -> None:
     """Evaluate the best model, and complete the run with metrics.json."""
     run, name, evaluation = setup.run, setup.validation.name, evaluation_of(setup)
-    classifier = load_classifier(run.model, evaluation.xla)
-    frame = predict_labeled(classifier, evaluation).frame()
+    frame = predict_labeled(evaluation).frame()
     figures = measure(frame, evaluation)
     write_parquet(run.predictions(name), frame)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))
