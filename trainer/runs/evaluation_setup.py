@@ -204,7 +204,8 @@ def prepare_report(options: ReportOptions) -> EvaluationSetup:
         UsageError: the run is not complete, or the shards are missing.
     """
     run = Run(options.run)
-    if run.record and not run.is_complete:
+    _ = run.record  # must be valid
+    if not run.is_complete:
         raise UsageError(f"{options.run}: training is not complete, so there is nothing to report")
     access = {name: getattr(options, name) for name in ShardAccess.model_fields}
     named = {"shards": options.shards} if options.shards else {}

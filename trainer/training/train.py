@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -340,8 +340,8 @@ class InputClock:
     waited: float = 0.0
     dispatched: int = 0
     computed: int = 0
-    idle_since: float = field(default=0.0, repr=False)
-    requested: float = field(default=0.0, repr=False)
+    idle_since: float = 0.0
+    requested: float = 0.0
 
     def mark_computed(self, steps: int) -> None:
         """Record that the device has finished the first `steps` steps."""
