@@ -28,7 +28,7 @@ from trainer.networks.image_layers import Normalize
 from trainer.networks.model import build_classifier
 from trainer.networks.saved_models import in_float32, load_classifier
 from trainer.options import TrainOptions
-from trainer.runs import outputs
+from trainer.runs import evaluation_setup
 
 FORMATS = ("keras", "saved_model", "onnx")
 COMBINATIONS = [",".join(chosen) for count in (1, 2, 3) for chosen in combinations(FORMATS, count)]
@@ -172,8 +172,10 @@ def test_what_is_not_installed_is_said_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    there = outputs.find_spec
-    monkeypatch.setattr(outputs, "find_spec", lambda name: None if name == package else there(name))
+    there = evaluation_setup.find_spec
+    monkeypatch.setattr(
+        evaluation_setup, "find_spec", lambda name: None if name == package else there(name)
+    )
     argv = ["export", "--run", str(finished), "--output", str(tmp_path / "e")]
     assert main(argv) == 2
     assert capsys.readouterr().err == (
