@@ -313,11 +313,7 @@ def check_beginning(data: bytes) -> None:
 
 
 def name_kind(beginning: bytes) -> str:
-    """Return the kind of a file; empty for DICOM and for unknown kinds.
-
-    Args:
-        beginning: the first `BEGINNING` bytes.
-    """
+    """Return the kind of a file by its first bytes; empty for DICOM and for unknown kinds."""
     if beginning[128:132] == b"DICM":  # the preamble may be another format's (PS3.10 7.1)
         return ""
     for offset, signature, kind in _SIGNATURES:
@@ -417,15 +413,11 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Inflate a data set (DICOM PS3.5 A.5); the data set may be cut off.
-
-    Args:
-        data: a raw deflate stream (RFC 1951).
-        limit: maximum size of the result, bytes.
+    """Inflate a data set (DICOM PS3.5 A.5), perhaps cut off, to at most `limit` bytes.
 
     Raises:
-        Rejected: the result is longer than the limit.
-        zlib.error: the data is not a deflate stream.
+        Rejected: the result is longer.
+        zlib.error: the data is not a raw deflate stream (RFC 1951).
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = stream.decompress(data, limit)

@@ -273,11 +273,7 @@ def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
 
 
 def check_length(found: int, header: Header) -> None:
-    """Raise if decoded pixels have fewer bytes than the matrix.
-
-    Raises:
-        Rejected: bytes are missing.
-    """
+    """Raise Rejected if decoded pixels have fewer bytes than the matrix."""
     if found < header.matrix_bytes:
         detail = f"{max(found, 0)} of {header.matrix_bytes} bytes"
         raise Rejected(Reason.TRUNCATED_PIXELS, detail)
@@ -302,13 +298,8 @@ def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) 
 
 
 def _check_kind(attributes: Attributes, media_class: str, pixels: str) -> None:
-    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units.
-
-    Args:
-        attributes: the file's attributes.
-        media_class: de-identified files may have the SOP class only in the file meta information.
-        pixels: keyword of the pixels.
-    """
+    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units."""
+    # De-identified files may have the SOP class only in the file meta information.
     sop_class = attributes.text("SOPClassUID", required=False) or media_class
     if sop_class not in _CT_CLASSES:
         if attributes.text("Modality", required=False) != "CT":

@@ -261,10 +261,7 @@ def _choose_sign(pixels: Patterns, encoding: PixelEncoding) -> Repair:
 def _is_certain(said: "_Distribution", other: "_Distribution", *, is_wrong: bool) -> bool:
     """Return whether the other sign certainly gives the values of a CT slice.
 
-    Args:
-        said: the values with the header's sign.
-        other: the same pixels' values with the other sign.
-        is_wrong: whether the header's sign is impossible for a CT slice.
+    `said` are the values with the header's sign, perhaps wrong: impossible for a CT slice.
     """
     changed = said.values != other.values
     share = other.share(changed)

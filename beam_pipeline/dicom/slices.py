@@ -95,16 +95,9 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
 
 
 def _native_pixels(body: bytes, header: Header, start: int, swapped: bool = False) -> Patterns:
-    """Return uncompressed pixels (DICOM PS3.5 8.1, annexes A.1 to A.3 and A.5).
+    """Return uncompressed pixels (DICOM PS3.5 8.1, annexes A.1 to A.3 and A.5), [rows, columns].
 
-    Args:
-        body: bytes with all pixels.
-        header: the slice's header.
-        start: offset of the pixels.
-        swapped: whether the pixels are in big-endian words, of two pixels if they have 8 bits.
-
-    Returns:
-        uint8 or uint16 [rows, columns]; read-only if it is a view of `body`.
+    Swapped pixels are in big-endian words, of two pixels if they have 8 bits.
     """
     shape, count = (header.rows, header.columns), header.rows * header.columns
     if header.encoding.bits_allocated == 16:
@@ -150,10 +143,8 @@ def _single_frame(body: bytes, pixels: PixelElement) -> tuple[bytes, str]:
     """Join the fragments of the only frame, after an offset table (PS3.5 A.4).
 
     Any other element ends the fragments, like the sequence delimiter: the decoder detects
-    incomplete images, and ignores trailing bytes.
-
-    Returns:
-        The joined fragments, and a message about missing bytes of the last fragment, or empty.
+    incomplete images, and ignores trailing bytes. Also returns a message about missing bytes of the
+    last fragment, or empty.
     """
     end = len(body) if pixels.length is None else min(len(body), pixels.offset + pixels.length)
     items: list[bytes] = []
@@ -420,14 +411,9 @@ def _frame_header(frame: bytes) -> int:
 
 
 def _jpeg_end(frame: bytes, position: int) -> int:
-    """Return the end of a JPEG image; decoders would fill missing data with gray.
+    """Return the end of a JPEG image with a frame header at a position.
 
-    Args:
-        frame: the image, and possibly trailing bytes.
-        position: position of the frame header.
-
-    Raises:
-        Rejected: the image has no end or too many scans, or contains another image's beginning.
+    Decoders would fill missing data with gray.
     """
     is_jpeg_ls = frame[position + 1] == _JPEG_LS_FRAME_START
     markers = _JPEG_LS_MARKER if is_jpeg_ls else _JPEG_MARKER

@@ -208,9 +208,7 @@ def blank_scanlines(
 def encode_png(scanlines: NDArray[np.uint8], pixels: NDArray[Any]) -> bytes:
     """Return the bytes of a PNG file, identical in every process.
 
-    Args:
-        scanlines: the image, see `blank_scanlines`.
-        pixels: the same image, for its shape and dtype.
+    `pixels` are the pixels of the scanlines, for their shape and dtype: see `blank_scanlines`.
     """
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
