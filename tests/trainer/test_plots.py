@@ -8,13 +8,17 @@ import pytest
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from trainer.evaluation.measured import Measured
 from trainer.report.plots import (
     Kind,
     draw_by_epoch,
     draw_in_unit_square,
     draw_svg,
     log_epoch,
+    log_pictures,
+    plot_curves,
     plot_history,
+    plot_means,
     save_figure,
 )
 
@@ -96,18 +100,53 @@ def test_points_that_look_alike_are_left_out() -> None:
     assert np.asarray(axes.lines[0].get_xdata()).tolist() == [0, 0.5, 1, 1]
 
 
-def test_an_epoch_in_tensorboard(tmp_path: Path) -> None:
-    log_epoch(tmp_path, HISTORY[2])
-    (path,) = tmp_path.glob("events.*")
+def logged_values(folder: Path) -> list[tuple[int, str, Any]]:
+    """Step, name and tensor of the logged values."""
+    (path,) = folder.glob("events.*")
     records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    logged = (tf.compat.v1.Event.FromString(each) for each in records)
-    assert [
-        (event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+    logged = (tf.compat.v1.Event.FromString(record) for record in records)
+    return [
+        (event.step, value.tag, tf.make_ndarray(value.tensor))
         for event in logged
         for value in event.summary.value
-    ] == [
+    ]
+
+
+def test_an_epoch_in_tensorboard(tmp_path: Path) -> None:
+    log_epoch(tmp_path, HISTORY[2])
+    assert [(step, name, float(value)) for step, name, value in logged_values(tmp_path)] == [
         (3, "loss", 0.125),
         (3, "val_loss", 0.25),
         (3, "val_mean_roc_auc", 0.5),
         (3, "val_roc_auc/a", 0.5),
     ]
+
+
+def test_a_picture_in_tensorboard(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1, 0.5))
+    figure.patch.set_facecolor((1, 0, 0, 0.5))
+    log_pictures(tmp_path, {"curves": figure}, 7)
+    ((step, name, (width, height, png)),) = logged_values(tmp_path)
+    assert (step, name, width, height) == (7, "curves", b"80", b"40")
+    assert tf.io.decode_png(png)[0, 0].numpy().tolist() == [255, 0, 0, 128]
+
+
+def test_curves_and_confusion_of_labels() -> None:
+    frame = pd.DataFrame(
+        {
+            "label_a": [0, 1, 1],
+            "label_$b": [0, 0, 0],
+            "probability_a": [0.25, 0.5, 1.0],
+            "probability_$b": [0.0, 0.5, 0.25],
+        }
+    )
+    measured = Measured(frame, ("a", "$b"), (2.0, 1.0))
+    roc, precision, reliability = plot_curves(measured).axes
+    names = [[line.get_label() for line in axes.lines] for axes in (roc, precision, reliability)]
+    assert [name for name in names[0] if not name.startswith("_")] == ["a"]
+    assert names[1] == ["a"]
+    assert names[2][1:] == ["a", "$b"]
+    assert measured.means.loc["a"].tolist() == [0.75, 0.375]
+    assert measured.means.loc["$b"].isna().all()
+    axes = plot_means(measured.means).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "$b"]

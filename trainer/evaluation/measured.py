@@ -96,6 +96,17 @@ class Measured:
         return self.frame[[f"probability_{name}" for name in self.names]].to_numpy(np.float64)
 
     @cached_property
+    def means(self) -> pd.DataFrame:
+        """Mean probability of a label (column) among the positives of a label (row), [L, L].
+
+        It replaces a confusion matrix, because labels are not mutually exclusive. Rows of labels
+        without positives are NaN.
+        """
+        frame = pd.DataFrame(self.predicted, columns=list(self.names))
+        rows = {name: frame[self.labels[:, i] == 1].mean() for i, name in enumerate(self.names)}
+        return pd.DataFrame(rows).T
+
+    @cached_property
     def figures(self) -> dict[str, Any]:
         """The metrics of `metrics.split_figures`."""
         return split_figures(self.labels, self.predicted, self.names, self.weights)

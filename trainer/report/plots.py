@@ -1,4 +1,4 @@
-"""Curves of a run: inline SVG for pages, history.png, and TensorBoard's figures per epoch.
+"""Curves of a run: inline SVG for pages, history.png, and logs for TensorBoard.
 
 A curve is a series: y, indexed by x. The colors of an SVG are CSS variables of the page, which has
 a light and a dark scheme.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints
 from trainer.files import full_disk_reported, write_whole
 
@@ -215,6 +217,11 @@ def precision_line(labels: Ints, predicted: Floats) -> pd.Series:
     return pd.Series(precision, recall)
 
 
+def reliability_line(bins: list[dict[str, Any]]) -> pd.Series:
+    """Return the reliability curve of one label, from its bins in metrics.json."""
+    return pd.DataFrame(bins).set_index("predicted")["observed"]
+
+
 def history_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return history.json by epoch: its figures, and those of a label as val_roc_auc/<label>.
 
@@ -244,6 +251,40 @@ def plot_history(rows: list[dict[str, Any]], names: Sequence[str]) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(PLAIN_TEXT)
+def plot_curves(measured: Measured) -> Figure:
+    """Plot the ROC, precision-recall and reliability curves of all labels, side by side."""
+    rocs, precisions = (
+        {
+            name: line(measured.labels[:, i], measured.predicted[:, i])
+            for i, name in measured.defined
+        }
+        for line in (roc_line, precision_line)
+    )
+    bins = {
+        name: reliability_line(label["reliability"])
+        for name, label in measured.figures["labels"].items()
+    }
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    kinds = ((rocs, ROC), (precisions, PRECISION), (bins, RELIABILITY))
+    for axes, (curves, kind) in zip(figure.subplots(1, 3), kinds, strict=True):
+        draw_in_unit_square(axes, curves, kind)
+    return figure
+
+
+@matplotlib.rc_context(PLAIN_TEXT)
+def plot_means(means: pd.DataFrame) -> Figure:
+    """Plot `Measured.means` as a heat map; names only if there are few labels."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(means, vmin=0, vmax=1, cmap="Blues"), label="mean probability")
+    axes.set(xlabel="probability of", ylabel="present")
+    if len(means) <= MOST_NAMES:
+        axes.set_xticks(range(len(means)), means.columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(means)), means.index)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=100))
@@ -251,12 +292,29 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def log_epoch(folder: Path, row: dict[str, Any]) -> None:
     """Log a row of history.json for TensorBoard, in a new file of `folder`."""
-    import tensorflow as tf  # not for pages: a second or two
+    with _logging(folder, row["epoch"]) as summary:
+        for name, value in history_table([row]).iloc[0].dropna().items():
+            summary.scalar(name, value)
 
-    figures = history_table([row]).iloc[0].dropna()
+
+def log_pictures(folder: Path, pictures: Mapping[str, Figure], epoch: int) -> None:
+    """Log pictures by name for TensorBoard, in a new file of `folder`."""
+    with _logging(folder, epoch) as summary:
+        for name, figure in pictures.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, dpi=80, format="rgba")
+            width, height = map(int, figure.get_size_inches() * 80)
+            pixels = np.frombuffer(buffer.getvalue(), np.uint8)
+            summary.image(name, pixels.reshape(1, height, width, 4))
+
+
+@contextmanager
+def _logging(folder: Path, epoch: int) -> Iterator[Any]:
+    """Give `tf.summary`, which writes a new file of `folder` in the block."""
+    import tensorflow as tf  # not for pages of other commands: a second or two
+
     with full_disk_reported(folder):
         writer = tf.summary.create_file_writer(str(folder))
-        with writer.as_default(step=row["epoch"]):
-            for name, value in figures.items():
-                tf.summary.scalar(name, value)
+        with writer.as_default(step=epoch):
+            yield tf.summary
         writer.close()

@@ -43,6 +43,8 @@ UNRECORDED = "not recorded"
 def write_report(setup: EvaluationSetup, mistakes: int) -> None:
     """Write report.html into a complete run, with as many pictures of mistakes, and of hits.
 
+    Curves and the confusion of labels go to the TensorBoard logs, too.
+
     Raises:
         UsageError: a file of the run or a shard is damaged.
     """
@@ -54,6 +56,8 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
     measured = metrics | {"intervals_95": slices.intervals, "label_weights": weights}
     missing = "" if setup.same_shards else "no slices: the shards are not those of the run"
     worst, hits = picture_slices(setup, slices, 0 if missing else mistakes)
+    pictures = {"Curves": plots.plot_curves(slices), "Subtypes": plots.plot_means(slices.means)}
+    plots.log_pictures(run.path / "tensorboard", pictures, metrics["epochs"])
     template = page_templates(Path(__file__).parent).get_template("report.html.jinja")
     page = template.render(
         run=run.path.name,
@@ -183,14 +187,9 @@ def confusion_table(measured: Measured) -> Table:
 
     It replaces a confusion matrix, because labels are not mutually exclusive.
     """
-    rows = {}
-    for name, positive in zip(measured.names, measured.labels.T == 1, strict=True):
-        means = measured.predicted[positive].mean(axis=0) if positive.any() else None
-        texts = ["n/a"] * len(measured.names) if means is None else [f"{x:.2f}" for x in means]
-        rows[name] = dict(zip(measured.names, texts, strict=True))
     return number_table(
         "Mean probability of the label at the top where the label at the left is present",
-        rows,
+        measured.means.map(lambda mean: "n/a" if np.isnan(mean) else f"{mean:.2f}").T.to_dict(),
         first="Present",
     )
 
@@ -225,8 +224,8 @@ def plot_labels(measured: Measured) -> dict[str, list[Picture]]:
     for i, (name, label) in enumerate(measured.figures["labels"].items()):
         bins, error = label["reliability"], label["calibration_error"]
         mean, share = measured.predicted[:, i].mean(), measured.labels[:, i].mean()
-        curves = {name: pd.DataFrame(bins).set_index("predicted")["observed"]}
-        svg = plots.svg_in_unit_square(f"calibration {name}", curves, plots.RELIABILITY)
+        curve = {name: plots.reliability_line(bins)}
+        svg = plots.svg_in_unit_square(f"calibration {name}", curve, plots.RELIABILITY)
         alt = (
             f"Calibration of {name} in {len(bins)} bins: calibration error {error:.3f}, mean"
             f" probability {mean:.3f}, share of positives {share:.3f}."
