@@ -48,7 +48,7 @@ def imported(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("headct", []),
+        ("headct", ["gcp"]),
         ("beam_pipeline", []),
         ("trainer", ["trainer", "jax", "onnx"]),
     ],
@@ -57,6 +57,7 @@ def test_every_import_is_declared(package: str, extras: list[str]) -> None:
     declared = {*names(PROJECT["dependencies"]), *names([f"{PROJECT['name']}[{','.join(extras)}]"])}
     distributions = packages_distributions()
     given = {"google.protobuf": ["protobuf"]}
+    given |= {"google.auth": ["google-auth"], "google.oauth2": ["google-auth"]}
     for module in imported(package):
         providers = given.get(module) or distributions[module]
         wanted = {canonical(provider).removesuffix("-cpu") for provider in providers}

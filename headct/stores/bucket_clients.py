@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,9 @@ from headct.stores.protocol import Transient
 _READ_TIMEOUT = 20.0  # seconds
 _LONGEST_REQUEST = 300.0  # seconds
 _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with the same credentials
+_GOOGLE = "https://storage.googleapis.com"
+_READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
+_UNLISTED_KEY = "an object's key has '//', '.', '..' or a control character"
 # Objects, each with path, size, and e_tag, version or last_modified, as in obstore.
 Page = list[dict[str, Any]]
 
@@ -53,7 +57,7 @@ def open_client(url: str, patience: float, *, writing: bool = False) -> Any:
         if scheme in ("s3", "s3a"):
             return S3Store(bucket, **options, **_aws_credentials())
         if scheme == "gs":
-            client |= _google_headers()
+            client["default_headers"] = _google_headers()
             return GCSStore(bucket, **options, **_google_emulator())
         if scheme in ("http", "https"):
             return HTTPStore.from_url(url, **options)
@@ -63,19 +67,23 @@ def open_client(url: str, patience: float, *, writing: bool = False) -> Any:
         raise StoreError(url, what, "check the settings of its client") from None
 
 
-def _google_headers() -> dict[str, Any]:
-    """Return the project that pays, for requester-pays buckets."""
+def _google_headers() -> dict[str, str]:
+    """Return a header with the project that pays, for requester-pays buckets."""
     project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")
-    return {"default_headers": {"x-goog-user-project": project}} if project else {}
+    return {"x-goog-user-project": project} if project else {}
 
 
 def _google_emulator() -> dict[str, Any]:
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-    if not emulator:
+    url = _google_emulator_url()
+    if not url:
         return {}
-    url = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
     key = {"client_email": "", "private_key": "", "private_key_id": ""}
     return {"service_account_key": json.dumps(key | {"gcs_base_url": url, "disable_oauth": True})}
+
+
+def _google_emulator_url() -> str:
+    host = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    return (host if not host or "://" in host else f"http://{host}").rstrip("/")
 
 
 def _aws_credentials() -> dict[str, Any]:
@@ -91,27 +99,32 @@ def _aws_credentials() -> dict[str, Any]:
     return {"credential_provider": provider, **provider.config}
 
 
-def list_odd_page(url: str, folder: str, last: str) -> Page:
-    """Return the objects of S3 behind the last one, by boto3, which lists any key."""
-    import boto3  # takes half a second to import
-    from botocore import UNSIGNED
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+# Any keys: obstore reads keys as paths. Google Cloud Storage speaks S3's protocol, too.
 
-    config = Config(
-        connect_timeout=_READ_TIMEOUT,
-        read_timeout=_READ_TIMEOUT,
-        region_name=os.environ.get("AWS_REGION"),  # boto3 only reads AWS_DEFAULT_REGION
-        signature_version=UNSIGNED if os.environ.get("AWS_SKIP_SIGNATURE") else None,
-        s3={"addressing_style": "path"},
-    )
+
+def list_any_keys(url: str, folder: str, last: str) -> Iterator[Page]:
+    """Yield the objects of S3 or Google Cloud Storage behind the last one, in pages, by boto3.
+
+    Raises:
+        StoreError: the store refuses the listing, or its credentials are not found.
+        Transient: a retry may succeed.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # takes half a second to import
+
     wanted = {"Bucket": url.partition("://")[2], "StartAfter": last}
     if folder:
         wanted["Prefix"] = f"{folder}/"
     if os.environ.get("AWS_REQUEST_PAYER"):
         wanted["RequestPayer"] = "requester"
     try:
-        page = boto3.client("s3", config=config).list_objects_v2(**wanted)
+        lister = _google_lister(url) if url.startswith("gs://") else _aws_lister()
+        for answer in lister.get_paginator("list_objects_v2").paginate(**wanted):
+            page = [
+                {"path": entry["Key"], "size": entry["Size"], "e_tag": entry.get("ETag")}
+                for entry in answer.get("Contents", ())
+            ]
+            if page:
+                yield page
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         what = f"{status}, {error.response['Error']['Code']}"
@@ -120,10 +133,73 @@ def list_odd_page(url: str, folder: str, last: str) -> Page:
         raise Transient(what) from None
     except BotoCoreError as error:
         raise Transient(type(error).__name__) from None
-    return [
-        {"path": entry["Key"], "size": entry["Size"], "e_tag": entry.get("ETag")}
-        for entry in page.get("Contents", ())
-    ]
+
+
+def _lister(*, signed: bool, region: str | None, endpoint: str | None = None) -> Any:
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=_READ_TIMEOUT,
+        read_timeout=_READ_TIMEOUT,
+        region_name=region,
+        signature_version=None if signed else UNSIGNED,
+        s3={"addressing_style": "path"},
+    )
+    return boto3.client("s3", endpoint_url=endpoint, config=config)
+
+
+def _aws_lister() -> Any:
+    region = os.environ.get("AWS_REGION")  # boto3 only reads AWS_DEFAULT_REGION
+    return _lister(signed=not os.environ.get("AWS_SKIP_SIGNATURE"), region=region)
+
+
+def _google_lister(url: str) -> Any:
+    emulator = _google_emulator_url()
+    is_anonymous = emulator or os.environ.get("GOOGLE_SKIP_SIGNATURE")
+    credentials = None if is_anonymous else _google_credentials(url)
+
+    def add_headers(request: Any, **_: Any) -> None:
+        request.headers.update(_google_headers())
+        if credentials:
+            _authorize(credentials, request)
+
+    lister = _lister(signed=False, region="auto", endpoint=emulator or _GOOGLE)
+    lister.meta.events.register("before-send.s3", add_headers)
+    return lister
+
+
+def _google_credentials(url: str) -> Any:
+    """Return the credentials that obstore finds."""
+    try:
+        from google.auth import default
+        from google.auth.exceptions import GoogleAuthError
+        from google.oauth2.service_account import Credentials
+    except ImportError:
+        remedy = "rename it, or install google-auth to have it rejected"
+        raise StoreError(url, _UNLISTED_KEY, remedy) from None
+    key = os.environ.get("GOOGLE_SERVICE_ACCOUNT_KEY")
+    path = os.environ.get("GOOGLE_SERVICE_ACCOUNT") or os.environ.get("GOOGLE_SERVICE_ACCOUNT_PATH")
+    try:
+        if key:
+            return Credentials.from_service_account_info(json.loads(key), scopes=[_READ_ONLY])
+        if path:
+            return Credentials.from_service_account_file(path, scopes=[_READ_ONLY])
+        return default(scopes=[_READ_ONLY])[0]
+    except (GoogleAuthError, OSError, ValueError):
+        raise StoreError(url, "no credentials to list any keys", _WHO_HAS_ACCESS["gs"]) from None
+
+
+def _authorize(credentials: Any, request: Any) -> None:
+    """Add a valid token to a request."""
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    try:
+        credentials.before_request(Request(), request.method, request.url, request.headers)
+    except GoogleAuthError as error:
+        raise Transient(f"no token: {type(error).__name__}") from None
 
 
 # Failures
@@ -203,8 +279,7 @@ def failure_of(error: BaseException, url: str, *, reading: bool = False) -> Exce
     foreign = "" if code else _meaning(text, _FOREIGN)
     refused = ObjectRefused if reading else StoreError
     if isinstance(error, InvalidPathError):
-        what = "an object's key has '//', '.', '..' or a control character"
-        return StoreError(url, what, "rename it")
+        return StoreError(url, _UNLISTED_KEY, "rename it")
     if any(sign in answer for sign in _MISSING_BUCKETS):
         return StoreError(url, "there is no such bucket", "check its name and the endpoint")
     if reading and fault:

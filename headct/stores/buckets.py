@@ -25,7 +25,7 @@ from headct.reasons import ObjectFault, Reason
 from headct.stores.bucket_clients import (
     Page,
     failure_of,
-    list_odd_page,
+    list_any_keys,
     open_client,
     status_of,
 )
@@ -48,6 +48,7 @@ _SPOOLED = 1 << 22  # bytes that are staged in memory
 _PAGE = 1000  # objects per request of a listing
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_IMPLEMENTED = 501  # a store without conditional requests
+_BY_BOTO3 = ("s3://", "s3a://", "gs://")  # listed by boto3 if obstore cannot
 _NO_RANGES = "Range request not supported"  # obstore, of a web server
 
 
@@ -86,9 +87,14 @@ class ObjectStore(Store):
         for page in self._pages(folder):
             for item in page:
                 source = item["path"][start:]
-                if not source or _is_hidden(source) or self._is_marker(item):
+                if not source or _is_hidden(source):
                     continue
-                if source.encode() <= last:  # obstore drops a slash at the beginning
+                if source.encode() <= last:
+                    source += "/"  # obstore drops it
+                path = item["path"][:start] + source
+                if source.encode() == last or (not item["size"] and self._is_marker(path)):
+                    continue
+                if source.encode() < last:
                     what = "does not list objects in the order of their keys, or a key begins with"
                     raise StoreError(self._url, f"{what} a slash", "copy the input elsewhere")
                 last = source.encode()
@@ -98,23 +104,30 @@ class ObjectStore(Store):
         """Yield a listing in pages; after a failure, it continues after the last object.
 
         obstore reads keys as paths: it fails for a page with another key (`a//b`, `a/./b`, control
-        characters). boto3 lists such buckets of S3.
+        characters), and drops slashes at both ends of a key. boto3 lists such buckets.
         """
         stream: Any = None
         last = ""
+        any_keys = False
 
         def next_page() -> Page:
-            nonlocal stream
+            nonlocal stream, any_keys
             pages, stream = stream, None  # stays None if the request fails
+            if pages is None and any_keys:
+                pages = list_any_keys(self._url, folder, last)
             try:
-                pages = pages or obstore.list(
-                    self._reading, folder or None, offset=last or None, chunk_size=_PAGE
-                )
+                if pages is None:
+                    if not (folder or last) and self._url.startswith(_BY_BOTO3):
+                        _check_leading_slashes(self._reading)
+                    pages = obstore.list(
+                        self._reading, folder or None, offset=last or None, chunk_size=_PAGE
+                    )
                 page = list(next(pages, []))
-            except (InvalidPathError, ValueError):  # of an object, or of the last one
-                if not self._url.startswith(("s3://", "s3a://")):
+            except InvalidPathError:
+                if not self._url.startswith(_BY_BOTO3):
                     raise
-                return list_odd_page(self._url, folder, last)
+                any_keys = True
+                return next_page()
             stream = pages
             return page
 
@@ -123,12 +136,12 @@ class ObjectStore(Store):
             last = max([last, *(item["path"] for item in page)], key=str.encode)
             yield page
 
-    def _is_marker(self, item: dict[str, Any]) -> bool:
-        """Return whether an object marks an empty folder, as bucket browsers create.
+    def _is_marker(self, path: str) -> bool:
+        """Return whether an empty object marks a folder, as bucket browsers create.
 
         Its key ends with a slash, which obstore drops: no object has the key in the listing.
         """
-        return not item["size"] and self.info(item["path"]) is None
+        return path.endswith("/") if why_unusable(path) else self.info(path) is None
 
     def info(self, path: str) -> FileInfo | None:
         if why_unusable(path):
@@ -161,8 +174,17 @@ class ObjectStore(Store):
 
         if why := why_unusable(path):
             raise ObjectFault(Reason.UNUSABLE_KEY, why)
-        # obstore refuses empty ranges
-        return self._request(request, reading=True) if length != 0 else b""
+        if length == 0:  # obstore refuses empty ranges
+            return b""
+        try:
+            return self._request(request, reading=True)
+        except FileNotFoundError:
+            if self._url.startswith("http"):  # web servers have no listing
+                raise
+            for item in next(self._pages(path), []):
+                if item["path"].rstrip("/") == path:
+                    raise ObjectFault(Reason.UNUSABLE_KEY, why_unusable(f"{path}/")) from None
+            raise
 
     def read_ranges(self, ranges: Sequence[Range]) -> Sequence[bytes]:
         if os.getpid() != _IMPORTED_BY:
@@ -226,6 +248,24 @@ class ObjectStore(Store):
                 raise failure_of(error, self._url, reading=reading) from None
 
         return self._patience.request(attempt)
+
+
+def _check_leading_slashes(store: Any) -> None:
+    """Raise InvalidPathError if keys begin with a slash, which obstore drops.
+
+    Such keys lie between those that begin with "." and those that begin with "0".
+    """
+
+    def first_page(offset: str) -> list[str]:
+        return [item["path"] for item in next(obstore.list(store, offset=offset), [])]
+
+    found, after = first_page(".\U0010ffff"), first_page("0")
+    if found[:1] == ["0"]:
+        with suppress(FileNotFoundError):
+            obstore.head(store, "0")
+            del found[0]
+    if len(found) > len(after) or found != after[: len(found)]:
+        raise InvalidPathError("a key begins with a slash")
 
 
 def _is_hidden(path: str) -> bool:
