@@ -187,9 +187,10 @@ def confusion_table(measured: Measured) -> Table:
 
     It replaces a confusion matrix, because labels are not mutually exclusive.
     """
+    texts = measured.means.map(lambda mean: "n/a" if np.isnan(mean) else f"{mean:.2f}")
     return number_table(
         "Mean probability of the label at the top where the label at the left is present",
-        measured.means.map(lambda mean: "n/a" if np.isnan(mean) else f"{mean:.2f}").T.to_dict(),
+        {name: dict(texts.loc[name]) for name in measured.names},
         first="Present",
     )
 
