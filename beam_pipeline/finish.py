@@ -105,10 +105,10 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder.make_durable(result.file for result in results)
     manifest = describe_shards(unfinished, plan, options, results, rejects)
     folder.write(MANIFEST, encode_json(manifest))
-    _write_card(folder, options)
+    _write_card(folder, options, manifest)
 
 
-def _write_card(folder: Folder, options: Options) -> None:
+def _write_card(folder: Folder, options: Options, manifest: dict[str, Any]) -> None:
     """Write the data card of a complete directory; log a warning if that fails."""
     # Imported late: only this step of a run needs it.
     from beam_pipeline.card.card import write_card
@@ -118,7 +118,7 @@ def _write_card(folder: Folder, options: Options) -> None:
     try:
         with suppress(StoreError, UsageError):  # the input has disappeared during the run
             source = find_input(files.input, min(files.storage_patience, CARD_PATIENCE))
-        write_card(folder, timeout, source)
+        write_card(folder, timeout, source, manifest)
     except Exception as error:  # a failure of the card must not fail the run
         _logger.debug("The data card", exc_info=True)
         command = spell("card", shards=folder.url)
