@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -54,11 +55,7 @@ _DEFAULTS_OF_MAKE = {
     "predict": {"run": "out/run", "output": "out/run/submission.csv"},
     "export": {"output": "{run}/export"},
 }
-_REMEDY = "pip install headct-shards"
-_REMEDIES = {
-    "trainer": "`make train` brings it, and so does the extra `trainer`: pip install "
-    "'headct-shards[trainer]'"
-}
+_LIBRARIES = {"trainer": ("tensorflow", "keras")}  # missing packages to name first
 _HAVE_BACKEND = ("train", "crossval", "evaluate", "predict", "report")
 
 
@@ -93,6 +90,19 @@ def _shell_words(value: str | PurePath | Sequence[PurePath]) -> str:
     return shlex.join(map(str, value if isinstance(value, list) else [value]))
 
 
+def installation(command: str, extra: str) -> str:
+    """Return how to install what an extra brings, in the form that started this process.
+
+    Args:
+        command: of make, which installs it, too.
+        extra: of this package.
+    """
+    pip = f"pip install 'headct-shards[{extra}]'"
+    if os.environ.get(STARTED_BY) == "headct":
+        return pip
+    return f"`make {command}` brings it, and so does the extra `{extra}`: {pip}"
+
+
 def run_program(
     name: str, run: Callable[[], int | None], *, error: str = "error: ", resumes: bool = True
 ) -> int:
@@ -111,7 +121,11 @@ def run_program(
         package = (missing.name or "").partition(".")[0]
         if package in ("", *_OWN):
             raise
-        line = f"{package} is not installed; {_REMEDIES.get(name, _REMEDY)}"
+        wanted = (*_LIBRARIES.get(name, ()), package)
+        package = next((each for each in wanted if find_spec(each) is None), package)
+        by_pip = "pip install headct-shards"
+        remedy = installation("train", "trainer") if name == "trainer" else by_pip
+        line = f"{package} is not installed; {remedy}"
         code = UsageError.exit_code
     except Interrupted as interrupted:
         line, code = str(interrupted), interrupted.exit_code

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from headct.commands import installation
 from headct.errors import UsageError
 
 _STDERR = 2
@@ -42,7 +43,8 @@ def held_back() -> Iterator[None]:
 def check_backend(name: str) -> None:
     """Raise UsageError if a backend is not installed, or Keras already uses another one."""
     if name != "tensorflow" and find_spec(name) is None:
-        raise UsageError(f"--backend {name}: not installed; `make train BACKEND={name}` brings it")
+        remedy = installation(f"train BACKEND={name}", name)
+        raise UsageError(f"--backend {name}: not installed; {remedy}")
     # Keras chooses the backend once, on import; TensorFlow imports Keras.
     keras = sys.modules.get("keras")
     if keras is not None and (loaded := keras.backend.backend()) != name:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from headct import commands
 from headct.commands import STARTED_BY, run_program, spell
 from headct.errors import Interrupted, StorageError, UsageError
 
@@ -82,6 +83,27 @@ def test_an_error_is_one_line_and_an_exit_code(
 ) -> None:
     assert run_program("p", raising(error)) == code
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("started_by", ["make", "headct", None])
+@pytest.mark.parametrize("missing", [{"psutil"}, {"psutil", "keras"}, {"psutil", "tensorflow"}])
+def test_a_missing_trainer_is_named_by_its_library_and_brought_in_the_form_that_started_it(
+    started_by: str | None,
+    missing: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv(STARTED_BY, raising=False)
+    if started_by:
+        monkeypatch.setenv(STARTED_BY, started_by)
+    monkeypatch.setattr(commands, "find_spec", lambda name: None if name in missing else name)
+    assert run_program("trainer", raising(ModuleNotFoundError("x", name="psutil"))) == 2
+    named = max(missing, key=["psutil", "keras", "tensorflow"].index)
+    by_make = "`make train` brings it, and so does the extra `trainer`: "
+    assert capsys.readouterr().err == (
+        f"trainer: {named} is not installed; {'' if started_by == 'headct' else by_make}"
+        "pip install 'headct-shards[trainer]'\n"
+    )
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -180,7 +180,7 @@ def test_what_is_not_installed_is_said_before_anything_is_written(
     assert main(argv) == 2
     assert capsys.readouterr().err == (
         f"trainer: --formats onnx: {package} is not installed; `make export` brings it, and so does"
-        " the extra `onnx`\n"
+        " the extra `onnx`: pip install 'headct-shards[onnx]'\n"
     )
     assert not list(tmp_path.iterdir())
     assert main([*argv, "--formats", "keras"]) == 0

@@ -72,8 +72,10 @@ def test_a_backend_that_is_not_installed(
     monkeypatch.setattr("trainer.native_log.find_spec", lambda _: None)
     argv = ["train", "--run", str(tmp_path / "run"), "--shards", str(shards), "--backend", "jax"]
     assert main(argv) == 2
-    error = "trainer: --backend jax: not installed; `make train BACKEND=jax` brings it\n"
-    assert capsys.readouterr().err == error
+    assert capsys.readouterr().err == (
+        "trainer: --backend jax: not installed; `make train BACKEND=jax` brings it, and so does the"
+        " extra `jax`: pip install 'headct-shards[jax]'\n"
+    )
 
 
 def test_an_interrupt_is_one_line(

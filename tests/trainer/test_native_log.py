@@ -33,7 +33,7 @@ def test_it_is_shown_where_loading_fails(capfd: pytest.CaptureFixture[str]) -> N
         ("tensorflow", "tensorflow", None),
         ("tensorflow", "jax", "Keras was loaded with jax in this process; choose jax"),
         ("tensorflow", "torch", "begin a new process with KERAS_BACKEND=tensorflow"),
-        ("nothing_such", None, "not installed; `make train BACKEND=nothing_such` brings it"),
+        ("nothing_such", None, "not installed; `make train BACKEND=nothing_such` brings it,"),
     ],
 )
 def test_a_backend_that_contradicts_is_one_line(

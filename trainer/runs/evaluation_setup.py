@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from headct.commands import installation
 from headct.errors import StorageError, UsageError
 from headct.layout import fold_split
 from headct.manifest import ImageSpec
@@ -178,10 +179,8 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(options.formats) else ()
     for name in needed:
         if find_spec(name) is None:
-            raise UsageError(
-                f"--formats onnx: {name} is not installed; `make export` brings it, and so does the"
-                " extra `onnx`"
-            )
+            remedy = installation("export", "onnx")
+            raise UsageError(f"--formats onnx: {name} is not installed; {remedy}")
     check_new_folder(options.output)
     try:
         source = find_shards(options.shards or trained.path, options, display)
