@@ -4,6 +4,7 @@ test_walls.py has the walls between packages.
 """
 
 import re
+import tomllib
 
 import pytest
 
@@ -61,3 +62,33 @@ def test_the_files_that_a_page_names_are_there(name: str) -> None:
     )
     assert named
     assert not [path for path in sorted(named) if not (page.ROOT / path).exists()]
+
+
+def test_the_modules_that_the_page_names_are_there() -> None:
+    known = [
+        f"/{path.relative_to(page.ROOT).as_posix()}"
+        for package in page.PACKAGES
+        for path in page.modules(package).values()
+    ]
+    named = set(re.findall(r"`([\w/]+\.py)`", TEXT))
+    assert len(named) > 40
+    lost = [each for each in named if not any(path.endswith(f"/{each}") for path in known)]
+    assert not [each for each in lost if not (page.ROOT / each).exists()]
+
+
+def test_stops_are_counted() -> None:
+    rows = re.findall(r"^\| (an? [^|]+) \| (\d+) \| (.+) \|$", TEXT, re.M)
+    assert [name for name, *_ in rows] == [
+        *("a slice", "a label", "an option (`--image_size`)", "a training step")
+    ]
+    for _, count, stops in rows:
+        assert len({*stops.split(", ")}) == int(count)
+
+
+def test_mutated_modules_and_their_tests_are_there() -> None:
+    project = tomllib.loads((page.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for module, names in project["tool"]["mutants"]["modules"].items():
+        path = page.ROOT / module
+        assert path.is_file(), module
+        for name in names or [path.stem]:
+            assert [*(page.ROOT / "tests").glob(f"*/test_{name}.py")], f"{module}: {name}"
