@@ -13,7 +13,7 @@ from beam_pipeline.options import LabelOptions
 from beam_pipeline.planning.text_tables import TextTable, open_table
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
-from headct.layout import LABELS_TABLE, check_label_names
+from headct.layout import LABELS_TABLE, MAX_LABELS, check_label_names
 from headct.printable import quoted
 from headct.reasons import Reason
 from headct.stores import DEFAULT_PATIENCE
@@ -42,12 +42,15 @@ _TRUTHS = {"true": 1, "false": 0}  # of pandas, R and Parquet; the case is ignor
 _HARMLESS = re.compile(
     r"(?i)[-+]?\d{1,3}([.,]\d*)?|true|false|t|f|yes|no|y|n|pos(itive)?|neg(ative)?"
 )
+# Values in place of a header: numbers, dates and UIDs may identify somebody, and are not shown.
+_DATUM = re.compile(rf"(?i){_HARMLESS.pattern.removeprefix('(?i)')}|nan|[-+]?\d[-+\d.,:/e ]*")
 _LONG = ("ID", "Label")
 # Names of a wide file's id column; the case is ignored.
 _ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
 # pandas' names for an index and for unnamed columns of a CSV file.
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
 _UNNAMED = re.compile(rf"(Unnamed: \d+|{_INDEX.pattern})?")
+_NO_ROWS = "it has no rows"
 _COLUMNS_SHOWN = 8  # in a message
 _WANTED = (
     "want 'ID' and 'Label', with rows like ID_0123abcde_subdural,0, or a column of ids "
@@ -196,6 +199,11 @@ def find_columns(
     names = options.label_columns or rsna or named
     if not names:
         raise ValueError(f"it has {_listed(columns)}, and none of a class")
+    if len(names) > MAX_LABELS:  # before a search for each name takes minutes
+        raise ValueError(
+            f"it has {len(names)} columns beside the ids, and there can be {MAX_LABELS} classes; "
+            "name the columns of the classes with --label_columns"
+        )
     classes = {name: _place(columns, name) for name in names}
     check_label_names([*classes])
     unnamed = [
@@ -214,7 +222,7 @@ def _find_ids(columns: Sequence[str], id_column: str | None) -> int:
     found += [place for place, name in enumerate(columns) if _is_index(place, name)]
     if id_column is None and found and len(columns) > 1:
         return found[0]
-    if any(map(_HARMLESS.fullmatch, columns)):
+    if any(map(_DATUM.fullmatch, columns)):
         raise ValueError(f"its first row holds values, not the names of columns; {_WANTED}")
     raise ValueError(f"it has {_listed(columns)}; {_WANTED}")
 
@@ -242,8 +250,10 @@ def _read_long(table: TextTable, classes: tuple[str, ...]) -> Labels:
     pattern = rf"(?s)^(?P<image>{image})_(?P<name>{name})[{_AROUND}]*$"
     images, names = list[pa.Array](), list[pa.Array]()
     values: list[NDArray[np.int8]] = []
+    rows = 0
     for ids, texts in table.read([_place(table.columns, name) for name in _LONG]):
         parsed = parse_values(texts)
+        rows += len(parsed)
         if not values:
             check_values("Label", texts, parsed)
         split = pc.extract_regex(ids, pattern)
@@ -256,10 +266,17 @@ def _read_long(table: TextTable, classes: tuple[str, ...]) -> Labels:
         split = split.drop_null()
         images.append(split.field("image").dictionary_encode())
         names.append(split.field("name").dictionary_encode())
+    if not rows:
+        raise ValueError(_NO_ROWS)
     found, columns = _number(names, _strip)
     known = found.to_pylist()
     if missing := [name for name in classes if name not in known]:
         raise ValueError(f"no ID ends in {quoted(f'_{missing[0]}')}, and no column has that name")
+    if len(known) > MAX_LABELS:
+        raise ValueError(
+            f"it has {len(known)} classes, and there can be {MAX_LABELS}; an ID is to be "
+            "<image id>_<class>"
+        )
     check_label_names(known)
     order = RSNA_LABELS if {*known} == {*RSNA_LABELS} else classes or tuple(known)
     place_of = np.array([order.index(name) for name in known], np.int64)
@@ -293,8 +310,6 @@ def _number(
     parts: Sequence[pa.DictionaryArray], normalize: Callable[[pa.Array], pa.Array]
 ) -> tuple[pa.Array, NDArray[np.int32]]:
     """Return the different normalized texts, and the index of each text."""
-    if not sum(map(len, parts)):
-        raise ValueError("it has no rows")
     encoded = pa.chunked_array(parts).unify_dictionaries()
     different = normalize(encoded.chunk(0).dictionary).dictionary_encode()
     indices = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
@@ -315,6 +330,8 @@ def _collect(
         columns: class of each row of a long file, or of each column of a wide one.
         blocks: values of each block, [rows] or [rows, classes].
     """
+    if not sum(map(len, images)):
+        raise ValueError(_NO_ROWS)
     ids, rows = _number(images, lambda ids: plain_ids(_strip(ids)))
     values = np.concatenate(blocks)
     if len(ids) * len(names) > max(_CELLS, 2 * values.size):

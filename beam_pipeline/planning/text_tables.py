@@ -24,8 +24,9 @@ from headct.stores.archives import decompressed
 
 _BLOCK_BYTES = 1 << 24  # of CSV that are parsed together
 _SEPARATORS = ",;\t|"
+_WINDOWS_1252 = "headct-windows-1252"  # how bytes that are not UTF-8 are decoded
 _BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -64,6 +65,15 @@ class TextTable:
 
     columns: tuple[str, ...]
     read: Callable[[Sequence[int]], Iterator[list[pa.Array]]]
+
+
+def _decode_others(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error(_WINDOWS_1252, _decode_others)
 
 
 @contextmanager
@@ -110,9 +120,10 @@ def _texts(values: pa.Array, column: str) -> pa.Array:
 
 
 def _to_utf_8(data: bytes, path: str) -> bytes:
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            return data.decode(encoding).encode()
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    if not encoding.startswith("utf-8"):
+        return data.decode(encoding).encode()
+    data = data.removeprefix(codecs.BOM_UTF8)
     head = data[:_HEAD_BYTES]
     for magic, what in _OTHERS:
         if head.startswith(magic) or head.lstrip().startswith(magic):
@@ -123,7 +134,7 @@ def _to_utf_8(data: bytes, path: str) -> bytes:
         data.decode()
     except UnicodeDecodeError:
         _logger.warning("%s is not UTF-8, and is read as Windows-1252", path)
-        return data.decode("cp1252", "replace").encode()
+        return data.decode(errors=_WINDOWS_1252).encode()
     return data
 
 

@@ -188,6 +188,8 @@ def test_an_archive_that_needs_a_password_is_refused(tmp_path: Path) -> None:
     [
         ("name,label\na,0\n", "has the columns 'name', 'label'"),
         ("ID,Label\n", "has no rows"),
+        ("image,any\n", "has no rows"),
+        ("image,any\n,\n,\n", "has no rows"),
         ("ID,Label\nplain,0\n", "not of the form"),
         ("", "cannot read"),
     ],
@@ -195,6 +197,12 @@ def test_an_archive_that_needs_a_password_is_refused(tmp_path: Path) -> None:
 def test_another_kind_of_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_labels(write(tmp_path, text))
+
+
+def test_classes_that_no_row_has_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "ID,Label\na_any,0\n")
+    with pytest.raises(UsageError, match="no ID ends in '_other', and no column has that name"):
+        read_labels(path, LabelOptions(label_columns=("other",)))
 
 
 def test_a_missing_file_is_refused_before_it_is_needed(tmp_path: Path) -> None:
@@ -281,7 +289,7 @@ def test_a_few_values_cannot_ask_for_any_amount_of_memory(
 
 def test_more_classes_than_there_can_be_are_refused(tmp_path: Path) -> None:
     text = "ID,Label\n" + "".join(f"ID_{number},0\n" for number in range(40_000))
-    with pytest.raises(UsageError, match="there are 40000 classes; want at most 1000"):
+    with pytest.raises(UsageError, match="has 40000 classes, and there can be 1000; an ID is"):
         read_labels(write(tmp_path, text))
 
 
@@ -365,12 +373,17 @@ def test_columns_without_a_name_are_an_index_or_have_to_be_empty() -> None:
         (["Doe", "FALSE"], (), "its first row holds values, not the names of columns"),
         (["Doe", "yes"], (), "its first row holds values, not the names of columns"),
         (["Doe", "54"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "1234567"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "1956-01-31"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "1.2.840.10008.1"], (), "its first row holds values, not the names of columns"),
+        (["Doe", "nan"], (), "its first row holds values, not the names of columns"),
         (["image", "a", "b", "a"], (), "it has two columns 'a'; remove or rename one"),
         (["image", "a", "b", "a"], ("a",), "it has two columns 'a'; remove or rename one"),
         (["id", "x"], ("y",), "it has the columns 'id', 'x', not 'y'"),
         (["image", "a", "A"], (), "two classes are called 'a' and 'A'"),
         (["image", "a\x1b"], (), r"a class is called 'a\\x1b'; want 1 to 100 printable"),
-        (["image", *map(str, range(1001))], (), "there are 1001 classes; want at most 1000"),
+        (["image", *map(str, range(1001))], (), "has 1001 columns beside the ids, .* 1000 classes"),
+        (["image", *map(str, range(200_000))], (), "has 200000 columns beside the ids"),  # at once
     ],
 )
 def test_other_columns_are_refused(

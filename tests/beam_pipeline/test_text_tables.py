@@ -1,3 +1,4 @@
+import codecs
 import csv
 import gzip
 import io
@@ -117,6 +118,11 @@ def test_what_is_not_utf_8_is_read_as_windows_1252_and_said_to_be(
             f"{tmp_path}/table.csv is not UTF-8, and is read as Windows-1252",
         )
     ]
+    marked = content(tmp_path, codecs.BOM_UTF8 + text.encode("cp1252"))
+    assert marked[0] == ["image_id", "h\u00e4matom"]
+    # Files that were put together from files in two encodings.
+    mixed = content(tmp_path, text.encode() + "\u00e9,1\n".encode("cp1252"))
+    assert [row[0] for row in mixed] == ["image_id", "a", "\u0153", "\u00e9"]
     caplog.clear()
     assert content(tmp_path, text.encode())[0] == ["image_id", "h\u00e4matom"]
     assert not caplog.records
