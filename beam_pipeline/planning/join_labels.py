@@ -255,7 +255,9 @@ def judge(inventory: Inventory, labels: Labels | None, options: Options) -> Join
         missing = SKIPPED if options.labels.unlabeled is Unlabeled.SKIP else _NO_LABEL
         verdicts[slices] = np.where(found == NO_LABEL, missing, judged[found])[slices]
         names, values = labels.names, labels.values[found]
-        with_file, skipped = len(np.unique(found[found != NO_LABEL])), (verdicts == SKIPPED).sum()
+        have_file = np.zeros(len(labels.ids), np.bool_)
+        have_file[found[found != NO_LABEL]] = True
+        with_file, skipped = int(have_file.sum()), (verdicts == SKIPPED).sum()
         without_file = len(labels.ids) - with_file
         notes.append(
             f"Labels joined by {form}: {with_file} of {len(labels.ids)} labels, "

@@ -60,7 +60,16 @@ def look_up(labels: pd.Index, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
 
 def path_keys(paths: pa.Array) -> dict[str, NDArray[np.uint64]]:
     """Return the keys of the ids that paths (see `encode_source`) give, by form."""
-    return {form: image_keys(ids) for form, ids in path_ids(paths).items()}
+    ids, keys = path_ids(paths), dict[str, NDArray[np.uint64]]()
+    for form, whole in (
+        (LabelForm.PATH, LabelForm.PATH),
+        (LabelForm.FULL_PATH, LabelForm.FULL_PATH),
+        (LabelForm.NAME, LabelForm.PATH),
+        (LabelForm.FULL_NAME, LabelForm.FULL_PATH),
+    ):
+        is_same = form != whole and ids[form] is ids[whole]
+        keys[form] = keys[whole] if is_same else image_keys(ids[form])
+    return keys
 
 
 def path_ids(paths: pa.Array) -> dict[LabelForm, pa.Array]:

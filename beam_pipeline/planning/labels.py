@@ -121,17 +121,21 @@ def read_labels(
     """
     options = options or LabelOptions()
     try:
-        with open_table(path, patience) as table:
-            columns = table.columns
-            if {*_LONG} <= {*columns} and not {*options.label_columns} & {*columns}:
-                return _read_long(table, options.label_columns)
-            return _read_wide(table, *find_columns(columns, options))
+        return _read_rows(path, options, patience).collect()
     except FileNotFoundError:
         raise UsageError(f"label file {path} does not exist") from None
     except OSError as error:
         raise UsageError(f"cannot read label file {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise UsageError(f"label file {path}: {error}") from None
+
+
+def _read_rows(path: str, options: LabelOptions, patience: float) -> "_Rows":
+    with open_table(path, patience) as table:
+        columns = table.columns
+        if {*_LONG} <= {*columns} and not {*options.label_columns} & {*columns}:
+            return _read_long(table, options.label_columns)
+        return _read_wide(table, *find_columns(columns, options))
 
 
 def plain_ids(texts: pa.Array) -> pa.Array:
@@ -243,11 +247,7 @@ def _place(columns: Sequence[str], name: str) -> int:
     return columns.index(name)
 
 
-def _read_long(table: TextTable, classes: tuple[str, ...]) -> Labels:
-    image, name = ".*", "[^_]*"
-    if classes:  # the shortest image id has the longest class that fits
-        image, name = ".*?", f"(?:{'|'.join(map(re.escape, classes))})"
-    pattern = rf"(?s)^(?P<image>{image})_(?P<name>{name})[{_AROUND}]*$"
+def _read_long(table: TextTable, classes: tuple[str, ...]) -> "_Rows":
     images, names = list[pa.Array](), list[pa.Array]()
     values: list[NDArray[np.int8]] = []
     rows = 0
@@ -256,36 +256,51 @@ def _read_long(table: TextTable, classes: tuple[str, ...]) -> Labels:
         rows += len(parsed)
         if not values:
             check_values("Label", texts, parsed)
-        split = pc.extract_regex(ids, pattern)
-        if split.null_count and not classes:
-            raise ValueError(
-                "an ID is not of the form <image id>_<class>; if each row is an image, name the "
-                "columns of the classes with --label_columns"
-            )
-        values.append(parsed[split.is_valid().to_numpy(zero_copy_only=False)])
-        split = split.drop_null()
-        images.append(split.field("image").dictionary_encode())
-        names.append(split.field("name").dictionary_encode())
+        of_images, of_names, known = _split_ids(ids, classes)
+        values.append(parsed[known])
+        images.append(of_images.dictionary_encode())
+        names.append(of_names.dictionary_encode())
     if not rows:
         raise ValueError(_NO_ROWS)
     found, columns = _number(names, _strip)
-    known = found.to_pylist()
-    if missing := [name for name in classes if name not in known]:
+    known_names = found.to_pylist()
+    if missing := [name for name in classes if name not in known_names]:
         raise ValueError(f"no ID ends in {quoted(f'_{missing[0]}')}, and no column has that name")
-    if len(known) > MAX_LABELS:
+    if len(known_names) > MAX_LABELS:
         raise ValueError(
-            f"it has {len(known)} classes, and there can be {MAX_LABELS}; an ID is to be "
+            f"it has {len(known_names)} classes, and there can be {MAX_LABELS}; an ID is to be "
             "<image id>_<class>"
         )
-    check_label_names(known)
-    order = RSNA_LABELS if {*known} == {*RSNA_LABELS} else classes or tuple(known)
-    place_of = np.array([order.index(name) for name in known], np.int64)
-    return _collect(order, images, place_of[columns], values)
+    check_label_names(known_names)
+    rsna = {*known_names} == {*RSNA_LABELS}
+    order = RSNA_LABELS if rsna else classes or tuple(known_names)
+    place_of = np.array([order.index(name) for name in known_names], np.int32)
+    return _Rows(order, images, place_of[columns], values)
+
+
+def _split_ids(
+    ids: pa.Array, classes: tuple[str, ...]
+) -> tuple[pa.Array, pa.Array, NDArray[np.bool_]]:
+    """Return image id and class per row, and a mask of the rows with one of the classes."""
+    if classes:  # the shortest image id has the longest class that fits
+        names = "|".join(map(re.escape, classes))
+        pattern = rf"(?s)^(?P<image>.*?)_(?P<name>{names})[{_AROUND}]*$"
+        split = pc.extract_regex(ids, pattern)
+        known = split.is_valid().to_numpy(zero_copy_only=False)
+        return *split.drop_null().flatten(), known
+    # Ten times as fast as the pattern.
+    split = pc.split_pattern(ids, "_", max_splits=1, reverse=True)
+    if not pc.all(pc.equal(pc.list_value_length(split), 2), min_count=0).as_py():
+        raise ValueError(
+            "an ID is not of the form <image id>_<class>; if each row is an image, name the "
+            "columns of the classes with --label_columns"
+        )
+    return pc.list_element(split, 0), pc.list_element(split, 1), np.ones(len(ids), np.bool_)
 
 
 def _read_wide(
     table: TextTable, ids: int, classes: dict[str, int], unnamed: Sequence[int]
-) -> Labels:
+) -> "_Rows":
     images, values = list[pa.Array](), list[NDArray[np.int8]]()
     for of_images, *texts in table.read([ids, *classes.values(), *unnamed]):
         parsed = [parse_values(column) for column in texts[: len(classes)]]
@@ -299,7 +314,7 @@ def _read_wide(
                 )
         images.append(of_images.dictionary_encode())
         values.append(np.stack(parsed, axis=1))
-    return _collect(tuple(classes), images, np.arange(len(classes)), values)
+    return _Rows(tuple(classes), images, np.arange(len(classes)), values)
 
 
 def _strip(texts: pa.Array) -> pa.Array:
@@ -316,34 +331,39 @@ def _number(
     return different.dictionary, different.indices.to_numpy()[indices]
 
 
-def _collect(
-    names: tuple[str, ...],
-    images: Sequence[pa.DictionaryArray],
-    columns: NDArray[np.int64],
-    blocks: Sequence[NDArray[np.int8]],
-) -> Labels:
-    """Collect the values of each image.
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a label file.
 
-    Args:
+    Attributes:
         names: names of the classes.
         images: image ids of the rows of each block.
         columns: class of each row of a long file, or of each column of a wide one.
-        blocks: values of each block, [rows] or [rows, classes].
+        values: values of each block, [rows] or [rows, classes].
     """
-    if not sum(map(len, images)):
-        raise ValueError(_NO_ROWS)
-    ids, rows = _number(images, lambda ids: plain_ids(_strip(ids)))
-    values = np.concatenate(blocks)
-    if len(ids) * len(names) > max(_CELLS, 2 * values.size):
-        raise ValueError(  # few rows with many classes could exhaust memory
-            f"it has {len(ids)} images and {len(names)} classes, but only {values.size} values; "
-            "want a value for each class of an image"
-        )
-    lowest = np.full((len(ids), len(names)), 2, np.int8)
-    highest = np.full_like(lowest, -2)
-    cells = rows if values.ndim == 1 else rows[:, None], columns
-    np.minimum.at(lowest, cells, values)
-    np.maximum.at(highest, cells, values)
-    lowest[lowest < highest] = _CONFLICT
-    lowest[lowest > 1] = _MISSING
-    return Labels(names, ids, lowest)
+
+    names: tuple[str, ...]
+    images: Sequence[pa.DictionaryArray]
+    columns: NDArray[np.integer]
+    values: Sequence[NDArray[np.int8]]
+
+    def collect(self) -> Labels:
+        """Collect the values of each image; by then, the file should not be in memory."""
+        if not sum(map(len, self.images)):
+            raise ValueError(_NO_ROWS)
+        ids, rows = _number(self.images, lambda ids: plain_ids(_strip(ids)))
+        values, cells = np.concatenate(self.values), len(ids) * len(self.names)
+        if cells > max(_CELLS, 2 * values.size):
+            raise ValueError(  # few rows with many classes could exhaust memory
+                f"it has {len(ids)} images and {len(self.names)} classes, but only {values.size} "
+                "values; want a value for each class of an image"
+            )
+        places = rows.astype(np.int64) * len(self.names)
+        places = (places if values.ndim == 1 else places[:, None]) + self.columns
+        lowest = np.full(cells, 2, np.int8)
+        highest = np.full(cells, -2, np.int8)
+        np.minimum.at(lowest, places, values)
+        np.maximum.at(highest, places, values)
+        lowest[lowest < highest] = _CONFLICT
+        lowest[lowest > 1] = _MISSING
+        return Labels(self.names, ids, lowest.reshape(-1, len(self.names)))

@@ -8,9 +8,9 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -190,22 +190,17 @@ def _write_tables(
     slices, identity = joined.slices, joined.identity
     shards, bounds = [*dealt], np.cumsum([0, *map(len, dealt.values())])
     order = np.concatenate([np.empty(0, np.int64), *dealt.values()])
-    parts = _SLICES_A_PASS // options.splits.examples_per_shard // SHARDS_A_PART
-    a_pass = max(parts, 1) * SHARDS_A_PART
-    firsts = range(0, len(shards), a_pass)
-    edges = [*(int(bounds[first]) for first in firsts), len(order)]
     numbered = ID_COLUMNS if options.identifiers.identifiers is Identifiers.ORDINAL else ()
     numbers = {name: pd.factorize(slices[name])[0] for name in numbered}
     carried = [*_CARRIED, *(name for name in ID_COLUMNS if name not in numbered)]
     carried += [] if identity.numbered else [identity.column]
     recorded = json.dumps(options.recorded(), sort_keys=True)
     metadata = {"options": hashlib.sha256(recorded.encode()).hexdigest()}
-    positions = np.full(len(joined.verdicts), -1, np.int64)
-    positions[slices.index[order]] = np.arange(len(order))
-    passes = _rows_of_passes(joined.inventory, positions, edges, carried)
-    for first, begin, end, rows in zip(firsts, edges, edges[1:], passes, strict=False):
-        own = order[begin:end]
-        table = rows.take(pa.array(np.argsort(rows["position"]))).drop_columns("position")
+
+    def plan_part(part: int, table: pa.Table) -> tuple[str, list[pa.Table]]:
+        some = slice(part * SHARDS_A_PART, (part + 1) * SHARDS_A_PART)
+        starts = bounds[some.start : some.stop + 1]
+        own = order[starts[0] : starts[-1]]
         for name, number in numbers.items():
             table = table.append_column(name, ordinals(name.removesuffix("_id"), number[own]))
         if identity.numbered:
@@ -215,20 +210,15 @@ def _write_tables(
         table = table.append_column("number", pa.array(slices.index[own]))
         for name, values in zip(joined.names, joined.labels[own].T, strict=True):
             table = table.append_column(label_column(name), pa.array(np.ascontiguousarray(values)))
-        some = range(first, min(first + a_pass, len(shards)), SHARDS_A_PART)
-        joined.inventory.unfinished.write_all(
-            (
-                plan_table(at // SHARDS_A_PART),
-                with_metadata(
-                    [
-                        table.slice(start - begin, stop - start)
-                        for start, stop in pairwise(bounds[at : at + SHARDS_A_PART + 1].tolist())
-                    ],
-                    metadata | {"shards": [s.name for s in shards[at : at + SHARDS_A_PART]]},
-                ),
-            )
-            for at in some
-        )
+        of_shards = [
+            table.slice(start, stop - start) for start, stop in pairwise(starts - starts[0])
+        ]
+        names = [shard.name for shard in shards[some]]
+        return plan_table(part), with_metadata(of_shards, metadata | {"shards": names})
+
+    edges = bounds[[*range(0, len(shards), SHARDS_A_PART), len(shards)]]
+    tables = _rows_in_order(joined.inventory, slices.index[order].to_numpy(), edges, carried)
+    joined.inventory.unfinished.write_all(map(plan_part, count(), tables))
 
 
 def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
@@ -237,20 +227,21 @@ def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:
     return pc.binary_join_element_wise(noun, digits, "_")
 
 
-def _rows_of_passes(
-    inventory: Inventory, positions: NDArray[np.int64], edges: Sequence[int], columns: Sequence[str]
+def _rows_in_order(
+    inventory: Inventory, files: NDArray[np.int64], edges: NDArray[np.int64], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Yield some columns of the inventory per pass, with `position`, in any order.
+    """Yield some columns of the inventory for runs of some files.
 
-    The inventory is read once. With several passes, rows are buffered in a local temporary file
-    per pass.
+    The inventory is read once. Of many files, rows are buffered in local temporary files.
 
     Args:
         inventory: inventory of all files.
-        positions: position of each file in writing order, or -1.
-        edges: bounds of the passes in positions.
+        files: files in the order of the rows.
+        edges: bounds of the runs in `files`.
         columns: names of the columns.
     """
+    positions = np.full(len(inventory.files), -1, np.int64)
+    positions[files] = np.arange(len(files))
     types = {name: _CARRIED.get(name, pa.large_string()) for name in columns}
     schema = pa.schema({**types, "position": pa.int64()})
     found = (
@@ -259,17 +250,35 @@ def _rows_of_passes(
         .cast(schema)
         for places, rows in inventory.read(positions >= 0, columns)
     )
-    if len(edges) <= 2:
-        yield pa.concat_tables(found)
+    passes = edges[:-1] // _SLICES_A_PASS  # of the runs
+    if not passes.any():
+        yield from _arrange(found, edges) if len(files) else ()
         return
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder, f"{number}.arrow")) for number in range(len(edges) - 1)]
+        paths = {number: str(Path(folder, f"{number}.arrow")) for number in np.unique(passes)}
         with ExitStack() as stack:
-            writers = [stack.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
+            writers = {
+                number: stack.enter_context(pa.ipc.new_stream(path, schema))
+                for number, path in paths.items()
+            }
             for rows in found:
-                passes = np.searchsorted(edges, rows["position"], side="right") - 1
-                for number in np.unique(passes):
-                    writers[number].write_table(rows.filter(pa.array(passes == number)))
-        for path in paths:
+                runs = np.searchsorted(edges, rows["position"], side="right") - 1
+                for number in np.unique(passes[runs]):
+                    writers[number].write_table(rows.filter(pa.array(passes[runs] == number)))
+        for number, path in paths.items():
             with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
-                yield reader.read_all()
+                runs = np.flatnonzero(passes == number)
+                yield from _arrange([reader.read_all()], edges[runs[0] : runs[-1] + 2])
+
+
+def _arrange(found: Iterable[pa.Table], edges: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Yield runs of rows in the order of their positions, without the positions."""
+    rows = pa.concat_tables(found)
+    order = np.argsort(rows["position"])
+    columns = {}
+    for name in rows.column_names[:-1]:
+        columns[name] = rows[name].combine_chunks()
+        rows = rows.drop_columns(name)
+    rows = pa.table(columns)
+    for start, stop in pairwise(edges - edges[0]):
+        yield rows.take(pa.array(order[start:stop]))

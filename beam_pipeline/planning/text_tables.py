@@ -22,7 +22,10 @@ import pyarrow.parquet as pq
 from headct.stores import DEFAULT_PATIENCE, open_file
 from headct.stores.archives import decompressed
 
-_BLOCK_BYTES = 1 << 24  # of CSV that are parsed together
+_BLOCK_BYTES = 1 << 22  # of CSV that are parsed together; limits the length of a row
+# Of a compressed file, which may be a million times as small: a table is in memory as a whole. Rows
+# of Parquet take 30 bytes or more in memory, and some bits in the file.
+_MOST_UNPACKED, _MOST_ROWS = 1 << 30, 1 << 27
 _SEPARATORS = ",;\t|"
 _WINDOWS_1252 = "headct-windows-1252"  # how bytes that are not UTF-8 are decoded
 _BYTE_ORDER_MARKS = (
@@ -49,6 +52,7 @@ _OTHERS = (
     (b"<", "HTML or XML"),
 )
 _HEAD_BYTES = 1 << 12  # searched for signs of other formats
+_TEXT_BYTES = 1 << 16  # decoded together
 
 _logger = logging.getLogger(__name__)
 
@@ -90,8 +94,13 @@ def open_table(path: str, patience: float = DEFAULT_PATIENCE) -> Iterator[TextTa
             and the remedy.
         StoreError: the store fails.
     """
+    data = bytearray()
     with open_file(path, patience) as file, decompressed(file) as content:
-        data = content.read()
+        while part := content.read(_BLOCK_BYTES):
+            data += part
+            if len(data) > max(_MOST_UNPACKED, file.tell()):
+                most = f"{_MOST_UNPACKED >> 20} MiB"
+                raise OSError(f"it unpacks to more than {most}; use the unpacked file")
     try:
         yield _open_parquet(data) if data.startswith(b"PAR1") else _open_csv(_to_utf_8(data, path))
     except UnicodeError:
@@ -101,9 +110,11 @@ def open_table(path: str, patience: float = DEFAULT_PATIENCE) -> Iterator[TextTa
         raise OSError(f"it is damaged, or no table ({type(error).__name__})") from None
 
 
-def _open_parquet(data: bytes) -> TextTable:
+def _open_parquet(data: bytearray) -> TextTable:
     file = pq.ParquetFile(pa.BufferReader(data))
-    names = file.schema_arrow.names
+    names, rows = file.schema_arrow.names, file.metadata.num_rows
+    if rows > _MOST_ROWS:
+        raise OSError(f"it has {rows} rows, more than {_MOST_ROWS}")
 
     def read(places: Sequence[int]) -> Iterator[list[pa.Array]]:
         for batch in file.iter_batches(columns=[names[place] for place in dict.fromkeys(places)]):
@@ -119,7 +130,7 @@ def _texts(values: pa.Array, column: str) -> pa.Array:
         raise OSError(f"column {column!r} holds {values.type}, not texts or numbers") from None
 
 
-def _to_utf_8(data: bytes, path: str) -> bytes:
+def _to_utf_8(data: bytearray, path: str) -> bytes | bytearray:
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     if not encoding.startswith("utf-8"):
         return data.decode(encoding).encode()
@@ -130,18 +141,21 @@ def _to_utf_8(data: bytes, path: str) -> bytes:
             raise OSError(f"it is {what}; save it as CSV")
     if b"\0" in head:
         raise OSError("it is no text; save it as CSV in UTF-8")
+    decoder = codecs.getincrementaldecoder("utf-8")()  # decoding at once doubles the memory
     try:
-        data.decode()
+        for start in range(0, len(data), _TEXT_BYTES):
+            decoder.decode(data[start : start + _TEXT_BYTES])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         _logger.warning("%s is not UTF-8, and is read as Windows-1252", path)
         return data.decode(errors=_WINDOWS_1252).encode()
     return data
 
 
-def _open_csv(data: bytes) -> TextTable:
+def _open_csv(data: bytes | bytearray) -> TextTable:
     if data.count(b'"') % 2:
         raise OSError('it has a double quote (") that is not closed')
-    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
+    lines = io.TextIOWrapper(pa.BufferReader(data), "utf-8", newline="")
     skipped, separator = 0, ""
     for first in lines:
         excel = re.fullmatch(r'"?sep=(.)"?', first.strip())
@@ -179,7 +193,7 @@ def _without_blank_rows(columns: list[pa.Array]) -> list[pa.Array]:
 
 
 def _parse(
-    data: bytes, separator: str, columns: int, places: Sequence[int], skipped: int
+    data: bytes | bytearray, separator: str, columns: int, places: Sequence[int], skipped: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield blocks of some columns, named by their indices, from a line on.
 

@@ -220,5 +220,30 @@ def test_a_ragged_row_is_counted_and_not_quoted(
     assert str(caught.value) == f"row 3 after the header has {values} values, the header 3"
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst", ".zip"])
+def test_a_compressed_table_has_a_largest_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"table.csv{suffix}"
+    frame = pd.DataFrame({"image_id": ["a"] * 100_000, "any": 0})
+    frame.to_csv(path, index=False)
+    monkeypatch.setattr(text_tables, "_MOST_UNPACKED", 1 << 17)
+    monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 1 << 16)
+    with pytest.raises(OSError, match=r"unpacks to more than .*; use the unpacked file"):
+        read(path)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    with open_table(str(tmp_path / "table.csv")) as table:
+        assert sum(len(ids) for (ids,) in table.read([0])) == len(frame)
+
+
+def test_a_parquet_table_has_a_largest_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tables, "_MOST_ROWS", 99)
+    pd.DataFrame({"image_id": ["a"] * 100, "any": 0}).to_parquet(tmp_path / "table")
+    with pytest.raises(OSError, match="it has 100 rows, more than 99"):
+        read(tmp_path / "table")
+
+
 def test_the_end_of_a_sheet_has_no_rows(tmp_path: Path) -> None:
     assert content(tmp_path, f"{TABLE},,\n,,\n,,x\n".encode()) == [*ROWS, ["", "", "x"]]

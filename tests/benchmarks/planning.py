@@ -38,11 +38,8 @@ SLICES_A_PATIENT = 30
 # Of labels per slice, as in RSNA 2019's training set.
 SHARES = (0.004, 0.048, 0.035, 0.047, 0.063)
 HEADER = (
-    '{{"position_z":{z},"pixel_spacing":[0.488281,0.488281],"rows":512,"columns":512,'
-    '"transfer_syntax":"1.2.840.10008.1.2","encoding":{{"bits_allocated":16,"bits_stored":16,'
-    '"high_bit":15,"signed":true,"slope":1.0,"intercept":-1024.0,"padding":[-2000,-2000]}},'
-    '"window":[40.0,80.0],"voi_function":"","pixel_offset":1234,"beginning":"{check}",'
-    '"identity":"{check}"}}'
+    '[{z},[0.488281,0.488281],512,512,"1.2.840.10008.1.2",[16,16,15,true,1.0,-1024.0,[-2000,-2000]],'
+    '[40.0,80.0],"",1234,"{check}","{check}"]'
 )
 
 
