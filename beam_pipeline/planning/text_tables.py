@@ -134,7 +134,8 @@ def _to_utf_8(data: bytearray, path: str) -> bytes | bytearray:
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     if not encoding.startswith("utf-8"):
         return data.decode(encoding).encode()
-    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.startswith(codecs.BOM_UTF8):
+        del data[: len(codecs.BOM_UTF8)]  # in place: a copy would double the memory
     head = data[:_HEAD_BYTES]
     for magic, what in _OTHERS:
         if head.startswith(magic) or head.lstrip().startswith(magic):
