@@ -269,7 +269,12 @@ def parse_given(
     """
     parsed, others = parser.parse_known_args(argv)
     if "config" in parsed:
-        parsed, others = parser.parse_known_args([*_read_config(parsed.config, parser), *argv])
+        entries = [*_read_config(parsed.config, parser)]
+        try:
+            parser.parse_known_args(entries)
+        except UsageError as error:
+            raise UsageError(f"--config {parsed.config}: {error}") from None
+        parsed, others = parser.parse_known_args([*entries, *argv])
         del parsed.config
     given = vars(parsed)
     for kind in kinds:

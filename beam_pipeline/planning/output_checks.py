@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from beam_pipeline.options import Options
@@ -80,11 +81,15 @@ def _is_within(inner: str, outer: str) -> bool:
     inside, folder = _normal(inner), _normal(outer)
     if f"{inside}/".startswith(f"{folder}/"):
         return True
-    if not (is_local(inner) and is_local(outer) and Path(folder).exists()):
+    if not (is_local(inner) and is_local(outer)):
         return False
     # One folder may have several names: by letter case or mount.
     above = (Path(inside), *Path(inside).parents)
-    return any(path.exists() and path.samefile(folder) for path in above)
+    with suppress(OSError):  # a name is too long, or a folder may not be searched
+        return Path(folder).exists() and any(
+            path.exists() and path.samefile(folder) for path in above
+        )
+    return False
 
 
 def _normal(path: str) -> str:

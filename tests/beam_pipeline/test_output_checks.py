@@ -128,6 +128,14 @@ def test_output_in_the_input_of_a_bucket_is_refused() -> None:
         check_output_is_not_read(files, "s3://bucket/out")
 
 
+def test_a_name_that_is_too_long_is_told_by_what_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    output = "x" * 300
+    assert main(["--input", "data", "--output", output]) == 5
+    error = capsys.readouterr().err
+    assert error.endswith(f"in {output}: File name too long\n")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
