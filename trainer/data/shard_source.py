@@ -186,8 +186,10 @@ class RemoteShards:
                 parts[file].replace(folder / file.name)
 
         self._display.begin("copying shards, MiB", -(-total // _MIB))
-        pending = {run_in_daemon_thread(copy_in_turn) for _ in files[:_FILES_IN_FLIGHT]}
         try:
+            for part in parts.values():  # the threads make none: they may outlive this function
+                part.touch()
+            pending = {run_in_daemon_thread(copy_in_turn) for _ in files[:_FILES_IN_FLIGHT]}
             while pending:
                 done, pending = wait(pending, _PROGRESS_SECONDS, FIRST_EXCEPTION)
                 for thread in done:
@@ -204,7 +206,7 @@ class RemoteShards:
 
         Args:
             file: to copy.
-            part: the new file.
+            part: the new file, which exists; removed if the copying has ended.
             copied: bytes so far, by file; is updated.
 
         Raises:
@@ -214,7 +216,8 @@ class RemoteShards:
         url = f"{self._url}/{file.name}"
         for _ in range(2):
             digest, copied[file] = hashlib.sha256(), 0
-            with part.open("wb") as written:
+            with part.open("r+b") as written:
+                written.truncate()
                 while length := min(_REQUEST_BYTES, file.bytes - copied[file]):
                     try:
                         data = self._read(file.name, copied[file], length)
