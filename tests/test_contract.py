@@ -13,12 +13,7 @@ import pytest
 
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import LeakCheck, Options
-from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import decode_example
-from beam_pipeline.shards.output import prepare_output, record_start
-from beam_pipeline.shards.writer import write_shard
-from beam_pipeline.workers import Later, Watch
 from headct import layout
 from headct.errors import UsageError
 from headct.json_documents import check_document
@@ -26,6 +21,7 @@ from headct.layout import ShardFile
 from headct.manifest import Labels, Manifest, parse_manifest
 from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.steps import write_shards
 from trainer.data.input_pipeline import TEXTS
 from trainer.data.shards import PREPROCESSING, read_shard_directory
 
@@ -54,16 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         leak_check=LeakCheck.OFF,  # all slices are the same
         max_reject_fraction=0.5,
     )
-    prepare_output(options.files.folder, options)
-    record_start(options.files.folder, "local")
-    for number, _ in enumerate(list_parts(options.files)):
-        inspect_part(number, Watch(), options=options)
-    plan = plan_shards(1, options)
-    for number in range(len(plan.shards)):
-        result = write_shard(number, Watch(), options=options)
-        if isinstance(result, Later):
-            result.finish()
-    finish_directory(len(plan.shards), options)
+    finish_directory(write_shards(options), options)
     return folder / "out"
 
 

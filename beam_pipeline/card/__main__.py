@@ -8,7 +8,7 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 import sys
 from collections.abc import Sequence
 
-from beam_pipeline.card.card import write_card
+from beam_pipeline.card.card import add_card
 from beam_pipeline.options import RunOptions
 from headct.commands import run_program
 from headct.declarations import Declared, Location, OptionalLocation, parse_flags
@@ -39,7 +39,7 @@ def options_of(_command: str) -> list[type[Declared]]:
 def _run(argv: Sequence[str], program: str) -> None:
     given = parse_flags(CardOptions, argv, program)
     source = InputFiles.parse(given.input) if given.input else None
-    write_card(Folder(given.shards), RunOptions().decode_timeout, source)
+    add_card(Folder(given.shards), RunOptions().decode_timeout, source)
     print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")
 
 

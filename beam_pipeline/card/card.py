@@ -33,37 +33,38 @@ _UNLABELED = 4
 _PER_REPAIR = 4
 
 
-def write_card(
-    folder: Folder,
-    decode_timeout: float,
-    source: InputFiles | None = None,
-    manifest: dict[str, Any] | None = None,
-) -> None:
-    """Write the data card of a complete shard directory.
-
-    Omits files of the input that are no longer readable.
+def add_card(folder: Folder, decode_timeout: float, source: InputFiles | None = None) -> None:
+    """Write the data card of a shard directory that an earlier run completed.
 
     Args:
         folder: the directory.
         decode_timeout: timeout of a slice's decoder, seconds.
-        source: the run's input; None if it is gone, or to look where the manifest says.
-        manifest: the directory's; None to read it.
+        source: the run's input; None to look where the manifest says.
 
     Raises:
         UsageError: the directory is not complete, or a file in it is missing or damaged.
         OutputError: the card cannot be written.
         StoreError: the folder's store fails.
     """
+    manifest = find_manifest(folder)
     if manifest is None:
-        manifest = find_manifest(folder)
-        if manifest is None:
-            raise UsageError(f"{folder.url} is no finished shard directory")
-        if manifest["schema_version"] != SCHEMA_VERSION:
-            raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
-        manifest["options"] = fill_in(manifest["options"])
-        if source is None:
-            with suppress(UsageError, StoreError):  # the input has moved
-                source = InputFiles.parse(manifest["options"]["input"])
+        raise UsageError(f"{folder.url} is no finished shard directory")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UsageError(f"{folder.url} is of schema version {manifest['schema_version']}")
+    manifest["options"] = fill_in(manifest["options"])
+    if source is None:
+        with suppress(UsageError, StoreError):  # the input has moved
+            source = InputFiles.parse(manifest["options"]["input"])
+    write_card(folder, decode_timeout, source, manifest)
+
+
+def write_card(
+    folder: Folder, decode_timeout: float, source: InputFiles | None, manifest: dict[str, Any]
+) -> None:
+    """Write the data card of a complete shard directory; raises like `add_card`.
+
+    Omits files of the input that are no longer readable, or all if `source` is None.
+    """
     labels = manifest["labels"]
     try:
         rejects = read_rejects(folder)

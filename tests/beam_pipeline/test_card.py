@@ -19,7 +19,7 @@ import pytest
 from beam_pipeline import pipeline
 from beam_pipeline.card import card
 from beam_pipeline.card.__main__ import main
-from beam_pipeline.card.card import SAMPLED, write_card
+from beam_pipeline.card.card import SAMPLED, add_card
 from beam_pipeline.card.pictures import (
     BIN,
     LOWEST,
@@ -364,7 +364,7 @@ def write(manifest: Any, rejects: Sequence[Any], folder: Path) -> Page:
     manifest = manifest | {"options": manifest["options"] | {"input": "/gone"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejects))
-    write_card(Folder(str(folder)), 60.0)
+    add_card(Folder(str(folder)), 60.0)
     return Page.read(folder / "report.html")
 
 

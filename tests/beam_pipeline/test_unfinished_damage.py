@@ -12,17 +12,14 @@ from rich.console import Console
 
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
-from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.run_job import _find_job
-from beam_pipeline.shards.output import describe_run, prepare_output, record_start
+from beam_pipeline.shards.output import describe_run, record_start
 from beam_pipeline.shards.unfinished import Unfinished
-from beam_pipeline.shards.writer import write_shard
-from beam_pipeline.workers import Later, Watch
 from headct.layout import JOB, STARTS
 from headct.stores import Folder
+from tests.beam_pipeline.steps import write_shards
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "emptied": lambda data: b"",
@@ -45,20 +42,6 @@ def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> O
         examples_per_shard=8,
         max_reject_fraction=0.1,
     )
-
-
-def write_shards(options: Options) -> int:
-    """All steps but the last; how many shards were written."""
-    prepare_output(options.files.folder, options)
-    record_start(options.files.folder, "local")
-    for number, _ in enumerate(list_parts(options.files)):
-        inspect_part(number, Watch(), options=options)
-    plan = plan_shards(1, options)
-    for number in range(len(plan.shards)):
-        result = write_shard(number, Watch(), options=options)
-        if isinstance(result, Later):
-            result.finish()
-    return len(plan.shards)
 
 
 def digest_of(options: Options) -> str:
@@ -85,28 +68,16 @@ def digest(unfinished: Path, options: Options, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("whole", ["", "options.json"])
 def test_the_same_command_ends_with_the_same_bytes(
-    options: Options, unfinished: Path, digest: str, damage: str, tmp_path: Path
+    options: Options, unfinished: Path, digest: str, damage: str, whole: str, tmp_path: Path
 ) -> None:
+    """With a whole record of the run, the other files may be used."""
     output = Path(shutil.copytree(unfinished, tmp_path / "out"))
     files = [path for path in (output / ".unfinished").rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"options.json", "plan.json", "starts.json", "job.json"}
     for path in files:
-        path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    options = options.changed(output=str(output))
-    Display(Console(file=StringIO()), Unfinished(options.files.folder)).look()
-    finish_directory(write_shards(options), options)
-    assert digest_of(options) == digest
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_only_the_record_is_whole(
-    options: Options, unfinished: Path, digest: str, damage: str, tmp_path: Path
-) -> None:
-    """So that what else there is may be used."""
-    output = Path(shutil.copytree(unfinished, tmp_path / "out"))
-    for path in (output / ".unfinished").rglob("*"):
-        if path.is_file() and path.name != "options.json":
+        if path.name != whole:
             path.write_bytes(DAMAGE[damage](path.read_bytes()))
     options = options.changed(output=str(output))
     Display(Console(file=StringIO()), Unfinished(options.files.folder)).look()

@@ -209,7 +209,7 @@ class Run:
             UsageError: another process holds the lock, or the directory contains another run.
         """
         with held(self.path):
-            # Read anew: another process may have begun a run since the setup.
+            # Read again: another process may have begun a run after the setup.
             Run(self.path).check(options, shards, origin)
             remove_unfinished(self.path)
             remove_unfinished(self.checkpoints)

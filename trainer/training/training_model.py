@@ -175,7 +175,7 @@ def batch_norms(network: Any) -> Iterator[Any]:
 def build_optimizer(
     options: TrainOptions, trainable: list[Any], steps: int, per_epoch: int, policy: str
 ) -> Any:
-    """Build the optimizer of a phase of `steps` steps, of which an epoch has `per_epoch`.
+    """Build the optimizer of a phase with `steps` steps, `per_epoch` of them per epoch.
 
     The dtype policy `mixed_float16` requires loss scaling: most gradients are too small for float16
     (Micikevicius et al., arXiv:1710.03740, 3.2).
