@@ -25,10 +25,10 @@ class TooManyRejects(HeadctError):
     exit_code = 3
 
     def __init__(
-        self, files_seen: int, by_reason: Mapping[str, int], allowed: float, explanation: str
+        self, files: int, by_reason: Mapping[str, int], allowed: float, explanation: str
     ) -> None:
-        super().__init__(files_seen, by_reason, allowed, explanation)
-        self.files_seen = files_seen
+        super().__init__(files, by_reason, allowed, explanation)
+        self.files = files
         self.by_reason = by_reason
         self.allowed = allowed
         self.explanation = explanation
@@ -36,7 +36,7 @@ class TooManyRejects(HeadctError):
     def __str__(self) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.by_reason.items()))
         return (
-            f"{sum(self.by_reason.values())} of {self.files_seen} files were rejected ({counts}), "
+            f"{sum(self.by_reason.values())} of {self.files} files were rejected ({counts}), "
             f"more than the allowed fraction {self.allowed:g}. {self.explanation}; correct that "
             "and start again, or raise --max_reject_fraction"
         )

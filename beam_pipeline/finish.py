@@ -80,11 +80,11 @@ def _with_page(error: HeadctError, folder: Folder) -> HeadctError:
     from beam_pipeline.card.card import render_refused
 
     try:
-        folder.write(CARD, render_refused(error.files_seen, read_rejects(folder)).encode())
+        folder.write(CARD, render_refused(error.files, read_rejects(folder)).encode())
     except Exception:  # the page is optional; the refusal must be reported
         return error
     explanation = f"{error.explanation}, and {CARD} explains each reason"
-    return TooManyRejects(error.files_seen, error.by_reason, error.allowed, explanation)
+    return TooManyRejects(error.files, error.by_reason, error.allowed, explanation)
 
 
 def _finish(unfinished: Unfinished, written: int, options: Options) -> None:

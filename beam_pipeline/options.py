@@ -220,7 +220,7 @@ class RunOptions(Declared, title="run"):
     """How the work is done."""
 
     max_reject_fraction: Annotated[float, Field(ge=0, le=1), Mark.UNRECORDED] = 0.05
-    """fail if more of the files are rejected"""
+    """fail if more of the files are rejected; excluded files do not count"""
     decode_timeout: Annotated[float, Field(ge=1), Mark.UNRECORDED] = 120.0
     """seconds after which a slice's decoder counts as hung; it is tried twice"""
     workers: Annotated[

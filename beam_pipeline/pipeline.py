@@ -130,7 +130,10 @@ def _count_done(gathered: Gathered) -> int:
 
 def _log_inspected(part: Inspected) -> None:
     known = f", {part.reused} of them known from before" if part.reused else ""
-    _logger.info("inspected %d files%s, rejected %d", part.files, known, part.rejected)
+    _logger.info(
+        "inspected %d files%s, rejected %d, excluded %d",
+        *(part.files, known, part.rejected, part.excluded),
+    )
 
 
 def _log_written(shard: ShardResult) -> None:

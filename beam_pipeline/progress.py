@@ -116,7 +116,8 @@ class Display:
         if kind == "listing":
             return {"files_listed": table["files"]}
         if kind == "inventory":
-            return {"files_inspected": table["files"], "rejected_by_header": table["rejected"]}
+            counts = {"files_inspected": table["files"], "excluded": table["excluded"]}
+            return counts | {"rejected_by_header": table["rejected"]}
         written = {"shards_written": 1, "slices_written": table["examples"]}
         return written | {"rejected_while_writing": len(table["rejects"])}
 
@@ -133,7 +134,7 @@ class Display:
             self._inspect,
             completed=seen["files_inspected"],
             total=seen["files_listed"] or None,
-            description=f"Inspect {files}, {rejected} rejected",
+            description=f"Inspect {files}, {rejected} rejected, {seen['excluded']} excluded",
         )
         self._bars.update(
             self._write,
@@ -191,7 +192,8 @@ def show_summary(
 
 def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
     """Yield the counts of a manifest as lines; older directories lack some of them."""
-    rejected = counts["rejected_by_reason"]
+    rejected, excluded = counts["rejected_by_reason"], counts.get("excluded_by_reason", {})
+    yield from (f"excluded {count:>6}  {reason}" for reason, count in excluded.items())
     yield from (f"rejected {count:>6}  {reason}" for reason, count in rejected.items())
     if may_pass := sum(count for reason, count in rejected.items() if reason in TRANSIENT):
         yield f"{may_pass} of these may pass if read again, which --overwrite does"

@@ -1,4 +1,4 @@
-"""Reasons for rejecting a file, as in rejects.jsonl, and errors with a reason."""
+"""Reasons for rejecting or excluding a file, as in rejects.jsonl, and errors with a reason."""
 
 import errno
 from enum import StrEnum
@@ -6,18 +6,20 @@ from typing import Self
 
 
 class Reason(StrEnum):
-    """Reason for rejecting a file: a closed list, written to rejects.jsonl.
+    """Reason for not writing a file: a closed list, written to rejects.jsonl.
 
     Attributes:
         advice: remedy, a sentence.
+        is_exclusion: whether the file is sound but not wanted: it is excluded, not rejected.
     """
 
     advice: str
+    is_exclusion: bool
 
-    def __new__(cls, value: str, advice: str) -> Self:
+    def __new__(cls, value: str, advice: str, is_exclusion: bool = False) -> Self:
         """Require advice with every reason."""
         reason = str.__new__(cls, value)
-        reason._value_, reason.advice = value, advice
+        reason._value_, reason.advice, reason.is_exclusion = value, advice, is_exclusion
         return reason
 
     VANISHED = (
@@ -75,13 +77,18 @@ class Reason(StrEnum):
         "The compressed pixels are damaged, or are another image than the header describes: "
         "export it again.",
     )
-    NOT_CT = ("not_ct", "An image of another modality: nothing to do.")
-    NO_PIXELS = ("no_pixels", "A report, a plan or a directory without an image: nothing to do.")
+    NOT_CT = ("not_ct", "An image of another modality: nothing to do.", True)
+    NO_PIXELS = (
+        "no_pixels",
+        "A report, a plan or a directory without an image: nothing to do.",
+        True,
+    )
     SECONDARY_CAPTURE = (
         "secondary_capture",
         "A picture of a screen, a report or a 3D view, without Hounsfield units: nothing to do.",
+        True,
     )
-    LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.")
+    LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.", True)
     MULTI_FRAME = (
         "multi_frame",
         "Several slices in one file: convert it to single-frame files first.",
@@ -133,6 +140,7 @@ def advice_for(reason: str) -> str:
     return next((known.advice for known in Reason if known.value == reason), "")
 
 
+EXCLUSIONS = frozenset(reason for reason in Reason if reason.is_exclusion)
 # Transient reasons: files are read again when a run resumes.
 TRANSIENT = frozenset(
     {
@@ -147,7 +155,7 @@ TRANSIENT = frozenset(
 
 
 class Rejected(Exception):
-    """A file is not usable. `detail` never holds a value from the file's header."""
+    """A file is not usable, or not wanted. `detail` never holds a value from the file's header."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)

@@ -17,7 +17,7 @@ from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId, fill_in
 from beam_pipeline.planning.inventory import locate_sources
-from beam_pipeline.shards.manifest import count_reasons, read_rejects
+from beam_pipeline.shards.manifest import count_rejects, read_rejects
 from beam_pipeline.shards.output import find_manifest
 from beam_pipeline.shards.unfinished import Reject
 from headct.errors import StoreError, UsageError
@@ -100,14 +100,17 @@ def write_card(
     folder.write(CARD, _fill("card.html.jinja", values).encode())
 
 
-def render_refused(files_seen: int, rejects: Sequence[Reject]) -> str:
-    """Return the page of a run that ended with too many rejected files."""
-    counts = {"files_seen": files_seen, "rejected_by_reason": count_reasons(rejects)}
-    values = {
-        "files_seen": files_seen,
-        "rejected": len(rejects),
-        "rejects": tables.reject_table(counts, rejects),
-    }
+def render_refused(files: int, rejects: Sequence[Reject]) -> str:
+    """Return the page of a run that ended with too many rejected files.
+
+    Args:
+        files: number of files that are not excluded.
+        rejects: one row per rejected or excluded file.
+    """
+    counts = count_rejects(rejects)
+    counts["files_seen"] = files + counts["excluded"]
+    values = {"files": files, "rejected": counts["rejected"]}
+    values["rejects"] = [*tables.reject_tables(counts, rejects)]
     return _fill("refused.html.jinja", values)
 
 

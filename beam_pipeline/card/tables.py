@@ -59,7 +59,7 @@ def contents(
     Args:
         manifest: the directory's manifest.
         frame: its index, from `read_index`.
-        rejects: one row per rejected file.
+        rejects: one row per rejected or excluded file.
         encodings: of the slices that were read again; None for unread ones.
     """
     labels, counts, splits = manifest["labels"], manifest["counts"], manifest["splits"]
@@ -74,7 +74,7 @@ def contents(
     return {
         "labeled": labeled,
         "headline": _headline(manifest, frame),
-        "rejects": reject_table(counts, rejects) if rejects else None,
+        "rejects": [*reject_tables(counts, rejects)],
         "absent": [label for label, names in lacking.items() if len(names) == len(splits)],
         "missing": [pair for pair in lacking.items() if 0 < len(pair[1]) < len(splits)],
         "labels": [_label_table(positive, frame), _pair_table(positive)] if labeled else [],
@@ -150,6 +150,8 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
     repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
     written, rejected, seen = (counts[name] for name in ("written", "rejected", "files_seen"))
     unlabeled = f"; {count(skipped)} without a label skipped" if skipped else ""
+    excluded = counts.get("excluded", 0)  # older versions rejected these files
+    unwanted = f"; {count(excluded)} excluded as not wanted" if excluded else ""
     used = f"{percent(written / seen)} of the files; {count(counts['resized'])} resized"
     repaired, patients = sum(counts["repaired"].values()), frame["patient_id"].nunique()
     size = decimal(sum(shard["bytes"] for shard in shards))
@@ -157,31 +159,36 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
         ("files seen", count(seen), f"in the input{unlabeled}"),
         ("slices written", count(written), used),
         ("repaired", count(repaired), repairs or "no badly encoded files"),
-        ("rejected", count(rejected), f"{percent(rejected / seen)} of the files"),
+        ("rejected", count(rejected), f"{percent(rejected / seen)} of the files{unwanted}"),
         ("patients", count(patients), studies),
         ("shards", count(len(shards)), size),
     ]
 
 
-def reject_table(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Table:
-    """Return the reasons for rejects: one row per reason, with an example and advice.
+def reject_tables(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Iterator[Table]:
+    """Yield tables of rejected and excluded files, unless there are none.
+
+    A table has one row per reason, with an example and advice.
 
     Args:
-        counts: the manifest's `files_seen` and `rejected_by_reason`.
-        rejects: one row per rejected file.
+        counts: the manifest's counts; those of earlier versions have no excluded files.
+        rejects: one row per rejected or excluded file.
     """
     examples = {row["reason"]: row for row in sorted(rejects, key=lambda row: row["source"])[::-1]}
-    reasons = sorted(counts["rejected_by_reason"].items(), key=lambda pair: (-pair[1], pair[0]))
-    rows: list[list[Any]] = []
-    for reason, number in reasons:
-        example = examples.get(reason, {"source": "", "detail": ""})
-        source = Markup("<code>{}</code>").format(example["source"])
-        share = percent(number / counts["files_seen"])
-        rows.append([reason, count(number), share, source, example["detail"], advice_for(reason)])
     columns = _columns(
         "reason", "files", "of all", "example", "detail", "what to do", text=(3, 4, 5)
     )
-    return Table("Files that were not used", columns, rows, note="rejects.jsonl has them all.")
+    for what, meaning in ("rejected", ""), ("excluded", "They are sound, but not wanted. "):
+        by_reason = counts.get(f"{what}_by_reason", {}).items()
+        rows: list[list[Any]] = []
+        for reason, number in sorted(by_reason, key=lambda pair: (-pair[1], pair[0])):
+            example = examples.get(reason, {"source": "", "detail": ""})
+            source = Markup("<code>{}</code>").format(example["source"])
+            rows.append([reason, count(number), percent(number / counts["files_seen"]), source])
+            rows[-1] += [example["detail"], advice_for(reason)]
+        if rows:
+            note = f"{meaning}rejects.jsonl has them all."
+            yield Table(f"Files that were {what}", columns, rows, note=note)
 
 
 def _identical_pixels(manifest: Manifest) -> Facts:
@@ -227,7 +234,8 @@ def command(manifest: Manifest) -> str:
         else:
             words.append(f"--{name}" + f" {shlex.quote(_text(value))}" * (value is not True))
     counts = manifest["counts"]
-    rejected = counts["rejected"] / counts["files_seen"]
+    wanted = counts["files_seen"] - counts.get("excluded", 0)
+    rejected = counts["rejected"] / wanted
     if rejected > RunOptions().max_reject_fraction:
         words.append(f"--max_reject_fraction {math.ceil(rejected * 100) / 100:g}")
     return " ".join(words)

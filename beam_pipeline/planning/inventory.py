@@ -26,7 +26,7 @@ from beam_pipeline.planning.output_checks import without_output
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table, ordinal
-from headct.reasons import TRANSIENT, Rejected
+from headct.reasons import EXCLUSIONS, TRANSIENT, Rejected
 from headct.stores import (
     InputFiles,
     Reading,
@@ -69,11 +69,13 @@ class Inspected:
         files: all files of the part.
         rejected: files that cannot be used.
         reused: files known from an earlier run and not read again.
+        excluded: files that are not wanted.
     """
 
     files: int
     rejected: int
     reused: int
+    excluded: int = 0
 
 
 def list_parts(files: Files) -> Iterator[int]:
@@ -128,12 +130,15 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
         found = [(place, *inspector.describe(place, head)) for place, head in heads]
         for place, row, pixels in found:
             rows[place] = _finished(row, pixels)
-    rejected = sum(bool(row and row["reason"]) for row in rows)
+    reasons = [row["reason"] for row in rows if row and row["reason"]]
+    excluded = sum(reason in EXCLUSIONS for reason in reasons)
+    rejected = len(reasons) - excluded
     if new or before is None or len(before) != len(listed):
         table = pa.Table.from_pylist(rows, SCHEMA)
         metadata = {"key_check": check, "files": len(listed), "rejected": rejected}
+        metadata |= {"excluded": excluded}
         unfinished.write(inventory_table(number), table, metadata)
-    return Inspected(len(listed), rejected, len(listed) - len(new))
+    return Inspected(len(listed), rejected, len(listed) - len(new), excluded)
 
 
 def _version(row: dict[str, Any]) -> tuple[Any, ...]:

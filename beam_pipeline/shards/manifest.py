@@ -32,7 +32,7 @@ from headct.layout import (
     written_table,
 )
 from headct.printable import escape_controls
-from headct.reasons import advice_for
+from headct.reasons import EXCLUSIONS, advice_for
 from headct.stores import Folder, digest_file
 
 # Beam, and the libraries that determine the bytes of shards and index: headers, decoders,
@@ -59,9 +59,17 @@ def read_rejects(folder: Folder) -> list[Reject]:
     return [json.loads(line) for line in folder.read(REJECTS).splitlines()]
 
 
-def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Count the rejected files per reason."""
-    return dict(sorted(Counter(row["reason"] for row in rejects).items()))
+def count_rejects(rejects: Iterable[Reject]) -> dict[str, Any]:
+    """Return the manifest's counts of rejected and excluded files, altogether and by reason."""
+    counts = sorted(Counter(row["reason"] for row in rejects).items())
+    excluded = {reason: number for reason, number in counts if reason in EXCLUSIONS}
+    rejected = {reason: number for reason, number in counts if reason not in EXCLUSIONS}
+    return {
+        "rejected": sum(rejected.values()),
+        "rejected_by_reason": rejected,
+        "excluded": sum(excluded.values()),
+        "excluded_by_reason": excluded,
+    }
 
 
 def check_rejects(
@@ -75,31 +83,34 @@ def check_rejects(
     Args:
         unfinished: the output's unfinished area.
         files_seen: number of files in the input.
-        rejects: one row per rejected file, so far.
-        allowed: fraction of the files.
+        rejects: one row per rejected or excluded file, so far.
+        allowed: fraction of the files that are not excluded.
 
     Raises:
-        TooManyRejects: more than the allowed fraction.
-        UsageError: all files were rejected.
+        TooManyRejects: more than the allowed fraction is rejected.
+        UsageError: all files were rejected or excluded.
         AlreadyComplete: another run has completed the directory.
         OutputError: the rejects cannot be listed.
         StoreError: the folder's store fails.
     """
-    too_many = len(rejects) > allowed * files_seen
+    counts = count_rejects(rejects)
+    wanted = files_seen - counts["excluded"]
+    too_many = counts["rejected"] > allowed * wanted
     if not too_many and len(rejects) < files_seen:
         return
     unfinished.check_needed()
     unfinished.folder.write(REJECTS, encode_rejects(rejects))
-    counts = count_reasons(rejects)
-    commonest = max(counts, key=lambda reason: counts[reason])
+    reasons = counts["rejected_by_reason"] | ({} if too_many else counts["excluded_by_reason"])
+    commonest = max(reasons, key=lambda reason: reasons[reason])
     example = min(row["source"] for row in rejects if row["reason"] == commonest)
     explanation = (
         f"The commonest reason is {commonest}, as for {escape_controls(example)}: "
         f"{advice_for(commonest)} {unfinished.folder.url.rstrip('/')}/{REJECTS} lists all"
     )
     if too_many:
-        raise TooManyRejects(files_seen, counts, allowed, explanation)
-    raise UsageError(f"none of {files_seen} files can be used. {explanation}")
+        raise TooManyRejects(wanted, reasons, allowed, explanation)
+    listed = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
+    raise UsageError(f"none of {files_seen} files can be used ({listed}). {explanation}")
 
 
 def describe_shards(
@@ -116,7 +127,7 @@ def describe_shards(
         plan: plan of the shards.
         options: options of the run.
         results: results of all shards, in the plan's order.
-        rejects: one row per rejected file.
+        rejects: one row per rejected or excluded file.
     """
     folder = unfinished.folder
     patients: dict[str, set[str]] = {}
@@ -162,7 +173,7 @@ def build_manifest(
         options: options of the run.
         results: results of all shards, in the plan's order.
         patients: number of patients per split.
-        rejects: one row per rejected file.
+        rejects: one row per rejected or excluded file.
     """
     recorded = options.recorded()
     return {
@@ -180,8 +191,7 @@ def build_manifest(
         "counts": {
             "files_seen": plan.files_seen,
             "written": sum(result.examples for result in results),
-            "rejected": len(rejects),
-            "rejected_by_reason": count_reasons(rejects),
+            **count_rejects(rejects),
             "repaired": dict(sorted(_add_up(result.repaired for result in results).items())),
             "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,

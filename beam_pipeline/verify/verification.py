@@ -12,7 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -77,6 +77,8 @@ class _FileCounts:
     repaired: Counts
     resized: Count
     labels_without_file: Count
+    excluded: Count = 0  # earlier versions rejected these files
+    excluded_by_reason: Counts = field(default_factory=dict)
     unlabeled_skipped: Count = 0
 
 
@@ -201,9 +203,10 @@ class _DirectoryChecker:
         """Compare values of the manifest with other values that determine them."""
         counts, splits = self._manifest["counts"], self._manifest["splits"]
         expected = {
-            "files_seen": counts["written"] + counts["rejected"],
+            "files_seen": counts["written"] + counts["rejected"] + counts["excluded"],
             "written": sum(split["examples"] for split in splits.values()),
             "rejected": sum(counts["rejected_by_reason"].values()),
+            "excluded": sum(counts["excluded_by_reason"].values()),
         }
         given = {name: counts[name] for name in expected}
         self._findings.compare(Check.MANIFEST, ["counts"], given, expected, MANIFEST)
@@ -292,7 +295,8 @@ class _DirectoryChecker:
                     raise ValueError(f"the same source as line {first}")
                 if reject.source in written:
                     raise ValueError("its source is in the index too")
-        expected = self._manifest["counts"]["rejected_by_reason"]
+        counts = self._manifest["counts"]
+        expected = counts["rejected_by_reason"] | counts["excluded_by_reason"]
         self._findings.compare(Check.REJECTS, ["reasons"], dict(reasons), expected, REJECTS)
 
     def _add_paths(self, index: pa.Table, files: InputFiles) -> pa.Table:

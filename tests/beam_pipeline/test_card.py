@@ -33,11 +33,12 @@ from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
 from beam_pipeline.images.windows import parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
+from beam_pipeline.shards.manifest import count_rejects
 from beam_pipeline.shards.output import record_start
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import StoreError, UsageError
-from headct.reasons import Reason
+from headct.reasons import EXCLUSIONS, Reason
 from headct.stores import Folder, InputFiles
 from tests.beam_pipeline.card_page import Page
 from tests.beam_pipeline.conftest import WriteSlice
@@ -146,7 +147,7 @@ def test_the_first_figures_are_those_of_the_manifest(page: Page) -> None:
 
 
 def test_rejects_have_an_example_and_what_to_do(page: Page) -> None:
-    rows = page.tables["Files that were not used"].rows
+    rows = page.tables["Files that were rejected"].rows
     assert rows["label_missing"][:3] == ["1", "2.3 %", "part 1/unlabeled.dcm"]
     assert rows["not_dicom"][:3] == ["2", "4.7 %", "name-40.dcm"]
     assert rows["not_dicom"][-1] == Reason.NOT_DICOM.advice
@@ -369,19 +370,27 @@ def write(manifest: Any, rejects: Sequence[Any], folder: Path) -> Page:
 
 
 def test_each_reason_has_its_row(shards: Path, tmp_path: Path) -> None:
-    reasons = {reason.value: 2 for reason in Reason}
-    copy, manifest = again(
-        shards, tmp_path, rejected=2 * len(Reason), files_seen=1000, rejected_by_reason=reasons
-    )
     rejects = [
         {"source": f"{place}/{reason}.dcm", "image_id": "", "reason": reason, "detail": "<&>"}
         for place in ("b", "a")
-        for reason in reasons
+        for reason in map(str, Reason)
     ]
-    rows = write(manifest, rejects, copy).tables["Files that were not used"].rows
-    assert rows == {
-        reason.value: ["2", "0.2 %", f"a/{reason}.dcm", "<&>", reason.advice] for reason in Reason
-    }
+    copy, manifest = again(shards, tmp_path, files_seen=1000, **count_rejects(rejects))
+    page = write(manifest, rejects, copy)
+    for caption, reasons in (
+        ("Files that were rejected", {*Reason} - EXCLUSIONS),
+        ("Files that were excluded", EXCLUSIONS),
+    ):
+        assert page.tables[caption].rows == {
+            reason.value: ["2", "0.2 %", f"a/{reason}.dcm", "<&>", reason.advice]
+            for reason in reasons
+        }
+    excluded = 2 * len(EXCLUSIONS)
+    assert f"{excluded} excluded as not wanted" in page.text
+    earlier = again(shards, tmp_path / "earlier", rejected_by_reason={"not_ct": 2}, files_seen=9)
+    tables = write(earlier[1], rejects, earlier[0]).tables
+    assert [*tables["Files that were rejected"].rows] == ["not_ct"]
+    assert "Files that were excluded" not in tables
 
 
 def test_what_the_data_decided_is_said(shards: Path, tmp_path: Path) -> None:

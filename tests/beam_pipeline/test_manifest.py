@@ -16,7 +16,7 @@ from beam_pipeline.shards.formats import index_table
 from beam_pipeline.shards.manifest import (
     build_manifest,
     check_rejects,
-    count_reasons,
+    count_rejects,
     describe_features,
     describe_shards,
     encode_rejects,
@@ -104,8 +104,10 @@ def test_counts_of_a_manifest() -> None:
     assert manifest["counts"] == {
         "files_seen": 12,
         "written": 9,
-        "rejected": 3,
-        "rejected_by_reason": {"label_missing": 1, "not_ct": 2},
+        "rejected": 1,
+        "rejected_by_reason": {"label_missing": 1},
+        "excluded": 2,
+        "excluded_by_reason": {"not_ct": 2},
         "repaired": {"none": 1, "shift": 3},
         "resized": 5,
         "labels_without_file": 7,
@@ -254,21 +256,25 @@ def test_rejects_are_lines_of_json_in_the_order_of_their_sources() -> None:
 
 
 def test_reasons_are_counted_in_alphabetical_order() -> None:
-    rows = [reject("a", "vanished"), reject("b", "not_ct"), reject("c", "vanished")]
-    assert [*count_reasons(rows).items()] == [("not_ct", 1), ("vanished", 2)]
+    rows = [reject(reason, reason) for reason in ("vanished", "no_pixels", "changed", "not_ct")]
+    counts = count_rejects([*rows, reject("a", "vanished")])
+    assert (counts["rejected"], counts["excluded"]) == (3, 2)
+    assert [*counts["rejected_by_reason"].items()] == [("changed", 1), ("vanished", 2)]
+    assert [*counts["excluded_by_reason"].items()] == [("no_pixels", 1), ("not_ct", 1)]
 
 
 def test_as_many_rejects_as_allowed_are_accepted_and_no_more(
     tmp_path: Path, unfinished: Unfinished
 ) -> None:
-    rows = [reject("a"), reject("b", "vanished"), reject("c")]
-    check_rejects(unfinished, 12, rows, 0.25)
+    rows = [reject("a", "not_dicom"), reject("b", "vanished"), reject("c", "not_dicom")]
+    scouts = [reject(f"scout{number}", "localizer") for number in range(5)]
+    check_rejects(unfinished, 17, [*rows, *scouts], 0.25)
     assert not (tmp_path / "rejects.jsonl").exists()  # another run may have listed more
     with pytest.raises(TooManyRejects) as caught:
-        check_rejects(unfinished, 11, rows, 0.25)
+        check_rejects(unfinished, 16, [*scouts, *rows], 0.25)
     assert str(caught.value) == (
-        "3 of 11 files were rejected (not_ct 2, vanished 1), more than the allowed fraction 0.25. "
-        f"The commonest reason is not_ct, as for a: {Reason.NOT_CT.advice} "
+        "3 of 11 files were rejected (not_dicom 2, vanished 1), more than the allowed fraction "
+        f"0.25. The commonest reason is not_dicom, as for a: {Reason.NOT_DICOM.advice} "
         f"{tmp_path}/rejects.jsonl lists all; correct that and start again, or raise "
         "--max_reject_fraction"
     )
@@ -278,16 +284,17 @@ def test_as_many_rejects_as_allowed_are_accepted_and_no_more(
 def test_nothing_is_allowed_if_the_fraction_is_nothing(unfinished: Unfinished) -> None:
     check_rejects(unfinished, 5, [], 0.0)
     with pytest.raises(TooManyRejects):
-        check_rejects(unfinished, 5, [reject("a")], 0.0)
+        check_rejects(unfinished, 5, [reject("a", "vanished")], 0.0)
 
 
 def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     rejects = [reject("b\x1b[2J", "label_missing"), reject("c", "label_missing")]
     with pytest.raises(UsageError) as caught:
-        check_rejects(Unfinished(Folder(f"{tmp_path}/")), 2, rejects, 1.0)
+        check_rejects(Unfinished(Folder(f"{tmp_path}/")), 3, [*rejects, reject("d")], 1.0)
     assert str(caught.value) == (
-        "none of 2 files can be used. The commonest reason is label_missing, as for b\\x1b[2J: "
-        f"{Reason.LABEL_MISSING.advice} {tmp_path}/rejects.jsonl lists all"
+        "none of 3 files can be used (label_missing 2, not_ct 1). The commonest reason is "
+        f"label_missing, as for b\\x1b[2J: {Reason.LABEL_MISSING.advice} "
+        f"{tmp_path}/rejects.jsonl lists all"
     )
 
 
@@ -306,7 +313,7 @@ def test_the_list_of_a_run_that_completed_the_directory_is_kept(
 ) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "rejects.jsonl").write_text("of the other run")
-    check_rejects(unfinished, 4, [reject("a")], 0.5)
+    check_rejects(unfinished, 4, [reject("a", "vanished")], 0.5)
     with pytest.raises(AlreadyComplete):
-        check_rejects(unfinished, 4, [reject("a")], 0.0)
+        check_rejects(unfinished, 4, [reject("a", "vanished")], 0.0)
     assert (tmp_path / "rejects.jsonl").read_text() == "of the other run"

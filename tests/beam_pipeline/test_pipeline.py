@@ -80,6 +80,8 @@ def test_nothing_is_lost(shards: Path) -> None:
         "written": 30,
         "rejected": 3,
         "rejected_by_reason": {"constant_image": 1, "label_missing": 1, "not_dicom": 1},
+        "excluded": 0,
+        "excluded_by_reason": {},
         "repaired": {},
         "resized": 0,
         "labels_without_file": 1,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -524,13 +525,16 @@ def test_no_files_are_refused(plan_rows: PlanRows, tmp_path: Path) -> None:
 def test_a_data_set_of_unusable_files_is_refused_and_they_are_told(
     plan_rows: PlanRows, tmp_path: Path
 ) -> None:
-    rows = [row | {"reason": "not_ct"} for row in rows_of()]
-    with pytest.raises(TooManyRejects, match=r"20 of 20 files were rejected \(not_ct 20\)"):
-        plan_rows(rows)
-    with pytest.raises(UsageError, match="none of 20 files can be used"):
-        plan_rows(rows, max_reject_fraction=1.0)
-    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line)["reason"] for line in lines] == ["not_ct"] * 20
+    for reason, allowed, error, message in (
+        ("not_dicom", 0.9, TooManyRejects, "20 of 20 files were rejected (not_dicom 20)"),
+        ("not_dicom", 1.0, UsageError, "none of 20 files can be used (not_dicom 20)"),
+        ("not_ct", 0.0, UsageError, "none of 20 files can be used (not_ct 20)"),
+    ):
+        rows = [row | {"reason": reason} for row in rows_of()]
+        with pytest.raises(error, match=re.escape(message)):
+            plan_rows(rows, max_reject_fraction=allowed)
+        lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+        assert [json.loads(line)["reason"] for line in lines] == [reason] * 20
 
 
 def test_a_name_that_is_no_utf_8_is_shown_escaped(plan_rows: PlanRows) -> None:
