@@ -2,44 +2,73 @@
 
 Cosmic Ray makes the mutants. Only the tests of the mutated module run, on a copy of the working
 tree, so that nothing mutated stays behind; pyproject.toml ([tool.mutants]) lists the modules, their
-tests and the kinds of mutants. The sample of a module is the same as long as its code is.
+tests and the kinds of mutants. The sample of a module is the same as long as its code and the seed
+are. Each run of tests is a fork of a process that has imported the libraries.
 """
 
 import argparse
+import difflib
+import functools
+import importlib
+import json
+import multiprocessing
 import os
 import random
 import re
-import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import chdir, contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
-from cosmic_ray.commands import init
-from cosmic_ray.mutating import mutate_and_test
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
+import pytest
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
 
-SESSIONS = Path("out/mutants").absolute()
+SURVIVORS = Path("out/mutants").absolute()
 CONFIG = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutants"]
+SLOW = 1.0  # seconds: such tests run only if the others do not notice a mutant
+FORK = multiprocessing.get_context("fork")
+
+
+class Run(NamedTuple):
+    """What a run of pytest that passed has imported and set, and the seconds of each test."""
+
+    libraries: list[str]
+    environment: dict[str, str]
+    seconds: Mapping[str, float]
+
+
+class Mutant(NamedTuple):
+    """The change that an operator of Cosmic Ray makes at one of its places in a module."""
+
+    operator: str
+    occurrence: int
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("--module", help="the path of a module, instead of all")
+    parser.add_argument("--module", action="append", help="the path of a module, instead of all")
     parser.add_argument("--sample", type=int, default=12, help="mutants per module, 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="another sample for another number")
     parser.add_argument("--survivors", action="store_true", help="only those of the last time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="modules at a time")
     options = parser.parse_args()
-    SESSIONS.mkdir(parents=True, exist_ok=True)
-    modules = [options.module] if options.module else CONFIG["modules"]
-    with copy_of_tree() as tree, chdir(tree):
-        os.environ["PYTHONPATH"] = str(tree)  # of the processes that tests start, too
-        totals = [test_module(module, options.sample, options.survivors) for module in modules]
+    SURVIVORS.mkdir(parents=True, exist_ok=True)
+    one = functools.partial(test_module, options.sample, options.seed, options.survivors)
+    # A new process per module: libraries that one module's tests need stay out of the next one's.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn, max_tasks_per_child=1) as pool:
+        totals = [*pool.map(one, options.module or CONFIG["modules"])]
     tested, survived = map(sum, zip(*totals, strict=True))
     print(f"{tested} mutants, {survived} survived ({survived / max(tested, 1):.1%})")
 
@@ -61,27 +90,44 @@ def copy_of_tree() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_module(module: str, sample: int, survivors: bool) -> tuple[int, int]:
+def test_module(sample: int, seed: int, again: bool, module: str) -> tuple[int, int]:
     """How many mutants of a module were tested, and how many survived."""
-    pytest = f"{shlex.quote(sys.executable)} -m pytest -q -x -n 0 -p no:cacheprovider"
-    command = f"{pytest} --hypothesis-profile=mutants {shlex.join(tests_of(module))}"
-    begun = time.monotonic()
-    if subprocess.run(shlex.split(command), stdout=subprocess.DEVNULL).returncode:
-        sys.exit(f"the tests of {module} fail without any mutant: {command}")
-    limit = 10 + 5 * (time.monotonic() - begun)
-    with use_db(SESSIONS / f"{module.replace('/', '.')}.sqlite") as session:
-        chosen = choose(session, module, sample, survivors)
-        survived = 0
-        for item in chosen:
-            result = mutate_and_test(item.mutations, command, limit)
-            session.set_result(item.job_id, result)
-            if result.test_outcome is TestOutcome.SURVIVED:
-                survived += 1
-                print(
-                    f"{module}:{item.mutations[0].start_pos[0]}", *changed_lines(result), sep="\n"
-                )
-    print(f"{module}: {len(chosen)} mutants, {survived} survived", flush=True)
-    return len(chosen), survived
+    code = Path(module).read_text()
+    last = SURVIVORS / f"{module.replace('/', '.')}.json"
+    if again:
+        chosen = [Mutant(*entry) for entry in json.loads(last.read_text())]
+    else:
+        chosen = choose(code, sample, random.Random(f"{module} {seed}"))
+    survivors = []
+    lines = []
+    with copy_of_tree() as tree, chdir(tree):
+        os.environ["PYTHONPATH"] = sys.path[0] = str(tree)  # of what tests start, too
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
+        tests = tests_of(module)
+        if not (collected := run_pytest(["--collect-only", *tests], 600)):
+            sys.exit(f"the tests of {module} cannot be collected: {' '.join(tests)}")
+        import_libraries(collected)
+        if not (whole := run_pytest(tests, 600)):
+            sys.exit(f"the tests of {module} fail without any mutant: {' '.join(tests)}")
+        slow = [name for name, seconds in whole.seconds.items() if seconds > SLOW]
+        steps = [[*tests, *(f"--deselect={name}" for name in slow)], slow]
+        limit = 10 + 5 * sum(whole.seconds.values())
+        # The date and size of a mutant's file can be those of the one before.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+        for mutant in chosen:
+            for compiled in Path(module).parent.glob(f"__pycache__/{Path(module).stem}.*"):
+                compiled.unlink()
+            mutated = mutate_code(code, get_operator(mutant.operator)(), mutant.occurrence)
+            Path(module).write_text(mutated)
+            if all(run_pytest(step, limit) for step in steps if step):
+                survivors.append(mutant)
+                lines += changed_lines(module, code, mutated)
+    last.write_text(json.dumps(survivors))
+    print(*lines, f"{module}: {len(chosen)} mutants, {len(survivors)} survived", sep="\n")
+    sys.stdout.flush()
+    return len(chosen), len(survivors)
 
 
 def tests_of(module: str) -> list[str]:
@@ -93,28 +139,77 @@ def tests_of(module: str) -> list[str]:
     return found
 
 
-def choose(session: WorkDB, module: str, sample: int, survivors: bool) -> list[WorkItem]:
-    if survivors:
-        results = session.completed_work_items
-        return [item for item, result in results if result.test_outcome is TestOutcome.SURVIVED]
-    init([Path(module)], session, {})
+def choose(code: str, sample: int, generator: random.Random) -> list[Mutant]:
     kinds = re.compile("|".join(CONFIG["operators"]))
-    lines = Path(module).read_text().splitlines()
+    lines = code.splitlines()
+    nodes = [*ast_nodes(get_ast(code))]
     found = []
-    for item in session.work_items:
-        (mutation,) = item.mutations
-        line = lines[mutation.start_pos[0] - 1]
-        # Decorators freeze or cache: no result depends on it.
-        if kinds.search(mutation.operator_name) and not line.lstrip().startswith("@"):
-            found.append((mutation.operator_name, mutation.occurrence, item))
-    found = [item for _, _, item in sorted(found, key=lambda entry: entry[:2])]
-    if not sample or sample >= len(found):
-        return found
-    return random.Random(module).sample(found, sample)
+    for name in sorted(filter(kinds.search, operator_names())):
+        operator = get_operator(name)()
+        places = (start for node in nodes for start, _ in operator.mutation_positions(node))
+        for occurrence, (row, _) in enumerate(places):
+            # Decorators freeze or cache: no result depends on it.
+            if not lines[row - 1].lstrip().startswith("@"):
+                found.append(Mutant(name, occurrence))
+    return generator.sample(found, sample) if 0 < sample < len(found) else found
 
 
-def changed_lines(result: WorkResult) -> list[str]:
-    return [line for line in (result.diff or "").splitlines() if re.match(r"[-+](?![-+]{2})", line)]
+def import_libraries(run: Run) -> None:
+    """Import here the installed packages that a run has imported, in the environment it set up."""
+    os.environ.update(run.environment)
+    for name in run.libraries:
+        with suppress(Exception):  # some come only as part of another
+            importlib.import_module(name)
+
+
+def run_pytest(arguments: list[str], limit: float) -> Run | None:
+    """Run pytest in a fork of this process; None if a test fails or it takes over `limit` s."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    fork = FORK.Process(target=report_pytest, args=(arguments, sender))
+    fork.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(limit) else None
+    except EOFError:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(fork.pid or 0, signal.SIGKILL)  # and what its tests have left
+        fork.join()
+
+
+def report_pytest(arguments: list[str], sender: Connection) -> None:
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+    durations = Durations()
+    options = "-q -x -n 0 -p no:cacheprovider --hypothesis-profile=mutants"
+    options += " -W ignore::pytest.PytestAssertRewriteWarning"  # of plugins imported before
+    # No tests are left if all are slow.
+    if pytest.main([*options.split(), *arguments], [durations]) in (0, 5):
+        files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+        libraries = [name for name, file in files.items() if "site-packages" in (file or "")]
+        sender.send(Run(libraries, dict(os.environ), durations.seconds))
+    os._exit(0)  # threads of libraries are not waited for
+
+
+class Durations:
+    """Plugin of pytest: the seconds of each test, with its fixtures."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+
+def changed_lines(module: str, code: str, mutated: str) -> Iterator[str]:
+    for line in difflib.unified_diff(code.splitlines(), mutated.splitlines(), n=0, lineterm=""):
+        if row := re.match(r"@@ -(\d+)", line):
+            yield f"{module}:{row[1]}"
+        elif not line.startswith(("---", "+++")):
+            yield line
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import re
-import struct
 import threading
 import warnings
 import zlib
@@ -92,7 +91,7 @@ _SIGNATURES = (
     (0, b"PAR1", "Parquet table"),
     (0, b"%PDF-", "PDF document"),
 )
-_PAGES = (b"<!doctype html", b"<html")
+_PAGE = re.compile(rb"(?i)\s*<(!doctype )?html")
 _GZIP = b"\x1f\x8b"
 # Two threads that change and restore the same settings would restore the other's values.
 _ONE_AT_A_TIME = threading.RLock()
@@ -319,7 +318,7 @@ def name_kind(beginning: bytes) -> str:
     for offset, signature, kind in _SIGNATURES:
         if beginning[offset : offset + len(signature)] == signature:
             return kind
-    if beginning.lstrip()[:20].lower().startswith(_PAGES):
+    if _PAGE.match(beginning):
         return "web page"
     return _gzip_kind(beginning) if beginning.startswith(_GZIP) else ""
 
@@ -437,6 +436,6 @@ def _guess_syntax(source: io.BytesIO) -> str:
     source.seek(-len(beginning), io.SEEK_CUR)
     if len(beginning) < 6 or beginning[4:] not in _VALUE_REPRESENTATIONS:
         return str(ImplicitVRLittleEndian)
-    (group,) = struct.unpack("<H", beginning[:2])
-    # Group 8, read in the wrong byte order, is 2048.
-    return str(ExplicitVRBigEndian if group >= 1024 else ExplicitVRLittleEndian)
+    # The first group is 8, two bytes: 8 and 0, or 0 and 8.
+    is_big = beginning[0] < beginning[1]
+    return str(ExplicitVRBigEndian if is_big else ExplicitVRLittleEndian)

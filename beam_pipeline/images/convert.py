@@ -160,9 +160,7 @@ def _table(
         packed = np.zeros((len(samples), _PACKED_CHANNELS), np.uint8)
         packed[:, : len(windows)] = samples
         samples = packed.view(np.int32)  # OpenCV has no uint32
-    table = samples.ravel()
-    table.flags.writeable = False
-    return table
+    return samples.ravel()
 
 
 def letterbox(pixels: NDArray[Any], size: int, border: NDArray[Any]) -> NDArray[Any]:

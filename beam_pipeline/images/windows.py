@@ -118,8 +118,9 @@ def _exact_levels(
     """Return gray levels, 0.0 to 255.0, of a window with center and width."""
     center, width = np.float64(window.center), np.float64(window.width)
     if function is VoiFunction.SIGMOID:
-        exponent = np.clip(-4.0 * (hounsfield - center) / width, -500.0, 500.0)  # no overflow
-        sigmoid: NDArray[np.float64] = 255.0 / (1.0 + np.exp(exponent))
+        with np.errstate(over="ignore"):  # 255 / inf is 0
+            exponential = np.exp(-4.0 * (hounsfield - center) / width)
+        sigmoid: NDArray[np.float64] = 255.0 / (1.0 + exponential)
         return sigmoid
     lowest = center - width / 2
     if function is VoiFunction.LINEAR:

@@ -360,10 +360,11 @@ class _Rows:
             )
         places = rows.astype(np.int64) * len(self.names)
         places = (places if values.ndim == 1 else places[:, None]) + self.columns
-        lowest = np.full(cells, 2, np.int8)
-        highest = np.full(cells, -2, np.int8)
+        lowest = np.full(cells, np.iinfo(np.int8).max, np.int8)
+        highest = np.full(cells, np.iinfo(np.int8).min, np.int8)
         np.minimum.at(lowest, places, values)
         np.maximum.at(highest, places, values)
-        lowest[lowest < highest] = _CONFLICT
-        lowest[lowest > 1] = _MISSING
+        conflicting, missing = lowest < highest, lowest > highest
+        lowest[conflicting] = _CONFLICT
+        lowest[missing] = _MISSING
         return Labels(self.names, ids, lowest.reshape(-1, len(self.names)))

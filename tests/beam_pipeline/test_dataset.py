@@ -225,15 +225,32 @@ KINDS = {
     "NumPy array": archived(numpy_array),
     "web page": b"\n<!DOCTYPE html>\n<html>",
     "PDF document": b"%PDF-1.7",
+    "Zstandard archive": b"\x28\xb5\x2f\xfd\x04\0A\0\0hello world\x92\x8b\x09\x03",
+    "NIfTI header": NIFTI[:344] + b"ni1\0",
+    "JPEG 2000 image": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
+    "GIF image": b"GIF89a\1\0\1\0",
+    "WebP image": b"RIFF\x1a\0\0\0WEBPVP8L",
+    "HDF5 file": b"\x89HDF\r\n\x1a\n\0\0",
+    "MATLAB file": b"MATLAB 5.0 MAT-file, Platform: GLNXA64",
+    "Parquet table": b"PAR1\x15\4",
 }
+OTHER_FORMS = [
+    ("MetaImage", b"NDims = 3\nDimSize = 9 9 9\n"),
+    ("TIFF image", b"MM\0*\0\0\0\x08"),
+    ("NIfTI image", (540).to_bytes(4, "little") + b"n+2\0\r\n\x1a\n" + bytes(528)),
+    ("web page", b"<html lang=en>"),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_another_kind_is_rejected_as_what_it_is(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [pytest.param(kind, data, id=kind) for kind, data in [*KINDS.items(), *OTHER_FORMS]],
+)
+def test_a_file_of_another_kind_is_rejected_as_what_it_is(kind: str, data: bytes) -> None:
     with pytest.raises(Rejected) as rejected:
-        check_beginning(KINDS[kind])
+        check_beginning(data)
     assert (rejected.value.reason, rejected.value.detail) == (Reason.NOT_DICOM, kind)
-    assert name_kind(KINDS[kind][:BEGINNING]) == kind
+    assert name_kind(data[:BEGINNING]) == kind
 
 
 @pytest.mark.parametrize(

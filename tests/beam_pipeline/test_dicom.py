@@ -204,6 +204,11 @@ def test_padding_of_implicit_vr_files_has_the_pixels_sign() -> None:
     assert header_of(data).encoding.padding == (-2000, -2000)
 
 
+def test_padding_that_fits_signed_pixels_stays() -> None:
+    data = with_padding(make_dicom(), 100, 32767, "US")
+    assert header_of(data).encoding.padding == (100, 32767)
+
+
 def test_signed_padding_of_unsigned_pixels() -> None:
     data = with_padding(make_dicom(SIGNED_16.view(np.uint16)), -2000, None, "SS")
     assert header_of(data).encoding.padding == (63536, 63536)

@@ -218,6 +218,21 @@ def counts_of(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.array(rows, float)
 
 
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, "0332133112221323012233232123111123010231"),
+        (1, "0332131211333123331210131313112222020222"),
+    ],
+)
+def test_a_seed_assigns_as_in_earlier_versions(seed: int, expected: str) -> None:
+    groups, labels = hospital(40, 0)
+    fold_of = assign_folds(groups, labels, [0.1, 0.3, 0.3, 0.3], seed)
+    assert "".join(map(str, fold_of)) == expected
+    shards = assign_shards(labels[:12], 3, 0)
+    assert [shard.tolist() for shard in shards] == [[11, 0, 6, 7], [10, 8, 3, 4], [5, 2, 9, 1]]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_most_even_of_all_assignments_is_found(seed: int) -> None:
     rng = np.random.default_rng(seed)

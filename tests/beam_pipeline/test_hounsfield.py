@@ -492,6 +492,23 @@ def test_impossible_values_that_nothing_certain_explains_are_rejected(
     assert choose_repair(pixels, encoding, RepairPolicy.OFF) is Repair.NONE
 
 
+@pytest.mark.parametrize("value", [2000, 2001])
+def test_a_slice_brighter_than_bone_in_a_third_is_rejected(value: int) -> None:
+    pixels = (with_block(HEAD, 1 / 3, value) + 1024).astype(np.uint16)
+    encoding = of_bits(16, intercept=-1024)
+    if value == 2000:  # the densest bone
+        assert choose_repair(pixels, encoding, RepairPolicy.AUTO) is Repair.NONE
+    else:
+        with pytest.raises(Rejected, match=r"values of -10\d\d to 2001 HU"):
+            choose_repair(pixels, encoding, RepairPolicy.AUTO)
+
+
+@pytest.mark.parametrize("repair", [Repair.NONE, Repair.SHIFT])
+def test_a_table_that_series_share_cannot_be_changed(repair: Repair) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        hounsfield_table(WRAPPED, repair)[0] = 1
+
+
 def test_real_slices_said_to_have_the_other_sign_are_made_whole_or_were_so(real_data: Path) -> None:
     seen = set()
     for path in sorted((real_data / "rsna" / "slices").iterdir())[::5]:

@@ -10,7 +10,9 @@ from beam_pipeline.keys import (
     holds_identifier,
     input_key,
     key_check,
+    patient_of_study,
     read_key,
+    study_of,
 )
 from headct.errors import StoreError, UsageError
 from headct.stores import InputFiles
@@ -27,6 +29,8 @@ def test_a_key_is_read_from_a_file_or_the_environment(
     monkeypatch.setenv(KEY_VARIABLE, "of the environment")
     assert read_key(str(tmp_path / "key"), PATIENCE) == b"\xff of the key file"
     assert read_key(None, PATIENCE) == b"of the environment"
+    (tmp_path / "key").write_bytes(b"of just 16 bytes")
+    assert read_key(str(tmp_path / "key"), PATIENCE) == b"of just 16 bytes"
 
 
 def test_a_key_that_can_be_guessed_is_refused(
@@ -47,6 +51,7 @@ def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_check_tells_keys_apart_and_is_none_of_their_digests() -> None:
     key = b"sixteen bytes or more"
+    assert len(key_check(key)) == 16
     assert key_check(key) == key_check(bytes(key)) != key_check(key + b"!")
     assert not hashlib.sha256(key).hexdigest().startswith(key_check(key))
 
@@ -87,6 +92,16 @@ def test_hashes_are_keyed_and_stable() -> None:
     assert hash_id(KEY, "series_id", "Roe") != expected  # the same text, another purpose
 
 
+def test_without_a_key_an_id_is_itself() -> None:
+    assert hash_id(b"", "patient_id", "Roe") == "Roe"
+
+
+def test_the_patient_of_a_study_is_told_from_others() -> None:
+    assert patient_of_study("1.2") == "study \\ 1.2"
+    assert study_of(patient_of_study("1.2")) == "1.2"
+    assert study_of("1.2") is None
+
+
 def test_a_text_that_is_no_utf_8_has_a_hash() -> None:
     expected = hmac.new(KEY, b"study_id\0\xff\xc3", hashlib.sha256).hexdigest()[:16]
     assert hash_id(KEY, "study_id", "\udcff\udcc3") == expected
@@ -102,6 +117,9 @@ def test_a_text_that_is_no_utf_8_has_a_hash() -> None:
         ("CT12345/1.dcm", "12345"),
         ("12345_2.dcm", "12345"),
         ("müller/1", "M\u00fcller"),
+        ("roes/1.dcm", "Roes"),  # four letters
+        ("1doe1990x/1.dcm", "Doe 1990"),
+        ("9a1234.dcm", "A1234"),
     ],
 )
 def test_a_path_that_holds_an_identifier(path: str, identifier: str) -> None:
@@ -114,6 +132,9 @@ def test_a_path_that_holds_an_identifier(path: str, identifier: str) -> None:
         ("112345.dcm", "12345"),  # another number
         ("123456.dcm", "12345"),
         ("doering/1.dcm", "Doer"),  # another word
+        ("doe19901/1.dcm", "Doe 1990"),
+        ("xa1234.dcm", "A1234"),
+        ("1234ab.dcm", "1234A"),
         ("1/2/3.dcm", "2"),  # too short to tell
         ("kim/1.dcm", "Kim"),
         ("a.b/1.dcm", "a+b.*"),  # no pattern

@@ -36,15 +36,19 @@ def fold0_with(**changes: Any) -> dict[str, Any]:
     return manifest
 
 
-def check(manifest: dict[str, Any]) -> None:
-    """Checks a manifest whose further values are all right."""
+def complete(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with further values, which are all right."""
     whole = copy.deepcopy(manifest) | {"schema_version": 1, "windows": []}
     whole["image"] = {"height": 8, "width": 8, "channels": 3}
     for split in whole["splits"].values():
         split["patients"] = 1
         for shard in split["shards"]:
             shard |= {"bytes": 100, "sha256": "0" * 64}
-    parse_manifest(json.dumps(whole).encode(), "m")
+    return whole
+
+
+def check(manifest: dict[str, Any]) -> None:
+    parse_manifest(json.dumps(complete(manifest)).encode(), "m")
 
 
 # As many positives as examples; labels that are not counted; none counted by some shard.
@@ -121,3 +125,98 @@ def test_labels_may_be_missing_where_no_split_has_any() -> None:
     with pytest.raises(UsageError) as raised:
         check({"labels": [], "splits": {"fold0": entry}})
     assert str(raised.value) == "m: labels: a list of 0: must name the labels of fold0"
+
+
+def window(**changes: Any) -> list[dict[str, Any]]:
+    return [{"name": "brain", "center": 40, "width": 80, **changes}]
+
+
+PIXELS = "a whole number of pixels from 1 to 8192"
+NAME = "printable text of 1 to 100 characters"
+SPLIT = {"examples": 0, "patients": 0, "shards": []}
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad", "must"),
+    [
+        ("image.height", [1, 8192], [0, 8193, 8.5, "8", True], PIXELS),
+        ("image.width", [1, 8192], [0, 8193, 8.5, "8", None], PIXELS),
+        ("image.channels", [1, 4], [0, 5, "3", True], "a whole number from 1 to 4"),
+        ("image.dtype", ["uint8", "uint16"], ["int16", 8, None], "uint8 or uint16"),
+        (
+            "image.hu_offset",
+            [None, -100000, 100000, 0.5],
+            [-100000.5, 100001, "0"],
+            "a number of HU from -100000 to 100000, or null",
+        ),
+        ("splits.fold0.patients", [0, (1 << 53) - 1], [-1, 1 << 53, 1.5, "1"], "a whole number"),
+        ("splits.fold0.shards.0.bytes", [0, (1 << 53) - 1], [-1, 1 << 53, "1"], "a whole number"),
+        (
+            "splits.fold0.shards.0.sha256",
+            ["0123456789abcdef" * 4],
+            ["0" * 63, "0" * 65, "A" * 64, "g" * 64, 0],
+            "64 hexadecimal digits in lower case",
+        ),
+        (
+            "splits.fold0.shards.0.file",
+            ["x" * 200, "a.b"],
+            ["x" * 201, "", ".x", "../x", "a/b", "a\\b", "c:b", "a\nb", 1],
+            "the name of a file in the same folder",
+        ),
+        (
+            "splits",
+            [{"s" * 64: SPLIT}, {"a_b-c.0": SPLIT}],
+            [{"s" * 65: SPLIT}, {}, []],
+            "^m: splits",
+        ),
+        ("labels.0", ["a" * 100], ["a" * 101, "", "\t", 1], NAME),
+        (
+            "labels",
+            [[*map(str, range(1000))]],
+            [[*map(str, range(1001))], ["a", "a"], "ab"],
+            "a list of up to 1000 different labels",
+        ),
+        ("windows", [window() * 100, []], [window() * 101, None], "a list of up to 100 windows"),
+        ("windows", [window(name="b" * 100)], [window(name="b" * 101), window(name=1)], NAME),
+        (
+            "windows",
+            [window(center=center) for center in (-100000, 100000, None)],
+            [window(center=center) for center in (-100001, 100001, "40")],
+            "a number of HU from -100000 to 100000, or null",
+        ),
+        (
+            "windows",
+            [window(width=width) for width in (0.5, 1000000, None)],
+            [window(width=width) for width in (0, -1, 1000001, "80")],
+            "a number of HU above 0, up to 1000000, or null",
+        ),
+        ("schema_version", [1], [0, 2, "1", None], "schema_version"),
+    ],
+)
+def test_the_limits_of_a_value(key: str, good: list[Any], bad: list[Any], must: str) -> None:
+    shard = {"file": "x", "examples": 5}
+    plain = {"labels": ["a"], "splits": {"fold0": {"examples": 5, "shards": [shard]}}}
+    for number, value in enumerate([*good, *bad]):
+        manifest = complete(plain)
+        *path, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        holder: Any = manifest
+        for part in path:
+            holder = holder[part]
+        holder[last] = value
+        if number < len(good):
+            parse_manifest(json.dumps(manifest).encode(), "m")
+        else:
+            with pytest.raises(UsageError, match=must):
+                parse_manifest(json.dumps(manifest).encode(), "m")
+
+
+def test_null_is_no_offset_and_16_bits_are_hounsfield_units() -> None:
+    manifest = complete({"labels": [], "splits": {"test": {"examples": 0, "shards": []}}})
+    manifest["image"]["hu_offset"] = None
+    parsed = parse_manifest(json.dumps(manifest).encode(), "m")
+    assert (parsed.image.dtype, parsed.image.hu_offset) == ("uint8", 0)
+    assert not parsed.image.is_hounsfield
+    manifest["image"] |= {"dtype": "uint16", "hu_offset": -1024}
+    parsed = parse_manifest(json.dumps(manifest).encode(), "m")
+    assert parsed.image.is_hounsfield
+    assert parsed.image.hu_offset == -1024
