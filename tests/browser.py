@@ -21,6 +21,13 @@ LIGHT_PHONE, DARK_PHONE = VIEWS[::3], VIEWS[1:3]
 # Of axe-core's four; the others are minor and moderate.
 IMPACTS = ("serious", "critical")
 AXE = {"resultTypes": ["violations"]}  # what is well is not listed
+OPEN = "document.querySelectorAll('details').forEach(each => each.open = true)"
+# Elements that scroll sideways, but show no edge or cannot be scrolled by keys.
+UNSIGNED = """[...document.querySelectorAll("body *")].filter(each => {
+  const style = getComputedStyle(each);
+  return ["auto", "scroll"].includes(style.overflowX) && each.scrollWidth > each.clientWidth
+    && (each.tabIndex < 0 || style.backgroundImage === "none");
+}).map(each => each.outerHTML.slice(0, 80))"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -40,17 +47,24 @@ def chromium() -> Iterator[Any]:
 
 
 def faults_of_page(
-    path: Path, screenshots: Path | None = None, views: Iterable[View] = VIEWS
+    path: Path,
+    screenshots: Path | None = None,
+    views: Iterable[View] = VIEWS,
+    visible: Iterable[str] = (),
 ) -> list[str]:
     """Looks at a page at each size and in each color scheme; a line a fault, none when all is well.
 
+    Sections that fold are open.
+
     Faults are: a console message of an error, a request for anything but the page, sideways
-    scroll, more or fewer than one h1, and what axe-core finds serious or critical.
+    scroll of the page, or of a part without a sign or keys, more or fewer than one h1, and what
+    axe-core finds serious or critical.
 
     Args:
         path: of the HTML file.
         screenshots: folder for a picture of each view, if they are wanted.
         views: sizes and color schemes, all by default.
+        visible: Playwright's selectors; the first element of each must not need sideways scroll.
     """
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
@@ -63,10 +77,11 @@ def faults_of_page(
             page = browser.new_page(viewport=viewport, color_scheme=scheme)
             found = watch(page, path)
             page.goto(path.absolute().as_uri())
-            found += layout_faults(page)
             if screenshots:
                 name = f"{path.stem}-{size[0]}-{scheme}.png"
                 page.screenshot(path=screenshots / name, full_page=True)
+            page.evaluate(OPEN)
+            found += layout_faults(page) + hidden(page, visible)
             found += axe_faults(axe.Axe().run(page, options=AXE).response)
             page.close()
             faults += [f"{view}: {each}" for each in found]
@@ -93,10 +108,22 @@ def watch(page: Any, path: Path) -> list[str]:
 
 
 def layout_faults(page: Any) -> list[str]:
-    """Sideways scroll, and a wrong number of h1."""
+    """Sideways scroll of the page, or without a sign, and a wrong number of h1."""
     overflow, titles = page.evaluate(OVERFLOW), page.locator("h1").count()
     found = [f"{overflow} px wider than the window"] if overflow > 0 else []
+    found += [f"scrolls without a sign: {each}" for each in page.evaluate(UNSIGNED)]
     return found + ([f"{titles} h1"] if titles != 1 else [])
+
+
+def hidden(page: Any, selectors: Iterable[str]) -> list[str]:
+    """Selectors whose first element is absent, or not all within the window's width."""
+    width = page.viewport_size["width"]
+    boxes = {each: page.locator(each).first.bounding_box() for each in selectors}
+    return [
+        f"not visible: {each}"
+        for each, box in boxes.items()
+        if not box or box["x"] < 0 or box["x"] + box["width"] > width
+    ]
 
 
 def axe_faults(response: dict[str, Any]) -> list[str]:

@@ -12,7 +12,10 @@ BAD = {
     "console:": "<script>console.error('broken')</script>",
     "error: ": "<script>throw new Error('broken')</script>",
     "px wider": '<div style="width: 2000px">wide</div>',
+    "scrolls without a sign": '<div tabindex="0" style="width: 9em; overflow: auto">'
+    '<div id="far" style="margin-left: 1500px; width: 9em">far</div></div>',
     "2 h1": "<h1>Another</h1>",
+    "not visible: #far": "",
     "color-contrast (serious)": '<p style="color: #ccc; background: #fff">pale</p>',
     "image-alt (critical)": '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">',
 }
@@ -23,7 +26,7 @@ def test_faults_of_pages(tmp_path: Path) -> None:
     good.write_text(GOOD)
     bad.write_text(GOOD.replace("<p>", f"{''.join(BAD.values())}<p>"))
     assert faults_of_page(good, views=LIGHT_PHONE) == []
-    found = faults_of_page(bad)
+    found = faults_of_page(bad, visible=["#far"])
     for each in BAD:
         if not any(each in fault for fault in found):
             pytest.fail(f"{each!r} was not found: {found}")

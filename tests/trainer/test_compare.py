@@ -42,8 +42,8 @@ def test_figures_and_differences(pair: tuple[Path, Path]) -> None:
 def test_only_the_options_that_differ(pair: tuple[Path, Path]) -> None:
     compare(*pair)
     page = (pair[0].parent / "compare.html").read_text()
-    assert re.search(r"learning_rate</th><td>0.1</td><td>0.2</td>", page)
-    assert "label_weights</th>" not in page
+    assert re.search(r"learning_rate</span></th><td>0.1</td><td>0.2</td>", page)
+    assert "label_weights</span>" not in page
 
 
 def test_losses_of_different_weights_are_not_drawn_together(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ def ranking_table(measured: Measured, what: str, calibration: bool = False) -> T
     """Make a table of ROC AUC, average precision and, if wanted, calibration errors."""
     rows = {
         name: {
-            "Positives": label["positives"],
-            "Share": f"{100 * label['positives'] / len(measured.frame):.1f} %",
             "ROC AUC": measured.estimate("roc_auc", name),
             "Average precision": measured.estimate("average_precision", name),
             **({"Calibration error": f"{label['calibration_error']:.3f}"} if calibration else {}),
+            "Positives": label["positives"],
+            "Share": f"{100 * label['positives'] / len(measured.frame):.1f} %",
         }
         for name, label in measured.figures["labels"].items()
     }
@@ -134,7 +134,7 @@ def ranking_table(measured: Measured, what: str, calibration: bool = False) -> T
     return number_table(
         f"ROC AUC and average precision by label ({what}: {len(measured.frame)})",
         rows,
-        [["Mean", "", "", *means, *[""] * calibration]],
+        [["Mean", *means, *[""] * (2 + calibration)]],
         "95 % intervals beside the figures. Guessing has a ROC AUC of 0.5, and an average precision"
         " of the share of positives.",
     )
