@@ -1,19 +1,26 @@
+import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from headct.manifest import ImageSpec
+from trainer.evaluation.measured import Measured, read_predictions
 from trainer.networks.model import build_classifier
-from trainer.options import TrainOptions
+from trainer.options import ReportOptions, TrainOptions
+from trainer.report import slices
 from trainer.report.slices import (
     activation_maps,
     best_hits,
     gray_levels,
     lack_of_map,
+    picture_slices,
     worst_mistakes,
 )
+from trainer.runs.evaluation_setup import prepare_report
 
 
 def test_equals_the_gradients_of_the_logit() -> None:
@@ -85,3 +92,19 @@ def test_hits_take_turns_among_the_labels() -> None:
     found = best_hits(labels, predicted, 4)
     # Row 0 is the best of both labels, and is shown once; row 3 has none.
     assert found == [(0, 0), (2, 1), (1, 0)]
+
+
+def test_a_mistake_is_shown_with_its_own_slice(
+    finished: Path, split_rows: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predictions are in another order than the index where a split has several shards."""
+    setup = prepare_report(ReportOptions(run=finished))
+    names, images = setup.shards.labels, {r["image_id"]: r["image"] for r in split_rows["fold0"]}
+    frame = read_predictions(setup.run.predictions("fold0"), names)
+    drawn: list[Any] = []
+    monkeypatch.setattr(slices, "embed", lambda gray, heat: drawn.append(gray) or "data:,")
+    mistakes, _ = picture_slices(setup, Measured(frame, names, setup.weights), 12)
+    shown = [re.search(r"row (\d+)", each.caption) for each in mistakes]
+    ids = [frame["image_id"][int(row[1])] for row in shown if row]
+    assert len(ids) == 12
+    np.testing.assert_array_equal(drawn[:12], [images[each][..., 0] for each in ids])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headct.errors import UsageError
@@ -189,3 +190,14 @@ def test_more_keys_than_known_are_welcome(edit_manifest: Callable[..., Path]) ->
     more = {"height": 32, "width": 32, "channels": 3, "spacing": [0.5, 0.5]}
     found = read_shard_directory(edit_manifest(image=more, new={"a": [None, {"b": 1}]}))
     assert found.image == ImageSpec(32, 32, 3, "uint8", 0.0)
+
+
+def test_examples_are_found_by_image_id_whatever_shard_they_are_in(
+    shards: Path, split_rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    data, rows = read_shard_directory(shards), split_rows["fold0"]
+    chosen = [rows[i] for i in (20, 3, 0, 3, 7)]
+    found = data.find(data.split("fold0"), [row["image_id"] for row in chosen])
+    np.testing.assert_array_equal(found.images(), [row["image"] for row in chosen])
+    with pytest.raises(UsageError, match="lacks images of fold1"):
+        data.find(data.split("fold1"), [rows[0]["image_id"]])

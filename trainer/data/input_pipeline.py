@@ -128,7 +128,7 @@ def drawn_batches(examples: Shards, rows: npt.NDArray[np.int64]) -> Any:
 
 
 def evaluation_batches(shards: ShardDirectory, split: Split, batch_size: int) -> Any:
-    """Return every example of a split once, in the order of the shards.
+    """Return every example of a split once, its shards interleaved.
 
     The last batch is padded with black images to the common shape; the caller keeps the
     first `split.examples` rows.

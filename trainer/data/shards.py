@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import headct.manifest
 from headct.errors import UsageError
 from headct.json_documents import read_bytes
-from headct.layout import INDEX, MANIFEST, ORDINAL, UNLABELED_SPLIT, fold_number, fold_split
+from headct.layout import (
+    IMAGE_ID,
+    INDEX,
+    MANIFEST,
+    ORDINAL,
+    UNLABELED_SPLIT,
+    fold_number,
+    fold_split,
+)
 from headct.manifest import ImageSpec, Manifest, ShardEntry, Window
 from headct.printable import LONGEST_SHOWN
 from headct.reader import Shards
@@ -206,6 +215,22 @@ class ShardDirectory:
             names = ", ".join(split.name for split in splits)
             raise UsageError(f"{self.path / INDEX}: has other examples of {names} than {MANIFEST}")
         return every.select(order)
+
+    def find(self, split: Split, image_ids: Sequence[str]) -> Shards:
+        """Return random access to the examples with some image ids, in the order of these.
+
+        Predictions have the order in which TensorFlow interleaves the shards.
+
+        Raises:
+            UsageError: the index is unusable, as for `examples`, or lacks an image.
+        """
+        every = self.examples((split,))
+        ids = pd.Index(every.columns(IMAGE_ID)[IMAGE_ID])
+        first = np.flatnonzero(~ids.duplicated())
+        found = ids[first].get_indexer(pd.Index(image_ids))
+        if (found < 0).any():
+            raise UsageError(f"{self.path / INDEX}: lacks images of {split.name} in the shards")
+        return every.select(first[found])
 
     def digest(self) -> str:
         """Return a SHA-256 of the content alone, not of date or software version."""

@@ -165,7 +165,7 @@ class Measured:
 
 
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
-    """Read the predictions of a run, one row per slice in the order of the shards.
+    """Read the predictions of a run, one row per slice, the shards interleaved.
 
     Raises:
         UsageError: the file is missing or damaged, or lacks a column.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from headct.layout import IMAGE_ID
 from headct.manifest import ImageSpec
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints, example_losses
@@ -30,7 +31,7 @@ def picture_slices(
     if not answers:
         return [], []
     spec, rows = setup.shards.image, [row for row, _ in answers]
-    images = setup.shards.examples((setup.split,)).select(rows).images()
+    images = setup.shards.find(setup.split, slices.frame[IMAGE_ID].iloc[rows].tolist()).images()
     labels = np.array([label for _, label in answers])
     classifier = load_classifier(setup.run.model, setup.xla, spec, len(slices.names))
     heats = activation_maps(classifier, images, labels)
