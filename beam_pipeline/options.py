@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from beam_pipeline.dicom.hounsfield import RepairPolicy
-from beam_pipeline.images.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 from beam_pipeline.keys import KEY_VARIABLE
 from headct.declarations import (
     Declared,
@@ -24,6 +23,7 @@ from headct.errors import UsageError
 from headct.layout import check_label_names
 from headct.printable import hide_secrets
 from headct.stores import DEFAULT_PATIENCE, Folder
+from headct.windows import FROM_FILE, PRESETS, VoiFunction, Window, parse_window
 
 _MAX_CHANNELS = 4  # of a PNG
 

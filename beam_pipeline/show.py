@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 
 import headct
-from beam_pipeline.images.windows import PRESETS, Window, apply_windows
 from headct.commands import run_program
 from headct.declarations import Declared, DefaultText, LocalPath, Location, parse_flags
 from headct.errors import UsageError
 from headct.printable import show_line
+from headct.windows import PRESETS, Window, apply_windows
 
 
 class ShowOptions(Declared):

@@ -15,10 +15,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("headct", "beam_pipeline", "trainer")
 
 # Modules that stand at another height than the rest of their folder, and why.
-APART = {
-    "beam_pipeline.images.windows": "options name windows",
-    "beam_pipeline.card.__main__": "a program of its own",
-}
+APART = {"beam_pipeline.card.__main__": "a program of its own"}
 
 
 @cache

@@ -14,7 +14,6 @@ import pyarrow.dataset as ds
 from beam_pipeline.card import tables
 from beam_pipeline.card.pictures import ViewTask, value_charts, view_in_process
 from beam_pipeline.dicom.hounsfield import Repair
-from beam_pipeline.images.windows import Window
 from beam_pipeline.options import ImageId, fill_in
 from beam_pipeline.planning.inventory import locate_sources
 from beam_pipeline.shards.manifest import count_rejects, read_rejects
@@ -24,6 +23,7 @@ from headct.errors import StoreError, UsageError
 from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input, label_column
 from headct.page import page_templates
 from headct.stores import Folder, InputFiles
+from headct.windows import Window
 
 # Limits of the files to read again, independent of the data set's size.
 MOST_EXAMPLES = 16

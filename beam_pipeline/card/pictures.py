@@ -15,11 +15,11 @@ from beam_pipeline.dicom.header import OTHER_FUNCTION
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, hounsfield_table, stored_values
 from beam_pipeline.dicom.slices import Slice, read_slice
 from beam_pipeline.images.convert import HU_OFFSET, voi_function_of
-from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows
 from beam_pipeline.workers import Watch, WorkerPool
 from headct.errors import StoreError, UsageError
 from headct.reasons import Rejected
 from headct.stores import InputFiles, decode_source
+from headct.windows import PRESETS, VoiFunction, Window, apply_windows
 
 # Bins of histograms: all values of 16 bits, signed or not; outer bins include values beyond.
 BIN = 16

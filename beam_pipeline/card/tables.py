@@ -17,12 +17,12 @@ from pydicom.uid import UID
 from rich.filesize import decimal
 
 from beam_pipeline.dicom.hounsfield import PixelEncoding
-from beam_pipeline.images.windows import FROM_FILE, PRESETS
 from beam_pipeline.options import Options, RunOptions
 from beam_pipeline.shards.unfinished import Reject
 from headct.layout import ID_COLUMNS, label_column
 from headct.page import Table
 from headct.reasons import advice_for
+from headct.windows import FROM_FILE, PRESETS
 
 Facts = list[tuple[str, Any]]
 Manifest = Mapping[str, Any]

@@ -23,10 +23,10 @@ from beam_pipeline.dicom.hounsfield import (
     hounsfield_table,
 )
 from beam_pipeline.dicom.slices import Slice
-from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
 from headct.png import COLOR_TYPES, END, HEADER, SIGNATURE
 from headct.reasons import Reason, Rejected
+from headct.windows import VoiFunction, Window, apply_windows
 
 # Processes already run in parallel: OpenCV's threads would wait for a fifth of the time.
 cv2.setNumThreads(1)

@@ -31,7 +31,6 @@ from beam_pipeline.card.pictures import (
 from beam_pipeline.dicom.hounsfield import Repair
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.images.convert import convert_slice
-from beam_pipeline.images.windows import parse_window
 from beam_pipeline.options import ImageId, ImageOptions, Options
 from beam_pipeline.shards.manifest import count_rejects
 from beam_pipeline.shards.output import record_start
@@ -40,6 +39,7 @@ from beam_pipeline.workers import Watch
 from headct.errors import StoreError, UsageError
 from headct.reasons import EXCLUSIONS, Reason
 from headct.stores import Folder, InputFiles
+from headct.windows import parse_window
 from tests.beam_pipeline.card_page import Page
 from tests.beam_pipeline.conftest import WriteSlice
 from tests.beam_pipeline.dicom_files import make_dicom

@@ -13,9 +13,9 @@ import pytest
 from beam_pipeline.card import tables
 from beam_pipeline.card.card import MOST_EXAMPLES, SAMPLED, choose
 from beam_pipeline.command_line import parse_options
-from beam_pipeline.images.windows import Window
 from beam_pipeline.options import Options
 from beam_pipeline.shards.formats import index_table, write_index
+from headct.windows import Window
 
 
 def command_of(options: dict[str, Any], counts: dict[str, int]) -> str:

@@ -7,9 +7,9 @@ from beam_pipeline.dicom.header import OTHER_FUNCTION, VOI_FUNCTIONS, Header
 from beam_pipeline.dicom.hounsfield import PixelEncoding, Repair, RepairPolicy
 from beam_pipeline.dicom.slices import Slice
 from beam_pipeline.images.convert import convert_slice, letterbox
-from beam_pipeline.images.windows import VoiFunction, Window, apply_windows
 from beam_pipeline.options import ImageOptions
 from headct.reasons import Rejected
+from headct.windows import VoiFunction, Window, apply_windows
 
 WINDOWS = (Window("brain", 40, 80), Window("subdural", 80, 200), Window("bone", 600, 2800))
 WINDOWS += (Window("stroke", 40, 40),)

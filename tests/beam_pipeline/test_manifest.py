@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from beam_pipeline.errors import AlreadyComplete, TooManyRejects
-from beam_pipeline.images.windows import Window
 from beam_pipeline.options import Options
 from beam_pipeline.shards.formats import index_table
 from beam_pipeline.shards.manifest import (
@@ -27,6 +26,7 @@ from headct.errors import UsageError
 from headct.layout import written_table
 from headct.reasons import Reason
 from headct.stores import Folder
+from headct.windows import Window
 
 FOLD0 = "ich-fold0.tfrecord-0000{}-of-00002"
 FOLD1 = "ich-fold1.tfrecord-00000-of-00001"

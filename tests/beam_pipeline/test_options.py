@@ -7,12 +7,12 @@ import pytest
 
 from beam_pipeline.command_line import RunnerOptions, parse_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy
-from beam_pipeline.images.windows import Window
 from beam_pipeline.keys import KEY_VARIABLE
 from beam_pipeline.options import Files, Identifiers, Options
 from beam_pipeline.runners.choose import LOCAL, RUNNERS, ChosenRunner
 from headct.declarations import flags, help_text
 from headct.errors import UsageError
+from headct.windows import Window
 from tests.options_table import PAGE, page
 
 PATHS = ["--input", "in", "--output", "out"]

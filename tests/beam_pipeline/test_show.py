@@ -8,8 +8,8 @@ import pytest
 
 import beam_pipeline
 import headct
-from beam_pipeline.images.windows import Window, apply_windows
 from beam_pipeline.show import main
+from headct.windows import Window, apply_windows
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_pipeline.finish import finish_directory
-from beam_pipeline.images.windows import parse_window
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, ImageOptions, Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
@@ -41,6 +40,7 @@ from headct.reasons import Reason
 from headct.stores import InputFiles
 from headct.stores.local import LocalStore
 from headct.tfrecord import frame_record, read_records
+from headct.windows import parse_window
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"

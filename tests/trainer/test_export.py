@@ -19,8 +19,8 @@ import pytest
 import tensorflow as tf
 
 from beam_pipeline.images.convert import HU_OFFSET, PADDING_HU, render
-from beam_pipeline.images.windows import VoiFunction, Window
 from headct.manifest import ImageSpec
+from headct.windows import VoiFunction, Window
 from trainer.__main__ import main
 from trainer.evaluation import export
 from trainer.files import this_machine

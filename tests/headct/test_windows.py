@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.pixels import apply_windowing
 
-from beam_pipeline.images.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
+from headct.windows import PRESETS, VoiFunction, Window, apply_windows, parse_window
 
 BRAIN = Window("brain", 40, 80)
 
