@@ -25,6 +25,7 @@ from headct.declarations import (
 from headct.errors import UsageError
 
 FORMATS = ("keras", "saved_model", "onnx")
+TRACKERS = ("mlflow", "wandb")
 DEFAULT_WEIGHTS = "any=2"  # ignored if there is no label `any`
 
 
@@ -118,6 +119,18 @@ def parse_formats(text: str) -> tuple[str, ...]:
     if not set(formats) <= set(FORMATS):
         raise UsageError(f"--formats {quoted(text)}: want some of {', '.join(FORMATS)}")
     return formats
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+    """Parse the names of experiment trackers, separated by commas; none if empty.
+
+    Raises:
+        UsageError: a tracker is unknown.
+    """
+    trackers = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not set(trackers) <= set(TRACKERS):
+        raise UsageError(f"--track {quoted(text)}: want some of {', '.join(TRACKERS)}")
+    return trackers
 
 
 def _checked_by(parse: Callable[[str], object]) -> AfterValidator:
@@ -278,6 +291,10 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """bit-exact operations, slower on a GPU"""
     report: Annotated[bool, Mark.UNRECORDED] = True
     """write report.html at the end"""
+    track: Annotated[str, _checked_by(parse_trackers), Mark.UNRECORDED] = ""
+    """experiment trackers beside TensorBoard, separated by commas: mlflow, wandb"""
+    track_files: Annotated[bool, Mark.UNRECORDED] = False
+    """send report.html, which shows slices, and the best model to these trackers, too"""
     checkpoint_steps: Annotated[int, Field(ge=0), Mark.UNRECORDED] = 0
     """steps between checkpoints; 0: by time only"""
     checkpoint_seconds: Annotated[float, Field(ge=0), Mark.UNRECORDED] = 120.0

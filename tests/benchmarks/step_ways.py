@@ -26,6 +26,7 @@ from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import Feed, OnDevice, open_feed
+from trainer.training.tracking import Tracking
 from trainer.training.train import Loop
 
 
@@ -68,7 +69,8 @@ def measure(
     policy = choose_precision(options.precision, capability)
     classifier = build_classifier(options, setup.shards.image, setup.prevalence, policy)
     feed = constant_feed(setup) if way == "constant" else open_feed(setup)
-    loop = Loop(setup, feed, classifier, choose_xla("auto", capability, False), None)
+    xla, untracked = choose_xla("auto", capability, False), Tracking(options, setup.run, quiet)
+    loop = Loop(setup, feed, classifier, xla, None, untracked)
     loop.begin_phase(frozen=False)
     rows = []
     for number in range(epochs):

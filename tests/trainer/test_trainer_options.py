@@ -117,6 +117,7 @@ def test_paths_and_checkpoint_intervals_are_no_part_of_a_run() -> None:
 def test_what_a_run_is() -> None:
     others = {"shards", "run", "cache_dir", "report", "checkpoint_steps", "checkpoint_seconds"}
     others |= {"continue_from", "shard_cache", "shard_cache_gb", "storage_patience"}
+    others |= {"track", "track_files"}
     assert run_identity(train_options()).keys() == TrainOptions.model_fields.keys() - others
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trainer.data.shards import ShardDirectory, Split, count
 from trainer.display import Display
 from trainer.files import check_writable
 from trainer.networks.catalog import find_backbone
-from trainer.options import CrossvalOptions, TrainOptions, label_weights
+from trainer.options import CrossvalOptions, TrainOptions, label_weights, parse_trackers
 from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 
@@ -112,6 +113,10 @@ def prepare_training(
     elif options.weights != "none":
         raise UsageError(f"--weights {options.weights}: {options.model} brings its own weights")
     weights = label_weights(options.label_weights, shards.labels)
+    for name in parse_trackers(options.track):
+        if find_spec(name) is None:
+            remedy = f"pip install 'headct-shards[{name}]'"
+            raise UsageError(f"--track {name}: {name} is not installed; {remedy}")
     for name in ("windows", "window_jitter"):
         if getattr(options, name) and not shards.image.is_hounsfield:
             raise UsageError(f"--{name}: the shards hold windowed images, not Hounsfield units")

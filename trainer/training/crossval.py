@@ -20,6 +20,7 @@ from trainer.evaluation.measured import Measured
 from trainer.files import write_json, write_whole
 from trainer.runs.run import Run
 from trainer.runs.training_setup import TrainingSetup
+from trainer.training.tracking import tracked
 from trainer.training.train import train
 
 _FIGURES = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
@@ -37,7 +38,29 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         UsageError: the weights cannot be loaded, or a shard is damaged.
         Diverged: a loss is no longer finite.
     """
-    folder = setups[0].run.path.parent
+    folder, display = setups[0].run.path.parent, setups[0].display
+    with tracked(setups[0].options, Run(folder), display, Run(folder)) as tracking:
+        _train_folds(setups)
+        frame = pd.concat(
+            [pd.read_parquet(setup.run.predictions(setup.validation.name)) for setup in setups],
+            ignore_index=True,
+        )
+        write_whole(
+            folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False)
+        )
+        shutil.rmtree(Run(folder).cache, ignore_errors=True)
+        summary = summarize(setups, frame)
+        write_json(folder / "crossval.json", summary)
+        tracking.end({name: summary[name] for name in ("over_folds", "out_of_fold")})
+    display.console.print(summary_table(summary, str(folder)))
+    display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
+    display.say(_POOLED)
+    display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+    display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
+
+
+def _train_folds(setups: tuple[TrainingSetup, ...]) -> None:
+    """Train incomplete runs."""
     for setup in setups:
         if not setup.run.is_complete:
             setup.display.say(f"{setup.validation.name}: {setup.run.path}")
@@ -45,20 +68,6 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
             # Free the device memory used by this fold.
             keras.utils.clear_session()
             gc.collect()
-    frame = pd.concat(
-        [pd.read_parquet(setup.run.predictions(setup.validation.name)) for setup in setups],
-        ignore_index=True,
-    )
-    write_whole(folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False))
-    shutil.rmtree(Run(folder).cache, ignore_errors=True)
-    summary = summarize(setups, frame)
-    write_json(folder / "crossval.json", summary)
-    display = setups[0].display
-    display.console.print(summary_table(summary, str(folder)))
-    display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
-    display.say(_POOLED)
-    display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
-    display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
 
 
 def summarize(setups: tuple[TrainingSetup, ...], frame: pd.DataFrame) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from trainer.runs.evaluation_setup import evaluation_of
 from trainer.runs.run import Run
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.feeds import Feed, open_feed
+from trainer.training.tracking import Tracking, tracked
 from trainer.training.training_model import compile_phase, learning_rate
 
 MISTAKES = 12
@@ -90,11 +91,12 @@ def train(setup: TrainingSetup) -> None:
         with (
             damage_reported(setup.shards, read),
             hardware.device_errors_reported(),
+            tracked(options, run, display, Run(run.path.parent) if setup.is_fold else None) as sent,
         ):
-            _finish(setup, Loop(setup, feed, classifier, xla, saved).run())
+            _finish(setup, Loop(setup, feed, classifier, xla, saved, sent).run(), sent)
 
 
-def _finish(setup: TrainingSetup, progress: Progress) -> None:
+def _finish(setup: TrainingSetup, progress: Progress, tracking: Tracking) -> None:
     """Evaluate the best model, and complete the run with metrics.json."""
     run, name, evaluation = setup.run, setup.validation.name, evaluation_of(setup)
     frame = predict_labeled(evaluation).frame()
@@ -115,6 +117,7 @@ def _finish(setup: TrainingSetup, progress: Progress) -> None:
     shutil.rmtree(run.cache, ignore_errors=True)
     if setup.options.report:
         write_report(evaluation, MISTAKES)
+    tracking.end(metrics, progress.history)
     show_figures(setup.display, figures, f"{run.path}: {name}, epoch {best['epoch']}")
     if not setup.is_fold:
         setup.display.print_unwrapped(next_command("evaluate", run=run.path))
@@ -129,6 +132,7 @@ class Loop:
         classifier: network of the run.
         xla: whether to compile with XLA.
         saved: the checkpoint to resume from; None for a new run.
+        tracking: trackers, which get the figures of every epoch.
     """
 
     def __init__(
@@ -138,8 +142,10 @@ class Loop:
         classifier: Classifier,
         xla: bool,
         saved: Checkpoint | None,
+        tracking: Tracking,
     ) -> None:
         self.setup, self.feed, self.classifier, self.xla = setup, feed, classifier, xla
+        self.tracking = tracking
         self.saved = saved  # until training has resumed
         new = Progress(thawed=None if setup.options.freeze_epochs else 0)
         self.progress = saved.progress if saved else new
@@ -161,6 +167,7 @@ class Loop:
             self.saved = None
             self.validate_epoch(row)
             checkpoint.save(setup.run.checkpoints, checkpoint.capture(self.model, progress))
+            self.tracking.log(progress.history)
             self.draw_history()
         return progress
 
