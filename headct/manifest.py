@@ -48,24 +48,24 @@ Width = Annotated[
 ]
 Name = Annotated[
     str,
-    Field(strict=True, min_length=1, max_length=MAX_LABEL_LENGTH),
+    Field(min_length=1, max_length=MAX_LABEL_LENGTH),
     PRINTABLE,
     must("printable text of 1 to 100 characters"),
 ]
 Sha256 = Annotated[
     str,
-    Field(strict=True, pattern="^[0-9a-f]{64}$"),
+    Field(pattern="^[0-9a-f]{64}$"),
     must("64 hexadecimal digits in lower case"),
 ]
 FileName = Annotated[
     str,
-    Field(strict=True, max_length=200, pattern=r"^[^./\\:][^/\\:]*$"),
+    Field(max_length=200, pattern=r"^[^./\\:][^/\\:]*$"),
     PRINTABLE,
     must("the name of a file in the same folder"),
 ]
 SplitName = Annotated[
     str,
-    Field(strict=True, max_length=64, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$"),
+    Field(max_length=64, pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]*$"),
     must("a name of up to 64 letters, digits, '_', '-' and '.'"),
 ]
 Labels = Annotated[

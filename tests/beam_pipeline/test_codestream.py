@@ -88,6 +88,7 @@ def test_a_thousand_scans_are_the_most() -> None:
 COMMENT = bytes.fromhex("fffe 0004 ffd9")
 TILE = bytes.fromhex("ff90 000a 0000 00000014 0001 ff93 ffff 1234 5678")  # of 20 bytes
 LAST_TILE = bytes.fromhex("ff90 000a 0000 00000000 0001 ff93 1234")  # up to the end
+EMPTY_TILE = bytes.fromhex("ff90 000a 0000 0000000e 0001 ff93")  # of 14 bytes, the fewest
 J2K_COMMENT = bytes.fromhex("ff64 0005 ffd9 00")
 
 
@@ -98,6 +99,7 @@ J2K_COMMENT = bytes.fromhex("ff64 0005 ffd9 00")
         (describe_jpeg, b"\xff\xd8" + SOF3 + COMMENT + SOS + JPEG_DATA + SOS + JPEG_DATA + END),
         (describe_jpeg, b"\xff\xd8" + SOF55 + SOS + JPEG_LS_DATA + END),
         (describe_j2k, SIZ + TILE + TILE + END),
+        (describe_j2k, SIZ + EMPTY_TILE + END),
         (describe_j2k, SIZ + J2K_COMMENT + TILE + END),
     ],
 )

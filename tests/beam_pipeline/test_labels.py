@@ -199,6 +199,22 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, text: str, message: str
         read_labels(write(tmp_path, text))
 
 
+def test_a_label_file_that_is_a_folder_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_labels(str(tmp_path))
+    assert str(raised.value) == f"cannot read label file {tmp_path}: Is a directory"
+
+
+def test_few_values_of_many_images_and_classes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beam_pipeline.planning.labels._CELLS", 8)
+    text = "ID,Label\na_x,0\nb_y,0\n"
+    assert read_labels(write(tmp_path, text + "a_z,0\nc_x,0\nc_y,0\n")).values.shape == (3, 3)
+    with pytest.raises(UsageError, match="it has 3 images and 3 classes, but only 4 values"):
+        read_labels(write(tmp_path, text + "b_z,1\nc_z,1\n"))
+
+
 def test_classes_that_no_row_has_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "ID,Label\na_any,0\n")
     with pytest.raises(UsageError, match="no ID ends in '_other', and no column has that name"):

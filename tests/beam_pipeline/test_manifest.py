@@ -18,6 +18,7 @@ from beam_pipeline.shards.manifest import (
     count_rejects,
     describe_features,
     describe_shards,
+    encode_json,
     encode_rejects,
     manifest_digest,
 )
@@ -317,3 +318,7 @@ def test_the_list_of_a_run_that_completed_the_directory_is_kept(
     with pytest.raises(AlreadyComplete):
         check_rejects(unfinished, 4, [reject("a", "vanished")], 0.0)
     assert (tmp_path / "rejects.jsonl").read_text() == "of the other run"
+
+
+def test_json_is_indented_for_human_readers() -> None:
+    assert encode_json({"a": [1]}) == b'{\n  "a": [\n    1\n  ]\n}\n'

@@ -1,5 +1,6 @@
 """Pixels of every encoding, against a second decoder or the uncompressed twin."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from pydicom import uid
 from pydicom.pixels import pixel_array
 
 from beam_pipeline.dicom.hounsfield import Repair, hounsfield_table, stored_values
-from beam_pipeline.dicom.slices import Slice, describe_j2k, describe_jpeg, read_slice
+from beam_pipeline.dicom.slices import (
+    Slice,
+    describe_j2k,
+    describe_jpeg,
+    fingerprint,
+    fingerprint_range,
+    read_slice,
+)
 from headct.reasons import Reason, Rejected
 from tests.beam_pipeline.dicom_files import make_dicom, relabeled
 
@@ -231,6 +239,33 @@ def test_a_frame_in_several_fragments_is_joined() -> None:
 def fragments(parts: list[bytes], end: bytes = b"") -> bytes:
     items = [b"\xfe\xff\x00\xe0" + len(part).to_bytes(4, "little") + part for part in parts]
     return b"".join(items) + end
+
+
+def test_a_fragment_that_is_cut_is_counted_by_all_four_bytes_of_its_length() -> None:
+    value = fragments([b""]) + b"\xfe\xff\x00\xe0" + (0x01000008).to_bytes(4, "little") + bytes(4)
+    data = with_pixel_data(UNCOMPRESSED, value)
+    assert rejection(data) == (Reason.TRUNCATED_PIXELS, "4 of 16777224 bytes")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (10, (100, 10)),
+        (16384, (100, 16384)),
+        (16385, (100, 16384)),
+        (524288, (100 + 253952, 16384)),
+    ],
+)
+def test_a_fingerprint_is_of_the_middle(size: int, expected: tuple[int, int]) -> None:
+    assert fingerprint_range(100, size) == expected
+
+
+@pytest.mark.parametrize("middle", [b"\5\0" * 4, b"\5\0" * 3 + b"\6\0", b"\5\5" * 2 + b"\5\6"])
+def test_all_pixels_count_where_the_middle_is_uniform(middle: bytes) -> None:
+    whole = b"\1\0" + middle
+    counted = whole if middle == b"\5\0\5\0\5\0\5\0" else middle
+    digest = hashlib.blake2b(counted, digest_size=8).digest()
+    assert fingerprint(middle, lambda: whole) == int.from_bytes(digest, "little")
 
 
 # Whole images, and what writers leave around them

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from headct.errors import StoreError
-from headct.stores.protocol import DEFAULT_PATIENCE, Patience, Transient
+from headct.stores.protocol import (
+    DEFAULT_PATIENCE,
+    Patience,
+    Transient,
+    decode_source,
+    encode_source,
+    show_source,
+    why_unusable,
+)
 
 
 class Clock:
@@ -144,3 +152,27 @@ def test_an_answer_of_another_service_is_given_up_soon(clock: Clock) -> None:
         )
     assert str(given_up.value) == "s3://bucket: a web page; check the endpoint"
     assert sum(clock.waits) < 20 + 15
+
+
+def test_paths_that_are_no_utf_8_are_stored_and_shown() -> None:
+    assert encode_source("ä\udcff") == b"\xc3\xa4\xff"
+    assert decode_source(b"\xc3\xa4\xff") == "ä\udcff"
+    assert show_source("ä\udcff\n") == "ä\\xff\\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("a/b.dcm", ""),
+        ("a/..b/.c/d.", ""),
+        ("a\x1fb", "its key has a control character"),
+        ("a\x7fb", "its key has a control character"),
+        ("/a", "its key begins with a slash"),
+        ("a/", "its key ends with a slash"),
+        ("a//b", "its key has '//'"),
+        ("a/./b", "its key has the part '.' or '..'"),
+        ("..", "its key has the part '.' or '..'"),
+    ],
+)
+def test_keys_that_obstore_cannot_request(key: str, why: str) -> None:
+    assert why_unusable(key) == why
