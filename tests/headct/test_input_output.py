@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 
-from headct.errors import HeadctError, OutputError, StoreError, UsageError
+from headct.errors import HeadctError, ObjectRefused, OutputError, StoreError, UsageError
+from headct.reasons import ObjectFault, Reason
 from headct.stores import FileInfo, Folder, InputFiles, find_input, is_local, open_file
 from headct.stores.buckets import ObjectStore
 from headct.stores.local import LocalStore
@@ -587,6 +588,73 @@ def unmounted(path: Path, seconds: float = 0.3) -> Iterator[None]:
 def first_part(files: InputFiles, source: str) -> bytes:
     with files.reading() as reading:
         return reading.part(source, 0, 100, bytes).result()
+
+
+def refusing(*refused: str, is_foreign: bool = False) -> Callable[..., bytes]:
+    """A store's `read` that refuses files of these names."""
+    read = LocalStore.read
+
+    def refuse(store: LocalStore, path: str, *wanted: Any) -> bytes:
+        if path.rpartition("/")[2] in refused:
+            raise ObjectRefused("disk", "refused", "check it", is_foreign=is_foreign)
+        return read(store, path, *wanted)
+
+    return refuse
+
+
+def test_a_refused_file_is_at_fault_if_any_other_can_be_read(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = InputFiles.parse(str(tree), A_MOMENT)
+    monkeypatch.setattr(LocalStore, "read", refusing("a.dcm", "b.dcm", "c.dcm", "f.txt"))
+    with pytest.raises(ObjectFault) as raised:
+        files.read("a.dcm")
+    assert (raised.value.reason, str(raised.value)) == (Reason.OBJECT_UNAVAILABLE, "refused")
+    # What was read last is tried though the listing does not have it.
+    assert files.read(".hidden") == b".hidden"
+    every = ("a.dcm", "b.dcm", "c.dcm", "d.dcm", "f.txt")
+    monkeypatch.setattr(LocalStore, "read", refusing(*every))
+    with pytest.raises(ObjectFault):
+        files.read("a.dcm")
+
+
+@pytest.mark.parametrize(
+    ("is_foreign", "message"), [(False, "disk: refused; check it"), (True, "disk: refused")]
+)
+def test_a_store_that_refuses_all_is_at_fault(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, is_foreign: bool, message: str
+) -> None:
+    asked: list[str] = []
+    every = ("a.dcm", "b.dcm", "c.dcm", "d.dcm", "f.txt")
+    refuse = refusing(*every, is_foreign=is_foreign)
+
+    def count(store: LocalStore, path: str, *wanted: Any) -> bytes:
+        asked.append(path.rpartition("/")[2])
+        return refuse(store, path, *wanted)
+
+    monkeypatch.setattr(LocalStore, "read", count)
+    with pytest.raises(StoreError, match=f"^{message}") as raised:
+        InputFiles.parse(str(tree), A_MOMENT).read("a.dcm")
+    assert not isinstance(raised.value, ObjectFault)
+    assert asked[:6] == ["a.dcm", "b.dcm", "f.txt", "c.dcm", "d.dcm", "a.dcm"]
+    assert (len(asked) > 6) == is_foreign  # a proxy may be starting
+
+
+def test_of_many_files_sixteen_are_tried_in_place_of_a_refused_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(48):
+        write(tmp_path / f"{number:02}")
+    asked: list[str] = []
+
+    def refuse(store: LocalStore, path: str, *wanted: Any) -> bytes:
+        asked.append(path.rpartition("/")[2])
+        raise ObjectRefused("disk", "refused")
+
+    monkeypatch.setattr(LocalStore, "read", refuse)
+    with pytest.raises(ObjectRefused):
+        InputFiles.parse(str(tmp_path), A_MOMENT).read("01")
+    assert asked == ["01", *(f"{number:02}" for number in range(0, 48, 3)), "01"]
 
 
 # Of the input `sub` itself, of a folder in it or around it.

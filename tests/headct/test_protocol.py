@@ -145,6 +145,24 @@ def test_a_second_of_patience_is_a_second() -> None:
     assert 1 <= time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(("remedy", "seconds"), [("", 600.0), ("check the endpoint", 20.0)])
+@pytest.mark.parametrize("early", [0.0, 0.5])
+def test_patience_ends_to_the_second(
+    clock: Clock, remedy: str, seconds: float, early: float
+) -> None:
+    lasting = iter([0, seconds - early, 600])  # of each attempt
+    asked = []
+
+    def attempt() -> None:
+        clock.now += next(lasting)
+        asked.append(clock.now)
+        raise Transient("", remedy)
+
+    with pytest.raises(StoreError):
+        Patience("store", 600.0).request(attempt)
+    assert len(asked) == (3 if early else 2)
+
+
 def test_an_answer_of_another_service_is_given_up_soon(clock: Clock) -> None:
     with pytest.raises(StoreError) as given_up:
         Patience("s3://bucket", DEFAULT_PATIENCE).request(

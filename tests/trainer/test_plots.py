@@ -1,6 +1,8 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,8 @@ from matplotlib.figure import Figure
 
 from trainer.evaluation.measured import Measured
 from trainer.report.plots import (
+    ROC,
+    VARIABLES,
     Kind,
     draw_by_epoch,
     draw_in_unit_square,
@@ -20,6 +24,8 @@ from trainer.report.plots import (
     plot_history,
     plot_means,
     save_figure,
+    svg_by_epoch,
+    svg_in_unit_square,
 )
 
 
@@ -150,3 +156,71 @@ def test_curves_and_confusion_of_labels() -> None:
     assert measured.means.loc["$b"].isna().all()
     axes = plot_means(measured.means).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "$b"]
+
+
+def test_a_unit_square_shows_its_whole_frame() -> None:
+    axes = Figure().subplots()
+    curves = {name: pd.Series([0.0, 1.0], [0.0, 1.0]) for name in "ab"}
+    draw_in_unit_square(axes, curves, ROC, [(0.25, 0.75, "o")])
+    chance, a, b, mark = axes.lines
+    assert [line.get_xydata().tolist() for line in (chance, a, b)] == [[[0, 0], [1, 1]]] * 3
+    assert mark.get_xydata().tolist() == [[0.25, 0.75]]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert axis.get_ticklocs().tolist() == [0, 0.25, 0.5, 0.75, 1]
+        assert [tick.get_text() for tick in axis.get_ticklabels()] == [
+            "0",
+            "0.25",
+            "0.5",
+            "0.75",
+            "1",
+        ]
+        assert all(line.get_visible() for line in axis.get_gridlines())
+    # Curves along the frame are not hidden by it.
+    assert axes.get_xlim() == axes.get_ylim() == (-0.02, 1.02)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert axes.get_axisbelow() is True
+
+
+@pytest.mark.parametrize(("epochs", "marker"), [(30, "o"), (31, "")])
+def test_few_epochs_are_marked(epochs: int, marker: str) -> None:
+    axes = Figure().subplots()
+    curve = pd.Series(np.linspace(1, 2, epochs), range(1, epochs + 1))
+    draw_by_epoch(axes, {"a": curve}, "nats", best=7, faint=[curve, curve])
+    *faint, best, named = axes.lines
+    assert [line.get_label() for line in axes.lines if line.get_label()[0] != "_"] == ["a"]
+    assert len(faint) == 2
+    assert list(best.get_xdata()) == [7, 7]
+    assert named.get_marker() == marker
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_ylim()[0]) == ("epoch", "nats", 0)
+    assert axes.get_legend() is None
+
+
+def test_an_svg_has_the_pages_colors_and_one_size() -> None:
+    curve = pd.Series([0.0, 1 / 3, 1.0], [0.0, 1 / 7, 1.0])
+    curves = {str(number): curve for number in range(6)}
+    for svg, height in (
+        (svg_in_unit_square("a", curves, ROC), "201.6"),
+        (svg_by_epoch("b", curves, "nats", best=1), "187.2"),
+    ):
+        root = ElementTree.fromstring(svg)
+        # 3 inches of 72 points; the page sets the size.
+        assert root.attrib["viewBox"] == f"0 0 216 {height}"
+        assert not {"width", "height"} & root.attrib.keys()
+        assert root.attrib["aria-hidden"] == "true"
+        assert not re.search(r'"[^"]*\d\.\d{3}|<g id|<!--|font-family|#0[1-4]0', svg)
+        for variable in VARIABLES.values():
+            assert variable in svg
+        dashes = set(re.findall(r"stroke-dasharray: [\d., ]+", svg))
+        assert len(dashes) == 6  # five of the curves, and the dotted line
+
+
+def test_figures_have_the_sizes_of_their_plots() -> None:
+    means = pd.DataFrame([[0.25, 0.5], [1.0, 0.0]], ["a", "b"], ["a", "b"])
+    figure = plot_means(means)
+    assert figure.get_size_inches().tolist() == [6, 5]
+    (image,) = figure.axes[0].images
+    assert image.get_clim() == (0, 1)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    for number, ticks in ((30, 30), (31, 9)):  # Matplotlib's own ticks are few
+        axes = plot_means(pd.DataFrame(np.zeros((number, number)))).axes[0]
+        assert len(axes.get_xticks()) == len(axes.get_yticks()) == ticks
