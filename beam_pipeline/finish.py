@@ -99,7 +99,11 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     rejects += [reject for result in results for reject in result.rejects]
     if rejects:  # otherwise the input is no longer needed
         check_rejections(unfinished, plan, results, find_input(files.input, files.storage_patience))
-    check_rejects(unfinished, plan.files_seen, rejects, options.run.max_reject_fraction)
+    allowed = options.run.max_reject_fraction
+    check_rejects(unfinished, plan.files_seen, rejects, allowed)
+    if plan.not_sampled:  # all files would hide faults in a sample of the slices
+        in_sample = [reject for result in results for reject in result.rejects]
+        check_rejects(unfinished, plan.slices, in_sample, allowed)
     folder.remove_partial()  # of workers that died
     folder.remove(CARD)  # of a refused run
     folder.make_durable(result.file for result in results)

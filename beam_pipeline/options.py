@@ -64,6 +64,16 @@ class Unlabeled(StrEnum):
     SKIP = "skip"
 
 
+class LabelLevel(StrEnum):
+    """What a label file's ids name."""
+
+    AUTO = "auto"
+    IMAGE = "image"
+    SERIES = "series"
+    STUDY = "study"
+    PATIENT = "patient"
+
+
 class GroupBy(StrEnum):
     """What must not be in two folds."""
 
@@ -170,7 +180,9 @@ class LabelOptions(Declared, title="labels"):
         ),
     ] = ImageId.AUTO
     id_column: Annotated[OptionalText, Mark.AFTER_HEADERS] = None
-    """column of the image ids in a wide label file; found by its name if not given"""
+    """column of the ids in a wide label file; found by its name if not given"""
+    label_level: Annotated[LabelLevel, Mark.AFTER_HEADERS] = LabelLevel.AUTO
+    """what the label file's ids name; a slice gets the labels of its series, study or patient"""
     label_columns: Annotated[
         tuple[str, ...],
         BeforeValidator(_parse_names),
@@ -181,6 +193,13 @@ class LabelOptions(Declared, title="labels"):
     """classes, as in a row of CSV: columns of a wide label file, or ends of IDs of a long one"""
     unlabeled: Annotated[Unlabeled, Mark.AFTER_HEADERS] = Unlabeled.REJECT
     """files that the label file does not name: rejected, or left out and only counted"""
+
+
+class SelectionOptions(Declared, title="selection"):
+    """Which of the usable slices are written."""
+
+    max_patients: Annotated[int, Field(ge=0), Mark.AFTER_HEADERS] = 0
+    """write a sample of so many patients, with the label shares of all; 0: all patients"""
 
 
 class SplitOptions(Declared, title="splits"):
@@ -240,6 +259,7 @@ class Options(Declared):
     files: Files
     image: ImageOptions = ImageOptions()
     labels: LabelOptions = LabelOptions()
+    selection: SelectionOptions = SelectionOptions()
     splits: SplitOptions = SplitOptions()
     identifiers: IdentifierOptions = IdentifierOptions()
     run: RunOptions = RunOptions()

@@ -35,7 +35,7 @@ HOLDOUT_SPLIT = "holdout"
 # The manifest's keys: content of the directory, and its origin.
 MANIFEST_CONTENT = (
     *("schema_version", "labels", "windows", "image", "counts", "splits", "files"),
-    *("image_id", "labels_joined_by", "notes"),
+    *("image_id", "labels_joined_by", "label_level", "notes"),
 )
 MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 

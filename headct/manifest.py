@@ -164,6 +164,8 @@ class Manifest:
         files: other files in the directory, by name.
         options: of the pipeline's run.
         image_id: the source of unique image ids.
+        label_level: what the label file's ids named: image, or series, study or patient, whose
+            labels all slices of it have; None without labels, and in older manifests.
     """
 
     schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]
@@ -185,6 +187,10 @@ class Manifest:
     ] = field(default_factory=dict)
     options: Options = field(default_factory=dict)
     image_id: Any = None
+    label_level: Annotated[
+        Literal["image", "series", "study", "patient"] | None,
+        must("image, series, study, patient or null"),
+    ] = None
 
 
 def parse_manifest(data: bytes, name: str, model: type[Manifest] = Manifest) -> Manifest:

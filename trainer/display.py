@@ -158,6 +158,11 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
         )
     if "label_weights" in figures:  # earlier versions did not write them
         lines.append(f"Weights in the log loss: {explain_weights(figures['label_weights'])}.")
+    if (level := figures.get("label_level")) not in (None, "image"):
+        lines.append(
+            f"Labels are per {level}: a slice is judged by the labels of its {level}, and is"
+            " positive wherever in it the finding is."
+        )
     lines += explain_training(figures)
     split = figures["split"]
     for label, of_label in figures["labels"].items():

@@ -152,6 +152,8 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
     unlabeled = f"; {count(skipped)} without a label skipped" if skipped else ""
     excluded = counts.get("excluded", 0)  # older versions rejected these files
     unwanted = f"; {count(excluded)} excluded as not wanted" if excluded else ""
+    if others := counts.get("not_sampled", 0):
+        unlabeled += f"; {count(others)} of patients who are not in the sample"
     used = f"{percent(written / seen)} of the files; {count(counts['resized'])} resized"
     repaired, patients = sum(counts["repaired"].values()), frame["patient_id"].nunique()
     size = decimal(sum(shard["bytes"] for shard in shards))

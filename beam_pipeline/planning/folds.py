@@ -21,6 +21,9 @@ _IDLE = 100  # the search ends after as many descents without improvement
 # and a greedy assignment is already more even.
 _WORK = 100_000_000
 _FEWEST_STEPS = 120
+# Of the search for a sample: descents, searches without an improving swap that end a descent, and
+# random swaps before the next.
+_ROUNDS, _IDLE_SWAPS, _SWAPS = 128, 4, 3
 
 
 def assign_splits(
@@ -101,14 +104,59 @@ def assign_folds(
     Returns:
         [g], fold per group.
     """
-    columns = np.column_stack([labels, np.ones(len(labels), np.int8)])
-    per_label = [np.bincount(groups, weights=column) for column in columns.T]
-    counts = np.stack(per_label, axis=1).astype(np.float64)
+    counts = _count(groups, labels)
     rng, wanted = np.random.default_rng(seed), np.asarray(shares)
     start = np.full(len(counts), -1, np.int64) if fixed is None else fixed
     balance = Balance(counts, wanted, _deal(counts, wanted, start, rng), start < 0)
     _refine(balance, rng)
     return search_folds(balance, rng)
+
+
+def _count(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Return the slices per group (row) with each label, and all slices: [g, l + 1]."""
+    columns = np.column_stack([labels, np.ones(len(labels), np.int8)])
+    return np.stack([np.bincount(groups, weights=column) for column in columns.T], axis=1)
+
+
+def sample_groups(
+    groups: NDArray[np.int64], labels: NDArray[np.int8], number: int, seed: int
+) -> NDArray[np.bool_]:
+    """Choose groups whose labels are distributed as in all groups.
+
+    For each label, the sample has about its share of the slices and of the groups with the label,
+    and about its share of all slices. Iterated local search by swaps, as in `search_folds`.
+
+    Args:
+        groups: [n], group (patient) per example, 0 to g - 1.
+        labels: [n, l], 0 or 1.
+        number: number of groups to choose, below g.
+        seed: seed of the search.
+
+    Returns:
+        [g], whether each group is chosen.
+    """
+    counts = _count(groups, labels)
+    counts = np.column_stack([counts, counts[:, :-1] > 0])
+    shares = np.array([number, len(counts) - number]) / len(counts)
+    rng = np.random.default_rng(seed)
+    outside = np.ones(len(counts), np.int64)
+    outside[rng.choice(len(counts), number, replace=False)] = 0
+    balance = Balance(counts, shares, outside, np.ones(len(counts), np.bool_), exact=True)
+    best, least = outside, balance.cost()
+    for _ in range(_ROUNDS):
+        idle = 0
+        while idle < _IDLE_SWAPS:
+            gain, one, other = balance.best_swap(0, 1, rng)
+            if gain < 0:
+                balance.swap(one, other)
+            idle = 0 if gain < 0 else idle + 1
+        if balance.cost() < least:
+            best, least = balance.fold_of.copy(), balance.cost()
+        balance = replace(balance, fold_of=best.copy())
+        for _ in range(_SWAPS):
+            one, other = (rng.choice(np.flatnonzero(balance.fold_of == fold)) for fold in (0, 1))
+            balance.swap(one, other)
+    return np.asarray(best == 0)
 
 
 def _deal(

@@ -188,8 +188,8 @@ def _known_rows(table: pa.Table | None, check: str) -> dict[tuple[Any, ...], dic
     }
 
 
-def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
-    """Yield the SOP Instance UIDs of some files; files that are not slices are skipped.
+def read_ids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
+    """Yield the ids of image, series, study and patient of some files, skipping other files.
 
     Raises:
         StoreError: the store fails.
@@ -197,7 +197,11 @@ def read_uids(files: InputFiles, sources: Iterable[bytes]) -> Iterator[str]:
     for source in sources:
         with suppress(OSError, Rejected):
             data = files.read(decode_source(source))
-            yield read_header(BytesIO(data), len(data)).sop_instance_uid
+            header = read_header(BytesIO(data), len(data))
+            yield from (
+                *(header.sop_instance_uid, header.series_id),
+                *(header.study_id, header.patient_id),
+            )
 
 
 def locate_sources(

@@ -12,15 +12,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beam_pipeline.keys import study_of
-from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
+from beam_pipeline.options import Identifiers, ImageId, LabelLevel, Options, Unlabeled
 from beam_pipeline.planning.inventory import find_key, replace_uid
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
+    SCAN_FORMS,
     LabelForm,
     image_keys,
     look_up,
+    look_up_scans,
     no_match,
     path_keys,
+    two_levels,
 )
 from beam_pipeline.planning.labels import PROBLEMS, Labels, read_labels
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
@@ -28,9 +31,9 @@ from headct.errors import UsageError
 from headct.layout import ID_COLUMNS, inventory_table
 from headct.reasons import Reason
 
-# Verdicts: below 0 a used file, a file rejected by its header, and a skipped file without a
-# label; else an index into VERDICTS.
-USED, BY_HEADER, SKIPPED = -1, -2, -3
+# Verdicts: below 0 a used file, a file rejected by its header, a skipped file without a label, and
+# a file of a patient who is not in the sample; else an index into VERDICTS.
+USED, BY_HEADER, SKIPPED, NOT_SAMPLED = -1, -2, -3, -4
 VERDICTS = (
     (Reason.DUPLICATE_ID, ""),
     (Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"),
@@ -188,11 +191,11 @@ class JoinedFiles:
     Attributes:
         inventory: inventory of all files.
         identity: source of the image ids.
-        verdicts: int8 [files], USED, BY_HEADER, SKIPPED, or an index into VERDICTS.
+        verdicts: int8 [files], one of USED to NOT_SAMPLED, or an index into VERDICTS.
         slices: rows of the used files in `Inventory.files`.
         names: names of the labels; empty without a label file.
         labels: int8 [slices, labels], 0 or 1.
-        labels_without_file: number of labeled image ids without a file.
+        labels_without_file: number of labeled ids without a file.
         labels_joined_by: form of the label file's ids; None without a label file.
         notes: sentences on decisions that the data made.
     """
@@ -264,6 +267,10 @@ def judge(inventory: Inventory, labels: Labels | None, options: Options) -> Join
             f"{(found != NO_LABEL).sum()} of {len(found)} files"
             f"{f', {skipped} without a label skipped' if skipped else ''}."
         )
+        if form in SCAN_FORMS:
+            notes.append(
+                f"The labels are per {form.level}: each slice has those of its {form.level}."
+            )
     used = verdicts == USED
     return JoinedFiles(
         inventory,
@@ -281,29 +288,60 @@ def judge(inventory: Inventory, labels: Labels | None, options: Options) -> Join
 def _match(
     inventory: Inventory, are_slices: NDArray[np.bool_], labels: Labels, options: Options
 ) -> tuple[LabelForm, NDArray[np.int32], NDArray[np.bool_]]:
-    """Choose the form by which most labels match exactly one slice.
+    """Choose the form by which most labels match exactly one slice, or any slices of a scan.
 
-    Returns the form, the label index per file, and whether each label's id fits several slices.
+    Returns the form, the label index per file, and whether each label's id fits several slices
+    without being that of a scan.
+
+    Raises:
+        UsageError: no label matches, or as many match two kinds of scans.
     """
     files, total, slices = inventory.files, len(labels.ids), int(are_slices.sum())
-    index = pd.Index(image_keys(labels.ids))
-    found = {form: look_up(index, files[form].to_numpy()) for form in LabelForm if form in files}
+    level = options.labels.label_level
+    found: dict[LabelForm, NDArray[np.int32]] = {}
+    fitting: dict[LabelForm, int] = {}  # labels
+    shared = np.zeros(total, np.bool_)
 
     def count(form: LabelForm) -> NDArray[np.int64]:
         of_slices = found[form][are_slices]
         return np.bincount(of_slices[of_slices != NO_LABEL], minlength=total)
 
-    counts = {form: count(form) for form in found}
-    if max((n == 1).sum() for n in counts.values()) < min(slices, total):
-        found[LabelForm.UID] = _find_by_uid(inventory, labels, options)
-        counts[LabelForm.UID] = count(LabelForm.UID)
-    # Forms that fit only rejected files rank above forms that fit no file.
-    best = max(found, key=lambda f: ((counts[f] == 1).sum(), (found[f] != NO_LABEL).any()))
+    def rank(form: LabelForm) -> tuple[int, bool]:
+        # Forms that fit only rejected files rank above forms that fit no file.
+        return fitting[form], bool((found[form] != NO_LABEL).any())
+
+    if level in (LabelLevel.AUTO, LabelLevel.IMAGE):
+        index = pd.Index(image_keys(labels.ids))
+        for form in LabelForm:
+            if form in files:
+                found[form] = look_up(index, files[form].to_numpy())
+                fitting[form] = int((count(form) == 1).sum())
+        if max(fitting.values()) < min(slices, total):
+            found[LabelForm.UID] = _find_by_uid(inventory, labels, options)
+            fitting[LabelForm.UID] = int((count(LabelForm.UID) == 1).sum())
+        best = max(found, key=rank)
+        shared = count(best) > 1
+    for form in SCAN_FORMS:
+        column = f"{form.level}_id"
+        # A scan's labels win if they are more: than there are scans, they cannot be.
+        if level is form.level or (
+            level is LabelLevel.AUTO
+            and fitting[best] < min(total, files.loc[are_slices, column].nunique())
+        ):
+            known, numbers = inventory.texts[column], files[column].to_numpy()
+            found[form] = look_up_scans(labels.ids, find_key(options), column, known, numbers)
+            fitting[form] = int((count(form) > 0).sum())
+    best = max(found, key=rank)
+    if best in SCAN_FORMS:
+        shared[:] = False
+        equal = [form for form in SCAN_FORMS if fitting.get(form) == fitting[best]]
+        if len(equal) > 1 and fitting[best]:
+            raise two_levels(equal, options)
     if slices and not (found[best] != NO_LABEL).any():
         first = np.arange(len(files)) == are_slices.argmax()
         ((_, table),) = inventory.read(first, ["source"])
         raise no_match(labels.ids, options, table["source"][0].as_py())
-    return best, found[best], counts[best] > 1
+    return best, found[best], shared
 
 
 def _find_by_uid(inventory: Inventory, labels: Labels, options: Options) -> NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """Labels of files, found by the kind of file id that fits the labels' ids best."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import islice
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.inventory import read_uids
+from beam_pipeline.keys import hash_id
+from beam_pipeline.options import ImageId, LabelLevel, Options
+from beam_pipeline.planning.inventory import read_ids
 from beam_pipeline.planning.labels import plain_ids
 from headct.errors import UsageError
 from headct.stores import FileInfo, InputFiles, decode_source, encode_source, show_source
@@ -51,11 +53,44 @@ class LabelForm(StrEnum):
     PATH = "path"
     FULL_PATH = "path with its suffix"
     UID = "SOP Instance UID"
+    SERIES = "Series Instance UID"
+    STUDY = "Study Instance UID"
+    PATIENT = "Patient ID"
+
+    @property
+    def level(self) -> LabelLevel:
+        """What the ids name."""
+        return LabelLevel[self.name] if self in SCAN_FORMS else LabelLevel.IMAGE
+
+
+SCAN_FORMS = (LabelForm.SERIES, LabelForm.STUDY, LabelForm.PATIENT)  # from fine to coarse
 
 
 def look_up(labels: pd.Index, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
     """Return the index of each key, or NO_LABEL."""
     return labels.get_indexer(pd.Index(keys)).astype(np.int32)
+
+
+def look_up_scans(
+    ids: pa.Array, key: bytes, column: str, known: Sequence[str], numbers: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """Return the label index of each file by the id of its series, study or patient.
+
+    Args:
+        ids: the labels' ids.
+        key: hash key of the inventory's ids.
+        column: one of ID_COLUMNS.
+        known: ids of the inventory, by number.
+        numbers: [files], the number of each file's id.
+    """
+    places = pd.Index(known)
+    label_of = np.full(len(known), NO_LABEL, np.int32)
+    for first in range(0, len(ids), _IDS_AT_A_TIME):
+        texts = ids[first : first + _IDS_AT_A_TIME].to_pylist()
+        found = places.get_indexer(pd.Index([hash_id(key, column, text) for text in texts]))
+        label_of[found[found >= 0]] = first + np.flatnonzero(found >= 0)
+    label_of[places == ""] = NO_LABEL  # of files without a readable header
+    return np.asarray(label_of[numbers])
 
 
 def path_keys(paths: pa.Array) -> dict[str, NDArray[np.uint64]]:
@@ -90,7 +125,7 @@ def check_labels_fit(
     """Raise an error if no label can match a file, before all headers are read.
 
     The first match ends the check. The error needs a comparison of all names and of some files'
-    UIDs.
+    UIDs and Patient IDs. Labels that `--label_level` says to be per scan are not checked here.
 
     Args:
         ids: the labels' ids.
@@ -102,6 +137,8 @@ def check_labels_fit(
         UsageError: no label matches.
         StoreError: the store fails.
     """
+    if options.labels.label_level not in (LabelLevel.AUTO, LabelLevel.IMAGE):
+        return
     names = (encode_source(info.path) for info in found)
     labels, seen = pd.Index(image_keys(ids)), list[bytes]()
     while part := list(islice(names, _NAMES_AT_A_TIME)):
@@ -112,17 +149,29 @@ def check_labels_fit(
     if not seen or pc.any(pc.match_substring_regex(ids, _UID_SHAPE)).as_py():
         return  # UIDs can only be compared after headers are read
     some = np.unique(np.linspace(0, len(seen) - 1, _PEEKED).astype(np.int64))
-    uids = read_uids(files, [seen[place] for place in some.tolist()])
-    if not pc.any(pc.is_in(pa.array(uids, ids.type), ids)).as_py():
+    known = read_ids(files, [seen[place] for place in some.tolist()])
+    if not pc.any(pc.is_in(pa.array(known, ids.type), ids)).as_py():
         raise no_match(ids, options, seen[0])
 
 
 def no_match(ids: pa.Array, options: Options, path: bytes) -> UsageError:
-    """Return the error that no label matches; it quotes a label's id and, perhaps, a path."""
-    like = f", those of the files like {show_source(decode_source(path))!r}"
+    """Return the error that no label matches; it shows the form of an id and, perhaps, a path."""
+    like = f", the files like {show_source(decode_source(path))!r}"
     hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
+    # The id may be a patient's: its letters and digits are replaced.
+    form = re.sub(r"[^\W\d_]", "A", re.sub(r"\d", "0", ids[0].as_py()))
     return UsageError(
-        f"no image of label file {options.files.labels} is among the files: its ids are like "
-        f"{ids[0].as_py()!r}{'' if hidden else like}; they may be file names, paths below the "
-        "input or SOP Instance UIDs; --id_column names another column"
+        f"no label of {options.files.labels} is of a slice: its ids have the form "
+        f"{form!r}{'' if hidden else like}; they may be file names, paths below the input, UIDs of "
+        "image, series or study, or Patient IDs; --id_column names another column, --label_level "
+        "what the ids name"
+    )
+
+
+def two_levels(forms: Sequence[LabelForm], options: Options) -> UsageError:
+    """Return the error that ids fit two kinds of scans equally well."""
+    choices = " or ".join(f"--label_level {form.level}" for form in forms)
+    return UsageError(
+        f"the ids of label file {options.files.labels} fit "
+        f"{' and '.join(f'{form}s' for form in forms)} equally well: want {choices}"
     )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from beam_pipeline.options import LabelOptions
+from beam_pipeline.options import LabelLevel, LabelOptions
 from beam_pipeline.planning.text_tables import TextTable, open_table
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
@@ -45,8 +45,14 @@ _HARMLESS = re.compile(
 # Values in place of a header: numbers, dates and UIDs may identify somebody, and are not shown.
 _DATUM = re.compile(rf"(?i){_HARMLESS.pattern.removeprefix('(?i)')}|nan|[-+]?\d[-+\d.,:/e ]*")
 _LONG = ("ID", "Label")
-# Names of a wide file's id column; the case is ignored.
-_ID_NAMES = ("image_id", "image", "id", "sopinstanceuid", "sop_instance_uid", "filename", "file")
+# Names of a wide file's id columns, without blanks and punctuation; the case is ignored.
+_ID_NAMES = ("imageid", "image", "id", "sopinstanceuid", "filename", "file")
+_SCAN_ID_NAMES = {
+    LabelLevel.SERIES: ("seriesinstanceuid", "seriesuid", "seriesid", "series"),
+    LabelLevel.STUDY: ("studyinstanceuid", "studyuid", "studyid", "study"),
+    LabelLevel.PATIENT: ("patientid", "patient"),
+}
+_OF_SCANS = tuple(name for names in _SCAN_ID_NAMES.values() for name in names)
 # pandas' names for an index and for unnamed columns of a CSV file.
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
 _UNNAMED = re.compile(rf"(Unnamed: \d+|{_INDEX.pattern})?")
@@ -194,9 +200,11 @@ def find_columns(
     Raises:
         ValueError: a column is missing; the message lists the columns of the file.
     """
-    ids = _find_ids(columns, options.id_column)
+    ids = _find_ids(columns, options)
     others = [name for place, name in enumerate(columns) if place != ids]
-    named = [name for name in others if not _UNNAMED.fullmatch(name)]
+    named = [
+        name for name in others if not _UNNAMED.fullmatch(name) and _plain(name) not in _OF_SCANS
+    ]
     if missing := [name for name in options.label_columns if name not in others]:
         raise ValueError(f"it has {_listed(columns)}, not {quoted(missing[0])}")
     rsna = RSNA_LABELS if {*RSNA_LABELS} <= {*others} else ()
@@ -218,13 +226,19 @@ def find_columns(
     return ids, classes, [] if options.label_columns else unnamed
 
 
-def _find_ids(columns: Sequence[str], id_column: str | None) -> int:
-    if id_column in columns:
-        return _place(columns, str(id_column))
-    plain = [re.sub("[ -]", "_", name.lower()) for name in columns]
-    found = [place for place, name in enumerate(plain) if name in _ID_NAMES]
+def _plain(name: str) -> str:
+    return re.sub("[ _-]", "", name.lower())
+
+
+def _find_ids(columns: Sequence[str], options: LabelOptions) -> int:
+    """Return the place of the column of ids: `--label_level`'s, or else the finest level's."""
+    if options.id_column in columns:
+        return _place(columns, str(options.id_column))
+    of_level = _SCAN_ID_NAMES.get(options.label_level, ())
+    wanted = [of_level, _ID_NAMES, *_SCAN_ID_NAMES.values()]
+    found = [i for names in wanted for i, name in enumerate(columns) if _plain(name) in names]
     found += [place for place, name in enumerate(columns) if _is_index(place, name)]
-    if id_column is None and found and len(columns) > 1:
+    if options.id_column is None and found and len(columns) > 1:
         return found[0]
     if any(map(_DATUM.fullmatch, columns)):
         raise ValueError(f"its first row holds values, not the names of columns; {_WANTED}")

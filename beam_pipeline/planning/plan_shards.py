@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Options, SplitOptions
 from beam_pipeline.planning.duplicates import ALONE, count_identical, find_identical, join_groups
-from beam_pipeline.planning.folds import assign_shards, assign_splits
+from beam_pipeline.planning.folds import assign_shards, assign_splits, sample_groups
 from beam_pipeline.planning.folds_from import Earlier
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
+    NOT_SAMPLED,
     SKIPPED,
     USED,
     VERDICTS,
@@ -71,7 +73,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
         OutputError: the plan cannot be written.
         StoreError: a store fails.
     """
-    joined = join_labels(parts, options)
+    joined = sample_patients(join_labels(parts, options), options)
     inventory, slices = joined.inventory, joined.slices
     unfinished = inventory.unfinished
     hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
@@ -93,7 +95,9 @@ def plan_shards(parts: int, options: Options) -> Plan:
         identifying_paths=0 if hidden else inventory.identifying_paths,
         image_id=joined.identity.by.value,
         labels_joined_by=joined.labels_joined_by,
+        label_level=joined.labels_joined_by and joined.labels_joined_by.level.value,
         notes=notes,
+        not_sampled=int((joined.verdicts == NOT_SAMPLED).sum()),
         without_patient_id={
             "slices": int(slices["unnamed"].sum()),
             "studies": int(slices["study_id"][slices["unnamed"]].nunique()),
@@ -112,7 +116,7 @@ def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
     rejects = []
     verdicts, identity = joined.verdicts, joined.identity
     columns = {*REJECT_COLUMNS, identity.column}
-    wanted = (verdicts != USED) & (verdicts != SKIPPED)
+    wanted = ~np.isin(verdicts, (USED, SKIPPED, NOT_SAMPLED))
     for places, table in joined.inventory.read(wanted, [*columns]):
         for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
@@ -129,6 +133,31 @@ def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
                 }
             )
     return rejects
+
+
+def sample_patients(joined: JoinedFiles, options: Options) -> JoinedFiles:
+    """Return the files with a sample of the patients (`--max_patients`), or studies if grouped so.
+
+    The sample has about the label shares of all slices. Its patients are whole: the slices are
+    those that a run without the option writes.
+    """
+    number = options.selection.max_patients
+    groups = _group(joined, options.splits) if number else np.empty(0, np.int64)
+    count = int(groups.max(initial=-1)) + 1
+    if not 0 < number < count:
+        return joined
+    chosen = sample_groups(groups, joined.labels, number, options.splits.seed)[groups]
+    verdicts = joined.verdicts.copy()
+    verdicts[joined.slices.index[~chosen]] = NOT_SAMPLED
+    noun = "studies" if options.splits.group_by is GroupBy.STUDY else "patients"
+    note = f"--max_patients: {number} of {count} {noun}, {chosen.sum()} of {len(chosen)} slices."
+    return replace(
+        joined,
+        verdicts=verdicts,
+        slices=joined.slices[chosen],
+        labels=joined.labels[chosen],
+        notes=(*joined.notes, note),
+    )
 
 
 def deal(
@@ -154,7 +183,9 @@ def deal(
     """
     splits = {UNLABELED_SPLIT: np.arange(len(joined.slices))}
     if joined.names and len(joined.slices):
-        groups = _group(joined, identical, options)
+        groups = _group(joined, options)
+        if options.leak_check is LeakCheck.JOIN:
+            groups = join_groups(groups, identical)
         splits = assign_splits(groups, joined.labels, options, known)
     dealt = {}
     for split, rows in splits.items():
@@ -164,10 +195,8 @@ def deal(
     return dealt
 
 
-def _group(
-    joined: JoinedFiles, identical: NDArray[np.int64], options: SplitOptions
-) -> NDArray[np.int64]:
-    """Return the group of each slice that must stay in one split, numbered from 0."""
+def _group(joined: JoinedFiles, options: SplitOptions) -> NDArray[np.int64]:
+    """Return the group of each slice, a patient or study, numbered from 0."""
     if options.group_by is GroupBy.STUDY:
         groups = joined.slices["study_id"]
     else:
@@ -179,8 +208,7 @@ def _group(
         shared = files["study_id"].where(open_studies, ALONE)
         groups = pd.Series(join_groups(files["patient_id"], shared), files.index)
         groups = groups[joined.slices.index]
-    numbered = np.asarray(pd.factorize(groups)[0], np.int64)
-    return join_groups(numbered, identical) if options.leak_check is LeakCheck.JOIN else numbered
+    return np.asarray(pd.factorize(groups)[0], np.int64)
 
 
 def _write_tables(

@@ -196,12 +196,14 @@ def build_manifest(
             "resized": sum(result.resized for result in results),
             "labels_without_file": plan.labels_without_file,
             "unlabeled_skipped": plan.skipped,
+            "not_sampled": plan.not_sampled,
             "identifying_paths": plan.identifying_paths,
             "without_patient_id": plan.without_patient_id,
             "identical_pixels": asdict(plan.identical),
         },
         "image_id": plan.image_id,
         "labels_joined_by": plan.labels_joined_by,
+        "label_level": plan.label_level,
         "notes": list(plan.notes),
         "splits": {
             split: _describe_split(

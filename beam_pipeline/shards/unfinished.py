@@ -62,7 +62,7 @@ class Plan:
         labels: names of the classes.
         files_seen: number of files in the input, without skipped ones.
         skipped: number of files without a row in the label file, with `--unlabeled skip`.
-        labels_without_file: number of labeled image ids without a file.
+        labels_without_file: number of labeled ids without a file.
         identifying_paths: number of files whose written path holds an identifier of their patient.
         image_id: ids that tell slices apart, `file_name` or `sop_instance_uid`.
         labels_joined_by: kind of the label file's ids (`LabelForm`); None without a label file.
@@ -71,6 +71,8 @@ class Plan:
         shards: the shards' file names, in order.
         slices: number of planned slices.
         without_patient_id: number of planned slices without a PatientID, and of their studies.
+        label_level: what the label file's ids name: image, series, study or patient.
+        not_sampled: number of usable files whose patient is not in the sample.
     """
 
     labels: tuple[str, ...]
@@ -85,6 +87,8 @@ class Plan:
     shards: tuple[str, ...]
     slices: int
     without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
+    label_level: str | None = None
+    not_sampled: int = 0
 
 
 @dataclass(frozen=True)

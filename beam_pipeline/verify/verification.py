@@ -80,6 +80,7 @@ class _FileCounts:
     excluded: Count = 0  # earlier versions rejected these files
     excluded_by_reason: Counts = field(default_factory=dict)
     unlabeled_skipped: Count = 0
+    not_sampled: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,9 @@ class _DirectoryChecker:
         """Compare values of the manifest with other values that determine them."""
         counts, splits = self._manifest["counts"], self._manifest["splits"]
         expected = {
-            "files_seen": counts["written"] + counts["rejected"] + counts["excluded"],
+            "files_seen": sum(
+                counts[name] for name in ("written", "rejected", "excluded", "not_sampled")
+            ),
             "written": sum(split["examples"] for split in splits.values()),
             "rejected": sum(counts["rejected_by_reason"].values()),
             "excluded": sum(counts["excluded_by_reason"].values()),

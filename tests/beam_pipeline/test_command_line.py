@@ -126,7 +126,7 @@ class BadInput:
         BadInput({"labels": "{tmp}/sheet.csv"}, "sheet.csv: it is an Excel workbook; save it as"),
         BadInput({"labels": "{tmp}/ragged.csv"}, "row 2 after the header has 2 values, the header"),
         BadInput({"labels": "{tmp}"}, "cannot read label file {tmp}: Is a directory"),
-        BadInput({"labels": "{tmp}/others.csv"}, "its ids are like 'case_1', those of the files"),
+        BadInput({"labels": "{tmp}/others.csv"}, "its ids have the form 'AAAA_0', the files like"),
         BadInput({"labels": "{tmp}/ages.csv"}, "'age' is not of 0 and 1, but for instance 54"),
         BadInput({"folds_from": "/absent.csv"}, "/absent.csv"),
         BadInput({"identifiers": "hash"}, "--identifiers hash needs a key of 16 bytes or more"),

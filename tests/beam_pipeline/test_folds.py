@@ -17,6 +17,7 @@ from beam_pipeline.planning.folds import (
     assign_folds,
     assign_shards,
     assign_splits,
+    sample_groups,
     search_folds,
 )
 from beam_pipeline.planning.labels import RSNA_LABELS
@@ -160,6 +161,44 @@ def test_folds_of_the_real_table_are_even_on_all_labels(real_data: Path, seed: i
     groups = pd.factorize(table["PatientID"])[0]
     labels = table[list(RSNA_LABELS)].to_numpy(np.int8)
     assert_even(groups, labels, assign_folds(groups, labels, even(5), seed))
+
+
+def off(groups: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Slices with each label that a sample has more than its share, by its own size."""
+    of_sample = labels[chosen[groups]]
+    return np.asarray(of_sample.sum(axis=0) - labels.mean(axis=0) * len(of_sample))
+
+
+@pytest.mark.parametrize("number", [50, 200])
+def test_a_sample_of_the_real_table_has_its_label_shares(real_data: Path, number: int) -> None:
+    table = pd.read_csv(real_data / "tables" / "slices_78545.csv.gz")
+    groups = pd.factorize(table["PatientID"])[0]
+    labels = table[list(RSNA_LABELS)].to_numpy(np.int8)
+    patients = int(groups.max()) + 1
+    by_chance = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        random = np.isin(np.arange(patients), rng.choice(patients, number, replace=False))
+        by_chance.append(np.abs(off(groups, labels, random)).max())
+    assert np.median(by_chance) > 20
+    samples = [sample_groups(groups, labels, number, seed) for seed in (0, 1, 2)]
+    with_label = pd.DataFrame(labels).groupby(groups).max()
+    for chosen in samples:
+        assert chosen.sum() == number
+        assert np.abs(off(groups, labels, chosen)).max() < 1
+        assert abs(chosen[groups].sum() - number * len(groups) / patients) < 1
+        assert (abs(with_label[chosen].sum() - number * with_label.mean()) < 1).all()
+    assert (samples[0] == sample_groups(groups, labels, number, 0)).all()
+    assert (samples[0] != samples[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "kinds"), [(2, 1, 0), (2, 1, 3), (9, 8, 1), (9, 1, 2), (9, 4, 0)]
+)
+def test_a_sample_has_as_many_groups_as_asked(count: int, number: int, kinds: int) -> None:
+    groups = np.repeat(np.arange(count), 2)
+    labels = (np.arange(len(groups))[:, None] % 3 == np.arange(kinds)).astype(np.int8)
+    assert sample_groups(groups, labels, number, seed=1).sum() == number
 
 
 @given(

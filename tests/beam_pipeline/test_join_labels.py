@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from beam_pipeline import pipeline
@@ -13,13 +14,14 @@ from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.keys import hash_id
 from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
 from beam_pipeline.planning.inventory import inspect_part, list_parts
+from beam_pipeline.planning.label_match import LabelForm, check_labels_fit
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.unfinished import Plan, Unfinished
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
 from headct.errors import UsageError
 from headct.layout import REJECTS_TABLE, SHARDS_A_PART, plan_table
-from headct.stores import Folder
+from headct.stores import Folder, InputFiles
 
 WriteSlice = Callable[..., Path]
 KEY = "key-of-all-identifiers-0123456789"
@@ -153,11 +155,94 @@ def test_copies_are_duplicates_and_files_without_a_uid_have_no_id(
 
 def test_labels_of_other_files_are_refused_after_the_headers_too(export: Path) -> None:
     ids = {path: f"9{uid}" for path, uid in FILES.items()}
-    with pytest.raises(UsageError, match=r"its ids are like '91\.2\.826\.0\.1\.0\.0\.0', those of"):
+    with pytest.raises(
+        UsageError, match=r"ids have the form '00\.0\.000\.0\.0\.0\.0\.0', the files"
+    ):
         plan(options_for(export, ids))
     with pytest.raises(UsageError) as refused:
         plan(options_for(export, ids, image_id=ImageId.ORDINAL))
     assert "IM000" not in str(refused.value)
+
+
+# Ids of what a file of FILES is in.
+SCANS: dict[str, Callable[[str], str]] = {
+    "series": lambda path: f"1.2.3.{path[1]}.{path[4]}",
+    "study": lambda path: f"1.2.3.{path[1]}",
+    "patient": lambda path: path[:2],
+}
+
+
+@pytest.mark.parametrize("identifiers", Identifiers)
+@pytest.mark.parametrize("level", SCANS)
+def test_slices_have_the_labels_of_their_scan(
+    export: Path, level: str, identifiers: Identifiers
+) -> None:
+    (export / "key").write_text(KEY)
+    of_file = {path: SCANS[level](path) for path in FILES}
+    scans = [*dict.fromkeys(of_file.values())]
+    ids = {scan: scan for scan in [*scans[:-1], "of no file"]}
+    options = options_for(
+        export,
+        ids,
+        unlabeled=Unlabeled.SKIP,
+        identifiers=identifiers,
+        identifier_key_file=str(export / "key"),
+    )
+    files = InputFiles.parse(options.files.input)
+    check_labels_fit(pa.array(ids), options, files, files.list())
+    found, slices, rejects = plan(options)
+    values = {scan: place % 2 for place, scan in enumerate(scans[:-1])}
+    expected = {path: values[scan] for path, scan in of_file.items() if scan in values}
+    assert slices["label_any"].to_dict() == expected
+    assert (rejects, found.skipped, found.labels_without_file) == ([], 16 - len(expected), 1)
+    form = LabelForm[level.upper()]
+    assert (found.label_level, found.labels_joined_by) == (level, form)
+    assert found.notes[-2:] == (
+        f"Labels joined by {form}: {len(scans) - 1} of {len(scans)} labels, {len(expected)} of 16 "
+        f"files, {16 - len(expected)} without a label skipped.",
+        f"The labels are per {level}: each slice has those of its {level}.",
+    )
+
+
+@pytest.fixture
+def one_id(tmp_path: Path, write_slice: WriteSlice) -> tuple[Path, dict[str, str]]:
+    """Patients whose only study has their id, and the labels' ids."""
+    ids = {f"SUBJECT-{patient}": f"SUBJECT-{patient}" for patient in range(4)}
+    for name in ids:
+        for number in range(2):
+            path = tmp_path / "in" / name / f"{name[-1]}{number}.dcm"
+            write_slice(path, PatientID=name, StudyInstanceUID=name, SeriesInstanceUID=name[-1])
+    return tmp_path, ids
+
+
+def test_ids_of_two_levels_are_refused_until_an_option_says_which(
+    one_id: tuple[Path, dict[str, str]],
+) -> None:
+    options = options_for(*one_id)
+    with pytest.raises(UsageError) as refused:
+        plan(options)
+    assert str(refused.value) == (
+        f"the ids of label file {options.files.labels} fit Study Instance UIDs and Patient IDs "
+        "equally well: want --label_level study or --label_level patient"
+    )
+    for level in ("study", "patient"):
+        found, slices, _ = plan(options.changed(label_level=level))
+        assert (found.label_level, len(slices)) == (level, 8)
+    for level in ("image", "series"):
+        with pytest.raises(UsageError, match="its ids have the form 'AAAAAAA-0', the files like"):
+            plan(options.changed(label_level=level))
+
+
+def test_images_win_unless_more_labels_are_of_scans(one_id: tuple[Path, dict[str, str]]) -> None:
+    folder, scans = one_id
+    images = {path: path for path in ("00", "10", "20", "30")}
+    options = options_for(folder, scans | images, unlabeled=Unlabeled.SKIP)
+    found, slices, _ = plan(options)
+    assert (found.label_level, len(slices)) == ("image", 4)
+    (more := dict(images)).popitem()
+    options = options_for(folder, scans | more, label_level="auto")
+    with pytest.raises(UsageError, match="fit Study Instance UIDs and Patient IDs"):
+        plan(options)
 
 
 def test_unlabeled_files_are_skipped_if_asked(export: Path) -> None:
@@ -173,13 +258,15 @@ def test_unlabeled_files_are_skipped_if_asked(export: Path) -> None:
     assert found.notes[-1].endswith("12 of 17 files, 4 without a label skipped.")
 
 
-def test_a_directory_with_skipped_files_is_right(export: Path) -> None:
+def test_a_directory_of_a_sample_with_skipped_files_is_right(export: Path) -> None:
     ids = {path: path for path in FILES if not path.startswith("P3")}
-    options = options_for(export, ids, unlabeled=Unlabeled.SKIP, image_id=ImageId.ORDINAL)
+    changes = {"unlabeled": Unlabeled.SKIP, "image_id": ImageId.ORDINAL, "max_patients": 2}
+    options = options_for(export, ids, **changes)
     pipeline.run_here(options)
     counts = json.loads((export / "out" / "manifest.json").read_text())["counts"]
-    assert (counts["files_seen"], counts["written"], counts["rejected"]) == (12, 12, 0)
-    assert counts["unlabeled_skipped"] == 4
+    assert (counts["files_seen"], counts["written"], counts["rejected"]) == (12, 8, 0)
+    assert (counts["unlabeled_skipped"], counts["not_sampled"]) == (4, 4)
+    assert "4 of patients who are not in the sample" in (export / "out/report.html").read_text()
     result = verify_directory(str(export / "out"), source=options.files.input)
     assert [str(finding) for finding in result.findings.kept] == []
 

@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from beam_pipeline.planning.label_match import (
 )
 from beam_pipeline.planning.labels import Labels, plain_ids
 from headct.errors import UsageError
+from headct.layout import ID_COLUMNS
 from headct.stores import FileInfo, InputFiles
 
 UIDS = ["1.2.826.0.1.10", "1.2.826.0.1.11", "1.2.826.0.1.12", "1.2.826.0.1.13"]
@@ -35,7 +37,9 @@ def match(
     ids = plain_ids(pa.array(labels))
     frame = pd.DataFrame(path_keys(pa.array(files, pa.binary())))
     frame["sop_instance_uid"] = image_keys(pa.array(UIDS[: len(files)]))
-    inventory = Inventory(None, [], frame, {}, 0)  # type: ignore[arg-type]
+    frame[[*ID_COLUMNS]] = 0
+    texts = {column: ["some id"] for column in ID_COLUMNS}
+    inventory = Inventory(None, [], frame, texts, 0)  # type: ignore[arg-type]
     slices = np.isin(np.arange(len(files)), [*(range(len(files)) if used is None else used)])
     values = np.zeros((len(ids), 1), np.int8)
     options = Options.of(input="in", output="out", identifiers="keep", image_id=ImageId.ORDINAL)
@@ -138,16 +142,13 @@ LABELS = pa.array([f"ID_{number:03}" for number in range(100)])
 
 
 def check(
-    paths: Iterable[str],
-    uids: Sequence[str] = (),
-    ids: pa.Array = LABELS,
-    image_id: ImageId = ImageId.AUTO,
+    paths: Iterable[str], uids: Sequence[str] = (), ids: pa.Array = LABELS, **options_: Any
 ) -> list[bytes]:
-    """Check labels; returns the files whose UIDs were read."""
+    """Check labels; returns the files whose ids were read."""
     asked: list[bytes] = []
-    options = Options.of(input="in", output="out", labels="labels.csv", image_id=image_id)
+    options = Options.of(input="in", output="out", labels="labels.csv", **options_)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(label_match, "read_uids", lambda _, some: asked.extend(some) or uids)
+        patch.setattr(label_match, "read_ids", lambda _, some: asked.extend(some) or uids)
         found = (FileInfo(path, 0, "") for path in paths)
         check_labels_fit(ids, options, InputFiles("in"), found)
     return asked
@@ -165,13 +166,13 @@ def test_one_label_in_common_is_enough_and_ends_the_search() -> None:
 
 def test_labels_of_other_files_are_refused_with_an_id_of_each() -> None:
     paths = [f"in/slice-{number}" for number in range(25_000)]
-    with pytest.raises(UsageError, match="like 'ID_000', those of the files like 'in/slice-0'"):
+    with pytest.raises(UsageError, match="form 'AA_000', the files like 'in/slice-0'; they"):
         check(paths, ["1.2"])
     check([*paths, "ID_050"])
 
 
 def test_a_hidden_name_is_not_shown() -> None:
-    with pytest.raises(UsageError, match="its ids are like 'ID_000'; they may be") as refused:
+    with pytest.raises(UsageError, match="its ids have the form 'AA_000'; they may be") as refused:
         check(["slice-0"], image_id=ImageId.ORDINAL)
     assert "slice-0" not in str(refused.value)
 
@@ -181,6 +182,7 @@ def test_labels_may_be_of_uids_that_only_headers_have() -> None:
     with pytest.raises(UsageError):
         check(["IM0001", "IM0002"], ["1.2", "1.3"])
     check(["IM0001", "IM0002"], ["1.2"], ids=pa.array(UIDS))  # of others, perhaps
+    check(["IM0001", "IM0002"], ["1.2"], label_level="patient")  # of few patients, perhaps
 
 
 def test_the_files_whose_uids_are_compared_are_spread_over_the_input() -> None:

@@ -66,6 +66,8 @@ PLAN = Plan(
     identical=IdenticalPixels(2, 5, 1, 0),
     shards=tuple(shard.file for shard in RESULTS),
     slices=9,
+    label_level="study",
+    not_sampled=4,
 )
 REJECTS = [
     {"source": f"{name}.dcm", "image_id": name, "reason": reason, "detail": ""}
@@ -113,6 +115,7 @@ def test_counts_of_a_manifest() -> None:
         "resized": 5,
         "labels_without_file": 7,
         "unlabeled_skipped": 2,
+        "not_sampled": 4,
         "identifying_paths": 2,
         "without_patient_id": {"slices": 3, "studies": 1},
         "identical_pixels": {

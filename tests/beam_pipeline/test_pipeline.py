@@ -86,6 +86,7 @@ def test_nothing_is_lost(shards: Path) -> None:
         "resized": 0,
         "labels_without_file": 1,
         "unlabeled_skipped": 0,
+        "not_sampled": 0,
         "identifying_paths": 0,
         "without_patient_id": {"slices": 0, "studies": 0},
         "identical_pixels": {

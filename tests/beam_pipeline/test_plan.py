@@ -28,6 +28,7 @@ from beam_pipeline.planning.duplicates import ALONE
 from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
+    NOT_SAMPLED,
     USED,
     VERDICTS,
     Identity,
@@ -38,7 +39,7 @@ from beam_pipeline.planning.join_labels import (
 )
 from beam_pipeline.planning.label_match import LabelForm, image_keys
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
-from beam_pipeline.planning.plan_shards import deal, ordinals, plan_shards
+from beam_pipeline.planning.plan_shards import deal, ordinals, plan_shards, sample_patients
 from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.errors import HeadctError, UsageError
@@ -92,7 +93,8 @@ def join(
     """Judge files by labels that are joined by file name."""
     keyed = files.assign(**{LabelForm.NAME: files["image_id"]})
     inventory = Inventory(None, [], keyed, {}, 0)  # type: ignore[arg-type]
-    return judge(inventory, labels, OPTIONS.changed(unlabeled=unlabeled, image_id="ordinal"))
+    changes = {"unlabeled": unlabeled, "image_id": "ordinal", "label_level": "image"}
+    return judge(inventory, labels, OPTIONS.changed(**changes))
 
 
 def reasons_of(joined: JoinedFiles) -> list[Any]:
@@ -244,6 +246,27 @@ def test_studies_may_be_kept_whole_instead_of_patients() -> None:
     assert all(len({splits[5 * study + i] for i in range(5)}) == 1 for study in range(4))
     with pytest.raises(UsageError, match="--folds 2: 1 patients cannot fill"):
         splits_of(joined, OPTIONS.splits)
+
+
+@pytest.mark.parametrize(("group_by", "patients"), [("patient", 3), ("study", 4)])
+def test_a_sample_is_of_whole_patients_or_studies(group_by: str, patients: int) -> None:
+    joined = twenty(patients=8)  # a study each, of five slices, the first of which bleeds
+    options = OPTIONS.changed(max_patients=patients, group_by=group_by, seed=2)
+    if group_by == "study":
+        joined.inventory.files["patient_id"] = joined.slices["patient_id"] = 0
+    sample = sample_patients(joined, options)
+    assert sample.slices["study_id"].value_counts().tolist() == [5] * patients
+    assert sample.labels[:, -1].sum() == patients
+    chosen = sample.slices.index
+    assert (sample.labels == joined.labels[chosen]).all()
+    assert (sample.verdicts[chosen] == USED).all()
+    assert (np.delete(sample.verdicts, chosen) == NOT_SAMPLED).all()
+    noun = "studies" if group_by == "study" else "patients"
+    kept = 5 * patients
+    note = f"--max_patients: {patients} of 8 {noun}, {kept} of 40 slices."
+    assert sample.notes == (*joined.notes, note)
+    for enough in (0, 8, 9):
+        assert sample_patients(joined, options.changed(max_patients=enough)) is joined
 
 
 # What follows chooses what identifies a slice.
@@ -420,6 +443,7 @@ def test_every_file_is_planned_or_rejected_once(plan_rows: PlanRows) -> None:
             ShardFile(split, number, 3).name for split in ("fold0", "fold1") for number in range(3)
         ),
         slices=20,
+        label_level="image",
     )
 
 

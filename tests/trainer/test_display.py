@@ -121,6 +121,15 @@ def test_the_figures_are_set_beside_guessing() -> None:
     ]
 
 
+@pytest.mark.parametrize("level", [None, "image", "series", "study", "patient"])
+def test_labels_per_scan_are_said_once_beside_the_figures(level: str | None) -> None:
+    lines = explain_figures(FIGURES | {"label_level": level})
+    expected = [f"Labels are per {level}: a slice is judged by the labels of its {level}, and is"]
+    assert [line[: len(expected[0])] for line in lines if "judged" in line] == (
+        expected if level in ("series", "study", "patient") else []
+    )
+
+
 @pytest.mark.parametrize(
     ("loss", "ends", "words"),
     [

@@ -109,6 +109,7 @@ def measure(frame: pd.DataFrame, setup: EvaluationSetup) -> dict[str, Any]:
     return {
         "split": setup.split.name,
         "patients": slices.intervals["patients"],
+        "label_level": setup.shards.manifest.label_level,
         **compare_with_training(setup, frame),
         **slices.figures,
         "prevalence_log_loss": weighted_log_loss(slices.labels, prevalence, setup.weights),
