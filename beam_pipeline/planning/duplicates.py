@@ -71,8 +71,10 @@ def join_groups(groups: ArrayLike, sets: ArrayLike) -> NDArray[np.int64]:
         [n], numbered from 0 by first appearance.
     """
     frame = pd.DataFrame({"group": np.asarray(groups), "set": np.asarray(sets)})
+    if frame.empty:
+        return np.empty(0, np.int64)
     shared = frame[frame["set"] != ALONE].drop_duplicates()
-    lowest = np.arange(frame["group"].max() + 1 if len(frame) else 0)
+    lowest = np.arange(frame["group"].max() + 1)
     while True:  # of linked groups, all get the lowest number
         before = lowest.copy()
         of_sets = shared.assign(lowest=lowest[shared["group"]]).groupby("set")["lowest"]

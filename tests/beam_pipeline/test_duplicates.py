@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import config
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import (
@@ -22,6 +22,7 @@ from beam_pipeline.shards.unfinished import IdenticalPixels
 from beam_pipeline.workers import Watch
 from headct.errors import StoreError
 from headct.stores.local import LocalStore
+from tests.beam_pipeline.dicom_files import make_dicom
 
 WriteSlice = Callable[..., Path]
 
@@ -83,6 +84,26 @@ def test_the_encoding_of_the_header_does_not_matter(folder: Path) -> None:
         dataset.save_as(folder / "g.dcm", implicit_vr=True, little_endian=True)
     identical = compare(*inspect(folder))
     assert identical["g.dcm"] == identical["a.dcm"] != ALONE
+
+
+def test_only_files_with_equal_fingerprints_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("g.dcm", "h.dcm"):  # deflated, so without fingerprints
+        (folder / name).write_bytes(make_dicom(syntax=DeflatedExplicitVRLittleEndian))
+    inventory, options = inspect(folder)
+    asked: set[str] = set()
+    read = LocalStore.read
+
+    def note(store: LocalStore, path: str, start: int = 0, length: int | None = None) -> bytes:
+        if path.endswith(".dcm"):
+            asked.add(path[-5:])
+        return read(store, path, start, length)
+
+    monkeypatch.setattr(LocalStore, "read", note)
+    identical = compare(inventory, options)
+    assert asked == {"a.dcm", "b.dcm", "c.dcm", "d.dcm", "e.dcm"}
+    assert identical["g.dcm"] == identical["h.dcm"] == ALONE
 
 
 def test_a_candidate_that_vanished_is_identical_to_none(folder: Path) -> None:

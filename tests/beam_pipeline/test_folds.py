@@ -318,14 +318,17 @@ def test_groups_that_may_not_be_moved_are_not() -> None:
         assert search_folds(Balance(counts, shares, start, alone), rng) is start
 
 
-def test_a_search_has_a_bound_on_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "expected"), [(150, 150), (120, 120), (119, 0)])
+def test_a_search_has_a_bound_on_its_work_and_is_left_out_if_that_is_little(
+    monkeypatch: pytest.MonkeyPatch, steps: int, expected: int
+) -> None:
     taken: list[object] = []
     step = folds._step
     monkeypatch.setattr(folds, "_step", lambda *given: taken.append(given) or step(*given))
     groups, labels = hospital(120, 0)
-    monkeypatch.setattr(folds, "_WORK", 150 * 120 * (120 + 5 * 7))
+    monkeypatch.setattr(folds, "_WORK", steps * 120 * (120 + 5 * 7))
     assign_folds(groups, labels, [0.2] * 5, 0)
-    assert len(taken) == 150
+    assert len(taken) == expected
 
 
 def test_deviations_of_many_labels_and_folds_fit_their_numbers() -> None:

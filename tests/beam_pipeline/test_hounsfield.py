@@ -503,6 +503,64 @@ def test_a_slice_brighter_than_bone_in_a_third_is_rejected(value: int) -> None:
             choose_repair(pixels, encoding, RepairPolicy.AUTO)
 
 
+@pytest.mark.parametrize(
+    ("values", "possible"),
+    [
+        ([32767], True),
+        ([32768], False),
+        ([-32768, -32767], True),
+        ([-32769], True),  # one low value may be padding
+        ([-32769, -32770], False),
+    ],
+)
+def test_no_scanner_has_more_than_16_bits_of_hounsfield_units(
+    values: list[int], possible: bool
+) -> None:
+    hounsfield = HEAD.copy()
+    hounsfield[30, 30 : 30 + len(values)] = values
+    signed = values[0] < 0
+    encoding = of_bits(16, signed=signed, intercept=-1024)
+    if possible:
+        assert choose_repair(words(hounsfield + 1024), encoding, RepairPolicy.AUTO) is Repair.NONE
+    else:
+        with pytest.raises(Rejected, match="which no scanner produces"):
+            choose_repair(words(hounsfield + 1024), encoding, RepairPolicy.AUTO)
+
+
+@pytest.mark.parametrize(
+    ("tissue", "shown"), [(-151, False), (-150, True), (150, True), (151, False)]
+)
+def test_padding_alone_shows_a_sign_only_beside_soft_tissue(tissue: int, shown: bool) -> None:
+    hounsfield = slice_of(noise=0, padding=-3024)
+    hounsfield[hounsfield == 35] = tissue
+    check_sign(words(hounsfield + 1024), of_bits(16, intercept=-1024), shown=shown)
+
+
+@pytest.mark.parametrize(
+    ("air", "shown"), [(-1201, False), (-1200, True), (-800, True), (-799, False)]
+)
+def test_without_soft_tissue_a_sign_is_shown_by_air(air: int, shown: bool) -> None:
+    hounsfield = slice_of(noise=0)
+    hounsfield[hounsfield == 35] = 1200
+    hounsfield[hounsfield == -1000] = air
+    check_sign(words(hounsfield), of_bits(16), shown=shown)
+
+
+@pytest.mark.parametrize(("padding", "shown"), [(-4096, True), (-4097, False)])
+def test_padding_is_at_most_a_12_bit_word_below_zero(padding: int, shown: bool) -> None:
+    hounsfield = slice_of(noise=0, padding=padding)
+    check_sign(words(hounsfield + 1024), of_bits(16, intercept=-1024), shown=shown)
+
+
+def check_sign(pixels: np.ndarray, encoding: PixelEncoding, *, shown: bool) -> None:
+    """Impossible values are signed ones, or nothing tells what they are."""
+    if shown:
+        assert choose_repair(pixels, encoding, RepairPolicy.AUTO) is Repair.SIGNED
+    else:
+        with pytest.raises(Rejected, match="which no scanner produces"):
+            choose_repair(pixels, encoding, RepairPolicy.AUTO)
+
+
 @pytest.mark.parametrize("repair", [Repair.NONE, Repair.SHIFT])
 def test_a_table_that_series_share_cannot_be_changed(repair: Repair) -> None:
     with pytest.raises(ValueError, match="read-only"):

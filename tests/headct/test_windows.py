@@ -110,3 +110,8 @@ def test_an_unknown_window_is_named_in_the_error(text: str) -> None:
 def test_a_window_that_shows_nothing_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="width above 0"):
         parse_window(text)
+
+
+def test_each_window_has_a_function_or_all_have_one() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        apply_windows(np.zeros(1), [Window("a", 40, 80)], [VoiFunction.LINEAR] * 2)
