@@ -22,6 +22,7 @@ from beam_pipeline.shards.manifest import (
     encode_rejects,
     manifest_digest,
 )
+from beam_pipeline.shards.output import record_start
 from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Reject, ShardResult, Unfinished
 from headct.errors import UsageError
 from headct.layout import written_table
@@ -219,9 +220,9 @@ def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
     ]
     for shard, rows in zip(PLAN.shards, parts, strict=True):
         unfinished.write(written_table(shard), index_table(rows, ["any"]))
-    manifest = describe_shards(
-        unfinished, PLAN, Options.of(input="in", output=str(tmp_path)), RESULTS, REJECTS
-    )
+    options = Options.of(input="in", output=str(tmp_path))
+    manifest = describe_shards(unfinished, PLAN, options, RESULTS, REJECTS)
+    assert "run" not in manifest  # no start was recorded
     assert {name: split["patients"] for name, split in manifest["splits"].items()} == {
         "fold0": 3,
         "fold1": 1,
@@ -237,6 +238,10 @@ def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
     data_set = json.loads((tmp_path / "dataset_info.json").read_text())
     lengths = [(split["shardLengths"], split["numBytes"]) for split in data_set["splits"]]
     assert lengths == [(["3", "2"], "500"), (["4"], "400")]
+    record_start(unfinished.folder, "local")
+    again = describe_shards(unfinished, PLAN, options, RESULTS, REJECTS)
+    assert (again["run"]["runner"], again["run"]["starts"]) == ("local", 1)
+    assert again["digest"] == manifest["digest"]
 
 
 # Rejects

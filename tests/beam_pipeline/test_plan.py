@@ -486,7 +486,16 @@ def test_how_the_inventory_and_the_plan_are_cut_does_not_matter(
     whole = plan_rows(rows, label_lines(rows), part_rows=1000, output="whole", **changes)
     assert len(whole.plan.shards) == 75  # of 75 and 74 slices: 38 and 37
     monkeypatch.setattr("beam_pipeline.planning.plan_shards._SLICES_A_PASS", 32)  # 16 shards
+    streams: list[str] = []
+    new_stream = pa.ipc.new_stream
+
+    def note(path: str, schema: pa.Schema) -> Any:
+        streams.append(Path(path).name)
+        return new_stream(path, schema)
+
+    monkeypatch.setattr(pa.ipc, "new_stream", note)
     parts = plan_rows(rows, label_lines(rows), part_rows=7, output="parts", **changes)
+    assert [name for name in streams if name[0].isdigit()] == [f"{n}.arrow" for n in range(5)]
     assert parts.plan == whole.plan
     assert parts.rejects == whole.rejects
     pd.testing.assert_frame_equal(parts.slices, whole.slices)
