@@ -14,7 +14,7 @@ takes.card       := SHARDS ARGS
 takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
 takes.crossval   := $(filter-out FOLD,$(takes.train))
 takes.evaluate   := RUN SHARDS BACKEND ARGS
-takes.predict    := RUN SHARDS SUBMISSION BACKEND ARGS
+takes.predict    := RUN SHARDS INPUT SUBMISSION BACKEND ARGS
 takes.report     := RUN SHARDS BACKEND ARGS
 takes.compare    := RUNS COMPARE ARGS
 takes.export     := RUN EXPORT SHARDS ARGS
@@ -76,7 +76,7 @@ default.SHARDS      = $(call arg,OUTPUT)
 default.RUN        := out/run
 default.RUNNER     := local
 default.BACKEND    := tensorflow
-default.SUBMISSION  = $(call arg,RUN)/submission.csv
+default.SUBMISSION  = $(call arg,RUN)/$(if $(filter INPUT,$(GIVEN)),predictions,submission.csv)
 default.EXPORT      = $(call arg,RUN)/export
 default.COMPARE    := out/compare.html
 default.SAMPLE     := out/sample
@@ -124,6 +124,7 @@ TRAIN_FLAGS = $(call flag,--shards,SHARDS) $(call flag,--run,RUN) $(call flag,--
   $(call flag,--batch_size,BATCH) $(call flag,--image_size,IMAGE_SIZE) $(BACKEND_FLAG)
 BACKEND_FLAG = $(if $(filter jax,$(call text,BACKEND)),--backend=jax)
 OTHER_SHARDS = $(if $(filter SHARDS,$(GIVEN)),$(call flag,--shards,SHARDS))
+TO_PREDICT = $(if $(filter INPUT,$(GIVEN)),$(call flag,--input,INPUT) $(OTHER_SHARDS),$(call flag,--shards,SHARDS))
 
 # The sample's shards, which their manifest tells from others, can be trained on any machine, offline
 # and within minutes; real ones get the trainer's own defaults. MODEL, EPOCHS and the other variables
@@ -166,8 +167,8 @@ train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it s
 evaluate: $(TRAINER) ## Evaluate a run on its validation fold (SHARDS: on that fold of other shards)
 	@$(RUN_PY) -m trainer evaluate $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
-predict: $(TRAINER) ## Write a Kaggle submission for the test split of SHARDS
-	@$(RUN_PY) -m trainer predict $(call flag,--run,RUN) $(call flag,--shards,SHARDS) \
+predict: $(TRAINER) ## Write a submission for the test split of SHARDS, or a page and tables for INPUT
+	@$(RUN_PY) -m trainer predict $(call flag,--run,RUN) $(TO_PREDICT) \
 	  $(call flag,--output,SUBMISSION) $(BACKEND_FLAG)
 
 crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of fold

@@ -25,7 +25,7 @@ from beam_pipeline.shards.manifest import (
 )
 from beam_pipeline.shards.output import finish_output, write_refusal
 from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
-from headct.commands import spell
+from headct.commands import is_step, spell
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
 from headct.layout import (
     CARD,
@@ -109,7 +109,8 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
     folder.make_durable(result.file for result in results)
     manifest = describe_shards(unfinished, plan, options, results, rejects)
     folder.write(MANIFEST, encode_json(manifest))
-    _write_card(folder, options, manifest)
+    if not is_step():
+        _write_card(folder, options, manifest)
 
 
 def _write_card(folder: Folder, options: Options, manifest: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from beam_pipeline.errors import AlreadyComplete
 from beam_pipeline.shards.unfinished import Unfinished
-from headct.commands import spell
+from headct.commands import is_step, spell
 from headct.errors import HeadctError
 from headct.layout import CARD, UNLABELED_SPLIT
 from headct.reasons import TRANSIENT
@@ -156,7 +156,7 @@ def show_summary(
     seconds: float | None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Print the contents of a shard directory and the next command.
+    """Print the contents of a shard directory and the next command, unless this run is a step.
 
     Args:
         console: to print to.
@@ -165,6 +165,8 @@ def show_summary(
         seconds: duration of the run, None if the directory was complete before.
         notes: those of the manifest's notes that were printed before.
     """
+    if is_step():
+        return
     counts, output = manifest["counts"], folder.url
     splits: dict[str, Any] = manifest["splits"]
     rows = {

@@ -26,6 +26,7 @@ from beam_pipeline.shards.output import (
 )
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
+from headct.commands import is_step
 from headct.errors import HeadctError, UsageError
 from headct.layout import LABELS_TABLE, MANIFEST
 from headct.stores import Folder, InputFiles
@@ -61,9 +62,9 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
             return manifest
         share()
         check_begun(folder, options)
-        if labels is None:
+        if labels is None and not is_step():
             console.print("No labels given: every slice goes to the split test.")
-        else:
+        if labels is not None:
             labels.keep(Unfinished(folder))
             del labels
         return _run(options, chosen, folder, console)

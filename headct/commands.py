@@ -13,6 +13,7 @@ from headct.errors import HeadctError, Interrupted, UsageError
 from headct.printable import show_line
 
 STARTED_BY = "HEADCT_STARTED_BY"  # an environment variable: make or headct; unset: python -m
+STEP = "step"  # its value if another command starts this one, and shows the result itself
 
 
 class Command(NamedTuple):
@@ -40,7 +41,7 @@ COMMANDS = {
     "train": Command("trainer", "train on a shard directory, or resume a run"),
     "crossval": Command("trainer", "train once for each fold, and measure all together"),
     "evaluate": Command("trainer", "measure a run on a labeled split"),
-    "predict": Command("trainer", "write a submission or a table for an unlabeled split"),
+    "predict": Command("trainer", "predict DICOM files or shards: tables, a page, a submission"),
     "export": Command("trainer", "write a run's model for use elsewhere"),
     "report": Command("trainer", "write a page with a run's curves, figures and mistakes"),
     "compare": Command("trainer", "write a page that sets finished runs side by side"),
@@ -84,6 +85,11 @@ def spell(name: str, **options: str | PurePath | Sequence[PurePath] | None) -> s
     else:
         start = f"python -m {module}" + f" {name}" * (module == "trainer")
     return " ".join([start, *(f"--{option} {word}" for option, word in words.items())])
+
+
+def is_step() -> bool:
+    """Return whether another command started this one and shows the result itself."""
+    return os.environ.get(STARTED_BY) == STEP
 
 
 def _shell_words(value: str | PurePath | Sequence[PurePath]) -> str:

@@ -187,7 +187,7 @@ PASSED_ON = {
     "FLINK_MASTER SPARK_MASTER PRISM",
     "train": "SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE",
     "evaluate": "RUN SHARDS",
-    "predict": "RUN SHARDS SUBMISSION",
+    "predict": "RUN SHARDS INPUT SUBMISSION",
     "compare": "COMPARE",
     "export": "RUN EXPORT SHARDS",
     "card": "SHARDS",
@@ -272,6 +272,9 @@ def test_defaults(venv: Environment) -> None:
     ]
     assert venv.started("predict", "RUN=r")[0][2:] == [
         *("--run=r", "--shards=out/shards", "--output=r/submission.csv")
+    ]
+    assert venv.started("predict", "RUN=r", "INPUT=x")[0][2:] == [
+        *("--run=r", "--input=x", "--output=r/predictions")
     ]
 
 

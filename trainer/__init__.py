@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         examples,
         load_run,
         open_shards,
+        predict_run,
         train_run,
     )
 
@@ -39,6 +40,7 @@ __all__ = [
     "examples",
     "load_run",
     "open_shards",
+    "predict_run",
     "train_run",
 ]
 

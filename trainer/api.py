@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from headct.json_documents import read_json
 from headct.layout import LABEL, UNLABELED_SPLIT
 from headct.manifest import ImageSpec
 from trainer.command_line import run_command
-from trainer.data.dicom import convert, pipeline_flags
+from trainer.data.dicom import converted, pipeline_flags
 from trainer.data.sampling import Order
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory
 from trainer.display import Display
 from trainer.native_log import load_libraries
-from trainer.options import EvaluateOptions, ShardAccess, TrainOptions
+from trainer.options import EvaluateOptions, PredictOptions, ShardAccess, TrainOptions
 from trainer.runs.run import Calibration, Run, choose_calibration
 from trainer.runs.training_setup import continue_from
 
@@ -79,7 +78,7 @@ def batches(
 def examples(
     shards: ShardDirectory, split: str, batch_size: int = 32
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield every example of a split once, in the order of the shards.
+    """Yield every example of a split once, its shards interleaved.
 
     Yields:
         image uint8 or uint16 [b, H, W, C], label int64 [b, L] (-1: unlabeled), position_z float32
@@ -190,6 +189,17 @@ def evaluate_run(**options: Any) -> None:
     run_command(EvaluateOptions(**options))
 
 
+def predict_run(**options: Any) -> None:
+    """Predict like `python -m trainer predict`; `options` are fields of `options.PredictOptions`.
+
+        trainer.predict_run(run="out/run", input="/data/new-scans", output="predictions")
+
+    Raises:
+        HeadctError: see `headct.errors`.
+    """
+    run_command(PredictOptions(**options))
+
+
 def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
     """Load the best model of a run.
 
@@ -286,8 +296,6 @@ class TrainedModel:
         """
         trained = self.run.record.shards
         flags = pipeline_flags([asdict(each) for each in trained.windows], trained.preprocessing)
-        with tempfile.TemporaryDirectory(prefix="trainer-") as folder:
-            output = Path(folder) / "shards"
-            rejects = convert(str(source), output, flags)
+        with converted(str(source), flags) as (output, rejects):
             shards = open_shards(output, [UNLABELED_SPLIT])
             return self.predict_split(shards, UNLABELED_SPLIT, batch_size), rejects

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from headct import commands
 from headct.declarations import choose_command, parse_flags
+from headct.errors import Interrupted
+from headct.layout import MANIFEST
+from headct.stores import Folder
 from trainer.display import next_command
 from trainer.native_log import check_backend, load_libraries
 from trainer.options import (
@@ -42,7 +46,24 @@ def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> 
     """
     texts = {name: commands.COMMANDS[name].text for name in COMMANDS}
     name = choose_command(argv, program, texts)
-    return parse_flags(COMMANDS[name], argv[1:], f"{program} {name}", texts[name])
+    words = argv[1:]
+    if name == "predict":
+        words = _with_flags(words)
+    return parse_flags(COMMANDS[name], words, f"{program} {name}", texts[name])
+
+
+def _with_flags(words: Sequence[str]) -> list[str]:
+    """Return `RUN DATA ...` as `--run=RUN --shards=DATA ...`, or `--input=DATA`.
+
+    Raises:
+        StorageError: the store of a URL fails.
+    """
+    given = [*takewhile(lambda word: not word.startswith("-"), words[:2])]
+    flags = [f"--run={run}" for run in given[:1]]
+    for data in given[1:]:
+        is_shards = Folder(data).exists(MANIFEST)
+        flags.append(f"--{'shards' if is_shards else 'input'}={data}")
+    return [*flags, *words[len(given) :]]
 
 
 def run_command(options: Options, builder: Callable[..., Any] | None = None) -> None:
@@ -118,9 +139,26 @@ def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOpt
 
         evaluate(setup, options.fit_temperature)
     else:
-        setup = prepare_evaluation(options)
-        load_libraries(options.backend)
-        from trainer.evaluation.predict import predict
+        _predict(options)
 
-        sample = Path(options.sample_submission) if options.sample_submission else None
-        predict(setup, options.output, sample)
+
+def _predict(options: PredictOptions) -> None:
+    """Predict shards, or DICOM files by way of temporary shards."""
+    from trainer.runs.evaluation_setup import check_run, converted_input, prepare_evaluation
+
+    check_run(options)
+    try:
+        with converted_input(options) as (of_shards, rejects):
+            setup = prepare_evaluation(of_shards)
+            load_libraries(options.backend)
+            if options.writes_folder:
+                from trainer.report.predictions import write_predictions
+
+                write_predictions(setup, options.output, options.input, rejects)
+            else:
+                from trainer.evaluation.predict import predict
+
+                sample = Path(options.sample_submission) if options.sample_submission else None
+                predict(setup, options.output, sample)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing is written") from None

@@ -75,6 +75,25 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder; on success, move its contents to the new or empty `output`."""
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    # inside `output`: it may be a mount point
+    unfinished = unfinished_path(output / "new")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        for path in unfinished.iterdir():
+            path.replace(output / path.name)
+        is_new = False
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_new:
+            output.rmdir()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write standard JSON, without NaN and Infinity."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

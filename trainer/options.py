@@ -23,6 +23,7 @@ from headct.declarations import (
     quoted,
 )
 from headct.errors import UsageError
+from headct.layout import UNLABELED_SPLIT
 
 FORMATS = ("keras", "saved_model", "onnx")
 TRACKERS = ("mlflow", "wandb")
@@ -336,22 +337,44 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
         return self
 
 
-class PredictOptions(_NewShards, _PredictionOptions):
-    """What `predict` reads and where it writes the submission."""
+class PredictOptions(_PredictionOptions):
+    """What `predict` reads and writes."""
 
-    output: LocalPath
-    """file to write: .csv, a submission with a row per image and label (ID,Label); or .parquet, a
-    table with a row per image (its ids, probability_LABEL and label_LABEL)"""
-    split: str = "test"
-    """split to predict"""
+    shards: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("--input")] = ""
+    """shard directory, a path or URL"""
+    input: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("--shards")] = ""
+    """DICOM files, converted as the run's shards were: folder, pattern, file, ZIP archive or URL"""
+    output: LocalPath = Path("predictions")
+    """new or empty folder for slices.csv, scans.csv, report.html and, of DICOM files,
+    rejects.jsonl; or a file: .csv, a submission with a row per image and label (ID,Label), or
+    .parquet, a table with a row per image (its ids, probability_LABEL and label_LABEL)"""
+    split: str = UNLABELED_SPLIT
+    """split of the shards to predict"""
     sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
     """sample whose rows and order the submission gets; a slice that was rejected gets the
     prevalence of the training data"""
 
+    @property
+    def writes_folder(self) -> bool:
+        """Whether `output` is a folder."""
+        return self.output.suffix not in (".csv", ".parquet")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if bool(self.shards) == bool(self.input):
+            which = "choose one" if self.shards else "one of them is missing"
+            raise ValueError(f"--shards and --input: {which}; shards, or DICOM files to convert")
+        if self.input and self.split != UNLABELED_SPLIT:
+            raise ValueError("--split: is of --shards; DICOM files have no splits")
+        return self
+
     @model_validator(mode="after")
     def _check_format(self) -> Self:
-        if self.output.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"--output {quoted(self.output)}: want a name in .csv or .parquet")
+        if self.writes_folder and self.output.suffix and not self.output.is_dir():
+            raise ValueError(
+                f"--output {quoted(self.output)}: want a name in .csv or .parquet, or a folder,"
+                " without a dot if it is new"
+            )
         if self.sample_submission and self.output.suffix != ".csv":
             raise ValueError("--sample_submission: want a submission, --output NAME.csv")
         if (

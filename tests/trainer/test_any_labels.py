@@ -104,11 +104,18 @@ def test_labels_of_any_names_go_all_the_way(
     assert [*submission.index] == sample
     np.testing.assert_allclose(submission, [*reversed(expected.values()), *prevalence], rtol=1e-8)
 
-    trained = trainer.load_run(run)
-    answered, rejects = trained.predict_dicom(tmp_path / "new")
-    again = answered.set_index("image_id").loc[table.index, columns]
-    np.testing.assert_allclose(again, table[columns], atol=1e-6)
-    assert sorted(rejects["image_id"]) == sorted(REJECTED)
+    predicted = tmp_path / "predicted"
+    argv = ["predict", str(run), str(tmp_path / "new"), "--output", str(predicted)]
+    assert main(argv) == 0
+    slices = pd.read_csv(predicted / "slices.csv", dtype={"source": str})
+    again = slices.set_index(slices["source"].str.removesuffix(".dcm")).loc[table.index, columns]
+    # equal to the last digit that is written
+    assert again.map("{:.9g}".format).equals(table[columns].map("{:.9g}".format))
+    rejects = map(json.loads, (predicted / "rejects.jsonl").read_text().splitlines())
+    assert sorted(row["source"] for row in rejects) == sorted(f"{name}.dcm" for name in REJECTED)
+    written = "".join(path.read_text() for path in predicted.iterdir())
+    assert "2.25" in written  # a Study Instance UID; and no PatientID
+    assert not [number for number in range(25, 29) if f"P{number}" in written]
     batches = [*trainer.examples(trainer.open_shards(unlabeled), "test")]
     exported = keras.models.load_model(tmp_path / "export" / "model.keras")
     images = np.concatenate([each["image"] for each in batches])

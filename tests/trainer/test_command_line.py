@@ -36,6 +36,38 @@ def test_evaluate_and_predict() -> None:
     ) == PredictOptions(run=Path("r"), shards="s", output=Path("o.csv"), split="holdout")
 
 
+def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
+    shards, dicom = tmp_path / "shards", tmp_path / "dicom"
+    shards.mkdir()
+    (shards / "manifest.json").touch()
+    options = parse_arguments(["predict", "r", str(shards), "--tta"])
+    assert options == PredictOptions(run=Path("r"), shards=str(shards), tta=True)
+    options = parse_arguments(["predict", "r", str(dicom), "--output", "o.csv"])
+    assert options == PredictOptions(run=Path("r"), input=str(dicom), output=Path("o.csv"))
+    assert (PredictOptions(run="r", shards="s").output, options.writes_folder) == (
+        Path("predictions"),
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["r"], "--shards and --input: one of them is missing; shards, or DICOM files to convert"),
+        (["r", "d", "--shards", "s"], "--shards and --input: choose one; shards, or DICOM files"),
+        (["r", "d", "e"], "unknown argument e: options start with --"),
+        (["r", "d", "--split", "fold0"], "--split: is of --shards; DICOM files have no splits"),
+        (["r", "d", "--output", "t.txt"], "--output t.txt: want a name in .csv or .parquet, or a"),
+        (["r", "d", "--sample_submission", "s"], "--sample_submission: want a submission, --out"),
+        (["r", ""], '--input "": want a path or URL'),
+    ],
+)
+def test_what_predict_refuses(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_arguments(["predict", *words])
+    assert str(raised.value).startswith(message)
+
+
 def write_config(folder: Path, text: str) -> str:
     path = folder / "options.toml"
     path.write_text(text)

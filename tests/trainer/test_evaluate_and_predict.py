@@ -401,7 +401,7 @@ def test_images_that_were_made_otherwise_are_said(
         (f"{'n' * 245}.csv", "cannot be written (File name too long)"),
         (f"{'n' * 300}/s.csv", "cannot be written (File name too long)"),
         ("table.json", "want a name in .csv or .parquet"),
-        ("table", "want a name in .csv or .parquet"),
+        ("table.txt", "want a name in .csv or .parquet"),
         ("table.CSV", "want a name in .csv or .parquet"),
     ],
 )

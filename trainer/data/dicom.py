@@ -5,14 +5,18 @@ The trainer does not import the pipeline: it runs the command, as a user would.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
+from headct.commands import STARTED_BY, STEP
 from headct.errors import StorageError, UsageError
 from headct.json_documents import parse_json
 from headct.layout import REJECT_COLUMNS, REJECTS
@@ -41,22 +45,43 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     return [*flags, f"--voi={options['voi']}", f"--windows={','.join(named)}"]
 
 
-def convert(source: str, output: Path, flags: Sequence[str]) -> pd.DataFrame:
-    """Write a shard directory with all slices of `source` in split `test`.
+@contextmanager
+def converted(
+    source: str, flags: Sequence[str], *, show_progress: bool = False
+) -> Iterator[tuple[Path, pd.DataFrame]]:
+    """Convert DICOM files to a shard directory that exists while the block runs.
 
-    Returns:
-        The rejected files: source, image_id, reason and detail.
+    All slices are in split `test`. The directory has no data card.
+
+    Args:
+        source: as the pipeline's `--input`.
+        flags: further options of the pipeline.
+        show_progress: whether the pipeline shows its progress on stdout.
+
+    Yields:
+        The directory; and the rejected files: source, image_id, reason and detail.
 
     Raises:
         UsageError: no file was converted; the message is the pipeline's.
         StorageError: a store failed, or the disk is full.
     """
-    given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
-    argv = [sys.executable, "-m", "beam_pipeline", *given]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        kind = StorageError if done.returncode == StorageError.exit_code else UsageError
-        raise kind(lines[-1].removeprefix("beam_pipeline: error: "))
-    rejects = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
-    return pd.DataFrame(rejects, columns=[*REJECT_COLUMNS], dtype=str)
+    # Workers of an interrupted pipeline may still write.
+    with TemporaryDirectory(prefix="headct-", ignore_cleanup_errors=True) as folder:
+        output = Path(folder) / "shards"
+        given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
+        sys.stdout.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "beam_pipeline", *given],
+            env={**os.environ, STARTED_BY: STEP},
+            stdout=None if show_progress else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            kind = StorageError if done.returncode == StorageError.exit_code else UsageError
+            told = lines[-1].removeprefix("beam_pipeline: error: ")
+            raise kind(told.removesuffix(f" {output}/{REJECTS} lists all"))
+        rows = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
+        yield output, pd.DataFrame(rows, columns=[*REJECT_COLUMNS], dtype=str)

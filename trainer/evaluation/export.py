@@ -7,10 +7,7 @@ before they move into the output folder.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from keras import layers
 from headct.errors import UsageError
 from trainer.evaluation.metrics import Floats, probabilities
 from trainer.evaluation.predict import predict_batch
-from trainer.files import disk_trouble, full_disk_reported, unfinished_path, write_json
+from trainer.files import disk_trouble, full_disk_reported, new_folder, write_json
 from trainer.native_log import held_back
 from trainer.networks.image_layers import ImageLayer
 from trainer.networks.saved_models import first_line, in_float32, load_classifier, load_model
@@ -72,7 +69,7 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     precision = classifier.get_layer("core").get_layer("pool").compute_dtype
     model = probability_model(in_float32(classifier), saved.calibration)
     files = {name: FILES[name] for name in formats}
-    with full_disk_reported(output), _new_folder(output) as folder:
+    with full_disk_reported(output), new_folder(output) as folder:
         exact = np.asarray(model.predict_on_batch(images))
         _compare("float32", exact, predicted, ROUNDING[precision])
         largest = 0.0
@@ -193,25 +190,6 @@ def _compare(name: str, answered: Floats, expected: Floats, tolerance: float) ->
             f"{name}: the exported model differs from `predict` by {difference:.1e}, more than"
             f" {tolerance:.0e}; nothing is written"
         )
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder; on success, move its contents to the new or empty `output`."""
-    is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    # inside `output`: it may be a mount point
-    unfinished = unfinished_path(output / "export")
-    try:
-        unfinished.mkdir()
-        yield unfinished
-        for path in unfinished.iterdir():
-            path.replace(output / path.name)
-        is_new = False
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if is_new:
-            output.rmdir()
 
 
 def describe_export(

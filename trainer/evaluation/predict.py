@@ -29,7 +29,7 @@ from trainer.runs.trained_on import find_overlap
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for a split, in the order of its shards.
+    """Predictions for a split, in the order of `evaluation_batches`.
 
     Attributes:
         names: names of the model's labels, L.
@@ -66,11 +66,7 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
     split, display = setup.split, setup.display
     names = setup.run.labels
     wanted = None if sample is None else read_sample(sample, names)
-    leave_gpu_to_jax()
-    frame = predict_run(setup, names, "predicting").frame(setup.calibration)
-    if trained := compare_with_training(setup, frame)["trained_on"]:
-        count = "all" if trained is True else trained
-        display.say(f"{split.name}: the run was trained on {count} of its patients")
+    frame = predict_rows(setup)
     if output.suffix == ".parquet":
         write_parquet(output, frame)
         display.print_unwrapped(f"written: {output}, {split.examples} slices of {split.name}")
@@ -84,6 +80,16 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
     display.print_unwrapped(
         f"written: {output}, {len(rows)} rows for {split.examples} slices of {split.name}"
     )
+
+
+def predict_rows(setup: EvaluationSetup) -> pd.DataFrame:
+    """Predict a split; return `Predictions.frame`, and say if the run was trained on it."""
+    leave_gpu_to_jax()
+    frame = predict_run(setup, setup.run.labels, "predicting").frame(setup.calibration)
+    if trained := compare_with_training(setup, frame)["trained_on"]:
+        count = "all" if trained is True else trained
+        setup.display.say(f"{setup.split.name}: the run was trained on {count} of its patients")
+    return frame
 
 
 def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> Predictions:

@@ -5,14 +5,20 @@ Everything is checked before TensorFlow is loaded or anything is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+
+import pandas as pd
 
 from headct.commands import installation
 from headct.errors import StorageError, UsageError
 from headct.layout import fold_split
 from headct.manifest import ImageSpec
 from headct.printable import shown
+from trainer.data.dicom import converted, pipeline_flags
 from trainer.data.sampling import priors
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
@@ -100,12 +106,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     same_shards = shards.digest() == record.shards.digest
     if not split.examples:
         raise UsageError(f"{shards.location}: split {split.name} has no examples")
-    run.check_model()
-    if isinstance(options, PredictOptions):
-        check_output(options.output)
-    else:
-        check_writable(run.path, f"--run {run.path}")
-    _ = run.weights  # must be valid
+    check_run(options)
     calibration = choose_calibration(run, labels, options.temperature)
     labeled = count(shards.labeled())
     if not same_shards and not options.split and split.examples < labeled:
@@ -132,6 +133,56 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         trained_on=by_split,
         xla=record.options.get("xla", "auto") if options.xla == "run" else options.xla,
     )
+
+
+def check_run(options: EvaluateOptions | PredictOptions) -> None:
+    """Check what does not depend on the shards.
+
+    Raises:
+        UsageError: the run has no model or no calibration, or the output cannot be written.
+    """
+    run = Run(options.run)
+    run.check_model()
+    if isinstance(options, EvaluateOptions):
+        check_writable(run.path, f"--run {run.path}")
+    elif options.writes_folder:
+        check_new_folder(options.output)
+    else:
+        check_output(options.output)
+    _ = run.weights  # must be valid
+    choose_calibration(run, run.labels, options.temperature)
+
+
+@contextmanager
+def converted_input(
+    options: PredictOptions,
+) -> Iterator[tuple[PredictOptions, pd.DataFrame | None]]:
+    """Convert `--input` to temporary shards like those of the run, while the block runs.
+
+    For an output without patient ids, the other ids are the original ones: a user knows scans by
+    these. A copy of a slice then counts once in its scan, whatever the copy's name.
+
+    Yields:
+        The options with the shards in place of the input, and the rejected files: source, image_id,
+        reason and detail. Without `--input`, the options, and None.
+
+    Raises:
+        UsageError: no file can be used, or the run does not record how its images were made.
+        StorageError: a store failed, or the disk is full.
+    """
+    if not options.input:
+        yield options, None
+        return
+    trained, display = Run(options.run).record.shards, Display()
+    windows = [asdict(each) for each in trained.windows]
+    flags = pipeline_flags(windows, trained.preprocessing)
+    flags += ["--leak_check=off"]  # there are no folds
+    if options.writes_folder:
+        flags += ["--identifiers=keep", "--image_id=sop_instance_uid"]
+    with converted(options.input, flags, show_progress=True) as (shards, rejects):
+        for reason, files in Counter(rejects["reason"]).most_common():
+            display.say(f"not used {files:>6}  {reason}")
+        yield options.model_copy(update={"shards": str(shards), "input": ""}), rejects
 
 
 @dataclass(frozen=True)

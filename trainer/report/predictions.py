@@ -1,0 +1,186 @@
+"""Predictions of slices and scans: two tables, and a page with the scans by their probability."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headct.errors import UsageError
+from headct.layout import IMAGE_ID, POSITION, REJECTS, SERIES_ID, STUDY_ID
+from headct.page import Table, page_templates
+from headct.printable import hide_secrets
+from headct.reasons import EXCLUSIONS, advice_for
+from trainer.evaluation.predict import predict_rows
+from trainer.files import full_disk_reported, new_folder
+from trainer.runs.evaluation_setup import EvaluationSetup
+
+SLICES, SCANS, PAGE = "slices.csv", "scans.csv", "report.html"
+SOURCE, FOLDER, COUNT = "source", "folder", "slices"
+ANY = "any"  # the label to order scans by, if the run has it
+# Limits of the page; the other files have all rows.
+_MOST_SCANS, _MOST_REJECTS = 1000, 100
+
+
+def write_predictions(
+    setup: EvaluationSetup, output: Path, source: str = "", rejects: pd.DataFrame | None = None
+) -> None:
+    """Predict a split, and write tables and a page into the new or empty folder `output`.
+
+    No file has a patient id.
+
+    Args:
+        setup: the run and the split.
+        output: the folder.
+        source: the DICOM files that were converted to the shards; empty: the shards were given.
+        rejects: source, image_id, reason and detail of files that were not converted.
+
+    Raises:
+        UsageError: a shard is damaged.
+    """
+    names, split, display = setup.run.labels, setup.split, setup.display
+    slices, scans = summarize(add_sources(predict_rows(setup), setup), names)
+    page = render_page(setup, source or setup.shards.location, scans, rejects)
+    with full_disk_reported(output), new_folder(output) as folder:
+        for name, table in ((SLICES, slices), (SCANS, scans)):
+            table.to_csv(folder / name, index=False, float_format="%.9g")
+        if rejects is not None:
+            rows = rejects.to_dict("records")
+            text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+            (folder / REJECTS).write_text(text, encoding="utf-8")
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    display.say(f"{split.examples} slices of {len(scans)} scans predicted")
+    for name in (SLICES, SCANS, *([REJECTS] if rejects is not None else []), PAGE):
+        display.print_unwrapped(f"written: {output / name}")
+
+
+def add_sources(frame: pd.DataFrame, setup: EvaluationSetup) -> pd.DataFrame:
+    """Return the predictions with the path of each slice's file, if the shards' index has it."""
+    try:
+        sources = setup.shards.find(setup.split, frame[IMAGE_ID].tolist()).columns(SOURCE)
+    except UsageError:  # shards of other software, or without an index
+        return frame
+    return frame.assign(**{SOURCE: sources[SOURCE].to_numpy()})
+
+
+def summarize(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a table of slices and a table of scans, the scans with the highest probability first.
+
+    A scan is a series. Scans are ordered by their highest probability of the label `any`, or of all
+    labels without that label; slices in the order of their scans, then by position.
+
+    Args:
+        frame: `Predictions.frame`, perhaps with `source`.
+        names: labels.
+
+    Returns:
+        slices: source, image_id, study_id, series_id, position_z, probability_LABEL, and
+            label_LABEL of labeled slices.
+        scans: folder (of the files with a `source`), study_id, series_id, slices (their number),
+            and maximum_LABEL, mean_LABEL and slice_LABEL (source or image_id of the maximum).
+    """
+    has_source = SOURCE in frame
+    named = SOURCE if has_source else IMAGE_ID
+    columns = [*([SOURCE] if has_source else []), IMAGE_ID, STUDY_ID, SERIES_ID, POSITION]
+    columns += [f"probability_{name}" for name in names]
+    labels = [f"label_{name}" for name in names]
+    columns += labels if (frame[labels] >= 0).any(axis=None) else []
+    by = [STUDY_ID, SERIES_ID]
+    slices = frame.sort_values([*by, POSITION, named], ignore_index=True)[columns]
+    groups = slices.groupby(by, sort=False)
+    scans = groups.size().rename(COUNT).reset_index()
+    if has_source:
+        scans.insert(0, FOLDER, groups[SOURCE].agg(common_folder).to_numpy())
+    for name in names:
+        predicted = groups[f"probability_{name}"]
+        scans[f"maximum_{name}"] = predicted.max().to_numpy()
+        scans[f"mean_{name}"] = predicted.mean().to_numpy()
+        scans[f"slice_{name}"] = slices.loc[predicted.idxmax(), named].to_numpy()
+    leading = [f"maximum_{name}" for name in ([ANY] if ANY in names else names)]
+    order = (-scans[leading].max(axis=1)).argsort(kind="stable").to_numpy()
+    rank = np.argsort(order)[groups.ngroup()]
+    return slices.iloc[rank.argsort(kind="stable")], scans.iloc[order]
+
+
+def common_folder(sources: pd.Series[str]) -> str:
+    """Return the folder that all paths share; empty for the input itself."""
+    folders = {f"/{posixpath.dirname(source)}" for source in sources}
+    return posixpath.commonpath(folders).lstrip("/")
+
+
+def render_page(
+    setup: EvaluationSetup, source: str, scans: pd.DataFrame, rejects: pd.DataFrame | None
+) -> str:
+    """Return the page: scans, files that were not used, and the origin of the predictions.
+
+    Args:
+        setup: the run and the split.
+        source: location of the shards or DICOM files.
+        scans: from `summarize`.
+        rejects: as for `write_predictions`.
+    """
+    names, run, source = setup.run.labels, setup.run, hide_secrets(source)
+    leading = ANY if ANY in names else ""
+    others = [name for name in names if name != leading]
+    rows: list[dict[str, Any]] = []
+    for scan in scans.head(_MOST_SCANS).to_dict("records"):
+        label = leading or max(names, key=lambda name: scan[f"maximum_{name}"])
+        folder = scan.get(FOLDER, "")
+        rows.append(
+            {
+                "top": scan[f"maximum_{label}"],
+                "folder": folder,
+                "series": scan[SERIES_ID],
+                "slices": scan[COUNT],
+                "slice": scan[f"slice_{label}"].removeprefix(f"{folder}/"),
+                "mean": f"{scan[f'mean_{label}']:.3f}",
+                "others": [f"{scan[f'maximum_{name}']:.3f}" for name in others],
+            }
+        )
+    excluded = 0 if rejects is None else int(rejects["reason"].isin(EXCLUSIONS).sum())
+    reasons, files = (None, None) if rejects is None else reject_tables(rejects)
+    template = page_templates(Path(__file__).parent).get_template("predictions.html.jinja")
+    return template.render(
+        name=posixpath.basename(source.rstrip("/")) or source,
+        split=setup.split.name,
+        leading=leading,
+        others=others,
+        rows=rows,
+        scans=len(scans),
+        slices=int(scans[COUNT].sum()),
+        excluded=excluded,
+        rejected=0 if rejects is None else len(rejects) - excluded,
+        reasons=reasons,
+        files=files,
+        provenance=[
+            ("Input", source),
+            ("Run", run.path.resolve().name),
+            ("Model", str(run.record.options.get("model", "not recorded"))),
+            ("Labels", ", ".join(names)),
+            ("Calibration", "temperatures and biases" if setup.calibration.changes else "none"),
+            ("Mirror images", "averaged" if setup.flip else "not used"),
+            ("Written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ],
+    )
+
+
+def reject_tables(rejects: pd.DataFrame) -> tuple[Table, Table]:
+    """Return a table of reasons with their advice, and a table of the first files."""
+    reasons = [
+        [reason, "excluded" if reason in EXCLUSIONS else "rejected", count, advice_for(reason)]
+        for reason, count in Counter(rejects["reason"]).most_common()
+    ]
+    columns = [("Reason", "text"), ("", "text"), ("Files", "number"), ("What to do", "text")]
+    files = rejects.sort_values(["reason", SOURCE]).head(_MOST_REJECTS)
+    named = files[[SOURCE, "reason", "detail"]].to_numpy().tolist()
+    more = len(rejects) - len(files)
+    note = f"{more} more are in {REJECTS}." if more else ""
+    headings = [("File", "text"), ("Reason", "text"), ("Detail", "text")]
+    return Table("Reasons", columns, reasons), Table("Files", headings, named, (), note)
