@@ -11,6 +11,7 @@ takes.preprocess := INPUT LABELS OUTPUT WORKERS $(CLUSTER) SAMPLE ARGS
 takes.sample     := SAMPLE
 takes.verify     := SHARDS ARGS
 takes.card       := SHARDS ARGS
+takes.browse     := SHARDS RUN ARGS
 takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
 takes.crossval   := $(filter-out FOLD,$(takes.train))
 takes.evaluate   := RUN SHARDS BACKEND ARGS
@@ -135,14 +136,14 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify card train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify card browse train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@$(foreach name,preprocess sample verify card train crossval evaluate predict report compare export demo, \
+	@$(foreach name,preprocess sample verify card browse train crossval evaluate predict report compare export demo, \
 	  printf '  %-12s  %s\n' $(name) "$(takes.$(name))";) true
 	@echo "  all commands  $(ALL_TAKE)"
 	@echo "They come from the command line alone; of the environment only PYTHON and ICH_REAL_DATA are read."
@@ -160,6 +161,9 @@ verify: $(PIPELINE) ## Read a shard directory back and check all of it (ARGS="--
 
 card: $(PIPELINE) ## Make report.html for a shard directory that has none (ARGS="--input INPUT")
 	@$(RUN_PY) -m beam_pipeline.card $(call flag,--shards,SHARDS)
+
+browse: $(PIPELINE) ## Look through slices in a browser; with RUN at its model's mistakes
+	@$(RUN_PY) -m headct.browse $(call flag,--shards,SHARDS) $(if $(filter RUN,$(GIVEN)),$(call flag,--run,RUN))
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ import numpy as np
 
 import headct
 from headct.commands import run_program
-from headct.declarations import Declared, DefaultText, LocalPath, Location, parse_flags
+from headct.declarations import Declared, DefaultText, LocalPath, Location, parse_flags, with_flags
 from headct.errors import UsageError
 from headct.printable import show_line
 from headct.windows import PRESETS, Window, apply_windows
@@ -47,9 +46,7 @@ def options_of(_command: str) -> list[type[Declared]]:
 
 
 def _show(argv: Sequence[str], program: str) -> None:
-    words = [*takewhile(lambda word: not word.startswith("-"), argv[:2])]
-    named = [f"{flag}={word}" for flag, word in zip(("--shards", "--id"), words, strict=False)]
-    given = parse_flags(ShowOptions, [*named, *argv[len(words) :]], program)
+    given = parse_flags(ShowOptions, with_flags(argv, "--shards", "--id"), program)
     shards = headct.open(given.shards)
     pixels = shards[given.id]["image"]
     if shards.manifest.image.is_hounsfield:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from inspect import get_annotations
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -284,6 +285,13 @@ def parse_given(
                 what = _WORDS.get(_value_type(field), "a path or URL")
                 raise UsageError(f'--{name} "": want {what}')
     return given, others
+
+
+def with_flags(argv: Sequence[str], *names: str) -> list[str]:
+    """Return arguments in which those before the first flag have the flags `names`."""
+    words = [*takewhile(lambda word: not word.startswith("-"), argv[: len(names)])]
+    named = [f"{flag}={word}" for flag, word in zip(names, words, strict=False)]
+    return [*named, *argv[len(words) :]]
 
 
 def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | None = None) -> D:

@@ -223,6 +223,10 @@ def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield column.name, column.dtype
 
 
+# Predictions in a run directory, by split; and of all folds, in that of a cross-validation.
+PREDICTIONS = "predictions-{}.parquet"
+OUT_OF_FOLD = "out_of_fold.parquet"
+
 # Names in an unfinished output folder; readers do not need them.
 # `UNFINISHED` holds intermediate data that steps pass to each other.
 UNFINISHED = ".unfinished"

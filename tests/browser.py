@@ -52,6 +52,19 @@ def faults_of_page(
     views: Iterable[View] = VIEWS,
     visible: Iterable[str] = (),
 ) -> list[str]:
+    """Looks at a page on disk as `faults_of_address` does, which has the arguments."""
+    with chromium() as browser:
+        return faults_of_address(browser, path.absolute().as_uri(), screenshots, views, visible)
+
+
+def faults_of_address(
+    browser: Any,
+    address: str,
+    screenshots: Path | None = None,
+    views: Iterable[View] = VIEWS,
+    visible: Iterable[str] = (),
+    origin: str = "",
+) -> list[str]:
     """Looks at a page at each size and in each color scheme; a line a fault, none when all is well.
 
     Sections that fold are open.
@@ -61,34 +74,35 @@ def faults_of_page(
     axe-core finds serious or critical.
 
     Args:
-        path: of the HTML file.
+        browser: from `chromium`.
+        address: URL of the page.
         screenshots: folder for a picture of each view, if they are wanted.
         views: sizes and color schemes, all by default.
         visible: Playwright's selectors; the first element of each must not need sideways scroll.
+        origin: beginning of the URLs that the page may request; by default its own URL.
     """
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
     faults = []
-    with chromium() as browser:
-        for size, scheme in views:
-            view = f"{size[0]} px, {scheme}"
-            viewport = {"width": size[0], "height": size[1]}
-            page = browser.new_page(viewport=viewport, color_scheme=scheme)
-            found = watch(page, path)
-            page.goto(path.absolute().as_uri())
-            if screenshots:
-                name = f"{path.stem}-{size[0]}-{scheme}.png"
-                page.screenshot(path=screenshots / name, full_page=True)
-            page.evaluate(OPEN)
-            found += layout_faults(page) + hidden(page, visible)
-            found += axe_faults(axe.Axe().run(page, options=AXE).response)
-            page.close()
-            faults += [f"{view}: {each}" for each in found]
+    for size, scheme in views:
+        view = f"{size[0]} px, {scheme}"
+        viewport = {"width": size[0], "height": size[1]}
+        page = browser.new_page(viewport=viewport, color_scheme=scheme)
+        found = watch(page, origin or address)
+        page.goto(address)
+        if screenshots:
+            name = f"{Path(address).stem}-{size[0]}-{scheme}.png"
+            page.screenshot(path=screenshots / name, full_page=True)
+        page.evaluate(OPEN)
+        found += layout_faults(page) + hidden(page, visible)
+        found += axe_faults(axe.Axe().run(page, options=AXE).response)
+        page.close()
+        faults += [f"{view}: {each}" for each in found]
     return faults
 
 
-def watch(page: Any, path: Path) -> list[str]:
+def watch(page: Any, origin: str) -> list[str]:
     """A list that grows with each error and each request for something else."""
     found: list[str] = []
     page.on("pageerror", lambda error: found.append(f"error: {error}"))
@@ -100,7 +114,7 @@ def watch(page: Any, path: Path) -> list[str]:
     )
 
     def request(asked: Any) -> None:
-        if not asked.url.startswith(("data:", path.absolute().as_uri())):
+        if not asked.url.startswith(("data:", origin)):
             found.append(f"requests {asked.url}")
 
     page.on("request", request)

@@ -191,6 +191,7 @@ PASSED_ON = {
     "compare": "COMPARE",
     "export": "RUN EXPORT SHARDS",
     "card": "SHARDS",
+    "browse": "SHARDS RUN",
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from headct.errors import RESUMES, HeadctError, StorageError, UsageError
-from headct.layout import INDEX
+from headct.layout import INDEX, OUT_OF_FOLD, PREDICTIONS
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # These errors occur only in writing.
@@ -36,9 +36,9 @@ _ABANDONED_SECONDS = 24 * 3600
 _OWNED = {
     "run.json": (
         *("*.json", "model.keras", "history.png", "report.html"),
-        *("predictions-*.parquet", "trained_on.parquet"),
+        *(PREDICTIONS.format("*"), "trained_on.parquet"),
     ),
-    "crossval.json": ("crossval.json", "out_of_fold.parquet"),
+    "crossval.json": ("crossval.json", OUT_OF_FOLD),
     INDEX: ("*",),  # a shard directory
 }
 

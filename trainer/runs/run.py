@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from headct.declarations import quoted
 from headct.errors import UsageError
 from headct.json_documents import PRINTABLE, check_document, key_path, must, read_document
+from headct.layout import PREDICTIONS
 from headct.locks import Lock
 from headct.manifest import ImageSpec, Labels, Options, Windows
 from headct.printable import hide_secrets
@@ -131,7 +132,7 @@ class Run:
 
     def predictions(self, name: str) -> Path:
         """Return the path of predictions; `name` is a split or a variant such as `fold0-tta`."""
-        return self.path / f"predictions-{name}.parquet"
+        return self.path / PREDICTIONS.format(name)
 
     def evaluation(self, name: str) -> Path:
         """Return the path of the figures; `name` as for `predictions`."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headct.json_documents import read_json
+from headct.layout import OUT_OF_FOLD
 from headct.printable import show_line
 from trainer.display import explain_weights, next_command, number
 from trainer.evaluation.measured import Measured
@@ -45,9 +46,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
             [pd.read_parquet(setup.run.predictions(setup.validation.name)) for setup in setups],
             ignore_index=True,
         )
-        write_whole(
-            folder / "out_of_fold.parquet", lambda path: frame.to_parquet(path, index=False)
-        )
+        write_whole(folder / OUT_OF_FOLD, lambda path: frame.to_parquet(path, index=False))
         shutil.rmtree(Run(folder).cache, ignore_errors=True)
         summary = summarize(setups, frame)
         write_json(folder / "crossval.json", summary)
@@ -55,7 +54,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
     display.console.print(summary_table(summary, str(folder)))
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(_POOLED)
-    display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/out_of_fold.parquet")
+    display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/{OUT_OF_FOLD}")
     display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
 
 
