@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from beam_pipeline import pipeline
+from beam_pipeline.card.__main__ import main as card
 from beam_pipeline.options import Options
+from beam_pipeline.verify.__main__ import main as verify
 from headct.errors import HeadctError, StoreError, UsageError
 from headct.stores import Folder, InputFiles, open_file
 from headct.stores.archives import ArchiveStore
@@ -389,30 +391,28 @@ def test_the_same_bytes_as_from_the_folder(
 
 
 def test_the_command_reads_an_archive_and_the_card_and_verify_do_too(
-    small_data_set: Path, tmp_path: Path
+    small_data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = pack(small_data_set, tmp_path / "rsna.zip")
     output = tmp_path / "out"
 
-    def run(*arguments: object) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", *map(str, arguments)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+    def run(command: Callable[[list[str]], int], *arguments: object) -> str:
+        assert command([*map(str, arguments)]) == 0
+        return capsys.readouterr().out
 
     labels = ("--labels", archive / "labels.csv", "--folds", 2, "--image_size", 32)
     common = ("--output", output, "--max_reject_fraction", 0.1)
-    run("beam_pipeline", "--input", archive / "slices", *labels, *common)
+    # In a process of its own, whose workers find the archive open.
+    command = [sys.executable, "-m", "beam_pipeline", "--input", archive / "slices"]
+    done = subprocess.run(
+        [*map(str, [*command, *labels, *common])], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     pictures = count_pictures(output)
     assert pictures > 5
-    run("beam_pipeline.card", "--shards", output)
+    run(card, "--shards", output)
     assert count_pictures(output) == pictures
-    assert "30" in run("beam_pipeline.verify", "--shards", output, "--source", archive / "slices")
+    assert "30" in run(verify, "--shards", output, "--source", archive / "slices")
 
 
 def count_pictures(output: Path) -> int:

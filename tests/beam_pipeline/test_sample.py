@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +36,28 @@ SMALL = {"patients": 2, "slices": 4, "seed": 7, "test_patients": 1}
 DOZEN = Parameters(patients=12, slices=28, test_patients=1)
 
 
-@pytest.fixture(scope="module")
-def dozen(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
-    return write_sample(
-        tmp_path_factory.mktemp("sample") / "dozen", patients=12, slices=28, test_patients=1
-    )
+OLDER = {"patients": 3, "slices": 5, "seed": 1, "test_patients": 1}
+CopySample = Callable[..., SampleSummary]
+
+
+@pytest.fixture(scope="session")
+def dozen(made_once: Callable[..., Path]) -> SampleSummary:
+    """A sample that no test changes."""
+    given = {"patients": 12, "slices": 28, "test_patients": 1}
+    return write_sample(made_once("dozen", lambda folder: write_sample(folder, **given)), **given)
+
+
+@pytest.fixture(scope="session")
+def copy_sample(made_once: Callable[..., Path]) -> CopySample:
+    """Puts a sample of some parameters, written once, where a test may change it."""
+
+    def copy(folder: Path, **given: int) -> SampleSummary:
+        name = "-".join(["sample", *map(str, given.values())])
+        made = made_once(name, lambda new: write_sample(new, **given))
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        return write_sample(folder, **given)
+
+    return copy
 
 
 def read(path: Path) -> FileDataset:
@@ -116,8 +135,10 @@ def test_a_whole_sample_is_reused_untouched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["labels.csv", "slice"])
-def test_an_unfinished_sample_is_finished(tmp_path: Path, lost: str) -> None:
-    summary = write_sample(tmp_path, **SMALL)
+def test_an_unfinished_sample_is_finished(
+    tmp_path: Path, lost: str, copy_sample: CopySample
+) -> None:
+    summary = copy_sample(tmp_path, **SMALL)
     whole = digest(tmp_path)
     (summary.labels if lost == "labels.csv" else next(summary.slices.glob("*.dcm"))).unlink()
     assert not write_sample(tmp_path, **SMALL).reused
@@ -134,10 +155,10 @@ def make_older(folder: Path) -> None:
 
 
 def test_a_sample_of_an_older_version_is_replaced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, copy_sample: CopySample, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    new = write_sample(tmp_path / "new", **SMALL)
-    old = write_sample(tmp_path / "old", patients=3, slices=5, seed=1, test_patients=1)
+    new = copy_sample(tmp_path / "new", **SMALL)
+    old = copy_sample(tmp_path / "old", **OLDER)
     make_older(old.output)
     arguments = [f"--{name}={value}" for name, value in SMALL.items()]
     assert main(["--output", str(old.output), *arguments]) == 0
@@ -147,10 +168,10 @@ def test_a_sample_of_an_older_version_is_replaced(
 
 
 def test_a_replacement_that_was_interrupted_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, copy_sample: CopySample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = write_sample(tmp_path / "new", **SMALL)
-    old = write_sample(tmp_path / "old", patients=3, slices=5, seed=1, test_patients=1)
+    new = copy_sample(tmp_path / "new", **SMALL)
+    old = copy_sample(tmp_path / "old", **OLDER)
     make_older(old.output)
     unlink, calls = Path.unlink, iter(range(9))
 
@@ -167,8 +188,10 @@ def test_a_replacement_that_was_interrupted_is_finished(
     assert digest(old.output) == digest(new.output)
 
 
-def test_a_replacement_keeps_files_that_are_not_its_own(tmp_path: Path) -> None:
-    summary = write_sample(tmp_path, **SMALL)
+def test_a_replacement_keeps_files_that_are_not_its_own(
+    tmp_path: Path, copy_sample: CopySample
+) -> None:
+    summary = copy_sample(tmp_path, **SMALL)
     make_older(tmp_path)
     (summary.slices / "notes.txt").write_text("mine")
     assert write_sample(tmp_path, **SMALL).replaced
@@ -195,9 +218,9 @@ def test_a_folder_of_something_else_is_left_alone(
 
 
 def test_a_sample_of_other_parameters_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, copy_sample: CopySample, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_sample(tmp_path, **SMALL)
+    copy_sample(tmp_path, **SMALL)
     before = digest(tmp_path)
     assert main(["--output", str(tmp_path), "--seed", "8"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

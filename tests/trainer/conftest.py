@@ -207,6 +207,14 @@ def one_convolution(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(small_network.MAKER, small_network.one_convolution)
 
 
+@pytest.fixture
+def without_curves(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the curves of pages away, for tests of what else a page says: most of its time."""
+    if not full:
+        for name in ("svg_in_unit_square", "svg_by_epoch"):
+            monkeypatch.setattr(f"trainer.report.plots.{name}", lambda *_, **__: "")
+
+
 @pytest.fixture(scope="session")
 def finished(shards: Path, two_blocks_for_five: None, made_once: Callable[..., Path]) -> Path:
     """A finished run that no test changes."""

@@ -119,12 +119,14 @@ def test_labels_without_positives_and_a_single_patient(tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b", page.text)
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_other_shards_have_other_slices(tmp_path: Path) -> None:
     setup = replace(make_run(tmp_path / "run"), same_shards=False)
     write_report(setup, 3)
     assert "the shards are not those of the run" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_curves")
 @pytest.mark.parametrize("trained_on", [False, 3, True, None])
 def test_a_page_says_what_was_trained_on(tmp_path: Path, trained_on: bool | int | None) -> None:
     setup = make_run(tmp_path / "run")
