@@ -365,6 +365,25 @@ def test_reading_ahead_may_be_given_up(tree: Path) -> None:
     results.close()  # type: ignore[attr-defined]
 
 
+def test_a_read_that_hangs_is_not_waited_for_when_reading_ahead_is_given_up(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, given_up, done = LocalStore.read, threading.Event(), []
+
+    def hang(store: LocalStore, path: str, *wanted: Any) -> bytes:
+        if path.endswith("b.dcm"):
+            given_up.wait(5)
+            done.append(path)
+        return read(store, path, *wanted)
+
+    monkeypatch.setattr(LocalStore, "read", hang)
+    results = InputFiles.parse(str(tree)).read_ahead([("a.dcm", 5), ("b.dcm", 5)])
+    assert next(results) == b"a.dcm"
+    results.close()  # type: ignore[attr-defined]
+    assert not done
+    given_up.set()
+
+
 @pytest.mark.parametrize(("readers", "in_flight"), [(0, 1), (1, 2), (3, 6)])
 def test_a_far_store_is_asked_for_twice_as_many_parts_as_it_has_readers(
     tree: Path, monkeypatch: pytest.MonkeyPatch, readers: int, in_flight: int
