@@ -150,6 +150,7 @@ class Pages:
         self._shards = shards
         self._selection = selection
         self._run = run
+        self._splits = shards.splits
         hounsfield = shards.manifest.image.is_hounsfield
         self._windows = [Window(name, *PRESETS[name]) for name in PRESETS] if hounsfield else []
         self.channels = [each.name for each in self._windows or shards.windows]
@@ -207,7 +208,7 @@ class Pages:
     def _choice(self, query: Mapping[str, str]) -> Choice:
         """Return the filters and the order of a query."""
         known: dict[str, Sequence[str]] = {
-            "split": [*self._shards.splits],
+            "split": [*self._splits],
             "label": self._selection.names,
             "finding": [*self._findings],
             "order": [*self._orders],
@@ -258,7 +259,7 @@ class Pages:
             "results": shown,
             "choice": choice,
             "channel": channel,
-            "splits": self._shards.splits,
+            "splits": self._splits,
             "labels": self._selection.names,
             "findings": self._findings,
             "orders": self._orders,
