@@ -23,6 +23,7 @@ from headct.declarations import (
     did_you_mean,
     flag_parser,
     flags,
+    named_in,
     parse_given,
 )
 from headct.errors import UsageError
@@ -84,7 +85,8 @@ def complete_options(
     for argument in others:
         meant = did_you_mean(argument, missing)
         if meant and argument.startswith("-"):  # clearer than a missing option
-            raise UsageError(f"unknown option {argument.partition('=')[0]}{meant}")
+            name = argument.partition("=")[0]
+            raise UsageError(f"{named_in(argument)}unknown option {name}{meant}")
     for name in ("id_column", "label_columns", "holdout"):
         if given.get(name) and not given.get("labels"):
             raise UsageError(f"--{name} {given[name]}: want --labels, too; it is of no use without")

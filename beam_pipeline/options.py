@@ -18,6 +18,7 @@ from headct.declarations import (
     OptionalLocation,
     OptionalText,
     did_you_mean,
+    toml_text,
 )
 from headct.errors import UsageError
 from headct.layout import check_label_names
@@ -323,6 +324,26 @@ class Options(Declared):
             before["image_id"] = ImageId.AUTO  # the same bytes, since the earlier run succeeded
         names = before.keys() | now.keys()
         return sorted(name for name in names if before.get(name) != now.get(name))
+
+
+_CONFIG_HEAD = """\
+Options of these shards. They give the same bytes again, in another folder:
+headct preprocess --config preprocess.toml --output FOLDER
+Relative paths are relative to the folder in which the command runs."""
+_KEY_NEEDED = f"\nThe hashes need the same key again: --identifier_key_file, or {KEY_VARIABLE}."
+
+
+def config_text(options: Options) -> str:
+    """Return the TOML file for `--config` that gives the same shards again."""
+    given = options.recorded()
+    # Otherwise the same rejects may be too many.
+    given["max_reject_fraction"] = options.run.max_reject_fraction
+    given["windows"] = [*map(str, options.image.windows)]
+    if options.image.hu:  # has no windows
+        del given["voi"]
+    is_hashed = options.identifiers.identifiers is Identifiers.HASH
+    head = _CONFIG_HEAD + _KEY_NEEDED * is_hashed
+    return toml_text(head, Options.groups().values(), given)
 
 
 def fill_in(recorded: Mapping[str, Any]) -> dict[str, Any]:

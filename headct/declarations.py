@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -270,9 +271,11 @@ def parse_given(
     """
     parsed, others = parser.parse_known_args(argv)
     if "config" in parsed:
-        entries = [*_read_config(parsed.config, parser)]
+        entries = [_Entry(entry) for entry in _read_config(parsed.config, parser)]
+        for entry in entries:
+            entry.file = parsed.config
         try:
-            parser.parse_known_args(entries)
+            parser.parse_known_args(entries)  # alone, since an error has to name the file
         except UsageError as error:
             raise UsageError(f"--config {parsed.config}: {error}") from None
         parsed, others = parser.parse_known_args([*entries, *argv])
@@ -294,6 +297,17 @@ def with_flags(argv: Sequence[str], *names: str) -> list[str]:
     return [*named, *argv[len(words) :]]
 
 
+class _Entry(str):
+    """An entry of a TOML file, as a flag."""
+
+    file = ""
+
+
+def named_in(word: str) -> str:
+    """Return the beginning of a message about a word: the TOML file that has it, if any."""
+    return f"--config {word.file}: " if isinstance(word, _Entry) else ""
+
+
 def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | None = None) -> D:
     """Return the options of a command with one class of options.
 
@@ -310,9 +324,9 @@ def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | No
     parser = flag_parser(program, text or kind.__doc__, kind)
     given, others = parse_given(parser, [kind], argv)
     if option := next((word for word in others if word.startswith("-")), ""):
-        option = option.partition("=")[0]
-        meant = did_you_mean(option, ["--help", "--config", *(f"--{name}" for name in flags(kind))])
-        raise UsageError(f"unknown option {quoted(option)}{meant}")
+        name = option.partition("=")[0]
+        meant = did_you_mean(name, ["--help", "--config", *(f"--{each}" for each in flags(kind))])
+        raise UsageError(f"{named_in(option)}unknown option {quoted(name)}{meant}")
     if others:
         raise UsageError(f"unknown argument {quoted(others[0])}: options start with --")
     return kind(**given)
@@ -339,6 +353,27 @@ def _read_config(path: str, parser: OneLineParser) -> Iterator[str]:
             yield f"--{name}={row.getvalue()}"
         else:
             yield f"--{name}={value}"
+
+
+def toml_text(head: str, kinds: Iterable[type[Declared]], values: Mapping[str, Any]) -> str:
+    """Return a TOML file for `--config`: a comment, then options with their meanings.
+
+    Args:
+        head: the comment, perhaps of several lines.
+        kinds: the classes of the options.
+        values: JSON values by option; None and an empty list are left out.
+    """
+    lines = [f"# {line}" for line in head.splitlines()]
+    for kind in kinds:
+        for name, field in flags(kind).items():
+            if values.get(name) not in (None, []):
+                lines += ["", f"# {meaning(field)}", f"{name} = {_toml_value(values[name])}"]
+    return "\n".join([*lines, ""])
+
+
+def _toml_value(value: Any) -> str:
+    """Return a JSON value in TOML; of the same syntax, but for DEL in texts."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def choose_command(

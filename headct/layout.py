@@ -23,7 +23,8 @@ INDEX = "index.parquet"
 REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
-FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO)  # beside the shards
+CONFIG = "preprocess.toml"  # for `--config`: contains paths, so not in the digest
+FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, CONFIG)  # beside the shards
 CARD = "report.html"  # not reproducible (date, speed), so not in the digest; may be absent
 
 ORDINAL = "ordinal"  # a kind of ids: numbers without meaning outside their directory

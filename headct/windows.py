@@ -59,7 +59,8 @@ class Window:
         """Return the text that `parse_window` parses."""
         if self.center is None or PRESETS.get(self.name) == (self.center, self.width):
             return self.name
-        return f"{self.name}:{self.center:g}:{self.width:g}"
+        numbers = (repr(value).removesuffix(".0") for value in (self.center, self.width))
+        return ":".join([self.name, *numbers])
 
 
 def parse_window(text: str) -> Window:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from beam_pipeline.command_line import parse_options
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.shards.formats import decode_example
@@ -71,6 +72,16 @@ def test_a_directory_has_the_files_of_the_layout(written: Path) -> None:
     assert {ShardFile.parse(name).name for name in shards} == shards
     splits = {ShardFile.parse(name).split for name in shards}
     assert splits == {layout.fold_split(0), layout.fold_split(1)}
+
+
+def test_the_toml_file_makes_the_same_directory(written: Path, tmp_path: Path) -> None:
+    flags = ["--config", str(written / layout.CONFIG), "--output", str(tmp_path / "out")]
+    options, _ = parse_options(flags)
+    finish_directory(write_shards(options), options)
+    for path in written.iterdir():
+        if path.name not in (layout.MANIFEST, layout.CARD):
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert manifest_of(tmp_path / "out")["digest"] == manifest_of(written)["digest"]
 
 
 def test_an_example_has_the_features_of_the_layout(written: Path) -> None:

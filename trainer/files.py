@@ -35,7 +35,7 @@ _ABANDONED_SECONDS = 24 * 3600
 # Files of a run or a shard directory, by the file that identifies the folder.
 _OWNED = {
     "run.json": (
-        *("*.json", "model.keras", "history.png", "report.html"),
+        *("*.json", "train.toml", "model.keras", "history.png", "report.html"),
         *(PREDICTIONS.format("*"), "trained_on.parquet"),
     ),
     "crossval.json": ("crossval.json", OUT_OF_FOLD),

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from beam_pipeline.errors import RunnerError
-from headct.declarations import OneLineParser, did_you_mean
+from headct.declarations import OneLineParser, did_you_mean, named_in
 from headct.errors import UsageError
 from headct.stores import is_local
 
@@ -150,7 +150,8 @@ def complete_arguments(runner: Runner, argv: Sequence[str], own: Iterable[str]) 
     elif unparsed and not unknown:
         unknown = list(unparsed[:1])
     if unknown:
-        raise _unknown(unknown[0], [*own, *parser._option_string_actions], runner.name)
+        given = next(argument for argument in argv if argument.startswith(unknown[0]))
+        raise _unknown(given, [*own, *parser._option_string_actions], runner.name)
     implied = _implied(runner, parsed)
     required = () if parsed.job_endpoint else runner.required
     if required and runner.name == "SparkRunner" and parsed.spark_submit_uber_jar:
@@ -257,7 +258,8 @@ def _described_options(endpoint: str) -> set[str]:
 
 def _unknown(option: str, known: Iterable[str], runner: str) -> UsageError:
     who = f"neither the pipeline nor {runner} knows it"
-    return UsageError(f"unknown option {option}{did_you_mean(option, known)}: {who}")
+    name = option.partition("=")[0]
+    return UsageError(f"{named_in(option)}unknown option {name}{did_you_mean(name, known)}: {who}")
 
 
 def _implied(runner: Runner, parsed: argparse.Namespace) -> dict[str, str]:

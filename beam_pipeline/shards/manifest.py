@@ -16,12 +16,13 @@ import pyarrow as pa
 from beam_pipeline import __version__
 from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.images.convert import HU_OFFSET
-from beam_pipeline.options import ImageOptions, Options
+from beam_pipeline.options import ImageOptions, Options, config_text
 from beam_pipeline.shards.formats import describe_dataset, describe_features, write_index
 from beam_pipeline.shards.output import describe_run
 from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
 from headct.errors import UsageError
 from headct.layout import (
+    CONFIG,
     DATASET_INFO,
     FEATURES,
     INDEX,
@@ -120,7 +121,7 @@ def describe_shards(
     results: Sequence[ShardResult],
     rejects: Sequence[Reject],
 ) -> dict[str, Any]:
-    """Write index, rejects and TFDS files, and return the manifest without writing it.
+    """Write index, rejects, TFDS files and options, and return the manifest without writing it.
 
     Args:
         unfinished: tables with the index rows of the shards.
@@ -153,6 +154,7 @@ def describe_shards(
     ):
         folder.write(name, data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    folder.write(CONFIG, config_text(options).encode("utf-8", "replace"))
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
     run = describe_run(folder)

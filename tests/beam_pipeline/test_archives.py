@@ -356,7 +356,7 @@ def outcome(folder: Path) -> dict[str, str]:
     return {
         path.name: sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
-        if path.name not in ("manifest.json", "report.html")
+        if path.name not in ("manifest.json", "preprocess.toml", "report.html")
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from beam_pipeline.command_line import RunnerOptions, parse_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy
 from beam_pipeline.keys import KEY_VARIABLE
-from beam_pipeline.options import Files, Identifiers, Options
+from beam_pipeline.options import Files, Identifiers, Options, config_text
 from beam_pipeline.runners.choose import LOCAL, RUNNERS, ChosenRunner
 from headct.declarations import flags, help_text
 from headct.errors import UsageError
@@ -253,14 +253,55 @@ def test_a_toml_file_gives_options_and_flags_override_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "windows": (Window("w", 0.1 + 0.2, 1e6 + 0.25), Window("dicom", None, None)),
+            "label_columns": ("any", 'a, "b"', "ä"), "holdout": 0.1, "seed": 2**32 - 1,
+            "image_id": "ordinal", "id_column": "=x", "folds_from": "a\x7f\n", "unlabeled": "skip",
+        },
+        {"hu": True, "identifiers": "hash", "identifier_key_check": "c", "group_by": "study"},
+    ],
+)  # fmt: skip
+def test_the_toml_file_of_a_run_has_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "k" * 32)
+    given = {"labels": "l.csv", "max_reject_fraction": 0.25} | changes
+    options = Options.of(input="s3://me:secret@b/in", output="out", **given)
+    text = config_text(options)
+    assert "secret" not in text
+    assert ("need the same key" in text) == ("identifiers" in changes)
+    config = tmp_path / "preprocess.toml"
+    config.write_text(text)
+    again, _ = parse_options(["--config", str(config), "--output", "elsewhere"])
+    expected = options.recorded()
+    found = again.recorded()
+    if changes.get("identifiers"):
+        assert len(found.pop("identifier_key_check")) > len(expected.pop("identifier_key_check"))
+    assert found == expected
+    assert again.run.max_reject_fraction == 0.25
+
+
+def test_an_unknown_option_of_a_beam_runner_names_the_toml_file(tmp_path: Path) -> None:
+    config = tmp_path / "o.toml"
+    config.write_text('projekt = "p"')
+    with pytest.raises(UsageError, match=f"^--config {config}: unknown option --projekt"):
+        parse_options(["--config", str(config), *PATHS, "--runner", "DirectRunner"])
+    with pytest.raises(UsageError, match=r"^unknown option --projekt"):
+        parse_options([*PATHS, "--runner", "DirectRunner", "--projekt=p"])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fold = 3", "unknown option --fold"),
+        ("fold = 3", "--config FILE: unknown option --fold (did you mean --folds?): neither"),
         ("folds = 1", "--folds 1: want a whole number from 2 to 100"),
         ('hu = "yes"', "--config FILE: --hu/--no-hu: ignored explicit argument 'yes'"),
         ("folds = true", "--config FILE: --folds: expected one argument"),
         ('windows = "lung"', "--windows lung: window 'lung' is neither name:center:width"),
-        ('identifier_key_check = "x"', "unknown option --identifier_key_check"),
+        ('identifier_key_check = "x"', "--config FILE: unknown option --identifier_key_check"),
     ],
 )
 def test_a_bad_toml_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

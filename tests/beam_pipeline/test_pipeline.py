@@ -118,7 +118,7 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
     assert [s["label_counts"]["subdural"] for s in manifest["splits"].values()] == [3, 3]
     listed = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     described = {"manifest.json", "index.parquet", "rejects.jsonl"}
-    described |= {"features.json", "dataset_info.json", "report.html"}
+    described |= {"features.json", "dataset_info.json", "preprocess.toml", "report.html"}
     assert {path.name for path in shards.iterdir()} == described | {s["file"] for s in listed}
     assert all((shards / shard["file"]).stat().st_size == shard["bytes"] for shard in listed)
 

@@ -87,9 +87,9 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "unknown option --epoch (did you mean --epochs?)"),
-        ("[train]\nepochs = 3", "unknown option --train"),
-        ('"a\\nb" = 3', 'unknown option "--a\\nb"'),
+        ("epoch = 3", "--config {config}: unknown option --epoch (did you mean --epochs?)"),
+        ("[train]\nepochs = 3", "--config {config}: unknown option --train"),
+        ('"a\\nb" = 3', '--config {config}: unknown option "--a\\nb"'),
         ("epochs = 3.5", "--epochs 3.5: want a whole number of at least 1"),
         ("epochs = true", "--config {config}: --epochs: expected one argument"),
         ("epochs = []", '--epochs "": want a whole number of at least 1'),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from headct.errors import UsageError
+from trainer.command_line import parse_arguments
 from trainer.data.shards import read_shard_directory
 from trainer.files import write_json, write_whole
-from trainer.options import TrainOptions
+from trainer.options import TrainOptions, run_identity
 from trainer.runs.run import (
     Calibration,
     Run,
@@ -45,6 +46,17 @@ def test_a_run_is_found_again(shards: Path, tmp_path: Path) -> None:
     assert record.shards.labels == ["upper", "lower", "any"]
     assert record.versions["keras"]
     assert "jax" not in record.versions
+
+
+def test_the_toml_file_of_a_run_has_its_options(shards: Path, tmp_path: Path) -> None:
+    options = make_options(shards, tmp_path / "r", learning_rate=1e-5, windows="x:1:2", ema=0.5)
+    with Run(options.run).begun(options, read_shard_directory(shards)):
+        pass
+    flags = ["train", "--config", str(tmp_path / "r" / "train.toml"), "--run", str(tmp_path / "s")]
+    again = parse_arguments(flags)
+    assert isinstance(again, TrainOptions)
+    assert run_identity(again) == run_identity(options)
+    assert Path(again.shards) == shards
 
 
 def test_checking_writes_nothing(shards: Path, tmp_path: Path) -> None:

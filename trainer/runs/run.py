@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from headct.declarations import quoted
+from headct.declarations import quoted, toml_text
 from headct.errors import UsageError
 from headct.json_documents import PRINTABLE, check_document, key_path, must, read_document
 from headct.layout import PREDICTIONS
@@ -26,7 +26,7 @@ from headct.locks import Lock
 from headct.manifest import ImageSpec, Labels, Options, Windows
 from headct.printable import hide_secrets
 from trainer.data.shards import ShardDirectory
-from trainer.files import remove_unfinished, write_json
+from trainer.files import remove_unfinished, write_json, write_whole
 from trainer.options import TrainOptions, label_weights, run_identity
 
 LOCK = ".lock"
@@ -112,6 +112,8 @@ class Run:
         self.path = path
         # Options, data and versions; written first.
         self.description = path / "run.json"
+        # The same options for `--config`.
+        self.config = path / "train.toml"
         # Hashes of the ids of training examples and their patients.
         self.trained_on = path / "trained_on.parquet"
         # Training states; removed when the run is complete.
@@ -217,7 +219,10 @@ class Run:
             if not self.description.is_file():
                 self.checkpoints.mkdir(exist_ok=True)
                 prevalence = shards.prevalence(options.fold)
-                write_json(self.description, _describe(options, shards, origin, prevalence))
+                described = _describe(options, shards, origin, prevalence)
+                text = _config_text(options, described["shards"]["path"])
+                write_whole(self.config, lambda path: path.write_text(text, encoding="utf-8"))
+                write_json(self.description, described)
             yield
 
     def _refuse_other_run(
@@ -282,6 +287,13 @@ def _describe(
         "versions": package_versions(packages),
         "continued_from": asdict(origin) if origin else None,
     }
+
+
+def _config_text(options: TrainOptions, shards: str) -> str:
+    """Return the TOML file for `--config` that trains such a run again."""
+    head = "Options of this run, for another one:\nheadct train --config train.toml --run FOLDER"
+    others = {"shards": shards, "continue_from": options.continue_from or None}
+    return toml_text(head, [TrainOptions], run_identity(options) | others)
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
