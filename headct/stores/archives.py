@@ -255,10 +255,11 @@ def _open_only_member(file: Any) -> Any:
     infos = [i for i in archive.infolist() if not i.is_dir() and i.filename[:9] != "__MACOSX/"]
     if len(infos) != 1:
         raise OSError(f"the archive holds {len(infos)} files, not one")
-    if infos[0].flag_bits & _ENCRYPTED:
+    only = infos.pop()
+    if only.flag_bits & _ENCRYPTED:
         raise OSError("the archive needs a password")
     try:
-        return archive.open(infos[0])
+        return archive.open(only)
     except NotImplementedError:
         raise OSError("the archive's compression is not supported; use Deflate") from None
 

@@ -45,6 +45,14 @@ def test_labels_with_positives_and_negatives() -> None:
     assert measured.estimate("roc_auc").value == measured.estimate("roc_auc", "a").value == 0
 
 
+def test_mean_probabilities_are_of_the_positives_of_each_label() -> None:
+    frame = make_frame().assign(label_c=[1, 0, 1], probability_c=[1.0, 0.5, 0.5])
+    means = Measured(frame, ("a", "b", "c"), (1, 1, 1)).means
+    assert means.loc["a"].tolist() == [0.125, 0.25, 0.5]
+    assert means.loc["b"].isna().all()
+    assert means.loc["c"].tolist() == [0.1875, 0.375, 0.75]
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PAR1"])
 def test_predictions_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "predictions-fold0.parquet"
