@@ -12,6 +12,7 @@ takes.sample     := SAMPLE
 takes.verify     := SHARDS ARGS
 takes.card       := SHARDS ARGS
 takes.browse     := SHARDS RUN ARGS
+takes.convert    := SHARDS FORMAT CONVERTED ARGS
 takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
 takes.crossval   := $(filter-out FOLD,$(takes.train))
 takes.evaluate   := RUN SHARDS BACKEND ARGS
@@ -80,6 +81,8 @@ default.BACKEND    := tensorflow
 default.SUBMISSION  = $(call arg,RUN)/$(if $(filter INPUT,$(GIVEN)),predictions,submission.csv)
 default.EXPORT      = $(call arg,RUN)/export
 default.COMPARE    := out/compare.html
+default.FORMAT     := parquet
+default.CONVERTED  := out/converted
 default.SAMPLE     := out/sample
 default.VENV       := .venv
 # Without INPUT the synthetic sample is made and used.
@@ -136,14 +139,14 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify card browse train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess sample verify card browse convert train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@$(foreach name,preprocess sample verify card browse train crossval evaluate predict report compare export demo, \
+	@$(foreach name,preprocess sample verify card browse convert train crossval evaluate predict report compare export demo, \
 	  printf '  %-12s  %s\n' $(name) "$(takes.$(name))";) true
 	@echo "  all commands  $(ALL_TAKE)"
 	@echo "They come from the command line alone; of the environment only PYTHON and ICH_REAL_DATA are read."
@@ -164,6 +167,10 @@ card: $(PIPELINE) ## Make report.html for a shard directory that has none (ARGS=
 
 browse: $(PIPELINE) ## Look through slices in a browser; with RUN at its model's mistakes
 	@$(RUN_PY) -m headct.browse $(call flag,--shards,SHARDS) $(if $(filter RUN,$(GIVEN)),$(call flag,--run,RUN))
+
+convert: $(PIPELINE) ## Write shards as Parquet files or WebDataset's tar files, for hubs
+	@$(RUN_PY) -m headct.convert $(call flag,--shards,SHARDS) $(call flag,--to,FORMAT) \
+	  $(call flag,--output,CONVERTED)
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)

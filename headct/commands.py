@@ -36,9 +36,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "preprocess": Command("beam_pipeline", "convert head-CT DICOM files to TFRecord shards"),
     "verify": Command("beam_pipeline.verify", "read a shard directory back and check all of it"),
-    "card": Command("beam_pipeline.card", "make report.html for shards that have none"),
+    "card": Command("beam_pipeline.card", "make report.html, and missing descriptions for hubs"),
     "show": Command("beam_pipeline.show", "print one image's row, and write or open the image"),
     "browse": Command("headct.browse", "look through slices, and a model's mistakes, in a browser"),
+    "convert": Command("headct.convert", "write shards as Parquet or WebDataset files, for hubs"),
     "train": Command("trainer", "train on a shard directory, or resume a run"),
     "crossval": Command("trainer", "train once for each fold, and measure all together"),
     "evaluate": Command("trainer", "measure a run on a labeled split"),

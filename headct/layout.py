@@ -14,6 +14,7 @@ from headct.printable import quoted
 SCHEMA_VERSION = 1  # of the manifest; bump when existing readers would misread it
 
 DATASET = "ich"
+DATASET_VERSION = "1.0.0"  # for TensorFlow Datasets and Croissant
 FILE_FORMAT = "tfrecord"
 # Pattern of shard names for TensorFlow Datasets.
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -24,7 +25,19 @@ REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
 CONFIG = "preprocess.toml"  # for `--config`: contains paths, so not in the digest
-FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, CONFIG)  # beside the shards
+# For people and hubs: users edit them, so the manifest has no checksums of them.
+README = "README.md"
+CROISSANT = "croissant.json"
+DESCRIPTIONS = (README, CROISSANT)
+FILES = (
+    MANIFEST,
+    INDEX,
+    REJECTS,
+    FEATURES,
+    DATASET_INFO,
+    CONFIG,
+    *DESCRIPTIONS,
+)  # beside the shards
 CARD = "report.html"  # not reproducible (date, speed), so not in the digest; may be absent
 
 ORDINAL = "ordinal"  # a kind of ids: numbers without meaning outside their directory
@@ -78,6 +91,10 @@ class ShardFile:
         """File name in the format of TensorFlow Datasets."""
         return f"{DATASET}-{self.split}.{FILE_FORMAT}-{self.number:05d}-of-{self.of:05d}"
 
+    def converted(self, suffix: str) -> str:
+        """Return the path of the shard's conversion, as Hugging Face names files of a split."""
+        return f"{CONVERTED_DATA}/{self.split}-{self.number:05d}-of-{self.of:05d}.{suffix}"
+
     @classmethod
     def parse(cls, name: str) -> "ShardFile":
         """Return the shard of a file name.
@@ -91,6 +108,11 @@ class ShardFile:
             if shard.number < shard.of and shard.name == name:
                 return shard
         raise ValueError(f"not the name of a shard: {name}")
+
+
+def shard_pattern(split: str) -> str:
+    """Return a glob pattern of the shard files of a split."""
+    return f"{DATASET}-{split}.{FILE_FORMAT}-*"
 
 
 class Feature(NamedTuple):
@@ -167,6 +189,11 @@ INDEX_COLUMNS = (
     Column("resized", "bool", "whether the file's matrix had another size than the image"),
     Column("source", "string", "the file, relative to the input"),
 )
+# Columns that mean nothing apart from the shards and the input.
+LOCAL_COLUMNS = (
+    *("split", "shard", "record", "offset", "bytes", "image_offset", "image_bytes"),
+    "source",  # may name a patient
+)
 REJECT_COLUMNS = ("source", "image_id", "reason", "detail")  # text fields of a line of rejects
 
 
@@ -227,6 +254,10 @@ def index_columns(labels: Iterable[str]) -> Iterator[tuple[str, str]]:
 # Predictions in a run directory, by split; and of all folds, in that of a cross-validation.
 PREDICTIONS = "predictions-{}.parquet"
 OUT_OF_FOLD = "out_of_fold.parquet"
+
+# Names in a conversion of a shard directory for hubs, beside its `README`.
+CONVERSION = "conversion.json"  # what is converted, and how: written first
+CONVERTED_DATA = "data"
 
 # Names in an unfinished output folder; readers do not need them.
 # `UNFINISHED` holds intermediate data that steps pass to each other.

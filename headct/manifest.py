@@ -15,11 +15,12 @@ from headct.layout import (
     MANIFEST,
     MAX_LABEL_LENGTH,
     MAX_LABELS,
+    ORDINAL,
     REJECTS,
     SCHEMA_VERSION,
     UNLABELED_SPLIT,
 )
-from headct.printable import shown
+from headct.printable import LONGEST_SHOWN, shown
 
 Path = list[str | int]  # of a value in the manifest
 
@@ -191,6 +192,28 @@ class Manifest:
         Literal["image", "series", "study", "patient"] | None,
         must("image, series, study, patient or null"),
     ] = None
+
+    @property
+    def patient_ids(self) -> str:
+        """Kind of patient ids; every hash key is a kind of its own. Empty if unknown.
+
+        Ids of the same kind are comparable between directories, except ordinals.
+        """
+        options = self.options
+        kind, key = options.get("identifiers"), options.get("identifier_key_check")
+        if kind == "hash":
+            return f"hash {key}"[:LONGEST_SHOWN] if key else ORDINAL
+        return kind if kind in ("keep", ORDINAL) else ""
+
+    @property
+    def image_ids(self) -> str:
+        """Kind of image ids, likewise."""
+        kind = self.options.get("image_id")
+        if kind == "auto" and self.image_id == "sop_instance_uid":
+            return self.patient_ids if self.patient_ids != "keep" else "sop_instance_uid"
+        if kind == "auto":
+            return "file_name"
+        return kind if kind in ("file_name", "sop_instance_uid", ORDINAL) else ""
 
 
 def parse_manifest(data: bytes, name: str, model: type[Manifest] = Manifest) -> Manifest:

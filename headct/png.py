@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from imagecodecs import DeflateError, PngError, deflate_decode, png_decode
+from isal import isal_zlib
 
 from headct.manifest import ImageSpec
 
@@ -53,6 +54,24 @@ def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None
                     into.byteswap(inplace=True)
                 continue
         into[...] = _decode_any(png, image)
+
+
+def check_png(png: bytes) -> None:
+    """Check that a PNG is whole, by the CRCs of its chunks, without decoding it.
+
+    Raises:
+        ValueError: it is damaged or cut, or no PNG.
+    """
+    view, at = memoryview(png), len(SIGNATURE)
+    while png.startswith(SIGNATURE) and at + 12 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        end = at + 8 + length  # of the chunk's data
+        if view[end : end + 4] != struct.pack(">I", isal_zlib.crc32(view[at + 4 : end])):
+            break
+        at = end + 4
+        if kind == b"IEND" and at == len(png):
+            return
+    raise ValueError("its PNG is damaged")
 
 
 def _plain_beginning(image: ImageSpec) -> bytes:

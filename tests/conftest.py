@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,29 @@ def made_once(
         return shared / name
 
     return made
+
+
+@pytest.fixture(scope="session")
+def sample_shards(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Of windows in `windows`, of Hounsfield units in `hu`, without labels in `unlabeled`."""
+
+    def make(folder: Path) -> None:
+        from beam_pipeline.__main__ import main
+        from examples.sample import write_sample
+
+        sample = folder / "sample"
+        write_sample(sample, patients=3, slices=4)
+        given = ["--input", f"{sample}/slices", "--image_size", "64"]
+        given += ["--max_reject_fraction", "0.6"]
+        labeled = [*given, "--labels", f"{sample}/labels.csv", "--folds", "2"]
+        assert main([*labeled, "--output", f"{folder}/windows"]) == 0
+        assert main([*labeled, "--output", f"{folder}/hu", "--hu"]) == 0
+        assert main([*given, "--output", f"{folder}/unlabeled"]) == 0
+
+    with warnings.catch_warnings():
+        # Beam's own use of deprecated Python features; RSNA's UIDs, which are no valid UIDs.
+        warnings.simplefilter("ignore")
+        return made_once("sample_shards", make)
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_the_trainer_opens_what_the_pipeline_wrote(written: Path) -> None:
     shards = read_shard_directory(written)
     assert [split.name for split in shards.folds()] == ["fold0", "fold1"]
     assert shards.preprocessing.keys() == {*PREPROCESSING}
-    assert (shards.patient_ids, shards.image_ids) == ("ordinal", "file_name")
+    assert (shards.manifest.patient_ids, shards.manifest.image_ids) == ("ordinal", "file_name")
     examples = shards.examples(shards.folds())
     ids = examples.rows
     assert sorted(ids["image_id"]) == [f"ID_{patient}" for patient in range(4)]

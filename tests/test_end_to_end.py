@@ -16,6 +16,7 @@ import pandas as pd
 import pydicom
 import pytest
 
+import headct
 from tests.trainer import small_network
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,7 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
 
     manifest = manifest_of(folder / "shards")
     index = pd.read_parquet(folder / "shards" / "index.parquet").set_index("image_id")
+    shards = headct.open(folder / "shards")
     builder = tfds.builder_from_directory(folder / "shards")
     assert set(builder.info.splits) == set(manifest["splits"])
     assert builder.info.supervised_keys == ("image", "label")
@@ -132,6 +134,8 @@ def test_tensorflow_datasets_reads_all_splits(folder: Path) -> None:
             row = index.loc[example["image_id"].decode()]
             assert example["image"].shape == (64, 64, 3)
             assert example["image"].dtype == np.uint8
+            read = shards[example["image_id"].decode()]["image"]
+            np.testing.assert_array_equal(example["image"], read)
             labels = [row[f"label_{label}"] for label in manifest["labels"]]
             assert example["label"].tolist() == labels
             assert example["patient_id"].decode() == row["patient_id"]

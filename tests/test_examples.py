@@ -9,7 +9,6 @@ import re
 import runpy
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ import tensorflow as tf
 from nbclient import NotebookClient
 
 import headct
-from beam_pipeline.__main__ import main
-from examples.sample import write_sample
 from tests.benchmarks import random_access
 
 ROOT = Path(__file__).parents[1]
@@ -70,19 +67,9 @@ def load_example(name: str) -> Any:
     return module
 
 
-@pytest.fixture(scope="session")
-def shards(made_once: Callable[..., Path]) -> Path:
-    """Of windows in `windows`, and of Hounsfield units in `hu`."""
-
-    def make(folder: Path) -> None:
-        sample = folder / "sample"
-        write_sample(sample, patients=3, slices=4)
-        given = ["--input", f"{sample}/slices", "--labels", f"{sample}/labels.csv", "--folds", "2"]
-        given += ["--image_size", "64", "--max_reject_fraction", "0.6"]
-        assert main([*given, "--output", f"{folder}/windows"]) == 0
-        assert main([*given, "--output", f"{folder}/hu", "--hu"]) == 0
-
-    return made_once("examples", make)
+@pytest.fixture
+def shards(sample_shards: Path) -> Path:
+    return sample_shards
 
 
 def test_plain_tf_data(shards: Path, run_script: RunScript) -> None:
@@ -177,20 +164,6 @@ def test_batches_for_jax(shards: Path) -> None:
     examples = len(examples_of(shards / "windows", ["fold0", "fold1"]))
     sizes = [int(re.match(r"\((\d+), 64, 64, 3\) float32", line)[1]) for line in told]
     assert sum(sizes) == examples
-
-
-def test_a_conversion_to_webdataset(shards: Path, tmp_path: Path) -> None:
-    expected = examples_of(shards / "windows", ["fold0"])
-    told = run("examples/webdataset_tars.py", shards / "windows", "fold0", tmp_path)
-    assert told == f"{len(expected)} slices are in {tmp_path}\n"
-    found = {}
-    (path,) = tmp_path.glob("*.tar")
-    with tarfile.open(path) as tar:
-        for member in tar:
-            found[member.name] = tar.extractfile(member).read()
-    for image_id, (image, labels) in expected.items():
-        np.testing.assert_array_equal(tf.io.decode_png(found[f"{image_id}.png"]), image)
-        assert [*json.loads(found[f"{image_id}.json"])["labels"].values()] == labels
 
 
 def test_a_notebook_from_shards_to_a_look_at_a_model(

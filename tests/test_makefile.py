@@ -150,7 +150,8 @@ def test_the_readme_has_the_variables_of_each_command() -> None:
         name: {*re.findall(r"\b[A-Z]{3,}(?:_[A-Z]+)*\b", " ".join(re.findall("`(.*?)`", row)))}
         for name, row in re.findall(r"^\| `make ([a-z]+)` \| (.*) \|$", readme, re.M)
     }
-    for name in ("verify", "card", "train", "evaluate", "predict", "report", "compare", "export"):
+    names = "verify card convert train evaluate predict report compare export"
+    for name in names.split():
         assert taken[name] == shown[name] - {"FOLDER"}, name
     assert shown["preprocess"] == taken["preprocess"] - CLUSTER | {"RUNNER"}
     docs = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
@@ -192,6 +193,7 @@ PASSED_ON = {
     "export": "RUN EXPORT SHARDS",
     "card": "SHARDS",
     "browse": "SHARDS RUN",
+    "convert": "SHARDS FORMAT CONVERTED",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m beam_pipeline.card`: add the data card to a shard directory that lacks it."""
+"""`python -m beam_pipeline.card`: add the data card and descriptions to a shard directory."""
 
 import os
 
@@ -18,7 +18,10 @@ from headct.stores import Folder, InputFiles
 
 
 class CardOptions(Declared):
-    """Make report.html, the data card, for a shard directory that has none."""
+    """Make report.html, the data card of a shard directory, and its missing descriptions.
+
+    These are README.md and croissant.json.
+    """
 
     shards: Location
     """shard directory; local or a URL"""

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from beam_pipeline.card import tables
 from beam_pipeline.card.pictures import ViewTask, value_charts, view_in_process
@@ -19,8 +20,10 @@ from beam_pipeline.planning.inventory import locate_sources
 from beam_pipeline.shards.manifest import count_rejects, read_rejects
 from beam_pipeline.shards.output import find_manifest
 from beam_pipeline.shards.unfinished import Reject
+from headct.dataset_card import describe_directory
 from headct.errors import StoreError, UsageError
-from headct.layout import CARD, INDEX, REJECTS, SCHEMA_VERSION, count_input, label_column
+from headct.layout import CARD, INDEX, MANIFEST, REJECTS, SCHEMA_VERSION, count_input, label_column
+from headct.manifest import parse_manifest
 from headct.page import page_templates
 from headct.stores import Folder, InputFiles
 from headct.windows import Window
@@ -34,7 +37,7 @@ _PER_REPAIR = 4
 
 
 def add_card(folder: Folder, decode_timeout: float, source: InputFiles | None = None) -> None:
-    """Write the data card of a shard directory that an earlier run completed.
+    """Write the data card of a complete directory, and README.md and croissant.json if missing.
 
     Args:
         folder: the directory.
@@ -56,6 +59,11 @@ def add_card(folder: Folder, decode_timeout: float, source: InputFiles | None = 
         with suppress(UsageError, StoreError):  # the input has moved
             source = InputFiles.parse(manifest["options"]["input"])
     write_card(folder, decode_timeout, source, manifest)
+    with folder.open(INDEX) as index:
+        columns = pq.read_schema(index).names
+    checked = parse_manifest(folder.read(MANIFEST), f"{folder.url}/{MANIFEST}")
+    for name, data in describe_directory(checked, columns).items():
+        folder.add(name, data)  # users edit them
 
 
 def write_card(

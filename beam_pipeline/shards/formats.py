@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from headct.layout import (
     DATASET,
+    DATASET_VERSION,
     EXAMPLE_FEATURES,
     FILE_FORMAT,
     SHARD_TEMPLATE,
@@ -132,7 +133,7 @@ def describe_dataset(splits: dict[str, Any]) -> dict[str, Any]:
     """Return `dataset_info.json` (the DatasetInfo message of TensorFlow Datasets)."""
     return {
         "name": DATASET,
-        "version": "1.0.0",
+        "version": DATASET_VERSION,
         "fileFormat": FILE_FORMAT,
         "description": "Head-CT slices as windowed PNG images.",
         "splits": [

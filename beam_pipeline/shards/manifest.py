@@ -1,4 +1,4 @@
-"""Files beside the shards: index, rejects, TFDS files, and the manifest with all checksums."""
+"""Files beside the shards: index, rejects, descriptions, and the manifest with all checksums."""
 
 import hashlib
 import json
@@ -20,18 +20,22 @@ from beam_pipeline.options import ImageOptions, Options, config_text
 from beam_pipeline.shards.formats import describe_dataset, describe_features, write_index
 from beam_pipeline.shards.output import describe_run
 from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
+from headct.dataset_card import describe_directory
 from headct.errors import UsageError
 from headct.layout import (
     CONFIG,
     DATASET_INFO,
     FEATURES,
     INDEX,
+    MANIFEST,
     MANIFEST_ORIGIN,
     REJECTS,
     SCHEMA_VERSION,
     ShardFile,
+    index_columns,
     written_table,
 )
+from headct.manifest import parse_manifest
 from headct.printable import escape_controls
 from headct.reasons import EXCLUSIONS, advice_for
 from headct.stores import Folder, digest_file
@@ -121,7 +125,7 @@ def describe_shards(
     results: Sequence[ShardResult],
     rejects: Sequence[Reject],
 ) -> dict[str, Any]:
-    """Write index, rejects, TFDS files and options, and return the manifest without writing it.
+    """Write all files beside the shards but the manifest, and return the manifest.
 
     Args:
         unfinished: tables with the index rows of the shards.
@@ -157,6 +161,10 @@ def describe_shards(
     folder.write(CONFIG, config_text(options).encode("utf-8", "replace"))
     manifest["files"] = files
     manifest["digest"] = manifest_digest(manifest)
+    columns = [name for name, _ in index_columns(plan.labels)]
+    checked = parse_manifest(encode_json(manifest), MANIFEST)
+    for name, data in describe_directory(checked, columns).items():
+        folder.write(name, data)
     run = describe_run(folder)
     return manifest if run is None else manifest | {"run": run}
 

@@ -26,6 +26,7 @@ from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import OutputError, UsageError
 from headct.layout import (
     CARD,
+    DESCRIPTIONS,
     FILES,
     JOB,
     MANIFEST,
@@ -321,6 +322,8 @@ def _own_names(folder: Folder) -> set[str]:
     """Return the names in the folder; raise a UsageError for a foreign file."""
     entries = folder.entries()
     own = {entry for entry in entries if entry == f"{UNFINISHED}/" or _is_own(entry)}
+    if own <= {*DESCRIPTIONS}:  # a README.md alone is the user's
+        own = set()
     if foreign := sorted(entries - own):
         raise UsageError(
             f"output {folder.url} holds something else ({foreign[0].removesuffix('@')}); choose "
@@ -343,7 +346,9 @@ def _is_shard(name: str) -> bool:
 
 
 def _remove_all(folder: Folder, names: Iterable[str]) -> None:
-    for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first
+    # The manifest first; the descriptions, which mean nothing alone, before the rest.
+    first = (MANIFEST, *DESCRIPTIONS)
+    for name in sorted(names, key=lambda name: (name not in first, name != MANIFEST, name)):
         folder.remove(name)
 
 

@@ -319,7 +319,13 @@ def test_a_run_ends_well_without_its_card(
     assert json.loads((output / "manifest.json").read_text())["counts"]["written"] == 30
     assert not (output / "report.html").exists()
     assert not (output / ".unfinished").exists()
+    # In a directory of an earlier version; edited descriptions are kept.
+    described = (output / "README.md").read_bytes()
+    (output / "README.md").unlink()
+    (output / "croissant.json").write_text("edited")
     assert make_card(["--shards", str(output)]) == 0
     assert (output / "report.html").exists()
+    assert (output / "README.md").read_bytes() == described
+    assert (output / "croissant.json").read_text() == "edited"
     assert main(argv) == 0
     assert f"What is in them: {output}/report.html" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def result(split: str, file: str, examples: int, bleeds: int, **other: Any) -> S
         "version": "v",
         "plan": "p",
         "bytes": 100 * examples,
-        "sha256": f"digest of {file}",
+        "sha256": hashlib.sha256(file.encode()).hexdigest(),
         "repaired": {},
         "resized": 0,
         "rejects": [],
@@ -82,7 +82,7 @@ def test_splits_add_up_their_shards() -> None:
             "file": FOLD0.format(number),
             "examples": examples,
             "bytes": 100 * examples,
-            "sha256": f"digest of {FOLD0.format(number)}",
+            "sha256": hashlib.sha256(FOLD0.format(number).encode()).hexdigest(),
             "label_counts": {"any": bleeds},
         }
         for number, examples, bleeds in [(0, 3, 2), (1, 2, 0)]

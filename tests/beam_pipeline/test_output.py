@@ -28,7 +28,7 @@ from beam_pipeline.shards.output import (
     write_refusal,
 )
 from headct.errors import OutputError, UsageError
-from headct.layout import CARD, FILES, OPTIONS, ShardFile
+from headct.layout import CARD, FILES, OPTIONS, README, ShardFile
 from headct.stores import Folder
 
 PARTIAL = f".manifest.json.{'0123abcd' * 4}.partial"  # of a process that was killed
@@ -292,6 +292,15 @@ def test_all_that_a_run_may_leave_is_own(options: Options) -> None:
     folder.write(".unfinished/inventory/00000.arrow", b"rows")
     assert prepare_output(folder, options.changed(overwrite=True)) is None
     assert folder.names() == {".unfinished"}
+
+
+def test_a_readme_alone_is_not_own(options: Options) -> None:
+    folder = Folder(options.files.output)
+    folder.write(README, b"notes on a project")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"holds something else \(README.md\)"):
+            prepare_output(folder, options.changed(overwrite=overwrite))
+    assert folder.read(README) == b"notes on a project"
 
 
 def test_the_manifest_of_another_program_is_not_overwritten(options: Options) -> None:

@@ -119,6 +119,7 @@ def test_the_manifest_describes_the_directory(shards: Path, options: Options) ->
     listed = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     described = {"manifest.json", "index.parquet", "rejects.jsonl"}
     described |= {"features.json", "dataset_info.json", "preprocess.toml", "report.html"}
+    described |= {"README.md", "croissant.json"}
     assert {path.name for path in shards.iterdir()} == described | {s["file"] for s in listed}
     assert all((shards / shard["file"]).stat().st_size == shard["bytes"] for shard in listed)
 

@@ -121,6 +121,14 @@ def serve(store: ScriptedStore) -> Iterator[str]:
 
         do_HEAD = do_GET  # noqa: N815 # http.server's name
 
+        def do_PUT(self) -> None:
+            key = urllib.parse.unquote(self.path.partition("?")[0])[len("/data/") :]
+            store.objects[key] = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"

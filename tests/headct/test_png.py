@@ -11,7 +11,7 @@ from PIL import Image
 
 from headct import png as module
 from headct.manifest import ImageSpec
-from headct.png import decode_pngs
+from headct.png import check_png, decode_pngs
 from tests.trainer.png_files import (
     chunk,
     header,
@@ -183,6 +183,16 @@ DAMAGED = {
     "stored pixel": with_data(zlib.compress(ROWS, 0).replace(ROWS[100:110], bytes(10))),
     "filtered and cut": tf.io.encode_png(IMAGE).numpy()[:-40],
 }
+
+
+def test_a_whole_png_has_all_its_chunks() -> None:
+    for write in (plain_png, *WRITERS):
+        check_png(write(IMAGE))
+    ends = [PLAIN[:length] for length in range(len(PLAIN))]
+    flips = [PLAIN[:at] + bytes([PLAIN[at] ^ 4]) + PLAIN[at + 1 :] for at in range(len(PLAIN))]
+    for data in (*ends, *flips, PLAIN + b"\0"):
+        with pytest.raises(ValueError, match="its PNG is damaged"):
+            check_png(data)
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 
 import headct
-from beam_pipeline.__main__ import main
 from beam_pipeline.shards.formats import decode_example
-from examples.sample import write_sample
 from headct.errors import UsageError
 from headct.layout import EXAMPLE_FEATURES, INDEX
 from headct.reader import Shards
@@ -30,27 +28,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(made_once: Callable[..., Path]) -> Path:
-    """Of windows in `windows`, of Hounsfield units in `hu`, without labels in `unlabeled`."""
-
-    def make(folder: Path) -> None:
-        sample = folder / "sample"
-        write_sample(sample, patients=3, slices=4)
-        given = [
-            "--input",
-            f"{sample}/slices",
-            "--image_size",
-            "64",
-            "--max_reject_fraction",
-            "0.6",
-        ]
-        labeled = [*given, "--labels", f"{sample}/labels.csv", "--folds", "2"]
-        assert main([*labeled, "--output", f"{folder}/windows"]) == 0
-        assert main([*labeled, "--output", f"{folder}/hu", "--hu"]) == 0
-        assert main([*given, "--output", f"{folder}/unlabeled"]) == 0
-
-    return made_once("reader", make)
+@pytest.fixture
+def folder(sample_shards: Path) -> Path:
+    return sample_shards
 
 
 def decoded(png: bytes) -> np.ndarray:

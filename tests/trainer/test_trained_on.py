@@ -139,7 +139,7 @@ def test_ids_of_another_directory(
     there, here, by = KINDS[case]
     trained = shards_writer(tmp_path / "there", split_rows, options=there)
     description = json.loads((run / "run.json").read_text())
-    data = read_shard_directory(trained)
+    data = read_shard_directory(trained).manifest
     description["shards"] |= {"patient_ids": data.patient_ids, "image_ids": data.image_ids}
     (run / "run.json").write_text(json.dumps(description))
     rows = renumbered(split_rows["fold1"], "patient_id")
@@ -179,7 +179,8 @@ def test_which_ids_can_be_compared(
     shards: Path, there: tuple[str, str], here: tuple[str, str], columns: tuple[str, ...]
 ) -> None:
     digest = read_shard_directory(shards).digest
-    other: Any = SimpleNamespace(digest=digest, patient_ids=here[0], image_ids=here[1])
+    manifest = SimpleNamespace(patient_ids=here[0], image_ids=here[1])
+    other: Any = SimpleNamespace(digest=digest, manifest=manifest)
     assert comparable_ids(made(*there), other) == columns
     same = SimpleNamespace(digest=other.digest())
     assert comparable_ids(same, other) == COMPARED_IDS

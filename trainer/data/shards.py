@@ -22,13 +22,11 @@ from headct.layout import (
     IMAGE_ID,
     INDEX,
     MANIFEST,
-    ORDINAL,
     UNLABELED_SPLIT,
     fold_number,
     fold_split,
 )
 from headct.manifest import ImageSpec, Manifest, ShardEntry, Window
-from headct.printable import LONGEST_SHOWN
 from headct.reader import Shards
 
 # Pipeline options in the manifest that affect the images, besides the windows.
@@ -99,28 +97,6 @@ class ShardDirectory:
         """The pipeline options of the images that the manifest records."""
         options = self.manifest.options
         return {name: options[name] for name in PREPROCESSING if name in options}
-
-    @property
-    def patient_ids(self) -> str:
-        """Kind of patient ids; every hash key is a kind of its own. Empty if unknown.
-
-        Ids of the same kind are comparable between directories, except ordinals.
-        """
-        options = self.manifest.options
-        kind, key = options.get("identifiers"), options.get("identifier_key_check")
-        if kind == "hash":
-            return f"hash {key}"[:LONGEST_SHOWN] if key else ORDINAL
-        return kind if kind in ("keep", ORDINAL) else ""
-
-    @property
-    def image_ids(self) -> str:
-        """Kind of image ids, likewise."""
-        kind = self.manifest.options.get("image_id")
-        if kind == "auto" and self.manifest.image_id == "sop_instance_uid":
-            return self.patient_ids if self.patient_ids != "keep" else "sop_instance_uid"
-        if kind == "auto":
-            return "file_name"
-        return kind if kind in ("file_name", "sop_instance_uid", ORDINAL) else ""
 
     def split(self, name: str) -> Split:
         """Return the split called `name`, or all labeled splits as one.

@@ -79,14 +79,16 @@ def comparable_ids(trained: TrainingShards, shards: ShardDirectory) -> tuple[str
     """Return the id columns that are comparable between a run's shards and other shards."""
     if trained.digest == shards.digest():
         return COMPARED_IDS
-    before, here = (trained.patient_ids, trained.image_ids), (shards.patient_ids, shards.image_ids)
+    manifest = shards.manifest
+    before = trained.patient_ids, trained.image_ids
+    here = manifest.patient_ids, manifest.image_ids
     comparable = [
         name
         for name, one, other in zip(COMPARED_IDS, before, here, strict=True)
         if ORDINAL not in (one, other) and (one == other or not (one and other))
     ]
     # Prefer patient ids: image ids may be file names, and other images can have the same names.
-    certain = PATIENT_ID in comparable and trained.patient_ids and shards.patient_ids
+    certain = PATIENT_ID in comparable and trained.patient_ids and manifest.patient_ids
     return (PATIENT_ID,) if certain else tuple(comparable)
 
 
