@@ -161,7 +161,8 @@ class Pages:
             self._side_by_side = [self.channels.index(name) for name in _HU_CHANNELS]
         self._findings, self._orders = _FINDINGS, _ORDERS
         if not selection.predicted:
-            self._findings = {name: _FINDINGS[name] for name in (PRESENT, ABSENT)}
+            known = (PRESENT, ABSENT) if selection.names else ()
+            self._findings = {name: _FINDINGS[name] for name in known}
             self._orders = {}
         template = page_templates(Path(__file__).parent).get_template("browse.html.jinja")
         self._render = template.render

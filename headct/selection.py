@@ -76,7 +76,9 @@ class Selection:
         self._texts = {name: frame[name].astype("category") for name in ("split", *ID_COLUMNS)}
         self._position = frame[POSITION].to_numpy(np.float64)
         given = [table.columns for table in predictions or []]
-        named = [c.removeprefix(PROBABILITY) for cs in given for c in cs if PROBABILITY in c[:12]]
+        named = [
+            c.removeprefix(PROBABILITY) for cs in given for c in cs if c.startswith(PROBABILITY)
+        ]
         self.names = [*dict.fromkeys([*shards.labels, *named])]
         self.labels = np.full((len(shards), len(self.names)), UNLABELED, np.int8)
         self.labels[:, : len(shards.labels)] = shards.label_values.to_numpy()
@@ -87,7 +89,7 @@ class Selection:
         if predictions is not None and not self.predicted:
             raise UsageError("--run: has no predictions of slices of these shards")
         right = np.where(self.labels == 1, self.probabilities, 1 - self.probabilities)
-        self.losses = -np.log(np.clip(right, _CLIP, 1 - _CLIP))
+        self.losses = -np.log(np.maximum(right, _CLIP))
         self.losses[self.labels == UNLABELED] = np.nan
         keys = (self._texts[name].cat.codes.to_numpy() for name in (SERIES_ID, PATIENT_ID))
         self._in_volumes: Rows = np.lexsort((self._position, *keys))
@@ -146,7 +148,7 @@ class Selection:
         """Return which slices have a finding: [N]."""
         labels, probabilities = self.labels[:, columns], self.probabilities[:, columns]
         if finding == ABSENT:
-            return np.asarray((labels == 0).all(axis=1) & bool(labels.shape[1]))
+            return np.asarray((labels == 0).all(axis=1))
         cells = {
             PRESENT: labels == 1,
             MISSED: (labels == 1) & (probabilities < threshold),

@@ -38,6 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> headct.reader.Shards:
         (Choice(id="nobody"), []),
         # any: 0.2 present, 0.9 absent, 0.7 present, 0.5 absent; 0.5 counts as predicted.
         (Choice(label=ANY, finding="missed"), [0]),
+        (Choice(label=ANY, finding="missed", threshold=0.7), [0]),
         (Choice(label=ANY, finding="missed", threshold=0.8), [2, 0]),
         (Choice(label=ANY, finding="false_alarm"), [1, 3]),
         (Choice(label=ANY, finding="false_alarm", threshold=0.51), [1]),
@@ -67,6 +68,8 @@ def test_losses_are_log_losses(shards: headct.reader.Shards) -> None:
     expected = -np.log([[0.2, 0.4], [0.1, 0.9], [0.7, 0.4], [0.5, 0.9]])
     np.testing.assert_allclose(losses[:4], expected)
     assert np.isnan(losses[4:]).all()
+    sure = Selection(shards, [changed(**{f"probability_{ANY}": 0.0})]).losses
+    np.testing.assert_allclose(sure[:2, 0], [15 * np.log(10), 0])
 
 
 def test_a_series_is_ordered_from_bottom_to_top(shards: headct.reader.Shards) -> None:
