@@ -30,7 +30,7 @@ _MAX_CHANNELS = 4  # of a PNG
 
 
 # Recorded values of versions that did not know an option, where the default is another now.
-_EARLIER = {"image_id": "file_name", "leak_check": "off"}
+_EARLIER = {"image_id": "file_name", "leak_check": "off", "orientation": "any"}
 
 
 class LeakCheck(StrEnum):
@@ -105,6 +105,38 @@ def _parse_windows(value: Any) -> Any:
     if isinstance(names, list | tuple):
         return tuple(parse_window(name) if isinstance(name, str) else name for name in names)
     return names
+
+
+def _parse_conditions(value: Any) -> Any:
+    # Imported late: most runs have no condition, and pydicom takes long to load.
+    from beam_pipeline.dicom.selection import parse_condition
+
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
+        # A Makefile passes an unset variable as an empty string.
+        return tuple(parse_condition(text).text for text in texts if text.strip())
+    return texts
+
+
+class Orientation(StrEnum):
+    """Which slices are used by their orientation."""
+
+    AXIAL = "axial"
+    ANY = "any"
+
+
+class SelectionOptions(Declared, title="selection"):
+    """Which of the input's files are used."""
+
+    orientation: Orientation = Orientation.AXIAL
+    """slices whose normal is more than 45 degrees off the scanner's axis: excluded, or used"""
+    where: Annotated[tuple[str, ...], BeforeValidator(_parse_conditions), Mark.REPEATED] = ()
+    """condition on a DICOM attribute, like 'SliceThickness<=5' or 'BodyPartExamined=HEAD,BRAIN'; \
+may be repeated: all have to hold"""
+    files: Annotated[OptionalLocation, Mark.AFTER_HEADERS] = None
+    """list of the input's files to use: a path per line, or a table with a column source or path"""
+    max_patients: Annotated[int, Field(ge=0), Mark.AFTER_HEADERS] = 0
+    """write a sample of so many patients, with the label shares of all; 0: all patients"""
 
 
 class ImageOptions(Declared, title="images"):
@@ -196,13 +228,6 @@ class LabelOptions(Declared, title="labels"):
     """files that the label file does not name: rejected, or left out and only counted"""
 
 
-class SelectionOptions(Declared, title="selection"):
-    """Which of the usable slices are written."""
-
-    max_patients: Annotated[int, Field(ge=0), Mark.AFTER_HEADERS] = 0
-    """write a sample of so many patients, with the label shares of all; 0: all patients"""
-
-
 class SplitOptions(Declared, title="splits"):
     """Which slices go to which split and shard."""
 
@@ -258,9 +283,9 @@ class Options(Declared):
     """The options of a run."""
 
     files: Files
+    selection: SelectionOptions = SelectionOptions()
     image: ImageOptions = ImageOptions()
     labels: LabelOptions = LabelOptions()
-    selection: SelectionOptions = SelectionOptions()
     splits: SplitOptions = SplitOptions()
     identifiers: IdentifierOptions = IdentifierOptions()
     run: RunOptions = RunOptions()
@@ -322,6 +347,8 @@ class Options(Declared):
         now, before = self.recorded(), fill_in(earlier)
         if (before["image_id"], now["image_id"]) == (ImageId.FILE_NAME, ImageId.AUTO):
             before["image_id"] = ImageId.AUTO  # the same bytes, since the earlier run succeeded
+        if "orientation" not in earlier:  # all were used, and are axial in RSNA's data
+            before["orientation"] = now["orientation"]
         names = before.keys() | now.keys()
         return sorted(name for name in names if before.get(name) != now.get(name))
 

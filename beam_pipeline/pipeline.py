@@ -77,7 +77,7 @@ def _tasks(
 
 
 def _list_files(_: None, options: Options) -> Iterator[int]:
-    for number, files in enumerate(list_parts(options.files)):
+    for number, files in enumerate(list_parts(options)):
         _logger.info("listed %d files", files)
         yield number
 

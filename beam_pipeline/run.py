@@ -11,6 +11,7 @@ from rich.console import Console
 from beam_pipeline.dicom.dataset import BEGINNING, name_kind
 from beam_pipeline.errors import ENDED_BY
 from beam_pipeline.options import Options
+from beam_pipeline.planning.file_list import FileList
 from beam_pipeline.planning.folds_from import Earlier
 from beam_pipeline.planning.label_match import check_labels_fit
 from beam_pipeline.planning.labels import Labels, read_labels
@@ -28,7 +29,7 @@ from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.workers import start_server
 from headct.commands import is_step
 from headct.errors import HeadctError, UsageError
-from headct.layout import LABELS_TABLE, MANIFEST
+from headct.layout import FILES_TABLE, LABELS_TABLE, MANIFEST
 from headct.stores import Folder, InputFiles
 
 
@@ -47,7 +48,7 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
         HeadctError: see `headct.errors` and `beam_pipeline.errors`.
     """
     folder = options.files.folder
-    labels = _check_input(options)
+    labels, listed = _check_input(options)
     if not chosen.runner.is_local:
         from beam_pipeline.runners.job_server import find_job_server
 
@@ -62,6 +63,9 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
             return manifest
         share()
         check_begun(folder, options)
+        if listed is not None:
+            listed.keep(Unfinished(folder))
+            del listed
         if labels is None and not is_step():
             console.print("No labels given: every slice goes to the split test.")
         if labels is not None:
@@ -82,7 +86,8 @@ def _run(
             from beam_pipeline.runners.run_job import run_job
 
             if not run_job(options, chosen, display, console):
-                Unfinished(folder).remove(LABELS_TABLE)  # a template's job reads the file later
+                for name in (LABELS_TABLE, FILES_TABLE):  # a template's job reads the files later
+                    Unfinished(folder).remove(name)
                 return None
     finished = find_manifest(folder)
     if finished is None:
@@ -113,8 +118,8 @@ def _run_here(options: Options, display: Display) -> None:
         beam_log.setLevel(level)
 
 
-def _check_input(options: Options) -> Labels | None:
-    """Return the labels, after checks that would otherwise fail only after reading headers."""
+def _check_input(options: Options) -> tuple[Labels | None, FileList | None]:
+    """Return labels and list of files, after checks that would otherwise fail after headers."""
     files = options.files
     check_places(options)
     input_files = InputFiles.parse(files.input, files.storage_patience)
@@ -124,13 +129,15 @@ def _check_input(options: Options) -> Labels | None:
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
     _check_kind(input_files, files.input)
-    labels = None
+    labels = listed = None
+    if options.selection.files:
+        listed = FileList.read(options.selection.files, input_files, files.storage_patience)
     if files.labels is not None:
         labels = read_labels(files.labels, options.labels, files.storage_patience)
         check_labels_fit(labels.ids, options, input_files, chain([first], found))
     if options.splits.folds_from:
         Earlier.read(options)
-    return labels
+    return labels, listed
 
 
 def _check_kind(files: InputFiles, text: str) -> None:

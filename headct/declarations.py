@@ -44,6 +44,7 @@ class Mark(StrEnum):
     LOCATION = "a path or URL"
     NEVER_EMPTY = "optional, but an empty text is a mistake, for instance an unset variable"
     AFTER_HEADERS = "changes nothing that is read from headers"
+    REPEATED = "a list: the flag may be given several times, each with one value"
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,8 @@ def flag_parser(
                 facts["metavar"] = "PATH" if is_path else _METAVARS.get(value, "TEXT")
             if value == tuple[Path, ...]:
                 facts["nargs"] = "+"
+            elif Mark.REPEATED in field.metadata:
+                facts["action"] = "append"
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, **facts)
     return parser
 
@@ -271,7 +274,7 @@ def parse_given(
     """
     parsed, others = parser.parse_known_args(argv)
     if "config" in parsed:
-        entries = [_Entry(entry) for entry in _read_config(parsed.config, parser)]
+        entries = [_Entry(entry) for entry in _read_config(parsed.config, parser, vars(parsed))]
         for entry in entries:
             entry.file = parsed.config
         try:
@@ -332,8 +335,8 @@ def parse_flags(kind: type[D], argv: Sequence[str], program: str, text: str | No
     return kind(**given)
 
 
-def _read_config(path: str, parser: OneLineParser) -> Iterator[str]:
-    """Yield the entries of a TOML file as flags."""
+def _read_config(path: str, parser: OneLineParser, given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the entries of a TOML file as flags, without repeated flags that are given."""
     file = Path(path).expanduser()
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -342,8 +345,14 @@ def _read_config(path: str, parser: OneLineParser) -> Iterator[str]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {file}: not TOML ({error})") from None
     several = {action.dest for action in parser._actions if action.nargs == "+"}
+    repeated = {
+        action.dest for action in parser._actions if isinstance(action, argparse._AppendAction)
+    }
     for name, value in content.items():
-        if isinstance(value, bool):
+        if name in repeated:
+            entries = value if isinstance(value, list) else [value]
+            yield from (f"--{name}={entry}" for entry in entries if name not in given)
+        elif isinstance(value, bool):
             yield f"--{name}" if value else f"--no-{name}"
         elif name in several and isinstance(value, list):
             yield from [f"--{name}", *map(str, value)]

@@ -49,7 +49,7 @@ HOLDOUT_SPLIT = "holdout"
 # The manifest's keys: content of the directory, and its origin.
 MANIFEST_CONTENT = (
     *("schema_version", "labels", "windows", "image", "counts", "splits", "files"),
-    *("image_id", "labels_joined_by", "label_level", "notes"),
+    *("acquisition", "image_id", "labels_joined_by", "label_level", "notes"),
 )
 MANIFEST_ORIGIN = ("created", "software", "options", "run", "digest")
 
@@ -219,11 +219,12 @@ def check_label_names(names: Sequence[str]) -> None:
 
 
 def count_input(counts: Mapping[str, Any]) -> int:
-    """Return the number of input files from a manifest's counts, with skipped files.
+    """Return the number of input files from a manifest's counts, with files of no row.
 
-    Older manifests do not count skipped files.
+    Older manifests do not count all of them.
     """
-    return int(counts.get("files_seen", 0)) + int(counts.get("unlabeled_skipped", 0))
+    names = ("files_seen", "unlabeled_skipped", "not_listed")
+    return sum(int(counts.get(name, 0)) for name in names)
 
 
 def ordinal(noun: str, number: int) -> str:
@@ -272,6 +273,7 @@ RESERVE = f"{UNFINISHED}/reserve"  # space for the refusal on a full disk
 # Tables in `UNFINISHED`; see `unfinished`.
 REJECTS_TABLE = "rejects"
 LABELS_TABLE = "labels"
+FILES_TABLE = "files"
 # Shards per table of the plan. A task reads a whole table for one shard, 1 % of the bytes of the
 # shard's files; in return, planning needs an eighth of the requests.
 SHARDS_A_PART = 8

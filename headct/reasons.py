@@ -89,6 +89,16 @@ class Reason(StrEnum):
         True,
     )
     LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.", True)
+    NOT_AXIAL = (
+        "not_axial",
+        "Not a slice across the body's axis: nothing to do, or --orientation any uses all.",
+        True,
+    )
+    NOT_SELECTED = (
+        "not_selected",
+        "It does not meet the condition of --where that the detail names: nothing to do.",
+        True,
+    )
     MULTI_FRAME = (
         "multi_frame",
         "Several slices in one file: convert it to single-frame files first.",

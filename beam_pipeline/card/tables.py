@@ -16,9 +16,11 @@ from markupsafe import Markup
 from pydicom.uid import UID
 from rich.filesize import decimal
 
+from beam_pipeline.dicom.acquisition import ABSENT, OTHER, OTHERS
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.options import Options, RunOptions
 from beam_pipeline.shards.unfinished import Reject
+from headct.declarations import Mark
 from headct.layout import ID_COLUMNS, label_column
 from headct.page import Table
 from headct.reasons import advice_for
@@ -26,6 +28,8 @@ from headct.windows import FROM_FILE, PRESETS
 
 Facts = list[tuple[str, Any]]
 Manifest = Mapping[str, Any]
+# Caption, heading, unit, and number per kind.
+_Kinds = tuple[str, str, str, list[tuple[Any, int]]]
 
 NO_LABEL = "no label"
 _TEXTS = ["split", *ID_COLUMNS, "transfer_syntax", "repair"]
@@ -37,6 +41,7 @@ _VARIABLES = {
     "input": ("input", "$INPUT"),
     "labels": ("labels", "$LABELS"),
     "folds_from": ("folds_from", "$FOLDS_FROM"),
+    "files": ("files", "$FILES"),
     "identifier_key_check": ("identifier_key_file", "$KEY_FILE"),
 }
 
@@ -80,7 +85,10 @@ def contents(
         "labels": [_label_table(positive, frame), _pair_table(positive)] if labeled else [],
         "splits": [_split_table(manifest, frame), *([_fold_table(manifest)] if labeled else ())],
         "geometry": _geometry(manifest, frame),
-        "kinds": [*_kind_tables(frame, encodings)],
+        "kinds": [
+            *_count_tables(_acquisition(manifest)),
+            *_count_tables(_kinds(frame, encodings)),
+        ],
         "identical": _identical_pixels(manifest),
         "throughput": throughput(manifest),
         "origin": [
@@ -150,6 +158,8 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
     repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
     written, rejected, seen = (counts[name] for name in ("written", "rejected", "files_seen"))
     unlabeled = f"; {count(skipped)} without a label skipped" if skipped else ""
+    not_listed = counts.get("not_listed", 0)
+    unlabeled += f"; {count(not_listed)} others not in --files" if not_listed else ""
     excluded = counts.get("excluded", 0)  # older versions rejected these files
     unwanted = f"; {count(excluded)} excluded as not wanted" if excluded else ""
     if others := counts.get("not_sampled", 0):
@@ -233,6 +243,8 @@ def command(manifest: Manifest) -> str:
             continue
         if name in _VARIABLES:
             words.append('--{} "{}"'.format(*_VARIABLES[name]))
+        elif Mark.REPEATED in Options.fields()[name].metadata:
+            words += [f"--{name} {shlex.quote(each)}" for each in value]
         else:
             words.append(f"--{name}" + f" {shlex.quote(_text(value))}" * (value is not True))
     counts = manifest["counts"]
@@ -379,7 +391,25 @@ def _distances(frame: pd.DataFrame) -> "pd.Series[float]":
     return neighbors.groupby("series_id", observed=True)["distance"].median()
 
 
-def _kind_tables(frame: pd.DataFrame, encodings: Iterable[PixelEncoding | None]) -> Iterator[Table]:
+def _acquisition(manifest: Manifest) -> Iterator[_Kinds]:
+    """Yield the values of the manifest's `acquisition`; earlier versions have none."""
+    for name, caption in (
+        ("orientation", "Orientations"),
+        ("body_part", "Body parts"),
+        ("kernel", "Convolution kernels"),
+        ("slice_thickness", "Slice thicknesses"),
+        ("scanner", "Scanners"),
+    ):
+        values = manifest.get("acquisition", {}).get(name, {})
+        unit = " mm" if name == "slice_thickness" else ""
+        named = [
+            (value if value in (ABSENT, OTHER, OTHERS) else f"{value}{unit}", number)
+            for value, number in values.items()
+        ]
+        yield caption, name.replace("_", " "), "slices", named
+
+
+def _kinds(frame: pd.DataFrame, encodings: Iterable[PixelEncoding | None]) -> Iterator[_Kinds]:
     matrices: Any = frame.value_counts(["rows", "columns"]).items()
     syntaxes = frame["transfer_syntax"].value_counts().items()
     distances = _distances(frame).round(1).value_counts().items()
@@ -387,12 +417,14 @@ def _kind_tables(frame: pd.DataFrame, encodings: Iterable[PixelEncoding | None])
     sizes = [(f"{height} x {width}", number) for (height, width), number in matrices]
     rounded = [(f"{distance:g} mm", number) for distance, number in distances]
     described = Counter(_describe_encoding(encoding) for encoding in encodings if encoding)
-    for caption, heading, unit, kinds in (
-        ("Matrix sizes of the files", "rows x columns", "slices", sizes),
-        ("Transfer syntaxes of the files", "transfer syntax", "slices", named),
-        ("Distances of slices", "distance", "series", rounded),
-        ("Pixel encodings", "encoding", "slices looked at", described.most_common()),
-    ):
+    yield "Matrix sizes of the files", "rows x columns", "slices", sizes
+    yield "Transfer syntaxes of the files", "transfer syntax", "slices", named
+    yield "Distances of slices", "distance", "series", rounded
+    yield "Pixel encodings", "encoding", "slices looked at", described.most_common()
+
+
+def _count_tables(counted: Iterable[_Kinds]) -> Iterator[Table]:
+    for caption, heading, unit, kinds in counted:
         total = sum(number for _, number in kinds)
         if rest := kinds[_MOST_ROWS:]:
             others = (f"{len(rest)} others", sum(number for _, number in rest))

@@ -17,7 +17,7 @@ from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from pydicom import Dataset, config
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
@@ -44,9 +44,24 @@ FUNCTIONAL_GROUPS = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroups
 _MACROS = (
     "PixelMeasuresSequence",
     "PlanePositionSequence",
+    "PlaneOrientationSequence",
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
     "CTImageFrameTypeSequence",
+    "FrameContentSequence",
+    "FrameAnatomySequence",
+    "ContrastBolusUsageSequence",
+    "CTAcquisitionTypeSequence",
+    "CTAcquisitionDetailsSequence",
+    "CTTableDynamicsSequence",
+    "CTPositionSequence",
+    "CTGeometrySequence",
+    "CTReconstructionSequence",
+    "CTExposureSequence",
+    "CTXRayDetailsSequence",
+    # of images converted from single-frame files (C.7.6.16.2.25)
+    "UnassignedSharedConvertedAttributesSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
 )
 # Value representations that depend on no character set and no other element.
 _PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
@@ -54,7 +69,7 @@ _PLAIN = frozenset({"CS", "DS", "IS", "SS", "UI", "US"})
 # and tilde in JIS X 0201 (DICOM PS3.5 6.1).
 _TEXT = frozenset({"LO", "SH"})
 _DEPENDS_ON_CHARACTER_SET = re.compile(rb"[^\x00-\x7f]|[\x1b\\~]")
-_LONGEST_COMMON = 64  # bytes; bounds the cache
+_LONGEST_COMMON = 128  # bytes, more than six of a DS; bounds the cache
 
 _UNDEFINED = 0xFFFFFFFF
 _META_TAGS: list[BaseTag | int] = [Tag("TransferSyntaxUID"), Tag("MediaStorageSOPClassUID")]
@@ -182,9 +197,13 @@ class Attributes:
         value = self._own(keyword)
         return str(value) if isinstance(value, str) else ""
 
+    def values(self, keyword: str) -> Sequence[Any]:
+        """Return all values of an attribute, which may have one or several; raise as `value`."""
+        return _values(self.value(keyword))
+
     def texts(self, keyword: str) -> tuple[str, ...]:
         """Return an attribute's texts without surrounding blanks; empty if absent."""
-        values = _values(self.value(keyword))
+        values = self.values(keyword)
         if not all(isinstance(item, str) for item in values):
             raise Rejected(Reason.INVALID_ATTRIBUTE, f"{keyword} is no text")
         return tuple(item.strip(" \0") for item in values)
@@ -233,7 +252,7 @@ class Attributes:
     def numbers(self, keyword: str, count: int | None = None) -> tuple[float, ...]:
         """Return all numbers, or `count` finite ones; values that are no numbers are NaN."""
         try:
-            numbers = tuple(_number(item) for item in _values(self.value(keyword)))
+            numbers = tuple(map(_number, self.values(keyword)))
         except Rejected:
             numbers = ()
         if count is not None and (len(numbers) != count or not all(map(math.isfinite, numbers))):
@@ -262,8 +281,9 @@ class Attributes:
 
 @cache  # a few keywords, looked up in every file
 def _look_up(keyword: str) -> tuple[int, str]:
-    """Return an attribute's tag and standard value representation."""
-    return int(Tag(keyword)), dictionary_VR(keyword)
+    """Return tag and standard value representation by keyword or hexadecimal tag."""
+    tag = Tag(keyword)
+    return int(tag), dictionary_VR(tag) if dictionary_has_tag(tag) else ""
 
 
 def _is_common(element: RawDataElement, vr: str) -> bool:

@@ -29,6 +29,7 @@ from pydicom.uid import (
     UncompressedTransferSyntaxes,
 )
 
+from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.dicom.dataset import (
     FUNCTIONAL_GROUPS,
     MAX_FILE_BYTES,
@@ -41,6 +42,7 @@ from beam_pipeline.dicom.dataset import (
     parse,
 )
 from beam_pipeline.dicom.hounsfield import PixelEncoding
+from beam_pipeline.dicom.selection import Selection
 from headct.reasons import Reason, Rejected
 
 # Larger than any CT matrix (4096 x 4096); checked before memory is allocated.
@@ -102,6 +104,12 @@ _KEYWORDS = (
     "RescaleIntercept",  # 1+, C.8.2.1; C.7.6.16.2.9
     "RescaleSlope",  # 1+, C.8.2.1; C.7.6.16.2.9
     "RescaleType",  # 1C, C.8.2.1; 1, C.7.6.16.2.9
+    "ImageOrientationPatient",  # 1, C.7.6.2; 1C, C.7.6.16.2.4
+    "SliceThickness",  # 2, C.7.6.2; C.7.6.16.2.1
+    "ConvolutionKernel",  # 3, C.8.2.1; 1C, C.8.15.3.7
+    "BodyPartExamined",  # 3, C.7.3.1
+    "Manufacturer",  # 2, C.7.5.1; 1, C.7.5.2
+    "ManufacturerModelName",  # 3, C.7.5.1; 1, C.7.5.2
     *FUNCTIONAL_GROUPS,
 )
 TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
@@ -123,6 +131,7 @@ class Header:
         rows: height of the stored matrix.
         columns: width of the stored matrix.
         transfer_syntax: UID.
+        acquisition: orientation, body part, kernel, thickness and scanner.
         encoding: conversion of a pixel's bits to Hounsfield units.
         window: center and width, HU; the first of several pairs, None if absent.
         voi_function: one of VOI_FUNCTIONS; empty if absent, OTHER_FUNCTION if unknown.
@@ -137,6 +146,7 @@ class Header:
     study_id: str = ""
     series_id: str = ""
     identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    acquisition: Acquisition = field(default=Acquisition(), repr=False, compare=False)
     position_z: float
     pixel_spacing: tuple[float, float]
     rows: int
@@ -171,7 +181,7 @@ class Header:
         return min(rest, self.matrix_bytes) if self.is_native else rest
 
     def encode(self) -> str:
-        """Return the header's values as text, without ids.
+        """Return the header's values as text, without ids and acquisition.
 
         Planning keeps a text per slice in memory; with the names, a text is twice as long.
         """
@@ -188,34 +198,40 @@ class Header:
 
 
 _HEADER = TypeAdapter(Header)
-_IDS = ("sop_instance_uid", "patient_id", "study_id", "series_id", "identifiers")
-_ENCODED = [name for name in Header.__dataclass_fields__ if name not in _IDS]
+_ELSEWHERE = (
+    *("sop_instance_uid", "patient_id", "study_id", "series_id", "identifiers"),
+    "acquisition",
+)
+_ENCODED = [name for name in Header.__dataclass_fields__ if name not in _ELSEWHERE]
 
 
-def read_header(file: BinaryIO, size: int) -> Header:
+def read_header(file: BinaryIO, size: int, selection: Selection | None = None) -> Header:
     """Read and check a slice's header, without its pixels.
 
     Args:
         file: the file, at its beginning.
         size: size of the whole file, bytes.
+        selection: which slices are wanted; by default, all.
 
     Raises:
-        Rejected: by its header the file is not a usable CT slice; `read_slice` raises the same
-            error.
+        Rejected: by its header the file is not a usable CT slice, or is not wanted; `read_slice`
+            raises the same error for a file that is not usable.
     """
+    tags = TAGS if selection is None else [*TAGS, *selection.tags]
     beginning = file.read(FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
-        parsed = _parse_beginning(beginning, size)
+        parsed = _parse_beginning(beginning, size, tags)
         if parsed is not None:
-            return check_header(parsed)[0]
-    return check_header(parse(beginning + file.read(MAX_FILE_BYTES), size, TAGS))[0]
+            return check_header(parsed, selection)[0]
+    parsed = parse(beginning + file.read(MAX_FILE_BYTES), size, tags)
+    return check_header(parsed, selection)[0]
 
 
-def _parse_beginning(beginning: bytes, size: int) -> Parsed | None:
+def _parse_beginning(beginning: bytes, size: int, tags: list[BaseTag | int]) -> Parsed | None:
     """Parse the first bytes of a file; None if the bytes end before the pixels."""
     with suppress(Rejected):  # a truncated header may look broken
-        parsed = parse(beginning, size, TAGS)
+        parsed = parse(beginning, size, tags)
         if parsed.pixels and parsed.transfer_syntax != DeflatedExplicitVRLittleEndian:
             return parsed
     return None
@@ -226,15 +242,21 @@ def checksum(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
+def check_header(parsed: Parsed, selection: Selection | None = None) -> tuple[Header, PixelElement]:
     """Return a file's header and pixel element, after all checks that need no pixels.
 
+    Slices that are not wanted are not searched for faults.
+
     Raises:
-        Rejected: the file is not a usable CT slice.
+        Rejected: the file is not a usable CT slice, or is not wanted.
     """
     with contained(Reason.UNREADABLE):
         pixels, attributes = parsed.pixels or _raise_without_pixels(parsed), parsed.attributes
-        _check_kind(attributes, parsed.media_class, pixels.keyword)
+        _check_modality(attributes, parsed.media_class)
+        acquisition = Acquisition.read(attributes)
+        if selection is not None:
+            selection.check(acquisition.orientation, attributes, parsed.transfer_syntax)
+        _check_frame(attributes, pixels.keyword)
         rows, columns = _shape(attributes)
         encoding = _encoding(attributes)
         transfer_syntax = _transfer_syntax(parsed)
@@ -255,6 +277,7 @@ def check_header(parsed: Parsed) -> tuple[Header, PixelElement]:
             study_id=ids[2],
             series_id=ids[3],
             identifiers=_identifiers(attributes),
+            acquisition=acquisition,
             position_z=position,
             pixel_spacing=(row_spacing, column_spacing),
             rows=rows,
@@ -304,8 +327,8 @@ def _identifier(attributes: Attributes, keyword: str, *, required: bool = True) 
     return ""
 
 
-def _check_kind(attributes: Attributes, media_class: str, pixels: str) -> None:
-    """Raise unless the file is a single-frame, single-sample CT image in Hounsfield units."""
+def _check_modality(attributes: Attributes, media_class: str) -> None:
+    """Raise unless the file is a CT image, and no scout view."""
     # De-identified files may have the SOP class only in the file meta information.
     sop_class = attributes.text("SOPClassUID", required=False) or media_class
     if sop_class not in _CT_CLASSES:
@@ -316,6 +339,10 @@ def _check_kind(attributes: Attributes, media_class: str, pixels: str) -> None:
             raise Rejected(Reason.SECONDARY_CAPTURE)
     if "LOCALIZER" in (*attributes.texts("ImageType"), *attributes.texts("FrameType")):
         raise Rejected(Reason.LOCALIZER)
+
+
+def _check_frame(attributes: Attributes, pixels: str) -> None:
+    """Raise unless the image has a single frame and a single sample, in Hounsfield units."""
     if max(attributes.frames, attributes.integer("NumberOfFrames", default=1)) > 1:
         raise Rejected(Reason.MULTI_FRAME)
     # Both hold the same Hounsfield units: MONOCHROME1 inverts only the display, after the VOI

@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from io import BytesIO
-from itertools import islice
+from itertools import count, islice
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from beam_pipeline.dicom.acquisition import OTHER, Acquisition
 from beam_pipeline.dicom.header import FIRST_BYTES, read_header
+from beam_pipeline.dicom.selection import Selection, parse_condition
 from beam_pipeline.dicom.slices import fingerprint, fingerprint_range
 from beam_pipeline.keys import (
     hash_id,
@@ -21,13 +23,21 @@ from beam_pipeline.keys import (
     patient_of_study,
     read_key,
 )
-from beam_pipeline.options import Files, Identifiers, ImageId, LeakCheck, Options
+from beam_pipeline.options import (
+    Identifiers,
+    ImageId,
+    LeakCheck,
+    Options,
+    Orientation,
+)
+from beam_pipeline.planning.file_list import FileList
 from beam_pipeline.planning.output_checks import without_output
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table, ordinal
 from headct.reasons import EXCLUSIONS, TRANSIENT, Rejected
 from headct.stores import (
+    FileInfo,
     InputFiles,
     Reading,
     decode_source,
@@ -44,6 +54,7 @@ _KEY_CANDIDATES = 64  # files; the first readable file gives the key of the inve
 
 _LISTING = pa.schema({"source": pa.binary(), "size": pa.int64(), "version": pa.string()})
 _TEXTS = pa.dictionary(pa.int32(), pa.string())
+ACQUISITION = "acquisition"  # column with `Acquisition.encode` texts
 SCHEMA = pa.schema(
     [
         *_LISTING,
@@ -54,6 +65,7 @@ SCHEMA = pa.schema(
         pa.field("pixel_offset", pa.int64()),
         pa.field("pixel_bytes", pa.int64()),
         pa.field("header", pa.string()),
+        pa.field(ACQUISITION, _TEXTS),
         pa.field("path_identifies", pa.bool_()),
         pa.field("reason", _TEXTS),
         pa.field("detail", pa.string()),
@@ -78,23 +90,48 @@ class Inspected:
     excluded: int = 0
 
 
-def list_parts(files: Files) -> Iterator[int]:
+def list_parts(options: Options) -> Iterator[int]:
     """List the input in parts; yield the number of files per part.
 
     Raises:
+        UsageError: `--files` names no file of the input.
         StoreError: the input cannot be listed completely.
         OutputError: a part cannot be written.
     """
+    files, path = options.files, options.selection.files
+    unfinished = Unfinished(files.folder)
     input_files = find_input(files.input, files.storage_patience)
     found = without_output(input_files.list(), input_files, files.output)
-    unfinished = Unfinished(files.folder)
-    number = 0
-    while part := list(islice(found, _part_size(number))):
+    parts, facts = _list_all(found), {}
+    if path:
+        # The list kept at the start may be gone when a template's job runs again.
+        wanted = FileList.find(unfinished) or FileList.read(
+            path, input_files, files.storage_patience
+        )
+        listed = wanted.select(found)
+        parts, facts = _divide(listed.files), listed.counts
+    for number, table in enumerate(parts):
+        unfinished.write(listing_table(number), table, {"files": len(table), **facts})
+        yield len(table)
+
+
+def _list_all(found: Iterator[FileInfo]) -> Iterator[pa.Table]:
+    for number in count():
+        part = list(islice(found, _part_size(number)))
+        if not part:
+            return
         rows = [(encode_source(info.path), info.size, info.version) for info in part]
-        table = pa.table([*zip(*rows, strict=True)], _LISTING)
-        unfinished.write(listing_table(number), table, {"files": len(part)})
-        yield len(part)
-        number += 1
+        yield pa.table([*zip(*rows, strict=True)], _LISTING)
+
+
+def _divide(files: pa.Table) -> Iterator[pa.Table]:
+    first = 0
+    for number in count():
+        part = files.slice(first, _part_size(number))
+        if not len(part):
+            return
+        yield part
+        first += len(part)
 
 
 def _part_size(number: int) -> int:
@@ -241,6 +278,13 @@ class _Inspector:
     watch: Watch
     listed: Sequence[dict[str, Any]]
 
+    @cached_property
+    def selection(self) -> Selection:
+        """Which slices are wanted."""
+        chosen = self.options.selection
+        conditions = tuple(map(parse_condition, chosen.where))
+        return Selection(chosen.orientation is Orientation.AXIAL, conditions)
+
     def path(self, place: int) -> str:
         return decode_source(self.listed[place]["source"])
 
@@ -266,7 +310,7 @@ class _Inspector:
                 size = found.size if found else size
             beginning = _Beginning(self, place, data, size)
             self.watch.working(place)
-            header = read_header(cast(BinaryIO, beginning), size)
+            header = read_header(cast(BinaryIO, beginning), size, self.selection)
             study = hash_id(self.key, "study_id", header.study_id)
             patient = header.patient_id and hash_id(self.key, "patient_id", header.patient_id)
             image_id = self.options.labels.image_id
@@ -277,6 +321,7 @@ class _Inspector:
                 series_id=hash_id(self.key, "series_id", header.series_id),
                 sop_instance_uid=replace_uid(self.key, header.sop_instance_uid, image_id),
                 header=header.encode(),
+                acquisition=_encode_acquisition(header.acquisition, header.identifiers),
                 path_identifies=holds_identifier(show_source(path), header.identifiers),
             )
         except Rejected as rejected:
@@ -296,6 +341,17 @@ class _Inspector:
             *fingerprint_range(offset, length),
             lambda middle: fingerprint(middle, partial(self.reading.now, path, offset, length)),
         )
+
+
+@lru_cache(maxsize=1 << 10)  # the files of a series share both
+def _encode_acquisition(acquisition: Acquisition, identifiers: tuple[str, ...]) -> str:
+    """Return an acquisition as text, without texts that hold an identifier of the patient."""
+    texts = (acquisition.body_part, acquisition.kernel, acquisition.scanner)
+    body_part, kernel, scanner = (
+        OTHER if holds_identifier(text, identifiers) else text for text in texts
+    )
+    shown = replace(acquisition, body_part=body_part, kernel=kernel, scanner=scanner)
+    return shown.encode()
 
 
 class _Beginning:

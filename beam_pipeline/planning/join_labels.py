@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.keys import study_of
 from beam_pipeline.options import Identifiers, ImageId, LabelLevel, Options, Unlabeled
-from beam_pipeline.planning.inventory import find_key, replace_uid
+from beam_pipeline.planning.inventory import ACQUISITION, find_key, replace_uid
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
     SCAN_FORMS,
@@ -28,7 +29,7 @@ from beam_pipeline.planning.label_match import (
 from beam_pipeline.planning.labels import PROBLEMS, Labels, read_labels
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from headct.errors import UsageError
-from headct.layout import ID_COLUMNS, inventory_table
+from headct.layout import ID_COLUMNS, inventory_table, listing_table
 from headct.reasons import Reason
 
 # Verdicts: below 0 a used file, a file rejected by its header, a skipped file without a label, and
@@ -45,7 +46,8 @@ _DUPLICATE, _NO_UID, _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(5)
 _IMAGE_IDS = ["image_id", "sop_instance_uid"]
 _NO_KEY = 0  # of a SOP Instance UID that is absent
 _IDS_AT_A_TIME = 1 << 16  # hashed together
-_COLUMNS = (*_IMAGE_IDS, *ID_COLUMNS, "fingerprint", "path_identifies", "reason")
+_TEXT_COLUMNS = (*ID_COLUMNS, ACQUISITION)  # of which memory holds different texts once
+_COLUMNS = (*_IMAGE_IDS, *_TEXT_COLUMNS, "fingerprint", "path_identifies", "reason")
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,14 @@ class Inventory:
         starts: index of each part's first file, and the number of all files.
         files: one row per file, in the order of the sources:
             image_id, sop_instance_uid: uint64, `image_keys`; 0 for an absent UID
-            patient_id, study_id, series_id: int32, numbers of the ids
+            patient_id, study_id, series_id, acquisition: int32, numbers of the texts
             fingerprint: uint64, equal for files with possibly equal pixels; 0 if unknown
             usable: bool, whether the header is valid
             unnamed: bool, whether the study replaces a missing patient id
             a column per LabelForm of a path, if there are labels: uint64, `path_keys`
-        texts: ids by number, per ID_COLUMNS.
+        texts: by number, per column of numbers.
         identifying_paths: number of files with an identifier of the patient in the path.
+        numbers: int64 [files], numbers of the files in the whole input; None if it is all used.
     """
 
     unfinished: Unfinished
@@ -117,6 +120,7 @@ class Inventory:
     files: pd.DataFrame
     texts: dict[str, list[str]]
     identifying_paths: int
+    numbers: NDArray[np.int64] | None = None
 
     @classmethod
     def load(cls, parts: int, options: Options) -> "Inventory":
@@ -130,7 +134,7 @@ class Inventory:
         has_labels = options.files.labels is not None
         columns = [*_COLUMNS, *(["source"] if has_labels else [])]
         frames, checks, identifying = [], set(), 0
-        texts: dict[str, list[pa.Array]] = {column: [] for column in ID_COLUMNS}
+        texts: dict[str, list[pa.Array]] = {column: [] for column in _TEXT_COLUMNS}
         for table in unfinished.read_all([inventory_table(part) for part in range(parts)], columns):
             checks.add(table_metadata(table)["key_check"])
             identifying += pc.sum(table["path_identifies"], min_count=0).as_py()
@@ -162,7 +166,21 @@ class Inventory:
         are_studies = np.array([study_of(text) is not None for text in known["patient_id"]])
         files["unnamed"] = are_studies[files["patient_id"]]
         starts = np.cumsum([0, *map(len, frames)]).tolist()
-        return cls(unfinished, starts, files, known, identifying)
+        places = None
+        if options.selection.files:
+            names = [listing_table(part) for part in range(parts)]
+            listed = unfinished.read_all(names, ["number"])
+            places = np.concatenate([table["number"].to_numpy() for table in listed])
+        return cls(unfinished, starts, files, known, identifying, places)
+
+    def number(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of files, by index, in the whole input."""
+        return files if self.numbers is None else self.numbers[files]
+
+    @property
+    def acquisitions(self) -> list[Acquisition]:
+        """Acquisitions by number; unknown for files that are not usable."""
+        return [*map(Acquisition.decode, self.texts[ACQUISITION])]
 
     def read(
         self, wanted: NDArray[np.bool_], columns: Sequence[str]

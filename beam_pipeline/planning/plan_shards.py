@@ -24,6 +24,7 @@ from beam_pipeline.options import GroupBy, Identifiers, ImageId, LeakCheck, Opti
 from beam_pipeline.planning.duplicates import ALONE, count_identical, find_identical, join_groups
 from beam_pipeline.planning.folds import assign_shards, assign_splits, sample_groups
 from beam_pipeline.planning.folds_from import Earlier
+from beam_pipeline.planning.inventory import ACQUISITION
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     NOT_SAMPLED,
@@ -44,6 +45,7 @@ from headct.layout import (
     UNLABELED_SPLIT,
     ShardFile,
     label_column,
+    listing_table,
     ordinal,
     plan_table,
 )
@@ -82,7 +84,15 @@ def plan_shards(parts: int, options: Options) -> Plan:
     check_rejects(unfinished, files_seen, rejects, options.run.max_reject_fraction)
     unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = find_identical(inventory, slices, options)
-    known, notes = None, joined.notes
+    known, notes, not_listed = None, joined.notes, 0
+    if options.selection.files:
+        listed = unfinished.read_metadata(listing_table(0))
+        not_listed = listed["not_listed"]
+        notes = (
+            f"--files: {listed['unmatched']} of {listed['entries']} entries are no file of the "
+            f"input; {not_listed} files of the input are not listed.",
+            *notes,
+        )
     if options.splits.folds_from and joined.names and len(slices):
         known, note = Earlier.read(options).find(joined)
         notes = (*notes, note)
@@ -90,6 +100,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
     plan = Plan(
         labels=joined.names,
         files_seen=files_seen,
+        not_listed=not_listed,
         skipped=joined.skipped,
         labels_without_file=joined.labels_without_file,
         identifying_paths=0 if hidden else inventory.identifying_paths,
@@ -118,7 +129,8 @@ def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
     columns = {*REJECT_COLUMNS, identity.column}
     wanted = ~np.isin(verdicts, (USED, SKIPPED, NOT_SAMPLED))
     for places, table in joined.inventory.read(wanted, [*columns]):
-        for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
+        numbers = joined.inventory.number(places).tolist()
+        for place, number, row in zip(places.tolist(), numbers, table.to_pylist(), strict=True):
             reason, detail = row["reason"], row["detail"]
             if verdicts[place] != BY_HEADER:
                 reason, detail = VERDICTS[verdicts[place]]
@@ -126,7 +138,7 @@ def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
             image_id = "" if identity.numbered else row[identity.column] or row["image_id"]
             rejects.append(
                 {
-                    "source": ordinal("file", place) if hidden else source,
+                    "source": ordinal("file", number) if hidden else source,
                     "image_id": image_id,
                     "reason": str(reason),
                     "detail": detail,
@@ -215,11 +227,13 @@ def _write_tables(
     joined: JoinedFiles, dealt: Mapping[ShardFile, NDArray[np.int64]], options: Options
 ) -> None:
     """Write the tables of slices per shard, in writing order."""
-    slices, identity = joined.slices, joined.identity
+    inventory, slices, identity = joined.inventory, joined.slices, joined.identity
     shards, bounds = [*dealt], np.cumsum([0, *map(len, dealt.values())])
     order = np.concatenate([np.empty(0, np.int64), *dealt.values()])
     numbered = ID_COLUMNS if options.identifiers.identifiers is Identifiers.ORDINAL else ()
     numbers = {name: pd.factorize(slices[name])[0] for name in numbered}
+    acquisitions = slices[ACQUISITION].to_numpy()
+    numbers_of_files = inventory.number(slices.index.to_numpy())
     carried = [*_CARRIED, *(name for name in ID_COLUMNS if name not in numbered)]
     carried += [] if identity.numbered else [identity.column]
     recorded = json.dumps(options.recorded(), sort_keys=True)
@@ -235,7 +249,12 @@ def _write_tables(
             table = table.append_column("image_id", ordinals("image", own))
         else:
             table = table.rename_columns({identity.column: "image_id"})
-        table = table.append_column("number", pa.array(slices.index[own]))
+        table = table.append_column("number", pa.array(numbers_of_files[own]))
+        used, codes = np.unique(acquisitions[own], return_inverse=True)
+        texts = pa.array([inventory.texts[ACQUISITION][code] for code in used], pa.string())
+        table = table.append_column(
+            ACQUISITION, pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts)
+        )
         for name, values in zip(joined.names, joined.labels[own].T, strict=True):
             table = table.append_column(label_column(name), pa.array(np.ascontiguousarray(values)))
         of_shards = [
@@ -245,8 +264,8 @@ def _write_tables(
         return plan_table(part), with_metadata(of_shards, metadata | {"shards": names})
 
     edges = bounds[[*range(0, len(shards), SHARDS_A_PART), len(shards)]]
-    tables = _rows_in_order(joined.inventory, slices.index[order].to_numpy(), edges, carried)
-    joined.inventory.unfinished.write_all(map(plan_part, count(), tables))
+    tables = _rows_in_order(inventory, slices.index[order].to_numpy(), edges, carried)
+    inventory.unfinished.write_all(map(plan_part, count(), tables))
 
 
 def ordinals(noun: str, numbers: NDArray[np.int64]) -> pa.Array:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from beam_pipeline import __version__
+from beam_pipeline.dicom.acquisition import count_values
 from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.images.convert import HU_OFFSET
 from beam_pipeline.options import ImageOptions, Options, config_text
@@ -207,10 +208,12 @@ def build_manifest(
             "labels_without_file": plan.labels_without_file,
             "unlabeled_skipped": plan.skipped,
             "not_sampled": plan.not_sampled,
+            "not_listed": plan.not_listed,
             "identifying_paths": plan.identifying_paths,
             "without_patient_id": plan.without_patient_id,
             "identical_pixels": asdict(plan.identical),
         },
+        "acquisition": count_values(_add_up(result.acquisitions for result in results)),
         "image_id": plan.image_id,
         "labels_joined_by": plan.labels_joined_by,
         "label_level": plan.label_level,

@@ -4,6 +4,7 @@ A table is written completely, once, under a descriptive name; a second write gi
 So any worker can repeat a step, and a run reuses the tables of an earlier run:
 
 labels          values of the label file, by image id
+files           keys of the entries of a list of files
 listing/00000   some input files, with size and version
 inventory/00000 headers of the listed files: one row per file, in the same order
 plan/00000      slices of some shard files, in writing order
@@ -61,6 +62,7 @@ class Plan:
     Attributes:
         labels: names of the classes.
         files_seen: number of files in the input, without skipped ones.
+        not_listed: number of files of the input that `--files` does not name.
         skipped: number of files without a row in the label file, with `--unlabeled skip`.
         labels_without_file: number of labeled ids without a file.
         identifying_paths: number of files whose written path holds an identifier of their patient.
@@ -86,6 +88,7 @@ class Plan:
     identical: IdenticalPixels
     shards: tuple[str, ...]
     slices: int
+    not_listed: int = 0
     without_patient_id: dict[str, int] = field(default_factory=lambda: {"slices": 0, "studies": 0})
     label_level: str | None = None
     not_sampled: int = 0
@@ -105,6 +108,7 @@ class ShardResult:
         examples: number of examples.
         label_counts: examples per label; empty without labels.
         repaired: examples per repair.
+        acquisitions: examples per acquisition, as `Acquisition.encode` texts.
         resized: number of resized examples.
         rejects: one row per rejected file: source, image_id, reason, detail.
         changed: number of rejected files that changed after the listing.
@@ -119,6 +123,7 @@ class ShardResult:
     examples: int
     label_counts: dict[str, int]
     repaired: dict[str, int]
+    acquisitions: dict[str, int]
     resized: int
     rejects: list[Reject]
     changed: int = 0

@@ -180,6 +180,7 @@ class _ShardWriter:
                 label: sum(row[label_column(label)] == 1 for row in self.index) for label in labels
             },
             repaired=dict(repairs),
+            acquisitions=dict(Counter(row["acquisition"] for row in self.index)),
             resized=sum(row["resized"] for row in self.index),
             rejects=self.rejects,
             changed=self.changed,

@@ -81,6 +81,7 @@ class _FileCounts:
     excluded_by_reason: Counts = field(default_factory=dict)
     unlabeled_skipped: Count = 0
     not_sampled: Count = 0
+    not_listed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,9 @@ class _WrittenManifest(Manifest):
 
     options: Options
     counts: Annotated[_FileCounts, must("an object of counts")]
+    acquisition: Annotated[dict[str, Counts], must("an object of counts")] = field(
+        default_factory=dict
+    )  # earlier versions have none
     files: Annotated[dict[str, FileEntry], must("an object of files")]
     digest: Sha256
 
@@ -213,6 +217,10 @@ class _DirectoryChecker:
         }
         given = {name: counts[name] for name in expected}
         self._findings.compare(Check.MANIFEST, ["counts"], given, expected, MANIFEST)
+        for name, values in self._manifest["acquisition"].items():
+            path: KeyPath = ["acquisition", name]
+            total = sum(values.values())
+            self._findings.compare(Check.MANIFEST, path, total, counts["written"], MANIFEST)
         for name, split in splits.items():
             files = [shard["file"] for shard in split["shards"]]
             names = [ShardFile(name, number, len(files)).name for number in range(len(files))]

@@ -12,7 +12,7 @@ def write_shards(options: Options) -> int:
     """All steps but the last; how many shards were written."""
     prepare_output(options.files.folder, options)
     record_start(options.files.folder, "local")
-    for number, _ in enumerate(list_parts(options.files)):
+    for number, _ in enumerate(list_parts(options)):
         inspect_part(number, Watch(), options=options)
     plan = plan_shards(1, options)
     for number in range(len(plan.shards)):

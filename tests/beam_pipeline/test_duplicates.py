@@ -52,7 +52,7 @@ def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
 
 def inspect(folder: Path) -> tuple[Inventory, Options]:
     options = Options.of(input=str(folder), output=str(folder.parent / "out"))
-    assert len([*list_parts(options.files)]) == 1
+    assert len([*list_parts(options)]) == 1
     inspect_part(0, Watch(), options=options)
     return Inventory.load(1, options), options
 

@@ -116,7 +116,7 @@ def options(tmp_path: Path, write_slice: WriteSlice) -> Options:
 
 
 def make_plan(options: Options, before_headers: Callable[[], object] = lambda: None) -> Plan:
-    assert [*list_parts(options.files)] == [4]
+    assert [*list_parts(options)] == [4]
     before_headers()
     inspect_part(0, Watch(), options=options)
     return plan_shards(1, options)
@@ -170,7 +170,7 @@ def test_parts_behind_skipped_files_are_looked_at(
         "".join(["image_id,any\n", *(f"{n},1\n" for n in labeled)])
     )
     options = options.changed(labels=str(tmp_path / "labels.csv"), unlabeled="skip", folds=2)
-    assert [*list_parts(options.files)] == [2, 2, 2]
+    assert [*list_parts(options)] == [2, 2, 2]
     path = Path(options.files.input, "ID_5.dcm")
     hidden = path.rename(path.with_name(".away"))
     for part in range(3):

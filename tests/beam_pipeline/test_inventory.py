@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.dicom.header import FIRST_BYTES, Header, read_header
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.keys import hash_id, patient_of_study, study_of
@@ -65,7 +66,7 @@ def options_for(folder: Path, tmp_path: Path, **changes: Any) -> Options:
 
 def inspect(options: Options, watch: Watch | None = None) -> Inspected:
     """List the input, which is one part, and inspect it."""
-    assert len([*list_parts(options.files)]) == 1
+    assert len([*list_parts(options)]) == 1
     return inspect_part(0, watch or Watch(), options=options)
 
 
@@ -85,7 +86,7 @@ def test_every_file_is_in_one_part_in_order(folder: Path, tmp_path: Path) -> Non
         (folder / f"{number % 7}").mkdir(exist_ok=True)
         (folder / f"{number % 7}" / f"{number}.dcm").write_bytes(bytes(number))
     options = options_for(folder, tmp_path)
-    assert [*list_parts(options.files)] == [256, 256, 88]
+    assert [*list_parts(options)] == [256, 256, 88]
     rows = [row for part in range(3) for row in listing_of(options, part)]
     files = {os.fsencode(path.relative_to(folder)): path for path in folder.glob("*/*")}
     assert [row["source"] for row in rows] == sorted(files)
@@ -113,7 +114,7 @@ def test_parts_of_a_large_input_are_larger(
 ) -> None:
     infos = (FileInfo(f"{number:06d}", number, "v") for number in range(100_000))
     monkeypatch.setattr(InputFiles, "list", list_of(infos))
-    parts = [*list_parts(options_for(folder, tmp_path).files)]
+    parts = [*list_parts(options_for(folder, tmp_path))]
     # 16 parts of each size until 4096: 4096 + 8192 + 16384 + 32768 = 61440 files in 64 parts.
     grown = [256] * 16 + [512] * 16 + [1024] * 16 + [2048] * 16
     assert parts == [*grown, *[4096] * 9, 100_000 - 61_440 - 9 * 4096]
@@ -124,7 +125,7 @@ def test_an_input_that_cannot_be_listed_whole_ends_the_list_with_an_error(
 ) -> None:
     infos = [FileInfo("a", 1, "v")] * 300 + [StoreError("disk", "cannot be listed")]
     monkeypatch.setattr(InputFiles, "list", list_of(iter(infos)))
-    parts = list_parts(options_for(folder, tmp_path).files)
+    parts = list_parts(options_for(folder, tmp_path))
     assert next(parts) == 256
     with pytest.raises(StoreError, match="disk: cannot be listed"):
         next(parts)
@@ -137,7 +138,7 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(
         (folder / name).write_bytes((small_data_set / "slices" / name).read_bytes())
     (folder / "ID_gone.dcm").touch()
     options = options_for(folder, tmp_path, leak_check=LeakCheck.OFF, identifiers=Identifiers.KEEP)
-    assert [*list_parts(options.files)] == [4]
+    assert [*list_parts(options)] == [4]
     (folder / "ID_gone.dcm").unlink()
     witness = Witness({0: Reason.DECODER_CRASHED})
     assert inspect_part(0, witness, options=options) == Inspected(files=4, rejected=3, reused=0)
@@ -160,6 +161,7 @@ def test_a_header_gives_a_row_and_a_bad_file_its_reason(
         "pixel_offset": len(data) - 32 * 32 * 2,
         "pixel_bytes": 32 * 32 * 2,
         "header": rows["ID_32.dcm"]["header"],
+        "acquisition": Acquisition().encode(),
         "reason": "",
         "detail": "",
     }
@@ -182,6 +184,7 @@ def rejected(image_id: str, reason: str, detail: str = "") -> dict[str, Any]:
         "pixel_offset": -1,
         "pixel_bytes": 0,
         "header": "",
+        "acquisition": "",
         "reason": reason,
         "detail": detail,
     }
@@ -360,7 +363,7 @@ def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_oth
     for number in range(257):
         write_slice(folder / f"{number:03d}.dcm", SIGNED_16, PatientID="same")
     options = options_for(folder, tmp_path)
-    assert [*list_parts(options.files)] == [256, 1]
+    assert [*list_parts(options)] == [256, 1]
     patients = set()
     for part in range(2):
         inspect_part(part, Watch(), options=options)
@@ -368,7 +371,7 @@ def test_ids_that_are_to_be_numbered_are_hashed_alike_in_all_parts_and_by_no_oth
     assert len(patients) == 1
     write_slice(folder / "000.dcm", SIGNED_16 + 1, PatientID="same")
     other = options_for(folder, tmp_path / "other")
-    [*list_parts(other.files)]
+    [*list_parts(other)]
     inspect_part(1, Watch(), options=other)
     assert {row["patient_id"] for row in rows_of(other, 1).values()}.isdisjoint(patients)
 
@@ -453,7 +456,7 @@ def test_a_file_whose_store_tells_no_version_is_always_read(
 
 def test_a_file_that_is_back_is_read(three: Options) -> None:
     path, away = Path(three.files.input, "b.dcm"), Path(three.files.output).parent / "away"
-    assert [*list_parts(three.files)] == [3]
+    assert [*list_parts(three)] == [3]
     path.rename(away)
     assert inspect_part(0, Watch(), options=three) == Inspected(files=3, rejected=2, reused=0)
     assert rows_of(three)["b.dcm"]["reason"] == "vanished"
@@ -471,7 +474,7 @@ def test_an_outage_of_the_input_changes_nothing(
     inspect(three)
     expected = rows_of(three)
     three = three.changed(output=f"{three.files.output}-again")
-    assert [*list_parts(three.files)] == [3]
+    assert [*list_parts(three)] == [3]
     read, calls = LocalStore.read, []
     folder = Path(three.files.input)
 
@@ -490,7 +493,7 @@ def test_an_outage_of_the_input_changes_nothing(
 
 def test_an_outage_that_lasts_leaves_no_verdicts(three: Options) -> None:
     three = three.changed(storage_patience=1)
-    assert [*list_parts(three.files)] == [3]
+    assert [*list_parts(three)] == [3]
     folder = Path(three.files.input)
     hidden = folder.rename(f"{folder}.away")
     with pytest.raises(StoreError, match=f"{folder}: no answer for 1 s .*; the same command res"):
@@ -505,7 +508,7 @@ def test_a_link_that_leads_somewhere_after_it_was_listed_has_that_size(
 ) -> None:
     (folder / "link.dcm").symlink_to(tmp_path / "disk" / "there.dcm")
     options = options_for(folder, tmp_path)
-    assert [*list_parts(options.files)] == [1]
+    assert [*list_parts(options)] == [1]
     write_slice(tmp_path / "disk" / "there.dcm")
     assert inspect_part(0, Watch(), options=options) == Inspected(files=1, rejected=0, reused=0)
     assert rows_of(options)["link.dcm"]["pixel_bytes"] == 32 * 32 * 2
@@ -525,7 +528,7 @@ def test_time_to_read_a_long_header_is_not_the_decoders(folder: Path, tmp_path: 
 
     (folder / "long.dcm").write_bytes(make_dicom(PatientComments="x" * (1 << 16)))
     options = options_for(folder, tmp_path, leak_check=LeakCheck.OFF)
-    assert [*list_parts(options.files)] == [1]
+    assert [*list_parts(options)] == [1]
     assert not inspect_part(0, Diary(), options=options).rejected
     assert Diary.told == ["working", "waiting", "working", "waiting"]
 
@@ -574,6 +577,9 @@ OTHER_VALUES: dict[str, Any] = {
     "hu": True,
     "voi": "linear",
     "image_size": 64,
+    "files": "list.txt",
+    "max_patients": 1,
+    "label_level": "patient",
     "id_column": "id",
     "unlabeled": "skip",
     "label_columns": "any",
@@ -585,14 +591,18 @@ OTHER_VALUES: dict[str, Any] = {
 }
 
 
-def test_options_that_are_kept_headers_for_decide_nothing_of_them(three: Options) -> None:
+def test_options_that_are_kept_headers_for_decide_nothing_of_them(
+    three: Options, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.dcm\nb.dcm\nc.dcm\n")
     kinds = Options.groups().values()
     fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
     marked = {name for name, field in fields.items() if Mark.AFTER_HEADERS in field.metadata}
     assert marked == OTHER_VALUES.keys()
     inspect(three)
     before = three.files.folder.read(".unfinished/inventory/00000.arrow")
-    for name, value in OTHER_VALUES.items():
+    for name, value in (OTHER_VALUES | {"files": listed}).items():
         three.files.folder.remove(".unfinished/inventory")
         inspect(three.changed(**{name: value}))
         assert three.files.folder.read(".unfinished/inventory/00000.arrow") == before, name
@@ -610,7 +620,7 @@ def test_an_inventory_that_was_cut_is_made_again(three: Options) -> None:
 def test_a_store_that_fails_is_no_verdict_on_a_file(
     three: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [*list_parts(three.files)]
+    [*list_parts(three)]
 
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")

@@ -65,7 +65,7 @@ def options_for(folder: Path, ids: dict[str, str] | None = None, **changes: Any)
 
 def plan(options: Options) -> tuple[Plan, pd.DataFrame, list[dict[str, str]]]:
     """A run's plan, its slices by source, and its rejects."""
-    parts = len([*list_parts(options.files)])
+    parts = len([*list_parts(options)])
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     found = plan_shards(parts, options)

@@ -41,6 +41,7 @@ def result(split: str, file: str, examples: int, bleeds: int, **other: Any) -> S
         "bytes": 100 * examples,
         "sha256": hashlib.sha256(file.encode()).hexdigest(),
         "repaired": {},
+        "acquisitions": {},
         "resized": 0,
         "rejects": [],
     } | other
@@ -117,6 +118,7 @@ def test_counts_of_a_manifest() -> None:
         "labels_without_file": 7,
         "unlabeled_skipped": 2,
         "not_sampled": 4,
+        "not_listed": 0,
         "identifying_paths": 2,
         "without_patient_id": {"slices": 3, "studies": 1},
         "identical_pixels": {

@@ -247,7 +247,17 @@ def test_a_toml_file_gives_options_and_flags_override_it(tmp_path: Path) -> None
     assert options.labels.label_columns == ("any", "a, b")
     assert options.identifiers.identifiers is Identifiers.KEEP
     assert parse_options(["--config", str(config), "--input", "in", "--no-hu"])[0].image.windows
-    config.write_text('windows = ["brain", "x:1:2"]')
+    config.write_text('where = ["KVP<=120,5"]')
+    with pytest.raises(UsageError, match="--where KVP<=: want one number"):
+        parse_options(["--config", str(config), *PATHS])
+    config.write_text(
+        'where = ["BodyPartExamined=HEAD,BRAIN", "!KVP"]\nwindows = ["brain", "x:1:2"]'
+    )
+    where = parse_options(["--config", str(config), *PATHS])[0].selection.where
+    assert where == ("BodyPartExamined=HEAD,BRAIN", "!KVP")
+    flags = ["--where", "KVP", "--where=SliceThickness<=5"]
+    where = parse_options(["--config", str(config), *PATHS, *flags])[0].selection.where
+    assert where == ("KVP", "SliceThickness<=5")
     windows = parse_options(["--config", str(config), *PATHS])[0].image.windows
     assert windows == (Window("brain", 40, 80), Window("x", 1, 2))
 

@@ -87,6 +87,7 @@ def test_nothing_is_lost(shards: Path) -> None:
         "labels_without_file": 1,
         "unlabeled_skipped": 0,
         "not_sampled": 0,
+        "not_listed": 0,
         "identifying_paths": 0,
         "without_patient_id": {"slices": 0, "studies": 0},
         "identical_pixels": {

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.options import (
     GroupBy,
@@ -336,6 +337,9 @@ def test_the_choice_is_that_of_comparing_all_pairs_in_any_order(
 # What follows reads an inventory and writes a plan.
 
 
+KERNELS = [Acquisition(kernel=kernel).encode() for kernel in ("H30s", "H60s")]
+
+
 def row(patient: int, number: int, **other: Any) -> dict[str, Any]:
     """A row of an inventory; slices of more than nine patients are in the order of their names."""
     return {
@@ -351,6 +355,7 @@ def row(patient: int, number: int, **other: Any) -> dict[str, Any]:
         "pixel_offset": 10,
         "pixel_bytes": 8,
         "header": f"header of {patient}{number}",
+        "acquisition": KERNELS[number % 2],
         "reason": "",
         "detail": "",
     } | other
@@ -459,6 +464,7 @@ def test_a_slice_takes_along_what_is_needed_to_write_it(plan_rows: PlanRows) -> 
             "version": row["version"],
             "image_id": row["image_id"],
             "header": row["header"],
+            "acquisition": row["acquisition"],
             "patient_id": f"patient_{patient:06d}",
             "study_id": f"study_{patient:06d}",
             "series_id": f"series_{patient:06d}",
@@ -620,7 +626,7 @@ def test_an_inventory_whose_parts_were_hashed_with_different_keys_is_not_planned
 
 
 def inspect_and_plan(options: Options) -> Planned:
-    parts = len([*list_parts(options.files)])
+    parts = len([*list_parts(options)])
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     return read_plan(plan_shards(parts, options), Unfinished(Folder(options.files.output)))

@@ -48,7 +48,7 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     display = Display(Console(file=printed), unfinished)
     display.look()
     assert +display.counts == Counter()
-    files = sum(list_parts(options.files))
+    files = sum(list_parts(options))
     display.look()
     assert +display.counts == Counter(files_listed=files)
     rejected = inspect_part(0, Watch(), options=options).rejected
@@ -93,7 +93,7 @@ def test_what_earlier_runs_wrote_says_nothing_of_the_rate(
 
 def test_a_folder_that_is_removed_meanwhile_is_no_error(options: Options) -> None:
     display = Display(Console(file=io.StringIO()), Unfinished(Folder(options.files.output)))
-    files = sum(list_parts(options.files))
+    files = sum(list_parts(options))
     display.look()
     shutil.rmtree(options.files.output)
     display.look()

@@ -64,7 +64,7 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         "max_reject_fraction": 0.2,
     }
     options = Options.of(**values | changes)
-    parts = len(list(list_parts(options.files)))
+    parts = len(list(list_parts(options)))
     for number in range(parts):
         inspect_part(number, Watch(), options=options)
     plan = plan_shards(parts, options)
@@ -173,6 +173,8 @@ def describe(directory: Path, manifest: Any, index: pd.DataFrame) -> None:
     seen = len(index) + manifest["counts"]["rejected"]
     resized = int(index["resized"].sum())
     manifest["counts"] |= {"written": len(index), "files_seen": seen, "resized": resized}
+    for values in manifest["acquisition"].values():  # all slices are alike
+        values |= dict.fromkeys(values, len(index))
     info = read_json(directory / "dataset_info.json")
     for (name, split), described in zip(manifest["splits"].items(), info["splits"], strict=True):
         rows = index[index["split"] == name]

@@ -60,7 +60,7 @@ def options(small_data_set: Path, tmp_path: Path) -> Options:
 
 
 def make_plan(options: Options) -> Plan:
-    parts = len([*list_parts(options.files)])
+    parts = len([*list_parts(options)])
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
     return plan_shards(parts, options)

@@ -24,6 +24,7 @@ import pyarrow as pa
 from pyarrow import csv
 from rich.console import Console
 
+from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import SCHEMA, _part_size
 from beam_pipeline.planning.labels import RSNA_LABELS
@@ -87,10 +88,20 @@ def _inventory(numbers: range, rng: np.random.Generator) -> pa.Table:
         ],
         "reason": [""] * len(uids),
         "detail": [""] * len(uids),
+        "acquisition": [ACQUISITIONS[patient % len(ACQUISITIONS)] for patient in patients],
     }
     for column in ("patient_id", "study_id", "series_id"):
         rows[column] = [_hash(f"{column}{patient}") for patient in patients]
     return pa.table({name: pa.array(rows[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+
+
+# As a hospital's scanners and protocols differ.
+ACQUISITIONS = [
+    Acquisition("axial", "HEAD", kernel, thickness, f"Maker Model {scanner}").encode()
+    for kernel in ("H30s", "H60s", "Hr38f\\2", "FC21")
+    for thickness in (0.625, 1.0, 2.5, 4.8, 5.0)
+    for scanner in range(20)
+]
 
 
 def _hash(value: object) -> str:
