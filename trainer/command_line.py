@@ -154,7 +154,7 @@ def _predict(options: PredictOptions) -> None:
             if options.writes_folder:
                 from trainer.report.predictions import write_predictions
 
-                write_predictions(setup, options.output, options.input, rejects)
+                write_predictions(setup, options, rejects)
             else:
                 from trainer.evaluation.predict import predict
 

@@ -350,6 +350,8 @@ class PredictOptions(_PredictionOptions):
     .parquet, a table with a row per image (its ids, probability_LABEL and label_LABEL)"""
     split: str = UNLABELED_SPLIT
     """split of the shards to predict"""
+    pictures: Annotated[int, Field(ge=0)] = 12
+    """scans whose slice with the highest probability report.html shows"""
     sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
     """sample whose rows and order the submission gets; a slice that was rejected gets the
     prevalence of the training data"""

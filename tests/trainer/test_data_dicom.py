@@ -1,5 +1,6 @@
 """Conversion by the pipeline's command."""
 
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ def test_what_the_pipeline_says_is_the_error(
             "or narrow the input down with a pattern."
         )
     assert not output.parent.exists()
+
+
+def test_a_process_that_is_asked_to_end_leaves_no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, outputs = signal.getsignal(signal.SIGTERM), []
+
+    def run(argv: list[str], **_: Any) -> None:
+        outputs.append(Path(argv[argv.index("--output") + 1]))
+        outputs[0].mkdir()
+        (outputs[0] / "image").touch()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended, converted("x", []):
+        pass
+    assert ended.value.code == 143
+    assert not outputs[0].parent.exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def refusal(output: Path) -> str:

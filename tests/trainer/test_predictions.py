@@ -103,6 +103,9 @@ def test_shards_are_predicted_into_a_folder(
     np.testing.assert_allclose(slices[columns], table.loc[slices.index, columns], rtol=1e-8)
     scans = pd.read_csv(output / "scans.csv")
     assert scans["slices"].sum() == len(slices) == 7
+    page = (output / "report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;') == len(scans) == 2
+    assert f"Rank 1:</strong> any {scans['maximum_any'][0]:.3f}" in page
     capsys.readouterr()
     assert main([*argv, "--output", str(output)]) == 2
     assert capsys.readouterr().err == f"trainer: --output {output}: exists and is not empty\n"

@@ -6,8 +6,10 @@ The trainer does not import the pipeline: it runs the command, as a user would.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +68,14 @@ def converted(
         StorageError: a store failed, or the disk is full.
     """
     # Workers of an interrupted pipeline may still write.
-    with TemporaryDirectory(prefix="headct-", ignore_cleanup_errors=True) as folder:
+    temporary = TemporaryDirectory(prefix="headct-", ignore_cleanup_errors=True)
+    with _exit_on_sigterm(), temporary as folder:
         output = Path(folder) / "shards"
         given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
         sys.stdout.flush()
         done = subprocess.run(
             [sys.executable, "-m", "beam_pipeline", *given],
-            env={**os.environ, STARTED_BY: STEP},
+            env={**os.environ, STARTED_BY: STEP, "TMPDIR": folder},
             stdout=None if show_progress else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,3 +88,16 @@ def converted(
             raise kind(told.removesuffix(f" {output}/{REJECTS} lists all"))
         rows = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
         yield output, pd.DataFrame(rows, columns=[*REJECT_COLUMNS], dtype=str)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process as sys.exit does, so that no images stay on the disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from headct.printable import hide_secrets
 from headct.reasons import EXCLUSIONS, advice_for
 from trainer.evaluation.predict import predict_rows
 from trainer.files import full_disk_reported, new_folder
+from trainer.options import PredictOptions
+from trainer.report.plots import Picture
+from trainer.report.slices import Chosen, draw_slices
 from trainer.runs.evaluation_setup import EvaluationSetup
 
 SLICES, SCANS, PAGE = "slices.csv", "scans.csv", "report.html"
@@ -30,24 +33,24 @@ _MOST_SCANS, _MOST_REJECTS = 1000, 100
 
 
 def write_predictions(
-    setup: EvaluationSetup, output: Path, source: str = "", rejects: pd.DataFrame | None = None
+    setup: EvaluationSetup, options: PredictOptions, rejects: pd.DataFrame | None = None
 ) -> None:
-    """Predict a split, and write tables and a page into the new or empty folder `output`.
+    """Predict a split, and write tables and a page into a new or empty folder.
 
     No file has a patient id.
 
     Args:
         setup: the run and the split.
-        output: the folder.
-        source: the DICOM files that were converted to the shards; empty: the shards were given.
+        options: folder, number of pictures, and the DICOM files if shards were made of them.
         rejects: source, image_id, reason and detail of files that were not converted.
 
     Raises:
         UsageError: a shard is damaged.
     """
-    names, split, display = setup.run.labels, setup.split, setup.display
+    names, display, output = setup.run.labels, setup.display, options.output
     slices, scans = summarize(add_sources(predict_rows(setup), setup), names)
-    page = render_page(setup, source or setup.shards.location, scans, rejects)
+    pictures = picture_scans(setup, slices, scans.head(options.pictures))
+    page = render_page(setup, options.input or setup.shards.location, scans, rejects, pictures)
     with full_disk_reported(output), new_folder(output) as folder:
         for name, table in ((SLICES, slices), (SCANS, scans)):
             table.to_csv(folder / name, index=False, float_format="%.9g")
@@ -56,7 +59,7 @@ def write_predictions(
             text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
             (folder / REJECTS).write_text(text, encoding="utf-8")
         (folder / PAGE).write_text(page, encoding="utf-8")
-    display.say(f"{split.examples} slices of {len(scans)} scans predicted")
+    display.say(f"{len(slices)} slices of {len(scans)} scans predicted")
     for name in (SLICES, SCANS, *([REJECTS] if rejects is not None else []), PAGE):
         display.print_unwrapped(f"written: {output / name}")
 
@@ -115,8 +118,42 @@ def common_folder(sources: pd.Series[str]) -> str:
     return posixpath.commonpath(folders).lstrip("/")
 
 
+def leading_label(scan: Mapping[Hashable, Any], names: Sequence[str]) -> str:
+    """Return the label by which a row of the scans is ordered."""
+    return ANY if ANY in names else max(names, key=lambda name: float(scan[f"maximum_{name}"]))
+
+
+def picture_scans(
+    setup: EvaluationSetup, slices: pd.DataFrame, scans: pd.DataFrame
+) -> list[Picture]:
+    """Draw the slice with the highest probability of each scan; none without an index.
+
+    Args:
+        setup: the run and the split.
+        slices: from `summarize`.
+        scans: first rows from `summarize`.
+    """
+    names, chosen = setup.run.labels, []
+    for rank, scan in enumerate(scans.to_dict("records"), 1):
+        label = leading_label(scan, names)
+        of_scan = (slices[STUDY_ID] == scan[STUDY_ID]) & (slices[SERIES_ID] == scan[SERIES_ID])
+        own = slices[of_scan]
+        image_id = own[IMAGE_ID].iloc[own[f"probability_{label}"].argmax()]
+        said = f"{label} {scan[f'maximum_{label}']:.3f}"
+        place = f" ({scan.get(FOLDER) or scan[SERIES_ID]})"
+        chosen.append(Chosen(image_id, names.index(label), f"Rank {rank}:", said, place))
+    try:
+        return draw_slices(setup, chosen) if chosen else []
+    except UsageError:  # as in `add_sources`
+        return []
+
+
 def render_page(
-    setup: EvaluationSetup, source: str, scans: pd.DataFrame, rejects: pd.DataFrame | None
+    setup: EvaluationSetup,
+    source: str,
+    scans: pd.DataFrame,
+    rejects: pd.DataFrame | None,
+    pictures: Sequence[Picture] = (),
 ) -> str:
     """Return the page: scans, files that were not used, and the origin of the predictions.
 
@@ -125,13 +162,14 @@ def render_page(
         source: location of the shards or DICOM files.
         scans: from `summarize`.
         rejects: as for `write_predictions`.
+        pictures: of the first scans.
     """
     names, run, source = setup.run.labels, setup.run, hide_secrets(source)
     leading = ANY if ANY in names else ""
     others = [name for name in names if name != leading]
     rows: list[dict[str, Any]] = []
     for scan in scans.head(_MOST_SCANS).to_dict("records"):
-        label = leading or max(names, key=lambda name: scan[f"maximum_{name}"])
+        label = leading_label(scan, names)
         folder = scan.get(FOLDER, "")
         rows.append(
             {
@@ -159,6 +197,7 @@ def render_page(
         rejected=0 if rejects is None else len(rejects) - excluded,
         reasons=reasons,
         files=files,
+        images=pictures,
         provenance=[
             ("Input", source),
             ("Run", run.path.resolve().name),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -30,26 +31,56 @@ def picture_slices(
     answers = [*mistakes, *best_hits(slices.labels, slices.predicted, wanted)]
     if not answers:
         return [], []
-    spec, rows = setup.shards.image, [row for row, _ in answers]
-    images = setup.shards.find(setup.split, slices.frame[IMAGE_ID].iloc[rows].tolist()).images()
-    labels = np.array([label for _, label in answers])
-    classifier = load_classifier(setup.run.model, setup.xla, spec, len(slices.names))
-    heats = activation_maps(classifier, images, labels)
-    pictures = []
-    for (row, label), image, heat in zip(answers, images, heats, strict=True):
-        name = slices.names[label]
+    chosen = []
+    for row, label in answers:
         truth = "present" if slices.labels[row, label] else "absent"
-        said = f"{name} is {truth}, answered {slices.predicted[row, label]:.3f}"
+        said = f"{slices.names[label]} is {truth}, answered {slices.predicted[row, label]:.3f}"
+        chosen.append(Chosen(slices.frame[IMAGE_ID].iloc[row], label, "", said, f" (row {row})"))
+    pictures = draw_slices(setup, chosen)
+    return pictures[: len(mistakes)], pictures[len(mistakes) :]
+
+
+class Chosen(NamedTuple):
+    """A slice to draw with the map of a label, by its number.
+
+    Attributes:
+        image_id: of the slice.
+        label: number of the label.
+        name: beginning of the caption.
+        said: what is known of the slice.
+        place: where it is.
+    """
+
+    image_id: str
+    label: int
+    name: str
+    said: str
+    place: str
+
+
+def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Picture]:
+    """Draw slices of the setup's split, each beside its map.
+
+    Raises:
+        UsageError: the index is missing or damaged.
+    """
+    spec, names = setup.shards.image, setup.run.labels
+    images = setup.shards.find(setup.split, [each.image_id for each in chosen]).images()
+    classifier = load_classifier(setup.run.model, setup.xla, spec, len(names))
+    heats = activation_maps(classifier, images, np.array([each.label for each in chosen]))
+    pictures = []
+    for each, image, heat in zip(chosen, images, heats, strict=True):
         lack = lack_of_map(heat)
+        shown = "" if lack else f" Beside it, Grad-CAM of {names[each.label]}."
         pictures.append(
             Picture(
                 embed(gray_levels(image, spec), None if lack else heat),
-                f"CT slice, {said}." + ("" if lack else f" Beside it, Grad-CAM of {name}."),
-                "",
-                f"{said} (row {row})" + (f"; no map: {lack}" if lack else ""),
+                f"CT slice, {each.said}.{shown}",
+                each.name,
+                f"{each.said}{each.place}" + (f"; no map: {lack}" if lack else ""),
             )
         )
-    return pictures[: len(mistakes)], pictures[len(mistakes) :]
+    return pictures
 
 
 def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
