@@ -135,6 +135,12 @@ class SelectionOptions(Declared, title="selection"):
 may be repeated: all have to hold"""
     files: Annotated[OptionalLocation, Mark.AFTER_HEADERS] = None
     """list of the input's files to use: a path per line, or a table with a column source or path"""
+    min_slices: Annotated[int, Field(ge=1), Mark.AFTER_HEADERS] = 1
+    """exclude series with fewer usable slices"""
+    one_series_per_study: Annotated[bool, Mark.AFTER_HEADERS] = False
+    """exclude all series of a study but one: by kernel, then thickness, then number of slices"""
+    slice_thickness: Annotated[float, Field(gt=0), Mark.AFTER_HEADERS] = 5.0
+    """thickness that --one_series_per_study prefers, mm"""
     max_patients: Annotated[int, Field(ge=0), Mark.AFTER_HEADERS] = 0
     """write a sample of so many patients, with the label shares of all; 0: all patients"""
 

@@ -99,6 +99,16 @@ class Reason(StrEnum):
         "It does not meet the condition of --where that the detail names: nothing to do.",
         True,
     )
+    TOO_FEW_SLICES = (
+        "too_few_slices",
+        "Its series has fewer usable slices than --min_slices: nothing to do.",
+        True,
+    )
+    OTHER_SERIES = (
+        "other_series",
+        "--one_series_per_study took another series of its study: nothing to do.",
+        True,
+    )
     MULTI_FRAME = (
         "multi_frame",
         "Several slices in one file: convert it to single-frame files first.",

@@ -12,8 +12,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from beam_pipeline.dicom.acquisition import Acquisition
+from beam_pipeline.dicom.kernels import Kernel, kernel_class
 from beam_pipeline.keys import study_of
-from beam_pipeline.options import Identifiers, ImageId, LabelLevel, Options, Unlabeled
+from beam_pipeline.options import (
+    Identifiers,
+    ImageId,
+    LabelLevel,
+    Options,
+    SelectionOptions,
+    Unlabeled,
+)
+from beam_pipeline.planning.choose_series import SERIES, few_slices, other_series
 from beam_pipeline.planning.inventory import ACQUISITION, find_key, replace_uid
 from beam_pipeline.planning.label_match import (
     NO_LABEL,
@@ -38,11 +47,14 @@ USED, BY_HEADER, SKIPPED, NOT_SAMPLED = -1, -2, -3, -4
 VERDICTS = (
     (Reason.DUPLICATE_ID, ""),
     (Reason.MISSING_ATTRIBUTE, "SOPInstanceUID"),
+    (Reason.TOO_FEW_SLICES, ""),
+    (Reason.OTHER_SERIES, ""),
     (Reason.LABEL_MISSING, ""),
     (Reason.LABEL_MISSING, "its row fits several slices: name paths or SOP Instance UIDs"),
     *PROBLEMS,
 )
-_DUPLICATE, _NO_UID, _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(5)
+_DUPLICATE, _NO_UID, _TOO_FEW, _OTHER_SERIES = range(4)
+_NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(4, 7)
 _IMAGE_IDS = ["image_id", "sop_instance_uid"]
 _NO_KEY = 0  # of a SOP Instance UID that is absent
 _IDS_AT_A_TIME = 1 << 16  # hashed together
@@ -255,7 +267,10 @@ def join_labels(parts: int, options: Options) -> JoinedFiles:
 
 
 def judge(inventory: Inventory, labels: Labels | None, options: Options) -> JoinedFiles:
-    """Decide which files are used: of equal slices the first, and with a label if there are any."""
+    """Decide which files are used: of equal slices the first, of the chosen series, and labeled.
+
+    Series are chosen before files without a label are rejected, but after they are skipped.
+    """
     files = inventory.files
     identity = choose_identity(files, options.labels.image_id, options.identifiers.identifiers)
     notes = [identity.describe()] if identity.describe() else []
@@ -268,13 +283,16 @@ def judge(inventory: Inventory, labels: Labels | None, options: Options) -> Join
     names: tuple[str, ...] = ()
     form, without_file, values = None, 0, np.empty((len(files), 0), np.int8)
     if labels:
+        form, found, shared = _match(inventory, verdicts == USED, labels, options)
+        if options.labels.unlabeled is Unlabeled.SKIP:
+            verdicts[(verdicts == USED) & (found == NO_LABEL)] = SKIPPED
+    notes += _choose_series(inventory, verdicts, options.selection)
+    if labels:
         slices = verdicts == USED
-        form, found, shared = _match(inventory, slices, labels, options)
         problems = labels.values.min(axis=1)
         judged = np.where(problems < 0, _FIRST_PROBLEM - 1 - problems, USED)
         judged[shared] = _SHARED_LABEL
-        missing = SKIPPED if options.labels.unlabeled is Unlabeled.SKIP else _NO_LABEL
-        verdicts[slices] = np.where(found == NO_LABEL, missing, judged[found])[slices]
+        verdicts[slices] = np.where(found == NO_LABEL, _NO_LABEL, judged[found])[slices]
         names, values = labels.names, labels.values[found]
         have_file = np.zeros(len(labels.ids), np.bool_)
         have_file[found[found != NO_LABEL]] = True
@@ -301,6 +319,38 @@ def judge(inventory: Inventory, labels: Labels | None, options: Options) -> Join
         form,
         tuple(notes),
     )
+
+
+def _choose_series(
+    inventory: Inventory, verdicts: NDArray[np.int8], options: SelectionOptions
+) -> list[str]:
+    """Exclude slices of short series and of other series of a study; return notes.
+
+    Args:
+        inventory: inventory of all files.
+        verdicts: [files], changed in place.
+        options: which series are wanted.
+    """
+    used = np.flatnonzero(verdicts == USED)
+    if options.min_slices > 1:
+        few = few_slices(inventory.files.iloc[used], options.min_slices)
+        verdicts[used[few]] = _TOO_FEW
+        used = used[~few]
+    if not options.one_series_per_study:
+        return []
+    slices = inventory.files[[*SERIES, ACQUISITION]].iloc[used]
+    known, numbers = inventory.acquisitions, slices[ACQUISITION]
+    kernels = np.array([kernel_class(each.kernel) for each in known], np.int8)
+    thicknesses = np.array([each.slice_thickness or np.nan for each in known])
+    slices = slices.assign(kernel=kernels[numbers], slice_thickness=thicknesses[numbers])
+    others, chosen = other_series(slices, options.slice_thickness)
+    verdicts[used[others]] = _OTHER_SERIES
+    by_kernel = chosen["kernel"].value_counts()
+    counts = [f"{by_kernel[each]} {each.name.lower()}" for each in Kernel if each in by_kernel]
+    every = len(slices[SERIES].drop_duplicates())
+    return [
+        f"--one_series_per_study: {len(chosen)} of {every} series, by kernel {', '.join(counts)}."
+    ]
 
 
 def _match(

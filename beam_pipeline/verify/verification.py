@@ -280,6 +280,12 @@ class _DirectoryChecker:
         }
         given = {name: self._manifest["counts"][name] for name in counts}
         self._findings.compare(Check.INDEX, ["counts"], counts, given, INDEX)
+        if (level := self._manifest["label_level"]) not in (None, "image"):
+            labels = map(label_column, self._manifest["labels"])
+            of_scans = table.group_by([f"{level}_id", *labels]).aggregate([])[f"{level}_id"]
+            if several := len(of_scans) - pc.count_distinct(of_scans).as_py():
+                message = f"label_level is {level}, but slices of one differ in labels"
+                self._findings.add(Check.INDEX, f"{message} ({several} times)", INDEX)
         return table.combine_chunks()
 
     def _check_metadata(self) -> None:

@@ -474,6 +474,8 @@ MANIFEST_EDITS = {
     "counts/rejected_by_reason": {},
     "counts/repaired": {"shift": 1},
     "counts/resized": 29,
+    "counts/not_sampled": 1,
+    "label_level": "patient",
     "splits": {},
     "splits/fold0": [],
     "splits/fold0/examples": 14,
@@ -496,6 +498,15 @@ def test_an_edited_manifest(shards: Path, path: str) -> None:
     edit_json(shards / "manifest.json", set_at(path, MANIFEST_EDITS[path]))
     seal(shards)
     assert found(shards)
+
+
+@pytest.mark.parametrize(("level", "findings"), [("series", 1), ("study", 1), ("image", 0)])
+def test_slices_of_a_scan_have_its_labels(shards: Path, level: str, findings: int) -> None:
+    edit_json(shards / "manifest.json", set_at("label_level", level))
+    seal(shards)
+    # One slice of each of the six patients bleeds.
+    message = f"label_level is {level}, but slices of one differ in labels (6 times)"
+    assert [finding.message for finding in found(shards)] == [message] * findings
 
 
 def test_labels_are_missing_beside_folds(shards: Path) -> None:

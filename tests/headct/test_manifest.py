@@ -191,6 +191,12 @@ SPLIT = {"examples": 0, "patients": 0, "shards": []}
             "a number of HU above 0, up to 1000000, or null",
         ),
         ("schema_version", [1], [0, 2, "1", None], "schema_version"),
+        (
+            "label_level",
+            ["image", "series", "study", "patient", None],
+            ["slice", "", 1],
+            "must be image, series, study, patient or null",
+        ),
     ],
 )
 def test_the_limits_of_a_value(key: str, good: list[Any], bad: list[Any], must: str) -> None:

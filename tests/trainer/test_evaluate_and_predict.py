@@ -75,7 +75,8 @@ def test_other_shards_are_measured_by_their_own_slices(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     splits = {"fold0": "fold2", "fold1": "fold1", "holdout": "fold0", "test": "test"}
-    other = shards_writer(tmp_path / "other", {k: split_rows[v] for k, v in splits.items()})
+    rows = {k: split_rows[v] for k, v in splits.items()}
+    other = shards_writer(tmp_path / "other", rows, label_level="study")
     digest = read_shard_directory(other).digest()[:8]
     sizes = {k: len(split_rows[v]) for k, v in splits.items()}
     labeled = sum(sizes.values()) - sizes["test"]
@@ -84,7 +85,10 @@ def test_other_shards_are_measured_by_their_own_slices(
     found = json.loads((run / f"evaluation-fold0-{digest}.json").read_text())
     assert (found["examples"], found["options"]["shards"]) == (sizes["fold0"], str(other))
     line = f"{other}: measuring fold0, {sizes['fold0']} of {labeled} labeled slices; --split all"
-    assert line in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert line in shown
+    assert found["label_level"] == "study"
+    assert shown.count("Labels are per study: a slice is judged by the labels of its study") == 1
     assert main([*evaluate, "--split", "all"]) == 0
     found = json.loads((run / f"evaluation-all-{digest}.json").read_text())
     assert (found["split"], found["examples"]) == ("all", labeled)
@@ -97,7 +101,9 @@ def test_other_shards_are_measured_by_their_own_slices(
     }
     assert main(["evaluate", "--run", str(run), "--split", "all"]) == 0
     assert json.loads((run / "evaluation-all.json").read_text())["trained_on"]
-    assert "all was trained on" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all was trained on" in shown
+    assert "Labels are per" not in shown
 
 
 def test_a_split_that_was_trained_on_is_marked(
