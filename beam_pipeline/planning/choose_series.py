@@ -38,7 +38,7 @@ def other_series(slices: pd.DataFrame, thickness: float) -> tuple[NDArray[np.boo
         slice_thickness=("slice_thickness", "median"),
         slices=("kernel", "size"),
     )
-    # Rounded: 5 and 5.0000001 mm are one thickness.
+    # Rounded: 4.9 and 5.1 mm are equally near to 5 mm.
     series["off"] = (series["slice_thickness"] - thickness).abs().round(3)
     ranked = series.assign(fewer=-series["slices"]).sort_values(
         ["kernel", "off", "fewer"], kind="stable", na_position="last"
