@@ -38,11 +38,11 @@ from headct.printable import hide_secrets, quoted, show_line
 from headct.reader import Shards
 from headct.selection import (
     ABSENT,
-    FALSE_ALARM,
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
     HIGHEST,
     LARGEST_LOSS,
     LOWEST,
-    MISSED,
     PRESENT,
     Choice,
     Selection,
@@ -71,8 +71,8 @@ _ABOUT = ("split", *ID_COLUMNS, POSITION, "row_spacing", "source")  # columns to
 _FINDINGS = {
     PRESENT: "present",
     ABSENT: "absent",
-    MISSED: "missed (false negative)",
-    FALSE_ALARM: "false alarm (false positive)",
+    FALSE_NEGATIVE: "false negative",
+    FALSE_POSITIVE: "false positive",
 }
 _ORDERS = {
     LARGEST_LOSS: "largest loss first",

@@ -24,7 +24,12 @@ from headct.reader import Shards
 Rows = npt.NDArray[np.int64]
 
 PROBABILITY = "probability_"  # prefix of columns of predictions
-PRESENT, ABSENT, MISSED, FALSE_ALARM = "present", "absent", "missed", "false_alarm"
+PRESENT, ABSENT, FALSE_NEGATIVE, FALSE_POSITIVE = (
+    "present",
+    "absent",
+    "false_negative",
+    "false_positive",
+)
 LARGEST_LOSS, HIGHEST, LOWEST = "largest_loss", "highest", "lowest"
 _CLIP = 1e-15  # as in the losses of the trainer
 
@@ -36,8 +41,8 @@ class Choice:
     Attributes:
         split: name of a split.
         label: that `finding` and `order` are about; empty for any label.
-        finding: of the label: present or absent; missed (false negative) or false_alarm (false
-            positive) by the model's probability and the threshold.
+        finding: of the label: present or absent; false_negative or false_positive by the model's
+            probability and the threshold.
         id: image, patient, study or series id.
         order: largest_loss, highest or lowest probability first; empty for patient, series and
             position, from bottom to top.
@@ -151,8 +156,8 @@ class Selection:
             return np.asarray((labels == 0).all(axis=1))
         cells = {
             PRESENT: labels == 1,
-            MISSED: (labels == 1) & (probabilities < threshold),
-            FALSE_ALARM: (labels == 0) & (probabilities >= threshold),
+            FALSE_NEGATIVE: (labels == 1) & (probabilities < threshold),
+            FALSE_POSITIVE: (labels == 0) & (probabilities >= threshold),
         }[finding]
         return np.asarray(cells.any(axis=1))
 

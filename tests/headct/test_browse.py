@@ -68,7 +68,7 @@ def listed(page: str) -> list[int]:
 def test_a_list_has_the_chosen_slices_in_order(folder: Path) -> None:
     pages = make_pages(folder)
     assert listed(text_of(pages)) == [2, 4, 1, 3, 0, 5]
-    page = text_of(pages, label=ANY, finding="missed")
+    page = text_of(pages, label=ANY, finding="false_negative")
     assert listed(page) == [0]
     assert "<h1>1 slice</h1>" in page
     assert "any 0.200" in page

@@ -37,14 +37,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> headct.reader.Shards:
         (Choice(id=IDS[3]), [3]),
         (Choice(id="nobody"), []),
         # any: 0.2 present, 0.9 absent, 0.7 present, 0.5 absent; 0.5 counts as predicted.
-        (Choice(label=ANY, finding="missed"), [0]),
-        (Choice(label=ANY, finding="missed", threshold=0.7), [0]),
-        (Choice(label=ANY, finding="missed", threshold=0.8), [2, 0]),
-        (Choice(label=ANY, finding="false_alarm"), [1, 3]),
-        (Choice(label=ANY, finding="false_alarm", threshold=0.51), [1]),
+        (Choice(label=ANY, finding="false_negative"), [0]),
+        (Choice(label=ANY, finding="false_negative", threshold=0.7), [0]),
+        (Choice(label=ANY, finding="false_negative", threshold=0.8), [2, 0]),
+        (Choice(label=ANY, finding="false_positive"), [1, 3]),
+        (Choice(label=ANY, finding="false_positive", threshold=0.51), [1]),
         # The other: 0.6 absent, 0.1 absent, 0.4 present, 0.9 present.
-        (Choice(finding="missed"), [2, 0]),
-        (Choice(finding="false_alarm"), [1, 3, 0]),
+        (Choice(finding="false_negative"), [2, 0]),
+        (Choice(finding="false_positive"), [1, 3, 0]),
         # Losses of any: -ln of 0.2, 0.1, 0.7, 0.5; slices without a probability come last.
         (Choice(label=ANY, order="largest_loss"), [1, 0, 3, 2, 4, 5]),
         # Of the other: 0.4, 0.9, 0.4, 0.9; equal ones in the order of volumes.
