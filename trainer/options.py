@@ -350,6 +350,10 @@ class PredictOptions(_PredictionOptions):
     .parquet, a table with a row per image (its ids, probability_LABEL and label_LABEL)"""
     split: str = UNLABELED_SPLIT
     """split of the shards to predict"""
+    where: Annotated[tuple[str, ...], Mark.REPEATED] = ()
+    """condition on the DICOM files of --input, as of the pipeline; may be repeated"""
+    files: Annotated[Location, DefaultText("all")] = ""
+    """list of the files of --input to use, as of the pipeline"""
     pictures: Annotated[int, Field(ge=0)] = 12
     """scans whose slice with the highest probability report.html shows"""
     sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
@@ -368,6 +372,9 @@ class PredictOptions(_PredictionOptions):
             raise ValueError(f"--shards and --input: {which}; shards, or DICOM files to convert")
         if self.input and self.split != UNLABELED_SPLIT:
             raise ValueError("--split: is of --shards; DICOM files have no splits")
+        for name in ("where", "files"):
+            if self.shards and getattr(self, name):
+                raise ValueError(f"--{name}: chooses files of --input; --shards have been chosen")
         return self
 
     @model_validator(mode="after")

@@ -198,6 +198,9 @@ def test_flags_say_what_a_manifest_says() -> None:
     flags = pipeline_flags(windows, options | {"image_id": "ordinal"})
     assert flags[-1] == "--windows=a:40.0:80.0,dicom"
     assert "--voi=linear" in flags
-    assert pipeline_flags([], options | {"image_id": "ordinal", "hu": True})[-1] == "--hu"
+    earlier = pipeline_flags([], options | {"image_id": "ordinal", "hu": True})
+    assert earlier == ["--image_size=64", "--hu_repair=off", "--image_id=ordinal", "--hu"]
+    now = pipeline_flags([], options | {"image_id": "auto", "hu": True, "orientation": "any"})
+    assert now[-2:] == ["--orientation=any", "--hu"]
     with pytest.raises(UsageError, match="is not known: no image_id"):
         pipeline_flags(windows, options)

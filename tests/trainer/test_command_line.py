@@ -42,8 +42,10 @@ def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
     (shards / "manifest.json").touch()
     options = parse_arguments(["predict", "r", str(shards), "--tta"])
     assert options == PredictOptions(run=Path("r"), shards=str(shards), tta=True)
-    options = parse_arguments(["predict", "r", str(dicom), "--output", "o.csv"])
-    assert options == PredictOptions(run=Path("r"), input=str(dicom), output=Path("o.csv"))
+    where = ["--where", "a=1", "--where", "b=2"]
+    options = parse_arguments(["predict", "r", str(dicom), "--output", "o.csv", *where])
+    expected = PredictOptions(run=Path("r"), input=str(dicom), output="o.csv", where=["a=1", "b=2"])
+    assert options == expected
     assert (PredictOptions(run="r", shards="s").output, options.writes_folder) == (
         Path("predictions"),
         False,
@@ -57,6 +59,7 @@ def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
         (["r", "d", "--shards", "s"], "--shards and --input: choose one; shards, or DICOM files"),
         (["r", "d", "e"], "unknown argument e: options start with --"),
         (["r", "d", "--split", "fold0"], "--split: is of --shards; DICOM files have no splits"),
+        (["r", "--shards", "d", "--where", "x=1"], "--where: chooses files of --input; --shards"),
         (["r", "d", "--output", "t.txt"], "--output t.txt: want a name in .csv or .parquet, or a"),
         (["r", "d", "--sample_submission", "s"], "--sample_submission: want a submission, --out"),
         (["r", ""], '--input "": want a path or URL'),
@@ -149,7 +152,7 @@ def test_help_of_a_command_has_all_its_options(
             if Mark.DERIVED in field.metadata:
                 continue
             default = "required" if field.is_required() else f"default: {default_text(field)}"
-            any_text = field.annotation in (str, bool, Path, tuple[Path, ...])
+            any_text = field.annotation in (str, bool, Path, tuple[Path, ...], tuple[str, ...])
             facts = default if any_text else f"{allowed_values(field)}; {default}"
             assert f" {meaning(field)} ({facts})" in text
             assert f" --{name}" in text.partition("options:")[2]

@@ -35,10 +35,11 @@ def pipeline_flags(windows: Sequence[Mapping[str, Any]], options: Mapping[str, A
     Raises:
         UsageError: an option is unknown.
     """
-    missing = [name for name in PREPROCESSING if name not in options]
+    missing = [name for name in PREPROCESSING[:-1] if name not in options]
     if missing:
         raise UsageError(f"how the run's images were made is not known: no {', '.join(missing)}")
-    flags = [f"--{name}={options[name]}" for name in ("image_size", "hu_repair", "image_id")]
+    names = ("image_size", "hu_repair", "image_id", "orientation")
+    flags = [f"--{name}={options[name]}" for name in names if name in options]
     if options["hu"]:
         return [*flags, "--hu"]
     # Windows of the files themselves have a name alone.

@@ -29,8 +29,9 @@ from headct.layout import (
 from headct.manifest import ImageSpec, Manifest, ShardEntry, Window
 from headct.reader import Shards
 
-# Pipeline options in the manifest that affect the images, besides the windows.
-PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id")
+# Pipeline options in the manifest that affect the images, besides the windows; earlier versions
+# have no orientation.
+PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id", "orientation")
 # Name that selects all labeled splits together.
 ALL_LABELED = "all"
 

@@ -177,6 +177,8 @@ def converted_input(
     windows = [asdict(each) for each in trained.windows]
     flags = pipeline_flags(windows, trained.preprocessing)
     flags += ["--leak_check=off"]  # there are no folds
+    flags += [f"--where={condition}" for condition in options.where]
+    flags += [f"--files={options.files}"] if options.files else []
     if options.writes_folder:
         flags += ["--identifiers=keep", "--image_id=sop_instance_uid"]
     with converted(options.input, flags, show_progress=True) as (shards, rejects):
