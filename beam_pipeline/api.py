@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from beam_pipeline.command_line import complete_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy, choose_repair, hounsfield_table
@@ -15,6 +14,7 @@ from beam_pipeline.dicom.slices import read_slice as parse_slice
 from beam_pipeline.run import run
 from beam_pipeline.runners.choose import LOCAL, ChosenRunner
 from headct.stores import open_file
+from headct.terminal import Terminal
 
 
 def preprocess(
@@ -22,9 +22,9 @@ def preprocess(
 ) -> dict[str, Any]:
     """Convert head-CT DICOM files to a shard directory, on all cores of this machine.
 
-    Like `headct preprocess`, but without terminal output: equal options give equal bytes. An
-    interrupted run resumes; a complete directory is not written again. For clusters use the
-    command.
+    Like `headct preprocess`, but without output, except for progress and a summary in notebooks:
+    equal options give equal bytes. An interrupted run resumes; a complete directory is not written
+    again. For clusters use the command.
 
         manifest = preprocess(
             "slices", "out/shards", labels="labels.csv", windows="brain,subdural", image_size=256
@@ -50,9 +50,10 @@ def preprocess(
             rejected files; rejects.jsonl in the output has the reasons.
     """
     given = {"input": input, "output": output, "labels": labels, **options}
-    handlers = [*logging.root.handlers]
+    handlers, console = [*logging.root.handlers], Terminal()
+    console.quiet = not console.is_jupyter
     try:
-        manifest = run(complete_options(given, LOCAL), ChosenRunner(LOCAL), Console(quiet=True))
+        manifest = run(complete_options(given, LOCAL), ChosenRunner(LOCAL), console)
     finally:
         logging.root.handlers[:] = handlers  # Beam's import adds a handler
     assert manifest is not None  # only clusters write templates

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import apache_beam as beam
 import pyarrow as pa
@@ -61,7 +62,13 @@ def write_shards(pipeline: beam.Pipeline, options: Options) -> beam.PCollection[
 def run_here(options: Options) -> None:
     """Run the pipeline locally, and wait for its end."""
     # FnApiRunner, because Beam's DirectRunner looks for a binary on the network.
-    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    # In notebooks Beam renames steps by cells, with modules that do not load with pandas 3, and
+    # leaves temporary files.
+    with (
+        patch.multiple(beam.pipeline, is_in_ipython=bool, alter_label_if_ipython=lambda *_: None),
+        pipeline,
+    ):
         build(pipeline, options)
 
 

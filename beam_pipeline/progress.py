@@ -21,6 +21,7 @@ from headct.errors import HeadctError
 from headct.layout import CARD, UNLABELED_SPLIT
 from headct.reasons import TRANSIENT
 from headct.stores import Folder, is_local
+from headct.terminal import can_redraw
 
 _SECONDS_BETWEEN_LINES = 10.0  # without a live display on a terminal
 _LOOK_SECONDS = 1.0  # interval between reads of a local folder
@@ -52,7 +53,7 @@ class Display:
         self._before = unfinished.signs()
         self._writing_since = self._line_at = time.monotonic()
         self._done_before: int | None = None  # slices of earlier runs, once the plan is known
-        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._bars = Progress(console=console, transient=True, disable=not can_redraw(console))
         self._inspect = self._bars.add_task("Inspect files", total=None)
         self._write = self._bars.add_task("Write slices", total=None)
 
@@ -143,7 +144,7 @@ class Display:
             description=f"Write {shards}, {rate:.0f} slices/s",
         )
         is_due = now - self._line_at >= _SECONDS_BETWEEN_LINES
-        if seen["files_listed"] and is_due and not self._console.is_terminal:
+        if seen["files_listed"] and is_due and self._bars.disable:
             self._line_at = now
             line = f"inspected {files}; wrote {shards}, {seen['slices_written']} slices"
             self._console.print(line, highlight=False)

@@ -166,30 +166,44 @@ def test_batches_for_jax(shards: Path) -> None:
     assert sum(sizes) == examples
 
 
-def test_a_notebook_from_shards_to_a_look_at_a_model(
+def test_both_notebooks(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    notebook = nbformat.read(ROOT / "examples" / "shards_to_model.ipynb", as_version=4)
-    assert len(notebook.cells) == 10
-    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
-    for name, value in (("SHARDS", shards / "windows"), ("RUN", tmp_path / "run"), ("EPOCHS", 1)):
+    """One after the other in one kernel, which loads TensorFlow once."""
+    names = ("kaggle_colab", "shards_to_model")
+    kaggle, notebook = (
+        nbformat.read(ROOT / "examples" / f"{name}.ipynb", as_version=4) for name in names
+    )
+    cells = [*kaggle.cells, *notebook.cells]
+    assert (len(kaggle.cells), len(notebook.cells)) == (12, 10)
+    assert not any(cell.get("outputs") for cell in cells), "committed without outputs"
+    work = tmp_path / "work"
+    environment = {
+        "INPUT": shards / "sample" / "slices", "LABELS": shards / "sample" / "labels.csv",
+        "WORK": work, "PATIENTS": 2, "FOLDS": 2, "MAX_REJECT_FRACTION": 0.6,
+        "MODEL": "smallresnet", "WEIGHTS": "none", "IMAGE_SIZE": 32, "BATCH": 2, "EPOCHS": 1,
+        "SHARDS": shards / "windows", "RUN": tmp_path / "run", "PYTHONPATH": ROOT,
+    }  # fmt: skip
+    for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook.cells = cells
     if not full:
         small = "from tests.trainer.small_network import put_in_place; put_in_place()"
         notebook.cells.insert(0, nbformat.v4.new_code_cell(small))
     NotebookClient(
         notebook, timeout=200, resources={"metadata": {"path": ROOT / "examples"}}
     ).execute()
-    kinds = [output.output_type for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert "error" not in kinds
-    images = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert "error" not in [output.output_type for output in outputs]
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == 2, "the slices and a ROC curve"
+    pages = [output.get("data", {}).get("text/html", "") for output in outputs]
+    assert sum("&lt;title&gt;" in page for page in pages) == 2, "the card and the report"
+    warned = [output for cell in kaggle.cells for output in cell.get("outputs", ())]
+    assert not [output for output in warned if output.get("name") == "stderr"]
+    assert "mean_roc_auc" in "".join(output.get("text", "") for output in outputs)
+    manifest = json.loads((work / "shards" / "manifest.json").read_text())
+    assert manifest["options"]["max_patients"] == 2
 
 
 def test_windows_chosen_afterwards(shards: Path, run_script: RunScript) -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from headct.commands import spell
 from headct.printable import show_line
+from headct.terminal import can_redraw
 
 _SPARSE_SECONDS = 30.0
 
@@ -51,7 +52,7 @@ class Display:
         self.end()
         self.title, self.total, self.before = title, total, done
         self.started = self.last_line = time.monotonic()
-        if self.console.is_terminal:
+        if can_redraw(self.console):
             self.live = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -64,6 +64,7 @@ from headct.manifest import (
 from headct.printable import quoted
 from headct.reasons import Reason
 from headct.stores import Folder, InputFiles
+from headct.terminal import can_redraw
 
 _Text = Annotated[str, Field(strict=True), must("text")]
 
@@ -358,7 +359,7 @@ class _DirectoryChecker:
         pool: WorkerPool[ShardTask, ShardReport] = WorkerPool(check_shard, workers)
         reports = pool.map(self._tasks(index))
         console = Console(stderr=True)
-        hidden, total = not console.is_terminal, len(self._shards)
+        hidden, total = not can_redraw(console), len(self._shards)
         return track(reports, "Read shards", total, console=console, transient=True, disable=hidden)
 
     def _check_partition(self, reports: list[ShardReport]) -> Verification:
