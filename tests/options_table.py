@@ -14,7 +14,8 @@ Made of the declarations in `beam_pipeline/options.py` by `python -m tests.optio
 
 With make, `ARGS="--name value"` passes an option on. `--config FILE.toml` reads options from a file
 (`name = value`); flags override it. The manifest records the options that decide what is written:
-the same input and the same options give the same bytes. Those marked with \u00b7 are not recorded.
+the same input and the same options give the same bytes; `preprocess.toml` beside it has them for
+`--config`. Those marked with \u00b7 are not recorded.
 """
 
 

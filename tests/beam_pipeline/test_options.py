@@ -272,6 +272,10 @@ def test_a_toml_file_gives_options_and_flags_override_it(tmp_path: Path) -> None
             "image_id": "ordinal", "id_column": "=x", "folds_from": "a\x7f\n", "unlabeled": "skip",
         },
         {"hu": True, "identifiers": "hash", "identifier_key_check": "c", "group_by": "study"},
+        {
+            "where": ("BodyPartExamined=HEAD,BRAIN", 'ConvolutionKernel!=B"*'), "files": "l.txt",
+            "one_series_per_study": True, "orientation": "any", "max_patients": 7,
+        },
     ],
 )  # fmt: skip
 def test_the_toml_file_of_a_run_has_its_options(
