@@ -161,7 +161,8 @@ def disk_trouble(error: BaseException, kinds: tuple[int, ...] = _UNWRITABLE) -> 
 
 def check_new_folder(output: Path) -> None:
     """Raise UsageError if a folder has files, or is not writable."""
-    if output.is_dir():
+    # nothing is removed from a folder of other files: `.venv-311` may be theirs
+    if output.is_dir() and all(UNFINISHED.fullmatch(path.name) for path in output.iterdir()):
         remove_unfinished(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"--output {output}: exists and is not empty")

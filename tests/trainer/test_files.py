@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from headct.errors import UsageError
 from trainer import files
-from trainer.files import remove_unfinished, this_machine, unfinished_path, write_whole
+from trainer.files import (
+    check_new_folder,
+    remove_unfinished,
+    this_machine,
+    unfinished_path,
+    write_whole,
+)
 
 DAY = 24 * 3600
 
@@ -71,3 +78,13 @@ def test_other_hidden_files_stay(tmp_path: Path) -> None:
     others = [leave(tmp_path, name, 2 * DAY) for name in (".lock", ".in_use", ".notes.txt")]
     remove_unfinished(tmp_path)
     assert all(each.exists() for each in others)
+
+
+def test_nothing_is_removed_from_a_folder_that_is_refused(tmp_path: Path) -> None:
+    hidden = tmp_path / ".venv-311"
+    hidden.mkdir()
+    os.utime(hidden, (0, 0))
+    (tmp_path / "project.toml").touch()
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        check_new_folder(tmp_path)
+    assert hidden.is_dir()
