@@ -183,6 +183,15 @@ def test_parts_behind_skipped_files_are_looked_at(
         check_rejections(unfinished, plan, [], files)
 
 
+def test_faults_of_a_sample_are_a_fraction_of_the_sample(options: Options) -> None:
+    options = options.changed(max_patients=2, max_reject_fraction=0.3)
+    plan = make_plan(options)
+    assert (plan.files_seen, plan.not_sampled, plan.slices) == (4, 2, 2)
+    write(options, {0: Reason.DECODER_CRASHED})  # of four files, it would be a quarter
+    with pytest.raises(Refusal, match=r"^1 of 2 files were rejected"):
+        finish_directory(len(plan.shards), options)
+
+
 def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     path = Path(options.files.input, "ID_2.dcm")
     plan = make_plan(options)

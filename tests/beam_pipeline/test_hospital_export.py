@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     NOT_SAMPLED,
+    SKIPPED,
     USED,
     VERDICTS,
     Inventory,
@@ -163,10 +164,15 @@ def decide(export: tuple[Path, Kinds], tmp_path_factory: pytest.TempPathFactory)
     for part in range(parts):
         inspect_part(part, Watch(), options=options)
 
-    def decided(**changes: Any) -> tuple[JoinedFiles, dict[str, str]]:
-        own = options_of(export[0], output, **changes)
-        labels = own.files.labels and read_labels(own.files.labels, own.labels)
-        joined = judge(Inventory.load(parts, own), labels or None, own)
+    def decided(
+        labeled: Callable[[str], bool] = bool, **changes: Any
+    ) -> tuple[JoinedFiles, dict[str, str]]:
+        own, labels = options_of(export[0], output, **changes), None
+        if own.files.labels:
+            labels = read_labels(own.files.labels, own.labels)
+            some = np.array([labeled(id_) for id_ in labels.ids.to_pylist()])
+            labels = replace(labels, ids=labels.ids.filter(some), values=labels.values[some])
+        joined = judge(Inventory.load(parts, own), labels, own)
         joined = sample_patients(joined, own)
         every = np.ones(len(joined.verdicts), np.bool_)
         rows = [
@@ -174,7 +180,7 @@ def decide(export: tuple[Path, Kinds], tmp_path_factory: pytest.TempPathFactory)
             for _, table in joined.inventory.read(every, ["source", "reason"])
             for row in table.to_pylist()
         ]
-        known = {USED: "used", NOT_SAMPLED: "not_sampled"}
+        known = {USED: "used", NOT_SAMPLED: "not_sampled", SKIPPED: "skipped"}
         return joined, {
             row["source"].decode(): row["reason"]
             if verdict == BY_HEADER
@@ -245,6 +251,24 @@ def test_one_series_of_each_study_is_chosen(
             expected = "too_few_slices"
         assert reasons[path] == HEADERS.get(name, expected), path
     assert joined.notes[-1] == f"--one_series_per_study: {note}"
+
+
+@pytest.mark.parametrize("unlabeled", ["skip", "reject"])
+def test_series_without_labels_are_skipped_before_one_is_taken(
+    export: tuple[Path, Kinds], decide: Decide, unlabeled: str
+) -> None:
+    _, reasons = decide(
+        lambda uid: uid.endswith(b"bone".hex()),
+        labels="SeriesInstanceUID",
+        one_series_per_study=True,
+        unlabeled=unlabeled,
+    )
+    of_bone = Counter(reasons[path] for path, (_, name) in export[1].items() if name == "bone")
+    if unlabeled == "skip":
+        assert of_bone == {"used": 6 * STUDIES}
+    else:  # a soft series is taken, and has no label
+        assert of_bone == {"used": 6, "other_series": 6 * (STUDIES - 1)}
+        assert Counter(reasons.values())["label_missing"] == 38 * 4 - 3 + 5
 
 
 def test_series_are_only_counted_without_the_choice(
