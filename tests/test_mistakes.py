@@ -131,7 +131,7 @@ MISTAKES = {
     "trainer evaluate": "--run is missing: run directory of a finished or stopped training",
     "trainer evaluate --run r --fit_temperature --temperature": "--temperature: choose one",
     "trainer evaluate --run r --fit_temp": "unknown option --fit_temp (did you mean --fit_temperat",
-    "trainer predict --run r --shards s": "--output is missing: file to write",
+    "trainer predict --shards s": "--run is missing: run directory of a finished or stopped",
     "trainer predict --run r --shards s --output o --batch_size 0": "--batch_size 0: want a whole",
     "trainer export --run r --output o --formats pt": "--formats pt: want some of keras, saved_mod",
     "trainer export --run r --output o --backend jax": "--backend jax: want tensorflow",
