@@ -53,8 +53,8 @@ TOGETHER = [
     ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "tta"),
     ("freeze", "ema", "accumulate", "bfloat16", "disk", "deterministic", "temperature"),
 ]
-# With JAX also a run that is not compiled anew for its second epoch.
-QUICK = [TOGETHER[0], ("ema",)] if BACKEND == "jax" else TOGETHER
+# With JAX a run that is not compiled anew for its second epoch.
+QUICK = [("ema",)] if BACKEND == "jax" else TOGETHER
 CASES = [
     pytest.param(names, marks=[] if names in QUICK else pytest.mark.full)
     for names in dict.fromkeys([*TOGETHER, *PAIRS])
