@@ -124,14 +124,15 @@ def _check_input(options: Options) -> tuple[Labels | None, FileList | None]:
     check_places(options)
     input_files = InputFiles.parse(files.input, files.storage_patience)
     check_output_is_not_read(input_files, files.output)
+    listed = None
+    if options.selection.files:
+        listed = FileList.read(options.selection.files, input_files, files.storage_patience)
     found = input_files.list()
     first = next(found, None)
     if first is None:
         raise UsageError(f"input {files.input} holds no files")
     _check_kind(input_files, files.input)
-    labels = listed = None
-    if options.selection.files:
-        listed = FileList.read(options.selection.files, input_files, files.storage_patience)
+    labels = None
     if files.labels is not None:
         labels = read_labels(files.labels, options.labels, files.storage_patience)
         check_labels_fit(labels.ids, options, input_files, chain([first], found))

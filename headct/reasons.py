@@ -91,12 +91,14 @@ class Reason(StrEnum):
     LOCALIZER = ("localizer", "A scout view, not a slice: nothing to do.", True)
     NOT_AXIAL = (
         "not_axial",
-        "Not a slice across the body's axis: nothing to do, or --orientation any uses all.",
+        "Its normal is more than 45 degrees off the scanner's axis: nothing to do, unless "
+        "--orientation any should use it.",
         True,
     )
     NOT_SELECTED = (
         "not_selected",
-        "It does not meet the condition of --where that the detail names: nothing to do.",
+        "It does not meet the condition that the detail names: nothing to do, unless --where "
+        "should select it.",
         True,
     )
     TOO_FEW_SLICES = (

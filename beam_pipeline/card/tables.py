@@ -238,12 +238,13 @@ def command(manifest: Manifest) -> str:
     """Return the command that reproduces the directory, without options at their default."""
     words = ["python -m beam_pipeline", '--output "$OUTPUT"']
     defaults = Options.of(input="", output="").recorded()
+    repeated = {k for k, field in Options.fields().items() if Mark.REPEATED in field.metadata}
     for name, value in manifest["options"].items():
         if value == defaults.get(name) or value in (None, []):
             continue
         if name in _VARIABLES:
             words.append('--{} "{}"'.format(*_VARIABLES[name]))
-        elif Mark.REPEATED in Options.fields()[name].metadata:
+        elif name in repeated:
             words += [f"--{name} {shlex.quote(each)}" for each in value]
         else:
             words.append(f"--{name}" + f" {shlex.quote(_text(value))}" * (value is not True))

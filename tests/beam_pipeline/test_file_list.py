@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.file_list import FileList
 from beam_pipeline.planning.inventory import list_parts
 from beam_pipeline.run import run
-from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.verify.verification import verify_directory
 from headct.errors import UsageError
 from headct.layout import listing_table
@@ -86,6 +87,22 @@ def test_a_list_as_find_prints_it(
     bucket = InputFiles("s3://bucket/in/")
     (tmp_path / "list").write_text("s3://bucket/in/s1/a.dcm\n")
     assert chosen(Path("list"), bucket)[0] == [3]
+
+
+def test_a_list_of_an_archive_s_files(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for source in ("export/a.dcm", "export/s/b.dcm", "export/s/c.dcm", "other.dcm"):
+            archive.writestr(source, b"")
+    listed = tmp_path / "list"
+    listed.write_text(f"s/b.dcm\n{tmp_path}/in.zip/export/a.dcm\nother.dcm\n")
+    options = Options.of(
+        input=f"{tmp_path}/in.zip/export", output=str(tmp_path / "out"), files=str(listed)
+    )
+    assert [*list_parts(options)] == [2]
+    table = Unfinished(options.files.folder).read(listing_table(0))
+    assert table["source"].to_pylist() == [b"a.dcm", b"s/b.dcm"]
+    assert table["number"].to_pylist() == [0, 1]
+    assert table_metadata(table) == {"files": 2, "entries": 3, "unmatched": 1, "not_listed": 1}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options, Orientation
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.shards.output import write_refusal
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.verify.verification import verify_directory
 from beam_pipeline.workers import Watch
@@ -203,6 +204,19 @@ def test_conditions_as_options() -> None:
     assert several.differing(earlier) == ["where"]
     assert not Options.are_after_headers(["where"])
     assert not Options.are_after_headers(["orientation"])
+
+
+def test_other_conditions_read_the_headers_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(KVP="120"))
+    given = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "image_size": 16}
+    refused = Options.of(**given, where="KVP<=80")
+    with pytest.raises(UsageError, match=r"none of 1 files can be used \(not_selected 1\)"):
+        write_shards(refused)
+    write_refusal(refused.files.folder, 2, "none of 1 files can be used")
+    options = Options.of(**given, where="KVP<=120")
+    assert write_shards(options) == 1
+    assert Unfinished(options.files.folder).read_plan().slices == 1
 
 
 # Twelve real slices, as a hospital's export would have them
