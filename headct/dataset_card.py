@@ -109,6 +109,7 @@ def fill_in_card(
         windows=[_escape_markdown(_describe_window(window)) for window in manifest.windows],
         splits=manifest.splits,
         labels=_count_labels(manifest),
+        label_level=manifest.label_level,
         patient_ids=describe_ids(manifest.patient_ids),
         image_ids=describe_ids(image_ids or manifest.image_ids),
         reading=reading,

@@ -29,15 +29,8 @@ CONFIG = "preprocess.toml"  # for `--config`: contains paths, so not in the dige
 README = "README.md"
 CROISSANT = "croissant.json"
 DESCRIPTIONS = (README, CROISSANT)
-FILES = (
-    MANIFEST,
-    INDEX,
-    REJECTS,
-    FEATURES,
-    DATASET_INFO,
-    CONFIG,
-    *DESCRIPTIONS,
-)  # beside the shards
+# Beside the shards.
+FILES = (MANIFEST, INDEX, REJECTS, FEATURES, DATASET_INFO, CONFIG, *DESCRIPTIONS)
 CARD = "report.html"  # not reproducible (date, speed), so not in the digest; may be absent
 
 ORDINAL = "ordinal"  # a kind of ids: numbers without meaning outside their directory

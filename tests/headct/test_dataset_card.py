@@ -44,7 +44,7 @@ def described(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     rows = rows.drop(columns=old).assign(**{label_column(label): rows[old[0]] for label in ODD})
     rows.to_parquet(folder / "odd" / INDEX)
     manifest = json.loads((folder / "windows" / "manifest.json").read_text())
-    manifest["labels"] = ODD
+    manifest |= {"labels": ODD, "label_level": "study"}
     data = (folder / "odd" / INDEX).read_bytes()
     manifest["files"][INDEX] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     for split in manifest["splits"].values():
@@ -111,6 +111,7 @@ def test_the_card_has_the_keys_of_the_hub_and_the_figures_of_the_manifest(descri
 def test_odd_labels_are_shown_as_they_are(described: Path) -> None:
     readme = (described / "odd" / README).read_text()
     assert r"| ä\|\<script\> |  |" in readme
+    assert "They are labels of the whole study" in readme
     assert r"| \$a\$ \*b\* \`c\` |  |" in readme
 
 
