@@ -56,11 +56,11 @@ def finish(command: list[str], output: Path) -> None:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """Of all files but those that hold a date."""
+    """Of all files but those that hold a date or paths."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.iterdir())
-        if path.name not in ("manifest.json", "report.html")
+        if path.name not in ("manifest.json", "report.html", "preprocess.toml")
     }
 
 
