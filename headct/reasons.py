@@ -177,7 +177,16 @@ TRANSIENT = frozenset(
 
 
 class Rejected(Exception):
-    """A file is not usable, or not wanted. `detail` never holds a value from the file's header."""
+    """A file is not usable, or not wanted.
+
+    Attributes:
+        reason: the reason.
+        detail: never holds a value from the file's header.
+        identifiers: those of the header, if it was read, to search for in the file's path; neither
+            written nor shown.
+    """
+
+    identifiers: tuple[str, ...] = ()
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(reason, detail)

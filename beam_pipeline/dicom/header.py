@@ -218,14 +218,17 @@ def read_header(file: BinaryIO, size: int, selection: Selection | None = None) -
             raises the same error for a file that is not usable.
     """
     tags = TAGS if selection is None else [*TAGS, *selection.tags]
-    beginning = file.read(FIRST_BYTES)
+    parsed, beginning = None, file.read(FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
         parsed = _parse_beginning(beginning, size, tags)
-        if parsed is not None:
-            return check_header(parsed, selection)[0]
-    parsed = parse(beginning + file.read(MAX_FILE_BYTES), size, tags)
-    return check_header(parsed, selection)[0]
+    if parsed is None:
+        parsed = parse(beginning + file.read(MAX_FILE_BYTES), size, tags)
+    try:
+        return check_header(parsed, selection)[0]
+    except Rejected as rejected:
+        rejected.identifiers = _identifiers(parsed.attributes)
+        raise
 
 
 def _parse_beginning(beginning: bytes, size: int, tags: list[BaseTag | int]) -> Parsed | None:

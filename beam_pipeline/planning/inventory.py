@@ -325,7 +325,8 @@ class _Inspector:
                 path_identifies=holds_identifier(show_source(path), header.identifiers),
             )
         except Rejected as rejected:
-            return _rejected(listed, rejected), None
+            identifies = holds_identifier(show_source(path), rejected.identifiers)
+            return _rejected(listed, rejected) | {"path_identifies": identifies}, None
         except OSError as error:
             return _rejected(listed, Rejected.unread(error)), None
         finally:

@@ -127,18 +127,23 @@ def test_the_inventory_holds_no_text_with_an_identifier(tmp_path: Path) -> None:
     for name, more in {
         "a": {},
         "b": {"ManufacturerModelName": "Johnathan's scanner", "BodyPartExamined": "4711 X"},
+        "doe_johnathan_scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        "doe_johnathan_coronal": {"ImageOrientationPatient": tilted(90)},
+        "doe_johnathan_broken": {"RescaleSlope": None},
     }.items():
         data = make_dicom(SOPInstanceUID=name, **person, **FULL | more)
         (tmp_path / "in" / f"{name}.dcm").write_bytes(data)
     options = Options.of(input=str(tmp_path / "in"), output=str(tmp_path / "out"))
-    assert [*list_parts(options)] == [2]
+    assert [*list_parts(options)] == [5]
     inspect_part(0, Watch(), options=options)
     table = Unfinished(options.files.folder).read(inventory_table(0))
     assert "Johnathan" not in str(table.to_pylist())
+    # The paths of files that are not written are in rejects.jsonl.
+    assert table["path_identifies"].to_pylist() == [False, False, True, True, True]
     inventory = Inventory.load(1, options)
     plain = Acquisition("axial", "HEAD", "Hr38f\\2", 4.8, "SIEMENS Sensation 64")
     hidden = Acquisition("axial", "other", "Hr38f\\2", 4.8, "other")
-    numbers = inventory.files["acquisition"]
+    numbers = inventory.files["acquisition"][:2]
     assert [inventory.acquisitions[number] for number in numbers] == [plain, hidden]
 
 
