@@ -52,7 +52,7 @@ _SCAN_ID_NAMES = {
     LabelLevel.STUDY: ("studyinstanceuid", "studyuid", "studyid", "study"),
     LabelLevel.PATIENT: ("patientid", "patient"),
 }
-_OF_SCANS = tuple(name for names in _SCAN_ID_NAMES.values() for name in names)
+_NO_CLASSES = {name for names in (_ID_NAMES, *_SCAN_ID_NAMES.values()) for name in names}
 # pandas' names for an index and for unnamed columns of a CSV file.
 _INDEX = re.compile(r"Unnamed: 0(\.\d+)?|__index_level_\d+__")
 _UNNAMED = re.compile(rf"(Unnamed: \d+|{_INDEX.pattern})?")
@@ -203,7 +203,7 @@ def find_columns(
     ids = _find_ids(columns, options)
     others = [name for place, name in enumerate(columns) if place != ids]
     named = [
-        name for name in others if not _UNNAMED.fullmatch(name) and _plain(name) not in _OF_SCANS
+        name for name in others if not _UNNAMED.fullmatch(name) and _plain(name) not in _NO_CLASSES
     ]
     if missing := [name for name in options.label_columns if name not in others]:
         raise ValueError(f"it has {_listed(columns)}, not {quoted(missing[0])}")

@@ -410,3 +410,24 @@ def test_other_columns_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         columns_of(columns, label_columns=given)
+
+
+@pytest.mark.parametrize(
+    ("columns", "level", "ids"),
+    [
+        (["Patient ID", "StudyInstanceUID", "x"], "auto", 1),
+        (["Patient ID", "StudyInstanceUID", "x"], "patient", 0),
+        (["study_id", "series_id", "patient_id", "x"], "auto", 1),
+        (["study_id", "series_id", "image", "x"], "auto", 2),
+        (["study_id", "series_id", "image", "x"], "study", 0),
+        (["x", "Unnamed: 0", "patient-id"], "auto", 2),
+        (["x", "image"], "series", 1),
+    ],
+)
+def test_ids_of_the_level_or_else_the_finest_are_taken_and_no_id_is_a_class(
+    columns: list[str], level: str, ids: int
+) -> None:
+    place, classes, _ = columns_of(columns, label_level=level)
+    assert (place, [*classes]) == (ids, ["x"])
+    named = columns_of(["study_id", "patient_id", "x"], label_columns=("patient_id",))
+    assert named == (0, {"patient_id": 1}, [])
