@@ -158,7 +158,7 @@ class Directory:
         files = {
             name: hashlib.sha256(content).hexdigest()
             for name, content in sorted(contents.items())
-            if name not in ("manifest.json", "report.html")
+            if name not in ("manifest.json", "preprocess.toml", "report.html")
         }
         return cls(files, manifest["digest"], counts["files_seen"], rejects)
 
