@@ -9,6 +9,7 @@ endif
 CLUSTER          := RUNNER PROJECT REGION TEMP IMAGE JOB_ENDPOINT FLINK_MASTER SPARK_MASTER PRISM
 takes.preprocess := INPUT LABELS OUTPUT WORKERS $(CLUSTER) SAMPLE ARGS
 takes.sample     := SAMPLE
+takes.inspect    := INPUT LABELS PAGE SAMPLE ARGS
 takes.verify     := SHARDS ARGS
 takes.card       := SHARDS ARGS
 takes.browse     := SHARDS RUN ARGS
@@ -81,6 +82,7 @@ default.BACKEND    := tensorflow
 default.SUBMISSION  = $(call arg,RUN)/$(if $(filter INPUT,$(GIVEN)),predictions,submission.csv)
 default.EXPORT      = $(call arg,RUN)/export
 default.COMPARE    := out/compare.html
+default.PAGE       := out/inspect.html
 default.FORMAT     := parquet
 default.CONVERTED  := out/converted
 default.SAMPLE     := out/sample
@@ -139,14 +141,14 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess sample verify card browse convert train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess inspect sample verify card browse convert train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@$(foreach name,preprocess sample verify card browse convert train crossval evaluate predict report compare export demo, \
+	@$(foreach name,preprocess inspect sample verify card browse convert train crossval evaluate predict report compare export demo, \
 	  printf '  %-12s  %s\n' $(name) "$(takes.$(name))";) true
 	@echo "  all commands  $(ALL_TAKE)"
 	@echo "They come from the command line alone; of the environment only PYTHON and ICH_REAL_DATA are read."
@@ -154,6 +156,10 @@ help: ## List the commands
 
 preprocess: $(PIPELINE) $(NEEDS_SAMPLE) ## DICOM files to a shard directory (without INPUT: the sample)
 	@$(RUN_PY) -m beam_pipeline $(PREPROCESS_FLAGS)
+
+inspect: $(PIPELINE) $(NEEDS_SAMPLE) ## Say what preprocess would do with INPUT and LABELS, on a page
+	@$(RUN_PY) -m beam_pipeline.inspection $(call flag,--input,INPUT) $(call flag,--labels,LABELS) \
+	  $(call flag,--output,PAGE)
 
 sample: $(VENV)/.pipeline ## Make the synthetic head-CT sample
 	@printf 'Using the synthetic sample in %s.\n' $(call arg,SAMPLE)

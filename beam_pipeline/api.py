@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from beam_pipeline.command_line import complete_options
 from beam_pipeline.dicom.hounsfield import RepairPolicy, choose_repair, hounsfield_table
 from beam_pipeline.dicom.slices import read_slice as parse_slice
+from beam_pipeline.inspection.inspection import Inspection as Inspection
+from beam_pipeline.inspection.inspection import inspect_input
 from beam_pipeline.run import run
 from beam_pipeline.runners.choose import LOCAL, ChosenRunner
 from headct.stores import open_file
@@ -50,14 +52,46 @@ def preprocess(
             rejected files; rejects.jsonl in the output has the reasons.
     """
     given = {"input": input, "output": output, "labels": labels, **options}
-    handlers, console = [*logging.root.handlers], Terminal()
-    console.quiet = not console.is_jupyter
+    handlers = [*logging.root.handlers]
     try:
-        manifest = run(complete_options(given, LOCAL), ChosenRunner(LOCAL), console)
+        manifest = run(complete_options(given, LOCAL), ChosenRunner(LOCAL), _console())
     finally:
         logging.root.handlers[:] = handlers  # Beam's import adds a handler
     assert manifest is not None  # only clusters write templates
     return manifest
+
+
+def inspect(input: str | Path, *, labels: str | Path | None = None, **options: Any) -> Inspection:
+    """Read the headers of head-CT DICOM files, and say what `preprocess` would do with them.
+
+        found = inspect("slices", labels="labels.csv", where="SliceThickness<=5")
+        print(found)  # counts, folds, size and time to expect
+        found.files.groupby("outcome")["reason"].value_counts()
+        Path("inspect.html").write_text(found.page())
+
+    Nothing is written but temporary files.
+
+    Args:
+        input: as of `preprocess`.
+        labels: label file, as of `preprocess`.
+        options: as of `preprocess`.
+
+    Returns:
+        The files, one row each, and a summary.
+
+    Raises:
+        headct.errors.UsageError: as `preprocess`, but not if too few files can be used.
+        headct.errors.StorageError: a store or disk failed.
+    """
+    given = {"input": input, "output": "", "labels": labels, **options}
+    return inspect_input(complete_options(given, LOCAL), _console())
+
+
+def _console() -> Terminal:
+    """Return a console that prints in notebooks alone."""
+    console = Terminal()
+    console.quiet = not console.is_jupyter
+    return console
 
 
 @dataclass(frozen=True, eq=False)

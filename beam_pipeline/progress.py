@@ -1,5 +1,6 @@
 """Progress of a run, as its output folder shows it, and the summary at its end."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 from pyarrow import ArrowException
 from rich.console import Console
+from rich.filesize import decimal
 from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Column, Table
@@ -34,6 +36,7 @@ class Display:
     Args:
         console: to print to.
         unfinished: unfinished area of the output.
+        writes: whether shards are written after the files are inspected.
 
     Attributes:
         folder: the output folder.
@@ -42,20 +45,21 @@ class Display:
         notes: decisions of planning that were printed.
     """
 
-    def __init__(self, console: Console, unfinished: Unfinished) -> None:
+    def __init__(self, console: Console, unfinished: Unfinished, *, writes: bool = True) -> None:
         self.folder: Folder = unfinished.folder
         self.interval = _LOOK_SECONDS if is_local(self.folder.url) else _REMOTE_LOOK_SECONDS
         self.counts: Counter[str] = Counter()
         self.notes: tuple[str, ...] = ()
         self._console = console
         self._unfinished = unfinished
+        self._writes = writes
         self._seen: set[str] = set()
         self._before = unfinished.signs()
         self._writing_since = self._line_at = time.monotonic()
         self._done_before: int | None = None  # slices of earlier runs, once the plan is known
         self._bars = Progress(console=console, transient=True, disable=not can_redraw(console))
         self._inspect = self._bars.add_task("Inspect files", total=None)
-        self._write = self._bars.add_task("Write slices", total=None)
+        self._write = self._bars.add_task("Write slices", total=None, visible=writes)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -146,7 +150,9 @@ class Display:
         is_due = now - self._line_at >= _SECONDS_BETWEEN_LINES
         if seen["files_listed"] and is_due and self._bars.disable:
             self._line_at = now
-            line = f"inspected {files}; wrote {shards}, {seen['slices_written']} slices"
+            line = f"inspected {files}"
+            if self._writes:
+                line += f"; wrote {shards}, {seen['slices_written']} slices"
             self._console.print(line, highlight=False)
 
 
@@ -168,18 +174,8 @@ def show_summary(
     """
     if is_step():
         return
-    counts, output = manifest["counts"], folder.url
-    splits: dict[str, Any] = manifest["splits"]
-    rows = {
-        "patients": [split["patients"] for split in splits.values()],
-        "shards": [len(split["shards"]) for split in splits.values()],
-        "slices": [split["examples"] for split in splits.values()],
-    }
-    labels = manifest["labels"] if UNLABELED_SPLIT not in splits else ()
-    table = [(name, [*map(str, numbers)]) for name, numbers in rows.items()]
-    for label in labels:
-        table.append((label, [str(split["label_counts"][label]) for split in splits.values()]))
-    print_by_split(console, [*splits], table)
+    counts, output, splits = manifest["counts"], folder.url, manifest["splits"]
+    _print_splits(console, manifest)
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     card = f"Without a data card: {spell('card', shards=output)} makes it"
     command = "predict" if UNLABELED_SPLIT in splits else "train"
@@ -193,6 +189,63 @@ def show_summary(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def show_plan(console: Console, summary: dict[str, Any]) -> None:
+    """Print what a run would write, reject and exclude.
+
+    Args:
+        console: to print to.
+        summary: summary of an inspection.
+    """
+    counts, found, estimate = summary["counts"], summary["input"], summary["estimate"]
+    if summary["splits"]:
+        _print_splits(console, summary)
+    kinds = ", ".join(f"{number} {kind}" for kind, number in summary["not_ct"].items())
+    lines = [
+        f"{found['files']} files; their usable slices are of {found['patients']} patients, "
+        f"{found['studies']} studies and {found['series']} series",
+        *([f"images of other modalities: {kinds}"] if kinds else ()),
+        *_describe_counts(counts),
+        *summary["notes"],
+        f"{counts['written']} of {counts['files_seen']} files would be written: "
+        f"{describe_estimate(estimate)}",
+    ]
+    if summary["refusal"]:
+        lines.append(f"preprocess would fail: {summary['refusal']}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_estimate(estimate: dict[str, Any]) -> str:
+    """Return the expected size and time of a run."""
+    size = decimal(estimate["bytes"])
+    return f"about {size}, in {describe_time(estimate['seconds'])} on {estimate['workers']} cores"
+
+
+def describe_time(seconds: float) -> str:
+    """Return a duration in its usual unit: 12 s, 3.5 min, 40 min, 2.1 h."""
+    unit, length = next(
+        (unit, length)
+        for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, math.inf))
+        if seconds < most * length
+    )
+    number = seconds / length
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "s" else f"{number:.1f} {unit}"
+
+
+def _print_splits(console: Console, manifest: dict[str, Any]) -> None:
+    splits: dict[str, Any] = manifest["splits"]
+    rows = {
+        "patients": [split["patients"] for split in splits.values()],
+        "shards": [len(split["shards"]) for split in splits.values()],
+        "slices": [split["examples"] for split in splits.values()],
+    }
+    labels = manifest["labels"] if UNLABELED_SPLIT not in splits else ()
+    table = [(name, [*map(str, numbers)]) for name, numbers in rows.items()]
+    for label in labels:
+        table.append((label, [str(split["label_counts"][label]) for split in splits.values()]))
+    print_by_split(console, [*splits], table)
+
+
 def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
     """Yield the counts of a manifest as lines; older directories lack some of them."""
     rejected, excluded = counts["rejected_by_reason"], counts.get("excluded_by_reason", {})
@@ -200,7 +253,8 @@ def _describe_counts(counts: dict[str, Any]) -> Iterator[str]:
     yield from (f"rejected {count:>6}  {reason}" for reason, count in rejected.items())
     if may_pass := sum(count for reason, count in rejected.items() if reason in TRANSIENT):
         yield f"{may_pass} of these may pass if read again, which --overwrite does"
-    yield from (f"repaired {count:>6}  {repair}" for repair, count in counts["repaired"].items())
+    repaired = counts.get("repaired", {})  # unknown before the pixels are decoded
+    yield from (f"repaired {count:>6}  {repair}" for repair, count in repaired.items())
     if counts["resized"]:
         yield f"resized {counts['resized']:>7}"
     unnamed = counts.get("without_patient_id", {})

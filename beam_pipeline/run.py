@@ -48,7 +48,7 @@ def run(options: Options, chosen: ChosenRunner, console: Console) -> dict[str, A
         HeadctError: see `headct.errors` and `beam_pipeline.errors`.
     """
     folder = options.files.folder
-    labels, listed = _check_input(options)
+    labels, listed = check_input(options)
     if not chosen.runner.is_local:
         from beam_pipeline.runners.job_server import find_job_server
 
@@ -118,7 +118,7 @@ def _run_here(options: Options, display: Display) -> None:
         beam_log.setLevel(level)
 
 
-def _check_input(options: Options) -> tuple[Labels | None, FileList | None]:
+def check_input(options: Options) -> tuple[Labels | None, FileList | None]:
     """Return labels and list of files, after checks that would otherwise fail after headers."""
     files = options.files
     check_places(options)

@@ -34,6 +34,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "inspect": Command("beam_pipeline.inspection", "say what preprocess would write, and why not"),
     "preprocess": Command("beam_pipeline", "convert head-CT DICOM files to TFRecord shards"),
     "verify": Command("beam_pipeline.verify", "read a shard directory back and check all of it"),
     "card": Command("beam_pipeline.card", "make report.html, and missing descriptions for hubs"),

@@ -28,6 +28,8 @@ from headct.page import page_templates
 from headct.stores import Folder, InputFiles
 from headct.windows import Window
 
+INSPECTOR = "headct inspect"  # names the program in its page
+
 # Limits of the files to read again, independent of the data set's size.
 MOST_EXAMPLES = 16
 SAMPLED = 20
@@ -106,6 +108,17 @@ def write_card(
         **tables.contents(manifest, frame, rejects, [view.encoding for view in views.values()]),
     }
     folder.write(CARD, _fill("card.html.jinja", values).encode())
+
+
+def render_inspection(summary: dict[str, Any], files: pd.DataFrame) -> str:
+    """Return the page of an inspection.
+
+    Args:
+        summary: what a run would write, in the form of a manifest.
+        files: one row per file.
+    """
+    values = {"manifest": summary, "generator": INSPECTOR, **tables.inspection(summary, files)}
+    return _fill("inspection.html.jinja", values)
 
 
 def render_refused(files: int, rejects: Sequence[Reject]) -> str:

@@ -19,9 +19,10 @@ from rich.filesize import decimal
 from beam_pipeline.dicom.acquisition import ABSENT, OTHER, OTHERS
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.options import Options, RunOptions
+from beam_pipeline.progress import describe_time
 from beam_pipeline.shards.unfinished import Reject
 from headct.declarations import Mark
-from headct.layout import ID_COLUMNS, label_column
+from headct.layout import ID_COLUMNS, REJECT_COLUMNS, label_column
 from headct.page import Table
 from headct.reasons import advice_for
 from headct.windows import FROM_FILE, PRESETS
@@ -32,6 +33,7 @@ Manifest = Mapping[str, Any]
 _Kinds = tuple[str, str, str, list[tuple[Any, int]]]
 
 NO_LABEL = "no label"
+LISTED = "rejects.jsonl has them all."
 _TEXTS = ["split", *ID_COLUMNS, "transfer_syntax", "repair"]
 _NUMBERS = ["position_z", "rows", "columns", "row_spacing"]
 _NAMED_COLUMNS = 8  # with more labels, columns have numbers
@@ -67,6 +69,51 @@ def contents(
         rejects: one row per rejected or excluded file.
         encodings: of the slices that were read again; None for unread ones.
     """
+    return {
+        **_contents(manifest, frame, rejects, encodings),
+        "throughput": throughput(manifest),
+        "origin": [
+            ("digest", Markup("<code>{}</code>").format(manifest["digest"])),
+            ("created", manifest["created"]),
+            *manifest["software"].items(),
+        ],
+    }
+
+
+def inspection(summary: Manifest, files: pd.DataFrame) -> dict[str, Any]:
+    """Return the tables and facts of an inspection's template.
+
+    Args:
+        summary: what a run would write, in the form of a manifest.
+        files: one row per file.
+    """
+    labels = [*map(label_column, summary["labels"])]
+    written = files[files["outcome"] == "written"].astype(dict.fromkeys(labels, np.int8))
+    for name in written.select_dtypes("category"):
+        written[name] = written[name].cat.remove_unused_categories()
+    named = files[files["reason"] != ""].sort_values("source").drop_duplicates("reason")
+    rejects = [
+        {name: str(row[name]) for name in REJECT_COLUMNS} for row in named.to_dict("records")
+    ]
+    estimate = summary["estimate"]
+    return {
+        **_contents(summary, written, rejects, []),
+        "estimate": [
+            ("size of the shards", f"about {decimal(estimate['bytes'])}"),
+            ("time", f"about {describe_time(estimate['seconds'])} on {estimate['workers']} cores"),
+            ("headers", f"{describe_time(estimate['header_seconds'])}, measured"),
+            ("a slice", f"{1000 * estimate['cpu_seconds_a_slice']:.1f} ms of a core, measured"),
+        ],
+    }
+
+
+def _contents(
+    manifest: Manifest,
+    frame: pd.DataFrame,
+    rejects: Sequence[Reject],
+    encodings: Iterable[PixelEncoding | None],
+) -> dict[str, Any]:
+    """Return the tables and facts that a card and an inspection share."""
     labels, counts, splits = manifest["labels"], manifest["counts"], manifest["splits"]
     values = frame[[*map(label_column, labels)]].set_axis([*labels], axis=1)
     known = values.ne(-1).all(axis=1) if labels else pd.Series(False, frame.index)
@@ -76,10 +123,11 @@ def contents(
         label: [name for name, split in splits.items() if not split["label_counts"][label]]
         for label in (labels if labeled else ())
     }
+    listed = "preprocess lists them all in rejects.jsonl." if "estimate" in manifest else LISTED
     return {
         "labeled": labeled,
         "headline": _headline(manifest, frame),
-        "rejects": [*reject_tables(counts, rejects)],
+        "rejects": [*reject_tables(counts, rejects, listed)],
         "absent": [label for label, names in lacking.items() if len(names) == len(splits)],
         "missing": [pair for pair in lacking.items() if 0 < len(pair[1]) < len(splits)],
         "labels": [_label_table(positive, frame), _pair_table(positive)] if labeled else [],
@@ -90,12 +138,6 @@ def contents(
             *_count_tables(_kinds(frame, encodings)),
         ],
         "identical": _identical_pixels(manifest),
-        "throughput": throughput(manifest),
-        "origin": [
-            ("digest", Markup("<code>{}</code>").format(manifest["digest"])),
-            ("created", manifest["created"]),
-            *manifest["software"].items(),
-        ],
         "options": [
             (name, ("given" if value else "none") if name in _VARIABLES else _text(value) or "none")
             for name, value in manifest["options"].items()
@@ -155,7 +197,7 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
     without_id = counts.get("without_patient_id", {}).get("studies", 0)
     studies = f"{count(frame['study_id'].nunique())} studies"
     studies += f"; {count(without_id)} without PatientID, each for a patient" if without_id else ""
-    repairs = ", ".join(f"{name} {count(n)}" for name, n in counts["repaired"].items())
+    repairs: dict[str, int] = counts.get("repaired", {})
     written, rejected, seen = (counts[name] for name in ("written", "rejected", "files_seen"))
     unlabeled = f"; {count(skipped)} without a label skipped" if skipped else ""
     not_listed = counts.get("not_listed", 0)
@@ -164,20 +206,30 @@ def _headline(manifest: Manifest, frame: pd.DataFrame) -> list[tuple[str, str, s
     unwanted = f"; {count(excluded)} excluded as not wanted" if excluded else ""
     if others := counts.get("not_sampled", 0):
         unlabeled += f"; {count(others)} of patients who are not in the sample"
-    used = f"{percent(written / seen)} of the files; {count(counts['resized'])} resized"
-    repaired, patients = sum(counts["repaired"].values()), frame["patient_id"].nunique()
-    size = decimal(sum(shard["bytes"] for shard in shards))
+    used = f"{percent(written / max(seen, 1))} of the files; {count(counts['resized'])} resized"
+    patients, size = frame["patient_id"].nunique(), decimal(sum(shard["bytes"] for shard in shards))
+    slices, repaired = "slices written", sum(repairs.values())
+    listed = ", ".join(f"{name} {count(n)}" for name, n in repairs.items())
+    fourth = ("repaired", count(repaired), listed or "no badly encoded files")
+    if estimate := manifest.get("estimate"):  # of an inspection
+        slices, size = "slices to write", f"about {size}"
+        cores = f"about, on {estimate['workers']} cores"
+        fourth = ("time", describe_time(estimate["seconds"]), cores)
     return [
         ("files seen", count(seen), f"in the input{unlabeled}"),
-        ("slices written", count(written), used),
-        ("repaired", count(repaired), repairs or "no badly encoded files"),
-        ("rejected", count(rejected), f"{percent(rejected / seen)} of the files{unwanted}"),
+        (slices, count(written), used),
+        fourth,
+        ("rejected", count(rejected), f"{percent(rejected / max(seen, 1))} of the files{unwanted}"),
         ("patients", count(patients), studies),
         ("shards", count(len(shards)), size),
     ]
 
 
-def reject_tables(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Iterator[Table]:
+def reject_tables(
+    counts: Mapping[str, Any],
+    rejects: Sequence[Reject],
+    listed: str = LISTED,
+) -> Iterator[Table]:
     """Yield tables of rejected and excluded files, unless there are none.
 
     A table has one row per reason, with an example and advice.
@@ -185,6 +237,7 @@ def reject_tables(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Itera
     Args:
         counts: the manifest's counts; those of earlier versions have no excluded files.
         rejects: one row per rejected or excluded file.
+        listed: sentence on where all are listed.
     """
     examples = {row["reason"]: row for row in sorted(rejects, key=lambda row: row["source"])[::-1]}
     columns = _columns(
@@ -199,7 +252,7 @@ def reject_tables(counts: Mapping[str, Any], rejects: Sequence[Reject]) -> Itera
             rows.append([reason, count(number), percent(number / counts["files_seen"]), source])
             rows[-1] += [example["detail"], advice_for(reason)]
         if rows:
-            note = f"{meaning}rejects.jsonl has them all."
+            note = meaning + listed
             yield Table(f"Files that were {what}", columns, rows, note=note)
 
 
@@ -394,6 +447,8 @@ def _distances(frame: pd.DataFrame) -> "pd.Series[float]":
 
 def _acquisition(manifest: Manifest) -> Iterator[_Kinds]:
     """Yield the values of the manifest's `acquisition`; earlier versions have none."""
+    others = [*manifest.get("not_ct", {}).items()]  # of an inspection
+    yield "Images of other modalities", "kind", "files", others
     for name, caption in (
         ("orientation", "Orientations"),
         ("body_part", "Body parts"),

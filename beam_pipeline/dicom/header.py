@@ -336,7 +336,7 @@ def _check_modality(attributes: Attributes, media_class: str) -> None:
     sop_class = attributes.text("SOPClassUID", required=False) or media_class
     if sop_class not in _CT_CLASSES:
         if attributes.text("Modality", required=False) != "CT":
-            raise Rejected(Reason.NOT_CT)
+            raise _not_ct(sop_class)
         if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
             # Pictures of dose reports, 3D views or screens have gray levels, not Hounsfield units.
             raise Rejected(Reason.SECONDARY_CAPTURE)
@@ -363,6 +363,12 @@ def _check_frame(attributes: Attributes, pixels: str) -> None:
         raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
 
 
+def _not_ct(sop_class: str) -> Rejected:
+    """Return the exclusion of another modality's image, with the kind if it is a standard one."""
+    name = UID(sop_class).name
+    return Rejected(Reason.NOT_CT, "" if name == sop_class else name)
+
+
 def _raise_without_pixels(parsed: Parsed) -> NoReturn:
     """Raise Rejected with the reason for missing pixels."""
     classes = (parsed.attributes.uid("SOPClassUID"), parsed.media_class)
@@ -371,8 +377,9 @@ def _raise_without_pixels(parsed: Parsed) -> NoReturn:
             detail = f"no pixels begin in the first {MAX_HEADER_BYTES} bytes"
             raise Rejected(Reason.TOO_LARGE, detail)
         raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
-    if any(UID(sop_class).name.endswith("Image Storage") for sop_class in classes):
-        raise Rejected(Reason.NOT_CT)
+    for sop_class in classes:
+        if UID(sop_class).name.endswith("Image Storage"):
+            raise _not_ct(sop_class)
     if parsed.is_cut or not any(classes):
         detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
         raise Rejected(Reason.UNREADABLE, detail)

@@ -241,6 +241,11 @@ class JoinedFiles:
     notes: tuple[str, ...]
 
     @property
+    def files_seen(self) -> int:
+        """Number of files of the input that are not skipped."""
+        return len(self.verdicts) - self.skipped
+
+    @property
     def skipped(self) -> int:
         """Number of files skipped because the label file lacks them."""
         return int((self.verdicts == SKIPPED).sum())

@@ -76,13 +76,28 @@ def plan_shards(parts: int, options: Options) -> Plan:
         StoreError: a store fails.
     """
     joined = sample_patients(join_labels(parts, options), options)
+    unfinished = joined.inventory.unfinished
+    rejects = list_rejects(joined, options)
+    check_rejects(unfinished, joined.files_seen, rejects, options.run.max_reject_fraction)
+    unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
+    plan, dealt = make_plan(joined, options)
+    _write_tables(joined, dealt, options)
+    unfinished.write_plan(plan)
+    return plan
+
+
+def make_plan(
+    joined: JoinedFiles, options: Options
+) -> tuple[Plan, dict[ShardFile, NDArray[np.int64]]]:
+    """Deal patients to folds and slices to shards; return the plan, and what `deal` returns.
+
+    Raises:
+        UsageError: patients cannot be split as the options demand.
+        StoreError: a store fails.
+    """
     inventory, slices = joined.inventory, joined.slices
     unfinished = inventory.unfinished
     hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
-    files_seen = len(joined.verdicts) - joined.skipped
-    rejects = _rejects(joined, hidden=hidden)
-    check_rejects(unfinished, files_seen, rejects, options.run.max_reject_fraction)
-    unfinished.write(REJECTS_TABLE, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     identical = find_identical(inventory, slices, options)
     known, notes, not_listed = None, joined.notes, 0
     if options.selection.files:
@@ -99,7 +114,7 @@ def plan_shards(parts: int, options: Options) -> Plan:
     dealt = deal(joined, identical, options.splits, known)
     plan = Plan(
         labels=joined.names,
-        files_seen=files_seen,
+        files_seen=joined.files_seen,
         not_listed=not_listed,
         skipped=joined.skipped,
         labels_without_file=joined.labels_without_file,
@@ -117,14 +132,12 @@ def plan_shards(parts: int, options: Options) -> Plan:
         shards=tuple(shard.name for shard in dealt),
         slices=len(slices),
     )
-    _write_tables(joined, dealt, options)
-    unfinished.write_plan(plan)
-    return plan
+    return plan, dealt
 
 
-def _rejects(joined: JoinedFiles, *, hidden: bool) -> list[Reject]:
-    """Return one row of `rejects.jsonl` per rejected file; `hidden` hides file names."""
-    rejects = []
+def list_rejects(joined: JoinedFiles, options: Options) -> list[Reject]:
+    """Return one row of `rejects.jsonl` per rejected or excluded file."""
+    rejects, hidden = [], options.labels.image_id is ImageId.ORDINAL
     verdicts, identity = joined.verdicts, joined.identity
     columns = {*REJECT_COLUMNS, identity.column}
     wanted = ~np.isin(verdicts, (USED, SKIPPED, NOT_SAMPLED))

@@ -1,10 +1,12 @@
 """Writing of one shard, complete or not at all."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from typing import Any, BinaryIO
 
 from beam_pipeline.dicom.header import Header
@@ -17,6 +19,7 @@ from beam_pipeline.shards.unfinished import Reject, ShardResult, Unfinished, tab
 from beam_pipeline.workers import Later, Watch
 from headct.layout import (
     SHARDS_A_PART,
+    UNLABELED_SPLIT,
     ShardFile,
     index_columns,
     label_column,
@@ -31,6 +34,18 @@ from headct.stores import InputFiles, decode_source, find_input, show_source
 from headct.tfrecord import frame_record
 
 Row = dict[str, Any]  # of the plan or the index
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Number of converted slices, bytes of their records, and CPU time."""
+
+    slices: int = 0
+    bytes: int = 0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(*(getattr(self, n) + getattr(other, n) for n in vars(self)))
 
 
 def write_shard(number: int, watch: Watch, *, options: Options) -> ShardResult | Later[ShardResult]:
@@ -74,6 +89,26 @@ def write_shard(number: int, watch: Watch, *, options: Options) -> ShardResult |
         return result
 
     return Later(finish)
+
+
+def measure_slices(rows: list[Row], watch: Watch, *, options: Options) -> Measured:
+    """Convert slices as `write_shard` does, and measure them without writing.
+
+    Args:
+        rows: of the plan.
+        watch: notified of each slice that is converted.
+        options: options of the run.
+
+    Raises:
+        StoreError: a store fails.
+    """
+    files = find_input(options.files.input, options.files.storage_patience)
+    name = ShardFile(UNLABELED_SPLIT, 0, 1).name
+    _ShardWriter(name, options, files, watch).write(rows[:1], BytesIO())  # fills caches
+    began = time.process_time()
+    writer = _ShardWriter(name, options, files, watch)
+    writer.write(rows, BytesIO())
+    return Measured(len(writer.index), writer.size, time.process_time() - began)
 
 
 def _find_result(shard: str, unfinished: Unfinished, digest: str) -> ShardResult | None:

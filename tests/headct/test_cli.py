@@ -39,7 +39,7 @@ def test_each_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: headct {name} ")
-    assert ("--holdout" in shown) == (name == "preprocess")
+    assert ("--holdout" in shown) == (name in ("preprocess", "inspect"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Inspection of an input before a run: what would be written, excluded and rejected."""
