@@ -1,9 +1,12 @@
 """The walls between the packages, as the interpreter sees them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 USES_BEAM = {"beam_pipeline.pipeline"}
@@ -45,5 +48,14 @@ def test_the_wiring_of_the_pipeline_knows_beam_but_not_tensorflow() -> None:
     assert "apache_beam" in loaded
 
 
+# By default its source is read below; of what its commands load, see test_end_to_end.py.
+@pytest.mark.full
 def test_the_trainer_does_not_know_the_pipeline() -> None:
     assert not imported_by(modules("trainer")) & {"beam_pipeline", "apache_beam"}
+
+
+def test_no_line_of_the_trainer_imports_the_pipeline() -> None:
+    imports = re.compile(r"^\s*(?:from|import)\s+(?:beam_pipeline|apache_beam)\b", re.M)
+    sources = {path: path.read_text() for path in (ROOT / "trainer").rglob("*.py")}
+    assert len(sources) > 40
+    assert not [path for path, source in sources.items() if imports.search(source)]
