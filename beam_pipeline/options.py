@@ -129,10 +129,10 @@ class SelectionOptions(Declared, title="selection"):
     """Which of the input's files are used."""
 
     orientation: Orientation = Orientation.AXIAL
-    """slices whose normal is more than 45 degrees off the scanner's axis: excluded, or used"""
+    """axial excludes slices whose normal is more than 45 degrees off the scanner's axis"""
     where: Annotated[tuple[str, ...], BeforeValidator(_parse_conditions), Mark.REPEATED] = ()
     """condition on a DICOM attribute, like 'SliceThickness<=5' or 'BodyPartExamined=HEAD,BRAIN'; \
-may be repeated: all have to hold"""
+may be repeated, then all have to hold"""
     files: Annotated[OptionalLocation, Mark.AFTER_HEADERS] = None
     """list of the input's files to use: a path per line, or a table with a column source or path"""
     min_slices: Annotated[int, Field(ge=1), Mark.AFTER_HEADERS] = 1
@@ -142,7 +142,7 @@ may be repeated: all have to hold"""
     slice_thickness: Annotated[float, Field(gt=0), Mark.AFTER_HEADERS] = 5.0
     """thickness that --one_series_per_study prefers, mm"""
     max_patients: Annotated[int, Field(ge=0), Mark.AFTER_HEADERS] = 0
-    """write a sample of so many patients, with the label shares of all; 0: all patients"""
+    """write a sample of this many patients, with the label shares of all; 0: all patients"""
 
 
 class ImageOptions(Declared, title="images"):
@@ -221,7 +221,7 @@ class LabelOptions(Declared, title="labels"):
     id_column: Annotated[OptionalText, Mark.AFTER_HEADERS] = None
     """column of the ids in a wide label file; found by its name if not given"""
     label_level: Annotated[LabelLevel, Mark.AFTER_HEADERS] = LabelLevel.AUTO
-    """what the label file's ids name; a slice gets the labels of its series, study or patient"""
+    """what the label file's ids name; slices get the labels of their series, study or patient"""
     label_columns: Annotated[
         tuple[str, ...],
         BeforeValidator(_parse_names),

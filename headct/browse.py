@@ -101,7 +101,7 @@ class BrowseOptions(Declared):
     shards: Location
     """shard directory; local or a URL"""
     run: Annotated[LocalPath | None, DefaultText("none")] = None
-    """run or cross-validation with predictions of these slices, or one .parquet table of them"""
+    """run or cross-validation with predictions for these slices, or a .parquet table of them"""
     port: Annotated[
         int | None, Field(ge=1, le=65535), DefaultText(f"{_PORTS[0]}, or the next free one")
     ] = None
@@ -154,7 +154,7 @@ class Pages:
         hounsfield = shards.manifest.image.is_hounsfield
         self._windows = [Window(name, *PRESETS[name]) for name in PRESETS] if hounsfield else []
         self.channels = [each.name for each in self._windows or shards.windows]
-        if not self.channels:  # of other software
+        if not self.channels:  # shards of other software
             self.channels = [str(number) for number in range(shards.image_shape[-1])]
         self._side_by_side = [*range(len(self.channels))]
         if hounsfield:

@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "inspect": Command("beam_pipeline.inspection", "say what preprocess would write, and why not"),
+    "inspect": Command("beam_pipeline.inspection", "tell what preprocess would write and reject"),
     "preprocess": Command("beam_pipeline", "convert head-CT DICOM files to TFRecord shards"),
     "verify": Command("beam_pipeline.verify", "read a shard directory back and check all of it"),
     "card": Command("beam_pipeline.card", "make report.html, and missing descriptions for hubs"),
@@ -44,7 +44,7 @@ COMMANDS = {
     "train": Command("trainer", "train on a shard directory, or resume a run"),
     "crossval": Command("trainer", "train once for each fold, and measure all together"),
     "evaluate": Command("trainer", "measure a run on a labeled split"),
-    "predict": Command("trainer", "predict DICOM files or shards: tables, a page, a submission"),
+    "predict": Command("trainer", "predict DICOM files or shards: predict RUN DATA"),
     "export": Command("trainer", "write a run's model for use elsewhere"),
     "report": Command("trainer", "write a page with a run's curves, figures and mistakes"),
     "compare": Command("trainer", "write a page that sets finished runs side by side"),

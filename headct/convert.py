@@ -64,9 +64,9 @@ class ConvertOptions(Declared):
     to: Literal["parquet", "webdataset"]
     """format of the files"""
     output: Location
-    """folder to make; local or a URL"""
+    """output folder; local or a URL"""
     image_id: Literal["keep", "ordinal"] = "keep"
-    """image ids: those of the shards, or numbers"""
+    """image ids: keep the ids of the shards, or number the images"""
     yes_identifiers: bool = False
     """write ids that are not ordinals: hashes, names of files, or the ids of the DICOM files"""
     license: Annotated[str, Field(min_length=1)] = UNKNOWN_LICENSE

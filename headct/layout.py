@@ -25,7 +25,7 @@ REJECTS = "rejects.jsonl"
 FEATURES = "features.json"
 DATASET_INFO = "dataset_info.json"
 CONFIG = "preprocess.toml"  # for `--config`: contains paths, so not in the digest
-# For people and hubs: users edit them, so the manifest has no checksums of them.
+# For people and hubs: users edit them, so the manifest has no checksums of these files.
 README = "README.md"
 CROISSANT = "croissant.json"
 DESCRIPTIONS = (README, CROISSANT)
@@ -182,7 +182,7 @@ INDEX_COLUMNS = (
     Column("resized", "bool", "whether the file's matrix had another size than the image"),
     Column("source", "string", "the file, relative to the input"),
 )
-# Columns that mean nothing apart from the shards and the input.
+# Columns about the shards and the input: conversions omit them.
 LOCAL_COLUMNS = (
     *("split", "shard", "record", "offset", "bytes", "image_offset", "image_bytes"),
     "source",  # may name a patient
@@ -212,9 +212,9 @@ def check_label_names(names: Sequence[str]) -> None:
 
 
 def count_input(counts: Mapping[str, Any]) -> int:
-    """Return the number of input files from a manifest's counts, with files of no row.
+    """Return the number of input files from a manifest's counts, including files without a row.
 
-    Older manifests do not count all of them.
+    Older manifests have no counts of skipped or not listed files.
     """
     names = ("files_seen", "unlabeled_skipped", "not_listed")
     return sum(int(counts.get(name, 0)) for name in names)

@@ -165,8 +165,8 @@ class Manifest:
         files: other files in the directory, by name.
         options: of the pipeline's run.
         image_id: the source of unique image ids.
-        label_level: what the label file's ids named: image, or series, study or patient, whose
-            labels all slices of it have; None without labels, and in older manifests.
+        label_level: what the label file's ids name: image, series, study or patient; all slices of
+            a series, study or patient have its labels. None without labels, and in older manifests.
     """
 
     schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]

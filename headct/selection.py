@@ -36,13 +36,13 @@ _CLIP = 1e-15  # as in the losses of the trainer
 
 @dataclass(frozen=True)
 class Choice:
-    """Which slices are wanted, and in which order; empty texts choose all.
+    """Filters and order of slices; empty texts choose all.
 
     Attributes:
         split: name of a split.
-        label: that `finding` and `order` are about; empty for any label.
-        finding: of the label: present or absent; false_negative or false_positive by the model's
-            probability and the threshold.
+        label: label that `finding` and `order` use; empty for any label.
+        finding: present or absent; false_negative or false_positive by the model's probability and
+            the threshold.
         id: image, patient, study or series id.
         order: largest_loss, highest or lowest probability first; empty for patient, series and
             position, from bottom to top.
@@ -100,7 +100,7 @@ class Selection:
         self._in_volumes: Rows = np.lexsort((self._position, *keys))
 
     def _add(self, table: pd.DataFrame) -> None:
-        """Take a table's probabilities of slices without, unless it is of other shards."""
+        """Add a table's probabilities to slices that have none; ignore tables for other shards."""
         rows = self._images.get_indexer(pd.Index(table[IMAGE_ID]))
         table, rows = table[rows >= 0], rows[rows >= 0]
         for name in {*ID_COLUMNS} & {*table.columns}:  # ordinal image ids fit any shards

@@ -162,7 +162,7 @@ def explain_figures(figures: dict[str, Any]) -> list[str]:
     if (level := figures.get("label_level")) not in (None, "image"):
         lines.append(
             f"Labels are per {level}: a slice is judged by the labels of its {level}, and is"
-            " positive wherever in it the finding is."
+            " positive even if it does not show the finding itself."
         )
     lines += explain_training(figures)
     split = figures["split"]

@@ -293,9 +293,9 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     report: Annotated[bool, Mark.UNRECORDED] = True
     """write report.html at the end"""
     track: Annotated[str, _checked_by(parse_trackers), Mark.UNRECORDED] = ""
-    """experiment trackers beside TensorBoard, separated by commas: mlflow, wandb"""
+    """experiment trackers besides TensorBoard, separated by commas: mlflow, wandb"""
     track_files: Annotated[bool, Mark.UNRECORDED] = False
-    """send report.html, which shows slices, and the best model to these trackers, too"""
+    """also send report.html, which shows slices, and the best model to these trackers"""
     checkpoint_steps: Annotated[int, Field(ge=0), Mark.UNRECORDED] = 0
     """steps between checkpoints; 0: by time only"""
     checkpoint_seconds: Annotated[float, Field(ge=0), Mark.UNRECORDED] = 120.0
@@ -340,9 +340,9 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
 class PredictOptions(_PredictionOptions):
     """What `predict` reads and writes."""
 
-    shards: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("--input")] = ""
-    """shard directory, a path or URL"""
-    input: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("--shards")] = ""
+    shards: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("none")] = ""
+    """shard directory, a path or URL; or else --input"""
+    input: Annotated[Location, Mark.NEVER_EMPTY, DefaultText("none")] = ""
     """DICOM files, converted as the run's shards were: folder, pattern, file, ZIP archive or URL"""
     output: LocalPath = Path("predictions")
     """new or empty folder for slices.csv, scans.csv, report.html and, of DICOM files,
@@ -351,11 +351,11 @@ class PredictOptions(_PredictionOptions):
     split: str = UNLABELED_SPLIT
     """split of the shards to predict"""
     where: Annotated[tuple[str, ...], Mark.REPEATED] = ()
-    """condition on the DICOM files of --input, as of the pipeline; may be repeated"""
+    """condition on the DICOM attributes of --input, as for preprocess; may be repeated"""
     files: Annotated[Location, DefaultText("all")] = ""
-    """list of the files of --input to use, as of the pipeline"""
+    """list of the files of --input to use, as for preprocess"""
     pictures: Annotated[int, Field(ge=0)] = 12
-    """scans whose slice with the highest probability report.html shows"""
+    """number of scans whose slice with the highest probability is shown in report.html"""
     sample_submission: Annotated[str, DefaultText("every slice of the split")] = ""
     """sample whose rows and order the submission gets; a slice that was rejected gets the
     prevalence of the training data"""
@@ -369,12 +369,12 @@ class PredictOptions(_PredictionOptions):
     def _check_source(self) -> Self:
         if bool(self.shards) == bool(self.input):
             which = "choose one" if self.shards else "one of them is missing"
-            raise ValueError(f"--shards and --input: {which}; shards, or DICOM files to convert")
+            raise ValueError(f"--shards and --input: {which}; want shards or DICOM files")
         if self.input and self.split != UNLABELED_SPLIT:
-            raise ValueError("--split: is of --shards; DICOM files have no splits")
+            raise ValueError("--split applies to --shards; DICOM files have no splits")
         for name in ("where", "files"):
             if self.shards and getattr(self, name):
-                raise ValueError(f"--{name}: chooses files of --input; --shards have been chosen")
+                raise ValueError(f"--{name} applies to --input, not to --shards")
         return self
 
     @model_validator(mode="after")

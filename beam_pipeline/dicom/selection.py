@@ -35,9 +35,9 @@ _ORDERED_TEXTS = frozenset({"DA", "TM", "DT", ""})  # the digits of a date are a
 _YEARS = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}  # units of an AS per year
 _SYNTAX = "TransferSyntaxUID"  # of the file meta information, which is no part of the data set
 _LAST_GROUP = 0x7FE0  # pixels; attributes behind them are not read
-# Attributes that name a person, or stand for one in a hospital's systems, of the Basic Application
-# Confidentiality Profile (DICOM PS3.15 table E.1-1); besides, all names (PN), all instances (UI),
-# and the groups of patients and visits but for these:
+# Attributes of the Basic Application Level Confidentiality Profile (DICOM PS3.15 table E.1-1) that
+# identify a person: all names (PN), all UIDs of instances (UI), the groups of patients and visits
+# except _SHARED_BY_MANY, and _IDENTIFYING.
 _ABOUT_PEOPLE = (0x0010, 0x0038)
 _SHARED_BY_MANY = frozenset(
     {"PatientSex", "PatientAge", "PatientSize", "PatientWeight", "PregnancyStatus", "SmokingStatus"}
@@ -63,7 +63,7 @@ class Condition:
         keyword: of the attribute; the tag in hexadecimal without a keyword.
         tags: attributes to read.
         operator: empty for a condition on presence.
-        wanted: values, as a pattern and as a number, NaN if no number is meant.
+        wanted: a pattern and a number per value; NaN if the value is compared as text.
         is_negated: whether no value may match.
     """
 
@@ -101,7 +101,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which slices are wanted.
+    """The slices that a run uses, by their headers.
 
     Attributes:
         axial: whether slices of another orientation are excluded; unknown ones are wanted.
@@ -130,7 +130,7 @@ def parse_condition(text: str) -> Condition:
     """Parse a condition: `KEYWORD`, `!KEYWORD`, or keyword, operator and values.
 
     Raises:
-        UsageError: the text is no condition, or would name a person; no value is quoted.
+        UsageError: the text is no condition, or may name a person; the message quotes no value.
     """
     found = _CONDITION.fullmatch(text)
     if not found or (found["absent"] and found["operator"]):
@@ -142,17 +142,17 @@ def parse_condition(text: str) -> Condition:
     name, sign = found["name"], (found["operator"] or "").replace("==", "=")
     keyword, tag, vr = _look_up(name)
     if vr == "SQ" and sign:
-        raise UsageError(f"--where {name}: is a sequence; want {name} or !{name}")
+        raise UsageError(f"--where {name}: the attribute is a sequence; want {name} or !{name}")
     if sign and _is_identifying(keyword, tag, vr):
         raise UsageError(
             f"--where {name}{sign}: a condition is written to the manifest, and this attribute may "
-            "identify a person; list the files, and use --files"
+            "identify a person; use --files with a list of the files"
         )
     wanted = [value.strip() for value in (found["values"] or "").split(",")] if sign else []
     numbers = [_number(value) for value in wanted]
     if sign in _COMPARE:
         if vr not in _NUMBERS | _ORDERED_TEXTS:
-            raise UsageError(f"--where {name}{sign}: is text; want = or !=")
+            raise UsageError(f"--where {name}{sign}: the attribute is text; want = or !=")
         if len(wanted) != 1 or math.isnan(numbers[0]):
             raise UsageError(f"--where {name}{sign}: want one number")
     elif vr in _NUMBERS and any(map(math.isnan, numbers)):

@@ -38,7 +38,7 @@ _MEASURED = 32  # slices
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a run would do with its input; `print` shows the counts.
+    """The expected result of a run; `print` shows the counts.
 
     Attributes:
         files: a pandas.DataFrame with one row per file, in the order of the input:
@@ -128,7 +128,7 @@ def _pool(function: Any, options: Options) -> WorkerPool[Any, Any]:
 
 
 def _plan(joined: JoinedFiles, options: Options, seconds: float) -> Inspection:
-    """Return the inspection of joined files, whose headers were read in so many seconds."""
+    """Plan the shards, and return the inspection; `seconds` is the time of the headers."""
     rejects = list_rejects(joined, options)
     plan, dealt = make_plan(joined, options)
     files = describe_files(joined, dealt, options)
@@ -187,7 +187,7 @@ def _refusal(counts: Mapping[str, Any], allowed: float) -> str | None:
 def _results(
     joined: JoinedFiles, dealt: Mapping[ShardFile, NDArray[np.int64]], a_slice: float
 ) -> Iterator[ShardResult]:
-    """Yield what the shards would be, with sizes from the mean of a slice."""
+    """Yield a result per planned shard; sizes are estimates by the mean size of a slice."""
     texts = joined.inventory.texts[ACQUISITION]
     acquisitions = joined.slices[ACQUISITION].to_numpy()
     for shard, rows in dealt.items():

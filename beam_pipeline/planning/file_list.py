@@ -29,7 +29,7 @@ from headct.stores import (
 from headct.stores.archives import decompressed
 
 _COLUMNS = ("source", "path", "file", "file_name", "filename")  # of a table; the first is used
-_AT_A_TIME = 1 << 14  # entries or files that are in memory as texts
+_AT_A_TIME = 1 << 14  # entries or files in memory as text
 _FILES = pa.schema(
     {"source": pa.binary(), "size": pa.int64(), "version": pa.string(), "number": pa.int64()}
 )
@@ -43,8 +43,8 @@ class FileList:
     Attributes:
         path: of the list.
         paths: uint64 [entries], keys of the entries as paths below the input.
-        others: uint64 [entries], keys of what entries mean if no file has this path: a path behind
-            that of the input, or a file name in any folder.
+        others: uint64 [entries], keys for entries that are no path below the input: the rest of a
+            path that begins with the input's, or a file name in any folder.
         are_names: bool [entries], whether `others` are file names.
     """
 
@@ -115,7 +115,7 @@ class FileList:
             StoreError: the input's store fails.
         """
         known = pd.Index(np.unique(np.concatenate([self.paths, self.others])))
-        # Of files, the places of path and name in `known`; a place of -1 is the last of `chosen`.
+        # Positions of each file's path and name in `known`; -1 (absent) is the last of `chosen`.
         places: list[NDArray[np.int32]] = [np.empty((2, 0), np.int32)]
         tables = [_FILES.empty_table()]
         numbered, total = enumerate(found), 0

@@ -21,8 +21,8 @@ _IDLE = 100  # the search ends after as many descents without improvement
 # and a greedy assignment is already more even.
 _WORK = 100_000_000
 _FEWEST_STEPS = 120
-# Of the search for a sample: descents, searches without an improving swap that end a descent, and
-# random swaps before the next.
+# Search for a sample: number of descents, failed searches for a swap that end a descent, and random
+# swaps before the next descent.
 _ROUNDS, _IDLE_SWAPS, _SWAPS = 128, 4, 3
 
 

@@ -58,7 +58,7 @@ _NO_LABEL, _SHARED_LABEL, _FIRST_PROBLEM = range(4, 7)
 _IMAGE_IDS = ["image_id", "sop_instance_uid"]
 _NO_KEY = 0  # of a SOP Instance UID that is absent
 _IDS_AT_A_TIME = 1 << 16  # hashed together
-_TEXT_COLUMNS = (*ID_COLUMNS, ACQUISITION)  # of which memory holds different texts once
+_TEXT_COLUMNS = (*ID_COLUMNS, ACQUISITION)  # numbered: each text is in memory once
 _COLUMNS = (*_IMAGE_IDS, *_TEXT_COLUMNS, "fingerprint", "path_identifies", "reason")
 
 
@@ -396,7 +396,7 @@ def _match(
         shared = count(best) > 1
     for form in SCAN_FORMS:
         column = f"{form.level}_id"
-        # A scan's labels win if they are more: than there are scans, they cannot be.
+        # A level matches at most as many labels as it has scans: skip levels that cannot win.
         if level is form.level or (
             level is LabelLevel.AUTO
             and fitting[best] < min(total, files.loc[are_slices, column].nunique())

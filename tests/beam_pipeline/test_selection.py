@@ -158,7 +158,7 @@ SYNTAX = "want KEYWORD=VALUE with =, !=, <, <=, > or >=, KEYWORD for a present a
         ("SliceThickness<=thin", "SliceThickness<=: want one number"),
         ("SliceThickness<=1,2", "SliceThickness<=: want one number"),
         ("SliceThickness=1*", "SliceThickness=: want numbers, separated by commas"),
-        ("BodyPartExamined<HEAD", "BodyPartExamined<: is text; want = or !="),
+        ("BodyPartExamined<HEAD", "BodyPartExamined<: the attribute is text; want = or !="),
         ("BodyPartExamined=", "BodyPartExamined=: a value is empty; want BodyPartExamined or !"),
         ("BodyPartExamined=A,,B", "BodyPartExamined=: a value is empty"),
         ("!KVP=120", SYNTAX),

@@ -73,7 +73,7 @@ def test_a_list_has_the_chosen_slices_in_order(folder: Path) -> None:
     assert "<h1>1 slice</h1>" in page
     assert "any 0.200" in page
     assert listed(text_of(pages, order="largest_loss"))[:2] == [1, 0]
-    assert "No slice is of this kind" in text_of(pages, id="nobody")
+    assert "No slice matches these filters" in text_of(pages, id="nobody")
     without = text_of(make_pages(folder, with_run=False))
     assert 'name="order"' not in without
     assert "false negative" not in without

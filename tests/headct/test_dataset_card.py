@@ -111,7 +111,7 @@ def test_the_card_has_the_keys_of_the_hub_and_the_figures_of_the_manifest(descri
 def test_odd_labels_are_shown_as_they_are(described: Path) -> None:
     readme = (described / "odd" / README).read_text()
     assert r"| ä\|\<script\> |  |" in readme
-    assert "They are labels of the whole study" in readme
+    assert "They are the labels of the whole study" in readme
     assert r"| \$a\$ \*b\* \`c\` |  |" in readme
 
 

@@ -55,11 +55,17 @@ def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["r"], "--shards and --input: one of them is missing; shards, or DICOM files to convert"),
-        (["r", "d", "--shards", "s"], "--shards and --input: choose one; shards, or DICOM files"),
+        (
+            ["r"],
+            "--shards and --input: one of them is missing; want shards or DICOM files",
+        ),
+        (
+            ["r", "d", "--shards", "s"],
+            "--shards and --input: choose one; want shards or DICOM",
+        ),
         (["r", "d", "e"], "unknown argument e: options start with --"),
-        (["r", "d", "--split", "fold0"], "--split: is of --shards; DICOM files have no splits"),
-        (["r", "--shards", "d", "--where", "x=1"], "--where: chooses files of --input; --shards"),
+        (["r", "d", "--split", "fold0"], "--split applies to --shards; DICOM files have no splits"),
+        (["r", "--shards", "d", "--where", "x=1"], "--where applies to --input, not to --shards"),
         (["r", "d", "--output", "t.txt"], "--output t.txt: want a name in .csv or .parquet, or a"),
         (["r", "d", "--sample_submission", "s"], "--sample_submission: want a submission, --out"),
         (["r", ""], '--input "": want a path or URL'),
