@@ -221,7 +221,7 @@ def test_few_values_of_many_images_and_classes_are_refused(
 def test_classes_that_no_row_has_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, "ID,Label\na_any,0\n")
     with pytest.raises(UsageError, match="no ID ends in '_other', and no column has that name"):
-        read_labels(path, LabelOptions(label_columns=("other",)))
+        read_labels(path, LabelOptions(label_columns=("any", "other", "further")))
 
 
 def test_a_missing_file_is_refused_before_it_is_needed(tmp_path: Path) -> None:
