@@ -89,6 +89,15 @@ def test_an_odd_number_of_swapped_pixels_needs_its_last_word_whole() -> None:
     assert rejection(data[:-1]) == (Reason.TRUNCATED_PIXELS, "8 of 9 bytes")
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_big_endian_bytes_are_swapped_only_where_a_pixel_has_two(dtype: str) -> None:
+    pixels = ramp(dtype)
+    words = make_dicom(pixels, syntax=uid.ExplicitVRBigEndian)
+    data = words.replace(b"\x7f\xe0\x00\x10OW", b"\x7f\xe0\x00\x10OB")
+    assert data != words
+    assert np.array_equal(stored(read_slice(data)), pixels)
+
+
 @pytest.mark.parametrize("allocated", [8, 16])
 def test_pixels_with_other_bits_in_the_word(allocated: int) -> None:
     pixels = np.array([[0b10110101, 0b01001010]], f"u{allocated // 8}")
@@ -193,6 +202,13 @@ def test_the_headers_sign_counts_not_the_code_streams(
         HighBit=11,
     )
     assert np.array_equal(stored(read_slice(data)), pixels if representation else pixels & 0xFFF)
+
+
+def test_the_sign_of_a_narrower_code_stream_is_extended() -> None:
+    pixels = np.arange(-2048, 2048, dtype=np.int16).reshape(64, 64)
+    stream = j2k_12_bit((pixels & 0xFFF).astype(np.uint16))
+    data = make_dicom(pixels, syntax=uid.JPEG2000Lossless, frame=stream)  # 16 bits stored
+    assert np.array_equal(stored(read_slice(data)), pixels)
 
 
 def j2k_12_bit(pixels: np.ndarray) -> bytes:
