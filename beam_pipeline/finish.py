@@ -23,7 +23,7 @@ from beam_pipeline.shards.manifest import (
     encode_json,
     read_rejects,
 )
-from beam_pipeline.shards.output import finish_output, write_refusal
+from beam_pipeline.shards.output import finish_output, remove_other_shards, write_refusal
 from beam_pipeline.shards.unfinished import Plan, Reject, ShardResult, Unfinished
 from headct.commands import is_step, spell
 from headct.errors import HeadctError, OutputError, StoreError, UsageError
@@ -106,6 +106,7 @@ def _finish(unfinished: Unfinished, written: int, options: Options) -> None:
         check_rejects(unfinished, plan.slices, in_sample, allowed)
     folder.remove_partial()  # of workers that died
     folder.remove(CARD)  # of a refused run
+    remove_other_shards(folder, plan.shards)
     folder.make_durable(result.file for result in results)
     manifest = describe_shards(unfinished, plan, options, results, rejects)
     folder.write(MANIFEST, encode_json(manifest))

@@ -134,11 +134,24 @@ def check_input(options: Options) -> tuple[Labels | None, FileList | None]:
     _check_kind(input_files, files.input)
     labels = None
     if files.labels is not None:
+        _check_sample(options)
         labels = read_labels(files.labels, options.labels, files.storage_patience)
         check_labels_fit(labels.ids, options, input_files, chain([first], found))
     if options.splits.folds_from:
         Earlier.read(options)
     return labels, listed
+
+
+def _check_sample(options: Options) -> None:
+    """Raise a UsageError if a sample of patients cannot fill the folds."""
+    number, splits = options.selection.max_patients, options.splits
+    least = splits.folds + bool(splits.holdout)
+    if 0 < number < least:
+        holdout = " and a hold-out" if splits.holdout else ""
+        raise UsageError(
+            f"--max_patients {number} cannot fill {splits.folds} folds{holdout}; want {least} or "
+            "more, or fewer --folds"
+        )
 
 
 def _check_kind(files: InputFiles, text: str) -> None:

@@ -76,6 +76,7 @@ MISTAKES = {
     "PREPROCESS --labels labels.csv --id_column ids": "it has the columns 'id', 'any'",
     "PREPROCESS --labels labels.csv --label_columns any,any": "two classes are called 'any'",
     "PREPROCESS --labels labels.csv --folds_from in": "in/index.parquet",
+    "PREPROCESS --labels labels.csv --max_patients 4": "4 cannot fill 5 folds; want 5 or more",
     # shard directories
     "beam_pipeline.verify": "--shards is missing: shard directory",
     "beam_pipeline.verify --shard in": "unknown option --shard (did you mean --shards?)",

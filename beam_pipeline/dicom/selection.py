@@ -32,6 +32,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 _NUMBERS = frozenset({"DS", "IS", "FL", "FD", "SS", "US", "SL", "UL", "SV", "UV", "AS"})
 _ORDERED_TEXTS = frozenset({"DA", "TM", "DT", ""})  # the digits of a date are a number
+_TIME_ZONE = re.compile(r"(?<=^\d{14})((?:\.\d+)?)[+-]\d{4}$")  # of a DT
 _YEARS = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}  # units of an AS per year
 _SYNTAX = "TransferSyntaxUID"  # of the file meta information, which is no part of the data set
 _LAST_GROUP = 0x7FE0  # pixels; attributes behind them are not read
@@ -47,6 +48,9 @@ _IDENTIFYING = frozenset(
         *("AccessionNumber", "StudyID", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID"),
         *("RequestedProcedureID", "ScheduledProcedureStepID", "PerformedProcedureStepID"),
         *("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest"),
+        *("PlacerOrderNumberImagingServiceRequestRetired", "PlacerOrderNumberProcedure"),
+        *("FillerOrderNumberImagingServiceRequestRetired", "FillerOrderNumberProcedure"),
+        *("SpecimenAccessionNumber", "SpecimenIdentifier", "ContainerIdentifier"),
         *("ReferringPhysicianAddress", "ReferringPhysicianTelephoneNumbers", "PersonAddress"),
         *("PersonTelephoneNumbers", "PersonTelecomInformation", "OrderCallbackPhoneNumber"),
         "OrderCallbackTelecomInformation",
@@ -90,6 +94,8 @@ class Condition:
         return matches != self.is_negated
 
     def _matches(self, value: Any) -> bool:
+        if value is None:
+            return False
         if isinstance(value, bytes):  # of a private attribute
             value = value.decode("ascii", "replace")
         text = str(value).strip(" \0")
@@ -141,6 +147,7 @@ def parse_condition(text: str) -> Condition:
         )
     name, sign = found["name"], (found["operator"] or "").replace("==", "=")
     keyword, tag, vr = _look_up(name)
+    is_number = _NUMBERS.issuperset(vr.split(" or ")) and bool(vr)  # such as "US or SS"
     if vr == "SQ" and sign:
         raise UsageError(f"--where {name}: the attribute is a sequence; want {name} or !{name}")
     if sign and _is_identifying(keyword, tag, vr):
@@ -151,15 +158,17 @@ def parse_condition(text: str) -> Condition:
     wanted = [value.strip() for value in (found["values"] or "").split(",")] if sign else []
     numbers = [_number(value) for value in wanted]
     if sign in _COMPARE:
-        if vr not in _NUMBERS | _ORDERED_TEXTS:
+        if not is_number and vr not in _ORDERED_TEXTS:
             raise UsageError(f"--where {name}{sign}: the attribute is text; want = or !=")
         if len(wanted) != 1 or math.isnan(numbers[0]):
             raise UsageError(f"--where {name}{sign}: want one number")
-    elif vr in _NUMBERS and any(map(math.isnan, numbers)):
+    elif is_number and any(map(math.isnan, numbers)):
         raise UsageError(f"--where {name}{sign}: want numbers, separated by commas")
     if not all(wanted):
         raise UsageError(f"--where {name}{sign}: a value is empty; want {name} or !{name}")
-    if vr not in _NUMBERS | {""}:
+    if any(re.fullmatch("([\"']).*\\1", value, re.DOTALL) for value in wanted):
+        raise UsageError(f"--where {name}{sign}: want values without quotation marks")
+    if not is_number and vr:
         numbers = numbers if sign in _COMPARE else [math.nan] * len(wanted)
     creator = [tag & 0xFFFF0000 | (tag & 0xFFFF) >> 8] if tag >> 16 & 1 else []
     return Condition(
@@ -203,7 +212,7 @@ def _number(text: str) -> float:
     if age:
         return int(age[1]) / _YEARS[age[2]]
     try:
-        return math.nan if "_" in text else float(text)
+        return math.nan if "_" in text else float(_TIME_ZONE.sub(r"\1", text))
     except ValueError:
         return math.nan
 

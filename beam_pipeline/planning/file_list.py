@@ -67,7 +67,7 @@ class FileList:
             UsageError: the list does not exist, is no text or table, or has no entry.
             StoreError: the store fails.
         """
-        roots = {files.root.rstrip("/")}
+        roots = {files.root.rstrip("/").removeprefix("./")}  # as of the entries
         if is_local(files.root):
             roots |= {os.path.abspath(files.root), os.path.realpath(files.root)}  # noqa: PTH100
         before = tuple(f"{show_source(root)}/" for root in roots)
@@ -147,7 +147,8 @@ class FileList:
         if not used.any():
             raise UsageError(
                 f"--files {self.path}: none of its {len(paths)} entries is a file of the input; "
-                "want paths relative to the input, absolute paths in it, or file names"
+                "want paths relative to the input, absolute paths in it, or file names; the column "
+                f"of a table is to be {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]}"
             )
         return ListedFiles(
             pa.concat_tables(tables).filter(pa.array(used)),
@@ -182,8 +183,8 @@ def _keys(texts: Sequence[str]) -> NDArray[np.uint64]:
 def _entries(path: str, patience: float) -> Iterator[list[str]]:
     """Yield the entries of a list in parts, as `show_source` shows paths."""
     with open_file(path, patience) as file, decompressed(file) as content:
-        head = content.peek(1)
-        first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")[0].decode("latin-1").casefold()
+        head = content.peek(1).removeprefix(b"\xef\xbb\xbf")
+        first = head.split(b"\n")[0].decode("latin-1").casefold()
         cells = {cell.strip(' "\r') for cell in re.split(r"[,;\t|]", first)}
         if not head.startswith(b"PAR1") and cells.isdisjoint(_COLUMNS):
             if b"\0" in head:
@@ -212,5 +213,5 @@ def _show(line: bytes) -> str:
 def _source(line: bytes) -> str:
     try:
         return str(json.loads(line)["source"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise OSError("a line is no row of a rejects.jsonl") from None

@@ -151,11 +151,21 @@ def check_labels_fit(
     some = np.unique(np.linspace(0, len(seen) - 1, _PEEKED).astype(np.int64))
     known = read_ids(files, [seen[place] for place in some.tolist()])
     if not pc.any(pc.is_in(pa.array(known, ids.type), ids)).as_py():
-        raise no_match(ids, options, seen[0])
+        raise no_match(ids, options, seen[0], len(some) if len(some) < len(seen) else None)
 
 
-def no_match(ids: pa.Array, options: Options, path: bytes) -> UsageError:
-    """Return the error that no label matches; it shows the form of an id and, perhaps, a path."""
+def no_match(
+    ids: pa.Array, options: Options, path: bytes, compared: int | None = None
+) -> UsageError:
+    """Return the error that no label matches; it shows the form of an id and, perhaps, a path.
+
+    Args:
+        ids: the labels' ids.
+        options: options of the run.
+        path: of a file.
+        compared: number of files whose headers were read; None if all.
+    """
+    some = f" (of {compared} files so far; --label_level patient reads all)" if compared else ""
     like = f", the files like {show_source(decode_source(path))!r}"
     hidden = options.labels.image_id is ImageId.ORDINAL  # ordinals hide file names
     # The id may be a patient's: its letters and digits are replaced.
@@ -163,8 +173,8 @@ def no_match(ids: pa.Array, options: Options, path: bytes) -> UsageError:
     return UsageError(
         f"no label of {options.files.labels} is of a slice: its ids have the form "
         f"{form!r}{'' if hidden else like}; they may be file names, paths below the input, UIDs of "
-        "image, series or study, or Patient IDs; --id_column names another column, --label_level "
-        "what the ids name"
+        f"image, series or study, or Patient IDs{some}; --id_column names another "
+        "column, --label_level what the ids name"
     )
 
 

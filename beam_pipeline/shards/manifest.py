@@ -108,9 +108,12 @@ def check_rejects(
     unfinished.folder.write(REJECTS, encode_rejects(rejects))
     reasons = counts["rejected_by_reason"] | ({} if too_many else counts["excluded_by_reason"])
     commonest = max(reasons, key=lambda reason: reasons[reason])
-    example = min(row["source"] for row in rejects if row["reason"] == commonest)
+    example, detail = min(
+        (row["source"], row["detail"]) for row in rejects if row["reason"] == commonest
+    )
+    shown = escape_controls(f"{example} ({detail})" if detail else example)
     explanation = (
-        f"The commonest reason is {commonest}, as for {escape_controls(example)}: "
+        f"The commonest reason is {commonest}, as for {shown}: "
         f"{advice_for(commonest)} {unfinished.folder.url.rstrip('/')}/{REJECTS} lists all"
     )
     if too_many:

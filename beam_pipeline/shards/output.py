@@ -397,6 +397,17 @@ def _check_same(folder: Folder, earlier: dict[str, Any], options: Options) -> No
     )
 
 
+def remove_other_shards(folder: Folder, planned: Iterable[str]) -> None:
+    """Remove shards that an interrupted run wrote and this run did not plan.
+
+    Labels, the list of files or the input may have changed between the runs: then the plan, and
+    perhaps the number of shards, which their names hold, is another.
+    """
+    for name in sorted(folder.names() - {*planned}):
+        if _is_shard(name):
+            folder.remove(name)
+
+
 def finish_output(folder: Folder) -> None:
     """Remove the tables of the unfinished directory."""
     folder.remove(UNFINISHED)

@@ -84,6 +84,9 @@ def test_a_list_as_find_prints_it(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list").write_text("in/s1/a.dcm\nin/b.dcm\n")
     assert chosen(Path("list"), InputFiles("in")) == ([1, 3], 0, 5)
+    for root in ("./in", "./in/"):
+        assert chosen(Path("list"), InputFiles(root)) == ([1, 3], 0, 5)
+        (tmp_path / "list").write_text("./in/s1/a.dcm\n./in/b.dcm\n")
     bucket = InputFiles("s3://bucket/in/")
     (tmp_path / "list").write_text("s3://bucket/in/s1/a.dcm\n")
     assert chosen(Path("list"), bucket)[0] == [3]
@@ -113,6 +116,12 @@ def test_a_list_of_an_archive_s_files(tmp_path: Path) -> None:
         (b"", "names no file"),
         (b"P\0A\0T\0H\0", "it is no text in UTF-8, and no table"),
         (b'{"file": 1}', "a line is no row of a rejects.jsonl"),
+        (b'\xef\xbb\xbf{"file": 1}', "a line is no row of a rejects.jsonl"),
+        (b'{"source":' + b"[" * 100_000, "a line is no row of a rejects.jsonl"),
+        (
+            b"location,x\na.dcm,1",
+            "the column of a table is to be source, path, file, file_name or ",
+        ),
         (b"PAR1", "it is damaged, or no table"),
         (b"path;x\n1;2;3\n", "row 1 after the header has 3 values"),
         (None, "no such file"),
@@ -128,6 +137,27 @@ def test_a_list_that_is_refused(
         chosen(path, files)
     assert str(caught.value).startswith(f"--files {path}: ")
     assert message in str(caught.value)
+
+
+def test_a_killed_run_whose_list_changed_leaves_no_shard_of_the_old_list(tmp_path: Path) -> None:
+    for patient in range(20):
+        path = tmp_path / "in" / f"{patient}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(make_dicom(PatientID=f"P{patient}", SOPInstanceUID=f"1.2.{patient}"))
+    options = Options.of(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        files=str(tmp_path / "list"),
+        examples_per_shard=4,
+        image_size=16,
+    )
+    for files in (16, 10):  # the first run is killed before its end
+        (tmp_path / "list").write_text("".join(f"{number}.dcm\n" for number in range(files)))
+        shards = write_shards(options)
+    finish_directory(shards, options)
+    names = {path.name for path in (tmp_path / "out").glob("*.tfrecord*")}
+    assert names == {f"ich-test.tfrecord-0000{number}-of-00003" for number in range(3)}
+    assert verify_directory(str(tmp_path / "out")).findings.ok
 
 
 def test_a_run_of_some_files(tmp_path: Path) -> None:

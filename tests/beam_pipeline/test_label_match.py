@@ -189,6 +189,8 @@ def test_the_files_whose_uids_are_compared_are_spread_over_the_input() -> None:
     paths = [f"slice-{number}" for number in range(25_000)]
     asked = check(paths, ["ID_007"])
     assert len(asked) == label_match._PEEKED
+    with pytest.raises(UsageError, match="of 64 files so far; --label_level patient reads all"):
+        check(paths, ["P1"])
     assert (asked[0], asked[-1]) == (b"slice-0", b"slice-24999")
 
 

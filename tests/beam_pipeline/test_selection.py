@@ -39,6 +39,8 @@ FILE: dict[str, Any] = {
     "SeriesNumber": 3,
     "ContrastBolusAgent": "",
     "StationName": "7",
+    "PixelPaddingValue": -2000,
+    "AcquisitionDateTime": "20190214083000.5+0100",
 }
 
 
@@ -88,6 +90,10 @@ def is_selected(data: bytes, *conditions: str) -> bool:
         ("PatientAge>3", False),
         ("SeriesNumber=3", True),
         ("StationName=7.0", False),  # a text
+        ("PixelPaddingValue<=-1000", True),  # US or SS, by Pixel Representation
+        ("PixelPaddingValue=-2000.0", True),
+        ("AcquisitionDateTime>=20190214083000.5", True),  # its time zone does not count
+        ("AcquisitionDateTime<20190101", False),
         ("KVP", True),
         ("!KVP", False),
         ("ContrastBolusAgent", False),  # empty, which is absent
@@ -130,6 +136,8 @@ def test_conditions_on_private_attributes(syntax: str, tmp_path: Path) -> None:
     data = path.read_bytes()
     assert is_selected(data, "(0019,10ff)=12.5", "(0019,10FF)>12", "(0019,10B0)", "!(0019,10FE)")
     assert not is_selected(data, "(0019,10ff)!=12.5*")
+    broken = data.replace(b"\xff\x10DS", b"\xff\x10FD")  # six bytes are no number of this type
+    assert is_selected(broken, "(0019,10ff)", "(0019,10ff)!=None")
     assert not is_selected(data, "(0019,10ff)<12")
 
 
@@ -161,6 +169,8 @@ SYNTAX = "want KEYWORD=VALUE with =, !=, <, <=, > or >=, KEYWORD for a present a
         ("BodyPartExamined<HEAD", "BodyPartExamined<: the attribute is text; want = or !="),
         ("BodyPartExamined=", "BodyPartExamined=: a value is empty; want BodyPartExamined or !"),
         ("BodyPartExamined=A,,B", "BodyPartExamined=: a value is empty"),
+        ('BodyPartExamined!="HEAD"', "want values without quotation marks"),
+        ("BodyPartExamined=BRAIN,'HEAD'", "want values without quotation marks"),
         ("!KVP=120", SYNTAX),
         ("KVP ~ 120", SYNTAX),
         ("= 5", SYNTAX),
@@ -173,6 +183,7 @@ SYNTAX = "want KEYWORD=VALUE with =, !=, <, <=, > or >=, KEYWORD for a present a
                 *("PatientName", "PatientID", "AccessionNumber", "PatientBirthDate", "(0010,0020)"),
                 *("OtherPatientIDs", "StudyInstanceUID", "SOPInstanceUID", "StudyID"),
                 *("ReferringPhysicianName", "AdmissionID", "PatientComments", "OperatorsName"),
+                *("FillerOrderNumberProcedure", "SpecimenAccessionNumber"),
             )
         ),
         ("PatientNam=SECRET", "'PatientNam': no DICOM attribute has this keyword (did you mean P"),
@@ -211,8 +222,11 @@ def test_other_conditions_read_the_headers_again(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.dcm").write_bytes(make_dicom(KVP="120"))
     given = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "image_size": 16}
     refused = Options.of(**given, where="KVP<=80")
-    with pytest.raises(UsageError, match=r"none of 1 files can be used \(not_selected 1\)"):
+    with pytest.raises(
+        UsageError, match=r"none of 1 files can be used \(not_selected 1\)"
+    ) as caught:
         write_shards(refused)
+    assert "as for a.dcm (KVP<=80): " in str(caught.value)
     write_refusal(refused.files.folder, 2, "none of 1 files can be used")
     options = Options.of(**given, where="KVP<=120")
     assert write_shards(options) == 1
