@@ -11,7 +11,8 @@ from filelock import FileLock
 from hypothesis import Phase, settings
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, max_examples=50)
+settings.register_profile("full", deadline=None)
 settings.load_profile("suite")
 # Of `make mutants`: the same examples for every mutant, and that one fails is enough.
 settings.register_profile(
@@ -39,8 +40,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker of cases that run with --full alone."""
+    """Registers the marker of cases that run with --full alone, and takes more examples with it."""
     config.addinivalue_line("markers", FULL)
+    if config.getoption("full"):
+        settings.load_profile("full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import LIGHT_PHONE, faults_of_page
+from tests.browser import LIGHT_PHONE, VIEWS, faults_of_page
 
 GOOD = '<!doctype html><html lang="en"><title>t</title><main><h1>A page</h1><p>Text.</p></main>'
 BAD = {
@@ -21,15 +21,16 @@ BAD = {
 }
 
 
-def test_faults_of_pages(tmp_path: Path) -> None:
+def test_faults_of_pages(tmp_path: Path, full: bool) -> None:
+    views = VIEWS if full else LIGHT_PHONE
     good, bad = tmp_path / "good.html", tmp_path / "bad.html"
     good.write_text(GOOD)
     bad.write_text(GOOD.replace("<p>", f"{''.join(BAD.values())}<p>"))
     assert faults_of_page(good, views=LIGHT_PHONE) == []
-    found = faults_of_page(bad, visible=["#far"])
+    found = faults_of_page(bad, views=views, visible=["#far"])
     for each in BAD:
         if not any(each in fault for fault in found):
             pytest.fail(f"{each!r} was not found: {found}")
     assert {fault.split(":")[0] for fault in found} == {
-        f"{width} px, {scheme}" for width in (390, 1280) for scheme in ("light", "dark")
+        f"{width} px, {scheme}" for (width, _), scheme in views
     }

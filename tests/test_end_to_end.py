@@ -52,6 +52,9 @@ def succeed(full: bool, module: str, *commands: Command) -> list[str]:
         return [python("-m", module, *each) for each in commands]
     calls = [f"assert main({[*map(str, each)]}) == 0" for each in commands]
     script = f"\nprint({NEXT!r})\n".join([f"from {module}.__main__ import main", *calls])
+    strangers = {"beam_pipeline", "apache_beam", "trainer", "tensorflow"} - {module}
+    strangers -= {"tensorflow"} if module == "trainer" else {"apache_beam"}
+    script += f"\nimport sys; assert not {strangers} & set(sys.modules)"
     return python("-c", script).split(NEXT)[1:]
 
 
@@ -236,7 +239,7 @@ def run_benchmark(
     def run_here(module: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Here)
-        monkeypatch.setattr(small_network.MAKER, small_network.two_blocks)
+        monkeypatch.setattr(small_network.MAKER, small_network.one_convolution)
         capsys.readouterr()
         runpy.run_module(module, run_name="__main__")
         return capsys.readouterr().out

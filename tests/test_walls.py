@@ -42,6 +42,8 @@ def test_the_work_of_the_pipeline_knows_neither_beam_nor_tensorflow() -> None:
     assert not loaded & {"apache_beam", "tensorflow", "keras", "trainer"}
 
 
+# Of what the pipeline's command loads, see test_end_to_end.py.
+@pytest.mark.full
 def test_the_wiring_of_the_pipeline_knows_beam_but_not_tensorflow() -> None:
     loaded = imported_by(USES_BEAM)
     assert not loaded & {"tensorflow", "keras", "trainer"}

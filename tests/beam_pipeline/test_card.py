@@ -43,7 +43,7 @@ from headct.windows import parse_window
 from tests.beam_pipeline.card_page import Page
 from tests.beam_pipeline.conftest import WriteSlice
 from tests.beam_pipeline.dicom_files import make_dicom
-from tests.browser import faults_of_page
+from tests.browser import LIGHT_PHONE, VIEWS, faults_of_page
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
 
@@ -334,8 +334,9 @@ def test_no_two_elements_have_the_same_id(shards: Path) -> None:
     assert sorted(ids) == sorted(set(ids))
 
 
-def test_a_browser_finds_nothing_wrong(shards: Path) -> None:
-    assert faults_of_page(shards / "report.html") == []
+def test_a_browser_finds_nothing_wrong(shards: Path, full: bool) -> None:
+    views = VIEWS if full else LIGHT_PHONE
+    assert faults_of_page(shards / "report.html", views=views) == []
 
 
 def test_no_card_loads_matplotlib(shards: Path, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ import tensorflow as tf
 from tensorflow.python.framework import config
 
 from tests.trainer import small_network
+from trainer.options import TrainOptions
+from trainer.runs.training_setup import prepare_training
+from trainer.training.train import Loop, train
 
 LABELS = ("upper", "lower", "any")
 MANIFEST_WINDOWS = [
@@ -188,23 +191,26 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def two_blocks_for_five(full: bool) -> Iterator[None]:
-    """The network of most tests; what a user starts is tested in test_end_to_end.py.
+DRAW_HISTORY = Loop.draw_history
 
-    With --full all have the whole.
+
+@pytest.fixture(scope="session", autouse=True)
+def short_training(full: bool) -> Iterator[None]:
+    """One convolution for the sample's network, and no history.png: most of a training's time.
+
+    What a user starts is tested in test_end_to_end.py; with --full all tests have the whole.
     """
     with pytest.MonkeyPatch.context() as patch:
         if not full:
-            patch.setattr(small_network.MAKER, small_network.two_blocks)
+            patch.setattr(small_network.MAKER, small_network.one_convolution)
+            patch.setattr(Loop, "draw_history", lambda _: None)
         yield
 
 
 @pytest.fixture
-def one_convolution(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network of tests of what is around it: the loop, its input and its compiler."""
-    if not full:
-        monkeypatch.setattr(small_network.MAKER, small_network.one_convolution)
+def drawn_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has history.png drawn after all."""
+    monkeypatch.setattr(Loop, "draw_history", DRAW_HISTORY)
 
 
 @pytest.fixture
@@ -216,14 +222,13 @@ def without_curves(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(shards: Path, two_blocks_for_five: None, made_once: Callable[..., Path]) -> Path:
+def finished(shards: Path, short_training: None, made_once: Callable[..., Path]) -> Path:
     """A finished run that no test changes."""
-    from trainer.options import TrainOptions
-    from trainer.runs.training_setup import prepare_training
-    from trainer.training.train import train
 
     def make(run: Path) -> None:
-        train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Loop, "draw_history", DRAW_HISTORY)
+            train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
 
     return made_once("finished", make)
 

@@ -1,23 +1,8 @@
-"""Networks in place of the sample's, whose five blocks take long to compile."""
+"""A network in place of the sample's, whose five blocks take long to compile."""
 
 from typing import Any
 
 MAKER = "trainer.networks.backbones.small_resnet"
-
-
-def two_blocks(shape: tuple[int, int, int]) -> Any:
-    """Two of the five blocks, with fewer channels."""
-    import keras
-    from keras import layers
-
-    from trainer.networks.backbones import residual_block
-
-    inputs = layers.Input(shape)
-    x = layers.Conv2D(16, 3, 2, "same", use_bias=False, name="stem")(inputs)
-    for stage, filters in enumerate((16, 32)):
-        x = residual_block(x, filters, 1 + stage, f"stage{stage}")
-    x = layers.BatchNormalization(momentum=0.9, name="last_norm")(x)
-    return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
 
 
 def one_convolution(shape: tuple[int, int, int]) -> Any:
@@ -31,7 +16,7 @@ def one_convolution(shape: tuple[int, int, int]) -> Any:
     return keras.Model(inputs, layers.ReLU(name="last_relu")(x), name="backbone")
 
 
-def put_in_place(maker: str = "two_blocks", backend: str = "tensorflow") -> None:
+def put_in_place(maker: str = "one_convolution", backend: str = "tensorflow") -> None:
     """Makes one of these the sample's network for the rest of this process."""
     from trainer.native_log import load_libraries
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ def read_submission(path: Path) -> pd.Series:
 
 
 @pytest.mark.parametrize("labels", [ODD, ("mass_effect $",)], ids=["several", "one"])
-@pytest.mark.usefixtures("one_convolution")
 def test_labels_of_any_names_go_all_the_way(
     labels: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +116,7 @@ def test_labels_of_any_names_go_all_the_way(
     rejects = map(json.loads, (predicted / "rejects.jsonl").read_text().splitlines())
     assert sorted(row["source"] for row in rejects) == sorted(f"{name}.dcm" for name in REJECTED)
     written = "".join(path.read_text() for path in predicted.iterdir())
+    written = re.sub("base64,[\\w+/=]+", "", written)  # pictures, whose letters are by chance
     assert "2.25" in written  # a Study Instance UID; and no PatientID
     assert not [number for number in range(25, 29) if f"P{number}" in written]
     batches = [*trainer.examples(trainer.open_shards(unlabeled), "test")]

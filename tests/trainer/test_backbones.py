@@ -44,7 +44,6 @@ def test_a_files_weights_are_loaded(trained: tuple[Any, str]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.usefixtures("one_convolution")
 @pytest.mark.parametrize("source", range(1, 6))
 @pytest.mark.parametrize("kind", ["weights.h5", "keras"])
 def test_any_number_of_channels_sees_a_gray_image_as_any_other_did(

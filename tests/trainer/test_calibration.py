@@ -61,13 +61,13 @@ def test_no_ranking_is_turned_round() -> None:
     assert expit(same / temperature + bias) == pytest.approx(labels.mean(), abs=0.01)
 
 
-def test_no_patient_is_calibrated_by_own_slices() -> None:
+def test_no_patient_is_calibrated_by_own_slices(full: bool) -> None:
     random = np.random.default_rng(0)
     patients = np.repeat([f"p{i}" for i in range(12)], 5)
     logits = random.normal(0, 2, (60, 2))
     labels = drawn(logits)
     crossed = cross_calibrate(logits, labels, patients)
-    for patient in np.unique(patients)[:3]:
+    for patient in np.unique(patients)[: 3 if full else 1]:
         # Whatever labels a patient has: the calibration of the own slices is the same.
         other = np.where((patients == patient)[:, None], 1 - labels, labels)
         again = cross_calibrate(logits, other, patients)

@@ -185,7 +185,7 @@ def test_variables_of_one_path_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("change", ["less", "more", "shape"])
-@pytest.mark.parametrize("groups", [(), ("weights",)])
+@pytest.mark.parametrize("groups", [(), pytest.param(("weights",), marks=pytest.mark.full)])
 def test_a_checkpoint_of_another_network_is_refused(change: str, groups: tuple[str, ...]) -> None:
     arrays = capture(make_model(), Progress()).arrays
     name = next(each for each in arrays if each.endswith("kernel") and "weights" in each)

@@ -1,5 +1,6 @@
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from tests.trainer.test_odd_paths import ODD
 from trainer.__main__ import main
 from trainer.data.image_cache import CacheWriter
 from trainer.training.crossval import mean_and_spread, summarize, summary_table
@@ -90,7 +92,6 @@ def test_a_summarys_table(summary: dict[str, Any]) -> None:
     ]
 
 
-@pytest.mark.usefixtures("one_convolution")
 def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     edit_manifest: Callable[..., Path],
     shards: Path,
@@ -104,7 +105,8 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     flags = [f"--{name}={value}" for name, value in options.items()]
     splits = json.loads((shards / "manifest.json").read_text())["splits"]
     two = edit_manifest(splits={name: splits[name] for name in ("fold0", "fold1")})
-    argv = ["crossval", "--shards", str(two), "--run", str(tmp_path / "cv"), *flags]
+    run = tmp_path / ODD
+    argv = ["crossval", "--shards", str(two), "--run", str(run), *flags]
     made: set[Path] = set()
 
     def note(writer: CacheWriter, *arguments: Any) -> Any:
@@ -118,19 +120,25 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     assert main([*argv, "--no-report"]) == 0
     assert len(made) == 2, "one file a fold, for all runs together"
     assert not any(path.exists() for path in made)
-    frame = pd.read_parquet(tmp_path / "cv" / "out_of_fold.parquet")
+    frame = pd.read_parquet(run / "out_of_fold.parquet")
     folds = [f"fold{i}" for i in range(2)]
     expected = {row["image_id"]: fold for fold in folds for row in split_rows[fold]}
     assert dict(zip(frame["image_id"], frame["split"], strict=True)) == expected
-    summary = json.loads((tmp_path / "cv" / "crossval.json").read_text())
+    summary = json.loads((run / "crossval.json").read_text())
     losses = []
     for fold in folds:
-        run = tmp_path / "cv" / fold
-        assert json.loads((run / "run.json").read_text())["options"]["fold"] == int(fold[4:])
-        losses.append(json.loads((run / "metrics.json").read_text())["weighted_log_loss"])
+        described = json.loads((run / fold / "run.json").read_text())
+        assert described["options"]["fold"] == int(fold[4:])
+        metrics = json.loads((run / fold / "metrics.json").read_text())
+        losses.append(metrics["weighted_log_loss"])
     over = summary["over_folds"]["weighted_log_loss"]
     assert over["mean"] == pytest.approx(np.mean(losses))
     assert over["deviation"] == pytest.approx(np.std(losses, ddof=1))
     assert summary["out_of_fold"]["examples"] == 41
     assert summary["out_of_fold"]["pooled_over"] == 2
-    assert "pooled over all networks" in " ".join(capsys.readouterr().out.split())
+    told = capsys.readouterr().out
+    assert "pooled over all networks" in " ".join(told.split())
+    assert f"\n{run}\n" in told
+    (line,) = (line for line in told.splitlines() if line.startswith("Next: "))
+    compare = ["Next:", "python", "-m", "trainer", "compare", "--runs"]
+    assert shlex.split(line) == [*compare, *(str(run / fold) for fold in folds)]

@@ -87,9 +87,7 @@ def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path:
 
 
 @pytest.fixture
-def setup(
-    shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None
-) -> TrainingSetup:
+def setup(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> TrainingSetup:
     given = tiny | {"cache": "device", "image_size": 16, "ema": 0.9, "precision": "bfloat16"}
     return prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
 

@@ -96,6 +96,7 @@ NAMES = [*commands(Path(), Path(), Path(), Path())]
 SOME = ("evaluate", "report", "saved_model", "compare")
 
 
+@pytest.mark.usefixtures("without_curves")
 @pytest.mark.parametrize(
     "name", [each if each in SOME else pytest.param(each, marks=pytest.mark.full) for each in NAMES]
 )

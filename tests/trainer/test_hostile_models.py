@@ -99,7 +99,6 @@ OTHER_RUNS: dict[str, Maker] = {
 SOME = ("truncated", "no config.json", "a function", "another network", "other labels")
 
 
-@pytest.mark.usefixtures("one_convolution")
 @pytest.mark.parametrize(
     "kind",
     [

@@ -22,7 +22,7 @@ def advice(told: str, target: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-@pytest.mark.usefixtures("one_convolution")
+@pytest.mark.usefixtures("drawn_history")
 def test_every_command_takes_odd_paths(
     shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,20 +58,6 @@ def test_every_command_takes_odd_paths(
     for path in (output, export / "model.onnx", export / "saved_model", folder / "c.html"):
         assert f"written: {path}" in told.out
         assert path.exists()
-
-
-@pytest.mark.usefixtures("one_convolution")
-def test_the_advice_after_cross_validation_names_every_run(
-    shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / ODD
-    flags = [f"--{name}={value}" for name, value in (tiny | {"epochs": 1}).items()]
-    assert main(["crossval", f"--shards={shards}", f"--run={run}", "--no-report", *flags]) == 0
-    told = capsys.readouterr().out
-    assert f"\n{run}\n" in told
-    (line,) = (line for line in told.splitlines() if line.startswith("Next: "))
-    runs = [str(run / f"fold{number}") for number in range(3)]
-    assert shlex.split(line) == [*["Next:", "python", "-m", "trainer", "compare", "--runs"], *runs]
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\x1b[31m", "\u2028", "\u202e", "\udcff"])

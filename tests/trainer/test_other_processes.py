@@ -29,7 +29,7 @@ def command(name: str, **options: Any) -> list[str]:
 
 
 def script(full: bool, backend: str, *commands: list[str]) -> str:
-    """What does commands of the trainer, one after the other, as with `one_convolution`."""
+    """What does commands of the trainer, one after the other, as with `short_training`."""
     lines = [f"assert main({each!r}) == 0" for each in commands]
     if not full:
         lines.insert(0, f"small_network.put_in_place('one_convolution', {backend!r})")
@@ -195,7 +195,6 @@ def newest_step(folder: Path, per_epoch: int) -> int:
 
 
 # In float16 there is all that there is in float32, and the scale of the loss.
-@pytest.mark.usefixtures("one_convolution")
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "float16"])
 def test_killed_at_random_steps_it_ends_as_if_undisturbed(
     shards: Path,

@@ -15,9 +15,11 @@ from trainer.runs.evaluation_setup import Calibration
 @pytest.mark.parametrize(
     ("image", "options"),
     [
-        (ImageSpec(40, 48, 3, "uint8", 0), {"model": "resnet50"}),  # blue first, resized
+        (ImageSpec(40, 48, 3, "uint8", 0), {"model": "vgg16"}),  # blue first, resized
         (ImageSpec(32, 32, 3, "uint8", 0), {"model": "smallresnet"}),
-        (ImageSpec(48, 32, 2, "uint8", 0), {"model": "densenet121"}),
+        pytest.param(
+            ImageSpec(48, 32, 2, "uint8", 0), {"model": "densenet121"}, marks=pytest.mark.full
+        ),
         (ImageSpec(48, 48, 1, "uint16", -1024), {"model": "smallresnet", "windows": "brain,bone"}),
     ],
 )

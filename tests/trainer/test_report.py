@@ -160,6 +160,7 @@ def test_the_machine_of_a_run_that_was_trained(finished: Path) -> None:
     assert platform.node() not in (finished / "machine.json").read_text()
 
 
+@pytest.mark.usefixtures("without_curves")
 def test_a_run_without_a_record_of_its_machine(tmp_path: Path) -> None:
     write_report(make_run(tmp_path / "run"), 0)
     assert "<dt>Machine</dt><dd>not recorded</dd>" in (tmp_path / "run/report.html").read_text()

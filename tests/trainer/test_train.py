@@ -33,7 +33,7 @@ JobMaker = Callable[..., TrainingSetup]
 
 
 @pytest.fixture
-def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path, one_convolution: None) -> JobMaker:
+def make_job(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> JobMaker:
     """Makes a setup of the tiny options with some changed, in a run directory of that name."""
 
     def make(name: str = "run", **changes: Any) -> TrainingSetup:
@@ -91,7 +91,6 @@ def test_no_patient_is_named(make_job: JobMaker, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in shown.err
 
 
-@pytest.mark.usefixtures("one_convolution")
 def test_balanced_sampling_leaves_natural_probabilities(
     shards_writer: Callable[..., Path], tiny: dict[str, Any], tmp_path: Path, full: bool
 ) -> None:
@@ -150,7 +149,6 @@ def test_it_stops_when_nothing_gets_better(
     assert len(read(tmp_path / "run" / "history.json")) == 4
 
 
-@pytest.mark.usefixtures("one_convolution")
 def test_an_infinite_loss_stops_with_a_report(
     shards: Path, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,12 +238,12 @@ def test_a_compiled_step_trains_alike(make_job: JobMaker, tmp_path: Path) -> Non
 ODD_NAMES = ("$x^$", "[/x] {y} %s", '<b>"\u00e4"\'s & \\frac')
 
 
+@pytest.mark.usefixtures("drawn_history")
 def test_labels_may_have_any_name_of_the_contract(
     tmp_path: Path,
     tiny: dict[str, Any],
     rows_maker: Callable[..., Any],
     shards_writer: Callable[..., Path],
-    one_convolution: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -262,6 +260,7 @@ def test_labels_may_have_any_name_of_the_contract(
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.usefixtures("drawn_history")
 def test_a_picture_that_cannot_be_drawn_costs_no_epoch(
     make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,7 +213,6 @@ def test_shards_without_ids_in_their_index_are_trained_on_all_the_same(
     edit_manifest: Callable[..., Path],
     tiny: dict[str, Any],
     tmp_path: Path,
-    one_convolution: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = edit_manifest()
