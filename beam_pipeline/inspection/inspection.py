@@ -178,10 +178,11 @@ def _refusal(counts: Mapping[str, Any], allowed: float) -> str | None:
     """Return why `check_rejects` would refuse a run, or None."""
     seen, rejected = counts["files_seen"], counts["rejected"]
     wanted = seen - counts["excluded"]
-    if rejected > allowed * wanted:
+    none_left = rejected == wanted
+    if rejected > allowed * wanted and not (none_left and counts["excluded"]):
         most = f"--max_reject_fraction {allowed:g} allows"
         return f"{rejected} of {wanted} files would be rejected, more than {most}"
-    return f"none of {seen} files can be used" if rejected == wanted else None
+    return f"none of {seen} files can be used" if none_left else None
 
 
 def _results(

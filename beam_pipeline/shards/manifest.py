@@ -101,8 +101,10 @@ def check_rejects(
     """
     counts = count_rejects(rejects)
     wanted = files_seen - counts["excluded"]
-    too_many = counts["rejected"] > allowed * wanted
-    if not too_many and len(rejects) < files_seen:
+    none_left = len(rejects) == files_seen
+    # Where most files are excluded, it misleads to name the few rejects alone.
+    too_many = counts["rejected"] > allowed * wanted and not (none_left and counts["excluded"])
+    if not too_many and not none_left:
         return
     unfinished.check_needed()
     unfinished.folder.write(REJECTS, encode_rejects(rejects))

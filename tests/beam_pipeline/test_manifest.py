@@ -298,10 +298,13 @@ def test_nothing_is_allowed_if_the_fraction_is_nothing(unfinished: Unfinished) -
         check_rejects(unfinished, 5, [reject("a", "vanished")], 0.0)
 
 
-def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("allowed", [0.05, 1.0])
+def test_a_data_set_without_a_usable_file_is_refused_whatever_is_allowed(
+    tmp_path: Path, allowed: float
+) -> None:
     rejects = [reject("b\x1b[2J", "label_missing"), reject("c", "label_missing")]
     with pytest.raises(UsageError) as caught:
-        check_rejects(Unfinished(Folder(f"{tmp_path}/")), 3, [*rejects, reject("d")], 1.0)
+        check_rejects(Unfinished(Folder(f"{tmp_path}/")), 3, [*rejects, reject("d")], allowed)
     assert str(caught.value) == (
         "none of 3 files can be used (label_missing 2, not_ct 1). The commonest reason is "
         f"label_missing, as for b\\x1b[2J: {Reason.LABEL_MISSING.advice} "
