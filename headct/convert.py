@@ -175,7 +175,7 @@ def _prepare(folder: Folder, manifest: Manifest, options: ConvertOptions) -> Non
     listing = "".join(f"{shard.sha256} {shard.file}\n" for shard in shards)
     record = {
         "shards": hashlib.sha256(listing.encode()).hexdigest(),
-        **{name: getattr(options, name) for name in ("to", "image_id")},
+        **{name: getattr(options, name) for name in ("to", "image_id", "license")},
         "headct": headct.__version__,
     }
     names = {name for name in folder.names() if partial_target(name) is None}
@@ -338,14 +338,18 @@ slices = webdataset.WebDataset("FOLDER/{file}").decode("pil")
 
 
 def _card(manifest: Manifest, options: ConvertOptions) -> bytes:
-    """Return README.md, which names the files of each split."""
+    """Return README.md, which names the files of each split.
+
+    A split is empty if all its images are faulty. The hub's library loads no data set that has one.
+    """
     kind = _FORMATS[options.to]
-    split, entry = next(iter(manifest.splits.items()))
+    filled = {name: entry for name, entry in manifest.splits.items() if entry.examples}
+    split, entry = next(iter((filled or manifest.splits).items()))
     first = ShardFile(split, 0, len(entry.shards)).converted(kind.suffix)
     return fill_in_card(
         manifest,
         config="default",
-        data_files=[(name, f"{CONVERTED_DATA}/{name}-*.{kind.suffix}") for name in manifest.splits],
+        data_files=[(name, f"{CONVERTED_DATA}/{name}-*.{kind.suffix}") for name in filled],
         reading=kind.reading.format(split=split, file=first),
         license=options.license,
         image_ids=ORDINAL if options.image_id == ORDINAL else "",

@@ -300,7 +300,10 @@ class Shards:
         try:
             found = read_ranges(directory.location, ranges)
         except OSError as error:
-            where = self._where(rows[0]) if len(rows) == 1 else hide_secrets(self.location)
+            shards = {directory.index["shard"][row] for row in rows}
+            where = hide_secrets(self.location)
+            if len(shards) == 1:
+                where = self._where(rows[0]) if len(rows) == 1 else shards.pop()
             raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
         if directory.of_images:
             return found

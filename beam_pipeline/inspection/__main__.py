@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -36,6 +37,7 @@ from headct.declarations import (
     with_flags,
 )
 from headct.errors import OutputError, UsageError
+from headct.stores import Folder
 from headct.terminal import Terminal
 
 _PAGE = Path("inspect.html")
@@ -102,28 +104,34 @@ def _inspect(argv: Sequence[str], program: str) -> None:
         complete_options(given | {"output": ""}, LOCAL), Console(quiet=True) if is_json else console
     )
     if page is not None:
-        try:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(found.page(), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--output {page} cannot be written: {error.strerror}") from None
+        Folder(str(page.parent)).write(page.name, found.page().encode())
     if is_json:
         print(json.dumps(found.summary, indent=2))
         return
     show_plan(console, found.summary)
-    for line in (f"More: {page}", f"Next: {_next(given)}"):
+    following = [f"Next: {_next(given)}"] if found.summary["counts"]["written"] else []
+    for line in (f"More: {page}", *following):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_page(path: Path, *, overwrite: bool) -> None:
-    """Raise a UsageError if the page would replace a file that is no such page."""
+    """Check, before files are read for long, that the page can be written.
+
+    Raises:
+        UsageError: it would replace a file that is no such page.
+        OutputError: its folder cannot be written.
+    """
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; want a file")
     try:
+        if not path.exists():
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            with TemporaryFile(dir=folder):
+                return
         with path.open("rb") as file:
             beginning = file.read(1 << 12)
-    except OSError:
-        return
+    except OSError as error:
+        raise OutputError(f"--output {path} cannot be written: {error.strerror}") from None
     if not overwrite and f'content="{INSPECTOR}"'.encode() not in beginning:
         raise UsageError(
             f"--output {path} exists and is no page of this command; choose another file, or "

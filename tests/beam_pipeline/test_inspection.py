@@ -13,6 +13,7 @@ from pydicom.uid import MRImageStorage
 import beam_pipeline
 from beam_pipeline.command_line import complete_options
 from beam_pipeline.finish import finish_directory
+from beam_pipeline.inspection import __main__ as inspect_command
 from beam_pipeline.inspection.__main__ import main
 from beam_pipeline.progress import describe_time
 from beam_pipeline.runners.choose import LOCAL
@@ -192,13 +193,20 @@ def test_mistakes_end_as_in_a_run(
         shown = capsys.readouterr()
         assert message in shown.err
         assert len(shown.err.splitlines()) == 1
+    assert main([data, "--output", "labels.csv/page.html"]) == 5
+    shown = capsys.readouterr()
+    assert shown.out == ""  # found before the files are read
+    assert "--output labels.csv/page.html cannot be written: Not a directory" in shown.err
     monkeypatch.setattr(tempfile, "tempdir", data)
     assert main([data]) == 2
     assert "set TMPDIR to a folder outside of it" in capsys.readouterr().err
     assert not Path("inspect.html").exists()
 
 
-def test_no_usable_file_is_no_error(tmp_path: Path) -> None:
+def test_no_usable_file_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     for number in range(3):
         (tmp_path / "in" / f"{number}.txt").write_text("no image")
@@ -209,6 +217,9 @@ def test_no_usable_file_is_no_error(tmp_path: Path) -> None:
     )
     assert "preprocess would fail: 3 of 3" in str(found)
     assert "preprocess would fail: 3 of 3" in Page(found.page()).text
+    monkeypatch.setattr(inspect_command, "inspect_input", lambda *_: found)
+    assert main(["in"]) == 0
+    assert capsys.readouterr().out.endswith("\nMore: inspect.html\n")  # there is nothing to write
     with pytest.raises(UsageError, match="there is no option 'fold'"):
         beam_pipeline.inspect(tmp_path / "in", fold=3)
 

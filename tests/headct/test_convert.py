@@ -1,5 +1,6 @@
 """`headct convert`: what hubs' own libraries load is what the shards hold."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ import webdataset
 
 import headct
 from headct import convert
-from headct.layout import CONVERSION, README
+from headct.layout import CONVERSION, MANIFEST, README
 from headct.reader import Shards
 from tests.headct.scripted_store import ScriptedStore, serve
 
@@ -88,6 +89,26 @@ def test_the_library_of_the_hub_loads_images_and_labels(
 
 
 @pytest.mark.filterwarnings("ignore")  # of a library that is only a witness here
+def test_a_split_without_slices_does_not_keep_the_others_from_being_loaded(
+    sample_shards: Path, tmp_path: Path, hub: Any
+) -> None:
+    source = copied(sample_shards / "windows", tmp_path / "in")
+    manifest = json.loads((source / MANIFEST).read_text())
+    name = "ich-empty.tfrecord-00000-of-00001"
+    (source / name).write_bytes(b"")
+    shard = {"file": name, "examples": 0, "bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    manifest["splits"] = {
+        "empty": {"examples": 0, "patients": 0, "shards": [shard]},
+        **manifest["splits"],
+    }
+    (source / MANIFEST).write_text(json.dumps(manifest))
+    assert run(source, tmp_path / "out", "--yes_identifiers") == 0
+    loaded = hub.load_dataset(str(tmp_path / "out"))
+    assert {name: len(split) for name, split in loaded.items()} == {"fold0": 4, "fold1": 8}
+    assert 'split="fold0"' in (tmp_path / "out" / README).read_text()
+
+
+@pytest.mark.filterwarnings("ignore")  # of a library that is only a witness here
 @pytest.mark.parametrize("kind", ["windows", "hu", "unlabeled"])
 def test_webdataset_reads_images_and_labels(
     sample_shards: Path, converted: Path, kind: str
@@ -136,8 +157,9 @@ def test_an_interrupted_conversion_continues_to_the_same_bytes(
     stamp = (output / first).stat().st_mtime_ns
     # left by a killed process
     (output / "data" / f".{Path(first).name}.{'0' * 32}.partial").write_bytes(b"half")
-    assert run(source, output, "--image_id", "ordinal", to=to) == 2
-    assert "with other options; choose another folder, or --overwrite" in capsys.readouterr().err
+    for other in (["--image_id", "ordinal"], ["--license", "mit"]):
+        assert run(source, output, yes, *other, to=to) == 2
+        assert "with other options; choose another folder, or --over" in capsys.readouterr().err
     assert run(source, output, yes, to=to) == 0
     assert files(output) == expected
     assert (output / first).stat().st_mtime_ns == stamp

@@ -142,6 +142,9 @@ def test_damage_is_one_line_that_names_the_record(folder: Path, tmp_path: Path) 
     shard.unlink()
     with pytest.raises(UsageError, match=r"record \d+: cannot be read \(No such file"):
         shards[3]
+    of_shard = [*shards.rows.index[shards.rows["shard"] == row["shard"]]]
+    with pytest.raises(UsageError, match=f"^{row['shard']}: cannot be read \\(No such file"):
+        shards.pngs(of_shard[:2])
     (copy / INDEX).write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"index\.parquet: cannot be read"):
         headct.open(str(copy))

@@ -280,6 +280,8 @@ def test_what_cannot_be_answered(
     assert "no split 'test2'; there are fold0" in refusal([*evaluate, "--split", "test2"], capsys)
     assert "has no labels" in refusal([*evaluate, "--split", "test"], capsys)
     assert "no run.json" in refusal(["evaluate", "--run", str(tmp_path)], capsys)
+    absent = ["predict", str(tmp_path / "absent"), str(shards)]
+    assert "absent: no run.json, so no run directory" in refusal(absent, capsys)
     (tmp_path / "folder.csv").mkdir()
     predict = ["predict", "--run", str(run), "--shards", str(shards)]
     predict += ["--output", str(tmp_path / "folder.csv")]

@@ -171,8 +171,9 @@ class Run:
         return label_weights(self.record.options.label_weights, self.labels, saved=True)
 
     def check_model(self) -> None:
-        """Raise UsageError if the run has no model yet."""
+        """Raise UsageError if there is no such run, or it has no model yet."""
         if not self.model.is_file():
+            _ = self.record  # no run directory is another mistake
             raise UsageError(f"{self.path}: no model yet; training has not finished an epoch")
 
     def check_fit(self, shards: ShardDirectory, may_lack_labels: bool = True) -> None:
