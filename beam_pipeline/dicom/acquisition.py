@@ -113,10 +113,13 @@ def count_values(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
         for name, value in vars(Acquisition.decode(text)).items():
             shown = f"{value:g}" if isinstance(value, float | int) else value or ABSENT
             totals[name][shown] += slices
-    return {name: dict(_most_common(total.items())) for name, total in totals.items()}
+    return {name: _most_common(total.items()) for name, total in totals.items()}
 
 
-def _most_common(values: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+def _most_common(values: Iterable[tuple[str, int]]) -> dict[str, int]:
     ordered = sorted(values, key=lambda pair: (-pair[1], pair[0]))
     rest = sum(number for _, number in ordered[_MOST_VALUES:])
-    return ordered[:_MOST_VALUES] + ([(OTHERS, rest)] if rest else [])
+    common = dict(ordered[:_MOST_VALUES])
+    if rest:  # a value may have this name, too
+        common[OTHERS] = common.get(OTHERS, 0) + rest
+    return common

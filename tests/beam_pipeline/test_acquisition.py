@@ -157,3 +157,5 @@ def test_counts_of_values() -> None:
     assert [*counted["kernel"].items()][:2] == [("absent", 73), ("K00", 1)]
     assert (len(counted["kernel"]), counted["kernel"]["others"]) == (51, 11)
     assert {sum(values.values()) for values in counted.values()} == {133}
+    named = count_values(kernels | {Acquisition(kernel="others").encode(): 2})["kernel"]
+    assert (named["others"], sum(named.values())) == (13, 62)  # the value, and what is not shown
