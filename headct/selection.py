@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from headct.errors import UsageError
 from headct.layout import (
@@ -187,10 +188,15 @@ def read_predictions(path: Path) -> list[pd.DataFrame]:
 
 def _read_table(file: Path) -> pd.DataFrame:
     try:
-        table: pd.DataFrame = pd.read_parquet(file)
+        table: pd.DataFrame = pd.read_parquet(file).rename(columns=str)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no Parquet table"
         raise UsageError(f"--run {file}: cannot be read ({reason})") from None
-    if IMAGE_ID not in table or not any(str(c).startswith(PROBABILITY) for c in table.columns):
+    predicted = [name for name in map(str, table) if name.startswith(PROBABILITY)]
+    if IMAGE_ID not in table or not predicted:
         raise UsageError(f"--run {file}: want the columns {IMAGE_ID} and {PROBABILITY}LABEL")
+    for name in predicted:
+        values = table[name].dropna()
+        if not (is_numeric_dtype(values) and values.between(0, 1).all()):
+            raise UsageError(f"--run {file}: {name}: want probabilities, numbers from 0 to 1")
     return table.drop_duplicates(IMAGE_ID)

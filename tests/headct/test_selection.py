@@ -123,12 +123,17 @@ def test_predictions_of_a_run_a_cross_validation_or_a_file(tmp_path: Path) -> No
 def test_predictions_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.csv").write_text("a,b\n")
     pd.DataFrame({"image_id": ["x"]}).to_parquet(tmp_path / "bare.parquet")
+    for name, value in {"texts": "0.5", "logits": -1.5}.items():
+        table = pd.DataFrame({"image_id": ["x", "y"], "probability_any": [value, None]})
+        table.to_parquet(tmp_path / f"{name}.parquet")
     (tmp_path / "empty").mkdir()
     for name, message in {
         "empty": "has no predictions-*.parquet; `headct evaluate` writes them",
         "text.csv": "cannot be read (no Parquet table)",
         "absent": "no such run or table",
         "bare.parquet": "want the columns image_id and probability_LABEL",
+        "texts.parquet": "texts.parquet: probability_any: want probabilities, numbers from 0 to 1",
+        "logits.parquet": "probability_any: want probabilities, numbers from 0 to 1",
     }.items():
         with pytest.raises(UsageError, match=re.escape(message)):
             read_predictions(tmp_path / name)
