@@ -32,11 +32,7 @@ from headct.declarations import (
     with_flags,
 )
 from headct.errors import HeadctError, UsageError
-from headct.layout import ID_COLUMNS, IMAGE_ID, LABEL_PREFIX, POSITION
-from headct.page import page_templates
-from headct.printable import hide_secrets, quoted, show_line
-from headct.reader import Shards
-from headct.selection import (
+from headct.filters import (
     ABSENT,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -45,9 +41,13 @@ from headct.selection import (
     LOWEST,
     PRESENT,
     Choice,
-    Selection,
+    Slices,
     read_predictions,
 )
+from headct.layout import ID_COLUMNS, IMAGE_ID, LABEL_PREFIX, POSITION
+from headct.page import page_templates
+from headct.printable import hide_secrets, quoted, show_line
+from headct.reader import Shards
 from headct.windows import PRESETS, Window, apply_windows
 
 _HOST = "127.0.0.1"
@@ -124,7 +124,7 @@ def _browse(argv: Sequence[str], program: str) -> None:
     given = parse_flags(BrowseOptions, with_flags(argv, "--shards"), program)
     predictions = None if given.run is None else read_predictions(given.run)
     shards = headct.open(given.shards)
-    pages = Pages(shards, Selection(shards, predictions), given.run)
+    pages = Pages(shards, Slices(shards, predictions), given.run)
     with bind(pages, given.port) as server:
         print(f"{pages.summary}\nbrowse: {server.url} (Ctrl+C ends it)", flush=True)
         if given.open:
@@ -142,13 +142,13 @@ class Pages:
 
     Args:
         shards: all examples of the directory.
-        selection: the same slices, with probabilities.
+        slices: the same slices, with probabilities.
         run: source of the probabilities, for the heading.
     """
 
-    def __init__(self, shards: Shards, selection: Selection, run: Path | None = None) -> None:
+    def __init__(self, shards: Shards, slices: Slices, run: Path | None = None) -> None:
         self._shards = shards
-        self._selection = selection
+        self._slices = slices
         self._run = run
         self._splits = shards.splits
         hounsfield = shards.manifest.image.is_hounsfield
@@ -160,14 +160,14 @@ class Pages:
         if hounsfield:
             self._side_by_side = [self.channels.index(name) for name in _HU_CHANNELS]
         self._findings, self._orders = _FINDINGS, _ORDERS
-        if not selection.predicted:
-            known = (PRESENT, ABSENT) if selection.names else ()
+        if not slices.predicted:
+            known = (PRESENT, ABSENT) if slices.names else ()
             self._findings = {name: _FINDINGS[name] for name in known}
             self._orders = {}
         template = page_templates(Path(__file__).parent).get_template("browse.html.jinja")
         self._render = template.render
         # The last results, so that paging does not filter again; the last images, for all channels.
-        self._rows = lru_cache(16)(selection.rows)
+        self._rows = lru_cache(16)(slices.rows)
         self._image = lru_cache(64)(self._read_image)
 
     @property
@@ -175,7 +175,7 @@ class Pages:
         """One line about the slices."""
         text = f"{len(self._shards):,} slices of {hide_secrets(self._shards.location)}"
         if self._run:
-            text += f"; probabilities of {self._selection.predicted:,} by {self._run}"
+            text += f"; probabilities of {self._slices.predicted:,} by {self._run}"
         return show_line(text)
 
     def answer(self, name: str, query: Mapping[str, str]) -> Answer | None:
@@ -210,7 +210,7 @@ class Pages:
         """Return the filters and the order of a query."""
         known: dict[str, Sequence[str]] = {
             "split": [*self._splits],
-            "label": self._selection.names,
+            "label": self._slices.names,
             "finding": [*self._findings],
             "order": [*self._orders],
         }
@@ -261,7 +261,7 @@ class Pages:
             "choice": choice,
             "channel": channel,
             "splits": self._splits,
-            "labels": self._selection.names,
+            "labels": self._slices.names,
             "findings": self._findings,
             "orders": self._orders,
             "range": f"{first + 1:,} to {first + len(shown):,} of {len(rows):,}",
@@ -274,7 +274,7 @@ class Pages:
         self, row: int, record: Mapping[str, Any], choice: Choice, channel: int | None
     ) -> dict[str, Any]:
         """Return a slice of the list."""
-        names = [choice.label] if choice.label else self._selection.names
+        names = [choice.label] if choice.label else self._slices.names
         values = [each for each in self._labels(row) if each["name"] in names]
         return {
             "id": record[IMAGE_ID],
@@ -287,7 +287,7 @@ class Pages:
 
     def _slice(self, query: Mapping[str, str]) -> dict[str, Any]:
         choice, channel, row = self._choice(query), self._channel(query), self._row(query)
-        results, series = self._rows(choice), self._selection.series(row)
+        results, series = self._rows(choice), self._slices.series(row)
         (record,) = self._records([row])
 
         def beside(rows: npt.NDArray[np.int64]) -> tuple[str | None, str | None, int, int]:
@@ -315,7 +315,7 @@ class Pages:
             "images": [(self.channels[n], f"image?row={row}&channel={n}") for n in numbers],
             "shape": self._shards.image_shape,
             "labels": self._labels(row),
-            "has_probabilities": bool(self._selection.predicted),
+            "has_probabilities": bool(self._slices.predicted),
             "in_series": beside(series),
             "in_results": in_results,
             "back": self._link("", choice, channel=channel, page=page),
@@ -340,11 +340,11 @@ class Pages:
 
     def _labels(self, row: int) -> list[dict[str, Any]]:
         """Return name, label, probability and loss of each label of a slice."""
-        selection = self._selection
-        values = (selection.labels[row], selection.probabilities[row], selection.losses[row])
+        slices = self._slices
+        values = (slices.labels[row], slices.probabilities[row], slices.losses[row])
         return [
             dict(zip(("name", "label", "probability", "loss"), each, strict=True))
-            for each in zip(selection.names, *(column.tolist() for column in values), strict=True)
+            for each in zip(slices.names, *(column.tolist() for column in values), strict=True)
         ]
 
     # ---- Images

@@ -19,7 +19,7 @@ from markupsafe import Markup
 import headct
 from headct.browse import Pages, Server, bind, main
 from headct.errors import UsageError
-from headct.selection import Selection
+from headct.filters import Slices
 from headct.windows import PRESETS, Window, apply_windows
 from tests.browser import DARK_PHONE, LIGHT_PHONE, VIEWS, chromium, faults_of_address
 from tests.headct.small_shards import HOSTILE, IDS, LABELS, pixels, predictions, write_small_shards
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_pages(folder: Path, kind: str = "windows", with_run: bool = True) -> Pages:
     shards = headct.open(folder / kind)
     tables = [predictions()] if with_run else None
-    return Pages(shards, Selection(shards, tables), folder / "run" if with_run else None)
+    return Pages(shards, Slices(shards, tables), folder / "run" if with_run else None)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ class Choice:
     threshold: float = 0.5
 
 
-class Selection:
+class Slices:
     """The slices of a shard directory, N rows in the order of the index, for filters.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 
 import headct
 from headct.errors import UsageError
-from headct.selection import Choice, Selection, read_predictions
+from headct.filters import Choice, Slices, read_predictions
 from tests.headct.small_shards import IDS, LABELS, predictions, write_small_shards
 
 ANY, OTHER = LABELS
@@ -58,24 +58,24 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> headct.reader.Shards:
 def test_rows_of_a_choice(
     choice: Choice, expected: list[int], shards: headct.reader.Shards
 ) -> None:
-    selection = Selection(shards, [predictions()])
-    assert (len(selection), selection.predicted) == (6, 4)
-    assert selection.rows(choice).tolist() == expected
+    slices = Slices(shards, [predictions()])
+    assert (len(slices), slices.predicted) == (6, 4)
+    assert slices.rows(choice).tolist() == expected
 
 
 def test_losses_are_log_losses(shards: headct.reader.Shards) -> None:
-    losses = Selection(shards, [predictions()]).losses
+    losses = Slices(shards, [predictions()]).losses
     expected = -np.log([[0.2, 0.4], [0.1, 0.9], [0.7, 0.4], [0.5, 0.9]])
     np.testing.assert_allclose(losses[:4], expected)
     assert np.isnan(losses[4:]).all()
-    sure = Selection(shards, [changed(**{f"probability_{ANY}": 0.0})]).losses
+    sure = Slices(shards, [changed(**{f"probability_{ANY}": 0.0})]).losses
     np.testing.assert_allclose(sure[:2, 0], [15 * np.log(10), 0])
 
 
 def test_a_series_is_ordered_from_bottom_to_top(shards: headct.reader.Shards) -> None:
-    selection = Selection(shards)
-    assert [selection.series(row).tolist() for row in (1, 3, 5)] == [[2, 4, 1], [3], [5]]
-    assert selection.predicted == 0
+    slices = Slices(shards)
+    assert [slices.series(row).tolist() for row in (1, 3, 5)] == [[2, 4, 1], [3], [5]]
+    assert slices.predicted == 0
 
 
 def changed(**columns: object) -> pd.DataFrame:
@@ -90,22 +90,22 @@ def test_predictions_of_other_shards_are_refused(shards: headct.reader.Shards) -
     ]
     for other in others:
         with pytest.raises(UsageError, match="no predictions of slices of these shards"):
-            Selection(shards, [other])
-    assert Selection(shards, [*others, predictions()]).predicted == 4
+            Slices(shards, [other])
+    assert Slices(shards, [*others, predictions()]).predicted == 4
 
 
 def test_the_first_table_of_a_slice_counts(shards: headct.reader.Shards) -> None:
     first, second = predictions().iloc[:2], changed(**{f"probability_{ANY}": 0.25})
-    selection = Selection(shards, [first, second])
-    assert selection.probabilities[:4, 0].tolist() == [0.25, 0.25, 0.7, 0.5]
+    slices = Slices(shards, [first, second])
+    assert slices.probabilities[:4, 0].tolist() == [0.25, 0.25, 0.7, 0.5]
 
 
 def test_labels_that_only_the_predictions_have(shards: headct.reader.Shards) -> None:
     table = predictions().rename(columns={f"probability_{ANY}": "probability_new"})
-    selection = Selection(shards, [table])
-    assert selection.names == [ANY, OTHER, "new"]
-    assert selection.rows(Choice(label="new", order="highest")).tolist()[:2] == [1, 2]
-    assert selection.rows(Choice(label="new", finding="absent")).tolist() == []
+    slices = Slices(shards, [table])
+    assert slices.names == [ANY, OTHER, "new"]
+    assert slices.rows(Choice(label="new", order="highest")).tolist()[:2] == [1, 2]
+    assert slices.rows(Choice(label="new", finding="absent")).tolist() == []
 
 
 def test_predictions_of_a_run_a_cross_validation_or_a_file(tmp_path: Path) -> None:
