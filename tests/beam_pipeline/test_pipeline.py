@@ -370,7 +370,15 @@ def odd_files(tmp_path: Path, write_slice: Callable[..., Path]) -> dict[str, str
     }
 
 
-@pytest.mark.parametrize("step", ["inspect_part", "plan_shards", "write_shard", "_finish"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("inspect_part", marks=pytest.mark.full),
+        pytest.param("plan_shards", marks=pytest.mark.full),
+        "write_shard",
+        "_finish",
+    ],
+)
 def test_two_runs_at_once_end_in_one_right_directory(
     shards: Path,
     options: Options,

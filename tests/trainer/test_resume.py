@@ -47,14 +47,14 @@ PAIRS: list[tuple[str, ...]] = [
 ]
 if BACKEND == "jax":  # which is the other one of each pair
     PAIRS = [(name,) for name in NAMES]
-# In `make test`: the documented example, and all that go together at once.
+# All that go together at once, and the documented example.
 TOGETHER = [
     ("freeze", "ema"),
     ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "tta"),
     ("freeze", "ema", "accumulate", "bfloat16", "disk", "deterministic", "temperature"),
 ]
 # With JAX a run that is not compiled anew for its second epoch.
-QUICK = [("ema",)] if BACKEND == "jax" else TOGETHER
+QUICK = [("ema",)] if BACKEND == "jax" else TOGETHER[1:]
 CASES = [
     pytest.param(names, marks=[] if names in QUICK else pytest.mark.full)
     for names in dict.fromkeys([*TOGETHER, *PAIRS])
