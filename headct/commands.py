@@ -2,8 +2,11 @@
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import PurePath
@@ -110,6 +113,22 @@ def installation(command: str, extra: str) -> str:
     if os.environ.get(STARTED_BY) == "headct":
         return pip
     return f"`make {command}` brings it, and so does the extra `{extra}`: {pip}"
+
+
+@contextmanager
+def on_sigterm(handler: Callable[[int, Any], Any] = signal.default_int_handler) -> Iterator[None]:
+    """Handle SIGTERM while the block runs, by default as Ctrl-C, so that temporary files go.
+
+    Only the main thread may set handlers; in another thread the block runs without one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_program(

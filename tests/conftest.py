@@ -11,8 +11,7 @@ from filelock import FileLock
 from hypothesis import Phase, settings
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("suite", deadline=None, max_examples=50)
-settings.register_profile("full", deadline=None)
+settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 # Of `make mutants`: the same examples for every mutant, and that one fails is enough.
 settings.register_profile(
@@ -46,10 +45,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker of cases that run with --full alone, and takes more examples with it."""
+    """Registers the marker of cases that run with --full alone."""
     config.addinivalue_line("markers", FULL)
-    if config.getoption("full"):
-        settings.load_profile("full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import json
 import shlex
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from beam_pipeline.inspection.inspection import inspect_input
 from beam_pipeline.options import Files, Options, RunOptions
 from beam_pipeline.progress import show_plan
 from beam_pipeline.runners.choose import LOCAL
-from headct.commands import run_program, spell
+from headct.commands import on_sigterm, run_program, spell
 from headct.declarations import (
     Declared,
     DefaultText,
@@ -70,12 +69,8 @@ KINDS = [_REPLACED.get(name, kind) for name, kind in Options.groups().items()]
 
 def main(argv: Sequence[str], program: str = "python -m beam_pipeline.inspection") -> int:
     """Inspect, and return the exit code: 0 done, 2 bad options or input, 5 storage failed."""
-    # SIGTERM removes the temporary folder, as Ctrl-C does.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with on_sigterm():
         return run_program("inspect", lambda: _inspect(argv, program), resumes=False)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def options_of(_command: str) -> list[type[Declared]]:

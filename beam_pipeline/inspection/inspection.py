@@ -24,7 +24,7 @@ from beam_pipeline.planning.output_checks import check_output_is_not_read
 from beam_pipeline.planning.plan_shards import list_rejects, make_plan, sample_patients
 from beam_pipeline.progress import Display, show_plan
 from beam_pipeline.run import check_input
-from beam_pipeline.shards.manifest import build_manifest
+from beam_pipeline.shards.manifest import build_manifest, judge_rejects
 from beam_pipeline.shards.unfinished import ShardResult, Unfinished
 from beam_pipeline.shards.writer import Measured, measure_slices
 from beam_pipeline.workers import WorkerPool, start_server
@@ -177,10 +177,9 @@ def _plan(joined: JoinedFiles, options: Options, seconds: float) -> Inspection:
 def _refusal(counts: Mapping[str, Any], allowed: float) -> str | None:
     """Return why `check_rejects` would refuse a run, or None."""
     seen, rejected = counts["files_seen"], counts["rejected"]
-    wanted = seen - counts["excluded"]
-    none_left = rejected == wanted
-    if rejected > allowed * wanted and not (none_left and counts["excluded"]):
-        most = f"--max_reject_fraction {allowed:g} allows"
+    too_many, none_left = judge_rejects(counts, seen, allowed)
+    if too_many:
+        wanted, most = seen - counts["excluded"], f"--max_reject_fraction {allowed:g} allows"
         return f"{rejected} of {wanted} files would be rejected, more than {most}"
     return f"none of {seen} files can be used" if none_left else None
 

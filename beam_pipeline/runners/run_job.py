@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import re
-import signal
 import tempfile
 import threading
 import time
@@ -27,6 +26,7 @@ from beam_pipeline.runners.choose import DATAFLOW, ChosenRunner
 from beam_pipeline.runners.job_server import ask_flink, flink_url, prepare_servers
 from beam_pipeline.runners.staging import needs_package, stage_package
 from beam_pipeline.shards.output import read_refusal
+from headct.commands import on_sigterm
 from headct.errors import HeadctError, Interrupted
 from headct.layout import JOB
 from headct.stores import Folder, is_local
@@ -188,7 +188,7 @@ def run_job(options: Options, chosen: ChosenRunner, display: Display, console: C
     os.close(descriptor)
     keep_log = False
     try:
-        with _sigterm_interrupts(), _redirected_output(name):
+        with on_sigterm(), _redirected_output(name):
             job: Job | None = None
             try:
                 job = _find_job(folder, chosen)
@@ -454,19 +454,6 @@ def cause(error: BaseException) -> str:
 def _text(error: BaseException) -> str:
     details: Any = getattr(error, "details", None)  # gRPC's errors have details
     return (details() if callable(details) else None) or str(error)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C while the block runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

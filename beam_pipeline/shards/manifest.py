@@ -101,9 +101,7 @@ def check_rejects(
     """
     counts = count_rejects(rejects)
     wanted = files_seen - counts["excluded"]
-    none_left = len(rejects) == files_seen
-    # Where most files are excluded, it misleads to name the few rejects alone.
-    too_many = counts["rejected"] > allowed * wanted and not (none_left and counts["excluded"])
+    too_many, none_left = judge_rejects(counts, files_seen, allowed)
     if not too_many and not none_left:
         return
     unfinished.check_needed()
@@ -122,6 +120,22 @@ def check_rejects(
         raise TooManyRejects(wanted, reasons, allowed, explanation)
     listed = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
     raise UsageError(f"none of {files_seen} files can be used ({listed}). {explanation}")
+
+
+def judge_rejects(counts: Mapping[str, Any], files_seen: int, allowed: float) -> tuple[bool, bool]:
+    """Return whether more files are rejected than allowed, and whether no usable file is left.
+
+    If files are excluded and none is left, too many rejects are not the cause.
+
+    Args:
+        counts: numbers of `rejected` and `excluded` files.
+        files_seen: number of files in the input.
+        allowed: fraction of the files that are not excluded.
+    """
+    rejected, excluded = counts["rejected"], counts["excluded"]
+    none_left = rejected + excluded == files_seen
+    too_many = rejected > allowed * (files_seen - excluded)
+    return too_many and not (none_left and excluded), none_left
 
 
 def describe_shards(

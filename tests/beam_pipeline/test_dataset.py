@@ -121,15 +121,15 @@ def test_no_more_is_read_of_a_file_to_reject_it() -> None:
     assert file.tell() == FIRST_BYTES
 
 
-def test_a_header_of_millions_of_items_is_read_in_bounded_time(full: bool) -> None:
+def test_a_header_of_millions_of_items_is_read_in_bounded_time() -> None:
     data = make_dicom()
     place = data.index(b"\x28\x00\x02\x00US")
     sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
-    items = b"\xfe\xff\x00\xe0\0\0\0\0" * (1_000_000 if full else 250_000)
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000
     started = time.process_time()
     with pytest.raises(Rejected):
         read_slice(data[:place] + sequence + items + data[place:])
-    assert time.process_time() - started < 15  # without the bound, minutes
+    assert time.process_time() - started < 60  # without the bound, minutes
 
 
 def test_what_other_code_raises_is_told_by_its_type_alone() -> None:

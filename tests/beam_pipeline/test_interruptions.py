@@ -23,7 +23,7 @@ from headct.stores.local import LocalStore
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")  # Beam's own
 
-KILLS, ALL_KILLS = 2, 10
+KILLS, ALL_KILLS = 4, 10
 SLICES = 240
 
 

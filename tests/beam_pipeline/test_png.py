@@ -74,7 +74,7 @@ from beam_pipeline.images.convert import blank_scanlines, encode_png
 generator = np.random.default_rng(0)
 checksum = hashlib.sha256()
 scanlines, pixels = blank_scanlines(12, 40, 1, "uint8")
-for _ in range(10_000):
+for _ in range(20_000):
     image = generator.integers(0, 100, (12, 40, 1), np.uint8)
     image[7:, :6] = image[0, :6]
     pixels[:] = image
@@ -87,7 +87,7 @@ def test_every_process_encodes_alike(full: bool) -> None:
     """Each has its memory elsewhere, which the bytes must not depend on."""
     command = [sys.executable, "-c", ENCODE_MANY]
     runs = [
-        subprocess.run(command, capture_output=True, check=True) for _ in range(8 if full else 2)
+        subprocess.run(command, capture_output=True, check=True) for _ in range(8 if full else 4)
     ]
     assert len({run.stdout for run in runs}) == 1
 

@@ -1,13 +1,15 @@
 """How a command is spelled in a hint, and how a program ends."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from headct import commands
-from headct.commands import STARTED_BY, run_program, spell
+from headct.commands import STARTED_BY, on_sigterm, run_program, spell
 from headct.errors import Interrupted, StorageError, UsageError
 
 
@@ -124,3 +126,20 @@ def test_the_replaced_stderr_of_a_runner_gets_no_message(
     run_program("p", run)
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "p: error: why\n")
+
+
+def test_sigterm_is_handled_in_the_main_thread_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), on_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    seen = []
+
+    def run() -> None:
+        with on_sigterm():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -6,10 +6,8 @@ The trainer does not import the pipeline: it runs the command, as a user would.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from headct.commands import STARTED_BY, STEP
+from headct.commands import STARTED_BY, STEP, on_sigterm
 from headct.errors import StorageError, UsageError
 from headct.json_documents import parse_json
 from headct.layout import REJECT_COLUMNS, REJECTS
@@ -68,9 +66,11 @@ def converted(
         UsageError: no file was converted; the message is the pipeline's.
         StorageError: a store failed, or the disk is full.
     """
+    # SIGTERM ends the process as sys.exit does, so that no images stay on the disk.
+    ending = on_sigterm(lambda number, _: sys.exit(128 + number))
     # Workers of an interrupted pipeline may still write.
     temporary = TemporaryDirectory(prefix="headct-", ignore_cleanup_errors=True)
-    with _exit_on_sigterm(), temporary as folder:
+    with ending, temporary as folder:
         output = Path(folder) / "shards"
         given = ["--input", source, "--output", str(output), "--max_reject_fraction", "1", *flags]
         sys.stdout.flush()
@@ -89,16 +89,3 @@ def converted(
             raise kind(told.removesuffix(f" {output}/{REJECTS} lists all"))
         rows = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
         yield output, pd.DataFrame(rows, columns=[*REJECT_COLUMNS], dtype=str)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process as sys.exit does, so that no images stay on the disk."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -319,7 +319,7 @@ def numbers(figures: Mapping[str, Any], path: str = "") -> dict[str, float]:
 
 
 def _read_state(run: Run) -> dict[str, Entry]:
-    """Return tracking.json; a damaged file counts as missing: the run is tracked anew."""
+    """Return the content of tracking.json; empty if the file is missing or damaged."""
     try:
         state = read_json(run.path / "tracking.json")
     except HeadctError:
