@@ -30,6 +30,7 @@ from headct.layout import (
 from headct.manifest import Manifest, parse_manifest
 from headct.png import END, SIGNATURE, decode_pngs
 from headct.printable import hide_secrets, quoted
+from headct.scans import SPLIT, Scans, find_scans
 from headct.stores import Range, is_local, read_ranges
 
 Positions = npt.NDArray[np.int64]
@@ -248,6 +249,19 @@ class Shards:
             UsageError: there is no such series.
         """
         return self._in_order(SERIES_ID, series_id)
+
+    def scans(self) -> Scans:
+        """Return the scans of this selection: positions of their slices along z, and gaps in mm.
+
+        Example: `for scan in shards.scans(): images = shards.select(scan).images()`.
+
+        Raises:
+            UsageError: the index of an earlier version lacks a column, or a series has slices in
+                several splits.
+        """
+        wanted = (IMAGE_ID, *ID_COLUMNS, POSITION, SPLIT)
+        names = [name for name in wanted if name in self._directory.index.column_names]
+        return find_scans(self.columns(*names), f"{hide_secrets(self.location)}/{INDEX}")
 
     def _in_order(self, column: str, value: str) -> "Shards":
         found = self.select(pc.equal(self._column(column), value))
