@@ -169,7 +169,7 @@ class Manifest:
             a series, study or patient have its labels. None without labels, and in older manifests.
     """
 
-    schema_version: Annotated[int, Field(strict=True, ge=1, le=1), must("1")]
+    schema_version: Annotated[int, Field(strict=True), must("1")]
     labels: Labels
     windows: Windows
     image: Annotated[ImageSpec, must("an object with height, width and channels")]

@@ -37,6 +37,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 SURVIVORS = Path("out/mutants").absolute()
 CONFIG = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutants"]
 SLOW = 1.0  # seconds: such tests run only if the others do not notice a mutant
+_NOT_OPERATIONS = ("parameters", "dictorsetmaker")  # where a star is no operator
 FORK = multiprocessing.get_context("fork")
 
 
@@ -146,13 +147,15 @@ def choose(code: str, sample: int, generator: random.Random) -> list[Mutant]:
     found = []
     for name in sorted(filter(kinds.search, operator_names())):
         operator = get_operator(name)()
-        places = (place for node in nodes for place in operator.mutation_positions(node))
-        for occurrence, ((row, start), (_, end)) in enumerate(places):
+        places = ((node, place) for node in nodes for place in operator.mutation_positions(node))
+        for occurrence, (node, ((row, start), (_, end))) in enumerate(places):
             line = lines[row - 1]
+            # Cosmic Ray mutates the stars of parameters and displays, too.
+            is_star = line[start:end] in ("*", "**") and node.parent.type in _NOT_OPERATIONS
             # Decorators freeze or cache: no result depends on it. Cosmic Ray cannot replace an
             # exception with a dot in its name.
             is_dotted = "ExceptionReplacer" in name and "." in line[start:end]
-            if not (is_dotted or line.lstrip().startswith("@")):
+            if not (is_dotted or is_star or line.lstrip().startswith("@")):
                 found.append(Mutant(name, occurrence))
     return generator.sample(found, sample) if 0 < sample < len(found) else found
 

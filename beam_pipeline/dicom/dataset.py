@@ -419,8 +419,8 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
         pixels = None
         if found:
             tag, vr, length = found[0]
-            is_long = vr in EXPLICIT_VR_LENGTH_32 and not dataset.original_encoding[0]
-            offset = source.tell() + (12 if is_long else 8)  # DICOM PS3.5 7.1
+            # DICOM PS3.5 7.1; the VR is None in Implicit VR
+            offset = source.tell() + (12 if vr in EXPLICIT_VR_LENGTH_32 else 8)
             stated = None if length == _UNDEFINED else length
             pixels = PixelElement(_PIXEL_TAGS[tag], vr or "", offset, stated)
         # pydicom seeks past the end of skipped elements, and truncates other elements.

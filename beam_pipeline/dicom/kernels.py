@@ -21,7 +21,7 @@ CT in the same way (its lists have 30 soft and 20 bone kernels of these makers).
 """
 
 import re
-from enum import IntEnum
+from enum import IntEnum, auto
 
 
 class Kernel(IntEnum):
@@ -30,9 +30,9 @@ class Kernel(IntEnum):
     An unknown kernel is before one that is known to be unfit for soft tissue.
     """
 
-    SOFT = 0
-    UNKNOWN = 1
-    BONE = 2
+    SOFT = auto()
+    UNKNOWN = auto()
+    BONE = auto()
 
 
 _PATTERNS = (

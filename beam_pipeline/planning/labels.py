@@ -381,4 +381,4 @@ class _Rows:
         conflicting, missing = lowest < highest, lowest > highest
         lowest[conflicting] = _CONFLICT
         lowest[missing] = _MISSING
-        return Labels(self.names, ids, lowest.reshape(-1, len(self.names)))
+        return Labels(self.names, ids, lowest.reshape(len(ids), len(self.names)))

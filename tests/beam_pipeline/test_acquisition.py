@@ -101,6 +101,8 @@ def test_an_acquisition_of_a_plain_and_of_an_enhanced_image() -> None:
         ({"SliceThickness": ["1", "2"]}, Acquisition()),
         ({"ConvolutionKernel": "x" * 17}, Acquisition(kernel="other")),
         ({"ConvolutionKernel": ["H30s"] * 14}, Acquisition(kernel="other")),
+        ({"ManufacturerModelName": "x" * 64}, Acquisition(scanner="x" * 64)),
+        ({"ConvolutionKernel": ["x" * 15] * 4 + ["y"]}, Acquisition(kernel="other")),
         ({"ManufacturerModelName": "x" * 65}, Acquisition(scanner="other")),
         ({"ConvolutionKernel": "H30\x07s"}, Acquisition(kernel="other")),
         ({"Manufacturer": "GE", "ManufacturerModelName": "GE"}, Acquisition(scanner="GE")),

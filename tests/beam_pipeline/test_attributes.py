@@ -62,6 +62,11 @@ def test_an_id_is_read_by_the_character_set_of_its_own_file(
     data = placed.replace(b"%" * len(written), written)
     expected = read(data).PatientID
     assert Attributes(read(data)).value("PatientID") == expected
+    # A UID that the file says is a text
+    as_text = data.replace(b"\x20\0\x0e\0UI", b"\x20\0\x0e\0LO").replace(
+        b"SERIES", written[:6].ljust(6)
+    )
+    assert Attributes(read(as_text)).value("SeriesInstanceUID") == read(as_text).SeriesInstanceUID
 
 
 def of(**attributes: Any) -> Attributes:

@@ -28,6 +28,8 @@ def slices_of(*series: Series, study: int = 0) -> pd.DataFrame:
         ([("none", SOFT, NAN, 60), ("thin", SOFT, 0.6, 20)], "thin"),
         ([("few", SOFT, 5, 20), ("many", SOFT, 5, 30)], "many"),
         ([("few", SOFT, 5, 20), ("many", SOFT, 5.0000001, 30)], "many"),
+        ([("few", SOFT, 5.001, 20), ("many", SOFT, 5.004, 30)], "few"),  # micrometers count
+        ([("few", SOFT, 5, 20), ("many", SOFT, 5.0004, 30)], "many"),  # and no less
         ([("few", SOFT, NAN, 20), ("many", SOFT, NAN, 30)], "many"),
         ([("below", SOFT, 4, 20), ("above", SOFT, 6, 20)], "below"),  # the first in the input
         ([("z", SOFT, 5, 20), ("a", SOFT, 5, 20)], "z"),

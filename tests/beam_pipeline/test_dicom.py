@@ -95,6 +95,12 @@ def test_what_may_be_absent() -> None:
     assert math.isnan(header.position_z)
     assert all(map(math.isnan, header.pixel_spacing))
     assert header.window is None
+    assert header_of(make_dicom(Modality=None, meta=False)).rows == header.rows
+
+
+def test_the_class_of_an_image_is_that_of_its_data_set() -> None:
+    data = make_dicom(Modality=None, SOPClassUID=uid.MRImageStorage, meta=False)
+    assert rejection(data) == (Reason.NOT_CT, "MR Image Storage")
 
 
 @pytest.mark.parametrize(
@@ -527,12 +533,18 @@ def test_a_ct_file_cut_anywhere_is_incomplete(syntax: str, meta: bool) -> None:
             assert "no_pixels" not in full[0]
 
 
+def test_a_file_without_a_class_and_pixels_is_unreadable() -> None:
+    data = make_dicom(PixelData=None, SOPClassUID=None, meta=False)
+    assert rejection(data) == (Reason.UNREADABLE, "no SOP class, no pixels")
+
+
 def test_a_report_cut_anywhere_is_no_ct_file() -> None:
     data = (TEST_FILES / "reportsi.dcm").read_bytes()
     for size in range(132, len(data), 7):
         reason, _ = rejection(data[:size])
         assert reason in (Reason.UNREADABLE, Reason.NO_PIXELS)
     assert rejection(data)[0] is Reason.NO_PIXELS
+    assert rejection(data[:170]) == (Reason.UNREADABLE, "the file ends within its header")
 
 
 def test_a_constant_image_is_seen_by_reading_alone() -> None:

@@ -272,6 +272,18 @@ def test_a_seed_assigns_as_in_earlier_versions(seed: int, expected: str) -> None
     assert [shard.tolist() for shard in shards] == [[11, 0, 6, 7], [10, 8, 3, 4], [5, 2, 9, 1]]
 
 
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (0, "0011000010000101100001000101000001100010"),
+        (1, "0011000001000101101111000100000000000010"),
+    ],
+)
+def test_a_seed_samples_as_in_earlier_versions(seed: int, expected: str) -> None:
+    chosen = sample_groups(*hospital(40, 0), 12, seed)
+    assert "".join(map(str, chosen.astype(int))) == expected
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_most_even_of_all_assignments_is_found(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -296,6 +308,12 @@ def test_folds_of_few_patients_are_within_three_percent(
     assert imbalance(counts, shares, even) < imbalance(counts, shares, greedy) / 2
     every = np.bincount(even[groups], weights=labels[:, 5])
     assert np.abs(every / every.mean() - 1).max() < 0.03
+
+
+def test_a_move_is_preferred_to_a_swap_that_helps_as_much() -> None:
+    counts, start = np.array([[2.0], [1.0], [1.0]]), np.array([0, 0, 1])  # 3 in fold 0, 1 in fold 1
+    balance = Balance(counts, np.full(2, 0.5), start, np.ones(3, bool))
+    assert search_folds(balance, np.random.default_rng(0)).tolist() == [0, 1, 1]
 
 
 def test_many_groups_are_left_as_they_are() -> None:

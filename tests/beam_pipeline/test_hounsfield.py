@@ -528,6 +528,46 @@ def test_no_scanner_has_more_than_16_bits_of_hounsfield_units(
 
 
 @pytest.mark.parametrize(
+    ("rows", "values", "possible"),
+    [
+        (64, [32768], False),
+        (64, [-32769, -32770], True),  # black in any window
+        (63, [-32769, -32770], False),
+        (31, [-32769, -32770], False),
+    ],
+)
+def test_one_row_of_two_is_searched_for_low_values_in_64_rows_and_all_for_high_ones(
+    rows: int, values: list[int], possible: bool
+) -> None:
+    hounsfield = HEAD[:rows].copy()
+    hounsfield[29, 30 : 30 + len(values)] = values
+    encoding = of_bits(16, signed=values[0] < 0, intercept=-1024)
+    if possible:
+        assert choose_repair(words(hounsfield + 1024), encoding, RepairPolicy.AUTO) is Repair.NONE
+    else:
+        with pytest.raises(Rejected, match="which no scanner produces"):
+            choose_repair(words(hounsfield + 1024), encoding, RepairPolicy.AUTO)
+
+
+@pytest.mark.parametrize("value", [2000, 2001])
+def test_corners_brighter_than_bone_are_no_air(value: int) -> None:
+    hounsfield = with_block(slice_of(padding=value), 0.1, 3000)
+    pixels, encoding = (hounsfield + 1024).astype(np.uint16), of_bits(16, intercept=-1024)
+    if value == 2000:
+        assert choose_repair(pixels, encoding, RepairPolicy.AUTO) is Repair.NONE
+    else:
+        with pytest.raises(Rejected, match="to 3000 HU, which no scanner produces"):
+            choose_repair(pixels, encoding, RepairPolicy.AUTO)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(40, True), (41, False)])
+def test_a_hundredth_of_values_below_air_may_be_beside_the_padding(count: int, shown: bool) -> None:
+    hounsfield = slice_of(noise=0, padding=-3024)  # of 4096 pixels
+    hounsfield[30:32].reshape(-1)[:count] = -2000
+    check_sign(words(hounsfield + 1024), of_bits(16, intercept=-1024), shown=shown)
+
+
+@pytest.mark.parametrize(
     ("tissue", "shown"), [(-151, False), (-150, True), (150, True), (151, False)]
 )
 def test_padding_alone_shows_a_sign_only_beside_soft_tissue(tissue: int, shown: bool) -> None:

@@ -240,6 +240,8 @@ def test_all_that_describes_the_shards_is_written(tmp_path: Path) -> None:
     data_set = json.loads((tmp_path / "dataset_info.json").read_text())
     lengths = [(split["shardLengths"], split["numBytes"]) for split in data_set["splits"]]
     assert lengths == [(["3", "2"], "500"), (["4"], "400")]
+    assert (tmp_path / "README.md").read_text().startswith("---")
+    assert json.loads((tmp_path / "croissant.json").read_text())["@type"] == "sc:Dataset"
     record_start(unfinished.folder, "local")
     again = describe_shards(unfinished, PLAN, options, RESULTS, REJECTS)
     assert (again["run"]["runner"], again["run"]["starts"]) == ("local", 1)

@@ -377,7 +377,7 @@ def test_rle_segments_are_read_up_to_the_pixels_that_there_are(
 
 def test_rle_of_8_bits_with_more_pixels_than_there_are() -> None:
     run = bytes([257 - 128, 7])
-    frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + b"\1\1\2" + run * 100
+    frame = np.array([1, 64, *[0] * 14], "<u4").tobytes() + b"\1\1\2\x80" + run * 100
     source = read_slice(make_dicom(ramp("uint8"), syntax=uid.RLELossless, frame=frame))
     assert source.pixels.reshape(-1)[:4].tolist() == [1, 2, 7, 7]
 

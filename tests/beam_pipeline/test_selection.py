@@ -131,6 +131,7 @@ def test_conditions_on_private_attributes(syntax: str, tmp_path: Path) -> None:
     dataset = pydicom.dcmread(path)
     dataset.add_new(0x00190010, "LO", "SIEMENS CT VA0  COAD")
     dataset.add_new(0x001910B0, "LO", "Feed 12")  # of pydicom's dictionary: an IS
+    dataset.add_new(0x001910A7, "UL", 0x01020304)  # known by its creator, in (0019,0010)
     dataset.add_new(0x001910FF, "DS", "12.50")
     dataset.save_as(path)
     data = path.read_bytes()
@@ -139,6 +140,7 @@ def test_conditions_on_private_attributes(syntax: str, tmp_path: Path) -> None:
     broken = data.replace(b"\xff\x10DS", b"\xff\x10FD")  # six bytes are no number of this type
     assert is_selected(broken, "(0019,10ff)", "(0019,10ff)!=None")
     assert not is_selected(data, "(0019,10ff)<12")
+    assert is_selected(data, f"(0019,10A7)={0x01020304}")
 
 
 def test_what_is_not_wanted_is_not_searched_for_faults() -> None:

@@ -384,6 +384,25 @@ def test_a_read_that_hangs_is_not_waited_for_when_reading_ahead_is_given_up(
     given_up.set()
 
 
+def test_requests_that_wait_for_a_thread_are_dropped_at_the_end(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "ranged_readers", 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(data: bytes) -> bytes:
+        begun.set()
+        go_on.wait(5)
+        return data
+
+    with InputFiles.parse(str(tree)).reading() as reading:
+        first, second = (reading.part("a.dcm", 0, 5, hang) for _ in range(2))
+        begun.wait(5)
+    assert second.cancelled()
+    go_on.set()
+    assert first.result(5) == b"a.dcm"
+
+
 @pytest.mark.parametrize(("readers", "in_flight"), [(0, 1), (1, 2), (3, 6)])
 def test_a_far_store_is_asked_for_twice_as_many_parts_as_it_has_readers(
     tree: Path, monkeypatch: pytest.MonkeyPatch, readers: int, in_flight: int

@@ -190,7 +190,7 @@ SPLIT = {"examples": 0, "patients": 0, "shards": []}
             [window(width=width) for width in (0, -1, 1000001, "80")],
             "a number of HU above 0, up to 1000000, or null",
         ),
-        ("schema_version", [1], [0, 2, "1", None], "schema_version"),
+        ("schema_version", [1], [0, 2, "1", None, True, 1.0], "schema_version"),
         (
             "label_level",
             ["image", "series", "study", "patient", None],
@@ -227,3 +227,31 @@ def test_null_is_no_offset_and_16_bits_are_hounsfield_units() -> None:
     parsed = parse_manifest(json.dumps(manifest).encode(), "m")
     assert parsed.image.is_hounsfield
     assert parsed.image.hu_offset == -1024
+
+
+UID = "sop_instance_uid"
+HASHED = {"identifiers": "hash", "identifier_key_check": "1f"}
+
+
+@pytest.mark.parametrize(
+    ("options", "image_id", "image_ids", "patient_ids"),
+    [
+        ({"image_id": "auto", "identifiers": "keep"}, UID, UID, "keep"),
+        ({"image_id": "auto"} | HASHED, UID, "hash 1f", "hash 1f"),
+        ({"image_id": "auto", "identifiers": "hash"}, UID, "ordinal", "ordinal"),  # of any key
+        ({"image_id": "auto", "identifiers": "ordinal"}, UID, "ordinal", "ordinal"),
+        ({"image_id": "auto", "identifiers": 5}, UID, "", ""),
+        ({"image_id": "auto"} | HASHED, "file_name", "file_name", "hash 1f"),
+        ({"image_id": UID} | HASHED, UID, UID, "hash 1f"),
+        ({"image_id": "file_name"} | HASHED, UID, "file_name", "hash 1f"),
+        ({"image_id": "ordinal"}, UID, "ordinal", ""),
+        ({"image_id": 5}, UID, "", ""),
+        ({}, None, "", ""),
+    ],
+)
+def test_kinds_of_ids(
+    options: dict[str, Any], image_id: str, image_ids: str, patient_ids: str
+) -> None:
+    manifest = complete(MANIFEST) | {"options": options, "image_id": image_id}
+    parsed = parse_manifest(json.dumps(manifest).encode(), "m")
+    assert (parsed.image_ids, parsed.patient_ids) == (image_ids, patient_ids)
