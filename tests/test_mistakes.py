@@ -131,6 +131,7 @@ MISTAKES = {
     "trainer crossval --shards s --run r --fold 1": "unknown option --fold",
     "trainer evaluate": "--run is missing: run directory of a finished or stopped training",
     "trainer evaluate --run r --fit_temperature --temperature": "--temperature: choose one",
+    "trainer evaluate --run r --fit_smooth_z --temperature": "want --fit_temperature, too",
     "trainer evaluate --run r --fit_temp": "unknown option --fit_temp (did you mean --fit_temperat",
     "trainer predict --shards s": "--run is missing: run directory of a finished or stopped",
     "trainer predict --run r --shards s --output o --batch_size 0": "--batch_size 0: want a whole",

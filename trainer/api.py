@@ -24,6 +24,7 @@ from trainer.display import Display
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, PredictOptions, ShardAccess, TrainOptions
 from trainer.runs.run import Calibration, Run, choose_calibration
+from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
 from trainer.runs.training_setup import continue_from
 
 
@@ -200,26 +201,29 @@ def predict_run(**options: Any) -> None:
     run_command(PredictOptions(**options))
 
 
-def load_run(run: str | Path, temperature: bool = False) -> TrainedModel:
+def load_run(run: str | Path, temperature: bool = False, smooth_z: bool = False) -> TrainedModel:
     """Load the best model of a run.
 
     Args:
         run: run directory.
         temperature: whether to apply the run's calibration to the logits.
+        smooth_z: whether to smooth the logits along z; the model then predicts scans, not images.
 
     Raises:
-        UsageError: there is no such run, or no model yet.
+        UsageError: there is no such run, no model yet, or no such calibration or smoothing.
     """
     directory = Run(Path(run))
     record, labels = directory.record, directory.labels
     directory.check_model()
     calibration = choose_calibration(directory, labels, temperature)
+    smoothing = choose_smoothing(directory.smoothing, smooth_z)
+    calibration.check_smoothing(smoothing)
     load_libraries()
     from trainer.networks.saved_models import load_classifier
 
     image, xla = record.shards.image, record.options.get("xla", "auto")
     model = load_classifier(directory.model, xla, image, len(labels))
-    return TrainedModel(directory, labels, image, calibration, model)
+    return TrainedModel(directory, labels, image, calibration, model, smoothing)
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,7 @@ class TrainedModel:
         image: height, width, channels and dtype of the stored images.
         calibration: calibration of the logits.
         network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
+        smoothing: smoothing of the logits along z.
     """
 
     run: Run
@@ -239,6 +244,7 @@ class TrainedModel:
     image: ImageSpec
     calibration: Calibration
     network: Any
+    smoothing: Smoothing = NO_SMOOTHING
 
     def predict(self, images: npt.NDArray[Any], batch_size: int = 32) -> npt.NDArray[np.float64]:
         """Return the probability of every label, [N, L].
@@ -248,10 +254,15 @@ class TrainedModel:
             batch_size: images per step.
 
         Raises:
-            UsageError: the images have another shape or dtype.
+            UsageError: the images have another shape or dtype, or the logits are to be smoothed.
         """
         from trainer.evaluation.metrics import probabilities
         from trainer.evaluation.predict import predict_batch
+
+        if self.smoothing.changes:
+            raise UsageError(
+                "smooth_z: images alone have no place along z; want predict_split or predict_dicom"
+            )
 
         expected = (self.image.height, self.image.width, self.image.channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
@@ -276,7 +287,7 @@ class TrainedModel:
 
         self.run.check_fit(shards)
         found = predict_split(self.network, shards, shards.split(split), self.labels, batch_size)
-        return found.frame(self.calibration)
+        return found.smoothed(self.smoothing).frame(self.calibration)
 
     def predict_dicom(
         self, source: str | Path, batch_size: int = 32

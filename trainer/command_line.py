@@ -137,7 +137,7 @@ def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOpt
         load_libraries(options.backend)
         from trainer.evaluation.evaluate import evaluate
 
-        evaluate(setup, options.fit_temperature)
+        evaluate(setup, options.fit_temperature, options.fit_smooth_z)
     else:
         _predict(options)
 

@@ -319,6 +319,8 @@ class _PredictionOptions(SavedModel, _Answers, Batches, ShardAccess):
 
     tta: bool = False
     """predict the mean over each image and its mirror image"""
+    smooth_z: bool = False
+    """smooth the logits of each scan along z, by the width and amount kept in the run"""
 
 
 class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
@@ -330,10 +332,17 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     """fit a temperature and a bias a label on this split, and keep them in the run; losses are
     cross-fitted: each patient's by what other patients fit"""
 
+    fit_smooth_z: bool = False
+    """fit width and amount of the smoothing along z on this split, and keep them in the run, to be
+    used with --smooth_z if they help; figures are cross-fitted, as for fit_temperature"""
+
     @model_validator(mode="after")
     def _choose_one(self) -> Self:
-        if self.fit_temperature and self.temperature:
-            raise ValueError("--fit_temperature and --temperature: choose one")
+        for name in ("temperature", "smooth_z"):
+            if getattr(self, name) and getattr(self, f"fit_{name}"):
+                raise ValueError(f"--fit_{name} and --{name}: choose one")
+        if self.fit_smooth_z and self.temperature:
+            raise ValueError("--fit_smooth_z and --temperature: want --fit_temperature, too")
         return self
 
 

@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 import trainer
+from headct.errors import UsageError
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
 from trainer.networks.saved_models import load_classifier
@@ -298,6 +299,48 @@ def test_no_test_split(
     argv = ["predict", "--run", str(run), "--shards", str(folder), "--output", str(run / "s.csv")]
     assert "no split 'test'; there are fold0" in refusal(argv, capsys)
     assert not (run / "s.csv").exists()
+
+
+def test_logits_are_smoothed_along_z(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ["evaluate", "--run", str(run)]
+    assert "`evaluate --fit_smooth_z` fits it" in refusal([*evaluate, "--smooth_z"], capsys)
+    assert main([*evaluate, "--fit_smooth_z"]) == 0
+    # The labels of this data are drawn for each slice.
+    assert "No clear gain on 6 patients: leave --smooth_z off." in capsys.readouterr().out
+    found = json.loads((run / "evaluation-fold0.json").read_text())
+    assert found["smoothing"]["figures"] == "cross-fitted by patient"
+    assert found["options"]["smooth_z_amount"] is None
+    kept = {"width_mm": 5.0, "amount": 1.0, "split": "fold0", "digest": found["options"]["digest"]}
+    (run / "smoothing.json").write_text(json.dumps(kept))
+    assert main([*evaluate, "--smooth_z", "--fit_temperature"]) == 0
+    assert "of slices that it was fitted on" in capsys.readouterr().out
+    figures = json.loads((run / "evaluation-fold0-smooth_z-temperature.json").read_text())
+    assert figures["options"]["smooth_z_width_mm"] == 5.0
+    assert figures["smoothing"]["with"]["mean_roc_auc"] == pytest.approx(figures["mean_roc_auc"])
+    table = tmp_path / "table.parquet"
+    predict = ["predict", "--run", str(run), "--shards", str(shards), "--output", str(table)]
+    predict += ["--split", "fold0"]
+    both = ["--smooth_z", "--temperature"]
+    assert "were fitted with --smooth_z" in refusal([*predict, "--temperature"], capsys)
+    export = ["export", "--run", str(run), "--output", str(tmp_path / "e"), "--temperature"]
+    assert "were fitted with --smooth_z" in refusal(export, capsys)
+    assert main([*predict, *both]) == 0
+    loaded = trainer.load_run(run, temperature=True, smooth_z=True)
+    found = loaded.predict_split(trainer.open_shards(shards), "fold0")
+    pd.testing.assert_frame_equal(found, pd.read_parquet(table))
+    plain = pd.read_parquet(run / "predictions-fold0.parquet")
+    of_one = (plain["series_id"] == plain["series_id"][0]).to_numpy()
+    z = plain.loc[of_one, "position_z"].to_numpy(float)
+    weights = np.exp(-(np.subtract.outer(z, z) ** 2) / 50)
+    logit = np.log(plain["probability_any"] / (1 - plain["probability_any"]))[of_one]
+    smoothed = weights / weights.sum(axis=1, keepdims=True) @ logit
+    fitted = json.loads((run / "temperatures.json").read_text())["any"]
+    expected = 1 / (1 + np.exp(-(smoothed / fitted["temperature"] + fitted["bias"])))
+    np.testing.assert_allclose(found.loc[of_one, "probability_any"], expected, atol=1e-5)
+    with pytest.raises(UsageError, match="images alone have no place along z"):
+        loaded.predict(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 def test_a_labeled_holdout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,12 @@ from sklearn.model_selection import GroupKFold
 from headct.errors import UsageError
 from headct.layout import fold_split
 from trainer.data.shards import ALL_LABELED
-from trainer.display import next_command, show_figures
+from trainer.display import next_command, number, show_figures
+from trainer.evaluation.fit_smoothing import (
+    SmoothingFit,
+    compare_smoothing,
+    describe_smoothing,
+)
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Array, Floats, Ints, weighted_log_loss
 from trainer.evaluation.predict import (
@@ -28,6 +34,7 @@ from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, write_calibration
+from trainer.runs.smoothing import Smoothing, write_smoothing
 
 # Values of calibration.figures in evaluation-NAME.json.
 CROSS_FITTED, UNKNOWN = "cross-fitted by patient", "unknown"
@@ -41,9 +48,13 @@ _WARNINGS = {
 _OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
 _HIGHEST_TEMPERATURE = 20.0
 _GROUPS = 10  # of patients, in cross-fitting
+# From rows of slices to the logits of all slices, smoothed as fits the patients of these.
+SmoothBy = Callable[[npt.NDArray[np.integer[Any]]], Array]
 
 
-def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
+def evaluate(
+    setup: EvaluationSetup, fit_temperature: bool = False, fit_smooth_z: bool = False
+) -> None:
     """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
 
     NAME is the split with differences from training (`EvaluationSetup.name`): files from
@@ -55,16 +66,20 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
     """
     leave_gpu_to_jax()
     run, names, display = setup.run, setup.shards.labels, setup.display
-    predictions = predict_labeled(setup)
+    predictions, smoothing, smooth_by = predict_labeled(setup), None, None
+    if fit_smooth_z:
+        setup, predictions, smoothing, smooth_by = fit_and_cross_fit_smoothing(setup, predictions)
+    elif setup.smoothing.changes:
+        predictions, smoothing = smooth_and_compare(setup, predictions)
     frame = predictions.frame(setup.calibration)
     measured, calibration = measure(frame, setup), None
     if fit_temperature:
         # rank uncalibrated scores: calibration differs between groups of patients
-        setup, crossed, calibration = fit_and_cross_fit(setup, predictions)
+        setup, crossed, calibration = fit_and_cross_fit(setup, predictions, smooth_by)
         frame = crossed.frame()
         measured = with_losses(measured, measure(frame, setup))
     elif setup.calibration.changes:
-        fitted_on = where_fitted(setup)
+        fitted_on = where_fitted(setup, setup.calibration)
         calibration = {"figures": fitted_on}
         if fitted_on in _WARNINGS:
             display.say(f"temperatures and biases were fitted {_WARNINGS[fitted_on]}")
@@ -75,16 +90,18 @@ def evaluate(setup: EvaluationSetup, fit_temperature: bool) -> None:
         "shards": setup.shards.location,
         "digest": setup.shards.digest(),
         "tta": setup.flip,
+        **describe_smoothing(setup.smoothing),
         **(setup.calibration.describe(names) if changes else uncalibrated),
     }
-    figures = {"options": options, "calibration": calibration, **measured}
+    fits = {"calibration": calibration} | ({"smoothing": smoothing} if smoothing else {})
+    figures = {"options": options, **fits, **measured}
     write_json(run.evaluation(setup.name), figures)
     # for the validation fold, training already wrote the predictions of a complete run
     validation = fold_split(run.record.options.fold)
     path = run.predictions(setup.name)
     if setup.name != validation or not run.is_complete:
         write_parquet(path, frame)
-    if fit_temperature and figures["trained_on"]:
+    if (fit_temperature or fit_smooth_z) and figures["trained_on"]:
         display.say(
             "Fitted on patients of the training, they make probabilities of other patients too"
             " extreme."
@@ -118,10 +135,102 @@ def measure(frame: pd.DataFrame, setup: EvaluationSetup) -> dict[str, Any]:
     }
 
 
-def fit_and_cross_fit(
+def count_patients(setup: EvaluationSetup, predictions: Predictions, option: str) -> int:
+    """Return the number of patients; raise UsageError if there is only one."""
+    count = predictions.rows["patient_id"].nunique()
+    if count < 2:
+        raise UsageError(f"--{option}: {setup.split.name} has one patient; it takes two or more")
+    return count
+
+
+def fit_and_cross_fit_smoothing(
     setup: EvaluationSetup, predictions: Predictions
+) -> tuple[EvaluationSetup, Predictions, dict[str, Any], SmoothBy | None]:
+    """Fit the smoothing along z, write it into the run, and show what it changes.
+
+    A smoothing that does not clearly help is written with an amount of 0: off.
+
+    Returns:
+        The setup with the fitted smoothing; the predictions, smoothed per patient by fits on other
+        patients, or as they were if that does not help; the comparison for evaluation-NAME.json;
+        and the smoothing by any patients, None if it does not help.
+
+    Raises:
+        UsageError: there is only one patient, or slices have no series or position.
+    """
+    groups = min(_GROUPS, count_patients(setup, predictions, "fit_smooth_z"))
+    fit = SmoothingFit(predictions, setup.weights)
+    patients = predictions.rows["patient_id"].to_numpy()
+    every = np.arange(len(patients))
+    crossed = np.empty(predictions.logits.shape)
+    for rest, group in GroupKFold(groups).split(every, groups=patients):
+        crossed[group] = fit.smooth_by(rest)[group]
+    smoothed = replace(predictions, logits=crossed)
+    found = fit.fit(every)
+    compared = compare(setup, predictions, smoothed)
+    kept = found if compared["helps"] else replace(found, amount=0.0)
+    kept = replace(kept, split=setup.split.name, digest=setup.shards.digest())
+    write_smoothing(setup.run.smoothing, kept)
+    description = {"figures": CROSS_FITTED, "parts": groups, **describe_smoothing(found)}
+    description |= compared
+    say_smoothing(setup, found, description)
+    setup = replace(setup, smoothing=kept)
+    if not compared["helps"]:
+        return setup, predictions, description, None
+    return setup, smoothed, description, fit.smooth_by
+
+
+def smooth_and_compare(
+    setup: EvaluationSetup, predictions: Predictions
+) -> tuple[Predictions, dict[str, Any]]:
+    """Smooth predictions as the run does; return them, and the comparison for the figures."""
+    smoothed = predictions.smoothed(setup.smoothing)
+    description = {"figures": where_fitted(setup, setup.smoothing)}
+    description |= compare(setup, predictions, smoothed)
+    say_smoothing(setup, setup.smoothing, description)
+    return smoothed, description
+
+
+def compare(
+    setup: EvaluationSetup, predictions: Predictions, smoothed: Predictions
+) -> dict[str, Any]:
+    """Return the figures with and without smoothing, both without calibration."""
+    without, with_it = (
+        Measured(each.frame(), predictions.names, setup.weights) for each in (predictions, smoothed)
+    )
+    return compare_smoothing(without, with_it)
+
+
+def say_smoothing(setup: EvaluationSetup, smoothing: Smoothing, compared: dict[str, Any]) -> None:
+    """Print a smoothing, its effect, and whether to use it."""
+    display, patients = setup.display, compared["patients"]
+    display.say(
+        f"smoothing along z: {smoothing.amount:.0%} of the mean over a width of"
+        f" {smoothing.width_mm:.1f} mm, {compared['figures']}"
+    )
+    ends = compared["difference_intervals_95"]["weighted_log_loss"]
+    interval = f" (95 % interval {ends[0]:+.4f} to {ends[1]:+.4f})" if ends else ""
+    before, after = compared["without"], compared["with"]
+    display.say(
+        f"log loss {before['weighted_log_loss']:.4f} without it, {after['weighted_log_loss']:.4f}"
+        f" with it: {compared['difference']['weighted_log_loss']:+.4f}{interval}; mean ROC AUC"
+        f" {number(before['mean_roc_auc'])} and {number(after['mean_roc_auc'])}"
+    )
+    if compared["helps"]:
+        display.say("It helps: use --smooth_z to evaluate and predict.")
+    else:
+        display.say(f"No clear gain on {patients} patients: leave --smooth_z off.")
+
+
+def fit_and_cross_fit(
+    setup: EvaluationSetup, predictions: Predictions, smooth_by: SmoothBy | None = None
 ) -> tuple[EvaluationSetup, Predictions, dict[str, Any]]:
     """Fit temperatures and biases, write them into the run, and show the change of the loss.
+
+    Args:
+        setup: the run and the split.
+        predictions: smoothed, if they shall be.
+        smooth_by: smoothing that is fitted again without the patients to calibrate.
 
     Returns:
         The setup with the fitted calibration; the predictions, calibrated per patient by fits on
@@ -133,14 +242,18 @@ def fit_and_cross_fit(
     logits, labels, names = predictions.logits, predictions.labels, setup.shards.labels
     display, split = setup.display, setup.split.name
     patients = predictions.rows["patient_id"].to_numpy()
-    count = len(np.unique(patients))
-    if count < 2:
-        raise UsageError(f"--fit_temperature: {split} has one patient; it takes two or more")
-    fitted = replace(fit_calibration(logits, labels), split=split, digest=setup.shards.digest())
-    crossed = cross_calibrate(logits, labels, patients)
+    count = count_patients(setup, predictions, "fit_temperature")
+    every = logits if smooth_by is None else smooth_by(np.arange(len(logits)))
+    fitted = replace(
+        fit_calibration(every, labels),
+        split=split,
+        digest=setup.shards.digest(),
+        smoothing=setup.smoothing.kernel,
+    )
+    crossed = cross_calibrate(logits, labels, patients, smooth_by)
     before, after_fit, after = (
         weighted_log_loss(labels, expit(version.astype(np.float64)), setup.weights)
-        for version in (logits, fitted.apply(logits), crossed)
+        for version in (logits, fitted.apply(every), crossed)
     )
     write_calibration(setup.run, names, fitted)
     values = zip(names, fitted.temperatures, fitted.biases, strict=True)
@@ -206,12 +319,21 @@ def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
     return 1 / scale, bias
 
 
-def cross_calibrate(logits: Floats, labels: Ints, patients: npt.NDArray[Any]) -> Array:
-    """Calibrate logits [N, L] per patient by fits on other patients, of whom there must be some."""
+def cross_calibrate(
+    logits: Floats,
+    labels: Ints,
+    patients: npt.NDArray[Any],
+    smooth_by: SmoothBy | None = None,
+) -> Array:
+    """Calibrate logits [N, L] per patient by fits on other patients, of whom there must be some.
+
+    With `smooth_by`, the smoothing is fitted on the same other patients, in place of `logits`.
+    """
     calibrated = np.empty(logits.shape)
     folds = GroupKFold(min(_GROUPS, len(np.unique(patients))))
     for rest, group in folds.split(logits, groups=patients):
-        calibrated[group] = fit_calibration(logits[rest], labels[rest]).apply(logits[group])
+        these = logits if smooth_by is None else smooth_by(rest)
+        calibrated[group] = fit_calibration(these[rest], labels[rest]).apply(these[group])
     return calibrated
 
 
@@ -227,9 +349,9 @@ def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     }
 
 
-def where_fitted(setup: EvaluationSetup) -> str:
-    """Return whether the calibration was fitted on the measured slices, if known."""
-    fitted, split = setup.calibration, setup.split.name
+def where_fitted(setup: EvaluationSetup, fitted: Calibration | Smoothing) -> str:
+    """Return whether a calibration or smoothing was fitted on the measured slices, if known."""
+    split = setup.split.name
     if not fitted.split:
         return UNKNOWN
     overlaps = ALL_LABELED in (fitted.split, split) or fitted.split == split

@@ -142,6 +142,19 @@ class Measured:
         )
         return Estimate(value, ends, spec)
 
+    def difference(
+        self, other: Measured, metric: str, name: str = "", spec: str = "+.3f"
+    ) -> Estimate:
+        """Return a metric minus that of other predictions of the same slices, in the same order.
+
+        The interval is of differences over the same resamples of patients.
+        """
+        mine, theirs = (each.estimate(metric, name).value for each in (self, other))
+        column = self.names.index(name) if name else -1
+        drawn = self.resampled[metric][:, column] - other.resampled[metric][:, column]
+        value = None if mine is None or theirs is None else mine - theirs
+        return Estimate(value, interval(drawn), spec)
+
     @property
     def defined(self) -> list[tuple[int, str]]:
         """Numbers and names of the labels with positives and negatives."""

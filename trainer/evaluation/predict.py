@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
-from headct.layout import IMAGE, LABEL, POSITION, UNLABELED
+from headct.layout import IMAGE, LABEL, POSITION, SERIES_ID, UNLABELED
+from headct.scans import Scans, find_scans
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import TEXTS, evaluation_batches
 from trainer.data.shards import ShardDirectory, Split
@@ -24,6 +26,7 @@ from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration
+from trainer.runs.smoothing import Smoothing
 from trainer.runs.trained_on import find_overlap
 
 
@@ -42,6 +45,24 @@ class Predictions:
     rows: pd.DataFrame
     labels: npt.NDArray[np.int64]
     logits: Floats
+
+    @cached_property
+    def scans(self) -> Scans:
+        """The scans of the slices.
+
+        Raises:
+            UsageError: no slice has a series, or no slice has a position.
+        """
+        if not self.rows[SERIES_ID].any() or self.rows[POSITION].isna().all():
+            lacking = POSITION if self.rows[SERIES_ID].any() else SERIES_ID
+            raise UsageError(f"--smooth_z: no slice has a {lacking}, so z does not order a scan")
+        return find_scans(self.rows, "predictions")
+
+    def smoothed(self, smoothing: Smoothing) -> Predictions:
+        """Return the predictions, smoothed along z; raises like `scans`."""
+        if not smoothing.changes:
+            return self
+        return replace(self, logits=smoothing.apply(self.logits, self.scans))
 
     def frame(self, calibration: Calibration | None = None) -> pd.DataFrame:
         """Return the rows with probability_<name> and label_<name>."""
@@ -85,7 +106,8 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
 def predict_rows(setup: EvaluationSetup) -> pd.DataFrame:
     """Predict a split; return `Predictions.frame`, and say if the run was trained on it."""
     leave_gpu_to_jax()
-    frame = predict_run(setup, setup.run.labels, "predicting").frame(setup.calibration)
+    predictions = predict_run(setup, setup.run.labels, "predicting")
+    frame = predictions.smoothed(setup.smoothing).frame(setup.calibration)
     if trained := compare_with_training(setup, frame)["trained_on"]:
         count = "all" if trained is True else trained
         setup.display.say(f"{setup.split.name}: the run was trained on {count} of its patients")

@@ -13,8 +13,8 @@ from headct.errors import UsageError
 from headct.json_documents import read_json
 from headct.page import Table, page_templates
 from trainer.display import Display, explain_weights
-from trainer.evaluation.bootstrap import SAMPLES, interval
-from trainer.evaluation.measured import Estimate, Measured, read_predictions
+from trainer.evaluation.bootstrap import SAMPLES
+from trainer.evaluation.measured import Measured, read_predictions
 from trainer.files import check_output, write_whole
 from trainer.report import plots
 from trainer.report.plots import Picture
@@ -171,12 +171,9 @@ def difference_table(first: ComparedRun, others: Sequence[ComparedRun], metric: 
     rows: list[list[Any]] = [[title] for title in label_titles(first, metric).values()]
     for run in others:
         columns += [(f"{run.title} - {first.title}", "number"), (f"Verdict on {run.title}", "text")]
-        resamples = run.measured.resampled[metric] - first.measured.resampled[metric]
-        for row, name, drawn in zip(rows, label_titles(first, metric), resamples.T, strict=True):
-            mine, theirs = (each.measured.estimate(metric, name).value for each in (run, first))
-            difference = None if mine is None or theirs is None else mine - theirs
-            ends = interval(drawn)
-            row += [Estimate(difference, ends, spec), verdict(ends, metric == "log_loss")]
+        for row, name in zip(rows, label_titles(first, metric), strict=True):
+            difference = run.measured.difference(first.measured, metric, name, spec)
+            row += [difference, verdict(difference.ends, metric == "log_loss")]
     return Table(f"Difference: {TITLES[metric]}", columns, rows[:-1], rows[-1:])
 
 

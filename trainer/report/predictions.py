@@ -24,6 +24,7 @@ from trainer.options import PredictOptions
 from trainer.report.plots import Picture
 from trainer.report.slices import Chosen, draw_slices
 from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.smoothing import Smoothing
 
 SLICES, SCANS, PAGE = "slices.csv", "scans.csv", "report.html"
 SOURCE, FOLDER, COUNT = "source", "folder", "slices"
@@ -204,10 +205,17 @@ def render_page(
             ("Model", str(run.record.options.get("model", "not recorded"))),
             ("Labels", ", ".join(names)),
             ("Calibration", "temperatures and biases" if setup.calibration.changes else "none"),
+            ("Smoothing along z", _describe_smoothing(setup.smoothing)),
             ("Mirror images", "averaged" if setup.flip else "not used"),
             ("Written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ],
     )
+
+
+def _describe_smoothing(smoothing: Smoothing) -> str:
+    if not smoothing.changes:
+        return "none"
+    return f"{smoothing.amount:.0%} of the mean over a width of {smoothing.width_mm:.1f} mm"
 
 
 def reject_tables(rejects: pd.DataFrame) -> tuple[Table, Table]:

@@ -33,6 +33,7 @@ from trainer.options import (
     parse_formats,
 )
 from trainer.runs.run import Calibration, Run, TrainingShards, choose_calibration
+from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
 from trainer.runs.training_setup import TrainingSetup
 
 EXAMPLES = 16  # images to try an exported model on
@@ -48,6 +49,7 @@ class EvaluationSetup:
         same_shards: whether the run was trained on these shards.
         trained_on: whether the run was trained on this split; None: compare ids.
         xla: whether to compile with XLA, like `TrainOptions.xla`.
+        smoothing: smoothing of the logits along z, before the calibration.
     """
 
     run: Run
@@ -60,6 +62,7 @@ class EvaluationSetup:
     same_shards: bool = True
     trained_on: bool | None = False
     xla: str = "auto"
+    smoothing: Smoothing = NO_SMOOTHING
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -77,6 +80,7 @@ class EvaluationSetup:
         parts = [self.split.name]
         parts += [] if self.same_shards else [self.shards.digest()[:8]]
         parts += ["tta"] if self.flip else []
+        parts += ["smooth_z"] if self.smoothing.changes else []
         parts += ["temperature"] if self.calibration.changes else []
         return "-".join(parts)
 
@@ -88,7 +92,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         UsageError: the run or the shards cannot be used, or do not fit each other.
     """
     run, display = Run(options.run), Display()
-    record, labels = run.record, run.labels
+    record = run.record
     source = find_shards(options.shards or record.shards.path, options, display)
     try:
         shards = source.open()
@@ -107,7 +111,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     if not split.examples:
         raise UsageError(f"{shards.location}: split {split.name} has no examples")
     check_run(options)
-    calibration = choose_calibration(run, labels, options.temperature)
+    calibration, smoothing = choose_corrections(run, options)
     labeled = count(shards.labeled())
     if not same_shards and not options.split and split.examples < labeled:
         display.say(
@@ -132,7 +136,22 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         same_shards=same_shards,
         trained_on=by_split,
         xla=record.options.get("xla", "auto") if options.xla == "run" else options.xla,
+        smoothing=smoothing,
     )
+
+
+def choose_corrections(
+    run: Run, options: EvaluateOptions | PredictOptions
+) -> tuple[Calibration, Smoothing]:
+    """Return the calibration and the smoothing kept in the run, if wanted.
+
+    Raises:
+        UsageError: one is missing or damaged, or the calibration is of another smoothing.
+    """
+    calibration = choose_calibration(run, run.labels, options.temperature)
+    smoothing = choose_smoothing(run.smoothing, options.smooth_z)
+    calibration.check_smoothing(smoothing)
+    return calibration, smoothing
 
 
 def check_run(options: EvaluateOptions | PredictOptions) -> None:
@@ -150,7 +169,7 @@ def check_run(options: EvaluateOptions | PredictOptions) -> None:
     else:
         check_output(options.output)
     _ = run.weights  # must be valid
-    choose_calibration(run, run.labels, options.temperature)
+    choose_corrections(run, options)
 
 
 @contextmanager
@@ -229,6 +248,7 @@ def prepare_export(options: ExportOptions) -> SavedRun:
     trained, labels = run.record.shards, run.labels
     run.check_model()
     calibration = choose_calibration(run, labels, options.temperature)
+    calibration.check_smoothing(NO_SMOOTHING)
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(options.formats) else ()
     for name in needed:
         if find_spec(name) is None:

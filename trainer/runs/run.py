@@ -28,6 +28,7 @@ from headct.printable import hide_secrets
 from trainer.data.shards import ShardDirectory
 from trainer.files import remove_unfinished, write_json, write_whole
 from trainer.options import TrainOptions, label_weights, run_identity
+from trainer.runs.smoothing import NO_KERNEL, Smoothing
 
 LOCK = ".lock"
 
@@ -131,6 +132,8 @@ class Run:
         self.report = path / "report.html"
         # The calibration that `evaluate --fit_temperature` fitted.
         self.temperatures = path / "temperatures.json"
+        # The smoothing along z that `evaluate --fit_smooth_z` fitted.
+        self.smoothing = path / "smoothing.json"
 
     def predictions(self, name: str) -> Path:
         """Return the path of predictions; `name` is a split or a variant such as `fold0-tta`."""
@@ -342,12 +345,14 @@ class Calibration:
         biases: [L].
         split: split of the fit; empty if unknown.
         digest: digest of the split's shards; empty if unknown.
+        smoothing: width (mm) and amount of the smoothing along z that the logits had in the fit.
     """
 
     temperatures: tuple[float, ...]
     biases: tuple[float, ...]
     split: str = ""
     digest: str = ""
+    smoothing: tuple[float, float] = NO_KERNEL
 
     @classmethod
     def none(cls, labels: int) -> Calibration:
@@ -362,6 +367,17 @@ class Calibration:
     def apply(self, logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Calibrate logits, [N, L]."""
         return np.asarray(logits / np.array(self.temperatures) + np.array(self.biases))
+
+    def check_smoothing(self, smoothing: Smoothing) -> None:
+        """Raise UsageError if the calibration was fitted to logits with another smoothing."""
+        if self.changes and self.smoothing != smoothing.kernel:
+            with_it = "with another smoothing along z" if smoothing.changes else "with --smooth_z"
+            before = with_it if self.smoothing != NO_KERNEL else "without --smooth_z"
+            now = "--smooth_z " if smoothing.changes else ""
+            raise UsageError(
+                f"--temperature: the temperatures were fitted {before};"
+                f" `evaluate {now}--fit_temperature` fits others"
+            )
 
     def describe(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """Return the entry for files, by label."""
@@ -392,6 +408,9 @@ class _FittedLabel:
     ]
     split: Annotated[str, Field(strict=True, max_length=64), must("text")] = ""
     digest: Text = ""
+    smoothing: Annotated[
+        tuple[float, float], must("width and amount of a smoothing, two numbers")
+    ] = NO_KERNEL
 
 
 _ENTRY = must("a number from 0.001 to 1000, or an object with temperature and bias")
@@ -423,14 +442,15 @@ def choose_calibration(run: Run, labels: tuple[str, ...], wanted: bool) -> Calib
         tuple(kept[label].bias for label in labels),
         kept[labels[0]].split,
         kept[labels[0]].digest,
+        kept[labels[0]].smoothing,
     )
 
 
 def write_calibration(run: Run, labels: tuple[str, ...], calibration: Calibration) -> None:
     """Write temperatures.json."""
     pairs = zip(labels, calibration.temperatures, calibration.biases, strict=True)
+    fit = (calibration.split, calibration.digest, calibration.smoothing)
     content = {
-        label: asdict(_FittedLabel(temperature, bias, calibration.split, calibration.digest))
-        for label, temperature, bias in pairs
+        label: asdict(_FittedLabel(temperature, bias, *fit)) for label, temperature, bias in pairs
     }
     write_json(run.temperatures, content)
