@@ -1,6 +1,6 @@
 """A synthetic head-CT data set in the form Kaggle distributes RSNA 2019.
 
-    python -m examples.sample --output DIR [--patients 72] [--slices 20] [--seed 0]
+    python -m examples.sample --output DIR [--patients 72] [--slices 20] [--seed 0] [--scans]
 
 A seeded phantom, not a simulation of physics: signed distances (`fields`) describe a head
 (`anatomy`) with bleeds (`hemorrhage`), `scanner` scans and encodes its slices, and `writer` writes

@@ -44,6 +44,7 @@ def _write(arguments: argparse.Namespace) -> SampleSummary:
             slices=arguments.slices,
             seed=arguments.seed,
             test_patients=arguments.test_patients,
+            scans=arguments.scans,
             workers=max(arguments.workers, 1),
             progress=lambda done: bar.advance(task, done),
         )
@@ -70,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=int, default=default, help=f"{text}; default: %(default)s"
         )
+    parser.add_argument(
+        "--scans",
+        action="store_true",
+        help="a third of the series twice as thin, and artifacts like blood on single slices",
+    )
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 4), help="default: %(default)s"
     )

@@ -226,6 +226,15 @@ def _random_clot(rng: np.random.Generator, side: int, deep: bool) -> Bleed:
     return Bleed("intraparenchymal", "clot", hu, side, center, size, _edge(rng))
 
 
+def random_artifact(rng: np.random.Generator, z: float) -> Bleed:
+    """What one slice at the height `z` (mm in the head) shows like a clot, as a streak may."""
+    radius, side = rng.uniform(9, 15), int(rng.choice([-1, 1]))
+    center = (side * rng.uniform(14, 40), rng.uniform(-45, 50), z)
+    size = (*(radius * rng.uniform(0.85, 1.15, 2)), radius)
+    hu = float(rng.uniform(53, 70))
+    return Bleed("intraparenchymal", "clot", hu, side, _vector(center), _vector(size), _edge(rng))
+
+
 def _random_ventricular(rng: np.random.Generator, side: int) -> list[Bleed]:
     hu = rng.uniform(50, 65)
     center = (0.0, float(rng.uniform(24, 40)), 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -31,11 +31,13 @@ from examples.sample.hemorrhage import (
     displacement,
     distances,
     plan_bleeds,
+    random_artifact,
 )
 
 EDGE_MM = 0.7  # blur of an edge in the plane, about a head kernel's
 HOLDER_HU = 170.0  # as in the real slices
 SULCUS_EDGE_MM = 1.8  # a sulcus runs obliquely through a thick slice
+ARTIFACTS = 0.12  # share of the slices; never two next to each other
 NOISE_CORRELATION = 0.8  # pixels; the real slices' autocorrelation at 1, 2, 3 pixels is .68 .24 .05
 
 
@@ -72,7 +74,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient: a head, its bleeds, and how it was scanned."""
+    """One patient: a head, its bleeds, and how it was scanned.
+
+    `artifacts` are by the index of the only slice that shows them.
+    """
 
     head: Head
     bleeds: tuple[Bleed, ...]
@@ -80,6 +85,7 @@ class Patient:
     noise_hu: float
     holder: int  # 0 none, 1 a cradle under the head, 2 bars beside it
     noise_seed: int
+    artifacts: dict[int, Bleed] = field(default_factory=dict)
 
     @classmethod
     def random(cls, index: int, slices: int, seed: np.random.SeedSequence) -> Patient:
@@ -94,6 +100,18 @@ class Patient:
             holder=int(rng.choice([0, 1, 1, 2])),
             noise_seed=int(rng.integers(2**31)),
         )
+
+
+def with_artifacts(patient: Patient, slices: int, rng: np.random.Generator) -> Patient:
+    """The patient with artifacts on single slices, which look there like a clot and are none."""
+    drawn = np.flatnonzero(rng.random(slices) < ARTIFACTS).tolist()
+    artifacts: dict[int, Bleed] = {}
+    for index in drawn:
+        if index - 1 in artifacts:
+            continue
+        points = patient.geometry.plane(index, COARSE)
+        artifacts[index] = random_artifact(rng, float(points.z[0, 0]))
+    return replace(patient, artifacts=artifacts)
 
 
 def random_geometry(rng: np.random.Generator, slices: int) -> Geometry:
@@ -136,6 +154,9 @@ def scan_slice(patient: Patient, index: float) -> Scan:
     blood = distances(patient.bleeds, tissues, csf)
     levels = {bleed.kind: bleed.hu for bleed in patient.bleeds}
     contents, visible = paint_contents(tissues, csf, blood, levels)
+    if (artifact := patient.artifacts.get(round(index))) is not None:  # painted, not labeled
+        shown = distances((artifact, *patient.bleeds), tissues, csf)
+        contents, _ = paint_contents(tissues, csf, shown, {artifact.kind: artifact.hu} | levels)
     inside = coverage_in_thick_slice(tissues.inner, geometry)
     contents = contents + enlarge(beam_hardening(tissues))
     image = paint(paint_outside(tissues, geometry), inside, contents)

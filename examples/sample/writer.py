@@ -30,7 +30,7 @@ from examples.sample.encoding import (
 )
 from examples.sample.fields import SIZE, Field
 from examples.sample.hemorrhage import KINDS
-from examples.sample.scanner import Patient, scan_slice
+from examples.sample.scanner import Patient, scan_slice, with_artifacts
 
 LABELS = (*KINDS, "any")
 VERSION = 2  # of the generator: another one makes other files from the same parameters
@@ -60,6 +60,7 @@ class Parameters:
     seed: int = 0
     test_patients: int = TEST_PATIENTS
     version: int = VERSION
+    scans: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.patients <= MAX_PATIENTS:
@@ -70,6 +71,16 @@ class Parameters:
             raise SampleError(f"--slices {self.slices}: want {MIN_SLICES} to {MAX_SLICES}")
         if self.seed < 0:
             raise SampleError(f"--seed {self.seed}: want 0 or more")
+
+    @property
+    def marker(self) -> dict[str, int]:
+        """What the marker tells; without `scans`, what it has always told."""
+        return {name: value for name, value in asdict(self).items() if name != "scans" or value}
+
+    def slices_of(self, patient: int) -> int:
+        """How many slices a patient's series has: with `scans`, a third are twice as thin."""
+        thin = np.random.SeedSequence([self.seed, *b"thin", patient]).generate_state(1)[0] % 3 == 0
+        return self.slices * (2 if self.scans and thin else 1)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ def write_sample(
     slices: int = SLICES,
     seed: int = 0,
     test_patients: int = TEST_PATIENTS,
+    scans: bool = False,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> SampleSummary:
@@ -134,6 +146,8 @@ def write_sample(
         slices: a series.
         seed: the bytes follow from it and the numbers of patients and slices alone.
         test_patients: patients without labels, beside the others.
+        scans: whether a third of the series are twice as thin, and some slices show artifacts that
+            look like blood; blood is on neighboring slices, too.
         workers: processes; 1 works in this one.
         progress: called after each patient with the number of patients done since the last call.
 
@@ -141,7 +155,7 @@ def write_sample(
         SampleError: a parameter is out of range, or `output` holds something else. It is left as
             it is.
     """
-    parameters = Parameters(patients, slices, seed, test_patients)
+    parameters = Parameters(patients, slices, seed, test_patients, scans=scans)
     output = Path(output)
     state = _state(output, parameters)
     if state == "whole":
@@ -152,7 +166,7 @@ def write_sample(
         _remove_slices(output)
     for folder in FOLDERS:
         (output / folder).mkdir(parents=True, exist_ok=True)
-    _write_text(output / MARKER, json.dumps(asdict(parameters)) + "\n")
+    _write_text(output / MARKER, json.dumps(parameters.marker) + "\n")
     rows: Rows = {}
     everyone = patients + test_patients
     for part in _run(partial(_write_patient, output, parameters), everyone, workers):
@@ -170,17 +184,17 @@ def bad_files(parameters: Parameters) -> tuple[BadFile, ...]:
     The repaired and the cropped one stand for a slice of their series, which stays complete; the
     others lie beyond its ends, or are copies.
     """
-    middle = parameters.slices // 2
-    spread = (
-        ("badly_encoded", 1, middle),
-        ("cropped", 2, middle + 1),
-        ("unlabelled", 3, -1),
-        ("truncated", 4, -2),
-        ("constant", 5, parameters.slices),
-        ("not_dicom", 6, -3),
-        ("duplicate", 7, 0),
+    spread: tuple[tuple[str, int, Callable[[int], int]], ...] = (
+        ("badly_encoded", 1, lambda slices: slices // 2),
+        ("cropped", 2, lambda slices: slices // 2 + 1),
+        ("unlabelled", 3, lambda _: -1),
+        ("truncated", 4, lambda _: -2),
+        ("constant", 5, lambda slices: slices),
+        ("not_dicom", 6, lambda _: -3),
+        ("duplicate", 7, lambda _: 0),
     )
-    return tuple(BadFile(f, patient % parameters.patients, i) for f, patient, i in spread)
+    patients = [(fault, number % parameters.patients, place) for fault, number, place in spread]
+    return tuple(BadFile(f, each, place(parameters.slices_of(each))) for f, each, place in patients)
 
 
 def image_id(parameters: Parameters, patient: int, index: int) -> str:
@@ -219,12 +233,16 @@ def _write_patient(output: Path, parameters: Parameters, number: int) -> Rows:
     Patients to predict are numbered after the others; nothing of theirs is bad, or labelled.
     """
     seeds = np.random.SeedSequence(parameters.seed, spawn_key=(number,))
-    patient = Patient.random(number, parameters.slices, seeds)
+    slices = parameters.slices_of(number)
+    patient = Patient.random(number, slices, seeds)
+    if parameters.scans:
+        seed = [parameters.seed, *b"artifacts", number]
+        patient = with_artifacts(patient, slices, np.random.default_rng(seed))
     is_test = number >= parameters.patients
     hers = [bad for bad in bad_files(parameters) if bad.patient == number]
     faults = {bad.index: bad.fault for bad in hers if bad.fault != "duplicate"}
     rows: Rows = {}
-    for index in sorted({*range(parameters.slices), *faults}):
+    for index in sorted({*range(slices), *faults}):
         names = _names(parameters, number, index)
         fault = faults.get(index, "")
         content, labels = _slice_file(patient, number, index, names, fault)
@@ -322,7 +340,7 @@ def _state(output: Path, parameters: Parameters) -> State:
     found = _read_marker(marker)
     if found["version"] < VERSION:
         return "older"
-    if found != asdict(parameters):
+    if found != parameters.marker:
         raise SampleError(
             f"{output} holds a sample made with other parameters ({marker.read_text().strip()}); "
             "choose another --output, or remove it"
@@ -350,8 +368,9 @@ def _remove_slices(output: Path) -> None:
 
 def _expected(parameters: Parameters) -> tuple[int, int]:
     extra = sum(bad.fault not in ("badly_encoded", "cropped") for bad in bad_files(parameters))
-    labelled = parameters.patients * parameters.slices + extra
-    return labelled, parameters.test_patients * parameters.slices
+    everyone = parameters.patients + parameters.test_patients
+    sizes = [parameters.slices_of(number) for number in range(everyone)]
+    return sum(sizes[: parameters.patients]) + extra, sum(sizes[parameters.patients :])
 
 
 def _count_files(output: Path) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from examples.sample.anatomy import Tissues, slice_tissues, vault
 from examples.sample.encoding import BADLY_ENCODED, ENCODINGS, stored_values
 from examples.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
 from examples.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
-from examples.sample.scanner import Patient, scan_slice
+from examples.sample.scanner import Patient, scan_slice, with_artifacts
 from examples.sample.writer import LABELS, PATIENTS, VERSION, Parameters, bad_files, image_id
 
 # RSNA's UIDs are no valid UIDs, and pydicom says so of each.
@@ -355,6 +355,43 @@ def test_each_of_five_folds_can_have_three_patients_of_every_kind() -> None:
 
 def test_second_dozen_has_kinds_alone() -> None:
     assert {kinds[0] for kinds in SCENARIOS if len(kinds) == 1} == set(KINDS)
+
+
+# Scans
+
+
+def test_with_scans_series_are_thin_or_thick_and_the_sample_is_whole(tmp_path: Path) -> None:
+    given = {"patients": 1, "slices": 4, "test_patients": 1, "seed": 1, "scans": True}
+    summary = write_sample(tmp_path, **given)
+    sizes = [summary.parameters.slices_of(number) for number in range(2)]
+    assert sizes == [4, 8]
+    assert (summary.files, summary.test_files) == (4 + 5, 8)
+    assert write_sample(tmp_path, **given).reused
+    assert {*label_table(summary)} >= {image_id(summary.parameters, 0, i) for i in range(4)}
+    assert {path.stem for path in summary.test_slices.iterdir()} == {
+        image_id(summary.parameters, 1, i) for i in range(8)
+    }
+    with pytest.raises(SampleError, match="other parameters"):
+        write_sample(tmp_path, **{**given, "scans": False})
+
+
+def test_an_artifact_is_on_one_slice_like_a_clot_and_not_labeled() -> None:
+    healthy = patient(0)
+    subject = with_artifacts(healthy, 28, np.random.default_rng(1))
+    numbers = sorted(subject.artifacts)
+    assert 1 <= len(numbers) <= 8
+    assert min(np.diff(numbers), default=2) > 1
+    index = next(number for number in numbers if 8 < number < 20)
+    for near in (index - 1, index, index + 1):
+        scan, plain = scan_slice(subject, near), scan_slice(healthy, near)
+        assert scan.labels == plain.labels
+        risen = scan.hu - plain.hu > 8
+        area = float(risen.sum()) * subject.geometry.pixel_mm**2
+        if near == index:
+            assert area > 5 * MIN_VISIBLE_MM2
+            assert 45 < np.median(scan.hu[risen]) < 80
+        else:
+            assert area == 0
 
 
 # Bad files
