@@ -99,7 +99,9 @@ class Labels:
             return None
         names = tuple(table_metadata(table)["names"])
         values = table["values"].combine_chunks().flatten().to_numpy()
-        return cls(names, table["image_id"].combine_chunks(), values.reshape(-1, len(names)))
+        return cls(
+            names, table["image_id"].combine_chunks(), values.reshape(len(table), len(names))
+        )
 
 
 def read_labels(

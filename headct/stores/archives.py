@@ -217,7 +217,6 @@ def _member(info: zipfile.ZipInfo) -> tuple[int, ...]:
 # Compressed files
 
 _LAYERS = 3  # for example a .csv.gz in a .zip
-_MAGIC_BYTES = 16
 # Documents that are ZIP archives, by a characteristic member.
 _DOCUMENTS = (
     ("xl/", "an Excel workbook"),
@@ -236,7 +235,7 @@ def decompressed(file: BinaryIO) -> Iterator[io.BufferedReader]:
     try:
         content = io.BufferedReader(cast(Any, file))
         for _ in range(_LAYERS):
-            head = content.peek(_MAGIC_BYTES)
+            head = content.peek()
             opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
             if opener is None:
                 break

@@ -114,6 +114,14 @@ def test_paths_that_lead_nowhere_are_as_where_they_are_unpacked(tmp_path: Path) 
     assert InputFiles.parse(str(archive)).read("d/e/f.dcm") == b"f"
 
 
+def test_bytes_may_repeat_what_is_32_kib_before(tmp_path: Path) -> None:
+    """As far back as Deflate looks (RFC 1951)."""
+    twice = NOISE[: (1 << 15) - 300] * 2
+    archive = zipped(tmp_path / "a.zip", {"a.dcm": twice})
+    assert archive.stat().st_size < 34_000
+    assert InputFiles.parse(str(archive)).read("a.dcm") == twice
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_of_files_with_one_name_the_last_counts(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:

@@ -96,6 +96,13 @@ def test_thresholds_by_hand() -> None:
     assert [rate.value for rate in sensitive.rates] == pytest.approx([1, 1 / 3, 3 / 5, 1])
 
 
+def test_a_sensitivity_of_95_percent_itself_is_enough() -> None:
+    labels = np.array([1] * 19 + [0] * 9 + [1])
+    predicted = np.linspace(0.9, 0.1, len(labels))
+    _, sensitive = operating_points(labels, predicted, np.arange(len(labels)))
+    assert sensitive.counts == (19, 1, 9, 0)
+
+
 def test_a_useless_model_has_a_finite_threshold() -> None:
     youden, _ = operating_points(np.array([1, 0]), np.array([0.2, 0.7]), np.arange(2))
     assert youden.threshold == 0.2

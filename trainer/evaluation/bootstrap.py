@@ -93,7 +93,7 @@ def resample_figures(
     for draws in resamples(len(unique)):
         auc, precision = zip(*(scores.figures(draws) for scores in ranked), strict=True)
         drawn.append((draws @ summed / (draws @ sizes), auc, precision))
-    loss, auc, precision = np.moveaxis(np.reshape(drawn, (-1, 3, len(weights))), 1, 0)
+    loss, auc, precision = np.moveaxis(np.reshape(drawn, (len(drawn), 3, len(weights))), 1, 0)
     return {
         "log_loss": np.column_stack((loss, loss @ np.array(weights) / sum(weights))),
         # The means of pandas leave out what is undefined.

@@ -211,7 +211,7 @@ def operating_points(labels: Ints, predicted: Floats, patients: Any) -> list[Ope
         kinds = (positive & answers, positive & ~answers, ~positive & ~answers, ~positive & answers)
         counts = np.stack([np.bincount(patient[kind], minlength=len(unique)) for kind in kinds], 1)
         draws = [draw @ counts for draw in resamples(len(unique))]
-        drawn = np.reshape(draws, (-1, 4))
+        drawn = np.reshape(draws, (len(draws), 4))
         # Sensitivity, specificity, PPV and NPV: columns of right and wrong answers.
         pairs = ([0, 1], [2, 3], [0, 3], [2, 1])
         rates = tuple(estimate_rate(counts[:, pair], drawn[:, pair]) for pair in pairs)

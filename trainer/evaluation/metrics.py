@@ -65,7 +65,7 @@ def label_figures(labels: Ints, predicted: Floats) -> dict[str, Any]:
         figures["average_precision"] = float(average_precision_score(labels, predicted))
         false, true, _ = roc_curve(labels, predicted, drop_intermediate=False)
         for wanted in _SPECIFICITIES:
-            highest = true[false <= 1 - wanted + 1e-12].max()
+            highest = true[1 - false >= wanted].max()
             figures[f"sensitivity_at_specificity_{wanted:.2f}"] = float(highest)
     curve = reliability_curve(labels, predicted)
     gaps = [point["examples"] * abs(point["predicted"] - point["observed"]) for point in curve]
