@@ -85,6 +85,15 @@ def test_the_pixels_begin_where_the_header_says(syntax: str) -> None:
     assert offset == len(data) - SIGNED_16.nbytes
 
 
+def test_a_text_of_other_values_is_no_header() -> None:
+    text = header_of(make_dicom()).encode()
+    assert Header.decode(text).rows == 2
+    for other in (text[:-1] + ",0]", text.replace("[16,", "[16,16,")):  # a header's, an encoding's
+        assert other != text
+        with pytest.raises(ValueError, match="zip"):
+            Header.decode(other)
+
+
 def test_what_may_be_absent() -> None:
     header = header_of(
         make_dicom(
