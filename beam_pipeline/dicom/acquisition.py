@@ -16,13 +16,8 @@ ABSENT, OTHER, OTHERS = "absent", "other", "others"  # in place of values
 _BY_AXIS = {2: AXIAL, 1: "coronal", 0: "sagittal"}
 _NEAR = math.cos(math.radians(45)) - 1e-6  # 45 degrees count as near, whatever the digits of a DS
 _PARALLEL = 1e-3  # sine of the angle of two directions that span no plane
-# Maximal length of a value (DICOM PS3.5 table 6.2-1).
-_LONGEST = {
-    "BodyPartExamined": 16,
-    "ConvolutionKernel": 16,
-    "Manufacturer": 64,
-    "ManufacturerModelName": 64,
-}
+_SHORT = ("BodyPartExamined", "ConvolutionKernel")
+_LONGEST_SHORT = 16  # characters of a value of a CS or SH (DICOM PS3.5 table 6.2-1)
 _MOST_CHARACTERS = 64  # of all values of an attribute
 _MOST_VALUES = 50  # of an attribute in the manifest
 
@@ -98,7 +93,8 @@ def _text(attributes: Attributes, keyword: str) -> str:
     except Rejected:
         return OTHER
     text = " ".join("\\".join(values).split())
-    too_long = len(text) > _MOST_CHARACTERS or any(len(v) > _LONGEST[keyword] for v in values)
+    longest = _LONGEST_SHORT if keyword in _SHORT else _MOST_CHARACTERS
+    too_long = len(text) > _MOST_CHARACTERS or any(len(value) > longest for value in values)
     return OTHER if too_long or not text.isprintable() else text
 
 

@@ -99,6 +99,9 @@ def test_an_acquisition_of_a_plain_and_of_an_enhanced_image() -> None:
     [
         ({"SliceThickness": "0"}, Acquisition()),
         ({"SliceThickness": ["1", "2"]}, Acquisition()),
+        ({"SliceThickness": "0.62543"}, Acquisition(slice_thickness=0.6254)),
+        ({"ConvolutionKernel": "x" * 16}, Acquisition(kernel="x" * 16)),
+        ({"BodyPartExamined": "x" * 17}, Acquisition(body_part="OTHER")),
         ({"ConvolutionKernel": "x" * 17}, Acquisition(kernel="other")),
         ({"ConvolutionKernel": ["H30s"] * 14}, Acquisition(kernel="other")),
         ({"ManufacturerModelName": "x" * 64}, Acquisition(scanner="x" * 64)),

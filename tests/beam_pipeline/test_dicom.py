@@ -74,6 +74,15 @@ def test_a_header() -> None:
     assert (encoding.bits_allocated, encoding.bits_stored, encoding.high_bit) == (16, 16, 15)
     assert (encoding.signed, encoding.slope, encoding.intercept) == (True, 1.0, -1024.0)
     assert encoding.padding is None
+    assert len(bytes.fromhex(header.beginning)) == len(bytes.fromhex(header.identity)) == 12
+
+
+def test_pixels_last_to_the_end_of_the_image_or_of_the_file() -> None:
+    native = header_of(make_dicom())
+    assert native.pixel_offset is not None
+    assert [native.pixel_bytes(native.pixel_offset + rest) for rest in (5, 12, 13)] == [5, 12, 12]
+    compressed = replace(native, transfer_syntax=uid.RLELossless)
+    assert compressed.pixel_bytes(native.pixel_offset + 13) == 13
 
 
 @pytest.mark.parametrize(

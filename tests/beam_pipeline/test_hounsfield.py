@@ -528,18 +528,20 @@ def test_no_scanner_has_more_than_16_bits_of_hounsfield_units(
 
 
 @pytest.mark.parametrize(
-    ("rows", "values", "possible"),
+    ("rows", "bright", "values", "possible"),
     [
-        (64, [32768], False),
-        (64, [-32769, -32770], True),  # black in any window
-        (63, [-32769, -32770], False),
-        (31, [-32769, -32770], False),
+        (64, 0, [32768], False),
+        (64, 30, [-32769, -32770], True),  # black in any window
+        (64, 31, [-32769, -32770], False),  # more than 1.5 % of 32 rows are brighter than bone
+        (63, 0, [-32769, -32770], False),
+        (31, 0, [-32769, -32770], False),
     ],
 )
 def test_one_row_of_two_is_searched_for_low_values_in_64_rows_and_all_for_high_ones(
-    rows: int, values: list[int], possible: bool
+    rows: int, bright: int, values: list[int], possible: bool
 ) -> None:
     hounsfield = HEAD[:rows].copy()
+    hounsfield[28, 10 : 10 + bright] = 2500
     hounsfield[29, 30 : 30 + len(values)] = values
     encoding = of_bits(16, signed=values[0] < 0, intercept=-1024)
     if possible:
