@@ -16,8 +16,8 @@ takes.browse     := SHARDS RUN ARGS
 takes.convert    := SHARDS FORMAT CONVERTED ARGS
 takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
 takes.crossval   := $(filter-out FOLD,$(takes.train))
-takes.evaluate   := RUN SHARDS BACKEND ARGS
-takes.predict    := RUN SHARDS INPUT SUBMISSION BACKEND ARGS
+takes.evaluate   := RUN RUNS SHARDS ENSEMBLE BACKEND ARGS
+takes.predict    := RUN RUNS SHARDS INPUT SUBMISSION BACKEND ARGS
 takes.report     := RUN SHARDS BACKEND ARGS
 takes.compare    := RUNS COMPARE ARGS
 takes.export     := RUN EXPORT SHARDS ARGS
@@ -79,7 +79,8 @@ default.SHARDS      = $(call arg,OUTPUT)
 default.RUN        := out/run
 default.RUNNER     := local
 default.BACKEND    := tensorflow
-default.SUBMISSION  = $(call arg,RUN)/$(if $(filter INPUT,$(GIVEN)),predictions,submission.csv)
+default.ENSEMBLE   := out/ensemble
+default.SUBMISSION  = $(if $(filter RUNS,$(GIVEN)),out,$(call arg,RUN))/$(if $(filter INPUT,$(GIVEN)),predictions,submission.csv)
 default.EXPORT      = $(call arg,RUN)/export
 default.COMPARE    := out/compare.html
 default.PAGE       := out/inspect.html
@@ -105,8 +106,13 @@ endif
 
 # ARGS and RUNS hold several words, with quotes where a word has spaces. make.py splits them as a shell
 # would; nothing in them is run.
-split  = $(if $(filter $1,$(GIVEN)),-I -S make.py split $1 "$$$1")
+split  = $(if $(filter $1,$(GIVEN)),-I -S make.py split $1 "$2" "$$$1")
 RUN_PY = $(VENV)/bin/python $(call split,ARGS)
+# Several runs as one: RUNS in place of RUN.
+ifeq ($(words $(filter RUN RUNS,$(GIVEN))),2)
+  $(error RUN= and RUNS=: give one of them)
+endif
+ONE_RUN = $(if $(filter RUNS,$(GIVEN)),,$(call flag,--run,RUN))
 
 # Google's libraries are for Dataflow alone.
 ifneq ($(filter dataflow dataflowrunner,$(shell printf %s $(call quote,$(call text,RUNNER)) | tr A-Z a-z)),)
@@ -181,11 +187,12 @@ convert: $(PIPELINE) ## Write shards as Parquet files or WebDataset's tar files,
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)
 
-evaluate: $(TRAINER) ## Evaluate a run on its validation fold (SHARDS: on that fold of other shards)
-	@$(RUN_PY) -m trainer evaluate $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
+evaluate: $(TRAINER) ## Evaluate a run, or RUNS as an ensemble, on the validation fold (SHARDS: of other shards)
+	@$(RUN_PY) $(call split,RUNS,--run) -m trainer evaluate $(ONE_RUN) $(OTHER_SHARDS) \
+	  $(if $(filter RUNS ENSEMBLE,$(GIVEN)),$(call flag,--output,ENSEMBLE)) $(BACKEND_FLAG)
 
 predict: $(TRAINER) ## Write a submission for the test split of SHARDS, or a page and tables for INPUT
-	@$(RUN_PY) -m trainer predict $(call flag,--run,RUN) $(TO_PREDICT) \
+	@$(RUN_PY) $(call split,RUNS,--run) -m trainer predict $(ONE_RUN) $(TO_PREDICT) \
 	  $(call flag,--output,SUBMISSION) $(BACKEND_FLAG)
 
 crossval: $(TRAINER) ## Train once for each fold, and measure all slices out of fold
@@ -195,7 +202,7 @@ report: $(TRAINER) ## Write a page with a run's curves, figures and worst mistak
 	@$(RUN_PY) -m trainer report $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
 compare: $(TRAINER) ## Write a page that sets runs side by side (RUNS="out/a out/b"; COMPARE=page)
-	@$(RUN_PY) $(call split,RUNS) -m trainer compare $(call flag,--output,COMPARE)
+	@$(RUN_PY) $(call split,RUNS,--runs) -m trainer compare $(call flag,--output,COMPARE)
 
 export: $(VENV)/.onnx ## Write a run's model as .keras, SavedModel and ONNX
 	@$(RUN_PY) -m trainer export $(call flag,--run,RUN) $(call flag,--output,EXPORT) $(OTHER_SHARDS)

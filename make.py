@@ -1,7 +1,8 @@
 """Do for the Makefile what make and a shell do badly, with the standard library alone.
 
 `make.py meant NAME VALUE COMMANDS VARIABLE...` prints what an unknown variable may mean.
-`make.py split NAME TEXT ARGUMENT...` starts Python with the arguments and the words of the text.
+`make.py split NAME FLAG TEXT ARGUMENT...` starts Python with the arguments, FLAG if not empty,
+and the words of the text.
 """
 
 import glob
@@ -52,7 +53,7 @@ def words(name: str, text: str) -> list[str]:
     if name != "RUNS":
         return found
     matches = ((word, sorted(glob.glob(word))) for word in found)  # noqa: PTH207  absolute ones too
-    return ["--runs", *(path for word, paths in matches for path in paths or [word])]
+    return [path for word, paths in matches for path in paths or [word]]
 
 
 def main(task: str, *arguments: str) -> int:
@@ -61,9 +62,9 @@ def main(task: str, *arguments: str) -> int:
         name, value, commands, *variables = arguments
         print(meant(name, value, commands, variables))
         return 0
-    name, text, *command = arguments
+    name, flag, text, *command = arguments
     try:
-        command += words(name, text)
+        command += [flag] * bool(flag) + words(name, text)
     except ValueError as error:
         print(f"make: {name}={text!r}: {error}", file=sys.stderr)
         return 2

@@ -80,13 +80,21 @@ def _refuse_empty(path: Any) -> Any:
     return path
 
 
+def _as_several(value: Any) -> Any:
+    """Take one path as a list of one; refuse none, and an empty path."""
+    several = [value] if isinstance(value, str | Path) else value
+    if not several:
+        raise ValueError("want a path")
+    return [*map(_refuse_empty, several)]
+
+
 _PATH_CHECKS = (BeforeValidator(_expand_home), AfterValidator(_check_path))
 # A Makefile passes an unset variable as an empty string.
 OptionalText = Annotated[str | None, BeforeValidator(lambda text: text or None)]
 Location = Annotated[str, *_PATH_CHECKS, Mark.LOCATION]
 OptionalLocation = Annotated[OptionalText, *_PATH_CHECKS, Mark.LOCATION]
 LocalPath = Annotated[Path, *_PATH_CHECKS, BeforeValidator(_refuse_empty)]
-LocalPaths = Annotated[tuple[Path, ...], *_PATH_CHECKS]
+LocalPaths = Annotated[tuple[Path, ...], *_PATH_CHECKS, BeforeValidator(_as_several)]
 
 
 class Declared(BaseModel):
@@ -287,7 +295,7 @@ def parse_given(
     for kind in kinds:
         for name, field in flags(kind).items():
             needed = field.is_required() or Mark.NEVER_EMPTY in field.metadata
-            if needed and given.get(name) == "":
+            if needed and given.get(name) in ("", [""]):
                 what = _WORDS.get(_value_type(field), "a path or URL")
                 raise UsageError(f'--{name} "": want {what}')
     return given, others

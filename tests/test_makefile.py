@@ -91,6 +91,7 @@ def venv(tmp_path: Path) -> Environment:
         (["help", "XYZ=1"], "XYZ= is no variable of 'make help'; it takes VENV PYTHON."),
         (["INPUT=/data"], "INPUT= without a command: 'make' alone lists the commands"),
         (["train", "BACKEND=torch"], "BACKEND=torch: want tensorflow or jax"),
+        (["predict", "RUN=a", "RUNS=b c"], "RUN= and RUNS=: give one of them"),
         # of other commands
         (["preprocess", "FOLD=3"], "FOLD= is no variable of 'make preprocess'"),
         (["preprocess", "IMAGE_SIZE=256"], '(did you mean ARGS="--image_size 256"?)'),
@@ -103,7 +104,7 @@ def venv(tmp_path: Path) -> Environment:
         (["preprocess", "FOLDS=$(5)"], '(did you mean ARGS="--folds ..."?)'),
         (["preprocess", "HU=1"], "(did you mean ARGS=--hu?)"),
         (["train", "LEARNING_RAT=1e-3"], '(did you mean ARGS="--learning_rate 1e-3"?)'),
-        (["evaluate", "TTA=1"], "(did you mean ARGS=--tta?); it takes RUN SHARDS BACKEND ARGS"),
+        (["evaluate", "TTA=1"], "(did you mean ARGS=--tta?); it takes RUN RUNS SHARDS ENSEMBLE"),
         # empty
         (["preprocess", "INPUT="], "INPUT= is empty: give it a value, or leave it out"),
         (["preprocess", "OUTPUT="], "OUTPUT= is empty"),
@@ -138,6 +139,7 @@ def test_every_variable_in_the_help_can_be_given_to_its_command() -> None:
     assert {"preprocess", "evaluate", "export"} <= {name for name, _ in commands}
     for name, variables in commands:
         names = set(variables.split() + of_all.split()) - {"BACKEND"}
+        names -= {"RUN"} if "RUNS" in names else set()  # one of them
         done = make("--question", name, *(f"{each}=x" for each in sorted(names)))
         assert done.stderr == "", name
 
@@ -244,6 +246,10 @@ def test_runs_may_be_quoted_and_be_patterns(venv: Environment, tmp_path: Path) -
     (started,) = venv.started("compare", f"RUNS={runs}", "ARGS=--output=page")
     found = [f"{tmp_path}/runs/{name}" for name in ("a", "b", "c c")]
     assert started[2:] == ["--output=out/compare.html", "--output=page", "--runs", *found, "none*"]
+    (started,) = venv.started("evaluate", f"RUNS={runs}", "ENSEMBLE=cost $5", "ARGS=--tta")
+    assert started[2:] == ["--output=cost $5", "--tta", "--run", *found, "none*"]
+    (started,) = venv.started("predict", "RUNS=a b", "SHARDS=s")
+    assert started[2:] == ["--shards=s", "--output=out/submission.csv", "--run", "a", "b"]
 
 
 def test_variables_of_the_environment_change_nothing(venv: Environment) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,11 @@ from trainer.command_line import run_command
 from trainer.data.dicom import converted, pipeline_flags
 from trainer.data.sampling import Order
 from trainer.data.shard_source import find_shards
-from trainer.data.shards import ShardDirectory
+from trainer.data.shards import ShardDirectory, Split
 from trainer.display import Display
 from trainer.native_log import load_libraries
 from trainer.options import EvaluateOptions, PredictOptions, ShardAccess, TrainOptions
+from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.run import Calibration, Run, choose_calibration
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
 from trainer.runs.training_setup import continue_from
@@ -201,18 +202,27 @@ def predict_run(**options: Any) -> None:
     run_command(PredictOptions(**options))
 
 
-def load_run(run: str | Path, temperature: bool = False, smooth_z: bool = False) -> TrainedModel:
-    """Load the best model of a run.
+def load_run(
+    run: str | Path | Sequence[str | Path],
+    temperature: bool = False,
+    smooth_z: bool = False,
+    ensemble_mean: Literal["logits", "probabilities"] | None = None,
+) -> TrainedModel:
+    """Load the best model of a run, or those of several runs as one.
 
     Args:
-        run: run directory.
-        temperature: whether to apply the run's calibration to the logits.
+        run: run directory; several, whose answers are averaged; or the folder of a cross-validation
+            or an ensemble.
+        temperature: whether to apply the calibration of the run or the ensemble to the logits.
         smooth_z: whether to smooth the logits along z; the model then predicts scans, not images.
+        ensemble_mean: as in `options.PredictOptions`.
 
     Raises:
-        UsageError: there is no such run, no model yet, or no such calibration or smoothing.
+        UsageError: there is no such run, no model yet, or no such calibration or smoothing; runs do
+            not fit each other.
     """
-    directory = Run(Path(run))
+    paths = [run] if isinstance(run, str | Path) else run
+    directory = open_runs([*map(Path, paths)], ensemble_mean)
     record, labels = directory.record, directory.labels
     directory.check_model()
     calibration = choose_calibration(directory, labels, temperature)
@@ -221,9 +231,12 @@ def load_run(run: str | Path, temperature: bool = False, smooth_z: bool = False)
     load_libraries()
     from trainer.networks.saved_models import load_classifier
 
-    image, xla = record.shards.image, record.options.get("xla", "auto")
-    model = load_classifier(directory.model, xla, image, len(labels))
-    return TrainedModel(directory, labels, image, calibration, model, smoothing)
+    image = record.shards.image
+    networks = [
+        load_classifier(each.model, each.record.options.get("xla", "auto"), image, len(labels))
+        for each in directory.networks
+    ]
+    return TrainedModel(directory, labels, image, calibration, networks, smoothing)
 
 
 @dataclass(frozen=True)
@@ -235,7 +248,7 @@ class TrainedModel:
         labels: names of the L labels.
         image: height, width, channels and dtype of the stored images.
         calibration: calibration of the logits.
-        network: keras.Model, stored images [B, H, W, C] → logits float32 [B, L].
+        networks: keras.Model of each run, stored images [B, H, W, C] → logits float32 [B, L].
         smoothing: smoothing of the logits along z.
     """
 
@@ -243,8 +256,13 @@ class TrainedModel:
     labels: tuple[str, ...]
     image: ImageSpec
     calibration: Calibration
-    network: Any
+    networks: list[Any]
     smoothing: Smoothing = NO_SMOOTHING
+
+    @property
+    def network(self) -> Any:
+        """The first network: the only one, but of an ensemble."""
+        return self.networks[0]
 
     def predict(self, images: npt.NDArray[Any], batch_size: int = 32) -> npt.NDArray[np.float64]:
         """Return the probability of every label, [N, L].
@@ -257,7 +275,8 @@ class TrainedModel:
             UsageError: the images have another shape or dtype, or the logits are to be smoothed.
         """
         from trainer.evaluation.metrics import probabilities
-        from trainer.evaluation.predict import predict_batch
+        from trainer.evaluation.pooling import pool
+        from trainer.evaluation.predict import pool_runs, predict_batch
 
         if self.smoothing.changes:
             raise UsageError(
@@ -272,7 +291,15 @@ class TrainedModel:
                 f" [N, {wanted}] and type {self.image.dtype}"
             )
         parts = np.split(images, range(batch_size, len(images), batch_size))
-        logits = np.concatenate([predict_batch(self.network, part, flip=False) for part in parts])
+        by_network = [
+            np.concatenate([predict_batch(network, part, flip=False) for part in parts])
+            for network in self.networks
+        ]
+        logits: npt.NDArray[Any] = by_network[0]
+        if isinstance(self.run, Ensemble):
+            of_runs = np.stack(by_network)
+            members = pool_runs(self.run, of_runs, np.ones(of_runs.shape[:2], np.bool_))
+            logits = pool(members, self.run.ensemble.mean, np.array(self.run.shares))
         return probabilities(self.calibration.apply(logits))
 
     def predict_split(
@@ -280,13 +307,24 @@ class TrainedModel:
     ) -> pd.DataFrame:
         """Return one row per example: ids, split, position_z, probability_<label>, label_<label>.
 
+        A run of a cross-validation does not answer for patients that it was trained on.
+
         Raises:
             UsageError: the shards do not fit the run, or a shard is damaged.
         """
-        from trainer.evaluation.predict import predict_split
+        from trainer.evaluation.predict import Predictions, predict_ensemble, predict_models
 
         self.run.check_fit(shards)
-        found = predict_split(self.network, shards, shards.split(split), self.labels, batch_size)
+
+        def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
+            networks = [self.networks[self.run.networks.index(run)] for run in runs]
+            return predict_models(networks, shards, part, self.labels, batch_size)
+
+        chosen = shards.split(split)
+        if isinstance(self.run, Ensemble):
+            found = predict_ensemble(self.run, shards, chosen, predict_by, reuse=False)
+        else:
+            (found,) = predict_by(self.run.networks, chosen)
         return found.smoothed(self.smoothing).frame(self.calibration)
 
     def predict_dicom(

@@ -53,16 +53,17 @@ def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> 
 
 
 def _with_flags(words: Sequence[str]) -> list[str]:
-    """Return `RUN DATA ...` as `--run=RUN --shards=DATA ...`, or `--input=DATA`.
+    """Return `RUN... DATA ...` as `--run RUN... --shards=DATA ...`, or `--input=DATA`.
 
     Raises:
         StorageError: the store of a URL fails.
     """
-    given = [*takewhile(lambda word: not word.startswith("-"), words[:2])]
-    flags = [f"--run={run}" for run in given[:1]]
-    for data in given[1:]:
-        is_shards = Folder(data).exists(MANIFEST)
-        flags.append(f"--{'shards' if is_shards else 'input'}={data}")
+    given = [*takewhile(lambda word: not word.startswith("-"), words)]
+    runs, data = given[: max(1, len(given) - 1)], given[1:][-1:]
+    flags = ["--run", *runs] if runs else []
+    for location in data:
+        is_shards = Folder(location).exists(MANIFEST)
+        flags.append(f"--{'shards' if is_shards else 'input'}={location}")
     return [*flags, *words[len(given) :]]
 
 
@@ -137,7 +138,9 @@ def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOpt
         load_libraries(options.backend)
         from trainer.evaluation.evaluate import evaluate
 
-        evaluate(setup, options.fit_temperature, options.fit_smooth_z)
+        evaluate(
+            setup, options.fit_temperature, options.fit_smooth_z, fit_weights=options.fit_weights
+        )
     else:
         _predict(options)
 

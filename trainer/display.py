@@ -134,6 +134,52 @@ def show_figures(display: Display, figures: dict[str, Any], title: str) -> None:
         display.say(line)
 
 
+def show_members(display: Display, ensemble: Mapping[str, Any], title: str) -> None:
+    """Print the members of an ensemble, and what each adds; explain the figures."""
+    table = Table(title=Text(show_line(f"{title}: members")), title_justify="left")
+    for name in (
+        "member",
+        "weight",
+        "log loss",
+        "mean\nROC AUC",
+        "ensemble less\nmember",
+        "with less\nwithout it",
+    ):
+        table.add_column(name, justify="left" if name == "member" else "right", overflow="fold")
+    for member in ensemble["members"]:
+        table.add_row(
+            Text(member["name"]),
+            number(member["weight"], 2),
+            number(member["weighted_log_loss"]),
+            number(member["mean_roc_auc"]),
+            *(signed_span(member[f"ensemble_minus_{other}"]) for other in ("alone", "without")),
+        )
+    display.console.print(table)
+    for line in explain_members(ensemble):
+        display.say(line)
+
+
+def signed_span(difference: Mapping[str, Any]) -> str:
+    """Format a difference and its interval in two lines."""
+    ends = difference["ends"]
+    spread = f"\n{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else ""
+    return f"{difference['value']:+.4f}{spread}"
+
+
+def explain_members(ensemble: Mapping[str, Any]) -> list[str]:
+    """Say how the members' answers are averaged, and compare the ensemble with the best member."""
+    best = min(ensemble["members"], key=lambda member: float(member["weighted_log_loss"]))
+    value, ends = (best["ensemble_minus_alone"][name] for name in ("value", "ends"))
+    surely = ends is not None and (ends[1] < 0 or ends[0] > 0)
+    return [
+        f"Mean of {ensemble['mean']}; weights: {ensemble['weights']}. Differences of the weighted"
+        " log loss, below 0 where the ensemble is better, with 95 % intervals over patients.",
+        f"The ensemble's log loss is {abs(value):.4f} {'lower' if value < 0 else 'higher'} than"
+        f" that of {best['name']}, its best member"
+        + ("." if surely else "; too few patients to be sure."),
+    ]
+
+
 def explain_weights(weights: Mapping[str, float]) -> str:
     """Describe the label weights of a log loss; labels with the commonest weight are `others`."""
     (usual, _), *rest = Counter(weights.values()).most_common()

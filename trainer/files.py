@@ -38,7 +38,8 @@ _OWNED = {
         *("*.json", "train.toml", "model.keras", "history.png", "report.html"),
         *(PREDICTIONS.format("*"), "trained_on.parquet"),
     ),
-    "crossval.json": ("crossval.json", OUT_OF_FOLD),
+    "crossval.json": ("*.json", "report.html", PREDICTIONS.format("*"), OUT_OF_FOLD),
+    "ensemble.json": ("*.json", "report.html", PREDICTIONS.format("*")),
     INDEX: ("*",),  # a shard directory
 }
 

@@ -202,11 +202,9 @@ class _Answers(Declared):
     """compile with XLA; run: as in training"""
 
 
-class SavedModel(Declared):
-    """A trained model, and what is made of its logits."""
+class _Calibrated(Declared):
+    """What is made of a trained model's logits."""
 
-    run: LocalPath
-    """run directory of a finished or stopped training"""
     temperature: bool = False
     """calibrate by the temperatures and biases kept in the run"""
 
@@ -314,9 +312,18 @@ class CrossvalOptions(TrainOptions):
     fold: Annotated[int, Mark.DERIVED] = 0
 
 
-class _PredictionOptions(SavedModel, _Answers, Batches, ShardAccess):
-    """How a trained model answers."""
+class _PredictionOptions(_Calibrated, _Answers, Batches, ShardAccess):
+    """Which trained models answer, and how."""
 
+    run: LocalPaths
+    """run directory of a finished or stopped training; or several, an ensemble: the mean of their
+    answers. The folder of a cross-validation stands for its runs, and a folder that `evaluate`
+    wrote for an ensemble for that"""
+    ensemble_mean: Annotated[
+        Literal["logits", "probabilities"] | None,
+        DefaultText("as the ensemble's folder, or logits"),
+    ] = None
+    """what the mean over several runs is taken of"""
     tta: bool = False
     """predict the mean over each image and its mirror image"""
     smooth_z: bool = False
@@ -331,6 +338,13 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
     fit_temperature: bool = False
     """fit a temperature and a bias a label on this split, and keep them in the run; losses are
     cross-fitted: each patient's by what other patients fit"""
+    fit_weights: bool = False
+    """fit a weight per run of an ensemble on this split, 0 or more with the sum 1, and keep them in
+    --output; figures are cross-fitted: each patient's by weights that other patients fit"""
+    output: Annotated[LocalPath, DefaultText("ensemble; of one run, that run's directory")] = Path(
+        "ensemble"
+    )
+    """folder for the figures of an ensemble: new, or of the same ensemble"""
 
     fit_smooth_z: bool = False
     """fit width and amount of the smoothing along z on this split, and keep them in the run, to be
@@ -343,6 +357,9 @@ class EvaluateOptions(_ShardsOfRun, _PredictionOptions):
                 raise ValueError(f"--fit_{name} and --{name}: choose one")
         if self.fit_smooth_z and self.temperature:
             raise ValueError("--fit_smooth_z and --temperature: want --fit_temperature, too")
+        others = ("temperature", "smooth_z", "fit_temperature", "fit_smooth_z")
+        if self.fit_weights and (other := next((n for n in others if getattr(self, n)), "")):
+            raise ValueError(f"--fit_weights and --{other}: choose one; the weights come first")
         return self
 
 
@@ -403,9 +420,11 @@ class PredictOptions(_PredictionOptions):
         return self
 
 
-class ExportOptions(_ShardsOfRun, SavedModel, ShardAccess):
+class ExportOptions(_ShardsOfRun, _Calibrated, ShardAccess):
     """Which run's model is written, where and how, and what it is tried on."""
 
+    run: LocalPath
+    """run directory of a finished or stopped training"""
     output: LocalPath
     """folder to write to; made, or empty"""
     formats: Annotated[str, _checked_by(parse_formats)] = ",".join(FORMATS)

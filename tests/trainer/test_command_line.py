@@ -46,6 +46,8 @@ def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
     options = parse_arguments(["predict", "r", str(dicom), "--output", "o.csv", *where])
     expected = PredictOptions(run=Path("r"), input=str(dicom), output="o.csv", where=["a=1", "b=2"])
     assert options == expected
+    several = parse_arguments(["predict", "r", "q", str(dicom), "--output", "o.csv"])
+    assert several == PredictOptions(run=["r", "q"], input=str(dicom), output="o.csv")
     assert (PredictOptions(run="r", shards="s").output, options.writes_folder) == (
         Path("predictions"),
         False,
@@ -63,7 +65,7 @@ def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
             ["r", "d", "--shards", "s"],
             "--shards and --input: choose one; want shards or DICOM",
         ),
-        (["r", "d", "e"], "unknown argument e: options start with --"),
+        (["r", "s", "d", "--tta", "e"], "unknown argument e: options start with --"),
         (["r", "d", "--split", "fold0"], "--split applies to --shards; DICOM files have no splits"),
         (["r", "--shards", "d", "--where", "x=1"], "--where applies to --input, not to --shards"),
         (["r", "d", "--output", "t.txt"], "--output t.txt: want a name in .csv or .parquet, or a"),

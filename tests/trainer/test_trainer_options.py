@@ -168,7 +168,7 @@ def test_a_bad_window_is_quoted(text: str) -> None:
 def test_a_path_may_begin_with_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/joe")
     options = EvaluateOptions(run=Path("~/run"), shards="~/shards")
-    assert (options.run, options.shards) == (Path("/home/joe/run"), "/home/joe/shards")
+    assert (options.run, options.shards) == ((Path("/home/joe/run"),), "/home/joe/shards")
     compared = CompareOptions(runs=(Path("~/a"), Path("b~")), output=Path("~/c.html"))
     assert compared.runs == (Path("/home/joe/a"), Path("b~"))
     assert compared.output == Path("/home/joe/c.html")

@@ -34,6 +34,8 @@ from headct.reader import Shards
 PREPROCESSING = ("voi", "hu", "image_size", "hu_repair", "image_id", "orientation")
 # Name that selects all labeled splits together.
 ALL_LABELED = "all"
+# Name that selects all folds together: `all` without the hold-out.
+ALL_FOLDS = "folds"
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,28 @@ class ShardDirectory:
         return {name: options[name] for name in PREPROCESSING if name in options}
 
     def split(self, name: str) -> Split:
-        """Return the split called `name`, or all labeled splits as one.
+        """Return the split called `name`, or all labeled splits or all folds as one.
 
         Raises:
             UsageError: there is no such split.
         """
-        if name == ALL_LABELED:
-            return Split(name, tuple(shard for split in self.labeled() for shard in split.shards))
+        if name in (ALL_LABELED, ALL_FOLDS):
+            several = self.labeled() if name == ALL_LABELED else self.folds()
+            return Split(name, tuple(shard for split in several for shard in split.shards))
         for split in self.splits:
             if split.name == name:
                 return split
         names = ", ".join(self.manifest.splits)
         raise UsageError(f"{self.location}: no split {name!r}; there are {names}")
+
+    def parts(self, split: Split) -> tuple[Split, ...]:
+        """Return the splits with examples that make up a split."""
+        whole = {shard.file for shard in split.shards}
+        return tuple(
+            part
+            for part in self.splits
+            if part.examples and whole.issuperset(shard.file for shard in part.shards)
+        )
 
     def first_shard(self) -> Split:
         """Return the first shard with examples, as a split.

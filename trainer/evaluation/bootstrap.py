@@ -102,6 +102,20 @@ def resample_figures(
     }
 
 
+def paired_interval(differences: Array, patients: Any) -> list[float] | None:
+    """Return the interval of the mean of a difference per example, [N]; None for one patient.
+
+    Args:
+        differences: such as those of two models' losses, [N].
+        patients: [N].
+    """
+    unique, patient = np.unique(patients, return_inverse=True)
+    summed = np.bincount(patient, differences, len(unique))
+    sizes = np.bincount(patient, minlength=len(unique))
+    drawn = [draws @ summed / (draws @ sizes) for draws in resamples(len(unique))]
+    return interval(np.array(drawn))
+
+
 def interval(values: Array) -> list[float] | None:
     """Return the central 95 % of the defined values; None without defined values."""
     defined = values[~np.isnan(values)]

@@ -14,16 +14,25 @@ from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
 from headct.errors import UsageError
-from headct.layout import fold_split
-from trainer.data.shards import ALL_LABELED
-from trainer.display import next_command, number, show_figures
+from headct.layout import PATIENT_ID, fold_number
+from trainer.data.shards import ALL_FOLDS, ALL_LABELED
+from trainer.display import next_command, number, show_figures, show_members
+from trainer.evaluation import pooling
 from trainer.evaluation.fit_smoothing import (
     SmoothingFit,
     compare_smoothing,
     describe_smoothing,
 )
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.metrics import Array, Floats, Ints, weighted_log_loss
+from trainer.evaluation.metrics import (
+    Array,
+    Floats,
+    Ints,
+    probabilities,
+    split_figures,
+    weighted_log_loss,
+)
+from trainer.evaluation.pooling import compare_losses, cross_fit, pool, without
 from trainer.evaluation.predict import (
     Predictions,
     compare_with_training,
@@ -32,6 +41,7 @@ from trainer.evaluation.predict import (
 )
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
+from trainer.runs.ensemble import Ensemble, EnsembleRecord
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, write_calibration
 from trainer.runs.smoothing import Smoothing, write_smoothing
@@ -39,6 +49,11 @@ from trainer.runs.smoothing import Smoothing, write_smoothing
 # Values of calibration.figures in evaluation-NAME.json.
 CROSS_FITTED, UNKNOWN = "cross-fitted by patient", "unknown"
 SAME_SLICES, OTHER_SLICES = "of slices that it was fitted on", "of other slices"
+OUT_OF_FOLD_NOTE = (
+    "Out of fold: every slice by the network that was not trained on its fold, pooled over all"
+    " networks. Their scales may differ, so that ROC AUC and average precision of the pool may be"
+    " lower than the means over folds."
+)
 _WARNINGS = {
     SAME_SLICES: "on these slices, so the figures are too good; --fit_temperature cross-fits them",
     UNKNOWN: "on slices that temperatures.json does not name; if on these, the figures are too"
@@ -53,9 +68,15 @@ SmoothBy = Callable[[npt.NDArray[np.integer[Any]]], Array]
 
 
 def evaluate(
-    setup: EvaluationSetup, fit_temperature: bool = False, fit_smooth_z: bool = False
+    setup: EvaluationSetup,
+    fit_temperature: bool = False,
+    fit_smooth_z: bool = False,
+    *,
+    fit_weights: bool = False,
 ) -> None:
     """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
+
+    Of an ensemble, also ensemble.json.
 
     NAME is the split with differences from training (`EvaluationSetup.name`): files from
     training are never replaced.
@@ -66,7 +87,21 @@ def evaluate(
     """
     leave_gpu_to_jax()
     run, names, display = setup.run, setup.shards.labels, setup.display
-    predictions, smoothing, smooth_by = predict_labeled(setup), None, None
+    predictions, ensemble = predict_labeled(setup), None
+    smoothing, smooth_by = None, None
+    if isinstance(run, Ensemble) and predictions.members is not None:
+        weights = np.array(run.shares)
+        if fit_weights:
+            weights, fitted = fit_and_cross_fit_weights(setup, predictions)
+            run.ensemble = fitted
+            predictions = replace(
+                predictions, logits=pool(predictions.members, run.ensemble.mean, weights)
+            )
+        if len(run.members) > 1:
+            run.write()
+            ensemble = describe_members(setup, predictions, weights)
+        else:
+            display.say(OUT_OF_FOLD_NOTE)
     if fit_smooth_z:
         setup, predictions, smoothing, smooth_by = fit_and_cross_fit_smoothing(setup, predictions)
     elif setup.smoothing.changes:
@@ -95,20 +130,89 @@ def evaluate(
     }
     fits = {"calibration": calibration} | ({"smoothing": smoothing} if smoothing else {})
     figures = {"options": options, **fits, **measured}
+    figures |= {"ensemble": ensemble} if ensemble else {}
     write_json(run.evaluation(setup.name), figures)
     # for the validation fold, training already wrote the predictions of a complete run
-    validation = fold_split(run.record.options.fold)
     path = run.predictions(setup.name)
-    if setup.name != validation or not run.is_complete:
+    if not run.is_complete or setup.name != run.validation:
         write_parquet(path, frame)
     if (fit_temperature or fit_smooth_z) and figures["trained_on"]:
         display.say(
             "Fitted on patients of the training, they make probabilities of other patients too"
             " extreme."
         )
+    if ensemble:
+        show_members(display, ensemble, str(run.path))
     show_figures(display, figures, f"{run.path}: {setup.name}")
     display.print_unwrapped(f"written: {run.evaluation(setup.name)}, {path.name}")
-    display.print_unwrapped(next_command("export", run=run.path))
+    if not isinstance(run, Ensemble):
+        display.print_unwrapped(next_command("export", run=run.path))
+
+
+def fit_and_cross_fit_weights(
+    setup: EvaluationSetup, predictions: Predictions
+) -> tuple[Array, EnsembleRecord]:
+    """Fit weights of an ensemble's members.
+
+    Returns:
+        Weights per member and example by fits on other patients, [M, N]; and the ensemble's record
+        with the weights that all patients fit.
+
+    Raises:
+        UsageError: there is only one patient.
+    """
+    run, members, labels = setup.run, predictions.members, predictions.labels
+    assert isinstance(run, Ensemble)
+    assert members is not None
+    groups = min(_GROUPS, count_patients(setup, predictions, "fit_weights"))
+
+    def fit(rows: Ints) -> Array:
+        return pooling.fit_weights(members[:, rows], labels[rows], run.ensemble.mean, setup.weights)
+
+    crossed = cross_fit(predictions.rows[PATIENT_ID].to_numpy(), groups, fit)
+    fitted = fit(np.arange(len(labels)))
+    record = replace(run.ensemble, weights=fitted.tolist())
+    return crossed, replace(record, split=setup.split.name, digest=setup.shards.digest())
+
+
+def describe_members(
+    setup: EvaluationSetup, predictions: Predictions, weights: Array
+) -> dict[str, Any]:
+    """Return an ensemble's members with their figures, and what each adds, for the figures.
+
+    Args:
+        setup: of an ensemble.
+        predictions: those of the ensemble and of its members.
+        weights: weight per member, [M], or per member and example, [M, N].
+    """
+    run, members, labels = setup.run, predictions.members, predictions.labels
+    assert isinstance(run, Ensemble)
+    assert members is not None
+    patients, mean = predictions.rows[PATIENT_ID], run.ensemble.mean
+    shares = np.broadcast_to(np.reshape(weights, (len(members), -1)), members.shape[:2])
+    entries = []
+    for i, (title, logits) in enumerate(zip(run.titles, members, strict=True)):
+        figures = split_figures(labels, probabilities(logits), predictions.names, setup.weights)
+        entry = {"name": title, "weight": run.shares[i]}
+        entry |= {name: figures[name] for name in ("weighted_log_loss", "mean_roc_auc")}
+        others = {"alone": logits}
+        if len(members) > 1:
+            others["without"] = pool(members, mean, without(shares, i))
+        for name, other in others.items():
+            compared = (predictions.logits, other, patients, setup.weights)
+            difference = compare_losses(labels, *compared)
+            entry[f"ensemble_minus_{name}"] = difference._asdict()
+        entries.append(entry)
+    how = CROSS_FITTED if weights.ndim > 1 else "equal"
+    if how == "equal" and run.ensemble.weights:
+        fitted_on = where_fitted(setup, run.ensemble)
+        how = f"fitted, figures {fitted_on}"
+        if fitted_on == SAME_SLICES:
+            setup.display.say(
+                "weights were fitted on these slices, so the figures are too good; --fit_weights"
+                " cross-fits them"
+            )
+    return {"mean": mean, "weights": how, "members": entries}
 
 
 def predict_labeled(setup: EvaluationSetup) -> Predictions:
@@ -349,10 +453,11 @@ def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     }
 
 
-def where_fitted(setup: EvaluationSetup, fitted: Calibration | Smoothing) -> str:
-    """Return whether a calibration or smoothing was fitted on the measured slices, if known."""
-    split = setup.split.name
+def where_fitted(setup: EvaluationSetup, fitted: Calibration | Smoothing | EnsembleRecord) -> str:
+    """Return whether a fit was on the measured slices, if known."""
     if not fitted.split:
         return UNKNOWN
-    overlaps = ALL_LABELED in (fitted.split, split) or fitted.split == split
+    names = {fitted.split, setup.split.name}
+    of_folds = all(name == ALL_FOLDS or fold_number(name) is not None for name in names)
+    overlaps = len(names) == 1 or ALL_LABELED in names or (ALL_FOLDS in names and of_folds)
     return SAME_SLICES if fitted.digest == setup.shards.digest() and overlaps else OTHER_SLICES

@@ -12,22 +12,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import logit
 
 from headct.errors import UsageError
-from headct.layout import IMAGE, LABEL, POSITION, SERIES_ID, UNLABELED
+from headct.layout import (
+    IMAGE,
+    IMAGE_ID,
+    LABEL,
+    PATIENT_ID,
+    POSITION,
+    SERIES_ID,
+    UNLABELED,
+)
 from headct.scans import Scans, find_scans
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import TEXTS, evaluation_batches
 from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import Diverged
-from trainer.evaluation.metrics import Array, Floats, probabilities
+from trainer.evaluation.metrics import CLIP, Array, Floats, probabilities
+from trainer.evaluation.pooling import pool
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
+from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
-from trainer.runs.run import Calibration
+from trainer.runs.run import Calibration, Run
 from trainer.runs.smoothing import Smoothing
-from trainer.runs.trained_on import find_overlap
+from trainer.runs.trained_on import Texts, find_overlap, trained_on_split
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,14 @@ class Predictions:
         rows: image_id, patient_id, study_id, series_id, split and position_z (mm), N rows.
         labels: int64 [N, L]; -1 where unlabeled.
         logits: float [N, L].
+        members: of an ensemble, the logits of each member, [M, N, L].
     """
 
     names: tuple[str, ...]
     rows: pd.DataFrame
     labels: npt.NDArray[np.int64]
     logits: Floats
+    members: Floats | None = None
 
     @cached_property
     def scans(self) -> Scans:
@@ -108,27 +121,164 @@ def predict_rows(setup: EvaluationSetup) -> pd.DataFrame:
     leave_gpu_to_jax()
     predictions = predict_run(setup, setup.run.labels, "predicting")
     frame = predictions.smoothed(setup.smoothing).frame(setup.calibration)
-    if trained := compare_with_training(setup, frame)["trained_on"]:
+    compared = compare_with_training(setup, frame)
+    if trained := compared["trained_on"]:
         count = "all" if trained is True else trained
-        setup.display.say(f"{setup.split.name}: the run was trained on {count} of its patients")
+        names = ", ".join((compared["overlap"] or {}).get("members", {}))
+        setup.display.say(
+            f"{setup.split.name}: {names or 'the run'} was trained on {count} of its patients"
+        )
     return frame
 
 
 def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> Predictions:
-    """Predict a split with a run's model, and show the progress; raises like `predict_split`."""
-    model = load_classifier(setup.run.model, setup.xla, setup.shards.image, len(names))
-    setup.display.begin(f"{title} {setup.split.name}", setup.split.examples)
-    predictions = predict_split(
-        model, setup.shards, setup.split, names, setup.batch_size, setup.display.update, setup.flip
-    )
-    setup.display.end()
+    """Predict a split with a run's model, and show the progress; raises like `predict_split`.
+
+    Of an ensemble, `predict_ensemble`.
+    """
+    shards, display = setup.shards, setup.display
+
+    def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
+        models = [
+            load_classifier(each.model, setup.compiled(each), shards.image, len(names))
+            for each in runs
+        ]
+        by = f" with {len(runs)} networks" if len(runs) > 1 else ""
+        display.begin(f"{title} {part.name}{by}", part.examples)
+        found = predict_models(
+            models, shards, part, names, setup.batch_size, display.update, setup.flip
+        )
+        display.end()
+        return found
+
+    if isinstance(setup.run, Ensemble):
+        return predict_ensemble(setup.run, shards, setup.split, predict_by, reuse=not setup.flip)
+    (predictions,) = predict_by(setup.run.networks, setup.split)
     return predictions
 
 
+def predict_ensemble(
+    run: Ensemble,
+    shards: ShardDirectory,
+    split: Split,
+    predict_by: Callable[[Sequence[Run], Split], list[Predictions]],
+    *,
+    reuse: bool,
+) -> Predictions:
+    """Predict a split with an ensemble; `Ensemble.answering` says which run answers what.
+
+    Args:
+        run: the ensemble.
+        shards: the directory of the split.
+        split: the split; its parts, such as folds, are predicted one by one.
+        predict_by: predicts a part with some of the runs; called with those that are needed.
+        reuse: whether predictions that the training of a run wrote may be read in place of that.
+    """
+    parts = [
+        _predict_part(run, shards, part, predict_by, reuse)
+        for part in shards.parts(split) or (split,)
+    ]
+    members = np.concatenate([of_members for _, of_members in parts], axis=1)
+    return Predictions(
+        run.labels,
+        pd.concat([found.rows for found, _ in parts], ignore_index=True),
+        np.concatenate([found.labels for found, _ in parts]),
+        pool(members, run.ensemble.mean, np.array(run.shares)),
+        members,
+    )
+
+
+def _predict_part(
+    run: Ensemble,
+    shards: ShardDirectory,
+    part: Split,
+    predict_by: Callable[[Sequence[Run], Split], list[Predictions]],
+    reuse: bool,
+) -> tuple[Predictions, Array]:
+    """Return the predictions of a run, for rows and labels; and the members' logits, [M, N, L]."""
+    runs = run.networks
+    kept = {i: _of_training(each, shards, part) for i, each in enumerate(runs) if reuse}
+    found = {i: each for i, each in kept.items() if each is not None}
+    # What names tell is known before there are predictions with ids: a fold needs few runs.
+    by_name = [trained_on_split(each, shards, part) for each in runs]
+    needed = run.answering([None if k is None else np.array([k]) for k in by_name], 1)[:, 0]
+    if missing := [i for i in range(len(runs)) if needed[i] and i not in found]:
+        predicted = predict_by([runs[i] for i in missing], part)
+        found = dict(zip(missing, predicted, strict=True)) | found
+    first = next(iter(found.values()))
+    answering = run.answering(run.known(shards, part, read_texts(first.rows)), len(first.rows))
+    logits = np.zeros((len(runs), *first.logits.shape))
+    for i, each in found.items():
+        order = pd.Index(each.rows[IMAGE_ID]).get_indexer(pd.Index(first.rows[IMAGE_ID]))
+        if (order < 0).any():
+            raise UsageError(f"{runs[i].predictions(part.name)}: has other slices than the shards")
+        logits[i] = each.logits[order]
+    return first, pool_runs(run, logits, answering & needed[:, None])
+
+
+def pool_runs(run: Ensemble, logits: Floats, answering: npt.NDArray[np.bool_]) -> Array:
+    """Return the logits of each member of an ensemble, [M, N, L].
+
+    Args:
+        run: the ensemble.
+        logits: of each of its runs, [R, N, L].
+        answering: which run answers which example, [R, N].
+    """
+    answers = zip(run.by_member(logits), run.by_member(answering), strict=True)
+    pooled = [
+        pool(own, run.ensemble.mean, np.full(len(own), 1 / len(own)), by) for own, by in answers
+    ]
+    return np.stack(pooled)
+
+
+def _of_training(run: Run, shards: ShardDirectory, part: Split) -> Predictions | None:
+    """Return the predictions that a run's training wrote for a split, if there are any."""
+    trained = run.record.shards
+    if not run.is_complete or part.name != run.validation or trained.digest != shards.digest():
+        return None
+    try:
+        frame = pd.read_parquet(run.predictions(part.name))
+        predicted, labels = (
+            frame[[f"{kind}_{name}" for name in run.labels]].to_numpy()
+            for kind in ("probability", "label")
+        )
+    except (OSError, ValueError, KeyError):  # damaged: predict again
+        return None
+    rows = frame[[*TEXTS, "split", POSITION]]
+    if len(rows) != part.examples or rows[IMAGE_ID].duplicated().any():
+        return None
+    logits = logit(np.clip(predicted, CLIP, 1 - CLIP))
+    return Predictions(run.labels, rows, labels.astype(np.int64), logits)
+
+
 def compare_with_training(setup: EvaluationSetup, frame: pd.DataFrame) -> dict[str, Any]:
-    """Return how many patients of the predictions the run was trained on, for the figures."""
-    texts = {name: frame[name].to_numpy().astype(str) for name in TEXTS}
-    return find_overlap(setup.run, setup.shards, texts, setup.trained_on)
+    """Return how many patients of the predictions the run was trained on, for the figures.
+
+    Of an ensemble: on how many each member was, if on any; `Ensemble.answering` has the rule.
+    """
+    run, shards = setup.run, setup.shards
+    if not isinstance(run, Ensemble):
+        return find_overlap(run, shards, read_texts(frame), setup.trained_on)
+    known = {title: np.zeros(0, str) for title in run.titles}
+    is_known = True
+    for part in shards.parts(setup.split) or (setup.split,):
+        texts = read_texts(frame[frame["split"] == part.name])
+        for title, seen in run.seen_by_members(shards, part, texts).items():
+            is_known &= seen is not None
+            if seen is not None:
+                known[title] = np.union1d(known[title], texts[PATIENT_ID][seen])
+    counts = {title: len(patients) for title, patients in known.items() if len(patients)}
+    trained = max(counts.values(), default=0)
+    everyone = trained == frame[PATIENT_ID].nunique()
+    overlap = {"patients": trained, "members": counts} if is_known else None
+    if not trained and not is_known:
+        return {"trained_on": None, "overlap": None}
+    return {"trained_on": (everyone or trained) if trained else False, "overlap": overlap}
+
+
+def read_texts(frame: pd.DataFrame) -> Texts:
+    """Return the ids of predictions by column, for `trained_on`."""
+    return {name: frame[name].to_numpy().astype(str) for name in TEXTS}
 
 
 def predict_split(
@@ -140,10 +290,24 @@ def predict_split(
     on_batch: Callable[[int], None] = lambda _: None,
     flip: bool = False,
 ) -> Predictions:
-    """Run `model` over all slices of a split.
+    """Run `model` over all slices of a split, as `predict_models` does with several."""
+    (predictions,) = predict_models([model], shards, split, names, batch_size, on_batch, flip)
+    return predictions
+
+
+def predict_models(
+    models: Sequence[Any],
+    shards: ShardDirectory,
+    split: Split,
+    names: tuple[str, ...],
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda _: None,
+    flip: bool = False,
+) -> list[Predictions]:
+    """Run models over all slices of a split; images are decoded once, and fed to all of them.
 
     Args:
-        model: stored images → logits of the labels `names`.
+        models: each from stored images to logits of the labels `names`.
         shards: the directory of the split; if it has other labels, slices count as unlabeled.
         split: the split.
         names: names of the model's labels.
@@ -161,9 +325,9 @@ def predict_split(
     batches = evaluation_batches(shards, split, batch_size)
     with damage_reported(shards, (split,)), device_errors_reported():
         for batch in batches.as_numpy_iterator():
-            logits = predict_batch(model, batch.pop(IMAGE), flip)
-            rows = len(batch[LABEL])
-            for name, values in {**batch, "logits": logits[:rows]}.items():
+            images, rows = batch.pop(IMAGE), len(batch[LABEL])
+            logits = [predict_batch(model, images, flip)[:rows] for model in models]
+            for name, values in {**batch, "logits": np.stack(logits, axis=1)}.items():
                 columns.setdefault(name, []).append(values)
             done += rows
             on_batch(done)
@@ -174,20 +338,19 @@ def predict_split(
     joined = {name: np.concatenate(batches) for name, batches in columns.items()}
     check_finite(joined["logits"], split.name)
     texts = {name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS}
+    ids = pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]})
+    answers = np.moveaxis(joined["logits"], 1, 0)
     known = shards.labels == names
-    return Predictions(
-        names,
-        pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]}),
-        joined[LABEL] if known else np.full(joined["logits"].shape, UNLABELED, np.int64),
-        joined["logits"],
-    )
+    labels = joined[LABEL] if known else np.full(answers[0].shape, UNLABELED, np.int64)
+    return [Predictions(names, ids, labels, logits) for logits in answers]
 
 
 def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
-    """Raise Diverged if any of the logits [N, L] is NaN or infinite."""
-    if not np.isfinite(logits).all():
+    """Raise Diverged if any of the logits [N, ...] is NaN or infinite."""
+    finite = np.isfinite(logits.reshape(len(logits), -1)).all(axis=1)
+    if not finite.all():
         raise Diverged(
-            f"the model gives {np.count_nonzero(~np.isfinite(logits).all(axis=1))} of"
+            f"the model gives {np.count_nonzero(~finite)} of"
             f" {len(logits)} slices of {split} a logit that is not finite; try a lower"
             " --learning_rate, --clip_norm 1 or --precision float32 in a new run directory"
         )

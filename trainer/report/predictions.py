@@ -23,7 +23,9 @@ from trainer.files import full_disk_reported, new_folder
 from trainer.options import PredictOptions
 from trainer.report.plots import Picture
 from trainer.report.slices import Chosen, draw_slices
+from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.run import Run
 from trainer.runs.smoothing import Smoothing
 
 SLICES, SCANS, PAGE = "slices.csv", "scans.csv", "report.html"
@@ -201,8 +203,8 @@ def render_page(
         images=pictures,
         provenance=[
             ("Input", source),
-            ("Run", run.path.resolve().name),
-            ("Model", str(run.record.options.get("model", "not recorded"))),
+            ("Run", run_names(run)),
+            ("Model", setup.model_name),
             ("Labels", ", ".join(names)),
             ("Calibration", "temperatures and biases" if setup.calibration.changes else "none"),
             ("Smoothing along z", _describe_smoothing(setup.smoothing)),
@@ -216,6 +218,15 @@ def _describe_smoothing(smoothing: Smoothing) -> str:
     if not smoothing.changes:
         return "none"
     return f"{smoothing.amount:.0%} of the mean over a width of {smoothing.width_mm:.1f} mm"
+
+
+def run_names(run: Run) -> str:
+    """Return the name of a run, or of an ensemble's runs and how their answers are averaged."""
+    if not isinstance(run, Ensemble):
+        return run.path.resolve().name
+    weights = [f" ({weight:.2f})" if run.ensemble.weights else "" for weight in run.shares]
+    named = "".join(map("{}{}, ".format, run.titles, weights))
+    return f"{named}mean of {run.ensemble.mean} of {len(run.networks)} networks"
 
 
 def reject_tables(rejects: pd.DataFrame) -> tuple[Table, Table]:

@@ -66,8 +66,12 @@ def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Pictur
     """
     spec, names = setup.shards.image, setup.run.labels
     images = setup.shards.find(setup.split, [each.image_id for each in chosen]).images()
-    classifier = load_classifier(setup.run.model, setup.xla, spec, len(names))
-    heats = activation_maps(classifier, images, np.array([each.label for each in chosen]))
+    labels = np.array([each.label for each in chosen])
+    maps = []
+    for run in setup.run.networks:
+        classifier = load_classifier(run.model, setup.compiled(run), spec, len(names))
+        maps.append(activation_maps(classifier, images, labels))
+    heats = mean_map(maps)
     pictures = []
     for each, image, heat in zip(chosen, images, heats, strict=True):
         lack = lack_of_map(heat)
@@ -135,6 +139,18 @@ def activation_maps(
     maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
     highest = maps.max(axis=(1, 2), keepdims=True)
     return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)
+
+
+def mean_map(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the mean of several networks' maps [B, h, w], of the size of the largest."""
+    size = max(each.shape[1:] for each in maps)
+    resized = [
+        each
+        if each.shape[1:] == size
+        else np.asarray(keras.ops.image.resize(each[..., None], size))[..., 0]
+        for each in maps
+    ]
+    return np.asarray(np.mean(resized, axis=0), np.float32)
 
 
 def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:

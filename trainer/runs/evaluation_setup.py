@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 
 from headct.commands import installation
 from headct.errors import StorageError, UsageError
-from headct.layout import fold_split
+from headct.layout import PATIENT_ID
 from headct.manifest import ImageSpec
 from headct.printable import shown
 from trainer.data.dicom import converted, pipeline_flags
@@ -32,8 +33,10 @@ from trainer.options import (
     ShardAccess,
     parse_formats,
 )
+from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.run import Calibration, Run, TrainingShards, choose_calibration
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
+from trainer.runs.trained_on import COMPARED_IDS, read_ids, trained_on_split
 from trainer.runs.training_setup import TrainingSetup
 
 EXAMPLES = 16  # images to try an exported model on
@@ -41,14 +44,14 @@ EXAMPLES = 16  # images to try an exported model on
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """A saved run, and the split to evaluate or predict.
+    """A saved run or an ensemble of runs, and the split to evaluate or predict.
 
     Attributes:
         calibration: calibration of the logits.
         flip: whether to average the logits of each image and its mirror image.
         same_shards: whether the run was trained on these shards.
         trained_on: whether the run was trained on this split; None: compare ids.
-        xla: whether to compile with XLA, like `TrainOptions.xla`.
+        xla: whether to compile with XLA, like `TrainOptions.xla`; run: as in training.
         smoothing: smoothing of the logits along z, before the calibration.
     """
 
@@ -75,6 +78,16 @@ class EvaluationSetup:
         return priors(self.run.record.shards.prevalence)
 
     @property
+    def model_name(self) -> str:
+        """The backbone, or those of an ensemble."""
+        names = [run.record.options.get("model", "not recorded") for run in self.run.networks]
+        return ", ".join(str(name) for name in dict.fromkeys(names))
+
+    def compiled(self, run: Run) -> str:
+        """Return whether to compile a run's model with XLA."""
+        return str(run.record.options.get("xla", "auto")) if self.xla == "run" else self.xla
+
+    @property
     def name(self) -> str:
         """The split and the differences from training, such as `fold0-tta-temperature`."""
         parts = [self.split.name]
@@ -91,7 +104,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     Raises:
         UsageError: the run or the shards cannot be used, or do not fit each other.
     """
-    run, display = Run(options.run), Display()
+    run, display = open_named(options), Display()
     record = run.record
     source = find_shards(options.shards or record.shards.path, options, display)
     try:
@@ -105,8 +118,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     if isinstance(options, EvaluateOptions) and not shards.labels:
         raise UsageError(f"{shards.location}: has no labels to measure by; `predict` is for such")
     run.check_fit(shards, may_lack_labels=isinstance(options, PredictOptions))
-    validation = fold_split(record.options.fold)
-    split = shards.split(options.split or validation)
+    split = shards.split(options.split or run.validation)
     same_shards = shards.digest() == record.shards.digest
     if not split.examples:
         raise UsageError(f"{shards.location}: split {split.name} has no examples")
@@ -120,11 +132,9 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         )
     if differing := differing_preparation(record.shards, shards):
         display.say(f"{shards.location}: images were made otherwise than the run's: {differing}")
-    by_split = None
-    if same_shards and record.continued_from is None:
-        others = [fold.name for fold in shards.folds() if fold.name != validation]
-        by_split = split.name in (*others, ALL_LABELED)
     source.provide(shards, (split,))
+    if isinstance(run, Ensemble) and isinstance(options, EvaluateOptions):
+        run = without_training_patients(run, shards, split)
     return EvaluationSetup(
         run=run,
         shards=shards,
@@ -134,8 +144,8 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         batch_size=options.batch_size,
         display=display,
         same_shards=same_shards,
-        trained_on=by_split,
-        xla=record.options.get("xla", "auto") if options.xla == "run" else options.xla,
+        trained_on=trained_on_split(run, shards, split),
+        xla=options.xla,
         smoothing=smoothing,
     )
 
@@ -154,13 +164,67 @@ def choose_corrections(
     return calibration, smoothing
 
 
+def open_named(options: EvaluateOptions | PredictOptions) -> Run:
+    """Open the run or the ensemble that the options name.
+
+    Raises:
+        UsageError: the runs cannot be used together, or a fit or folder is for an ensemble only.
+    """
+    output = options.output if isinstance(options, EvaluateOptions) else None
+    run = open_runs(options.run, options.ensemble_mean, output)
+    if not isinstance(run, Ensemble):
+        for name in ("ensemble_mean", "fit_weights"):
+            if getattr(options, name, None):
+                raise UsageError(f"--{name}: {run.path} is one run; it is for several")
+    if not isinstance(options, EvaluateOptions):
+        return run
+    if "output" in options.model_fields_set and run.path != options.output:
+        raise UsageError(
+            f"--output {options.output}: is for an ensemble; figures of {run.path} go there"
+        )
+    if isinstance(run, Ensemble):
+        run.check_home(options.fit_weights)
+    return run
+
+
+def without_training_patients(run: Ensemble, shards: ShardDirectory, split: Split) -> Ensemble:
+    """Check that each member can answer for every patient of a split without its training on them.
+
+    Returns:
+        The ensemble; if it is a cross-validation and no run was trained on these patients, with
+        each of its runs as a member.
+
+    Raises:
+        UsageError: all runs of a member were trained on a patient.
+    """
+    is_unseen = True
+    for part in shards.parts(split):
+        try:
+            ids = read_ids(shards, (part,))
+            texts = {str(name): ids[name].to_numpy(str) for name in ids}
+        except UsageError:  # the index has no ids: what the folds tell
+            texts = {name: np.full(part.examples, "") for name in COMPARED_IDS}
+        is_unseen &= not any(k is not None and k.any() for k in run.known(shards, part, texts))
+        patients = texts[PATIENT_ID]
+        for title, seen in run.seen_by_members(shards, part, texts).items():
+            if seen is not None and seen.any():
+                everyone, some = (len(np.unique(ids)) for ids in (patients, patients[seen]))
+                share = "" if some == everyone else f"{some} of {everyone} patients of "
+                raise UsageError(
+                    f"--run: {title} was trained on {share}{part.name}; want slices that no run"
+                    " was trained on, or the folder of a cross-validation, which answers each fold"
+                    " by the run that left it out"
+                )
+    return run.of_single_runs() if is_unseen and len(run.members) == 1 else run
+
+
 def check_run(options: EvaluateOptions | PredictOptions) -> None:
     """Check what does not depend on the shards.
 
     Raises:
         UsageError: the run has no model or no calibration, or the output cannot be written.
     """
-    run = Run(options.run)
+    run = open_named(options)
     run.check_model()
     if isinstance(options, EvaluateOptions):
         check_writable(run.path, f"--run {run.path}")
@@ -192,7 +256,7 @@ def converted_input(
     if not options.input:
         yield options, None
         return
-    trained, display = Run(options.run).record.shards, Display()
+    trained, display = open_named(options).record.shards, Display()
     windows = [asdict(each) for each in trained.windows]
     flags = pipeline_flags(windows, trained.preprocessing)
     flags += ["--leak_check=off"]  # there are no folds

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from headct.declarations import quoted, toml_text
 from headct.errors import UsageError
 from headct.json_documents import PRINTABLE, check_document, key_path, must, read_document
-from headct.layout import PREDICTIONS
+from headct.layout import PREDICTIONS, fold_split
 from headct.locks import Lock
 from headct.manifest import ImageSpec, Labels, Options, Windows
 from headct.printable import hide_secrets
@@ -135,6 +135,16 @@ class Run:
         # The smoothing along z that `evaluate --fit_smooth_z` fitted.
         self.smoothing = path / "smoothing.json"
 
+    @property
+    def networks(self) -> tuple[Run, ...]:
+        """The runs whose models answer: this one."""
+        return (self,)
+
+    @property
+    def validation(self) -> str:
+        """The split that training left out."""
+        return fold_split(self.record.options.fold)
+
     def predictions(self, name: str) -> Path:
         """Return the path of predictions; `name` is a split or a variant such as `fold0-tta`."""
         return self.path / PREDICTIONS.format(name)
@@ -181,7 +191,7 @@ class Run:
 
     def check_fit(self, shards: ShardDirectory, may_lack_labels: bool = True) -> None:
         """Raise UsageError if labels, windows or images of other shards differ from the run's."""
-        trained, here = _model_inputs(self.record.shards), _model_inputs(shards)
+        trained, here = model_inputs(self.record.shards), model_inputs(shards)
         for name in ("windows", "image") if may_lack_labels and shards.is_unlabeled else trained:
             if trained[name] != here[name]:
                 raise UsageError(
@@ -254,7 +264,7 @@ class Run:
             )
 
 
-def _model_inputs(shards: TrainingShards | ShardDirectory) -> dict[str, Any]:
+def model_inputs(shards: TrainingShards | ShardDirectory) -> dict[str, Any]:
     """Return the properties that a model depends on, as in run.json."""
     return {
         "labels": list(shards.labels),
@@ -282,7 +292,7 @@ def _describe(
             "path": hide_secrets(shards.location) if is_url else str(shards.path.absolute()),
             "digest": shards.digest(),
             "manifest_sha256": shards.manifest_sha256,
-            **_model_inputs(shards),
+            **model_inputs(shards),
             "prevalence": list(prevalence),
             "preprocessing": dict(shards.preprocessing),
             "patient_ids": shards.manifest.patient_ids,

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from headct.errors import UsageError
-from headct.layout import IMAGE_ID, ORDINAL, PATIENT_ID
-from trainer.data.shards import ShardDirectory, Split
+from headct.layout import IMAGE_ID, ORDINAL, PATIENT_ID, fold_split
+from trainer.data.shards import ALL_FOLDS, ALL_LABELED, ShardDirectory, Split
 from trainer.runs.run import Run, TrainingShards
 
 # Ids for comparing the examples of two directories.
@@ -113,20 +113,52 @@ def find_overlap(
     Raises:
         UsageError: a file of the run is damaged.
     """
-    runs = [_find_examples(ancestor, shards, texts) for ancestor in _lineage(run)]
-    known = np.logical_or.reduce([examples for _, examples in runs])
-    if not known.any() and not all(columns for columns, _ in runs):
+    known, compared = _known_examples(run, shards, texts)
+    if known is None:
         return {"trained_on": by_split, "overlap": None}
     patients = np.unique(texts[PATIENT_ID][known])
     count, everyone = len(patients), len(np.unique(texts[PATIENT_ID]))
     return {
         "trained_on": count if 0 < count < everyone else count > 0,
-        "overlap": {
-            "patients": count,
-            "examples": int(np.isin(texts[PATIENT_ID], patients).sum()),
-            "by": [name for name in COMPARED_IDS if any(name in columns for columns, _ in runs)],
-        },
+        "overlap": {"patients": count, "examples": int(known.sum()), "by": compared},
     }
+
+
+def find_known(
+    run: Run, shards: ShardDirectory, split: Split, texts: Texts
+) -> npt.NDArray[np.bool_] | None:
+    """Return for each example of a split whether a run was trained on its patient, [N].
+
+    None if that is not known; arguments as for `find_overlap`.
+    """
+    known, _ = _known_examples(run, shards, texts)
+    if known is None and (by_split := trained_on_split(run, shards, split)) is not None:
+        return np.full(len(texts[PATIENT_ID]), by_split)
+    return known
+
+
+def trained_on_split(run: Run, shards: ShardDirectory, split: Split) -> bool | None:
+    """Return whether a run was trained on a split, by names; None if these do not tell."""
+    if shards.digest() != run.record.shards.digest or run.record.continued_from is not None:
+        return None
+    left_out = fold_split(run.record.options.fold)
+    others = [fold.name for fold in shards.folds() if fold.name != left_out]
+    return split.name in (*others, ALL_LABELED, ALL_FOLDS)
+
+
+def _known_examples(
+    run: Run, shards: ShardDirectory, texts: Texts
+) -> tuple[npt.NDArray[np.bool_] | None, list[str]]:
+    """Return whether a run was trained on each example's patient, [N], and the compared columns.
+
+    None instead of the array if ids cannot tell.
+    """
+    runs = [_find_examples(ancestor, shards, texts) for ancestor in _lineage(run)]
+    known = np.logical_or.reduce([examples for _, examples in runs])
+    if not known.any() and not all(columns for columns, _ in runs):
+        return None, []
+    compared = [name for name in COMPARED_IDS if any(name in columns for columns, _ in runs)]
+    return np.isin(texts[PATIENT_ID], np.unique(texts[PATIENT_ID][known])), compared
 
 
 def _lineage(run: Run) -> Iterator[Run]:

@@ -17,19 +17,16 @@ from headct.json_documents import read_json
 from headct.layout import OUT_OF_FOLD
 from headct.printable import show_line
 from trainer.display import explain_weights, next_command, number
+from trainer.evaluation.evaluate import OUT_OF_FOLD_NOTE
 from trainer.evaluation.measured import Measured
 from trainer.files import write_json, write_whole
+from trainer.runs.ensemble import CROSSVAL
 from trainer.runs.run import Run
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.tracking import tracked
 from trainer.training.train import train
 
 _FIGURES = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
-_POOLED = (
-    "Out of fold: every slice by the network that was not trained on its fold, pooled over all"
-    " networks. Their scales may differ, so that ROC AUC and average precision of the pool may be"
-    " lower than the means over folds."
-)
 
 
 def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
@@ -49,11 +46,11 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         write_whole(folder / OUT_OF_FOLD, lambda path: frame.to_parquet(path, index=False))
         shutil.rmtree(Run(folder).cache, ignore_errors=True)
         summary = summarize(setups, frame)
-        write_json(folder / "crossval.json", summary)
+        write_json(folder / CROSSVAL, summary)
         tracking.end({name: summary[name] for name in ("over_folds", "out_of_fold")})
     display.console.print(summary_table(summary, str(folder)))
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
-    display.say(_POOLED)
+    display.say(OUT_OF_FOLD_NOTE)
     display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/{OUT_OF_FOLD}")
     display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
 
