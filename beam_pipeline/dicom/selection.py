@@ -101,7 +101,8 @@ class Condition:
         text = str(value).strip(" \0")
         number = _number(text)
         if self.operator in _COMPARE:
-            return _COMPARE[self.operator](number, self.wanted[0][1])
+            ((_, limit),) = self.wanted
+            return _COMPARE[self.operator](number, limit)
         return any(pattern.match(text) or number == wanted for pattern, wanted in self.wanted)
 
 
@@ -160,7 +161,7 @@ def parse_condition(text: str) -> Condition:
     if sign in _COMPARE:
         if not is_number and vr not in _ORDERED_TEXTS:
             raise UsageError(f"--where {name}{sign}: the attribute is text; want = or !=")
-        if len(wanted) != 1 or math.isnan(numbers[0]):
+        if len(wanted) != 1 or any(map(math.isnan, numbers)):
             raise UsageError(f"--where {name}{sign}: want one number")
     elif is_number and any(map(math.isnan, numbers)):
         raise UsageError(f"--where {name}{sign}: want numbers, separated by commas")

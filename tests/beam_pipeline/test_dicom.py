@@ -177,6 +177,8 @@ def test_the_function_of_the_window(written: Any, function: str) -> None:
     assert Header.decode(header.encode()).voi_function == function
     lower = make_dicom(**window, VOILUTFunction="SIGMOID").replace(b"SIGMOID ", b"sigmoid ")
     assert header_of(lower).voi_function == "SIGMOID"
+    number = make_dicom(**window, VOILUTFunction="LINEAR").replace(b"\x56\x10CS", b"\x56\x10FD")
+    assert header_of(number).voi_function == "OTHER"  # six bytes are no number
     groups = items(FrameVOILUTSequence=items(**window, VOILUTFunction=written))
     enhanced = make_dicom(SharedFunctionalGroupsSequence=groups, VOILUTFunction=None)
     assert header_of(enhanced).voi_function == function

@@ -113,6 +113,15 @@ def test_a_condition_on_an_attribute(syntax: str, condition: str, expected: bool
     assert is_selected(make_dicom(syntax=syntax, **FILE), condition) is expected
 
 
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [("731D", 2.00137), ("700W", 13.41547), ("030M", 2.5), ("018Y", 18)],  # of 365.25 days
+)
+def test_ages_are_compared_in_years(age: str, years: float) -> None:
+    data = make_dicom(PatientAge=age)
+    assert is_selected(data, f"PatientAge>{years - 1e-4}", f"PatientAge<{years + 1e-4}")
+
+
 def test_conditions_wherever_an_attribute_is() -> None:
     late = make_dicom(AcquisitionProtocolDescription="x" * FIRST_BYTES, ImageComments="Motion")
     assert is_selected(late, "ImageComments=motion", "ImageComments")

@@ -88,6 +88,9 @@ def test_presets_and_other_windows_are_parsed() -> None:
     assert parse_window("subdural") == Window("subdural", 80, 200)
     assert parse_window(" narrow:32:8 ") == Window("narrow", 32, 8)
     assert parse_window("dicom") == Window("dicom", None, None)
+    for text in ("subdural", "dicom", "narrow:32:8", "brain:40:90", "brain:50:80", "a:0.5:1e-05"):
+        assert str(parse_window(text)) == text
+    assert str(parse_window("brain:40:80")) == "brain"
 
 
 def test_presets_are_those_that_were_published() -> None:
