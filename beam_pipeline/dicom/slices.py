@@ -197,7 +197,7 @@ def _decode_jpeg(frame: bytes, header: Header) -> Patterns:
     if len(behind) > 1 or behind.strip(b"\0"):
         # More than a pad byte follows: perhaps the image is cut off, and the end another's.
         # libjpeg uses the additional bits only if the image lacks bits.
-        more = image[:-2] + _MORE_BITS + image[-2:]
+        more = image.removesuffix(_END) + _MORE_BITS + _END
         if not np.array_equal(samples, _decode(imagecodecs.jpeg8_decode, more, stream, header)):
             raise Rejected(Reason.TRUNCATED_PIXELS, "the code stream ends before the image")
     return _align(samples, stream, header.encoding)
@@ -241,7 +241,7 @@ def _decode(
         raise Rejected(Reason.CORRUPT_PIXELS, detail)
     with contained(Reason.CORRUPT_PIXELS):
         decoded = decoder(image)
-    if decoded.shape != shape or decoded.dtype.kind not in "iu" or decoded.dtype.itemsize > 2:
+    if decoded.shape != shape or decoded.dtype.char not in "bBhH":  # integers of 8 or 16 bits
         raise Rejected(Reason.CORRUPT_PIXELS, "decoded to another shape or type")
     return decoded.astype(np.uint16)
 

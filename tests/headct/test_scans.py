@@ -62,6 +62,7 @@ def test_series_are_apart() -> None:
     np.testing.assert_array_equal(scans.starts, [0, 1, 2, 4, 6])
     np.testing.assert_array_equal(scans.scan, [0, 1, 2, 2, 3, 3])
     np.testing.assert_array_equal(scans.gaps, [NAN, NAN, NAN, 5, NAN, 5])
+    np.testing.assert_array_equal(scans.z, [1, 2, 0, 5, 0, 5])  # also of single slices
     assert [*find_scans(rows[:0], "here")] == []
 
 
