@@ -46,16 +46,47 @@ def run(code: str, *arguments: object, **variables: str) -> subprocess.Completed
 
 # JAX, whose process does one after the other
 
-# Keras without the trainer.
-ALONE = """
-import sys
+# From Python, where Keras is not loaded yet.
+FROM_PYTHON = """
+import json, os, sys
+from pathlib import Path
+import trainer
+from headct.errors import UsageError
+
+def small(shape):
+    import keras
+    return keras.Sequential([keras.Input(shape), keras.layers.Conv2D(4, 3, 2)])
+
+shards, run, options, exported, images, answers = sys.argv[1:]
+run, options = Path(run), json.loads(options)
+options["model"] = small
+trainer.train_run(shards=shards, run=run, backend="jax", **options)
+assert "KERAS_BACKEND" not in os.environ
 import keras
+
+assert keras.backend.backend() == "jax"
+assert json.loads((run / "run.json").read_text())["options"]["backend"] == "jax"
+assert json.loads((run / "machine.json").read_text())["backend"] == "jax"
+training = {"shards": shards, **options}
+for begin, given in ((trainer.train_run, training), (trainer.evaluate_run, {})):
+    try:
+        begin(run=run, backend="tensorflow", **given)
+    except UsageError as error:
+        print(error)
+"""
+# Keras without the trainer: none of its modules can be imported, and none of its classes is known.
+ALONE = """
 import numpy as np
 
-exported, images, answers = sys.argv[1:]
-assert keras.backend.backend() == "jax"
+hidden = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith("trainer")}
+sys.modules["trainer"] = None
+classes = keras.saving.get_custom_objects()
+known = dict(classes)
+classes.clear()
 np.save(answers, keras.models.load_model(exported).predict_on_batch(np.load(images)))
-assert not any(name.startswith("trainer") for name in sys.modules)
+classes.update(known)
+sys.modules.update(hidden)
+os.environ["KERAS_BACKEND"] = "jax"
 """
 # The tests below know nothing of the devices on which training shared its batches.
 TESTS = """
@@ -85,7 +116,7 @@ def with_jax(
     tmp_path_factory: pytest.TempPathFactory,
     full: bool,
 ) -> WithJax:
-    """Answers of an exported model, an evaluation, a training, and tests that know no backend."""
+    """A training from Python, answers of an exported model, an evaluation, and more."""
     pytest.importorskip("jax", reason="the JAX backend needs jax")
     folder = tmp_path_factory.mktemp("jax")
     export = ["--run", str(finished), "--output", str(folder / "export"), "--formats", "keras"]
@@ -99,11 +130,18 @@ def with_jax(
         command("evaluate", run=folder / "run", backend="jax"),
         [*command("train", shards=shards, run=folder / "new", backend="jax", **options), FLAGS[1]],
     )
-    code = ALONE + script(full, "jax", *commands) + f"\nFULL = {['--full'] * full}" + TESTS
+    code = FROM_PYTHON + ALONE + script(full, "jax", *commands)
+    code += f"\nFULL = {['--full'] * full}" + TESTS
+    own = json.dumps(tiny | {"epochs": 1, "image_size": 16, "report": False})
     files = (folder / "export/model.keras", folder / "images.npy", folder / "answers.npy")
-    # Two devices, which share each batch.
-    devices = "--xla_force_host_platform_device_count=2"
-    done = run(code, *files, KERAS_BACKEND="jax", XLA_FLAGS=devices)
+    variables = {
+        # Two devices, which share each batch.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # What several trainings have in common is compiled once.
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = run(code, shards, folder / "python", own, *files, **variables)
     return WithJax(folder, done)
 
 
@@ -145,44 +183,9 @@ def test_what_differs_between_backends_holds_with_jax(with_jax: WithJax) -> None
     assert "2 skipped" in with_jax.done.stdout, "what is said of TensorFlow alone"
 
 
-# From Python, where Keras is not loaded yet.
-FROM_PYTHON = """
-import json, os, sys
-from pathlib import Path
-import trainer
-from headct.errors import UsageError
-
-def small(shape):
-    import keras
-    return keras.Sequential([keras.Input(shape), keras.layers.Conv2D(4, 3, 2)])
-
-shards, run, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-options["model"] = small
-trainer.train_run(shards=shards, run=run, backend="jax", **options)
-assert "KERAS_BACKEND" not in os.environ
-import keras
-
-assert keras.backend.backend() == "jax"
-assert json.loads((run / "run.json").read_text())["options"]["backend"] == "jax"
-assert json.loads((run / "machine.json").read_text())["backend"] == "jax"
-training = {"shards": shards, **options}
-for begin, given in ((trainer.train_run, training), (trainer.evaluate_run, {})):
-    try:
-        begin(run=run, backend="tensorflow", **given)
-    except UsageError as error:
-        print(error)
-"""
-
-
-def test_from_python_what_is_recorded_is_what_computed(
-    shards: Path, tiny: dict[str, Any], tmp_path: Path
-) -> None:
-    pytest.importorskip("jax", reason="the JAX backend needs jax")
-    options = json.dumps(tiny | {"epochs": 1, "image_size": 16, "report": False})
-    done = run(FROM_PYTHON, shards, tmp_path / "run", options)
-    assert done.returncode == 0, done.stderr
+def test_from_python_what_is_recorded_is_what_computed(with_jax: WithJax) -> None:
     line = "--backend tensorflow: Keras was loaded with jax in this process; choose jax, or begin a"
-    assert done.stdout.count(line) == 2
+    assert with_jax.done.stdout.count(line) == 2, with_jax.done.stderr
 
 
 # SIGKILL
