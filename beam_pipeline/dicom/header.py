@@ -145,8 +145,8 @@ class Header:
     patient_id: str = ""
     study_id: str = ""
     series_id: str = ""
-    identifiers: tuple[str, ...] = field(default=(), repr=False)
-    acquisition: Acquisition = field(default=Acquisition(), repr=False)
+    identifiers: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    acquisition: Acquisition = field(default=Acquisition(), repr=False, compare=False)
     position_z: float
     pixel_spacing: tuple[float, float]
     rows: int
