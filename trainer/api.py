@@ -233,7 +233,13 @@ def load_run(
 
     image = record.shards.image
     networks = [
-        load_classifier(each.model, each.record.options.get("xla", "auto"), image, len(labels))
+        load_classifier(
+            each.model,
+            each.record.options.get("xla", "auto"),
+            image,
+            len(labels),
+            each.neighbors.slices,
+        )
         for each in directory.networks
     ]
     return TrainedModel(directory, labels, image, calibration, networks, smoothing)
@@ -248,7 +254,8 @@ class TrainedModel:
         labels: names of the L labels.
         image: height, width, channels and dtype of the stored images.
         calibration: calibration of the logits.
-        networks: keras.Model of each run, stored images [B, H, W, C] → logits float32 [B, L].
+        networks: keras.Model of each run, stored images [B, H, W, C] → logits float32 [B, L]; of a
+            run with `neighbors` K, C is (2 K + 1) times that of `image`: from bottom to top.
         smoothing: smoothing of the logits along z.
     """
 
@@ -268,7 +275,7 @@ class TrainedModel:
         """Return the probability of every label, [N, L].
 
         Args:
-            images: stored images, [N, H, W, C] of `image.dtype`.
+            images: stored images as `network` takes them, [N, H, W, C] of `image.dtype`.
             batch_size: images per step.
 
         Raises:
@@ -283,7 +290,12 @@ class TrainedModel:
                 "smooth_z: images alone have no place along z; want predict_split or predict_dicom"
             )
 
-        expected = (self.image.height, self.image.width, self.image.channels)
+        if len(seen := {run.neighbors for run in self.run.networks}) > 1:
+            raise UsageError(
+                "the runs see different neighbors of a slice; want predict_split or predict_dicom"
+            )
+        channels = self.image.channels * seen.pop().slices
+        expected = (self.image.height, self.image.width, channels)
         if images.shape[1:] != expected or images.dtype != self.image.dtype:
             wanted = ", ".join(map(str, expected))
             raise UsageError(
@@ -318,7 +330,8 @@ class TrainedModel:
 
         def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
             networks = [self.networks[self.run.networks.index(run)] for run in runs]
-            return predict_models(networks, shards, part, self.labels, batch_size)
+            seen = [run.neighbors for run in runs]
+            return predict_models(networks, shards, part, self.labels, batch_size, neighbors=seen)
 
         chosen = shards.split(split)
         if isinstance(self.run, Ensemble):

@@ -27,6 +27,7 @@ from headct.layout import UNLABELED_SPLIT
 
 FORMATS = ("keras", "saved_model", "onnx")
 TRACKERS = ("mlflow", "wandb")
+MOST_NEIGHBORS = 10
 DEFAULT_WEIGHTS = "any=2"  # ignored if there is no label `any`
 
 
@@ -221,11 +222,17 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """backbone, by its keras.applications name in lower case"""
     continue_from: Annotated[Location, Mark.UNRECORDED, DefaultText("a new network")] = ""
     """run directory whose whole best model, head and all, this new run starts from; model,
-    image_size and windows are that run's"""
+    image_size, windows and neighbors are that run's"""
     weights: Location = "imagenet"
     """imagenet, none, or a weights file of the backbone"""
     image_size: Annotated[int, Field(ge=1)] = 224
     """side of the square image that the backbone sees, in pixels"""
+    neighbors: Annotated[int, Field(ge=0, le=MOST_NEIGHBORS)] = 0
+    """slices below and above in the scan that the network sees with each slice, as channels (2.5D);
+    needs --cache"""
+    neighbors_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """distance in mm from one of these slices to the next, as near as the scan has them; 0: the
+    next ones, at any distance"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """dropout before the head"""
     augment: Annotated[float, Field(ge=0)] = 1.0
@@ -303,6 +310,12 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     def _check_phases(self) -> Self:
         if self.freeze_epochs >= self.epochs:
             raise ValueError(f"--freeze_epochs {self.freeze_epochs}: want fewer than --epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _check_neighbors(self) -> Self:
+        if self.neighbors_mm and not self.neighbors:
+            raise ValueError("--neighbors_mm: applies to --neighbors 1 or more")
         return self
 
 

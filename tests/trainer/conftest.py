@@ -159,8 +159,8 @@ def write_index(
                 size, png = len(data) + FRAME_BYTES, tf.io.encode_png(row["image"]).numpy()
                 place = {"record": record, "offset": offset, "bytes": size}
                 place |= {"image_offset": offset + 12 + data.index(png), "image_bytes": len(png)}
-                ids = {each: row[each] for each in ("patient_id", "image_id")}
-                rows.append({"shard": shard["file"], **place, **ids, **values})
+                ids = {key: row[key] for key in row if key not in ("image", "label")}
+                rows.append({"shard": shard["file"], "split": name, **place, **ids, **values})
                 offset += size
     # In another order than the shards': nothing shall depend on it.
     pd.DataFrame(rows[::-1]).to_parquet(folder / "index.parquet", index=False)

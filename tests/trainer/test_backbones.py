@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from headct.errors import UsageError
-from trainer.networks.backbones import adapt_kernel, build_backbone, make_network
+from trainer.networks.backbones import adapt_kernel, add_slices, build_backbone, make_network
+from trainer.networks.image_layers import Normalize
 from trainer.networks.saved_models import load_classifier
 
 GREY = np.random.default_rng(0).uniform(0, 1, (2, 32, 32, 1)).astype(np.float32)
@@ -63,6 +64,40 @@ def test_any_number_of_channels_sees_a_gray_image_as_any_other_did(
         adapted = build_backbone("smallresnet", 32, channels, path)
         features = np.asarray(adapted(np.repeat(GREY, channels, axis=-1)))
         np.testing.assert_allclose(features, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_neighbors_change_nothing_before_training(
+    channels: int, trained: tuple[Any, str], tmp_path: Path
+) -> None:
+    """Weights of one slice, then those of a run with neighbors, which may get more of them."""
+    images = np.random.default_rng(1).uniform(0, 1, (2, 32, 32, 5 * channels)).astype(np.float32)
+    middle = images[..., 2 * channels : 3 * channels]
+    expected = np.asarray(build_backbone("smallresnet", 32, channels, trained[1])(middle))
+    three = build_backbone("smallresnet", 32, 3 * channels, trained[1], slices=3)
+    found = np.asarray(three(images[..., channels : 4 * channels]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    stem = three.get_layer("stem")
+    stem.set_weights([stem.get_weights()[0] + 0.01])  # after training
+    path = str(tmp_path / "run.keras")
+    inputs = keras.layers.Input((32, 32, 3 * channels))
+    core = keras.Model(inputs, three(Normalize("tf", 3)(inputs)), name="core")
+    keras.Sequential([keras.layers.Input((32, 32, 3 * channels)), core]).save(path)
+    expected = np.asarray(three(images[..., channels : 4 * channels]))
+    found = np.asarray(build_backbone("smallresnet", 32, 5 * channels, path, slices=5)(images))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    again = build_backbone("smallresnet", 32, 3 * channels, path, slices=3)
+    np.testing.assert_array_equal(again.get_weights()[0], three.get_weights()[0])
+    with pytest.raises(UsageError, match="its network sees 3 slices at once, this one 1"):
+        build_backbone("smallresnet", 32, channels, path)
+
+
+def test_a_kernel_for_slices_by_hand() -> None:
+    rgb = np.float32([[[[1.0], [2.0], [6.0]]]])
+    assert add_slices(rgb, (1, 1, 3, 1), 1, 1).ravel().tolist() == [1, 2, 6]
+    assert add_slices(rgb, (1, 1, 3, 1), 1, 3).ravel().tolist() == [0, 9, 0]
+    assert add_slices(rgb, (1, 1, 6, 1), 1, 3).ravel().tolist() == [0, 0, 4.5, 4.5, 0, 0]
+    assert add_slices(rgb, (1, 1, 5, 1), 3, 5).ravel().tolist() == [0, 1, 2, 6, 0]
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnetv2b0", "convnexttiny"])

@@ -14,7 +14,7 @@ from tensorflow.python.framework import kernels
 
 from trainer.data.image_cache import ImageCache
 from trainer.data.sampling import Order
-from trainer.networks.model import build_classifier
+from trainer.networks.model import Classifier, build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_type
@@ -86,21 +86,57 @@ def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path:
         np.testing.assert_array_equal(labels, same)
 
 
+@pytest.mark.parametrize("cache", ["ram", "disk", "device"])
+def test_a_sample_has_the_channels_of_its_neighbors(
+    cache: str, shards: Path, split_rows: dict[str, Any], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    given = tiny | {"cache": cache, "neighbors": 2, "neighbors_mm": 10}
+    setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
+    feed: Any = open_feed(setup)
+    # A series has slices at 0, 5, 10, 15 mm; wanted are those at -20, -10, 0, 10 and 20 mm.
+    around = ([0, 0, 0, 2, 3], [0, 0, 1, 3, 3], [0, 0, 2, 3, 3], [0, 1, 3, 3, 3])
+    expected = {}
+    for rows in split_rows.values():
+        for i, row in enumerate(rows):
+            series = [other for other in rows if other["series_id"] == row["series_id"]]
+            chosen = [series[min(j, len(series) - 1)]["image"] for j in around[i % 4]]
+            expected[row["image"].tobytes()] = np.concatenate(chosen, axis=-1), row["label"]
+    # In place of the network, what it gets.
+    core = layers.Lambda(lambda images: images)
+    core.predict_on_batch = lambda images: seen.extend(images) or np.zeros((len(images), 3))
+    classifier = Classifier(None, core, None)
+    model, seen = keras.Model(*feed.connect(classifier)), []
+    labels = []
+    for inputs, classes in feed.batches(Order(0, 0)).as_numpy_iterator():
+        seen.extend(np.asarray(model(inputs)))
+        labels.extend(classes)
+    assert len(seen) == 40
+    labels.extend(feed.predict_validation(classifier)[0])
+    for sample, classes in zip(seen, labels, strict=False):  # the last batch is padded
+        wanted, label = expected[np.uint8(sample[..., 6:9]).tobytes()]
+        np.testing.assert_array_equal(sample, wanted)
+        assert classes.tolist() == label
+    assert len({sample.tobytes() for sample in seen}) == 61
+    if cache != "disk":
+        assert sum(each.nbytes for each in feed.cached.images) == 40 * 32 * 32 * 3
+
+
 @pytest.fixture
 def setup(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> TrainingSetup:
     given = tiny | {"cache": "device", "image_size": 16, "ema": 0.9, "precision": "bfloat16"}
+    given |= {"neighbors": 1}  # whose step has all operations of one without
     return prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
 
 
 def compiled(setup: TrainingSetup, xla: bool) -> tuple[Any, Any]:
     """A compiled model that looks its images up, and a batch for it."""
     images, labels = make_images((40, 16, 16, 3), "uint8"), np.zeros((40, 3), np.float32)
-    cached = ImageCache((images,), labels)
+    cached = ImageCache((images,), labels, np.tile(np.arange(40)[:, None], 3))
     classifier = build_classifier(
         setup.options, setup.shards.image, setup.prevalence, "mixed_bfloat16"
     )
     model = compile_phase(setup, OnDevice(setup, cached, cached), classifier, False, xla)
-    return model, (np.arange(8, dtype=row_type()), labels[:8])
+    return model, (cached.samples(np.arange(8)).astype(row_type()), labels[:8])
 
 
 def nodes_of_a_step(setup: TrainingSetup) -> list[Any]:

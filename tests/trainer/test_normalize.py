@@ -66,9 +66,20 @@ def test_other_numbers_of_channels_get_the_mean_constants() -> None:
 
 
 @pytest.mark.parametrize("mode", NORMALIZATIONS)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_every_slice_is_normalized_as_one_alone(mode: str, channels: int) -> None:
+    slices = np.random.default_rng(0).uniform(0, 255, (3, 2, 4, 4, channels)).astype(np.float32)
+    alone = [np.asarray(Normalize(mode)(each)) for each in slices]
+    layer, together = Normalize(mode, slices=3), np.concatenate(slices, axis=-1)
+    np.testing.assert_array_equal(np.asarray(layer(together)), np.concatenate(alone, axis=-1))
+
+
+@pytest.mark.parametrize("mode", NORMALIZATIONS)
 def test_a_saved_layer_is_the_same(mode: str) -> None:
-    layer = Normalize.from_config(Normalize(mode, name="normalize").get_config())
-    assert (layer.mode, layer.name) == (mode, "normalize")
+    layer = Normalize.from_config(Normalize(mode, 5, name="normalize").get_config())
+    assert (layer.mode, layer.slices, layer.name) == (mode, 5, "normalize")
+    before = {k: v for k, v in layer.get_config().items() if k != "slices"}  # of a run of before
+    assert Normalize.from_config(before).slices == 1
     assert layer.compute_output_shape((None, 4, 5, 3)) == (None, 4, 5, 3)
 
 

@@ -35,6 +35,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "ram": {"cache": "ram"},
     "disk": {"cache": "disk"},
     "device": {"cache": "device"},
+    "neighbors": {"cache": "disk", "neighbors": 1},
     "calls": {"steps_per_execution": 2},
     "deterministic": {"deterministic": True},
 }
@@ -51,7 +52,7 @@ if BACKEND == "jax":  # which is the other one of each pair
 TOGETHER = [
     ("freeze", "ema"),
     ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "tta"),
-    ("freeze", "ema", "accumulate", "bfloat16", "disk", "deterministic", "temperature"),
+    ("freeze", "ema", "accumulate", "bfloat16", "neighbors", "deterministic", "temperature"),
 ]
 # With JAX a run that is not compiled anew for its second epoch.
 QUICK = [("ema",)] if BACKEND == "jax" else TOGETHER[1:]

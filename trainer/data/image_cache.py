@@ -41,16 +41,23 @@ class ImageCache:
     Attributes:
         images: [n, S, S, C], uint8 or uint16: one array, or one memory-mapped array per split.
         labels: float32 [N, L].
+        around: rows of the slices of each sample (`Neighbors.rows`), [N, slices]; None: a sample is
+            a slice.
     """
 
     images: tuple[Pixels, ...]
     labels: Labels
+    around: npt.NDArray[np.int64] | None = None
+
+    def samples(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the rows of the images of samples, [...] → [...] or [..., slices]."""
+        return rows if self.around is None else self.around[rows]
 
     def take(self, rows: npt.NDArray[np.int64]) -> Pixels:
-        """Copy the images of `rows`, [B] → [B, S, S, C]."""
+        """Copy the images of `rows`, [...] → [..., S, S, C]."""
         starts = np.cumsum([0, *(len(each) for each in self.images)])
         parts = np.searchsorted(starts, rows, side="right") - 1
-        taken = np.empty((len(rows), *self.images[0].shape[1:]), self.images[0].dtype)
+        taken = np.empty((*rows.shape, *self.images[0].shape[1:]), self.images[0].dtype)
         for part in np.unique(parts):
             mine = parts == part
             taken[mine] = self.images[part][rows[mine] - starts[part]]

@@ -29,6 +29,7 @@ from headct.manifest import ImageSpec
 from headct.png import decode_pngs
 from headct.reader import Shards
 from headct.tfrecord import check_lengths
+from trainer.data.neighbors import stacked_images
 from trainer.data.sampling import Order
 from trainer.data.shards import ShardDirectory, Split
 
@@ -39,6 +40,7 @@ PREFETCHED = 4
 _PREFETCHED_BYTES = 1 << 30
 _READ_BUFFER = 4 << 20
 _SHARDS_AT_ONCE = 16
+_ROWS_AT_ONCE = 1 << 14
 # TensorFlow uses an array without copying if its address is a multiple of this.
 _ALIGNMENT = 64
 # Text features of an example.
@@ -127,6 +129,30 @@ def drawn_batches(examples: Shards, rows: npt.NDArray[np.int64]) -> Any:
     return _prefetched(batches, read, CORES, image, batch_size)
 
 
+def neighbor_batches(examples: Shards, rows: npt.NDArray[np.int64]) -> Any:
+    """Return the samples of slices with their neighbors.
+
+    Args:
+        examples: random access to the slices.
+        rows: the slices of each sample of each batch, [steps, B, slices].
+
+    Returns:
+        Dataset of images uint8 or uint16 [B, H, W, slices · C].
+    """
+    image, (_, batch_size, slices) = examples.manifest.image, rows.shape
+    height, width, channels = examples.image_shape
+
+    def read_images(chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        return stacked_images(examples, chosen)
+
+    def read(chosen: Any) -> Any:
+        pixels = tf.numpy_function(read_images, [chosen], tf.as_dtype(image.dtype), stateful=False)
+        return tf.ensure_shape(pixels, (batch_size, height, width, slices * channels))
+
+    batches = tf.data.Dataset.from_tensor_slices(rows)
+    return _prefetched(batches, read, CORES, image, batch_size * slices)
+
+
 def evaluation_batches(shards: ShardDirectory, split: Split, batch_size: int) -> Any:
     """Return every example of a split once, its shards interleaved.
 
@@ -164,10 +190,34 @@ def read_records(files: list[str]) -> Any:
         checked = tf.numpy_function(_check_lengths, [file], tf.string, stateful=False)
         return tf.data.TFRecordDataset(checked, buffer_size=_READ_BUFFER)
 
-    return tf.data.Dataset.from_tensor_slices(files).interleave(
+    return _interleaved(tf.data.Dataset.from_tensor_slices(files), len(files), read)
+
+
+def examples_as_read(shards: ShardDirectory, splits: tuple[Split, ...]) -> Shards:
+    """Return random access to some splits, in the order of `evaluation_batches` and of caches.
+
+    Raises:
+        UsageError: as for `ShardDirectory.examples`.
+    """
+    rows: list[npt.NDArray[np.int64]] = []
+    begin = 0
+    for split in splits:
+        sizes = np.array([shard.examples for shard in split.shards if shard.examples], np.int64)
+        ends = begin + np.cumsum(sizes)
+        # the same interleaving, of row numbers instead of records
+        files = tf.data.Dataset.from_tensor_slices((ends - sizes, ends))
+        numbers = _interleaved(files, len(sizes), tf.data.Dataset.range)
+        rows += with_options(numbers.batch(_ROWS_AT_ONCE)).as_numpy_iterator()
+        begin += split.examples
+    return shards.examples(splits).select(np.concatenate(rows))
+
+
+def _interleaved(files: Any, count: int, read: Callable[..., Any]) -> Any:
+    """Return what `read` makes of each of `count` elements of a dataset, several interleaved."""
+    return files.interleave(
         as_written(read),
-        cycle_length=min(_SHARDS_AT_ONCE, len(files)),
-        num_parallel_calls=min(_SHARDS_AT_ONCE, CORES, len(files)),
+        cycle_length=min(_SHARDS_AT_ONCE, count),
+        num_parallel_calls=min(_SHARDS_AT_ONCE, CORES, count),
         deterministic=True,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 import headct.manifest
@@ -208,6 +209,17 @@ class ShardDirectory:
     def find(self, split: Split, image_ids: Sequence[str]) -> Shards:
         """Return random access to the examples with some image ids, in the order of these.
 
+        Raises:
+            UsageError: as for `locate`.
+        """
+        every, rows = self.locate(split, image_ids)
+        return every.select(rows)
+
+    def locate(
+        self, split: Split, image_ids: Sequence[str]
+    ) -> tuple[Shards, npt.NDArray[np.int64]]:
+        """Return random access to a split, and the rows of some image ids, in the order of these.
+
         Predictions have the order in which TensorFlow interleaves the shards.
 
         Raises:
@@ -219,7 +231,7 @@ class ShardDirectory:
         found = ids[first].get_indexer(pd.Index(image_ids))
         if (found < 0).any():
             raise UsageError(f"{self.path / INDEX}: lacks images of {split.name} in the shards")
-        return every.select(first[found])
+        return every, first[found]
 
     def digest(self) -> str:
         """Return a SHA-256 of the content alone, not of date or software version."""

@@ -31,7 +31,8 @@ from trainer.runs.run import Calibration, package_versions
 
 FILES = {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx"}
 DESCRIPTION = "description.json"
-FORMAT = 1  # of description.json; docs/training.md explains its keys
+# Of description.json, whose keys docs/training.md explains; the second with channels of neighbors.
+FORMAT, FORMAT_OF_NEIGHBORS = 1, 2
 # Names of the tensors in every format.
 INPUT, OUTPUT = "image", "probability"
 OPSET = 17  # ONNX runtimes have it since 2022
@@ -54,6 +55,14 @@ FORMULAS = {
     "hu": "clip(floor(hu + 0.5) - hu_offset, 0, 65535)",
 }
 
+# What the slices of a sample are, by `Neighbors.rows`; with count and mm.
+_NEIGHBORS = {
+    "slice": "0: the slice itself; -1, -2, ...: below, 1, 2, ...: above, by ImagePositionPatient z",
+    "scan": "slices of one SeriesInstanceUID; at other positions than the slice",
+    "edges": "repeated; a slice without a position is its own neighbor",
+    "mm": "0: the next positions; else the slice nearest to z + slice * mm, the outer of two",
+}
+
 
 def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     """Write the model into a new or empty folder.
@@ -62,7 +71,8 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
         UsageError: a format does not support the model, or yields other probabilities.
     """
     xla = saved.run.record.options.get("xla", "auto")
-    classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels))
+    slices = saved.run.neighbors.slices
+    classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels), slices)
     images = example_images(saved)
     logits = predict_batch(classifier, images, flip=False)
     predicted = probabilities(saved.calibration.apply(logits))
@@ -102,14 +112,16 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
 
 
 def example_images(saved: SavedRun) -> npt.NDArray[Any]:
-    """Return stored images like those of the run, [N, H, W, C]: slices, or noise without shards."""
+    """Return samples like those of the run, [N, H, W, C]: slices, or noise without shards."""
     if saved.shards is None or saved.split is None:
-        shape = (saved.examples, saved.image.height, saved.image.width, saved.image.channels)
+        channels = saved.image.channels * saved.run.neighbors.slices
+        shape = (saved.examples, saved.image.height, saved.image.width, channels)
         # Hounsfield units from air to dense bone.
         highest = 4096 if saved.image.is_hounsfield else 256
         random = np.random.default_rng(0)
         return random.integers(0, highest, shape, saved.image.dtype)
-    return saved.shards.examples((saved.split,))[: saved.examples].images()
+    examples = saved.shards.examples((saved.split,))
+    return saved.run.neighbors.images(examples, np.arange(saved.examples))
 
 
 def probability_model(classifier: Any, calibration: Calibration) -> Any:
@@ -206,18 +218,23 @@ def describe_export(
         keys = ("name", "center", "width")
         channels = [{key: getattr(window, key) for key in keys} for window in trained.windows]
     packages = ["keras", "tensorflow", "numpy"] + ["onnx", "tf2onnx"] * ("onnx" in files)
+    neighbors = saved.run.neighbors
+    if neighbors.count:
+        slices = range(-neighbors.count, neighbors.count + 1)
+        channels = [{"slice": each, **channel} for each in slices for channel in channels]
     changes = saved.calibration.changes
     return {
-        "format": FORMAT,
+        "format": FORMAT_OF_NEIGHBORS if neighbors.count else FORMAT,
         "files": files,
         "input": {
             "name": INPUT,
             "dtype": image.dtype,
-            "shape": [None, image.height, image.width, image.channels],
+            "shape": [None, image.height, image.width, len(channels)],
             "layout": "NHWC",
             "values": [0, 65535 if image.is_hounsfield else 255],
         },
         "channels": channels,
+        "neighbors": _NEIGHBORS | asdict(neighbors) if neighbors.count else None,
         "windows_of_model": [asdict(window) for window in windows],
         "preparation": {
             "hu": "stored value * RescaleSlope + RescaleIntercept",

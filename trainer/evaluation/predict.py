@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,13 @@ from headct.layout import (
 )
 from headct.scans import Scans, find_scans
 from trainer.data.damage import damage_reported
-from trainer.data.input_pipeline import TEXTS, evaluation_batches
+from trainer.data.input_pipeline import (
+    TEXTS,
+    evaluation_batches,
+    examples_as_read,
+    neighbor_batches,
+)
+from trainer.data.neighbors import ALONE, Neighbors
 from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import CLIP, Array, Floats, probabilities
@@ -39,6 +45,8 @@ from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, Run
 from trainer.runs.smoothing import Smoothing
 from trainer.runs.trained_on import Texts, find_overlap, trained_on_split
+
+_ROW = "row"  # place of a slice in the order of `evaluation_batches`
 
 
 @dataclass(frozen=True)
@@ -139,14 +147,17 @@ def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> P
     shards, display = setup.shards, setup.display
 
     def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
+        neighbors = [each.neighbors for each in runs]
         models = [
-            load_classifier(each.model, setup.compiled(each), shards.image, len(names))
+            load_classifier(
+                each.model, setup.compiled(each), shards.image, len(names), each.neighbors.slices
+            )
             for each in runs
         ]
         by = f" with {len(runs)} networks" if len(runs) > 1 else ""
         display.begin(f"{title} {part.name}{by}", part.examples)
         found = predict_models(
-            models, shards, part, names, setup.batch_size, display.update, setup.flip
+            models, shards, part, names, setup.batch_size, display.update, setup.flip, neighbors
         )
         display.end()
         return found
@@ -289,9 +300,12 @@ def predict_split(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda _: None,
     flip: bool = False,
+    neighbors: Neighbors = ALONE,
 ) -> Predictions:
     """Run `model` over all slices of a split, as `predict_models` does with several."""
-    (predictions,) = predict_models([model], shards, split, names, batch_size, on_batch, flip)
+    (predictions,) = predict_models(
+        [model], shards, split, names, batch_size, on_batch, flip, [neighbors]
+    )
     return predictions
 
 
@@ -303,8 +317,9 @@ def predict_models(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda _: None,
     flip: bool = False,
+    neighbors: Sequence[Neighbors] = (),
 ) -> list[Predictions]:
-    """Run models over all slices of a split; images are decoded once, and fed to all of them.
+    """Run models over all slices of a split; images are decoded once for all that see the same.
 
     Args:
         models: each from stored images to logits of the labels `names`.
@@ -314,17 +329,43 @@ def predict_models(
         batch_size: images per step.
         on_batch: called after every batch with the number of finished slices.
         flip: average the logits of image and mirror image.
+        neighbors: slices that each model sees with a slice; empty: none.
 
     Raises:
-        UsageError: a shard is damaged, or its number of examples is not the manifest's.
+        UsageError: a shard is damaged, its number of examples is not the manifest's, or the index
+            does not have the scans.
         Diverged: a logit is not finite.
         DeviceFailed: a GPU, its driver or its compiler failed.
     """
+    seen = neighbors or [ALONE] * len(models)
+    found: dict[int, Predictions] = {}
+    for each in dict.fromkeys(seen):
+        places = [i for i, other in enumerate(seen) if other == each]
+        group = [models[i] for i in places]
+        answers = _predict_alike(group, shards, split, names, batch_size, on_batch, flip, each)
+        found |= zip(places, answers, strict=True)
+    return [found[i] for i in range(len(models))]
+
+
+def _predict_alike(
+    models: Sequence[Any],
+    shards: ShardDirectory,
+    split: Split,
+    names: tuple[str, ...],
+    batch_size: int,
+    on_batch: Callable[[int], None],
+    flip: bool,
+    neighbors: Neighbors,
+) -> list[Predictions]:
+    """Run models that see the same slices, as `predict_models`."""
     columns: dict[str, list[Any]] = {}
     done = 0
-    batches = evaluation_batches(shards, split, batch_size)
     with damage_reported(shards, (split,)), device_errors_reported():
-        for batch in batches.as_numpy_iterator():
+        if neighbors.count:
+            batches = _scan_by_scan(shards, split, batch_size, neighbors)
+        else:
+            batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
+        for batch in batches:
             images, rows = batch.pop(IMAGE), len(batch[LABEL])
             logits = [predict_batch(model, images, flip)[:rows] for model in models]
             for name, values in {**batch, "logits": np.stack(logits, axis=1)}.items():
@@ -337,12 +378,40 @@ def predict_models(
         )
     joined = {name: np.concatenate(batches) for name, batches in columns.items()}
     check_finite(joined["logits"], split.name)
+    if _ROW in joined:
+        order = np.argsort(joined[_ROW])
+        joined = {name: values[order] for name, values in joined.items()}
     texts = {name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS}
     ids = pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]})
     answers = np.moveaxis(joined["logits"], 1, 0)
     known = shards.labels == names
     labels = joined[LABEL] if known else np.full(answers[0].shape, UNLABELED, np.int64)
     return [Predictions(names, ids, labels, logits) for logits in answers]
+
+
+def _scan_by_scan(
+    shards: ShardDirectory, split: Split, batch_size: int, neighbors: Neighbors
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield slices with their neighbors, most of which are of the same batch.
+
+    Yields:
+        As `evaluation_batches`, and each slice's place in the order of that function.
+    """
+    examples = examples_as_read(shards, (split,))
+    scans, table = examples.scans(), examples.rows
+    texts = table.reindex(columns=[*TEXTS]).fillna("").astype(str)
+    columns: dict[str, npt.NDArray[Any]] = {
+        LABEL: examples.label_values.to_numpy(np.int64),
+        POSITION: table[POSITION].to_numpy(np.float32, na_value=np.nan),
+        **{name: np.char.encode(texts[name].to_numpy(np.str_), "utf-8") for name in TEXTS},
+        _ROW: np.arange(len(table)),
+    }
+    # the last batch is padded with the first slices
+    order = np.resize(scans.order, (-(-len(table) // batch_size), batch_size))
+    batches = neighbor_batches(examples, neighbors.rows(scans)[order]).as_numpy_iterator()
+    for number, (rows, images) in enumerate(zip(order, batches, strict=True)):
+        found = rows[: len(table) - number * batch_size]
+        yield {IMAGE: images, **{name: values[found] for name, values in columns.items()}}
 
 
 def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:

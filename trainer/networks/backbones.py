@@ -22,10 +22,11 @@ _FloatArray = npt.NDArray[np.float32]
 OWN_NORMALIZATION = "tf"  # input of a caller's backbone: -1 to 1
 
 
-def build_backbone(name: str, image_size: int, channels: int, weights: str) -> Any:
+def build_backbone(name: str, image_size: int, channels: int, weights: str, slices: int = 1) -> Any:
     """Build a backbone: [B, S, S, C] → feature map [B, h, w, D].
 
-    For weights with another number of channels, `adapt_kernel` adapts the first convolution.
+    The channels are those of `slices` slices. For weights with another number of channels or
+    slices, `adapt_kernel` and `add_slices` adapt the first convolution.
 
     Raises:
         UsageError: the weights cannot be downloaded or read, or belong to another network.
@@ -33,14 +34,19 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str) -> A
     network = make_network(name, image_size, channels)
     if weights == "none":
         return network
+    source_slices = 1
     try:
         if weights == "imagenet":  # from Keras's cache, or a download
             source = make_network(name, image_size, 3, weights)
         elif weights.endswith(".keras"):
-            source = load_model(weights).get_layer("core").get_layer("backbone")
+            core = load_model(weights).get_layer("core")
+            source, source_slices = core.get_layer("backbone"), _slices_of(core)
         else:
             source = _load_file(name, image_size, channels, weights)
-        _copy_weights(source, network)
+            # three channels are the colors of one slice
+            if channels > 3 and source.input_shape[-1] == channels:
+                source_slices = slices
+        _copy_weights(source, network, source_slices, slices)
     except Exception as error:  # any error of Keras or h5py
         reason = first_line(error)
         raise UsageError(f"--weights {weights}: no weights of {name} ({reason})") from None
@@ -106,16 +112,42 @@ def _source_channels(path: str, kernel: tuple[int, ...]) -> int:
     return kernel[2] if kernel[2] in candidates else min(candidates, default=kernel[2])
 
 
-def _copy_weights(source: Any, target: Any) -> None:
-    """Copy every weight; adapt the first convolution to the target's channels.
+def _slices_of(core: Any) -> int:
+    """Return how many slices the samples of a saved core have."""
+    return max((getattr(layer, "slices", 1) for layer in core.layers), default=1)
+
+
+def _copy_weights(source: Any, target: Any, source_slices: int, slices: int) -> None:
+    """Copy every weight; adapt the first convolution to the target's channels and slices.
 
     Raises:
-        ValueError: source and target are different networks.
+        ValueError: source and target are different networks, or the source sees more slices.
     """
-    arrays = source.get_weights()
-    first = [weight.shape for weight in target.weights].index(_first_kernel(target))
-    arrays[first] = adapt_kernel(arrays[first], _first_kernel(target))
+    arrays, kernel = source.get_weights(), _first_kernel(target)
+    first = [weight.shape for weight in target.weights].index(kernel)
+    arrays[first] = add_slices(arrays[first], kernel, source_slices, slices)
     target.set_weights(arrays)
+
+
+def add_slices(
+    weights: _FloatArray, shape: tuple[int, ...], source_slices: int, slices: int
+) -> _FloatArray:
+    """Adapt the first convolution, [kh, kw, source channels, F], to more slices.
+
+    The slices in the middle get the source's kernels (`adapt_kernel`), the slices around them
+    zeros: before training, the output is the same as without neighbors. A zero kernel has a
+    gradient, so training goes on to use the neighbors.
+
+    Raises:
+        ValueError: the source has more slices.
+    """
+    if source_slices > slices:
+        raise ValueError(f"its network sees {source_slices} slices at once, this one {slices}")
+    rows, columns, channels, filters = shape
+    each = (rows, columns, channels // slices, filters)
+    parts = [adapt_kernel(part, each) for part in np.split(weights, source_slices, axis=2)]
+    zeros = [np.zeros(each, np.float32)] * ((slices - source_slices) // 2)
+    return np.concatenate([*zeros, *parts, *zeros], axis=2)
 
 
 def adapt_kernel(weights: _FloatArray, shape: tuple[int, ...]) -> _FloatArray:

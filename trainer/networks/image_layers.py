@@ -120,7 +120,9 @@ class Resize(ImageLayer):
 
 @keras.saving.register_keras_serializable("headct")
 class ApplyWindows(ImageLayer):
-    """Stored values [B, H, W, 1] → float32 gray levels 0 to 255, [B, H, W, windows].
+    """Stored values [B, H, W, n] → float32 gray levels 0 to 255, [B, H, W, n · windows].
+
+    The n slices of a sample have one channel each, and all get the same random changes.
 
     LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2: ((x - c) / w + 0.5) · 255, clipped.
 
@@ -151,26 +153,32 @@ class ApplyWindows(ImageLayer):
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Apply every window to each image."""
+        slices = images.shape[-1]
         centers = ops.reshape(ops.convert_to_tensor(self.centers, "float32"), (1, 1, 1, -1))
         widths = ops.reshape(ops.convert_to_tensor(self.widths, "float32"), (1, 1, 1, -1))
         if training and self.jitter > 0:
             shape = (ops.shape(images)[0], 1, 1, len(self.centers))
             centers = centers + widths * _uniform(shape, self.jitter, self.generator)
             widths = widths * ops.exp(_uniform(shape, self.jitter, self.generator))
+        if slices > 1:
+            images = ops.repeat(images, len(self.centers), axis=-1)
+            centers, widths = (ops.tile(each, (1, 1, 1, slices)) for each in (centers, widths))
         hounsfield = ops.cast(images, "float32") + self.hu_offset
         levels = ((hounsfield - centers) / widths + 0.5) * 255
         return ops.clip(levels, 0.0, 255.0)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Return the input's shape with one channel per window."""
-        return (*input_shape[:-1], len(self.centers))
+        """Return the input's shape with one channel per slice and window."""
+        return (*input_shape[:-1], (input_shape[-1] or 1) * len(self.centers))
 
     def portable(self, images: Any) -> Any:
         """Scale and shift by one Dense layer, then clip to 0 to 255."""
         gain = 255 / np.asarray(self.widths, np.float64)
         level = 127.5 - gain * (np.asarray(self.centers) - self.hu_offset)
-        dense = layers.Dense(len(gain), dtype="float32", name="windows")
-        levels = apply_fixed(dense, images, gain[None, :], level)
+        slices = images.shape[-1]
+        dense = layers.Dense(slices * len(gain), dtype="float32", name="windows")
+        matrix = np.kron(np.eye(slices), gain)
+        levels = apply_fixed(dense, images, matrix, np.tile(level, slices))
         return layers.ReLU(max_value=255.0, dtype="float32", name="clip")(levels)
 
 
@@ -295,25 +303,32 @@ NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
 class Normalize(ImageLayer):
     """float32 [B, H, W, C] of 0 to 255 → float32 of the same shape.
 
-    Three channels are treated as RGB. With any other number of channels, the mean of the three
-    constants applies to every channel.
+    Three channels of a slice are treated as RGB. With any other number of channels, the mean of the
+    three constants applies to every channel.
+
+    Args:
+        mode: a key of `NORMALIZATIONS`.
+        slices: slices of a sample, whose channels follow one another.
     """
 
-    arguments = ("mode",)
+    arguments = ("mode", "slices")
 
-    def __init__(self, mode: str, **kwargs: Any) -> None:
+    def __init__(self, mode: str, slices: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.mode = mode
+        self.mode, self.slices = mode, slices
 
     def call(self, images: Any) -> Any:
         """Normalize every channel."""
         mean, deviation, order = self.constants(images.shape[-1])
         images = (images - mean) / deviation
-        return images if (order[:-1] < order[1:]).all() else ops.flip(images, axis=-1)
+        if (order[:-1] < order[1:]).all():
+            return images
+        return ops.flip(images, axis=-1) if self.slices == 1 else ops.take(images, order, axis=-1)
 
     def constants(self, channels: int) -> tuple[_Constants, _Constants, npt.NDArray[np.int64]]:
         """Return mean [C] and deviation [C] per channel, and the order of the output's channels."""
-        chosen = NORMALIZATIONS[self.mode]
+        chosen, slices = NORMALIZATIONS[self.mode], self.slices
+        channels //= slices
         mean = np.asarray(chosen.mean, np.float32)
         deviation = np.asarray(chosen.deviation, np.float32)
         order = np.arange(channels)
@@ -322,7 +337,8 @@ class Normalize(ImageLayer):
             deviation = np.full(channels, deviation.mean(), np.float32)
         elif chosen.bgr:
             order = order[::-1]
-        return mean, deviation, order
+        order = (np.arange(slices)[:, None] * channels + order).ravel()
+        return np.tile(mean, slices), np.tile(deviation, slices), order
 
     def portable(self, images: Any) -> Any:
         """Scale by one Dense layer, whose matrix also reorders the channels."""

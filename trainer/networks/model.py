@@ -3,6 +3,8 @@
     stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalize ─ backbone ─ pool ─ head
     (uint8, uint16)        └── cached images
 
+With neighbors, an image has the channels of all slices of a sample (`data.neighbors`).
+
 Everything after Resize is one inner model, `core`: cached images are already resized, and train the
 same layers.
 """
@@ -18,6 +20,7 @@ from keras import layers
 from scipy.special import logit
 
 from headct.manifest import ImageSpec
+from trainer.data.neighbors import Neighbors
 from trainer.data.sampling import priors
 from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_own_backbone
 from trainer.networks.catalog import find_backbone
@@ -55,7 +58,7 @@ def build_classifier(
 
     Args:
         options: options of the run.
-        image: format of the stored images.
+        image: format of the stored images, of one slice.
         prevalence: share of positives per label in the training data.
         policy: Keras's dtype policy.
         builder: makes the backbone; None for one of `catalog.BACKBONES`.
@@ -67,7 +70,8 @@ def build_classifier(
     keras.config.set_dtype_policy(policy)  # keras.applications have no such argument
     try:
         core, backbone = _build_core(options, image, len(prevalence), builder)
-        stored = layers.Input((image.height, image.width, image.channels), dtype=image.dtype)
+        channels = image.channels * Neighbors(options.neighbors).slices
+        stored = layers.Input((image.height, image.width, channels), dtype=image.dtype)
         logits = core(Resize(options.image_size, name="resize")(stored))
     finally:
         keras.config.set_dtype_policy(before)
@@ -79,8 +83,8 @@ def _build_core(
     options: TrainOptions, image: ImageSpec, labels: int, builder: Callable[..., Any] | None
 ) -> tuple[Any, Any]:
     """Build everything after Resize; return the core and the backbone."""
-    size = options.image_size
-    inputs = layers.Input((size, size, image.channels), dtype="float32")
+    size, slices = options.image_size, Neighbors(options.neighbors).slices
+    inputs = layers.Input((size, size, image.channels * slices), dtype="float32")
     x = inputs
     if image.is_hounsfield:
         windows = parse_windows(options.windows)
@@ -96,11 +100,11 @@ def _build_core(
     channels = int(x.shape[-1])
     if builder is None:
         mode = find_backbone(options.model, size, options.weights).normalization
-        backbone = build_backbone(options.model, size, channels, options.weights)
+        backbone = build_backbone(options.model, size, channels, options.weights, slices)
     else:
         mode = OWN_NORMALIZATION
         backbone = build_own_backbone(builder, options.model, (size, size, channels))
-    x = backbone(Normalize(mode, name="normalize")(x))
+    x = backbone(Normalize(mode, slices, name="normalize")(x))
     if len(x.shape) == 2:  # features without rows and columns
         x = layers.Reshape((1, 1, x.shape[-1]), name="map")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)

@@ -49,7 +49,11 @@ def first_line(error: Exception) -> str:
 
 
 def load_classifier(
-    path: Path, xla: str = "auto", image: ImageSpec | None = None, labels: int | None = None
+    path: Path,
+    xla: str = "auto",
+    image: ImageSpec | None = None,
+    labels: int | None = None,
+    slices: int = 1,
 ) -> Any:
     """Load a run's saved model.
 
@@ -58,6 +62,7 @@ def load_classifier(
         xla: whether to compile predictions, like `options.TrainOptions.xla`.
         image: required format of the stored images; None: not checked.
         labels: required number of labels; None: not checked.
+        slices: slices of a sample, each of the format of `image`.
 
     Raises:
         UsageError: the file is missing or unreadable, or holds another network.
@@ -67,14 +72,14 @@ def load_classifier(
     jit_compile = choose_xla(xla, compute_capability(), deterministic=False)
     try:
         model = load_model(path)
-        _check_classifier(model, image, labels)
+        _check_classifier(model, image, labels, slices)
     except UsageError as error:
         raise UsageError(f"{path}: no saved model ({error})") from None
     model.jit_compile = jit_compile
     return model
 
 
-def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -> None:
+def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None, slices: int) -> None:
     """Check that a model has the layers, input and output of `model.build_classifier`.
 
     Raises:
@@ -84,12 +89,13 @@ def _check_classifier(model: Any, image: ImageSpec | None, labels: int | None) -
         core = model.get_layer("core")
         head, features = core.get_layer("head"), core.get_layer("pool").input.shape
         takes = (*model.input_shape[1:], str(model.inputs[0].dtype))
+        wants = image and (image.height, image.width, image.channels * slices, image.dtype)
         fits = (
             isinstance(model.get_layer("resize"), Resize)
             and isinstance(head, layers.Dense)
             and len(features) == 4
             and features[-1] == head.kernel.shape[0]
-            and (not image or takes == (image.height, image.width, image.channels, image.dtype))
+            and (not wants or takes == wants)
             and (not labels or model.output_shape[1:] == (labels,))
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):

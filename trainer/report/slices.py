@@ -65,12 +65,15 @@ def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Pictur
         UsageError: the index is missing or damaged.
     """
     spec, names = setup.shards.image, setup.run.labels
-    images = setup.shards.find(setup.split, [each.image_id for each in chosen]).images()
+    every, rows = setup.shards.locate(setup.split, [each.image_id for each in chosen])
+    images = every.select(rows).images()
     labels = np.array([each.label for each in chosen])
     maps = []
     for run in setup.run.networks:
-        classifier = load_classifier(run.model, setup.compiled(run), spec, len(names))
-        maps.append(activation_maps(classifier, images, labels))
+        compiled, slices = setup.compiled(run), run.neighbors.slices
+        classifier = load_classifier(run.model, compiled, spec, len(names), slices)
+        seen = run.neighbors.images(every, rows) if run.neighbors.count else images
+        maps.append(activation_maps(classifier, seen, labels))
     heats = mean_map(maps)
     pictures = []
     for each, image, heat in zip(chosen, images, heats, strict=True):
@@ -125,7 +128,7 @@ def activation_maps(
     Only a mean and a linear layer lie between the last feature map and a logit, so the gradient
     equals the layer's weights and needs no backward pass (their section 3). A map shows evidence
     for the label, and is zero without evidence: see `lack_of_map`. Images are stored ones,
-    [B, H, W, C]; labels are numbers, [B].
+    [B, H, W, C], those of all slices of a sample; labels are numbers, [B].
     """
     core = classifier.get_layer("core")
     resized = np.asarray(classifier.get_layer("resize")(images))

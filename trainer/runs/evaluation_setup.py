@@ -135,6 +135,8 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     source.provide(shards, (split,))
     if isinstance(run, Ensemble) and isinstance(options, EvaluateOptions):
         run = without_training_patients(run, shards, split)
+    if any(each.neighbors.count for each in run.networks):
+        shards.examples((split,)).scans()  # must be known
     return EvaluationSetup(
         run=run,
         shards=shards,

@@ -25,9 +25,10 @@ from headct.layout import PREDICTIONS, fold_split
 from headct.locks import Lock
 from headct.manifest import ImageSpec, Labels, Options, Windows
 from headct.printable import hide_secrets
+from trainer.data.neighbors import Neighbors
 from trainer.data.shards import ShardDirectory
 from trainer.files import remove_unfinished, write_json, write_whole
-from trainer.options import TrainOptions, label_weights, run_identity
+from trainer.options import MOST_NEIGHBORS, TrainOptions, label_weights, run_identity
 from trainer.runs.smoothing import NO_KERNEL, Smoothing
 
 LOCK = ".lock"
@@ -58,6 +59,14 @@ class RecordedOptions(BaseModel):
 
     fold: Annotated[int, Field(strict=True, ge=0, le=1000000), must("a whole number, 0 or more")]
     label_weights: Annotated[str, Field(strict=True), PRINTABLE, must("text, name=weight,...")]
+    neighbors: Annotated[
+        int,
+        Field(strict=True, ge=0, le=MOST_NEIGHBORS),
+        must(f"a whole number from 0 to {MOST_NEIGHBORS}"),
+    ] = 0
+    neighbors_mm: Annotated[
+        float, Field(strict=True, ge=0, allow_inf_nan=False), must("a number, 0 or more")
+    ] = 0.0
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an option."""
@@ -182,6 +191,12 @@ class Run:
     def weights(self) -> tuple[float, ...]:
         """Loss weight per label, as in training."""
         return label_weights(self.record.options.label_weights, self.labels, saved=True)
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """The slices that the model sees with a slice."""
+        options = self.record.options
+        return Neighbors(options.neighbors, options.neighbors_mm)
 
     def check_model(self) -> None:
         """Raise UsageError if there is no such run, or it has no model yet."""

@@ -15,6 +15,7 @@ import pandas as pd
 from headct.errors import UsageError
 from headct.layout import PATIENT_ID
 from headct.reader import Shards
+from trainer.data.neighbors import Neighbors
 from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split, count
@@ -26,7 +27,7 @@ from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 
 # Options that come from the origin's saved network; the new run chooses all other options.
-_NETWORK_OPTIONS = ("model", "image_size", "windows")
+_NETWORK_OPTIONS = ("model", "image_size", "windows", "neighbors", "neighbors_mm")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class TrainingSetup:
         if self.examples is None:
             return ()
         return balanced_rates(self.examples.label_values.to_numpy(np.float32))
+
+    @property
+    def neighbors(self) -> Neighbors:
+        """The slices that the network sees with a slice."""
+        return Neighbors(self.options.neighbors, self.options.neighbors_mm)
 
     @property
     def steps(self) -> int:
@@ -124,6 +130,11 @@ def prepare_training(
         raise UsageError(
             f"--batch_size {options.batch_size}: there are {count(training)} training examples"
         )
+    if options.neighbors and options.cache == "none":
+        raise UsageError(
+            f"--neighbors {options.neighbors}: reads slices in any order; want --cache ram, disk or"
+            " device, which keep the images"
+        )
     run, examples, trained_on = Run(options.run), None, None
     run.check(options, shards, origin)
     if not run.is_complete:
@@ -132,6 +143,8 @@ def prepare_training(
             check_writable(Path(options.cache_dir), f"--cache_dir {options.cache_dir}")
         source.provide(shards, (*training, validation))
         examples = shards.examples(training) if options.sampling == "balanced" else None
+        if options.neighbors:  # also checks that no scan crosses the border of a fold
+            shards.examples((*training, validation)).scans()
         if not run.trained_on.is_file():
             try:
                 trained_on = hash_examples(shards, training)

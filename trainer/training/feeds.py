@@ -6,7 +6,7 @@ Every feed has its own model input; all feeds share the classifier's layers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,21 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import layers, ops
 
+from headct.errors import UsageError
+from headct.layout import INDEX
 from trainer.data.image_cache import GIGABYTE, CacheWriter, ImageCache, cache_bytes
 from trainer.data.input_pipeline import (
     CORES,
     PREFETCHED,
     as_written,
     drawn_batches,
+    examples_as_read,
     training_batches,
     with_options,
 )
+from trainer.data.neighbors import stack
 from trainer.data.sampling import Order, epoch_rows
-from trainer.data.shards import count
+from trainer.data.shards import Split, count
 from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predict import check_finite, predict_split
 from trainer.networks.hardware import check_device_memory
@@ -80,6 +84,12 @@ class Cached(Feed):
     cached: ImageCache
     validation: ImageCache
 
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Shape of a sample before that of an image: (slices,) with neighbors, else ()."""
+        around = self.cached.around
+        return () if around is None else around.shape[1:]
+
     def rows(self, order: Order) -> npt.NDArray[np.int64]:
         """Return the rows of the cache for each batch, [steps, B]."""
         options = self.setup.options
@@ -89,19 +99,21 @@ class Cached(Feed):
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Resized images → logits."""
         size, image = self.setup.options.image_size, self.setup.shards.image
-        inputs = layers.Input((size, size, image.channels), dtype=image.dtype)
-        return inputs, classifier.core(Resize(size)(inputs))
+        inputs = layers.Input((*self.slices, size, size, image.channels), dtype=image.dtype)
+        return inputs, classifier.core(Resize(size)(stacked(inputs)))
 
     def batches(self, order: Order) -> Any:
         """Return resized images and labels."""
         rows = tf.data.Dataset.from_tensor_slices(self.rows(order))
         size, image = self.setup.options.image_size, self.setup.shards.image
-        shape = (self.setup.options.batch_size, size, size, image.channels)
+        shape = (self.setup.options.batch_size, *self.slices, size, size, image.channels)
+
+        def take(chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+            return self.cached.take(self.cached.samples(chosen))
 
         def gather(chosen: Any) -> tuple[Any, Any]:
             # Declared stateless: --deterministic serializes stateful functions.
-            dtype = tf.as_dtype(image.dtype)
-            pixels = tf.numpy_function(self.cached.take, [chosen], dtype, stateful=False)
+            pixels = tf.numpy_function(take, [chosen], tf.as_dtype(image.dtype), stateful=False)
             return tf.ensure_shape(pixels, shape), tf.gather(self.cached.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
@@ -112,7 +124,10 @@ class Cached(Feed):
         batches = []
         for start in range(0, total, size):
             # The last batch is padded with the first rows, so that all batches have one shape.
-            images = self.validation.take(np.arange(start, start + size) % total)
+            rows = self.validation.samples(np.arange(start, start + size) % total)
+            images = self.validation.take(rows)
+            if self.slices:
+                images = stack(images)
             batches.append(classifier.core.predict_on_batch(images.astype(np.float32)))
             self.setup.display.update(min(start + size, total))
         logits = np.concatenate(batches)[:total]
@@ -131,14 +146,14 @@ class OnDevice(Cached):
 
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Rows of the cache → logits."""
-        inputs = layers.Input((), dtype=row_type())
-        resized = Resize(self.setup.options.image_size)(self.lookup(inputs))
-        return inputs, classifier.core(resized)
+        inputs = layers.Input(self.slices, dtype=row_type())
+        images = stacked(self.lookup(inputs))
+        return inputs, classifier.core(Resize(self.setup.options.image_size)(images))
 
     def batches(self, order: Order) -> Any:
         """Return rows and labels."""
         rows = self.rows(order)
-        batches = (rows.astype(row_type()), self.cached.labels[rows])
+        batches = (self.cached.samples(rows).astype(row_type()), self.cached.labels[rows])
         return with_options(tf.data.Dataset.from_tensor_slices(batches).prefetch(2))
 
 
@@ -151,8 +166,20 @@ def row_type() -> str:
     return "int32" if keras.backend.backend() == "jax" else "int64"
 
 
+def stacked(images: Any) -> Any:
+    """Put the channels of slices one after the other on the device, like `neighbors.stack`.
+
+    [B, n, S, S, C] → float32 [B, S, S, n · C]; single slices, [B, S, S, C], are left as they are.
+    """
+    if len(images.shape) == 4:
+        return images
+    _, slices, height, width, channels = images.shape
+    by_place = ops.transpose(ops.cast(images, "float32"), (0, 2, 3, 1, 4))
+    return ops.reshape(by_place, (-1, height, width, slices * channels))
+
+
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
-    """Row numbers [B] → images [B, S, S, C], from a non-trainable variable.
+    """Row numbers [...] → images [..., S, S, C], from a non-trainable variable.
 
     The variable holds 32-bit words, because TensorFlow has no GPU kernel to gather uint8 or uint16
     and would copy all images to the CPU in every step.
@@ -174,7 +201,8 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     def call(self, rows: Any) -> Any:
         """Gather the images of the given rows."""
         values = ops.view(ops.take(self.cached, rows, axis=0), self.kind)
-        return ops.reshape(values[:, : math.prod(self.stored)], (-1, *self.stored))
+        pixels = values[..., : math.prod(self.stored)]
+        return ops.reshape(pixels, (-1, *rows.shape[1:], *self.stored))
 
     def compute_output_spec(self, rows: Any) -> Any:
         """Return the symbolic images, in the stored dtype."""
@@ -188,6 +216,25 @@ def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     if missing:
         flat = np.pad(flat, ((0, 0), (0, missing // flat.itemsize)))
     return flat.view(np.float32)
+
+
+def _with_neighbors(
+    cached: ImageCache, setup: TrainingSetup, splits: tuple[Split, ...]
+) -> ImageCache:
+    """Add the rows of each slice's neighbors to the cache of some splits, with `--neighbors`.
+
+    Raises:
+        UsageError: the index does not have the scans, or is of other shards.
+    """
+    if not setup.options.neighbors:
+        return cached
+    examples = examples_as_read(setup.shards, splits)
+    if not np.array_equal(examples.label_values.to_numpy(), cached.labels):
+        raise UsageError(
+            f"{setup.shards.location}: {INDEX} has other labels than the shards; `make verify` says"
+            " more"
+        )
+    return replace(cached, around=setup.neighbors.rows(examples.scans()))
 
 
 def open_feed(setup: TrainingSetup) -> Feed:
@@ -209,6 +256,9 @@ def open_feed(setup: TrainingSetup) -> Feed:
         folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache
     display.begin("filling the cache", trained + setup.validation.examples)
     writer = CacheWriter(setup.shards, options.image_size, folder, display.update)
-    cached, validation = writer.fill(setup.training), writer.fill((setup.validation,))
+    cached, validation = (
+        _with_neighbors(writer.fill(splits), setup, splits)
+        for splits in (setup.training, (setup.validation,))
+    )
     display.end()
     return (OnDevice if options.cache == "device" else Cached)(setup, cached, validation)
