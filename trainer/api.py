@@ -222,7 +222,8 @@ def load_run(
             not fit each other.
     """
     paths = [run] if isinstance(run, str | Path) else run
-    directory = open_runs([*map(Path, paths)], ensemble_mean)
+    kept = {"temperature": temperature, "smooth_z": smooth_z}
+    directory = open_runs([*map(Path, paths)], ensemble_mean, kept=kept)
     record, labels = directory.record, directory.labels
     directory.check_model()
     calibration = choose_calibration(directory, labels, temperature)

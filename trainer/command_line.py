@@ -138,9 +138,13 @@ def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOpt
         load_libraries(options.backend)
         from trainer.evaluation.evaluate import evaluate
 
-        evaluate(
+        setup = evaluate(
             setup, options.fit_temperature, options.fit_smooth_z, fit_weights=options.fit_weights
         )
+        if len(setup.run.networks) > 1:
+            from trainer.report.report import write_ensemble_report
+
+            write_ensemble_report(setup)
     else:
         _predict(options)
 

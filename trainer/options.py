@@ -459,7 +459,8 @@ class CompareOptions(Declared):
     """Which runs are set side by side."""
 
     runs: LocalPaths
-    """run directories of finished trainings, the one to compare with first"""
+    """run directories of finished trainings, the one to compare with first; or folders of
+    cross-validations, by their out-of-fold predictions. One alone: its runs"""
     output: LocalPath = Path("compare.html")
     """page to write"""
 

@@ -109,6 +109,32 @@ def test_other_slices_have_no_difference(tmp_path: Path, make_other) -> None:  #
     assert "Verdict on other" not in page
 
 
+@pytest.mark.usefixtures("without_curves")
+def test_cross_validations_are_compared_out_of_fold(tmp_path: Path) -> None:
+    """Their runs answer the same slices here, each under the id of its fold."""
+    for name, skill in (("weak", 1.0), ("strong", 4.0)):
+        frames = []
+        for fold in range(2):
+            run = make_run(tmp_path / name / f"fold{fold}", skill=skill, seed=fold).run
+            frame = pd.read_parquet(run.predictions("fold0"))
+            frames.append(frame.assign(image_id=f"{fold}-" + frame["image_id"]))
+        pd.concat(frames).to_parquet(tmp_path / name / "out_of_fold.parquet")
+        (tmp_path / name / "crossval.json").write_text("{}")
+    assert compare(tmp_path / "weak", tmp_path / "strong") == 0
+    page = (tmp_path / "compare.html").read_text()
+    assert "<td>folds</td>" in page
+    assert "<td>better</td>" in page
+    assert "4, 4 of 5" in page
+    both = pd.read_parquet(tmp_path / "weak" / "out_of_fold.parquet")
+    score = average_precision_score(both["label_upper"], both["probability_upper"])
+    assert f"{score:.3f} <small>" in page
+    # Alone: its runs.
+    assert (
+        main(["compare", "--runs", str(tmp_path / "weak"), "--output", f"{tmp_path}/c.html"]) == 0
+    )
+    assert "Verdict on fold1" in (tmp_path / "c.html").read_text()
+
+
 def test_which_way_an_interval_points() -> None:
     assert verdict([0.1, 0.2], lower_is_better=False) == "better"
     assert verdict([0.1, 0.2], lower_is_better=True) == "worse"

@@ -17,6 +17,7 @@ from trainer.data.shards import read_shard_directory
 from trainer.networks.saved_models import load_classifier
 from trainer.runs.trained_on import hash_examples
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 LABELS = ("upper", "lower", "any")
 PROBABILITIES = [f"probability_{name}" for name in LABELS]
 Make = Callable[..., Path]
@@ -59,6 +60,13 @@ def make(finished: Path, shards: Path, split_rows: dict[str, list[Any]], tmp_pat
 HIDDEN = ("image", "label")
 
 
+@pytest.fixture
+def without_page(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the ensemble's page away, which another test reads: half of an evaluation's time."""
+    if not full:
+        monkeypatch.setattr("trainer.report.report.write_ensemble_report", lambda _: None)
+
+
 def read(run: Path, split: str = "fold0") -> pd.DataFrame:
     return pd.read_parquet(run / f"predictions-{split}.parquet").set_index("image_id").sort_index()
 
@@ -76,7 +84,7 @@ def evaluate(output: Path, *words: Any) -> int:
     return main(["evaluate", "--run", *map(str, words), "--output", str(output)])
 
 
-@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+@pytest.mark.parametrize("mean", ["logits", pytest.param("probabilities", marks=pytest.mark.full)])
 def test_an_ensemble_is_measured_by_the_mean_of_its_runs(
     make: Make, tmp_path: Path, mean: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,14 +122,9 @@ def test_an_ensemble_is_measured_by_the_mean_of_its_runs(
     shown = " ".join(capsys.readouterr().out.split())
     best = min(described["members"], key=lambda each: each["weighted_log_loss"])
     assert f"than that of {best['name']}, its best member" in shown
-    # Its folder stands for it; nothing else is needed.
-    shutil.rmtree(runs[0].parent / "a" / "checkpoints", ignore_errors=True)
-    assert main(["evaluate", "--run", str(output)]) == 0
-    np.testing.assert_allclose(read(output)[PROBABILITIES], expected, rtol=1e-9)
-    assert main(["evaluate", "--run", str(output), "--fit_temperature"]) == 0
-    assert (output / "temperatures.json").is_file()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_weights_are_fitted_kept_and_used(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +146,10 @@ def test_weights_are_fitted_kept_and_used(
     assert again["weighted_log_loss"] < crossed["weighted_log_loss"]
     expected = sigmoid(np.tensordot(kept["weights"], [logits_of(read(run)) for run in runs], 1))
     np.testing.assert_allclose(read(output)[PROBABILITIES], expected, rtol=1e-6)
+    assert main(["evaluate", "--run", str(output), "--fit_temperature"]) == 0
+    assert (output / "temperatures.json").is_file()
+    assert evaluate(output, *runs, "--fit_weights") == 2
+    assert "has a calibration for its present weights" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -166,6 +173,7 @@ def test_a_cross_validation_answers_every_slice_by_the_run_that_left_it_out(
     assert "Out of fold: every slice by the network that was not trained on its fold" in shown
     figures = json.loads((one / "evaluation-folds.json").read_text())
     assert (figures["examples"], figures["trained_on"]) == (61, False)
+    assert "not trained on its fold" in (one / "report.html").read_text()
     found = read(one, "folds")
     folds = pd.concat([read(one / f"fold{i}", f"fold{i}") for i in range(3)]).sort_index()
     np.testing.assert_allclose(found[PROBABILITIES], folds[PROBABILITIES], rtol=1e-9)
@@ -174,6 +182,10 @@ def test_a_cross_validation_answers_every_slice_by_the_run_that_left_it_out(
     two, output = cv("other", 10), tmp_path / "both"
     assert evaluate(output, one, two, "--fit_weights") == 0
     weights = json.loads((output / "ensemble.json").read_text())["weights"]
+    page = (output / "report.html").read_text()
+    assert "Ensemble less ensemble without it" in page
+    assert "<h1>both, measured on folds</h1>" in page
+    assert "Course of the training" not in page
     others = pd.concat([read(two / f"fold{i}", f"fold{i}") for i in range(3)]).sort_index()
     assert main(["evaluate", "--run", str(output), "--split", "fold1"]) == 0
     rows = folds["split"] == "fold1"
@@ -181,6 +193,7 @@ def test_a_cross_validation_answers_every_slice_by_the_run_that_left_it_out(
     np.testing.assert_allclose(read(output, "fold1")[PROBABILITIES], sigmoid(expected), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_no_run_answers_for_whom_it_was_trained_on(
     make: Make, cv: Callable[[str, int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +234,7 @@ def test_no_run_answers_for_whom_it_was_trained_on(
         ("exists and is not an ensemble's folder", tmp_path / "full", [a, b]),
         ("--output", output, [a]),
         ("--fit_weights: ", a, [a, "--fit_weights"]),
+        ("--temperature: ", output, [x, z, "--temperature"]),
     ):
         assert evaluate(folder, *words) == 2, message
         assert message in capsys.readouterr().err
@@ -231,39 +245,37 @@ def test_no_run_answers_for_whom_it_was_trained_on(
     assert "weights: must be one per run, with the sum 1" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_page")
 def test_two_networks_end_to_end(
     finished: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Folder, submission and Python give the mean of what each run alone gives."""
+    """Tables, the page and Python give the mean of what each run alone gives."""
     other = Path(shutil.copytree(finished, tmp_path / "other"))
     model = load_classifier(other / "model.keras")
     head = model.get_layer("core").get_layer("head")
     head.kernel.assign(np.random.default_rng(0).normal(size=head.kernel.shape))
     model.save(other / "model.keras")
     (other / "metrics.json").unlink()  # so that its predictions are computed
-    opened = trainer.open_shards(shards)
-    alone = [trainer.load_run(run).predict_split(opened, "test") for run in (finished, other)]
+    opened, runs = trainer.open_shards(shards), [finished, other]
+    alone = [trainer.load_run(run).predict_split(opened, "fold1") for run in runs]
     expected = sigmoid(np.mean([logits_of(frame) for frame in alone], axis=0))
-    both = trainer.load_run([finished, other])
-    found = both.predict_split(opened, "test")
-    np.testing.assert_allclose(found[PROBABILITIES], expected, rtol=1e-5)
-    images = next(trainer.examples(opened, "test"))["image"]
+    both = trainer.load_run(runs)
+    images = next(trainer.examples(opened, "fold1"))["image"]
     np.testing.assert_allclose(both.predict(images), expected, rtol=1e-5)
-    predict = ["predict", str(finished), str(other), str(shards), "--output"]
-    assert main([*predict, str(tmp_path / "s.csv")]) == 0
-    rows = pd.read_csv(tmp_path / "s.csv")
-    np.testing.assert_allclose(rows["Label"], expected.ravel(), rtol=1e-5)
-    capsys.readouterr()
+    predict = ["predict", *map(str, runs), str(shards), "--split", "fold1", "--output"]
+    assert main([*predict, str(tmp_path / "u.csv"), "--temperature"]) == 2
+    assert "--temperature: is kept in an ensemble's folder" in capsys.readouterr().err
     assert main([*predict, str(tmp_path / "folder")]) == 0
-    page = (tmp_path / "folder" / "report.html").read_text()
-    assert "mean of logits of 2 networks" in page
-    assert page.count('<img src="data:image/jpeg;') == 2
-    assert main([*predict, str(tmp_path / "t.parquet"), "--split", "fold1"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "fold1: finished, other was trained on all of its patients" in told
+    found = pd.read_csv(tmp_path / "folder" / "slices.csv").set_index("image_id")
+    found = found.loc[alone[0]["image_id"]]
+    np.testing.assert_allclose(found[PROBABILITIES], expected, rtol=1e-5)
+    page = (tmp_path / "folder" / "report.html").read_text()
+    assert "mean of logits of 2 networks" in page
+    assert page.count('<img src="data:image/jpeg;') == 5
     # One run's predictions are read, the other's computed.
-    assert evaluate(tmp_path / "ensemble", finished, other) == 0
-    frames = [trainer.load_run(run).predict_split(opened, "fold0") for run in (finished, other)]
-    by_id = [frame.set_index("image_id").sort_index() for frame in frames]
-    expected = sigmoid(np.mean([logits_of(frame) for frame in by_id], axis=0))
-    np.testing.assert_allclose(read(tmp_path / "ensemble")[PROBABILITIES], expected, rtol=1e-4)
+    assert evaluate(tmp_path / "ensemble", *runs) == 0
+    answers = both.predict_split(opened, "fold0").set_index("image_id").sort_index()
+    found = read(tmp_path / "ensemble")
+    np.testing.assert_allclose(found[PROBABILITIES], answers[PROBABILITIES], rtol=1e-4)

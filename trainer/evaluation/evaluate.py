@@ -73,13 +73,16 @@ def evaluate(
     fit_smooth_z: bool = False,
     *,
     fit_weights: bool = False,
-) -> None:
+) -> EvaluationSetup:
     """Write evaluation-NAME.json and predictions-NAME.parquet into the run.
 
     Of an ensemble, also ensemble.json.
 
     NAME is the split with differences from training (`EvaluationSetup.name`): files from
     training are never replaced.
+
+    Returns:
+        The setup with what was fitted.
 
     Raises:
         UsageError: the split has no labels, or a shard is damaged.
@@ -147,6 +150,7 @@ def evaluate(
     display.print_unwrapped(f"written: {run.evaluation(setup.name)}, {path.name}")
     if not isinstance(run, Ensemble):
         display.print_unwrapped(next_command("export", run=run.path))
+    return setup
 
 
 def fit_and_cross_fit_weights(

@@ -11,13 +11,16 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.json_documents import read_json
+from headct.layout import OUT_OF_FOLD
 from headct.page import Table, page_templates
+from trainer.data.shards import ALL_FOLDS
 from trainer.display import Display, explain_weights
 from trainer.evaluation.bootstrap import SAMPLES
 from trainer.evaluation.measured import Measured, read_predictions
 from trainer.files import check_output, write_whole
 from trainer.report import plots
 from trainer.report.plots import Picture
+from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.run import Run
 
 # Titles of metrics.
@@ -62,7 +65,13 @@ class ComparedRun:
 
 
 def write_comparison(paths: Sequence[Path], output: Path) -> None:
-    """Write a page that compares runs with the first run; raises like `read_runs`."""
+    """Write a page that compares runs with the first run; raises like `read_runs`.
+
+    A cross-validation is compared with others by its out-of-fold predictions; alone, its runs are
+    compared.
+    """
+    if len(paths) == 1:  # a cross-validation alone: its runs
+        paths = [run.path for run in open_runs(paths).networks]
     if not 2 <= len(paths) <= len(plots.SERIES):
         raise UsageError(
             f"--runs: must be 2 to {len(plots.SERIES)} run directories, here: {len(paths)}"
@@ -108,7 +117,7 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
     Raises:
         UsageError: a run is incomplete or damaged, or the runs have different labels.
     """
-    opened = [Run(path) for path in paths]
+    opened = [open_runs([path]) for path in paths]
     names, weights = opened[0].labels, opened[0].weights
     runs = []
     titles = [path.resolve().name for path in paths]
@@ -119,17 +128,37 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
             raise UsageError(
                 f"{run.path}: has labels {', '.join(run.labels)}; {paths[0]}: {', '.join(names)}"
             )
-        if not run.is_complete:
-            raise UsageError(
-                f"{run.path}: training is not complete, so there is nothing to compare"
-            )
-        metrics = read_json(run.metrics)
-        frame = read_predictions(run.predictions(metrics["split"]), names)
-        frame = frame.sort_values("image_id", ignore_index=True)
-        history = plots.history_table(read_json(run.history))
+        if isinstance(run, Ensemble) and not (run.path / OUT_OF_FOLD).is_file():
+            raise UsageError(f"{run.path}: is an ensemble; want runs or cross-validations")
+        metrics = [_read_metrics(each) for each in run.networks]
+        is_one = not isinstance(run, Ensemble)
+        path = run.predictions(metrics[0]["split"]) if is_one else run.path / OUT_OF_FOLD
+        frame = read_predictions(path, names).sort_values("image_id", ignore_index=True)
+        histories = [plots.history_table(read_json(each.history)) for each in run.networks]
+        history = histories[0] if is_one else pd.concat(histories).groupby(level=0).mean()
         measured = Measured(frame, names, weights)
-        runs.append(ComparedRun(title, run, metrics, history, measured))
+        described = metrics[0] if is_one else _of_all_folds(metrics, measured)
+        runs.append(ComparedRun(title, run, described, history, measured))
     return runs
+
+
+def _read_metrics(run: Run) -> dict[str, Any]:
+    """Read the figures of a run; raise UsageError if its training is not complete."""
+    if not run.is_complete:
+        raise UsageError(f"{run.path}: training is not complete, so there is nothing to compare")
+    metrics: dict[str, Any] = read_json(run.metrics)
+    return metrics
+
+
+def _of_all_folds(metrics: Sequence[dict[str, Any]], measured: Measured) -> dict[str, Any]:
+    """Return what the table of runs says of a cross-validation."""
+    return {
+        "split": ALL_FOLDS,
+        "examples": len(measured.frame),
+        "patients": measured.intervals["patients"],
+        "best_epoch": ", ".join(str(each["best_epoch"]) for each in metrics),
+        "epochs": metrics[0]["epochs"],
+    }
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:

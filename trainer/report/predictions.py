@@ -62,7 +62,11 @@ def write_predictions(
             text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
             (folder / REJECTS).write_text(text, encoding="utf-8")
         (folder / PAGE).write_text(page, encoding="utf-8")
-    display.say(f"{len(slices)} slices of {len(scans)} scans predicted")
+    numbers = [
+        f"{len(table)} {noun}{'' if len(table) == 1 else 's'}"
+        for table, noun in ((slices, "slice"), (scans, "scan"))
+    ]
+    display.say(f"{' of '.join(numbers)} predicted")
     for name in (SLICES, SCANS, *([REJECTS] if rejects is not None else []), PAGE):
         display.print_unwrapped(f"written: {output / name}")
 

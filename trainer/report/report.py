@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from headct.declarations import flags
 from headct.json_documents import read_json
 from headct.layout import CARD
 from headct.page import Table, page_templates
-from trainer.display import explain_figures, explain_weights
+from trainer.display import explain_figures, explain_members, explain_weights
+from trainer.evaluation.evaluate import OUT_OF_FOLD_NOTE
 from trainer.evaluation.measured import SENSITIVITY, Estimate, Measured, read_predictions
 from trainer.evaluation.metrics import example_losses
 from trainer.files import write_whole
@@ -51,16 +53,92 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
     run, names, split = setup.run, setup.shards.labels, setup.split.name
     metrics, history = read_json(run.metrics), plots.history_table(read_json(run.history))
     slices = Measured(read_predictions(run.predictions(split), names), names, setup.weights)
-    studies = slices.by_study()
-    weights = slices.figures["label_weights"]
-    measured = metrics | {"intervals_95": slices.intervals, "label_weights": weights}
     missing = "" if setup.same_shards else "no slices: the shards are not those of the run"
     worst, hits = picture_slices(setup, slices, 0 if missing else mistakes)
     pictures = {"Curves": plots.plot_curves(slices), "Subtypes": plots.plot_means(slices.means)}
     plots.log_pictures(run.path / "tensorboard", pictures, metrics["epochs"])
+    _write_page(
+        setup,
+        slices,
+        metrics,
+        answers={"Worst mistakes": worst, "Best hits": hits} if mistakes else {},
+        answers_missing=missing,
+        training=plot_training(history, metrics["best_epoch"]),
+        provenance=describe_origin(run, metrics, setup.shards.path),
+        options=option_rows(dict(run.record.options)),
+    )
+
+
+def write_ensemble_report(setup: EvaluationSetup) -> None:
+    """Write report.html into the folder of an ensemble, from its last evaluation.
+
+    Raises:
+        UsageError: a file of the folder is damaged.
+    """
+    run, names = setup.run, setup.run.labels
+    figures = read_json(run.evaluation(setup.name))
+    slices = Measured(read_predictions(run.predictions(setup.name), names), names, setup.weights)
+    ensemble = figures.get("ensemble")
+    models = Counter(each.record.options.get("model", UNRECORDED) for each in run.networks)
+    described = [f"{number} x {name}" for name, number in models.items()]
+    _write_page(
+        setup,
+        slices,
+        figures,
+        members=member_table(ensemble) if ensemble else None,
+        members_note=" ".join(explain_members(ensemble)) if ensemble else OUT_OF_FOLD_NOTE,
+        provenance=[
+            ("Runs", Markup(", ").join(plots.CODE.format(each.path) for each in run.networks)),
+            ("Report written", format_time(datetime.now(UTC).isoformat())),
+            ("Shards", plots.CODE.format(setup.shards.location)),
+            ("Digest of the shards", plots.CODE.format(setup.shards.digest())),
+            ("Models", ", ".join(described)),
+        ],
+    )
+
+
+def member_table(ensemble: Mapping[str, Any]) -> Table:
+    """Make a table with one row per member of an ensemble."""
+    columns = [
+        ("Member", "text"),
+        *((name, "number") for name in ("Weight", "Log loss", "Mean ROC AUC")),
+        ("Ensemble less member", "number"),
+        ("Ensemble less ensemble without it", "number"),
+    ]
+    rows = [
+        [
+            member["name"],
+            f"{member['weight']:.2f}",
+            f"{member['weighted_log_loss']:.4f}",
+            Estimate(member["mean_roc_auc"]),
+            *(
+                Estimate(difference["value"], difference["ends"], "+.4f")
+                for difference in (member[f"ensemble_minus_{n}"] for n in ("alone", "without"))
+            ),
+        ]
+        for member in ensemble["members"]
+    ]
+    return Table("Members, and differences of the weighted log loss (nats)", columns, rows)
+
+
+def _write_page(
+    setup: EvaluationSetup,
+    slices: Measured,
+    metrics: dict[str, Any],
+    *,
+    provenance: Sequence[tuple[str, Any]],
+    **others: Any,
+) -> None:
+    """Write the page of some predictions and their figures; `others` are parts of one kind."""
+    run, split, studies = setup.run, setup.split.name, slices.by_study()
+    weights = slices.figures["label_weights"]
+    measured = metrics | {"intervals_95": slices.intervals, "label_weights": weights}
+    left_out = {each.validation for each in run.networks}
+    absent: dict[str, Any] = {"members": None, "members_note": "", "training": [], "options": []}
+    absent |= {"answers": {}, "answers_missing": ""}
     template = page_templates(Path(__file__).parent).get_template("report.html.jinja")
     page = template.render(
-        run=run.path.name,
+        run=run.path.resolve().name,
         split=split,
         slices=slices,
         studies=studies,
@@ -77,11 +155,9 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
         study_thresholds=threshold_tables(studies, "by study"),
         means=confusion_table(slices),
         sensitivity=SENSITIVITY,
-        answers={"Worst mistakes": worst, "Best hits": hits} if mistakes else {},
-        answers_missing=missing,
-        training=plot_training(history, metrics["best_epoch"]),
-        provenance=describe_origin(run, metrics, setup.shards.path),
-        options=option_rows(dict(run.record.options)),
+        chose_epoch=any(part.name in left_out for part in setup.shards.parts(setup.split)),
+        provenance=provenance,
+        **absent | others,
     )
     write_whole(run.report, lambda path: path.write_text(page, encoding="utf-8"))
     setup.display.print_unwrapped(f"written: {run.report}")

@@ -206,13 +206,19 @@ class Ensemble(Run):
         write_json(self.description, self.ensemble.__dict__)
 
 
-def open_runs(paths: Sequence[Path], mean: Mean | None = None, output: Path | None = None) -> Run:
+def open_runs(
+    paths: Sequence[Path],
+    mean: Mean | None = None,
+    output: Path | None = None,
+    kept: Mapping[str, bool] | None = None,
+) -> Run:
     """Open one run, or several as an ensemble.
 
     Args:
         paths: runs and cross-validations; or one folder of an ensemble.
         mean: what the mean over runs is taken of; None: as the ensemble's folder, or logits.
         output: directory for an ensemble's figures; None: that of the only path.
+        kept: by option whether something from the directory is wanted, such as a calibration.
 
     Raises:
         UsageError: no such run; the runs do not fit each other.
@@ -226,6 +232,11 @@ def open_runs(paths: Sequence[Path], mean: Mean | None = None, output: Path | No
             return Run(path)
         if recorded and mean not in (None, recorded.mean):
             raise UsageError(f"--ensemble_mean {mean}: {path} was written with {recorded.mean}")
+    elif output is None and (option := next((n for n, v in (kept or {}).items() if v), "")):
+        raise UsageError(
+            f"--{option}: is kept in an ensemble's folder; want that folder, which `evaluate"
+            " --output` writes, in place of its runs"
+        )
     record = recorded or EnsembleRecord([str(p.absolute()) for p in paths], mean or "logits")
     if len(set(record.runs)) < len(record.runs):
         raise UsageError("--run: names a run twice")

@@ -135,6 +135,8 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
     source.provide(shards, (split,))
     if isinstance(run, Ensemble) and isinstance(options, EvaluateOptions):
         run = without_training_patients(run, shards, split)
+        if len({each.weights for each in run.networks}) > 1:
+            display.say(f"losses are weighted as in the training of {run.networks[0].path}")
     if any(each.neighbors.count for each in run.networks):
         shards.examples((split,)).scans()  # must be known
     return EvaluationSetup(
@@ -173,7 +175,8 @@ def open_named(options: EvaluateOptions | PredictOptions) -> Run:
         UsageError: the runs cannot be used together, or a fit or folder is for an ensemble only.
     """
     output = options.output if isinstance(options, EvaluateOptions) else None
-    run = open_runs(options.run, options.ensemble_mean, output)
+    kept = {name: getattr(options, name) for name in ("temperature", "smooth_z")}
+    run = open_runs(options.run, options.ensemble_mean, output, kept)
     if not isinstance(run, Ensemble):
         for name in ("ensemble_mean", "fit_weights"):
             if getattr(options, name, None):
