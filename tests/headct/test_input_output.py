@@ -890,6 +890,17 @@ def test_what_is_not_there_cannot_be_read(tmp_path: Path) -> None:
             read("absent")
 
 
+def test_a_remote_file_is_unchanged_if_its_version_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("a", b"bytes")
+    monkeypatch.setattr("headct.stores.input_output.is_local", lambda url: False)
+    assert folder.is_unchanged("a", folder.version("a"), "")
+    for name, version in (("a", "other"), ("a", ""), ("absent", "")):
+        assert not folder.is_unchanged(name, version, "")
+
+
 def test_a_local_file_is_unchanged_if_its_bytes_are(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write("a", b"bytes")

@@ -45,6 +45,17 @@ def test_labels_with_positives_and_negatives() -> None:
     assert measured.estimate("roc_auc").value == measured.estimate("roc_auc", "a").value == 0
 
 
+def test_a_difference_is_that_of_the_metrics() -> None:
+    measured, even = (
+        Measured(frame, ("a", "b"), (1, 1))
+        for frame in (make_frame(), make_frame().assign(probability_a=0.5))
+    )
+    # Losses of ln 4/3, ln 2 and ln 8 instead of three of ln 2
+    found = measured.difference(even, "log_loss", "a")
+    assert found.value == pytest.approx(np.log(8 / 3) / 3)
+    assert measured.difference(even, "roc_auc", "b").value is None
+
+
 def test_mean_probabilities_are_of_the_positives_of_each_label() -> None:
     frame = make_frame().assign(label_c=[1, 0, 1], probability_c=[1.0, 0.5, 0.5])
     means = Measured(frame, ("a", "b", "c"), (1, 1, 1)).means
