@@ -12,7 +12,7 @@ from trainer.runs.run import Calibration, Run, choose_calibration, write_calibra
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing, write_smoothing
 
 NAN = float("nan")
-A, B = np.exp(-1 / 2), np.exp(-2)  # weights at one and at two widths
+A, B, C = np.exp(-1 / 2), np.exp(-2), np.exp(-9 / 2)  # weights at one, two and three widths
 
 
 def scans_of(z: list[float], series: str = "") -> Scans:
@@ -37,6 +37,7 @@ MEANS: dict[str, tuple[list[float], str, list[float], list[float]]] = {
         / np.array([1 + np.exp(-1 / 8) + A, 1 + 2 * np.exp(-1 / 8), 1 + np.exp(-1 / 8) + A]),
     ),
     "a slice is missing": ([0, 10], "ss", [1, 0], [1 / (1 + B), B / (1 + B)]),
+    "just near enough": ([0, 15], "ss", [1, 0], [1 / (1 + C), C / (1 + C)]),
     "too far apart": ([0, 15.1], "ss", [1, 0], [1, 0]),
     "one slice": ([3], "s", [0.3], [0.3]),
     "no positions": ([NAN, NAN], "ss", [1, 0], [1, 0]),
@@ -100,12 +101,20 @@ def test_the_file_of_a_run(tmp_path: Path) -> None:
     assert choose_smoothing(path, wanted=False) is NO_SMOOTHING
     with pytest.raises(UsageError, match=r"--smooth_z: .* `evaluate --fit_smooth_z` fits it"):
         choose_smoothing(path, wanted=True)
-    fitted = Smoothing(5.6, 0.4, "fold0", "d" * 64)
-    write_smoothing(path, fitted)
-    assert choose_smoothing(path, wanted=True) == fitted
+    for fitted in (
+        Smoothing(5.6, 0.4, "fold0", "d" * 64),
+        Smoothing(0.1, 1.0),
+        Smoothing(1000.0, 0.0, "s" * 64, "d" * 200),
+    ):
+        write_smoothing(path, fitted)
+        assert choose_smoothing(path, wanted=True) == fitted
     for text, message in {
         '{"width_mm": 0, "amount": 0.4}': "width_mm: 0: must be a number from 0.1 to 1000",
+        '{"width_mm": 1000.1, "amount": 0.4}': "width_mm: 1000.1: must be a number from 0.1",
+        '{"width_mm": "5", "amount": 0.4}': 'width_mm: "5": must be a number from 0.1',
         '{"width_mm": 5, "amount": 2}': "amount: 2: must be a number from 0 to 1",
+        '{"width_mm": 5, "amount": -0.1}': "amount: -0.1: must be a number from 0 to 1",
+        '{"width_mm": 5, "split": 1}': "split: 1: must be text",
     }.items():
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
