@@ -25,6 +25,7 @@ ONE_SERIES: dict[str, tuple[list[float], str, list[float]]] = {
     "a slice without position": ([NAN, 5, 0], "cba", [NAN, 5, NAN]),
     "an infinite position": ([np.inf, 5, 0], "cba", [NAN, 5, NAN]),
     "no positions": ([NAN, NAN, NAN], "abc", [NAN, NAN, NAN]),
+    "two slices at one z": ([3, 3], "ab", [NAN, NAN]),
     "coronal: one z": ([3, 3, 3], "abc", [NAN, NAN, NAN]),
 }
 

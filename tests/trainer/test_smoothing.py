@@ -1,5 +1,6 @@
 """Smoothing of logits along z: laws, by hand-worked weights, and its file."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,8 @@ def test_thin_and_thick_slices_of_one_head_are_smoothed_alike() -> None:
 
 def test_the_file_of_a_run(tmp_path: Path) -> None:
     path = Run(tmp_path).smoothing
+    assert Smoothing(9.0, 0.0).kernel == NO_SMOOTHING.kernel == (1.0, 0.0)
+    assert asdict(NO_SMOOTHING) == {"width_mm": 1.0, "amount": 0.0, "split": "", "digest": ""}
     assert choose_smoothing(path, wanted=False) is NO_SMOOTHING
     with pytest.raises(UsageError, match=r"--smooth_z: .* `evaluate --fit_smooth_z` fits it"):
         choose_smoothing(path, wanted=True)
@@ -114,7 +117,10 @@ def test_the_file_of_a_run(tmp_path: Path) -> None:
         '{"width_mm": "5", "amount": 0.4}': 'width_mm: "5": must be a number from 0.1',
         '{"width_mm": 5, "amount": 2}': "amount: 2: must be a number from 0 to 1",
         '{"width_mm": 5, "amount": -0.1}': "amount: -0.1: must be a number from 0 to 1",
+        '{"width_mm": 5, "amount": true}': "amount: true: must be a number from 0 to 1",
         '{"width_mm": 5, "split": 1}': "split: 1: must be text",
+        f'{{"split": "{"s" * 65}"}}': "split: .*: must be text",
+        f'{{"digest": "{"d" * 201}"}}': "digest: .*: must be text",
     }.items():
         path.write_text(text)
         with pytest.raises(UsageError, match=message):

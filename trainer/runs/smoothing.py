@@ -40,8 +40,8 @@ class Smoothing:
         float, Field(strict=True, ge=0.1, le=1000), must("a number from 0.1 to 1000")
     ] = 1.0
     amount: Annotated[float, Field(strict=True, ge=0, le=1), must("a number from 0 to 1")] = 0.0
-    split: Annotated[str, Field(strict=True, max_length=64), must("text")] = ""
-    digest: Annotated[str, Field(strict=True, max_length=200), must("text")] = ""
+    split: Annotated[str, Field(max_length=64), must("text")] = ""
+    digest: Annotated[str, Field(max_length=200), must("text")] = ""
 
     @property
     def changes(self) -> bool:
