@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headct import commands
-from headct.declarations import choose_command, parse_flags
+from headct.declarations import choose_command, parse_flags, with_flags
 from headct.errors import Interrupted
 from headct.layout import MANIFEST
 from headct.stores import Folder
@@ -46,21 +46,26 @@ def parse_arguments(argv: Sequence[str], program: str = "python -m trainer") -> 
     """
     texts = {name: commands.COMMANDS[name].text for name in COMMANDS}
     name = choose_command(argv, program, texts)
-    words = argv[1:]
-    if name == "predict":
-        words = _with_flags(words)
+    words = _with_flags(name, argv[1:])
     return parse_flags(COMMANDS[name], words, f"{program} {name}", texts[name])
 
 
-def _with_flags(words: Sequence[str]) -> list[str]:
-    """Return `RUN... DATA ...` as `--run RUN... --shards=DATA ...`, or `--input=DATA`.
+def _with_flags(name: str, words: Sequence[str]) -> list[str]:
+    """Return `RUN...` at the beginning as `--run RUN...`.
+
+    `predict RUN... DATA` has `--shards=DATA`, or `--input=DATA`, too; `train SHARDS` and
+    `crossval SHARDS` have `--shards=SHARDS`.
 
     Raises:
         StorageError: the store of a URL fails.
     """
     given = [*takewhile(lambda word: not word.startswith("-"), words)]
-    runs, data = given[: max(1, len(given) - 1)], given[1:][-1:]
-    flags = ["--run", *runs] if runs else []
+    if issubclass(COMMANDS[name], TrainOptions):
+        return with_flags(words, "--shards")
+    runs, data = given, []
+    if name == "predict":
+        runs, data = given[: max(1, len(given) - 1)], given[1:][-1:]
+    flags = ["--runs" if name == "compare" else "--run", *runs] if runs else []
     for location in data:
         is_shards = Folder(location).exists(MANIFEST)
         flags.append(f"--{'shards' if is_shards else 'input'}={location}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from beam_pipeline.card.card import add_card
 from beam_pipeline.options import RunOptions
 from headct.commands import run_program
-from headct.declarations import Declared, Location, OptionalLocation, parse_flags
+from headct.declarations import Declared, Location, OptionalLocation, parse_flags, with_flags
 from headct.layout import CARD
 from headct.printable import show_line
 from headct.stores import Folder, InputFiles
@@ -40,7 +40,7 @@ def options_of(_command: str) -> list[type[Declared]]:
 
 
 def _run(argv: Sequence[str], program: str) -> None:
-    given = parse_flags(CardOptions, argv, program)
+    given = parse_flags(CardOptions, with_flags(argv, "--shards"), program)
     source = InputFiles.parse(given.input) if given.input else None
     add_card(Folder(given.shards), RunOptions().decode_timeout, source)
     print(f"written: {show_line(given.shards.rstrip('/'))}/{CARD}")

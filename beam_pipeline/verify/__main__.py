@@ -21,7 +21,14 @@ from beam_pipeline.progress import print_by_split
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import Verification, verify_directory
 from headct.commands import run_program
-from headct.declarations import Declared, DefaultText, Location, OptionalLocation, parse_flags
+from headct.declarations import (
+    Declared,
+    DefaultText,
+    Location,
+    OptionalLocation,
+    parse_flags,
+    with_flags,
+)
 from headct.layout import label_column, labels_of
 from headct.terminal import Terminal
 
@@ -53,7 +60,7 @@ def options_of(_command: str) -> list[type[Declared]]:
 
 def _verify(argv: Sequence[str], program: str) -> int:
     began = time.monotonic()
-    given = parse_flags(VerifyOptions, argv, program)
+    given = parse_flags(VerifyOptions, with_flags(argv, "--shards"), program)
     result = verify_directory(given.shards, source=given.source, workers=given.workers)
     _print_result(result, given.shards, given.show, time.monotonic() - began)
     return 0 if result.findings.ok else EXIT_WRONG

@@ -343,7 +343,7 @@ def test_no_card_loads_matplotlib(shards: Path, tmp_path: Path) -> None:
     copy, _ = again(shards, tmp_path)
     code = (
         "import sys; from beam_pipeline.card.__main__ import main; "
-        f"assert main(['--shards', {str(copy)!r}]) == 0; print('matplotlib' in sys.modules)"
+        f"assert main([{str(copy)!r}]) == 0; print('matplotlib' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

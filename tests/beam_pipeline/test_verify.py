@@ -244,7 +244,7 @@ def test_the_command_names_the_place(shards: Path, capsys: pytest.CaptureFixture
 
 def test_the_listing_is_capped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_index(shards, lambda index: index.assign(position_z=-1.0))
-    assert main(["--shards", str(shards), "--workers", "0", "--show", "3"]) == 4
+    assert main([str(shards), "--workers", "0", "--show", "3"]) == 4
     out = capsys.readouterr().out
     assert out.count("position_z") == 3
     assert "... and 27 more" in out

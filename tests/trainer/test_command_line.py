@@ -36,6 +36,16 @@ def test_evaluate_and_predict() -> None:
     ) == PredictOptions(run=Path("r"), shards="s", output=Path("o.csv"), split="holdout")
 
 
+def test_runs_and_shards_may_come_first_without_their_flags() -> None:
+    for given in (["train", "s", "--run=r"], ["crossval", "s", "--run=r", "--seed=3"]):
+        plain = [given[0], "--shards=s", *given[2:]]
+        assert parse_arguments(given) == parse_arguments(plain)
+    assert parse_arguments(["evaluate", "r", "--tta"]) == EvaluateOptions(run=Path("r"), tta=True)
+    several = EvaluateOptions(run=["r", "q"], fit_weights=True)
+    assert parse_arguments(["evaluate", "r", "q", "--fit_weights"]) == several
+    assert parse_arguments(["compare", "r", "q"]) == CompareOptions(runs=["r", "q"])
+
+
 def test_predict_takes_a_run_and_shards_or_dicom_files(tmp_path: Path) -> None:
     shards, dicom = tmp_path / "shards", tmp_path / "dicom"
     shards.mkdir()
