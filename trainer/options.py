@@ -245,6 +245,9 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """for shards in Hounsfield units: name:center:width,..."""
     window_jitter: Annotated[float, Field(ge=0)] = 0.0
     """shift and stretch each window by up to this fraction of its width while training"""
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """mix pairs of training images and their labels, in a share from Beta(mixup, mixup); 0 turns it
+    off"""
 
     epochs: Annotated[int, Field(ge=1)] = 10
     """epochs, at most"""
@@ -267,6 +270,8 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """largest norm of all gradients together; 0 turns it off"""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """momentum of averaged weights, 0.999 for instance; 0 turns it off"""
+    swa_epochs: Annotated[int, Field(ge=0)] = 0
+    """last epochs whose weights are averaged (stochastic weight averaging); 0 turns it off"""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """label smoothing"""
     label_weights: Annotated[str, _checked_by(_parse_weights)] = DEFAULT_WEIGHTS
@@ -310,6 +315,17 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     def _check_phases(self) -> Self:
         if self.freeze_epochs >= self.epochs:
             raise ValueError(f"--freeze_epochs {self.freeze_epochs}: want fewer than --epochs")
+        if self.swa_epochs > self.epochs - self.freeze_epochs:
+            raise ValueError(
+                f"--swa_epochs {self.swa_epochs}: want at most {self.epochs - self.freeze_epochs},"
+                " the epochs that train the whole network"
+            )
+        for name in ("ema", "patience"):
+            # With patience, nobody knows which epochs are the last ones.
+            if self.swa_epochs and getattr(self, name):
+                raise ValueError(f"--swa_epochs and --{name}: choose one")
+        if self.mixup and self.batch_size == 1:
+            raise ValueError("--mixup: mixes the images of a batch; want --batch_size 2 or more")
         return self
 
     @model_validator(mode="after")

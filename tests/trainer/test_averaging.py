@@ -34,13 +34,13 @@ def array(variable: Any) -> npt.NDArray[Any]:
     return value
 
 
-def make_model(momentum: float, accumulate: int = 1) -> Any:
+def make_model(momentum: float, accumulate: int = 1, by_epoch: bool = False) -> Any:
     keras.utils.set_random_seed(0)
     inputs = layers.Input((4,))
     hidden = layers.BatchNormalization(momentum=0.5)(layers.Dense(3)(inputs))
     hidden = layers.Dropout(0.1, seed=1)(hidden)
     core = keras.Model(inputs, layers.Dense(1)(hidden))
-    model = TrainingModel(inputs, core(inputs), core, momentum, accumulate)
+    model = TrainingModel(inputs, core(inputs), core, momentum, accumulate, by_epoch)
     optimizer = keras.optimizers.SGD(
         0.05, gradient_accumulation_steps=accumulate if accumulate > 1 else None
     )
@@ -106,6 +106,18 @@ def test_a_new_phase_begins_with_the_weights_as_they_are() -> None:
     assert array(model.steps_done) == 0
     for weight, average in zip(model.averaged, model.averages, strict=True):
         np.testing.assert_array_equal(array(weight), array(average))
+
+
+def test_epochs_have_equal_shares_of_an_average() -> None:
+    model = make_model(0.0, by_epoch=True)
+    expected = []
+    for number in (1, 2, 3):
+        model.fit(IMAGES, TARGETS, batch_size=5, verbose=0)
+        model.average_epoch(number)
+        expected.append(copy_values(model.averaged))
+    for average, *values in zip(model.averages, *expected, strict=True):
+        np.testing.assert_allclose(array(average), np.mean(values, axis=0), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(expected[0][0], expected[2][0])
 
 
 def test_without_a_momentum_there_are_none() -> None:

@@ -42,7 +42,9 @@ class Loop(train.Loop):
 
     def compile_phase(self, setup: Any, feed: Any, classifier: Any, frozen: bool, xla: bool) -> Any:
         inputs = keras.layers.Input((1,))
-        model = TrainingModel(inputs, self.core(inputs), self.core, 0.5, 1)
+        by_epoch = bool(self.setup.options.swa_epochs)
+        momentum = 0.0 if by_epoch else 0.5
+        model = TrainingModel(inputs, self.core(inputs), self.core, momentum, 1, by_epoch)
         optimizer = keras.optimizers.SGD(0.0, name="optimizer")
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer, loss="mse")
@@ -56,7 +58,8 @@ class Loop(train.Loop):
         self.began.append({**state(model), "saved": self.saved is not None})
         for weight in model.averaged:
             weight.assign_add(np.ones(weight.shape))
-        model.average()
+        if model.momentum:
+            model.average()
         model.optimizer.iterations.assign_add(1)
         return {}
 
@@ -169,6 +172,21 @@ def test_the_phase_after_the_one_that_was_resumed_goes_on_with_its_weights(loop:
     assert loop.epochs == [(1, True), (2, False), (3, False), (4, False)]
     assert [each["weight"] for each in loop.began] == [10, 11, 12, 13]
     assert [each["updates"] for each in loop.began] == [40, 0, 1, 2]
+
+
+def test_the_weights_of_the_last_epochs_are_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Weights after the epochs: 1, 2, 3, 4, 5. Resumed after one averaged epoch: 20, then 11, 12.
+    for swa_epochs, progress, average in (
+        (1, None, 5),
+        (2, None, 4.5),
+        (3, None, 4),
+        (3, Progress(epoch=3, thawed=2), 43 / 3),
+    ):
+        loop = Loop(tmp_path, monkeypatch, patience=0, swa_epochs=swa_epochs)
+        loop.run(progress and saved_at(loop, progress))
+        assert state(loop.model)["average"] == pytest.approx(average)
 
 
 def test_each_epoch_is_saved(loop: Loop, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trainer.runs.evaluation_setup import Calibration
     ("image", "options"),
     [
         (ImageSpec(40, 48, 3, "uint8", 0), {"model": "vgg16"}),  # blue first, resized
-        (ImageSpec(32, 32, 3, "uint8", 0), {"model": "smallresnet"}),
+        (ImageSpec(32, 32, 3, "uint8", 0), {"model": "smallresnet", "mixup": 0.2}),
         pytest.param(
             ImageSpec(48, 32, 2, "uint8", 0), {"model": "densenet121"}, marks=pytest.mark.full
         ),

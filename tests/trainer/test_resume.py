@@ -38,6 +38,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "neighbors": {"cache": "disk", "neighbors": 1},
     "calls": {"steps_per_execution": 2},
     "deterministic": {"deterministic": True},
+    "mixup": {"mixup": 0.4},
+    "swa": {"swa_epochs": 2},
 }
 EVALUATION = {"tta": ["--tta"], "temperature": ["--fit_temperature"]}
 NAMES = [*TRAINING, *EVALUATION]
@@ -45,17 +47,18 @@ PAIRS: list[tuple[str, ...]] = [
     pair
     for pair in combinations(NAMES, 2)
     if len({key for name in pair for key in TRAINING.get(name, {name: None})}) == 2
+    and pair not in (("ema", "swa"), ("freeze", "swa"))
 ]
 if BACKEND == "jax":  # which is the other one of each pair
-    PAIRS = [(name,) for name in NAMES]
+    PAIRS = [("mixup", "swa"), *((name,) for name in NAMES)]
 # All that go together at once, and the documented example.
 TOGETHER = [
     ("freeze", "ema"),
-    ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "tta"),
+    ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "mixup", "tta"),
     ("freeze", "ema", "accumulate", "bfloat16", "neighbors", "deterministic", "temperature"),
 ]
 # With JAX a run that is not compiled anew for its second epoch.
-QUICK = [("ema",)] if BACKEND == "jax" else TOGETHER[1:]
+QUICK = [("mixup", "swa")] if BACKEND == "jax" else TOGETHER[1:]
 CASES = [
     pytest.param(names, marks=[] if names in QUICK else pytest.mark.full)
     for names in dict.fromkeys([*TOGETHER, *PAIRS])

@@ -99,6 +99,24 @@ def test_of_evaluation_too() -> None:
         EvaluateOptions(run=Path("r"), fit_temperature=True, temperature=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"swa_epochs": 9, "freeze_epochs": 2}, "--swa_epochs 9: want at most 8, the epochs that"),
+        ({"swa_epochs": 2, "ema": 0.9}, "--swa_epochs and --ema: choose one"),
+        ({"swa_epochs": 2, "patience": 3}, "--swa_epochs and --patience: choose one"),
+        (
+            {"mixup": 0.2, "batch_size": 1},
+            "--mixup: mixes the images of a batch; want --batch_size",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_options(**options)
+    train_options(swa_epochs=8, freeze_epochs=2, mixup=10.0, batch_size=2)
+
+
 def test_options_do_not_change() -> None:
     options = train_options()
     with pytest.raises(ValidationError, match="frozen"):

@@ -3,6 +3,7 @@
 Resize          any image → a square
 ApplyWindows    Hounsfield units → gray levels 0 to 255
 Augment         random changes of training images
+Mixup           pairs of training images, mixed
 Normalize       gray levels → the range that the backbone was trained on
 """
 
@@ -18,6 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 from keras import layers, ops
+from scipy.stats import beta
 
 # Augmentation at strength 1: the result still looks like a head in a scanner.
 _ROTATION = math.radians(15)
@@ -25,6 +27,7 @@ _SCALE = 0.1
 SHIFT = 0.05
 _CONTRAST = 0.1
 _BRIGHTNESS = 0.05
+_SHARES = 4096  # shares that Mixup can draw
 
 _Constants = npt.NDArray[np.float32]
 
@@ -273,6 +276,51 @@ class Augment(ImageLayer):
 
     def portable(self, images: Any) -> Any:
         """Return the images: predictions are not augmented."""
+        return images
+
+
+@keras.saving.register_keras_serializable("headct")
+class Mixup(ImageLayer):
+    """float32 [B, S, S, C] → the same shape; in training, each image mixed with another one.
+
+    mixup (Zhang et al., arXiv:1710.09412): share · image + (1 - share) · partner, with a share per
+    batch from Beta(alpha, alpha). The partners are the batch in reverse order: batches are
+    shuffled. `mix` mixes the labels of the same step alike.
+
+    Attributes:
+        draw: the share of the step, as its number among `_SHARES` equally probable ones. An
+            integer: averages and copies of weights take floating-point variables.
+    """
+
+    arguments = ("alpha", "seed")
+
+    def __init__(self, alpha: float, seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha, self.seed = alpha, seed
+        self.generator = keras.random.SeedGenerator(seed)
+        # Quantiles: XLA has no kernel for TensorFlow's gamma distribution.
+        middles = (np.arange(_SHARES) + 0.5) / _SHARES
+        self.quantiles = beta.ppf(middles, alpha, alpha).astype(np.float32)
+        self.draw = self.add_weight(
+            shape=(), dtype="int32", initializer="zeros", trainable=False, name="draw"
+        )
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Draw the share of a training step, and mix the images."""
+        if not training:
+            return images
+        drawn = keras.random.uniform((), 0.0, _SHARES, "float32", self.generator)
+        # Rounding may reach the upper limit.
+        self.draw.assign(ops.minimum(ops.cast(drawn, "int32"), _SHARES - 1))
+        return self.mix(images)
+
+    def mix(self, values: Any) -> Any:
+        """Mix float32 [B, ...] in the share of the last training step."""
+        share = ops.take(ops.convert_to_tensor(self.quantiles), self.draw.value)
+        return share * values + (1 - share) * ops.flip(values, axis=0)
+
+    def portable(self, images: Any) -> Any:
+        """Return the images: predictions are not mixed."""
         return images
 
 

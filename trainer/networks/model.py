@@ -1,7 +1,7 @@
 """The classifier: stored images → logits, computed on the device.
 
-    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ Normalize ─ backbone ─ pool ─ head
-    (uint8, uint16)        └── cached images
+    stored image ─ Resize ─┬─ [ApplyWindows] ─ Augment ─ [Mixup] ─ Normalize ─ backbone ─ pool ─
+    (uint8, uint16)        └── cached images                                     head
 
 With neighbors, an image has the channels of all slices of a sample (`data.neighbors`).
 
@@ -24,7 +24,7 @@ from trainer.data.neighbors import Neighbors
 from trainer.data.sampling import priors
 from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_own_backbone
 from trainer.networks.catalog import find_backbone
-from trainer.networks.image_layers import ApplyWindows, Augment, Normalize, Resize
+from trainer.networks.image_layers import ApplyWindows, Augment, Mixup, Normalize, Resize
 from trainer.options import TrainOptions, parse_windows
 
 
@@ -97,6 +97,8 @@ def _build_core(
             name="windows",
         )(x)
     x = Augment(options.augment, seed=options.seed + 1, name="augment")(x)
+    if options.mixup:
+        x = Mixup(options.mixup, seed=options.seed + 3, name="mixup")(x)
     channels = int(x.shape[-1])
     if builder is None:
         mode = find_backbone(options.model, size, options.weights).normalization

@@ -121,7 +121,12 @@ def copy_saved_weights(path: Path, core: Any) -> None:
     Raises:
         UsageError: the file cannot be read, or holds another network.
     """
-    weights = load_classifier(path).get_layer("core").get_weights()
-    if [array.shape for array in weights] != [tuple(weight.shape) for weight in core.weights]:
+    source, target = (
+        # Integers are the state of training layers.
+        [weight for weight in each.weights if keras.backend.is_float_dtype(weight.dtype)]
+        for each in (load_classifier(path).get_layer("core"), core)
+    )
+    if [tuple(each.shape) for each in source] != [tuple(each.shape) for each in target]:
         raise UsageError(f"--continue_from: {path} is the model of another network")
-    core.set_weights(weights)
+    for ours, theirs in zip(target, source, strict=True):
+        ours.assign(theirs)

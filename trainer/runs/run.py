@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from headct.declarations import quoted, toml_text
+from headct.declarations import flags, quoted, toml_text
 from headct.errors import UsageError
 from headct.json_documents import PRINTABLE, check_document, key_path, must, read_document
 from headct.layout import PREDICTIONS, fold_split
@@ -258,7 +258,9 @@ class Run:
         self, options: TrainOptions, shards: ShardDirectory, origin: Origin | None
     ) -> None:
         """Compare the run in the directory with the requested one; name the differences."""
-        record, before = self.record, dict(self.record.options)
+        # A run of an earlier version lacks later options, which are off by default.
+        defaults = {name: field.default for name, field in flags(type(options)).items()}
+        record, before = self.record, defaults | dict(self.record.options)
         differing = [
             f"--{name} {quoted(before.get(name))} there, {value} now"
             for name, value in run_identity(options).items()

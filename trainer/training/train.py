@@ -165,6 +165,10 @@ class Loop:
                 self.begin_phase(frozen)
             row = self.train_epoch()
             self.saved = None
+            if setup.options.swa_epochs:
+                # Before the last epochs, the averages are the weights.
+                first = self.last_epoch - setup.options.swa_epochs
+                self.model.average_epoch(max(1, progress.epoch + 1 - first))
             self.validate_epoch(row)
             checkpoint.save(setup.run.checkpoints, checkpoint.capture(self.model, progress))
             self.tracking.log(progress.history)

@@ -1,12 +1,12 @@
 """The model that `fit` trains: step, loss, optimizer and averages of weights.
 
-`TrainingModel.train_step` is the whole step. Put code that changes a batch on the device, such as
-mixup, before Keras's own step, and code that follows an update after it.
+`TrainingModel.train_step` is the whole step. Put code that changes a batch on the device before
+Keras's own step, and code that follows an update after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from trainer.training.feeds import Feed
 
 
 class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
-    """A model that can average its weights during training, once per optimizer update.
+    """A model that can average its weights: after every optimizer update, or after epochs.
 
     The averages cover trained weights, frozen weights, and the running statistics of batch
     normalization, which fit only the weights that they were computed with.
@@ -34,18 +34,25 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
         inputs: as for keras.Model.
         outputs: as for keras.Model.
         core: inner model to average.
-        momentum: upper limit of the averages' momentum; 0: no averages.
+        momentum: upper limit of the averages' momentum; 0: no averages after updates.
         accumulate: steps per optimizer update.
+        by_epoch: whether `average_epoch` averages the weights of epochs instead.
     """
 
     def __init__(
-        self, inputs: Any, outputs: Any, core: Any, momentum: float, accumulate: int
+        self,
+        inputs: Any,
+        outputs: Any,
+        core: Any,
+        momentum: float,
+        accumulate: int,
+        by_epoch: bool = False,
     ) -> None:
         super().__init__(inputs, outputs, name="training")
         self.momentum, self.accumulate = momentum, accumulate
         self.averaged: list[Any] = []
         self.averages: list[Any] = []
-        if momentum:
+        if momentum or by_epoch:
             self.averaged = [v for v in core.variables if keras.backend.is_float_dtype(v.dtype)]
             self.averages = [
                 # Checkpoints identify variables by name.
@@ -66,7 +73,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
             arguments: the batch; with JAX, preceded by the state of all variables.
         """
         result = super().train_step(*arguments)
-        if not self.averaged:
+        if not self.momentum:
             return result
         if keras.backend.backend() != "jax":
             self.average()
@@ -87,7 +94,18 @@ class TrainingModel(keras.Model):  # type: ignore[misc,unused-ignore]
         self.steps_done.assign(self.steps_done + 1)
         updates = ops.cast(self.steps_done // self.accumulate, "float32")
         momentum = ops.minimum(self.momentum, (1 + updates) / (10 + updates))
-        momentum = ops.where(self.steps_done % self.accumulate == 0, momentum, 1.0)
+        self._move(ops.where(self.steps_done % self.accumulate == 0, momentum, 1.0))
+
+    def average_epoch(self, number: int) -> None:
+        """Make the averages the mean of `number` epochs: the averages' before, and the weights'.
+
+        Stochastic weight averaging (Izmailov et al., arXiv:1803.05407), with averaged statistics of
+        batch normalization in place of a pass over the training data.
+        """
+        self._move(1 - 1 / number)
+
+    def _move(self, momentum: Any) -> None:
+        """Move the averages toward the weights."""
         for average, weight in zip(self.averages, self.averaged, strict=True):
             average.assign(average * momentum + weight * (1 - momentum))
 
@@ -138,7 +156,11 @@ def compile_phase(
         # JAX binds the predict function to the current trainable variables.
         predictor.make_predict_function(force=True)
     model = TrainingModel(
-        *feed.connect(classifier), classifier.core, options.ema, options.accumulate
+        *feed.connect(classifier),
+        classifier.core,
+        options.ema,
+        options.accumulate,
+        by_epoch=bool(options.swa_epochs) and not frozen,
     )
     epochs = options.freeze_epochs if frozen else options.epochs - options.freeze_epochs
     policy = classifier.core.dtype_policy.name
@@ -146,7 +168,12 @@ def compile_phase(
         optimizer=build_optimizer(
             options, model.trainable_variables, epochs * setup.steps, setup.steps, policy
         ),
-        loss=WeightedBinaryCrossentropy(setup.weights, options.label_smoothing, setup.rates),
+        loss=WeightedBinaryCrossentropy(
+            setup.weights,
+            options.label_smoothing,
+            setup.rates,
+            classifier.core.get_layer("mixup").mix if options.mixup else None,
+        ),
         jit_compile=xla,
         steps_per_execution=options.steps_per_execution,
     )
@@ -237,6 +264,8 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
         label_smoothing: 0 for none.
         rates: sampling rate per label, then of examples without a label
             (`sampling.balanced_rates`); empty for natural sampling.
+        mix: mixes the labels [B, L] of a batch as `image_layers.Mixup` mixed its images, and is not
+            saved; None: images are not mixed. A pair is sampled at the product of two rates.
     """
 
     def __init__(
@@ -244,9 +273,11 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
         weights: tuple[float, ...],
         label_smoothing: float = 0.0,
         rates: tuple[float, ...] = (),
+        mix: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"name": "weighted_log_loss", **kwargs})
+        self.mix = mix
         self.weights = list(weights)
         self.label_smoothing = label_smoothing
         self.rates = list(rates)
@@ -255,7 +286,8 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
         """Labels and logits [B, L] → loss [B]."""
         logits = ops.cast(y_pred, "float32")
         true = ops.cast(y_true, "float32")
-        labels = true * (1 - self.label_smoothing) + self.label_smoothing / 2
+        mixed = true if self.mix is None else self.mix(true)
+        labels = mixed * (1 - self.label_smoothing) + self.label_smoothing / 2
         # max(x, 0) - x z + log(1 + exp(-|x|)) cannot overflow.
         entropy = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
         weights = ops.convert_to_tensor(self.weights, "float32")
@@ -264,7 +296,8 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):  # type: ignore[misc,unused
             return loss
         *positive, negative = self.rates
         rate = ops.sum(true * ops.convert_to_tensor(positive, "float32"), axis=-1)
-        return loss / (rate + negative * (1 - ops.max(true, axis=-1)))
+        rate = rate + negative * (1 - ops.max(true, axis=-1))
+        return loss / (rate if self.mix is None else rate * ops.flip(rate, axis=0))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, for a saved model."""
