@@ -219,12 +219,13 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """fold to validate on; training is on all other labeled folds"""
 
     model: str = "resnet50"
-    """backbone, by its keras.applications name in lower case"""
+    """backbone, by its keras.applications name in lower case, or timm's name of a ResNeXt"""
     continue_from: Annotated[Location, Mark.UNRECORDED, DefaultText("a new network")] = ""
     """run directory whose whole best model, head and all, this new run starts from; model,
     image_size, windows and neighbors are that run's"""
     weights: Location = "imagenet"
-    """imagenet, none, or a weights file of the backbone"""
+    """imagenet, none, or a weights file of the backbone: Keras's, or timm's .safetensors of a
+    ResNeXt"""
     image_size: Annotated[int, Field(ge=1)] = 224
     """side of the square image that the backbone sees, in pixels"""
     neighbors: Annotated[int, Field(ge=0, le=MOST_NEIGHBORS)] = 0

@@ -15,6 +15,12 @@ from keras import layers
 
 from headct.errors import UsageError
 from trainer.networks.catalog import BACKBONES
+from trainer.networks.resnext import (
+    ARCHITECTURES,
+    build_resnext,
+    load_state_dict,
+    read_state_dict,
+)
 from trainer.networks.saved_models import first_line, load_model
 
 _FloatArray = npt.NDArray[np.float32]
@@ -47,7 +53,7 @@ def build_backbone(name: str, image_size: int, channels: int, weights: str, slic
             if channels > 3 and source.input_shape[-1] == channels:
                 source_slices = slices
         _copy_weights(source, network, source_slices, slices)
-    except Exception as error:  # any error of Keras or h5py
+    except Exception as error:  # any error of Keras, h5py or safetensors
         reason = first_line(error)
         raise UsageError(f"--weights {weights}: no weights of {name} ({reason})") from None
     return network
@@ -57,6 +63,8 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
     """Make a network with random weights, or with ImageNet's if `weights` is "imagenet"."""
     backbone = BACKBONES[name]
     shape = (image_size, image_size, channels)
+    if name in ARCHITECTURES:
+        return build_resnext(ARCHITECTURES[name], shape)
     if not backbone.maker:
         return small_resnet(shape)
     maker = getattr(keras.applications, backbone.maker)
@@ -74,6 +82,11 @@ def make_network(name: str, image_size: int, channels: int, weights: str | None 
 
 def _load_file(name: str, image_size: int, channels: int, path: str) -> Any:
     """Load a weights file into a network with the file's number of channels."""
+    if name in ARCHITECTURES and not path.endswith(".h5"):
+        tensors = read_state_dict(path)
+        network = make_network(name, image_size, tensors["conv1.weight"].shape[1])
+        load_state_dict(network, tensors)
+        return network
     network = make_network(name, image_size, channels)
     source = _source_channels(path, _first_kernel(network))
     if source != channels:

@@ -19,7 +19,7 @@ class Backbone:
     """A network's constructor and input format.
 
     Attributes:
-        maker: function in keras.applications; empty for `backbones.small_resnet`.
+        maker: function in keras.applications; empty for a network of this package.
         normalization: a key of `image_layers.NORMALIZATIONS`.
         smallest: smallest image side, pixels.
     """
@@ -53,6 +53,12 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
         "convnextsmall": Backbone("ConvNeXtSmall", "torch"),
         "convnextbase": Backbone("ConvNeXtBase", "torch"),
         "convnextlarge": Backbone("ConvNeXtLarge", "torch"),
+        # Of `resnext.ARCHITECTURES`; Keras has none of them, and no weights.
+        "resnext50_32x4d": Backbone("", "torch"),
+        "resnext101_32x4d": Backbone("", "torch"),
+        "resnext101_32x8d": Backbone("", "torch"),
+        "seresnext50_32x4d": Backbone("", "torch"),
+        "seresnext101_32x4d": Backbone("", "torch"),
         # For CPUs and first tries: 2.4 million weights, trained from scratch.
         "smallresnet": Backbone("", "tf", smallest=16),
     }
