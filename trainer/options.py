@@ -222,12 +222,14 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """backbone, by its keras.applications name in lower case, or timm's name of a ResNeXt"""
     continue_from: Annotated[Location, Mark.UNRECORDED, DefaultText("a new network")] = ""
     """run directory whose whole best model, head and all, this new run starts from; model,
-    image_size, windows and neighbors are that run's"""
+    image_size, crop_head, windows and neighbors are that run's"""
     weights: Location = "imagenet"
     """imagenet, none, or a weights file of the backbone: Keras's, or timm's .safetensors of a
     ResNeXt"""
     image_size: Annotated[int, Field(ge=1)] = 224
     """side of the square image that the backbone sees, in pixels"""
+    crop_head: bool = False
+    """crop each image to the square around the head, before it is resized"""
     neighbors: Annotated[int, Field(ge=0, le=MOST_NEIGHBORS)] = 0
     """slices below and above in the scan that the network sees with each slice, as channels (2.5D);
     needs --cache"""
@@ -333,6 +335,9 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     def _check_neighbors(self) -> Self:
         if self.neighbors_mm and not self.neighbors:
             raise ValueError("--neighbors_mm: applies to --neighbors 1 or more")
+        if self.neighbors and self.crop_head:
+            # Cached slices would be cropped each by its own head.
+            raise ValueError("--neighbors and --crop_head: choose one")
         return self
 
 

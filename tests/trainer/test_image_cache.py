@@ -55,6 +55,24 @@ def test_what_is_on_disk_is_not_decoded_again(shards: Path, tmp_path: Path) -> N
     assert np.array_equal(again.labels, first.labels)
 
 
+def test_cropped_images_are_rounded_and_kept_in_files_of_their_own(
+    shards: Path, tmp_path: Path
+) -> None:
+    data = read_shard_directory(shards)
+    splits = data.folds()[:1]
+
+    def crop(images: Any) -> Any:
+        return images[:, 4:28, 4:28] + 0.4
+
+    whole, cropped = (
+        CacheWriter(data, size, tmp_path, lambda _: None, function).fill(splits)
+        for size, function in ((32, None), (24, crop))
+    )
+    assert np.array_equal(cropped.images[0], whole.images[0][:, 4:28, 4:28])
+    plain = CacheWriter(data, 24, tmp_path, lambda _: None).fill(splits)
+    assert not np.array_equal(cropped.images[0], plain.images[0])
+
+
 def test_too_little_memory_is_known_before() -> None:
     with pytest.raises(UsageError, match=r"--cache ram: needs 9\.0 GB of 10\.0 GB .* --cache disk"):
         check_memory("ram", 9 * 10**9, 10**10, "disk")

@@ -24,6 +24,10 @@ from trainer.runs.evaluation_setup import Calibration
             ImageSpec(48, 48, 1, "uint16", -1024),
             {"model": "smallresnet", "windows": "brain,bone", "neighbors": 1},
         ),
+        (
+            ImageSpec(48, 48, 1, "uint16", -1024),
+            {"model": "smallresnet", "windows": "brain,bone", "crop_head": True},
+        ),
     ],
 )
 def test_keras_own_layers_do_the_same(image: ImageSpec, options: dict[str, Any]) -> None:

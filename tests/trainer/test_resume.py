@@ -39,6 +39,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "calls": {"steps_per_execution": 2},
     "deterministic": {"deterministic": True},
     "mixup": {"mixup": 0.4},
+    "crop": {"crop_head": True},
     "swa": {"swa_epochs": 2},
 }
 EVALUATION = {"tta": ["--tta"], "temperature": ["--fit_temperature"]}
@@ -47,14 +48,25 @@ PAIRS: list[tuple[str, ...]] = [
     pair
     for pair in combinations(NAMES, 2)
     if len({key for name in pair for key in TRAINING.get(name, {name: None})}) == 2
-    and pair not in (("ema", "swa"), ("freeze", "swa"))
+    and pair not in (("ema", "swa"), ("freeze", "swa"), ("neighbors", "crop"))
 ]
 if BACKEND == "jax":  # which is the other one of each pair
     PAIRS = [("mixup", "swa"), *((name,) for name in NAMES)]
 # All that go together at once, and the documented example.
 TOGETHER = [
     ("freeze", "ema"),
-    ("freeze", "ema", "accumulate", "float16", "balanced", "device", "calls", "mixup", "tta"),
+    (
+        "freeze",
+        "ema",
+        "accumulate",
+        "float16",
+        "balanced",
+        "device",
+        "calls",
+        "mixup",
+        "crop",
+        "tta",
+    ),
     ("freeze", "ema", "accumulate", "bfloat16", "neighbors", "deterministic", "temperature"),
 ]
 # With JAX a run that is not compiled anew for its second epoch.

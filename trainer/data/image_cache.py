@@ -91,6 +91,8 @@ class CacheWriter:
         size: side of the resized images, pixels.
         folder: for files; None keeps the images in memory.
         on_image: gets the number of finished images.
+        crop: crops images [B, H, W, C] to the head, float [B, size, size, C]; None: images are
+            resized as a whole.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class CacheWriter:
         size: int,
         folder: Path | None,
         on_image: Callable[[int], None],
+        crop: Callable[[Pixels], Any] | None = None,
     ) -> None:
         self.shards, self.size, self.folder, self.on_image = shards, size, folder, on_image
+        self.crop = crop
         self.done = 0
 
     def fill(self, splits: Sequence[Split]) -> ImageCache:
@@ -129,6 +133,7 @@ class CacheWriter:
         """Map the images and labels of a split: two files named by content and size."""
         content = "".join(shard.sha256 for shard in split.shards)
         name = f"{hashlib.sha256(content.encode()).hexdigest()[:16]}-{self.size}"
+        name += "-head" if self.crop else ""
         pixels, labels = folder / f"{name}-images.npy", folder / f"{name}-labels.npy"
         remove_unfinished(folder)
         if not labels.is_file():
@@ -168,7 +173,8 @@ class CacheWriter:
 
         def read(records: Any) -> tuple[Any, Any]:
             examples = reader(records)
-            return resized(examples[IMAGE], self.size), examples[LABEL]
+            image = examples[IMAGE]
+            return (image if self.crop else resized(image, self.size)), examples[LABEL]
 
         batches = read_records(files).batch(_DECODED_AT_ONCE).map(as_written(read), CORES)
         labels = np.zeros((split.examples, len(self.shards.labels)), np.float32)
@@ -178,6 +184,8 @@ class CacheWriter:
                 end = done + len(classes)
                 if end > split.examples:
                     break
+                if self.crop:  # here, because Keras may compute with JAX
+                    pixels = np.rint(np.asarray(self.crop(pixels)))
                 # the last batch is padded
                 images[done:end], labels[done:end] = pixels[: len(classes)], classes
                 done = end

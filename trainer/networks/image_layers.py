@@ -90,7 +90,7 @@ class Resize(ImageLayer):
     antialiased resize has no GPU kernel.
     """
 
-    arguments = ("size",)
+    arguments: tuple[str, ...] = ("size",)
 
     def __init__(self, size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -104,6 +104,10 @@ class Resize(ImageLayer):
                 matrix = ops.convert_to_tensor(resize_matrix(images.shape[axis], self.size))
                 images = ops.einsum(equation, matrix, images)
         return images
+
+    def place(self, maps: _Constants, images: npt.NDArray[Any]) -> _Constants:
+        """Return maps of the resized images, [B, h, w], as maps of the images, [B, H, W, C]."""
+        return maps
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return [B, size, size, C]."""
@@ -182,7 +186,7 @@ class ApplyWindows(ImageLayer):
         dense = layers.Dense(slices * len(gain), dtype="float32", name="windows")
         matrix = np.kron(np.eye(slices), gain)
         levels = apply_fixed(dense, images, matrix, np.tile(level, slices))
-        return layers.ReLU(max_value=255.0, dtype="float32", name="clip")(levels)
+        return layers.ReLU(max_value=255.0, dtype="float32", name="windows_clip")(levels)
 
 
 def _uniform(shape: tuple[Any, ...], reach: float, generator: Any) -> Any:

@@ -24,6 +24,7 @@ from trainer.data.neighbors import Neighbors
 from trainer.data.sampling import priors
 from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_own_backbone
 from trainer.networks.catalog import find_backbone
+from trainer.networks.head_crop import CropHead, foreground_threshold
 from trainer.networks.image_layers import ApplyWindows, Augment, Mixup, Normalize, Resize
 from trainer.options import TrainOptions, parse_windows
 
@@ -72,11 +73,18 @@ def build_classifier(
         core, backbone = _build_core(options, image, len(prevalence), builder)
         channels = image.channels * Neighbors(options.neighbors).slices
         stored = layers.Input((image.height, image.width, channels), dtype=image.dtype)
-        logits = core(Resize(options.image_size, name="resize")(stored))
+        logits = core(build_resize(options, image)(stored))
     finally:
         keras.config.set_dtype_policy(before)
     core.get_layer("head").bias.assign(logit(priors(prevalence)))
     return Classifier(keras.Model(stored, logits, name="classifier"), core, backbone)
+
+
+def build_resize(options: TrainOptions, image: ImageSpec) -> Resize:
+    """Build the first layer: stored images [B, H, W, C] → float32 [B, S, S, C]."""
+    if not options.crop_head:
+        return Resize(options.image_size, name="resize")
+    return CropHead(options.image_size, foreground_threshold(image), name="resize")
 
 
 def _build_core(

@@ -108,7 +108,10 @@ def in_float32(model: Any) -> Any:
     """Return a copy of a functional model that computes in float32."""
 
     def copy_layer(layer: Any) -> Any:
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+        config = layer.get_config()
+        if isinstance(layer, layers.Layer):  # other operations compute in the dtype of their input
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
     copy.set_weights(model.get_weights())

@@ -73,7 +73,8 @@ def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Pictur
         compiled, slices = setup.compiled(run), run.neighbors.slices
         classifier = load_classifier(run.model, compiled, spec, len(names), slices)
         seen = run.neighbors.images(every, rows) if run.neighbors.count else images
-        maps.append(activation_maps(classifier, seen, labels))
+        found = activation_maps(classifier, seen, labels)
+        maps.append(classifier.get_layer("resize").place(found, seen))
     heats = mean_map(maps)
     pictures = []
     for each, image, heat in zip(chosen, images, heats, strict=True):

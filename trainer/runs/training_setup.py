@@ -27,7 +27,7 @@ from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 
 # Options that come from the origin's saved network; the new run chooses all other options.
-_NETWORK_OPTIONS = ("model", "image_size", "windows", "neighbors", "neighbors_mm")
+_NETWORK_OPTIONS = ("model", "image_size", "crop_head", "windows", "neighbors", "neighbors_mm")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predict import check_finite, predict_split
 from trainer.networks.hardware import check_device_memory
 from trainer.networks.image_layers import Resize
-from trainer.networks.model import Classifier
+from trainer.networks.model import Classifier, build_resize
 from trainer.runs.checkpoint import CACHE_NAME
 from trainer.runs.training_setup import TrainingSetup
 
@@ -255,7 +255,8 @@ def open_feed(setup: TrainingSetup) -> Feed:
     if options.cache == "disk":
         folder = Path(options.cache_dir) if options.cache_dir else setup.run.cache
     display.begin("filling the cache", trained + setup.validation.examples)
-    writer = CacheWriter(setup.shards, options.image_size, folder, display.update)
+    crop = build_resize(options, setup.shards.image) if options.crop_head else None
+    writer = CacheWriter(setup.shards, options.image_size, folder, display.update, crop)
     cached, validation = (
         _with_neighbors(writer.fill(splits), setup, splits)
         for splits in (setup.training, (setup.validation,))
