@@ -15,6 +15,7 @@ import trainer
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
 from trainer.networks.saved_models import load_classifier
+from trainer.runs.ensemble import Ensemble, EnsembleRecord
 from trainer.runs.trained_on import hash_examples
 
 pytestmark = pytest.mark.usefixtures("without_curves")
@@ -239,6 +240,18 @@ def test_no_run_answers_for_whom_it_was_trained_on(
     (output / "ensemble.json").write_text(json.dumps({"runs": [str(a), str(b)], "weights": [1, 1]}))
     assert main(["evaluate", "--run", str(output)]) == 2
     assert "weights: must be one per run, with the sum 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "titles"),
+    [
+        (["/a/one", "/b/two"], ("one", "two")),
+        (["/a/b/cv/fold0", "/a/c/cv/fold0"], ("b/cv/fold0", "c/cv/fold0")),
+        (["/a/cv", "/a/cv/x/cv"], ("cv", "cv/x/cv")),
+    ],
+)
+def test_members_have_short_names(paths: list[str], titles: tuple[str, ...]) -> None:
+    assert Ensemble(Path("e"), (), EnsembleRecord(paths)).titles == titles
 
 
 @pytest.mark.usefixtures("without_page")

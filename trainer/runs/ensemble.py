@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -87,10 +88,14 @@ class Ensemble(Run):
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """Short names of the members; paths, if the last parts of two are the same."""
-        paths = [Path(path) for path in self.ensemble.runs]
-        names = [path.resolve().name for path in paths]
-        return tuple(names if len(set(names)) == len(names) else map(str, paths))
+        """Short names of the members; paths from a common folder if two have the same last part."""
+        paths = [Path(path).resolve() for path in self.ensemble.runs]
+        names = [path.name for path in paths]
+        if len(set(names)) == len(names):
+            return tuple(names)
+        common = Path(os.path.commonpath(paths))
+        base = common.parent if common in paths else common
+        return tuple(str(path.relative_to(base)) for path in paths)
 
     @property
     def validation(self) -> str:
