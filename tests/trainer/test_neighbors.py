@@ -18,6 +18,7 @@ from trainer.__main__ import main
 from trainer.data.input_pipeline import evaluation_batches, examples_as_read
 from trainer.data.neighbors import Neighbors, stack
 from trainer.data.shards import read_shard_directory
+from trainer.evaluation.predict import predict_models
 from trainer.networks.image_layers import ApplyWindows, Augment
 from trainer.options import EvaluateOptions, TrainOptions
 from trainer.report.slices import Chosen, draw_slices
@@ -150,6 +151,24 @@ def test_a_run_is_evaluated_predicted_and_shown_as_it_was_trained(
     assert np.ptp(written[columns].to_numpy(), axis=0).min() > 0
     with pytest.raises(UsageError, match=r"must be of shape \[N, 32, 32, 9\]"):
         trained.predict(rows[0]["image"][None])
+
+
+def test_models_that_see_different_neighbors_answer_together(
+    run: Path, finished: Path, shards: Path
+) -> None:
+    data = read_shard_directory(shards)
+    split, runs = (
+        data.split("fold0"),
+        [trainer.load_run(each) for each in (finished, run, finished)],
+    )
+    seen = [Neighbors(), Neighbors(1), Neighbors()]
+    together = predict_models(
+        [each.network for each in runs], data, split, data.labels, 8, neighbors=seen
+    )
+    assert together[0].rows.equals(together[1].rows)
+    for each, found in zip(runs, together, strict=True):
+        alone = each.predict_split(data, "fold0")
+        np.testing.assert_allclose(found.frame().iloc[:, 6:9], alone.iloc[:, 6:9], atol=1e-6)
 
 
 def test_the_report_shows_the_slice_itself(

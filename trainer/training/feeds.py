@@ -173,9 +173,9 @@ def stacked(images: Any) -> Any:
     """
     if len(images.shape) == 4:
         return images
-    _, slices, height, width, channels = images.shape
-    by_place = ops.transpose(ops.cast(images, "float32"), (0, 2, 3, 1, 4))
-    return ops.reshape(by_place, (-1, height, width, slices * channels))
+    # No transpose: TensorFlow would do it before the cast, and oneDNN complains about uint8.
+    slices = range(images.shape[1])
+    return ops.concatenate([ops.cast(images[:, i], "float32") for i in slices], axis=-1)
 
 
 class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
