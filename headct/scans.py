@@ -86,7 +86,7 @@ def find_scans(rows: pd.DataFrame, where: str) -> Scans:
     }
     image = pd.factorize(texts.pop(IMAGE_ID), sort=True)[0]
     alone = (texts[SERIES_ID] == "").to_numpy()
-    keys = pd.DataFrame({**texts, "own": np.where(alone, image, -1)})
+    keys = pd.DataFrame({**texts, "own": image * alone})
     scan = keys.groupby([*keys], sort=True).ngroup().to_numpy()
     z = rows[POSITION].to_numpy(np.float64, na_value=np.nan)
     z = np.where(np.isfinite(z), z, np.nan)

@@ -43,7 +43,7 @@ class Acquisition:
     @classmethod
     def read(cls, attributes: Attributes) -> "Acquisition":
         """Return the acquisition of a slice; invalid values count as OTHER or absent."""
-        thickness = attributes.numbers("SliceThickness", 1)[0]
+        (thickness,) = attributes.numbers("SliceThickness", 1)
         makers = (_text(attributes, name) for name in ("Manufacturer", "ManufacturerModelName"))
         return cls(
             orientation_of(attributes.numbers("ImageOrientationPatient", 6)),

@@ -512,6 +512,8 @@ def test_other_transfer_syntaxes_are_told_by_their_registered_name(syntax: str, 
 def test_pixels_cut_short(syntax: str) -> None:
     data = make_dicom(syntax=syntax, Rows=4)
     assert rejection(data) == (Reason.TRUNCATED_PIXELS, "12 of 24 bytes")
+    nothing = make_dicom(syntax=syntax, PixelData=b"")
+    assert rejection(nothing) == (Reason.TRUNCATED_PIXELS, "0 of 12 bytes")
 
 
 @pytest.mark.parametrize(
