@@ -1,4 +1,4 @@
-"""The square around a head; test_other_processes.py runs it with JAX as the backend, too."""
+"""The square around a head, found, resized, and exported in operations of Keras."""
 
 from pathlib import Path
 from typing import Any

@@ -152,7 +152,7 @@ def _resize_matrices(start: Any, side: Any, size_in: int, size_out: int) -> Any:
     """
     scale = ops.reshape(side / size_out, (-1, 1, 1))
     steps = ops.reshape(ops.arange(size_out, dtype="float32") + 0.5, (1, size_out, 1))
-    centers = ops.reshape(start, (-1, 1, 1)) + steps * scale - 0.5
+    centers = ops.reshape(start, (-1, 1, 1)) + scale * steps - 0.5
     pixels = ops.reshape(ops.arange(size_in, dtype="float32"), (1, 1, size_in))
-    weights = ops.relu(1 - ops.abs(pixels - centers) / ops.maximum(scale, 1.0))
+    weights = ops.relu(1 - ops.abs(centers - pixels) / ops.maximum(scale, 1.0))
     return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-6)
