@@ -15,6 +15,7 @@ takes.card       := SHARDS ARGS
 takes.browse     := SHARDS RUN ARGS
 takes.convert    := SHARDS FORMAT CONVERTED ARGS
 takes.train      := SHARDS RUN FOLD MODEL WEIGHTS EPOCHS BATCH IMAGE_SIZE BACKEND SAMPLE ARGS
+takes.train-scans := RUN SHARDS BACKEND ARGS
 takes.crossval   := $(filter-out FOLD,$(takes.train))
 takes.evaluate   := RUN RUNS SHARDS ENSEMBLE BACKEND ARGS
 takes.predict    := RUN RUNS SHARDS INPUT SUBMISSION BACKEND ARGS
@@ -147,14 +148,14 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess inspect sample verify card browse convert train evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo "Variables:"
-	@$(foreach name,preprocess inspect sample verify card browse convert train crossval evaluate predict report compare export demo, \
+	@$(foreach name,preprocess inspect sample verify card browse convert train train-scans crossval evaluate predict report compare export demo, \
 	  printf '  %-12s  %s\n' $(name) "$(takes.$(name))";) true
 	@echo "  all commands  $(ALL_TAKE)"
 	@echo "They come from the command line alone; of the environment only PYTHON and ICH_REAL_DATA are read."
@@ -186,6 +187,9 @@ convert: $(PIPELINE) ## Write shards as Parquet files or WebDataset's tar files,
 
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)
+
+train-scans: $(TRAINER) ## Train a model of whole scans on the network of RUN, in RUN/scans
+	@$(RUN_PY) -m trainer train_scans $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
 evaluate: $(TRAINER) ## Evaluate a run, or RUNS as an ensemble, on the validation fold (SHARDS: of other shards)
 	@$(RUN_PY) $(call split,RUNS,--run) -m trainer evaluate $(ONE_RUN) $(OTHER_SHARDS) \

@@ -45,6 +45,7 @@ COMMANDS = {
     "browse": Command("headct.browse", "look through slices, and a model's mistakes, in a browser"),
     "convert": Command("headct.convert", "write shards as Parquet or WebDataset files, for hubs"),
     "train": Command("trainer", "train on a shard directory, or resume a run"),
+    "train_scans": Command("trainer", "train a model of whole scans on a run's network"),
     "crossval": Command("trainer", "train once for each fold, and measure all together"),
     "evaluate": Command("trainer", "measure a run on a labeled split"),
     "predict": Command("trainer", "predict DICOM files or shards: predict RUN DATA"),
@@ -63,7 +64,7 @@ _DEFAULTS_OF_MAKE = {
     "export": {"output": "{run}/export"},
 }
 _LIBRARIES = {"trainer": ("tensorflow", "keras")}  # missing packages to name first
-_HAVE_BACKEND = ("train", "crossval", "evaluate", "predict", "report")
+_HAVE_BACKEND = ("train", "train_scans", "crossval", "evaluate", "predict", "report")
 
 
 def spell(name: str, **options: str | PurePath | Sequence[PurePath] | None) -> str:

@@ -230,17 +230,11 @@ def load_run(
     smoothing = choose_smoothing(directory.smoothing, smooth_z)
     calibration.check_smoothing(smoothing)
     load_libraries()
-    from trainer.networks.saved_models import load_classifier
+    from trainer.evaluation.predict import load_network
 
     image = record.shards.image
     networks = [
-        load_classifier(
-            each.model,
-            each.record.options.get("xla", "auto"),
-            image,
-            len(labels),
-            each.neighbors.slices,
-        )
+        load_network(each, each.record.options.get("xla", "auto"), image, len(labels))
         for each in directory.networks
     ]
     return TrainedModel(directory, labels, image, calibration, networks, smoothing)
@@ -256,7 +250,8 @@ class TrainedModel:
         image: height, width, channels and dtype of the stored images.
         calibration: calibration of the logits.
         networks: keras.Model of each run, stored images [B, H, W, C] → logits float32 [B, L]; of a
-            run with `neighbors` K, C is (2 K + 1) times that of `image`: from bottom to top.
+            run with `neighbors` K, C is (2 K + 1) times that of `image`: from bottom to top; of
+            `train_scans`, of the slice network, with its features: [B, L + D].
         smoothing: smoothing of the logits along z.
     """
 
@@ -286,6 +281,11 @@ class TrainedModel:
         from trainer.evaluation.pooling import pool
         from trainer.evaluation.predict import pool_runs, predict_batch
 
+        if any(each.record.scans for each in self.run.networks):
+            raise UsageError(
+                f"{self.run.path}: a scan model takes whole scans; want predict_split or"
+                " predict_dicom"
+            )
         if self.smoothing.changes:
             raise UsageError(
                 "smooth_z: images alone have no place along z; want predict_split or predict_dicom"
@@ -325,14 +325,20 @@ class TrainedModel:
         Raises:
             UsageError: the shards do not fit the run, or a shard is damaged.
         """
-        from trainer.evaluation.predict import Predictions, predict_ensemble, predict_models
+        from trainer.evaluation.predict import (
+            Predictions,
+            correct_scans,
+            predict_ensemble,
+            predict_models,
+        )
 
         self.run.check_fit(shards)
 
         def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
             networks = [self.networks[self.run.networks.index(run)] for run in runs]
             seen = [run.neighbors for run in runs]
-            return predict_models(networks, shards, part, self.labels, batch_size, neighbors=seen)
+            found = predict_models(networks, shards, part, self.labels, batch_size, neighbors=seen)
+            return [correct_scans(run, each) for run, each in zip(runs, found, strict=True)]
 
         chosen = shards.split(split)
         if isinstance(self.run, Ensemble):

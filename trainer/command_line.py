@@ -23,11 +23,13 @@ from trainer.options import (
     PredictOptions,
     ReportOptions,
     TrainOptions,
+    TrainScansOptions,
     parse_formats,
 )
 
 COMMANDS: dict[str, type[Options]] = {
     "train": TrainOptions,
+    "train_scans": TrainScansOptions,
     "crossval": CrossvalOptions,
     "evaluate": EvaluateOptions,
     "predict": PredictOptions,
@@ -94,6 +96,8 @@ def run_command(options: Options, builder: Callable[..., Any] | None = None) -> 
         check_backend(options.backend)
         if isinstance(options, TrainOptions):
             _train(options, builder)
+        elif isinstance(options, TrainScansOptions):
+            _train_scans(options)
         else:
             _apply(options)
 
@@ -120,6 +124,21 @@ def _train(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
     is_shown = not options.report or setup.run.report.is_file()
     following = "evaluate" if is_shown else "report"
     setup.display.print_unwrapped(next_command(following, run=options.run))
+
+
+def _train_scans(options: TrainScansOptions) -> None:
+    """Train a scan model, unless its run is complete."""
+    from trainer.runs.scan_setup import prepare_scans
+
+    setup = prepare_scans(options)
+    if setup.run.is_complete:
+        setup.display.say(f"{setup.run.path}: this run is complete; metrics.json has its figures")
+        setup.display.print_unwrapped(next_command("evaluate", run=setup.run.path))
+        return
+    load_libraries(options.backend)
+    from trainer.training.train_scans import train_scans
+
+    train_scans(setup)
 
 
 def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOptions) -> None:

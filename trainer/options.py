@@ -341,6 +341,53 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
         return self
 
 
+class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
+    """Everything that the training of a scan model depends on."""
+
+    shards: Annotated[
+        Location,
+        Mark.NEVER_EMPTY,
+        Mark.UNRECORDED,
+        DefaultText("the one the run was trained on"),
+    ] = ""
+    """shard directory, a path or URL, if it has moved"""
+    run: Annotated[LocalPath, Mark.UNRECORDED]
+    """run directory of a finished training: its network gives features and logits of slices"""
+    output: Annotated[Location, Mark.UNRECORDED, DefaultText("scans in the run directory")] = ""
+    """run directory of the scan model: made, or resumed where it stopped"""
+    kind: Literal["convolutions", "gru", "transformer"] = "convolutions"
+    """what sees the slices of a scan together"""
+    units: Annotated[int, Field(ge=8, multiple_of=4)] = 64
+    """width of its layers"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """dropout of the features and between the layers"""
+    crop: Annotated[int, Field(ge=2)] = 32
+    """slices that a training step sees of a scan, at most"""
+    scans_a_step: Annotated[int, Field(ge=1)] = 8
+    """scans a training step"""
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """epochs, at most"""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """stop after this many epochs without a better loss; 0 never stops"""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """highest learning rate; a cosine leads to 0"""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """decoupled weight decay; spares norms and biases"""
+    tta: bool = False
+    """features are means over each image and its mirror image"""
+    both_directions: bool = False
+    """answer by the mean over a scan and the reversed scan"""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """seed of weights, crops and order"""
+    report: Annotated[bool, Mark.UNRECORDED] = True
+    """write report.html at the end"""
+
+    @property
+    def folder(self) -> Path:
+        """Run directory of the scan model."""
+        return Path(self.output) if self.output else self.run / "scans"
+
+
 class CrossvalOptions(TrainOptions):
     """The options of every fold's run; `run` holds them all."""
 
@@ -488,11 +535,17 @@ class CompareOptions(Declared):
 
 
 Options = (
-    TrainOptions | EvaluateOptions | PredictOptions | ExportOptions | ReportOptions | CompareOptions
+    TrainOptions
+    | TrainScansOptions
+    | EvaluateOptions
+    | PredictOptions
+    | ExportOptions
+    | ReportOptions
+    | CompareOptions
 )
 
 
-def run_identity(options: TrainOptions) -> dict[str, Any]:
+def run_identity(options: TrainOptions | TrainScansOptions) -> dict[str, Any]:
     """Return the options that identify a run, ready for JSON."""
     return {
         name: getattr(options, name)

@@ -240,6 +240,27 @@ def measure(frame: pd.DataFrame, setup: EvaluationSetup) -> dict[str, Any]:
         "prevalence_log_loss": weighted_log_loss(slices.labels, prevalence, setup.weights),
         "intervals_95": slices.intervals,
         "studies": slices.by_study().figures,
+        **measure_scans(slices),
+    }
+
+
+def measure_scans(slices: Measured) -> dict[str, Any]:
+    """Return the figures per scan of a scan model, by the maximum and as pooled; else nothing."""
+    names = slices.names
+    if f"pooled_{names[0]}" not in slices.frame:
+        return {}
+    pooled = slices.frame.assign(
+        **{f"probability_{name}": slices.frame[f"pooled_{name}"] for name in names}
+    )
+    found = {
+        "maximum": slices.by_scan(),
+        "pooled": replace(slices, frame=pooled).by_scan(),
+    }
+    return {
+        "scans": {
+            name: {**scans.figures, "intervals_95": scans.intervals}
+            for name, scans in found.items()
+        }
     }
 
 

@@ -172,9 +172,16 @@ class Measured:
 
     def by_study(self) -> Measured:
         """Group slices by study: a study is positive if any slice is, and has the highest score."""
+        return self._grouped(["study_id"])
+
+    def by_scan(self) -> Measured:
+        """Group slices by series, as `by_study`."""
+        return self._grouped(["study_id", "series_id"])
+
+    def _grouped(self, by: list[str]) -> Measured:
         highest = [f"{kind}_{name}" for kind in ("label", "probability") for name in self.names]
         how = {"patient_id": "first"} | dict.fromkeys(highest, "max")
-        return replace(self, frame=self.frame.groupby("study_id", as_index=False).agg(how))
+        return replace(self, frame=self.frame.groupby(by, as_index=False).agg(how))
 
 
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from headct.layout import (
     SERIES_ID,
     UNLABELED,
 )
+from headct.manifest import ImageSpec
 from headct.scans import Scans, find_scans
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
@@ -40,6 +41,7 @@ from trainer.evaluation.pooling import pool
 from trainer.files import write_whole
 from trainer.networks.hardware import device_errors_reported, leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
+from trainer.networks.scan_model import as_half, correct, features_model, load_scan_model
 from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, Run
@@ -59,6 +61,7 @@ class Predictions:
         labels: int64 [N, L]; -1 where unlabeled.
         logits: float [N, L].
         members: of an ensemble, the logits of each member, [M, N, L].
+        features: of a model that gives them beside the logits, [N, D].
     """
 
     names: tuple[str, ...]
@@ -66,6 +69,7 @@ class Predictions:
     labels: npt.NDArray[np.int64]
     logits: Floats
     members: Floats | None = None
+    features: npt.NDArray[np.float16] | None = field(default=None, repr=False)
 
     @cached_property
     def scans(self) -> Scans:
@@ -76,7 +80,7 @@ class Predictions:
         """
         if not self.rows[SERIES_ID].any() or self.rows[POSITION].isna().all():
             lacking = POSITION if self.rows[SERIES_ID].any() else SERIES_ID
-            raise UsageError(f"--smooth_z: no slice has a {lacking}, so z does not order a scan")
+            raise UsageError(f"no slice has a {lacking}, so z does not order the slices of a scan")
         return find_scans(self.rows, "predictions")
 
     def smoothed(self, smoothing: Smoothing) -> Predictions:
@@ -149,10 +153,7 @@ def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> P
     def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
         neighbors = [each.neighbors for each in runs]
         models = [
-            load_classifier(
-                each.model, setup.compiled(each), shards.image, len(names), each.neighbors.slices
-            )
-            for each in runs
+            load_network(each, setup.compiled(each), shards.image, len(names)) for each in runs
         ]
         by = f" with {len(runs)} networks" if len(runs) > 1 else ""
         display.begin(f"{title} {part.name}{by}", part.examples)
@@ -160,12 +161,46 @@ def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> P
             models, shards, part, names, setup.batch_size, display.update, setup.flip, neighbors
         )
         display.end()
-        return found
+        return [correct_scans(run, each) for run, each in zip(runs, found, strict=True)]
 
     if isinstance(setup.run, Ensemble):
         return predict_ensemble(setup.run, shards, setup.split, predict_by, reuse=not setup.flip)
     (predictions,) = predict_by(setup.run.networks, setup.split)
     return predictions
+
+
+def load_network(run: Run, xla: str, image: ImageSpec, labels: int) -> Any:
+    """Load what a run predicts from single images: logits, and features if it has a scan model.
+
+    Raises:
+        UsageError: the file is missing or unreadable, or holds another network.
+    """
+    classifier = load_classifier(run.model, xla, image, labels, run.neighbors.slices)
+    scans = run.record.scans
+    return features_model(classifier, bool(scans.options.get("tta"))) if scans else classifier
+
+
+def correct_scans(run: Run, predictions: Predictions) -> Predictions:
+    """Return the predictions with the logits of the run's scan model, if it has one.
+
+    The rows get alone_<name> and pooled_<name>, probabilities of the slice network, and of the scan
+    as a whole.
+
+    Raises:
+        UsageError: the scan model cannot be loaded, or slices have no series or position.
+    """
+    if not (scans := run.record.scans) or predictions.features is None:
+        return predictions
+    names, features = predictions.names, predictions.features
+    model, both = load_scan_model(run.scan_model, len(names)), scans.options["both_directions"]
+    logits = predictions.logits.astype(np.float32)
+    of_slices, of_scan = correct(model, features, logits, predictions.scans, bool(both))
+    check_finite(of_slices, "the split")
+    rows = predictions.rows
+    for kind, found in (("alone", logits), ("pooled", of_scan)):
+        columns = [f"{kind}_{name}" for name in names]
+        rows = rows.assign(**dict(zip(columns, probabilities(found).T, strict=True)))
+    return replace(predictions, rows=rows, logits=of_slices, features=None)
 
 
 def predict_ensemble(
@@ -192,7 +227,9 @@ def predict_ensemble(
     members = np.concatenate([of_members for _, of_members in parts], axis=1)
     return Predictions(
         run.labels,
-        pd.concat([found.rows for found, _ in parts], ignore_index=True),
+        pd.concat(
+            [found.rows[[*TEXTS, "split", POSITION]] for found, _ in parts], ignore_index=True
+        ),
         np.concatenate([found.labels for found, _ in parts]),
         pool(members, run.ensemble.mean, np.array(run.shares)),
         members,
@@ -322,7 +359,7 @@ def predict_models(
     """Run models over all slices of a split; images are decoded once for all that see the same.
 
     Args:
-        models: each from stored images to logits of the labels `names`.
+        models: each from stored images to logits of the labels `names`, and perhaps features.
         shards: the directory of the split; if it has other labels, slices count as unlabeled.
         split: the split.
         names: names of the model's labels.
@@ -367,8 +404,11 @@ def _predict_alike(
             batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
         for batch in batches:
             images, rows = batch.pop(IMAGE), len(batch[LABEL])
-            logits = [predict_batch(model, images, flip)[:rows] for model in models]
-            for name, values in {**batch, "logits": np.stack(logits, axis=1)}.items():
+            for number, model in enumerate(models):
+                outputs = predict_batch(model, images, flip)[:rows]
+                batch[f"logits_{number}"] = outputs[:, : len(names)]
+                batch[f"features_{number}"] = as_half(outputs[:, len(names) :])
+            for name, values in batch.items():
                 columns.setdefault(name, []).append(values)
             done += rows
             on_batch(done)
@@ -377,16 +417,20 @@ def _predict_alike(
             f"split {split.name}: {done} examples where the manifest has {split.examples}"
         )
     joined = {name: np.concatenate(batches) for name, batches in columns.items()}
-    check_finite(joined["logits"], split.name)
     if _ROW in joined:
         order = np.argsort(joined[_ROW])
         joined = {name: values[order] for name, values in joined.items()}
     texts = {name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS}
     ids = pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]})
-    answers = np.moveaxis(joined["logits"], 1, 0)
     known = shards.labels == names
-    labels = joined[LABEL] if known else np.full(answers[0].shape, UNLABELED, np.int64)
-    return [Predictions(names, ids, labels, logits) for logits in answers]
+    labels = joined[LABEL] if known else np.full((done, len(names)), UNLABELED, np.int64)
+    found = []
+    for number in range(len(models)):
+        logits, features = (joined[f"{kind}_{number}"] for kind in ("logits", "features"))
+        check_finite(logits, split.name)
+        kept = features if features.size else None
+        found.append(Predictions(names, ids, labels, logits, features=kept))
+    return found
 
 
 def _scan_by_scan(

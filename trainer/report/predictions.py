@@ -94,7 +94,8 @@ def summarize(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, 
         slices: source, image_id, study_id, series_id, position_z, probability_LABEL, and
             label_LABEL of labeled slices.
         scans: folder (of the files with a `source`), study_id, series_id, slices (their number),
-            and maximum_LABEL, mean_LABEL and slice_LABEL (source or image_id of the maximum).
+            maximum_LABEL, mean_LABEL, of a scan model pooled_LABEL, and slice_LABEL (source or
+            image_id of the maximum).
     """
     has_source = SOURCE in frame
     named = SOURCE if has_source else IMAGE_ID
@@ -102,6 +103,12 @@ def summarize(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, 
     columns += [f"probability_{name}" for name in names]
     labels = [f"label_{name}" for name in names]
     columns += labels if (frame[labels] >= 0).any(axis=None) else []
+    columns += [
+        f"{kind}_{name}"
+        for kind in ("alone", "pooled")
+        for name in names
+        if f"{kind}_{name}" in frame
+    ]
     by = [STUDY_ID, SERIES_ID]
     slices = frame.sort_values([*by, POSITION, named], ignore_index=True)[columns]
     groups = slices.groupby(by, sort=False)
@@ -112,6 +119,8 @@ def summarize(frame: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, 
         predicted = groups[f"probability_{name}"]
         scans[f"maximum_{name}"] = predicted.max().to_numpy()
         scans[f"mean_{name}"] = predicted.mean().to_numpy()
+        if f"pooled_{name}" in frame:
+            scans[f"pooled_{name}"] = groups[f"pooled_{name}"].first().to_numpy()
         scans[f"slice_{name}"] = slices.loc[predicted.idxmax(), named].to_numpy()
     leading = [f"maximum_{name}" for name in ([ANY] if ANY in names else names)]
     order = (-scans[leading].max(axis=1)).argsort(kind="stable").to_numpy()

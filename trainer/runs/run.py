@@ -97,6 +97,14 @@ class Origin:
 
 
 @dataclass
+class ScanOrigin:
+    """The options of `train_scans`, and the run of the slice network."""
+
+    options: Annotated[dict[str, Scalar], must("an object with the options of train_scans")]
+    run: Line
+
+
+@dataclass
 class RunRecord:
     """The content of run.json: what makes a run what it is."""
 
@@ -112,6 +120,7 @@ class RunRecord:
     continued_from: (
         Annotated[Origin, must("an object with run and model_sha256, or null")] | None
     ) = None
+    scans: Annotated[ScanOrigin, must("an object with options and run, or null")] | None = None
     logit_shift: Any = None  # of a version that corrected balanced sampling in another way
 
 
@@ -132,6 +141,10 @@ class Run:
         self.cache = path / "cache"
         # The best model so far: stored images → logits.
         self.model = path / "model.keras"
+        # The best scan model so far; only in a run of `train_scans`.
+        self.scan_model = path / "scan_model.keras"
+        # Features of the slices, for scan models; `train_scans` makes them again.
+        self.features = path / "features"
         # One row per epoch.
         self.history = path / "history.json"
         # Devices and versions that trained the run, and the time.
@@ -200,6 +213,8 @@ class Run:
 
     def check_model(self) -> None:
         """Raise UsageError if there is no such run, or it has no model yet."""
+        if self.description.is_file() and self.record.scans and not self.scan_model.is_file():
+            raise UsageError(f"{self.path}: no scan model yet; training has not begun")
         if not self.model.is_file():
             _ = self.record  # no run directory is another mistake
             raise UsageError(f"{self.path}: no model yet; training has not finished an epoch")
@@ -258,6 +273,8 @@ class Run:
         self, options: TrainOptions, shards: ShardDirectory, origin: Origin | None
     ) -> None:
         """Compare the run in the directory with the requested one; name the differences."""
+        if self.record.scans:
+            raise UsageError(f"--run {self.path}: is a run of train_scans, which resumes it")
         # A run of an earlier version lacks later options, which are off by default.
         defaults = {name: field.default for name, field in flags(type(options)).items()}
         record, before = self.record, defaults | dict(self.record.options)

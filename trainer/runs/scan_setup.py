@@ -1,0 +1,143 @@
+"""Setup of the training of a scan model: checked before TensorFlow is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from headct.errors import UsageError
+from trainer.data.shard_source import find_shards
+from trainer.data.shards import ShardDirectory, Split
+from trainer.display import Display
+from trainer.files import check_writable, remove_unfinished, write_json, write_whole
+from trainer.options import TrainScansOptions, run_identity
+from trainer.runs.evaluation_setup import EvaluationSetup
+from trainer.runs.run import LOCK, Calibration, Run, ScanOrigin, held
+
+
+@dataclass(frozen=True)
+class ScanSetup:
+    """Constants of the training of a scan model.
+
+    Attributes:
+        slices: run of the slice network.
+        run: run of the scan model.
+        training: splits to train on, those of the slice network.
+        validation: the split that both leave out.
+    """
+
+    options: TrainScansOptions
+    slices: Run
+    run: Run
+    shards: ShardDirectory
+    training: tuple[Split, ...]
+    validation: Split
+    display: Display
+
+    @property
+    def of_scans(self) -> bool:
+        """Whether labels are of scans: a slice need not show what it is labeled with."""
+        return self.shards.manifest.label_level not in (None, "image")
+
+    def evaluation(self) -> EvaluationSetup:
+        """Return the setup of the final evaluation."""
+        return EvaluationSetup(
+            run=self.run,
+            shards=self.shards,
+            split=self.validation,
+            calibration=Calibration.none(len(self.shards.labels)),
+            flip=False,
+            batch_size=self.options.batch_size,
+            display=self.display,
+            trained_on=None if self.slices.record.continued_from else False,
+            xla=self.slices.record.options.get("xla", "auto"),
+        )
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Lock the run directory; write what makes it a run, unless it is there.
+
+        Raises:
+            UsageError: another process holds the lock.
+        """
+        with held(self.run.path):
+            remove_unfinished(self.run.path)
+            self.run.checkpoints.mkdir(exist_ok=True)
+            remove_unfinished(self.run.checkpoints)
+            if not self.run.description.is_file():
+                for name in ("model", "trained_on"):
+                    source, target = (getattr(one, name) for one in (self.slices, self.run))
+                    if source.is_file():
+                        write_whole(target, partial(shutil.copyfile, source))
+                described = json.loads(self.slices.description.read_bytes())
+                described["scans"] = {
+                    "options": run_identity(self.options),
+                    "run": str(self.slices.path.absolute()),
+                }
+                write_json(self.run.description, described)
+            yield
+
+
+def prepare_scans(options: TrainScansOptions) -> ScanSetup:
+    """Check the run of the slice network, its shards and the new run directory.
+
+    Raises:
+        UsageError: one of them cannot be used, or they do not fit each other.
+        StorageError: the bucket of the shards fails, or denies access.
+    """
+    slices, run, display = Run(options.run), Run(options.folder), Display()
+    record = slices.record
+    if record.scans:
+        raise UsageError(f"{options.run}: is a run of train_scans; want the run of a slice network")
+    if not slices.is_complete:
+        raise UsageError(f"{options.run}: training is not complete; `train` resumes it")
+    slices.check_model()
+    check_other_run(run, options, slices)
+    source = find_shards(options.shards or record.shards.path, options, display)
+    shards = source.open()
+    if shards.digest() != record.shards.digest:
+        raise UsageError(
+            f"{shards.location}: are not the shards that {options.run} was trained on; a scan model"
+            " learns from the same slices as its slice network"
+        )
+    training, validation = shards.training_and_validation(record.options.fold)
+    source.provide(shards, (*training, validation))
+    shards.examples((*training, validation)).scans()  # must be known, and of one split each
+    if not run.is_complete:
+        check_writable(run.path, f"--output {run.path}")
+    return ScanSetup(options, slices, run, shards, training, validation, display)
+
+
+def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
+    """Raise UsageError if the directory holds another run, or other files."""
+    if run.description.is_file():
+        found: ScanOrigin | None = run.record.scans
+        before = found.options if found else {}
+        differing = [
+            f"--{name} {before.get(name)} there, {value} now"
+            for name, value in run_identity(options).items()
+            if before.get(name) != value
+        ]
+        differing += ["another slice network"] if _differs(run.model, slices.model) else []
+        if found is None or differing:
+            more = "; ".join(differing) if found else "a run of `train`"
+            raise UsageError(f"--output {run.path} is of other options: {more}")
+    elif run.path.exists() and (
+        not run.path.is_dir() or any(path.name != LOCK for path in run.path.iterdir())
+    ):
+        # A run that did not begin leaves what is written before run.json.
+        known = {path.name for path in (run.model, run.trained_on, run.checkpoints)}
+        if not run.path.is_dir() or {path.name for path in run.path.iterdir()} - known - {LOCK}:
+            raise UsageError(f"--output {run.path}: exists and is no run directory")
+
+
+def _differs(one: Path, other: Path) -> bool:
+    """Return whether two files differ in size or bytes."""
+    if not one.is_file():
+        return True
+    return one.stat().st_size != other.stat().st_size or one.read_bytes() != other.read_bytes()
