@@ -110,7 +110,7 @@ MISTAKES = {
     "TRAIN --epoch=3": "unknown option --epoch (did you mean --epochs?)",
     "TRAIN --batch-size 3": "--batch-size (did you mean --batch_size?)",
     "TRAIN --xyzzy": "unknown option --xyzzy\n",
-    "trainer train s --run r": "unknown argument s: options start with --",
+    "trainer train s --run r": "s: no such shard directory; `make preprocess` writes one",
     "trainer train --shards s --run": "--run: expected one argument",
     "TRAIN --epochs many": "--epochs many: want a whole number of at least 1",
     "TRAIN --epochs=": '--epochs "": want a whole number of at least 1',
