@@ -11,6 +11,7 @@ from keras import layers
 
 from headct.errors import UsageError
 from headct.manifest import ImageSpec
+from trainer.networks import head_crop  # noqa: F401 - a saved model may contain its layer
 from trainer.networks.hardware import choose_xla, compute_capability
 from trainer.networks.image_layers import Resize
 
