@@ -1,5 +1,7 @@
 """The square around a head, found, resized, and exported in operations of Keras."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from headct.manifest import ImageSpec
+from trainer.evaluation.export import answer, write_format
 from trainer.networks.head_crop import CropHead, foreground_threshold
 from trainer.networks.image_layers import Resize
 
@@ -124,3 +127,29 @@ def test_it_is_exported_as_operations_of_keras(tmp_path: Path) -> None:
     images = np.stack([image for image, _ in SQUARES.values()])
     expected = np.asarray(layer(images))
     np.testing.assert_allclose(loaded.predict_on_batch(images), expected, atol=1e-3)
+
+
+@pytest.mark.full
+def test_it_is_exported_to_onnx(tmp_path: Path) -> None:
+    layer = CropHead(32, 25.0)
+    inputs = keras.layers.Input((128, 128, 2))
+    write_format(keras.Model(inputs, layer.portable(inputs)), "onnx", tmp_path / "model.onnx")
+    images = np.stack([image for image, _ in SQUARES.values()])
+    found = answer("onnx", tmp_path / "model.onnx", images)
+    np.testing.assert_allclose(found, np.asarray(layer(images)), atol=1e-3)
+
+
+@pytest.mark.full
+def test_a_process_that_has_not_trained_loads_it(tmp_path: Path) -> None:
+    inputs = keras.layers.Input((128, 128, 2))
+    keras.Model(inputs, CropHead(32, 25.0)(inputs)).save(tmp_path / "model.keras")
+    code = (
+        "import sys; from trainer.networks.saved_models import load_model; load_model(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.keras")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

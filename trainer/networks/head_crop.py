@@ -129,7 +129,7 @@ def _first_and_last(found: Any, cell: int, pixels: int) -> tuple[Any, ...]:
     """
     cells = found.shape[1]
     outside = (cells * cell - pixels) // 2  # of the first cell
-    numbers = ops.arange(cells, dtype="float32")
+    numbers = np.arange(cells, dtype=np.float32)  # ONNX loses constants that are tensors
     first = ops.min(ops.where(found > 0, numbers, float(cells)), axis=1) - 1
     last = ops.max(ops.where(found > 0, numbers, -1.0), axis=1) + 2
     first = ops.where(last > 1, first, 0.0)
@@ -151,8 +151,8 @@ def _resize_matrices(start: Any, side: Any, size_in: int, size_out: int) -> Any:
         float32 [B, size_out, size_in]; rows sum to 1, or to 0 outside the image.
     """
     scale = ops.reshape(side / size_out, (-1, 1, 1))
-    steps = ops.reshape(ops.arange(size_out, dtype="float32") + 0.5, (1, size_out, 1))
+    steps = np.arange(size_out, dtype=np.float32)[None, :, None] + np.float32(0.5)
     centers = ops.reshape(start, (-1, 1, 1)) + scale * steps - 0.5
-    pixels = ops.reshape(ops.arange(size_in, dtype="float32"), (1, 1, size_in))
+    pixels = np.arange(size_in, dtype=np.float32)[None, None, :]
     weights = ops.relu(1 - ops.abs(centers - pixels) / ops.maximum(scale, 1.0))
     return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-6)
