@@ -24,7 +24,7 @@ takes.compare    := RUNS COMPARE ARGS
 takes.export     := RUN EXPORT SHARDS ARGS
 takes.demo       := BACKEND SAMPLE
 takes.mutants    := MODULE ARGS
-TESTS            := test test-pipeline test-all test-engines coverage
+TESTS            := test test-system test-pipeline test-all test-engines coverage
 BENCHES          := bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs \
   bench-archives bench-reading bench-train bench-gpu bench-shards
 $(foreach name,$(TESTS),$(eval takes.$(name) := ICH_REAL_DATA ARGS))
@@ -149,7 +149,7 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
-        test test-pipeline test-all test-engines coverage mutants lint clean
+        test test-system test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
 	@echo "Commands (make NAME VARIABLE=value ...):"
@@ -219,7 +219,10 @@ demo: ## The whole line on the sample: preprocess, train, evaluate, predict
 	@$(MAKE) --no-print-directory predict SHARDS=out/test-shards $(call pass,VENV BACKEND)
 
 test: $(VENV)/.dev ## Run the tests (ICH_REAL_DATA names a folder of real data, if there is one)
-	@$(RUN_PY) -m pytest --ignore tests/engines -n auto --maxprocesses 8 --dist worksteal
+	@$(RUN_PY) -m pytest --ignore tests/engines -m "not system" -n auto --maxprocesses 8 --dist worksteal
+
+test-system: $(VENV)/.dev ## Run the tests of whole commands, notebooks, web pages, kills and faulty stores
+	@$(RUN_PY) -m pytest --ignore tests/engines -m system -n auto --maxprocesses 8 --dist worksteal
 
 test-pipeline: $(VENV)/.test-pipeline ## Run the pipeline's tests, without TensorFlow
 	@$(RUN_PY) -m pytest tests/headct tests/beam_pipeline -n auto --maxprocesses 8 --dist worksteal

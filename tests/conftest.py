@@ -31,7 +31,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # `make test` itself tells its children so.
 os.environ.pop("HEADCT_STARTED_BY", None)
 
-FULL = "full: one more case of what others show, for `make test-all` (--full)"
+MARKERS = (
+    "full: one more case of what others show, for `make test-all` (--full)",
+    "system: whole commands, notebooks, web pages, kills and faulty stores (`make test-system`)",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,13 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: a third of the tests' time is waiting."""
-    return (os.cpu_count() or 1) * 3 // 2
+    """Two processes per core: a part of the tests' time is waiting."""
+    return (os.cpu_count() or 1) * 2
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker of cases that run with --full alone."""
-    config.addinivalue_line("markers", FULL)
+    """Registers the markers."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
 
 
 @pytest.hookimpl(wrapper=True)

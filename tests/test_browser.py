@@ -6,6 +6,8 @@ import pytest
 
 from tests.browser import LIGHT_PHONE, VIEWS, faults_of_page
 
+pytestmark = pytest.mark.system
+
 GOOD = '<!doctype html><html lang="en"><title>t</title><main><h1>A page</h1><p>Text.</p></main>'
 BAD = {
     "requests http": '<img src="http://127.0.0.1:9/a.png" alt="a">',

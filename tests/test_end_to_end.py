@@ -19,6 +19,8 @@ import pytest
 import headct
 from tests.trainer import small_network
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parent.parent
 IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 Command = tuple[object, ...]

@@ -166,6 +166,7 @@ def test_batches_for_jax(shards: Path) -> None:
     assert sum(sizes) == examples
 
 
+@pytest.mark.system
 def test_both_notebooks(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:

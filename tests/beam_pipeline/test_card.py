@@ -334,6 +334,7 @@ def test_no_two_elements_have_the_same_id(shards: Path) -> None:
     assert sorted(ids) == sorted(set(ids))
 
 
+@pytest.mark.system
 def test_a_browser_finds_nothing_wrong(shards: Path, full: bool) -> None:
     views = VIEWS if full else LIGHT_PHONE
     assert faults_of_page(shards / "report.html", views=views) == []

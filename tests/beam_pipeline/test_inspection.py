@@ -157,7 +157,6 @@ def test_a_page_and_a_line(
     for hidden in ("secret", str(export)):
         assert hidden not in text
     assert not page.references
-    assert faults_of_page(Path("inspect.html"), views=VIEWS[:1], visible=[".tiles"]) == []
 
     assert main([*argv, "--json"]) == 0  # its own page is no obstacle, and stays
     summary = json.loads(capsys.readouterr().out)
@@ -169,6 +168,14 @@ def test_a_page_and_a_line(
         "inspect: error: --output inspect.html exists and is no page of this command; choose "
         "another file, or --overwrite it\n"
     )
+
+
+@pytest.mark.system
+def test_the_page_in_a_browser(export: Path, tmp_path: Path) -> None:
+    page = tmp_path / "inspect.html"
+    argv = [f"{export}/in", f"{export}/labels.csv", "--folds=2", "--workers=1", "--image_size=32"]
+    assert main([*argv, f"--output={page}"]) == 0
+    assert faults_of_page(page, views=VIEWS[:1], visible=[".tiles"]) == []
 
 
 def test_mistakes_end_as_in_a_run(

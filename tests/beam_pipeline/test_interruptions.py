@@ -87,6 +87,7 @@ def undisturbed(command: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     return digests(output)
 
 
+@pytest.mark.system
 def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
     command: list[str], undisturbed: dict[str, str], tmp_path: Path, full: bool
 ) -> None:
@@ -156,6 +157,7 @@ def test_what_is_known_of_files_and_written_is_not_done_again(
     assert [(s.st_ino, s.st_mtime_ns) for s in after] == [(s.st_ino, s.st_mtime_ns) for s in before]
 
 
+@pytest.mark.system
 def test_a_run_goes_on_when_its_workers_are_killed(
     command: list[str], undisturbed: dict[str, str], tmp_path: Path, full: bool
 ) -> None:

@@ -47,6 +47,8 @@ from tests.headct.object_stores import (
     serve_s3,
 )
 
+pytestmark = pytest.mark.system
+
 # Seconds. The next byte of an answer is waited for during a quarter of them, and 1 s at least.
 PATIENCE, SHORT_PATIENCE = 4, 1
 LONGEST_RUN = 240  # seconds, after which a run counts as one that never ends

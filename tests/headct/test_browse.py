@@ -273,6 +273,7 @@ def test_the_command_serves_until_ctrl_c(folder: Path) -> None:
     connection.close()
 
 
+@pytest.mark.system
 def test_a_browser_finds_a_mistake(server: Server, full: bool) -> None:
     with chromium() as browser:
         page = browser.new_page()

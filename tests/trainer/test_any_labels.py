@@ -55,6 +55,7 @@ def read_submission(path: Path) -> pd.Series:
     return pd.read_csv(path, dtype={"ID": str}, na_filter=False).set_index("ID")["Label"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("labels", [ODD, ("mass_effect $",)], ids=["several", "one"])
 def test_labels_of_any_names_go_all_the_way(
     labels: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

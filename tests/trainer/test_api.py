@@ -89,6 +89,7 @@ def test_other_images_are_refused(finished: Path) -> None:
             run.predict(images)
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")  # Beam's own
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")  # RSNA's UIDs
 def test_from_dicom_files_to_a_model_and_back(tmp_path: Path, full: bool) -> None:

@@ -162,6 +162,7 @@ def test_what_cannot_be_compared_is_one_line(
     assert "--runs is missing" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_the_page_in_a_browser(pair: tuple[Path, Path], full: bool) -> None:
     make_run(pair[0].parent / "third", digest="e" * 64)
     compare(*pair, pair[0].parent / "third")

@@ -11,6 +11,8 @@ import pytest
 from trainer.__main__ import main
 
 # A folder, and a name in it.
+pytestmark = pytest.mark.system
+
 ODD = "[/red] [bold]a:bug:$x^$ %s \"b\" 'c' {d} #e ~ &amp;<b> \\n ü"
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from trainer.__main__ import main
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 FLAGS = ("--deterministic", "--no-report")
 # Within an epoch and between two updates, of two steps each; the others are at random.

@@ -68,6 +68,7 @@ def test_the_folder_of_a_scan() -> None:
     assert common_folder(pd.Series(["1", "a/2"])) == ""
 
 
+@pytest.mark.system
 def test_the_page(tmp_path: Path) -> None:
     setup = make_run(tmp_path / "run", ("a", "any"))
     sources = SCANS["source"].str.replace("x/two", f"x/{EVIL}")

@@ -200,6 +200,7 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.system
 def test_the_page_in_a_browser(finished: Path, many_labels: Path, full: bool) -> None:
     views = (VIEWS, VIEWS) if full else (LIGHT_PHONE, DARK_PHONE)
     for page, seen in zip((finished / "report.html", many_labels), views, strict=True):

@@ -187,6 +187,7 @@ def test_mlflow_in_a_local_store(
     assert not any("alice" in text for text in written)
 
 
+@pytest.mark.system
 def test_weights_and_biases_offline(
     finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
