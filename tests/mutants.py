@@ -152,10 +152,11 @@ def choose(code: str, sample: int, generator: random.Random) -> list[Mutant]:
             line = lines[row - 1]
             # Cosmic Ray mutates the stars of parameters and displays, too.
             is_star = line[start:end] in ("*", "**") and node.parent.type in _NOT_OPERATIONS
-            # Decorators freeze or cache: no result depends on it. Cosmic Ray cannot replace an
-            # exception with a dot in its name.
+            # Decorators freeze or cache, and lengths are equal: no result depends on it. Cosmic
+            # Ray cannot replace an exception with a dot in its name.
             is_dotted = "ExceptionReplacer" in name and "." in line[start:end]
-            if not (is_dotted or is_star or line.lstrip().startswith("@")):
+            is_assertion = "zip(" in line and line[:start].endswith("strict=")
+            if not (is_dotted or is_star or is_assertion or line.lstrip().startswith("@")):
                 found.append(Mutant(name, occurrence))
     return generator.sample(found, sample) if 0 < sample < len(found) else found
 

@@ -407,6 +407,10 @@ def test_too_few_groups_are_refused() -> None:
     assert str(raised.value) == (
         "--folds 21: 20 patients cannot fill 21 folds; want --folds 20 or fewer"
     )
+    for patients, advice in {1: "", 2: "; want --folds 2 or fewer"}.items():
+        groups = np.arange(patients)
+        with pytest.raises(UsageError, match=rf"cannot fill 3 folds{advice}$"):
+            assign_splits(groups, LABELS[:patients], SplitOptions(folds=3))
     with pytest.raises(UsageError) as raised:
         assign(folds=20, holdout=0.1)
     assert str(raised.value) == (

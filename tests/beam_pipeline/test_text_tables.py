@@ -155,6 +155,8 @@ def archive(*names: str, data: bytes = TABLE.encode()) -> bytes:
 
 
 def test_an_archive_may_hold_a_compressed_table_and_what_macos_adds(tmp_path: Path) -> None:
+    thrice = gzip.compress(gzip.compress(gzip.compress(TABLE.encode())))
+    assert content(tmp_path, thrice) == content(tmp_path, TABLE.encode())
     data = archive("a.csv.gz", "__MACOSX/._a.csv.gz", data=gzip.compress(TABLE.encode()))
     assert content(tmp_path, data) == ROWS
 
