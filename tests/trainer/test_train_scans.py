@@ -1,6 +1,7 @@
 """`train_scans`: from a finished run to a run of a scan model that the other commands take."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,6 +84,24 @@ def test_it_begins_as_the_slice_network_and_is_a_run(
     capsys.readouterr()
     assert main(["train_scans", str(run), *FEW]) == 0
     assert "this run is complete" in capsys.readouterr().out
+
+
+@pytest.mark.system
+def test_all_formats_answer_as_predict_does(
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("tf2onnx", reason="ONNX needs tf2onnx")
+    run, _ = trained
+    assert main(["export", "--run", f"{run}/scans", "--output", f"{tmp_path}/e"]) == 0
+    told = capfd.readouterr()
+    assert (told.err, caplog.text) == ("", "")
+    for name in ("model.keras", "saved_model", "model.onnx"):
+        assert (tmp_path / "e" / name).exists()
+    (difference,) = re.findall(r"within (\S+) of", " ".join(told.out.split()))
+    assert float(difference) < 1e-5
 
 
 def test_a_stopped_training_resumes_with_the_same_figures(

@@ -7,6 +7,7 @@ before they move into the output folder.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -275,6 +276,8 @@ def write_format(model: Any, name: str, path: Path) -> None:
             import onnx
             import tf2onnx
 
+        # It warns of shapes that it cannot infer; the exported model is checked by its answers.
+        logging.getLogger("tf2onnx").setLevel(logging.ERROR)
         graph, _ = tf2onnx.convert.from_function(tf.function(functions[1]), signature, opset=OPSET)
         for tensor in (*graph.graph.input, *graph.graph.output):
             if tensor.name == SCAN_OUTPUT:

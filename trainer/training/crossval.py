@@ -52,7 +52,7 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
     display.say(f"Log loss: weights {explain_weights(summary['label_weights'])}.")
     display.say(OUT_OF_FOLD_NOTE)
     display.print_unwrapped(f"written: {folder}/crossval.json, {folder}/{OUT_OF_FOLD}")
-    display.print_unwrapped(next_command("compare", runs=[setup.run.path for setup in setups]))
+    display.print_unwrapped(next_command("compare", runs=[folder]))
 
 
 def _train_folds(setups: tuple[TrainingSetup, ...]) -> None:
