@@ -11,10 +11,10 @@ import pytest
 from headct.errors import UsageError
 from tests.trainer.made_runs import make_run
 from trainer.evaluation.evaluate import fit_and_cross_fit, fit_and_cross_fit_smoothing
-from trainer.evaluation.fit_smoothing import SmoothingFit
+from trainer.evaluation.fit_smoothing import CANDIDATES, SmoothingFit, describe_smoothing
 from trainer.evaluation.metrics import weighted_log_loss
 from trainer.evaluation.predict import Predictions
-from trainer.runs.smoothing import Smoothing, choose_smoothing
+from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
 
 NAMES, WEIGHTS = ("a", "any"), (1.0, 2.0)
 PATIENTS, SLICES = 24, 20
@@ -51,6 +51,19 @@ def poisoned(predictions: Predictions, patient: int) -> tuple[Predictions, npt.N
     hers = (predictions.rows["patient_id"] == f"patient{patient}").to_numpy()
     labels = np.where(hers[:, None], 1 - predictions.labels, predictions.labels)
     return replace(predictions, labels=labels), hers
+
+
+def test_the_candidates_are_a_grid() -> None:
+    none, *grid = CANDIDATES
+    assert none == NO_SMOOTHING
+    widths = [1, 1.414, 2, 2.828, 4, 5.657, 8, 11.314, 16, 22.627]
+    assert sorted({each.width_mm for each in grid}) == pytest.approx(widths, abs=1e-3)
+    amounts = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+    assert sorted({each.amount for each in grid}) == pytest.approx(amounts)
+    assert len(grid) == 100
+    assert describe_smoothing(none) == {"smooth_z_width_mm": None, "smooth_z_amount": None}
+    some = {"smooth_z_width_mm": 2.5, "smooth_z_amount": 0.5}
+    assert describe_smoothing(Smoothing(2.5, 0.5)) == some
 
 
 def test_the_loss_of_a_candidate_is_that_of_its_smoothing() -> None:

@@ -54,6 +54,8 @@ def test_a_difference_is_that_of_the_metrics() -> None:
     found = measured.difference(even, "log_loss", "a")
     assert found.value == pytest.approx(np.log(8 / 3) / 3)
     assert measured.difference(even, "roc_auc", "b").value is None
+    # Resamples are paired: predictions never differ from themselves.
+    assert measured.difference(measured, "log_loss", "a")[:2] == (0, [0, 0])
 
 
 def test_mean_probabilities_are_of_the_positives_of_each_label() -> None:
