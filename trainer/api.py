@@ -279,7 +279,8 @@ class TrainedModel:
         """
         from trainer.evaluation.metrics import probabilities
         from trainer.evaluation.pooling import pool
-        from trainer.evaluation.predict import pool_runs, predict_batch
+        from trainer.evaluation.predict import pool_runs
+        from trainer.evaluation.predict_models import predict_batch
 
         if any(each.record.scans for each in self.run.networks):
             raise UsageError(
@@ -325,12 +326,8 @@ class TrainedModel:
         Raises:
             UsageError: the shards do not fit the run, or a shard is damaged.
         """
-        from trainer.evaluation.predict import (
-            Predictions,
-            correct_scans,
-            predict_ensemble,
-            predict_models,
-        )
+        from trainer.evaluation.predict import correct_scans, predict_ensemble
+        from trainer.evaluation.predict_models import Predictions, predict_models
 
         self.run.check_fit(shards)
 

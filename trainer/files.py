@@ -213,3 +213,9 @@ def check_writable(folder: Path, option: str) -> None:
             pass
     except OSError as error:
         raise UsageError(f"{option}: cannot be written ({error.strerror})") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

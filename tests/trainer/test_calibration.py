@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from trainer.evaluation.evaluate import cross_calibrate, fit_calibration, fit_label
+from trainer.evaluation.calibration import cross_calibrate, fit_calibration, fit_label
 
 Array = npt.NDArray[Any]
 

@@ -23,7 +23,7 @@ from trainer.data.input_pipeline import (
 )
 from trainer.data.sampling import Order
 from trainer.data.shards import ShardDirectory, check_files, read_shard_directory
-from trainer.evaluation.predict import predict_split
+from trainer.evaluation.predict_models import predict_models
 
 VICTIM = "ich-fold1.tfrecord-00001-of-00002"
 RECORD = 7
@@ -200,7 +200,7 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
             return np.zeros((len(images), 3), np.float32)
 
     with pytest.raises(UsageError, match=f"{victim}: record 3: "):
-        predict_split(Model(), data, data.split("test"), data.labels, 4)
+        predict_models([Model()], data, data.split("test"), data.labels, 4)
 
 
 def draw(data: ShardDirectory) -> None:

@@ -13,7 +13,7 @@ from tests.trainer.made_runs import make_run
 from trainer.evaluation.evaluate import fit_and_cross_fit, fit_and_cross_fit_smoothing
 from trainer.evaluation.fit_smoothing import CANDIDATES, SmoothingFit, describe_smoothing
 from trainer.evaluation.metrics import weighted_log_loss
-from trainer.evaluation.predict import Predictions
+from trainer.evaluation.predict_models import Predictions
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, choose_smoothing
 
 NAMES, WEIGHTS = ("a", "any"), (1.0, 2.0)

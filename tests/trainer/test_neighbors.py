@@ -18,7 +18,7 @@ from trainer.__main__ import main
 from trainer.data.input_pipeline import evaluation_batches, examples_as_read
 from trainer.data.neighbors import Neighbors, stack
 from trainer.data.shards import read_shard_directory
-from trainer.evaluation.predict import predict_models
+from trainer.evaluation.predict_models import predict_models
 from trainer.networks.image_layers import ApplyWindows, Augment
 from trainer.options import EvaluateOptions, TrainOptions
 from trainer.report.slices import Chosen, draw_slices

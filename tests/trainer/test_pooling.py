@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.pooling import compare_losses, cross_fit, fit_weights, pool, without
+from trainer.evaluation.calibration import cross_fit
+from trainer.evaluation.pooling import compare_losses, fit_weights, pool, without
 
 LOG3, LOG9 = np.log(3.0), np.log(9.0)
 # Logits of the probabilities 0.9 and 0.5, for one example and one label.
@@ -79,9 +80,11 @@ def test_no_patient_has_a_say_in_its_own_weights() -> None:
     patients = np.repeat(np.arange(12), 5)
 
     def weigh(labels: np.ndarray) -> np.ndarray:
-        return cross_fit(
-            patients, 4, lambda rows: fit_weights(logits[:, rows], labels[rows], "logits", (1, 2))
-        )
+        def answer(rest: np.ndarray, group: np.ndarray) -> np.ndarray:
+            fitted = fit_weights(logits[:, rest], labels[rest], "logits", (1, 2))
+            return np.tile(fitted, (len(group), 1))
+
+        return cross_fit(patients, answer).T
 
     found = weigh(labels)
     assert found.shape == (3, 60)
@@ -90,7 +93,7 @@ def test_no_patient_has_a_say_in_its_own_weights() -> None:
     poisoned = np.where((patients == 7)[:, None], 1 - labels, labels)
     of_others = weigh(poisoned)
     np.testing.assert_array_equal(of_others[:, patients == 7], found[:, patients == 7])
-    assert len({*of_others[0]} - {*found[0]}) == 3  # the other groups saw the poison
+    assert len({*of_others[0]} - {*found[0]}) == 9  # the other groups saw the poison
 
 
 def test_the_others_take_the_weight_of_who_leaves() -> None:

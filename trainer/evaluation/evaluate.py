@@ -1,23 +1,26 @@
-"""Evaluation of a saved run on a labeled split, and the fit of its calibration (Platt scaling)."""
+"""Evaluation of a saved run on a labeled split; fits of calibration, smoothing and weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.model_selection import GroupKFold
 
 from headct.errors import UsageError
 from headct.layout import PATIENT_ID, fold_number
 from trainer.data.shards import ALL_FOLDS, ALL_LABELED
 from trainer.display import next_command, number, show_figures, show_members
 from trainer.evaluation import pooling
+from trainer.evaluation.calibration import (
+    SmoothBy,
+    count_groups,
+    cross_calibrate,
+    cross_fit,
+    fit_calibration,
+)
 from trainer.evaluation.fit_smoothing import (
     SmoothingFit,
     compare_smoothing,
@@ -26,19 +29,14 @@ from trainer.evaluation.fit_smoothing import (
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import (
     Array,
-    Floats,
     Ints,
     probabilities,
     split_figures,
     weighted_log_loss,
 )
-from trainer.evaluation.pooling import compare_losses, cross_fit, pool, without
-from trainer.evaluation.predict import (
-    Predictions,
-    compare_with_training,
-    predict_run,
-    write_parquet,
-)
+from trainer.evaluation.pooling import compare_losses, pool, without
+from trainer.evaluation.predict import compare_with_training, predict_run, write_parquet
+from trainer.evaluation.predict_models import Predictions
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.runs.ensemble import Ensemble, EnsembleRecord
@@ -61,10 +59,6 @@ _WARNINGS = {
 }
 # Metrics that depend on probabilities, not just on their ranking.
 _OF_PROBABILITIES = {"weighted_log_loss", "log_loss", "calibration_error", "reliability"}
-_HIGHEST_TEMPERATURE = 20.0
-_GROUPS = 10  # of patients, in cross-fitting
-# From rows of slices to the logits of all slices, smoothed as fits the patients of these.
-SmoothBy = Callable[[npt.NDArray[np.integer[Any]]], Array]
 
 
 def evaluate(
@@ -90,21 +84,8 @@ def evaluate(
     """
     leave_gpu_to_jax()
     run, names, display = setup.run, setup.shards.labels, setup.display
-    predictions, ensemble = predict_labeled(setup), None
+    predictions, ensemble = pool_members(setup, predict_labeled(setup), fit_weights)
     smoothing, smooth_by = None, None
-    if isinstance(run, Ensemble) and predictions.members is not None:
-        weights = np.array(run.shares)
-        if fit_weights:
-            weights, fitted = fit_and_cross_fit_weights(setup, predictions)
-            run.ensemble = fitted
-            predictions = replace(
-                predictions, logits=pool(predictions.members, run.ensemble.mean, weights)
-            )
-        if len(run.members) > 1:
-            run.write()
-            ensemble = describe_members(setup, predictions, weights)
-        else:
-            display.say(OUT_OF_FOLD_NOTE)
     if fit_smooth_z:
         setup, predictions, smoothing, smooth_by = fit_and_cross_fit_smoothing(setup, predictions)
     elif setup.smoothing.changes:
@@ -153,6 +134,33 @@ def evaluate(
     return setup
 
 
+def pool_members(
+    setup: EvaluationSetup, predictions: Predictions, weigh: bool
+) -> tuple[Predictions, dict[str, Any] | None]:
+    """Fit the weights of an ensemble, if wanted, and write its record.
+
+    Returns:
+        The predictions, with cross-fitted weights if these are fitted; and the members, for the
+        figures. Of a run or a single cross-validation, the same predictions, and None.
+
+    Raises:
+        UsageError: there is only one patient.
+    """
+    run = setup.run
+    if not isinstance(run, Ensemble) or predictions.members is None:
+        return predictions, None
+    if len(run.members) == 1:
+        setup.display.say(OUT_OF_FOLD_NOTE)
+        return predictions, None
+    weights = np.array(run.shares)
+    if weigh:
+        weights, run.ensemble = fit_and_cross_fit_weights(setup, predictions)
+        pooled = pool(predictions.members, run.ensemble.mean, weights)
+        predictions = replace(predictions, logits=pooled)
+    run.write()
+    return predictions, describe_members(setup, predictions, weights)
+
+
 def fit_and_cross_fit_weights(
     setup: EvaluationSetup, predictions: Predictions
 ) -> tuple[Array, EnsembleRecord]:
@@ -168,12 +176,15 @@ def fit_and_cross_fit_weights(
     run, members, labels = setup.run, predictions.members, predictions.labels
     assert isinstance(run, Ensemble)
     assert members is not None
-    groups = min(_GROUPS, count_patients(setup, predictions, "fit_weights"))
+    check_patients(setup, predictions, "fit_weights")
 
     def fit(rows: Ints) -> Array:
         return pooling.fit_weights(members[:, rows], labels[rows], run.ensemble.mean, setup.weights)
 
-    crossed = cross_fit(predictions.rows[PATIENT_ID].to_numpy(), groups, fit)
+    crossed = cross_fit(
+        predictions.rows[PATIENT_ID].to_numpy(),
+        lambda rest, group: np.tile(fit(rest), (len(group), 1)),
+    ).T
     fitted = fit(np.arange(len(labels)))
     record = replace(run.ensemble, weights=fitted.tolist())
     return crossed, replace(record, split=setup.split.name, digest=setup.shards.digest())
@@ -220,7 +231,7 @@ def describe_members(
 
 
 def predict_labeled(setup: EvaluationSetup) -> Predictions:
-    """Predict a split; raise UsageError if a slice is unlabeled, and like `predict_split`."""
+    """Predict a split; raise UsageError if a slice is unlabeled, and like `predict_models`."""
     predictions = predict_run(setup, setup.shards.labels, "evaluating")
     if (predictions.labels < 0).any():
         raise UsageError(f"split {setup.split.name}: has no labels to measure by; use `predict`")
@@ -264,12 +275,10 @@ def measure_scans(slices: Measured) -> dict[str, Any]:
     }
 
 
-def count_patients(setup: EvaluationSetup, predictions: Predictions, option: str) -> int:
-    """Return the number of patients; raise UsageError if there is only one."""
-    count = predictions.rows["patient_id"].nunique()
-    if count < 2:
+def check_patients(setup: EvaluationSetup, predictions: Predictions, option: str) -> None:
+    """Raise UsageError if there is only one patient."""
+    if predictions.rows[PATIENT_ID].nunique() < 2:
         raise UsageError(f"--{option}: {setup.split.name} has one patient; it takes two or more")
-    return count
 
 
 def fit_and_cross_fit_smoothing(
@@ -287,20 +296,21 @@ def fit_and_cross_fit_smoothing(
     Raises:
         UsageError: there is only one patient, or slices have no series or position.
     """
-    groups = min(_GROUPS, count_patients(setup, predictions, "fit_smooth_z"))
+    check_patients(setup, predictions, "fit_smooth_z")
     fit = SmoothingFit(predictions, setup.weights)
-    patients = predictions.rows["patient_id"].to_numpy()
-    every = np.arange(len(patients))
-    crossed = np.empty(predictions.logits.shape)
-    for rest, group in GroupKFold(groups).split(every, groups=patients):
-        crossed[group] = fit.smooth_by(rest)[group]
+    patients = predictions.rows[PATIENT_ID].to_numpy()
+    crossed = cross_fit(patients, lambda rest, group: fit.smooth_by(rest)[group])
     smoothed = replace(predictions, logits=crossed)
-    found = fit.fit(every)
+    found = fit.fit(np.arange(len(patients)))
     compared = compare(setup, predictions, smoothed)
     kept = found if compared["helps"] else replace(found, amount=0.0)
     kept = replace(kept, split=setup.split.name, digest=setup.shards.digest())
     write_smoothing(setup.run.smoothing, kept)
-    description = {"figures": CROSS_FITTED, "parts": groups, **describe_smoothing(found)}
+    description = {
+        "figures": CROSS_FITTED,
+        "parts": count_groups(patients),
+        **describe_smoothing(found),
+    }
     description |= compared
     say_smoothing(setup, found, description)
     setup = replace(setup, smoothing=kept)
@@ -370,8 +380,8 @@ def fit_and_cross_fit(
     """
     logits, labels, names = predictions.logits, predictions.labels, setup.shards.labels
     display, split = setup.display, setup.split.name
-    patients = predictions.rows["patient_id"].to_numpy()
-    count = count_patients(setup, predictions, "fit_temperature")
+    check_patients(setup, predictions, "fit_temperature")
+    patients = predictions.rows[PATIENT_ID].to_numpy()
     every = logits if smooth_by is None else smooth_by(np.arange(len(logits)))
     fitted = replace(
         fit_calibration(every, labels),
@@ -390,7 +400,7 @@ def fit_and_cross_fit(
         f"{label} {temperature:.2f} {bias:+.2f}" for label, temperature, bias in values
     )
     display.say(f"temperatures and biases fitted on {split}: {shown}")
-    groups = min(_GROUPS, count)
+    groups = count_groups(patients)
     display.say(
         f"log loss {before:.4f} without them, {after_fit:.4f} on the slices that they were fitted"
         f" on; {after:.4f} cross-fitted, each of {groups} groups of patients by the others. The"
@@ -398,7 +408,7 @@ def fit_and_cross_fit(
     )
     if after > before:
         display.say(
-            f"{count} patients are too few to fit them by: on others, the loss"
+            f"{len(np.unique(patients))} patients are too few to fit them by: on others, the loss"
             " is lower without --temperature"
         )
     description = {
@@ -408,62 +418,6 @@ def fit_and_cross_fit(
         "log_loss_on_fitted_slices": after_fit,
     }
     return replace(setup, calibration=fitted), replace(predictions, logits=crossed), description
-
-
-def fit_calibration(logits: Floats, labels: Ints) -> Calibration:
-    """Fit a temperature and a bias per label, from logits and labels [N, L]."""
-    fitted = [fit_label(logits[:, i], labels[:, i]) for i in range(labels.shape[1])]
-    temperatures, biases = zip(*fitted, strict=True)
-    return Calibration(temperatures, biases)
-
-
-def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
-    """Fit temperature and bias of one label: a logistic regression on its logits, [N].
-
-    The targets are slightly smoothed (Platt 1999, section 2.2): the fit stays finite for separable
-    labels. The temperature is 1/20 to 20; positive temperatures keep the ranking.
-    A label without positives, or without negatives, keeps its logits.
-    """
-    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
-    if not positives or not negatives:
-        return 1.0, 0.0
-    x = logits.astype(np.float64)
-    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-
-    def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
-        z = parameters[0] * x + parameters[1]
-        error = expit(z) - target
-        loss = float((np.logaddexp(0, z) - target * z).mean())
-        return loss, np.array([(error * x).mean(), error.mean()])
-
-    fit = minimize(
-        loss_and_gradient,
-        (1.0, 0.0),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(1 / _HIGHEST_TEMPERATURE, _HIGHEST_TEMPERATURE), (None, None)],
-        options={"ftol": 1e-12, "gtol": 1e-8},
-    )
-    scale, bias = fit.x.tolist()
-    return 1 / scale, bias
-
-
-def cross_calibrate(
-    logits: Floats,
-    labels: Ints,
-    patients: npt.NDArray[Any],
-    smooth_by: SmoothBy | None = None,
-) -> Array:
-    """Calibrate logits [N, L] per patient by fits on other patients, of whom there must be some.
-
-    With `smooth_by`, the smoothing is fitted on the same other patients, in place of `logits`.
-    """
-    calibrated = np.empty(logits.shape)
-    folds = GroupKFold(min(_GROUPS, len(np.unique(patients))))
-    for rest, group in folds.split(logits, groups=patients):
-        these = logits if smooth_by is None else smooth_by(rest)
-        calibrated[group] = fit_calibration(these[rest], labels[rest]).apply(these[group])
-    return calibrated
 
 
 def with_losses(figures: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from keras import layers, ops
 from headct.errors import UsageError
 from headct.scans import Scans
 from trainer.evaluation.metrics import Floats, probabilities
-from trainer.evaluation.predict import predict_batch
+from trainer.evaluation.predict_models import predict_batch
 from trainer.files import disk_trouble, full_disk_reported, new_folder, write_json
 from trainer.native_log import held_back
 from trainer.networks.image_layers import ImageLayer

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Array, Floats, Ints
-from trainer.evaluation.predict import Predictions
+from trainer.evaluation.predict_models import Predictions
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, local_means, mix
 
 # Two parameters from a grid: the loss is flat around its minimum, and the loss of every patient is

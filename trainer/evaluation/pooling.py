@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logsumexp
-from sklearn.model_selection import GroupKFold
 
 from trainer.evaluation.bootstrap import paired_interval
 from trainer.evaluation.metrics import Array, Floats, Ints, example_losses, probabilities
@@ -84,22 +83,6 @@ def fit_weights(logits: Floats, labels: Ints, mean: str, label_weights: Sequence
     )
     weights = np.where(fit.x < _LEAST_WEIGHT, 0, fit.x)
     return np.asarray(weights / weights.sum())
-
-
-def cross_fit(patients: npt.NDArray[Any], groups: int, fit: Callable[[Ints], Array]) -> Array:
-    """Return weights per example, [M, N], that `fit` finds without the example's patient.
-
-    Args:
-        patients: [N], of two patients or more.
-        groups: number of groups of patients, each with the weights by the others.
-        fit: from the numbers of examples to the weights of the members, [M].
-    """
-    number = np.empty(len(patients), np.int64)
-    fitted: list[Array] = []
-    for rest, group in GroupKFold(groups).split(patients, groups=patients):
-        number[group] = len(fitted)
-        fitted.append(fit(rest))
-    return np.stack(fitted, axis=1)[:, number]
 
 
 class Difference(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from headct.errors import UsageError
 from trainer.data.shard_source import find_shards
@@ -123,7 +123,8 @@ def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
             for name, value in run_identity(options).items()
             if before.get(name) != value
         ]
-        differing += ["another slice network"] if _differs(run.model, slices.model) else []
+        same = run.model.is_file() and filecmp.cmp(run.model, slices.model, shallow=False)
+        differing += [] if same else ["another slice network"]
         if found is None or differing:
             more = "; ".join(differing) if found else "a run of `train`"
             raise UsageError(f"--output {run.path} is of other options: {more}")
@@ -134,10 +135,3 @@ def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
         known = {path.name for path in (run.model, run.trained_on, run.checkpoints)}
         if not run.path.is_dir() or {path.name for path in run.path.iterdir()} - known - {LOCK}:
             raise UsageError(f"--output {run.path}: exists and is no run directory")
-
-
-def _differs(one: Path, other: Path) -> bool:
-    """Return whether two files differ in size or bytes."""
-    if not one.is_file():
-        return True
-    return one.stat().st_size != other.stat().st_size or one.read_bytes() != other.read_bytes()

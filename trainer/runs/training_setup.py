@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from trainer.data.sampling import balanced_rates
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split, count
 from trainer.display import Display
-from trainer.files import check_writable
+from trainer.files import check_writable, file_sha256
 from trainer.networks.catalog import find_backbone
 from trainer.options import CrossvalOptions, TrainOptions, label_weights, parse_trackers
 from trainer.runs.run import Origin, Run
@@ -190,8 +189,7 @@ def continue_from(
         if name in options.model_fields_set and given != value:
             has = "brings its own" if name == "weights" else f"has {value or 'the default'}"
             raise UsageError(f"--{name} {given}: --continue_from {run.path} {has}; leave it out")
-    with run.model.open("rb") as file:
-        origin = Origin(str(run.path.absolute()), hashlib.file_digest(file, "sha256").hexdigest())
+    origin = Origin(str(run.path.absolute()), file_sha256(run.model))
     return type(options)(**options.model_dump(exclude_unset=True) | taken), origin
 
 

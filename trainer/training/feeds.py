@@ -33,7 +33,7 @@ from trainer.data.neighbors import stack
 from trainer.data.sampling import Order, epoch_rows
 from trainer.data.shards import Split, count
 from trainer.evaluation.metrics import probabilities
-from trainer.evaluation.predict import check_finite, predict_split
+from trainer.evaluation.predict_models import check_finite, predict_models
 from trainer.networks.hardware import check_device_memory
 from trainer.networks.image_layers import Resize
 from trainer.networks.model import Classifier, build_resize
@@ -66,8 +66,8 @@ class Feed:
     def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
         """Return labels [N, L] and probabilities [N, L] of the validation fold."""
         setup = self.setup
-        predictions = predict_split(
-            classifier.model,
+        (predictions,) = predict_models(
+            [classifier.model],
             setup.shards,
             setup.validation,
             setup.shards.labels,

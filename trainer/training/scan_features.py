@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from headct.scans import Scans
 from trainer.data.neighbors import Neighbors, stacked_images
 from trainer.data.shards import ShardDirectory, Split
 from trainer.display import Display
-from trainer.evaluation.predict import check_finite, predict_batch
+from trainer.evaluation.predict_models import check_finite, predict_batch
 from trainer.files import write_json
 from trainer.networks.scan_model import as_half
 
@@ -134,9 +133,3 @@ def _batches(
             images = waiting.pop().result()
             waiting += [reader.submit(read, begin + size)] if begin + size < len(rows) else []
             yield begin, images
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

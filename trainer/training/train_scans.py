@@ -18,7 +18,7 @@ from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import probabilities, split_figures, weighted_log_loss
 from trainer.evaluation.predict import write_parquet
-from trainer.files import write_json, write_whole
+from trainer.files import file_sha256, write_json, write_whole
 from trainer.networks import hardware
 from trainer.networks.saved_models import load_classifier
 from trainer.networks.scan_model import (
@@ -33,7 +33,7 @@ from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Progress
 from trainer.runs.scan_setup import ScanSetup
-from trainer.training.scan_features import ScanFeatures, extract_features, file_sha256
+from trainer.training.scan_features import ScanFeatures, extract_features
 from trainer.training.training_model import WeightedBinaryCrossentropy
 
 MISTAKES = 12

@@ -9,12 +9,12 @@ from pyarrow.parquet import read_schema
 from headct.errors import UsageError
 from trainer.data.shards import Split, read_shard_directory
 from trainer.errors import Diverged
-from trainer.evaluation.predict import (
+from trainer.evaluation.predict import write_parquet
+from trainer.evaluation.predict_models import (
     Predictions,
     check_finite,
     predict_batch,
-    predict_split,
-    write_parquet,
+    predict_models,
 )
 from trainer.runs.run import Calibration
 
@@ -33,7 +33,7 @@ def test_every_slice_is_predicted_with_its_own_ids(shards: Path, batch_size: int
     data = read_shard_directory(shards)
     split = data.split("fold0")
     heard: list[int] = []
-    found = predict_split(Brightness(), data, split, data.labels, batch_size, heard.append)
+    (found,) = predict_models([Brightness()], data, split, data.labels, batch_size, heard.append)
     assert found.logits.shape == (21, 3)
     assert heard == [*range(batch_size, 21, batch_size), 21]
     frame = found.frame().set_index("image_id")
@@ -57,7 +57,7 @@ def test_more_examples_than_the_manifest_says(shards: Path) -> None:
     first, second = data.split("fold0").shards
     split = Split("fold0", (replace(first, examples=10), second))
     with pytest.raises(UsageError, match="split fold0: 21 examples where the manifest has 20"):
-        predict_split(Brightness(), data, split, data.labels, 8)
+        predict_models([Brightness()], data, split, data.labels, 8)
 
 
 def test_a_slice_without_numbers_is_counted_once() -> None:
@@ -95,12 +95,12 @@ def test_a_row_an_example(tmp_path: Path) -> None:
 
 
 def test_mirror_images_are_looked_at_where_that_is_asked_for(shards: Path) -> None:
-    data = read_shard_directory(shards)
+    data, model = read_shard_directory(shards), Brightness()
     plain, mirrored = (
-        predict_split(Brightness(), data, data.split("fold0"), data.labels, 8, flip=flip).logits
+        predict_models([model], data, data.split("fold0"), data.labels, 8, flip=flip)[0].logits
         for flip in (False, True)
     )
     assert not np.allclose(plain[:, 0], plain[:, 1])
     np.testing.assert_allclose(mirrored[:, 0], mirrored[:, 1])
-    default = predict_split(Brightness(), data, data.split("fold0"), data.labels, 8).logits
-    np.testing.assert_array_equal(default, plain)
+    (default,) = predict_models([model], data, data.split("fold0"), data.labels, 8)
+    np.testing.assert_array_equal(default.logits, plain)
