@@ -121,6 +121,8 @@ def test_an_ensemble_is_measured_by_the_mean_of_its_runs(
     without = np.average(losses(others), weights=[1, 1, 2])
     assert first["ensemble_minus_without"]["value"] == pytest.approx(loss - without)
     shown = " ".join(capsys.readouterr().out.split())
+    assert described["weights"] == "equal"
+    assert "weights were fitted" not in shown
     best = min(described["members"], key=lambda each: each["weighted_log_loss"])
     assert f"than that of {best['name']}, its best member" in shown
 
@@ -142,7 +144,9 @@ def test_weights_are_fitted_kept_and_used(
     assert [each["weight"] for each in crossed["ensemble"]["members"]] == kept["weights"]
     capsys.readouterr()
     assert main(["evaluate", "--run", str(output)]) == 0
-    assert "weights were fitted on these slices" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weights were fitted on these slices" in shown
+    assert "Next: " not in shown  # one model cannot be exported for several
     again = json.loads((output / "evaluation-fold0.json").read_text())
     assert again["weighted_log_loss"] < crossed["weighted_log_loss"]
     expected = sigmoid(np.tensordot(kept["weights"], [logits_of(read(run)) for run in runs], 1))

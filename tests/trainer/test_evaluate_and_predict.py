@@ -114,7 +114,9 @@ def test_a_split_that_was_trained_on_is_marked(
     assert "fold1 was trained on" in capsys.readouterr().out
     assert json.loads((run / "evaluation-fold1.json").read_text())["trained_on"]
     assert main(["evaluate", "--run", str(run)]) == 0
-    assert "was trained on" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "was trained on" not in shown
+    assert f"Next: python -m trainer export --run {run} " in shown
 
 
 def test_a_label_without_positives_in_training_is_guessed_by_what_the_head_begins_with(
