@@ -95,8 +95,8 @@ def grouped_convolution(x: Any, stride: int, name: str) -> Any:
     """Apply a grouped 3 x 3 convolution, padded by 1, without bias, to a symbolic [B, h, w, C].
 
     One matrix product over all groups, with Keras's own layers, so exported models need no code of
-    this package. `Conv2D(groups=32)` needs XLA on a CPU with TensorFlow, and is a hundred times
-    slower there with either backend.
+    this package. `Conv2D(groups=32)` needs XLA on a CPU with TensorFlow, and is far slower there
+    with either backend.
     """
     rows, columns, channels = x.shape[1:]
     width = channels // GROUPS
