@@ -111,7 +111,9 @@ def test_a_split_that_was_trained_on_is_marked(
     run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "--run", str(run), "--split", "fold1"]) == 0
-    assert "fold1 was trained on" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "fold1 was trained on" in shown
+    assert "Fitted on patients of the training" not in shown
     assert json.loads((run / "evaluation-fold1.json").read_text())["trained_on"]
     assert main(["evaluate", "--run", str(run)]) == 0
     shown = capsys.readouterr().out
