@@ -188,7 +188,7 @@ convert: $(PIPELINE) ## Write shards as Parquet files or WebDataset's tar files,
 train: $(TRAINER) ## Train on a shard directory; the same RUN resumes where it stopped
 	@$(BY_SAMPLE); $(RUN_PY) -m trainer train "$$@" $(TRAIN_FLAGS)
 
-train-scans: $(TRAINER) ## Train a model of whole scans on the network of RUN, in RUN/scans
+train-scans: $(TRAINER) ## Train a model of whole scans on the network of RUN (or per fold of a crossval), in RUN/scans
 	@$(RUN_PY) -m trainer train_scans $(call flag,--run,RUN) $(OTHER_SHARDS) $(BACKEND_FLAG)
 
 evaluate: $(TRAINER) ## Evaluate a run, or RUNS as an ensemble, on the validation fold (SHARDS: of other shards)

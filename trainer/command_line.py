@@ -127,10 +127,16 @@ def _train(options: TrainOptions, builder: Callable[..., Any] | None) -> None:
 
 
 def _train_scans(options: TrainScansOptions) -> None:
-    """Train a scan model, unless its run is complete."""
+    """Train a scan model, unless its run is complete, or one per fold of a cross-validation."""
     from trainer.runs.scan_setup import prepare_scans
 
-    setup = prepare_scans(options)
+    setup, *others = setups = prepare_scans(options)
+    if others:
+        load_libraries(options.backend)
+        from trainer.training.crossval import crossvalidate_scans
+
+        crossvalidate_scans(setups)
+        return
     if setup.run.is_complete:
         setup.display.say(f"{setup.run.path}: this run is complete; metrics.json has its figures")
         setup.display.print_unwrapped(next_command("evaluate", run=setup.run.path))

@@ -352,9 +352,11 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     ] = ""
     """shard directory, a path or URL, if it has moved"""
     run: Annotated[LocalPath, Mark.UNRECORDED]
-    """run directory of a finished training: its network gives features and logits of slices"""
+    """run directory of a finished training: its network gives features and logits of slices; or the
+    folder of a cross-validation: a scan model per fold, in the network of that fold"""
     output: Annotated[Location, Mark.UNRECORDED, DefaultText("scans in the run directory")] = ""
-    """run directory of the scan model: made, or resumed where it stopped"""
+    """run directory of the scan model, or folder of the cross-validation's: made, or resumed where
+    it stopped"""
     kind: Literal["convolutions", "gru", "transformer"] = "convolutions"
     """what sees the slices of a scan together"""
     units: Annotated[int, Field(ge=8, multiple_of=4)] = 64
@@ -386,6 +388,10 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     def folder(self) -> Path:
         """Run directory of the scan model."""
         return Path(self.output) if self.output else self.run / "scans"
+
+    def of_fold(self, run: Path) -> Self:
+        """Return the options for the run of a fold of a cross-validation."""
+        return self.model_copy(update={"run": run, "output": str(self.folder / run.name)})
 
 
 class CrossvalOptions(TrainOptions):

@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from sklearn.metrics import log_loss
 
 import trainer
 from headct.errors import UsageError
 from headct.scans import Scans
 from trainer.__main__ import main
+from trainer.data.shards import read_shard_directory
 from trainer.runs import checkpoint
+from trainer.runs.trained_on import hash_examples
 from trainer.training import train_scans
 from trainer.training.scan_features import ScanFeatures
 from trainer.training.train_scans import Batches
@@ -24,6 +27,7 @@ from trainer.training.train_scans import Batches
 # TensorFlow says of `eagerly` that its data sets are not meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 
+LABELS, WEIGHTS = ("upper", "lower", "any"), (1, 1, 2)
 FEW = ["--epochs", "2", "--units", "8", "--scans_a_step", "2", "--crop", "4", "--no-report"]
 
 
@@ -140,6 +144,68 @@ def test_a_stopped_training_resumes_with_the_same_figures(
     assert found["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], rel=1e-4)
     one, two = (json.loads((path / "scans" / "history.json").read_text()) for path in (run, again))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def crossval(
+    trained: tuple[Path, dict[str, Any]],
+    shards: Path,
+    split_rows: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A cross-validation of three folds whose networks are one, with features and scan models."""
+    folder, opened = tmp_path_factory.mktemp("scans") / "cv", read_shard_directory(shards)
+    answers = trainer.load_run(trained[0])
+    for fold in range(3):
+        run = Path(shutil.copytree(trained[0], folder / f"fold{fold}"))
+        shutil.rmtree(run / "scans")
+        described = json.loads((run / "run.json").read_text())
+        described["options"]["fold"] = fold
+        (run / "run.json").write_text(json.dumps(described))
+        training, _ = opened.training_and_validation(fold)
+        hash_examples(opened, training).to_parquet(run / "trained_on.parquet")
+        frame = answers.predict_split(opened, f"fold{fold}")
+        frame.to_parquet(run / f"predictions-fold{fold}.parquet", index=False)
+    (folder / "crossval.json").write_text("{}")
+    assert main(["train_scans", str(folder), *FEW]) == 0
+    return folder
+
+
+def test_a_cross_validation_has_a_scan_model_per_fold(
+    crossval: Path,
+    split_rows: dict[str, Any],
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scans = crossval / "scans"
+    frame = pd.read_parquet(scans / "out_of_fold.parquet")
+    expected = {row["image_id"]: f"fold{i}" for i in range(3) for row in split_rows[f"fold{i}"]}
+    assert dict(zip(frame["image_id"], frame["split"], strict=True)) == expected
+    summary = json.loads((scans / "crossval.json").read_text())
+    every = summary["out_of_fold"]
+    losses = [
+        np.average([log_loss(of[f"label_{n}"], of[f"{kind}_{n}"]) for n in LABELS], weights=WEIGHTS)
+        for kind in ("probability", "alone")
+        for of in [frame]
+    ]
+    assert every["weighted_log_loss"] == pytest.approx(losses[0])
+    against = summary["against_slices"]
+    assert against["weighted_log_loss"] == pytest.approx(losses[1])
+    assert against["difference"] == pytest.approx(losses[0] - losses[1])
+    ends = against["difference_interval_95"]
+    assert ends[0] <= against["difference"] <= ends[1]
+    assert every["scans"]["pooled"]["examples"] == every["intervals_95"]["patients"] == 16
+    # A run that is killed between two folds: the same figures.
+    again = Path(shutil.copytree(crossval, tmp_path / "again"))
+    shutil.rmtree(again / "scans" / "fold2")
+    for name in ("crossval.json", "out_of_fold.parquet"):
+        (again / "scans" / name).unlink()
+    before = (again / "scans" / "fold1" / "scan_model.keras").stat().st_mtime_ns
+    assert main(["train_scans", str(again), *FEW]) == 0
+    assert (again / "scans" / "fold1" / "scan_model.keras").stat().st_mtime_ns == before
+    resumed = json.loads((again / "scans" / "crossval.json").read_text())
+    assert resumed["out_of_fold"]["weighted_log_loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_what_cannot_be_trained(

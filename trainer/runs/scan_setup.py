@@ -16,6 +16,7 @@ from trainer.data.shards import ShardDirectory, Split
 from trainer.display import Display
 from trainer.files import check_writable, remove_unfinished, write_json, write_whole
 from trainer.options import TrainScansOptions, run_identity
+from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import LOCK, Calibration, Run, ScanOrigin, held
 
@@ -29,6 +30,7 @@ class ScanSetup:
         run: run of the scan model.
         training: splits to train on, those of the slice network.
         validation: the split that both leave out.
+        is_fold: whether the run belongs to a cross-validation; if so, prints no final hint.
     """
 
     options: TrainScansOptions
@@ -38,6 +40,12 @@ class ScanSetup:
     training: tuple[Split, ...]
     validation: Split
     display: Display
+    is_fold: bool = False
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Loss weight per label, as in the training of the slice network."""
+        return self.slices.weights
 
     @property
     def of_scans(self) -> bool:
@@ -83,13 +91,26 @@ class ScanSetup:
             yield
 
 
-def prepare_scans(options: TrainScansOptions) -> ScanSetup:
+def prepare_scans(options: TrainScansOptions) -> tuple[ScanSetup, ...]:
     """Check the run of the slice network, its shards and the new run directory.
+
+    Returns:
+        One setup; of a cross-validation, one per fold, each in the network of that fold.
 
     Raises:
         UsageError: one of them cannot be used, or they do not fit each other.
         StorageError: the bucket of the shards fails, or denies access.
     """
+    slices = open_runs([options.run])
+    if not isinstance(slices, Ensemble):
+        return (_prepare(options, is_fold=False),)
+    if slices.description.is_file():
+        raise UsageError(f"{options.run}: is an ensemble; want one of its runs")
+    return tuple(_prepare(options.of_fold(fold.path), is_fold=True) for fold in slices.networks)
+
+
+def _prepare(options: TrainScansOptions, *, is_fold: bool) -> ScanSetup:
+    """Prepare the training of one scan model; raises like `prepare_scans`."""
     slices, run, display = Run(options.run), Run(options.folder), Display()
     record = slices.record
     if record.scans:
@@ -110,7 +131,7 @@ def prepare_scans(options: TrainScansOptions) -> ScanSetup:
     shards.examples((*training, validation)).scans()  # must be known, and of one split each
     if not run.is_complete:
         check_writable(run.path, f"--output {run.path}")
-    return ScanSetup(options, slices, run, shards, training, validation, display)
+    return ScanSetup(options, slices, run, shards, training, validation, display, is_fold)
 
 
 def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:

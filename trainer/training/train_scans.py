@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headct.layout import IMAGE_ID
-from trainer.display import next_command, show_figures
+from trainer.display import Display, next_command, show_figures
 from trainer.errors import Diverged
 from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.measured import Measured
@@ -280,7 +280,7 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
     name = setup.validation.name
     write_parquet(run.predictions(name), frame)
     best = [row["epoch"] for row in progress.history if row["val_loss"] == progress.best_loss]
-    against = compare_with_slices(setup, frame)
+    against = compare_with_slices(frame, setup.shards.labels, setup.weights)
     metrics = {
         "epochs": progress.epoch,
         "best_epoch": best[0] if best else 0,
@@ -295,6 +295,13 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
     if setup.options.report:
         write_report(evaluation, MISTAKES)
     show_figures(display, metrics, f"{run.path}: {name}, epoch {metrics['best_epoch']}")
+    say_against_slices(display, against)
+    if not setup.is_fold:
+        display.print_unwrapped(next_command("evaluate", run=run.path))
+
+
+def say_against_slices(display: Display, against: dict[str, Any]) -> None:
+    """Print what a scan model changes, from `compare_with_slices`."""
     ends = against["difference_interval_95"]
     display.say(
         f"Slice network alone: log loss {against['weighted_log_loss']:.4f}; the scan model changes"
@@ -302,13 +309,18 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
         f"{f' (95 % interval {ends[0]:+.4f} to {ends[1]:+.4f})' if ends else ''}:"
         f" {'it helps' if against['helps'] else 'no clear gain'}."
     )
-    display.print_unwrapped(next_command("evaluate", run=run.path))
 
 
-def compare_with_slices(setup: ScanSetup, frame: Any) -> dict[str, Any]:
-    """Return the slice network's loss on the same slices, and the paired difference to it."""
-    evaluation = setup.evaluation()
-    names, weights = setup.shards.labels, evaluation.weights
+def compare_with_slices(
+    frame: Any, names: tuple[str, ...], weights: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the slice network's loss on the same slices, and the paired difference to it.
+
+    Args:
+        frame: predictions of a scan model, with alone_<name>.
+        names: of the labels.
+        weights: of the labels in the loss.
+    """
     with_it, without = (
         Measured(one.sort_values(IMAGE_ID, ignore_index=True), names, weights)
         for one in (frame, frame.assign(**{f"probability_{n}": frame[f"alone_{n}"] for n in names}))
