@@ -25,7 +25,7 @@ from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import TrainingSetup, prepare_training
-from trainer.training.feeds import Feed, OnDevice, open_feed
+from trainer.training.feeds import Feed, LookUp, OnDevice, open_feed
 from trainer.training.tracking import Tracking
 from trainer.training.train import Loop
 
@@ -86,8 +86,10 @@ def constant_feed(setup: TrainingSetup) -> Feed:
     size, image = setup.options.image_size, setup.shards.image
     shape = (setup.options.batch_size, size, size, image.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(image.dtype)
-    cached = ImageCache((pixels,), np.zeros((len(pixels), len(setup.shards.labels)), np.float32))
-    return Constant(setup, cached, cached)
+    lookup = LookUp(shape, image.dtype)
+    lookup[0 : len(pixels)] = pixels
+    cached = ImageCache((), np.zeros((len(pixels), len(setup.shards.labels)), np.float32))
+    return Constant(setup, cached, cached, lookup)
 
 
 def peak_memory() -> int:

@@ -142,3 +142,22 @@ def test_only_training_images_change_and_the_seed_repeats_them() -> None:
 
 def test_strength_zero_is_off() -> None:
     assert np.array_equal(np.asarray(Augment(0.0, seed=3)(IMAGES, training=True)), IMAGES)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="TensorFlow uses one device")
+def test_devices_do_not_exchange_their_images() -> None:
+    import jax
+
+    count, size = len(jax.devices()), 32
+    if count == 1:
+        pytest.skip("there is one device")
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (2 * count, size, size, 3)).astype(np.float32)
+    rows, columns = random.uniform(-4, size + 4, (2, 2 * count, size, size)).astype(np.float32)
+    batches = jax.NamedSharding(jax.make_mesh((count,), ("batch",)), jax.P("batch"))
+    shared = [jax.device_put(each, batches) for each in (images, rows, columns)]
+    compiled = jax.jit(sample_bilinear).lower(*shared).compile()
+    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert word not in compiled.as_text(), word
+    alone = jax.jit(sample_bilinear)(images, rows, columns)
+    np.testing.assert_array_equal(np.asarray(compiled(*shared)), np.asarray(alone))

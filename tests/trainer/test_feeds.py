@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -42,12 +43,36 @@ def test_words_are_the_images_bytes(dtype: str, side: int, channels: int) -> Non
         assert np.shares_memory(words, images), "which are large"
 
 
+def in_pieces(images: Any) -> LookUp:
+    """The images on the device, copied by 7 at a time."""
+    lookup = LookUp(images.shape, str(images.dtype))
+    for begin in range(0, len(images), 7):
+        lookup[begin : begin + 7] = images[begin : begin + 7]
+    return lookup
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory by /proc")
+def test_a_device_never_holds_its_images_twice() -> None:
+    images = np.ones((8, 256, 256, 3), np.uint8)
+    count = 400
+    process = psutil.Process()
+    before = process.memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    lookup = LookUp((count, *images.shape[1:]), "uint8")
+    for begin in range(0, count, len(images)):
+        lookup[begin : begin + len(images)] = images
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+    assert peak - before < 1.3 * count * images[0].nbytes
+    assert np.asarray(lookup(np.array([count - 1], row_type()))).min() == 1
+
+
 @pytest.mark.parametrize(("side", "channels", "dtype"), [(4, 3, "uint8"), (5, 1, "uint16")])
 def test_rows_are_looked_up(side: int, channels: int, dtype: str) -> None:
     # All bit patterns there are, those of signaling NaNs too.
     images = make_images((50, side, side, channels), dtype)
     rows = layers.Input((), dtype=row_type())
-    model = keras.Model(rows, LookUp(images)(rows))
+    model = keras.Model(rows, in_pieces(images)(rows))
     assert model.output.dtype == dtype
     wanted = np.array([49, 0, 7, 7], row_type())
     found = np.asarray(model(wanted))
@@ -117,8 +142,9 @@ def test_a_sample_has_the_channels_of_its_neighbors(
         np.testing.assert_array_equal(sample, wanted)
         assert classes.tolist() == label
     assert len({sample.tobytes() for sample in seen}) == 61
-    if cache != "disk":
-        assert sum(each.nbytes for each in feed.cached.images) == 40 * 32 * 32 * 3
+    here = {"ram": 40 * 32 * 32 * 3, "device": 0}
+    if cache in here:
+        assert sum(each.nbytes for each in feed.cached.images) == here[cache]
 
 
 @pytest.fixture
@@ -131,11 +157,13 @@ def setup(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> TrainingSetup:
 def compiled(setup: TrainingSetup, xla: bool) -> tuple[Any, Any]:
     """A compiled model that looks its images up, and a batch for it."""
     images, labels = make_images((40, 16, 16, 3), "uint8"), np.zeros((40, 3), np.float32)
-    cached = ImageCache((images,), labels, np.tile(np.arange(40)[:, None], 3))
+    cached = ImageCache((), labels, np.tile(np.arange(40)[:, None], 3))
     classifier = build_classifier(
         setup.options, setup.shards.image, setup.prevalence, "mixed_bfloat16"
     )
-    model = compile_phase(setup, OnDevice(setup, cached, cached), classifier, False, xla)
+    model = compile_phase(
+        setup, OnDevice(setup, cached, cached, in_pieces(images)), classifier, False, xla
+    )
     return model, (cached.samples(np.arange(8)).astype(row_type()), labels[:8])
 
 

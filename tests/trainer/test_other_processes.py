@@ -95,7 +95,7 @@ TESTS = """
 import pytest
 
 keras.distribution.set_distribution(None)
-names = ("averaging", "feeds", "half_precision", "resume")
+names = ("augment", "averaging", "feeds", "half_precision", "resume")
 files = [f"tests/trainer/test_{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *FULL, *files]))
 """
@@ -137,8 +137,8 @@ def with_jax(
     own = json.dumps(tiny | {"epochs": 1, "image_size": 16, "report": False})
     files = (folder / "export/model.keras", folder / "images.npy", folder / "answers.npy")
     variables = {
-        # Two devices, which share each batch.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # Four devices, which share each batch.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         # What several trainings have in common is compiled once.
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -170,7 +170,7 @@ def test_jax_gives_the_same_logits_and_trains(
     with_jax: WithJax, expected: Any, split_rows: dict[str, list[dict[str, Any]]]
 ) -> None:
     assert with_jax.done.stderr == ""
-    assert "jax on 2 devices" in with_jax.done.stdout
+    assert "jax on 4 devices" in with_jax.done.stdout
     found = probabilities_of(
         with_jax.folder / "run", [row["image_id"] for row in split_rows["fold0"]]
     )

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,8 @@ class ImageCache:
     """The images and labels of some splits, in order.
 
     Attributes:
-        images: [n, S, S, C], uint8 or uint16: one array, or one memory-mapped array per split.
+        images: [n, S, S, C], uint8 or uint16: one array, or one memory-mapped array per split;
+            none if the images are elsewhere.
         labels: float32 [N, L].
         around: rows of the slices of each sample (`Neighbors.rows`), [N, slices]; None: a sample is
             a slice.
@@ -83,6 +84,12 @@ def check_memory(cache: str, needed: int, free: int, instead: str) -> None:
         )
 
 
+class Images(Protocol):
+    """Where a cache's images are put, by slices of rows: an array, or a device's memory."""
+
+    def __setitem__(self, rows: slice, images: Any, /) -> None: ...
+
+
 class CacheWriter:
     """Fills caches with the images of a shard directory.
 
@@ -107,8 +114,12 @@ class CacheWriter:
         self.crop = crop
         self.done = 0
 
-    def fill(self, splits: Sequence[Split]) -> ImageCache:
+    def fill(self, splits: Sequence[Split], elsewhere: Images | None = None) -> ImageCache:
         """Decode and resize all images of `splits`, or map existing files.
+
+        Args:
+            splits: their examples, in order.
+            elsewhere: gets the images, a few at a time, in place of an array of this process.
 
         Raises:
             UsageError: a shard is damaged, or memory or disk space is too small.
@@ -117,14 +128,17 @@ class CacheWriter:
             mapped = [self._map_split(self.folder, split) for split in splits]
             images, classes = zip(*mapped, strict=True)
             return ImageCache(images, np.concatenate(classes))
-        needed = cache_bytes(self.shards, count(splits), self.size)
-        check_memory("ram", needed, psutil.virtual_memory().available, "disk")
-        # one array, ready to copy to a device
-        pixels = np.empty(self._shape(count(splits)), self.shards.image.dtype)
-        ends = np.cumsum([split.examples for split in splits])
-        parts = zip(np.split(pixels, ends[:-1]), splits, strict=True)
-        labels = [self._decode_into(part, split) for part, split in parts]
-        return ImageCache((pixels,), np.concatenate(labels))
+        pixels: tuple[Pixels, ...] = ()
+        if elsewhere is None:
+            needed = cache_bytes(self.shards, count(splits), self.size)
+            check_memory("ram", needed, psutil.virtual_memory().available, "disk")
+            pixels = (np.empty(self._shape(count(splits)), self.shards.image.dtype),)
+        begins = np.cumsum([0, *(split.examples for split in splits)])
+        labels = [
+            self._decode_into(elsewhere or pixels[0], split, int(begin))
+            for split, begin in zip(splits, begins, strict=False)
+        ]
+        return ImageCache(pixels, np.concatenate(labels))
 
     def _shape(self, examples: int) -> tuple[int, ...]:
         return (examples, self.size, self.size, self.shards.image.channels)
@@ -162,8 +176,8 @@ class CacheWriter:
             write_whole(labels, lambda unfinished: np.save(unfinished, found[0]))
         return np.load(pixels, mmap_mode="r"), np.load(labels)
 
-    def _decode_into(self, images: Pixels, split: Split) -> Labels:
-        """Decode a split into `images`, in parallel; return its labels, [n, L].
+    def _decode_into(self, images: Images, split: Split, begin: int = 0) -> Labels:
+        """Decode a split into `images` from row `begin` on, in parallel; return its labels, [n, L].
 
         Raises:
             UsageError: a shard is damaged, or has a wrong number of examples.
@@ -187,7 +201,8 @@ class CacheWriter:
                 if self.crop:  # here, because Keras may compute with JAX
                     pixels = np.rint(np.asarray(self.crop(pixels)))
                 # the last batch is padded
-                images[done:end], labels[done:end] = pixels[: len(classes)], classes
+                images[begin + done : begin + end] = pixels[: len(classes)]
+                labels[done:end] = classes
                 done = end
                 self.on_image(self.done + done)
         if done != split.examples:

@@ -42,12 +42,13 @@ class CropHead(Resize):
     Args:
         size: side of the resized images, pixels.
         threshold: stored value above which a pixel is foreground.
+        middle: as for `Resize`.
     """
 
-    arguments = ("size", "threshold")
+    arguments = ("size", "threshold", "middle")
 
-    def __init__(self, size: int, threshold: float, **kwargs: Any) -> None:
-        super().__init__(size, **kwargs)
+    def __init__(self, size: int, threshold: float, middle: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(size, middle, **kwargs)
         self.threshold = threshold
 
     def call(self, images: Any) -> Any:
@@ -55,11 +56,16 @@ class CropHead(Resize):
         rows, columns, channels = images.shape[1:]
         images = ops.cast(images, "float32")
         top, left, side = self.find_squares(images)
+        images = images - self.middle if self.middle else images
         images = ops.reshape(images, (-1, rows, columns * channels))
-        images = ops.matmul(_resize_matrices(top, side, rows, self.size), images)
-        images = ops.reshape(images, (-1, self.size, columns, channels))
-        matrices = _resize_matrices(left, side, columns, self.size)
-        return ops.matmul(ops.expand_dims(matrices, 1), images)
+        of_rows = _resize_matrices(top, side, rows, self.size)
+        images = ops.reshape(ops.matmul(of_rows, images), (-1, self.size, columns, channels))
+        of_columns = _resize_matrices(left, side, columns, self.size)
+        images = ops.matmul(ops.expand_dims(of_columns, 1), images)
+        if not self.middle:
+            return images
+        inside = [ops.sum(each, axis=-1) for each in (of_rows, of_columns)]  # 1, or 0 outside
+        return images + self.middle * ops.einsum("bi,bj->bij", *inside)[..., None]
 
     def find_squares(self, images: Any) -> tuple[Any, Any, Any]:
         """Return upper edge, left edge and side of each image's square, pixels, float32 [B] each.

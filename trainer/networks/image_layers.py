@@ -88,22 +88,31 @@ class Resize(ImageLayer):
 
     Two matrix products: XLA compiles them, both backends return the same numbers, and TensorFlow's
     antialiased resize has no GPU kernel.
+
+    Args:
+        size: side of the resized images, pixels.
+        middle: value that is subtracted before the products and added afterwards. NVIDIA's tensor
+            cores round factors to 11 bits (TF32): an error of half a unit at 1,064, of 0.01 at 40.
     """
 
-    arguments: tuple[str, ...] = ("size",)
+    arguments: tuple[str, ...] = ("size", "middle")
 
-    def __init__(self, size: int, **kwargs: Any) -> None:
+    def __init__(self, size: int, middle: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.size = size
+        self.size, self.middle = size, middle
 
     def call(self, images: Any) -> Any:
         """Resize rows, then columns."""
         images = ops.cast(images, "float32")
+        if images.shape[1:3] == (self.size, self.size):
+            return images
+        images = images - self.middle if self.middle else images
         for axis, equation in ((1, "oh,bhwc->bowc"), (2, "ow,bhwc->bhoc")):
             if images.shape[axis] != self.size:
                 matrix = ops.convert_to_tensor(resize_matrix(images.shape[axis], self.size))
                 images = ops.einsum(equation, matrix, images)
-        return images
+        # Rows of the matrices sum to 1.
+        return images + self.middle if self.middle else images
 
     def place(self, maps: _Constants, images: npt.NDArray[Any]) -> _Constants:
         """Return maps of the resized images, [B, h, w], as maps of the images, [B, H, W, C]."""
@@ -225,8 +234,7 @@ def sample_bilinear(images: Any, rows: Any, columns: Any) -> Any:
     """Interpolate [B, S, S, C] at float rows and columns [B, S, S]; pixels outside are 0."""
     size, channels = images.shape[1], images.shape[-1]
     top, left = ops.floor(rows), ops.floor(columns)
-    pixels = ops.reshape(images, (-1, channels))
-    first = ops.reshape(ops.arange(ops.shape(images)[0], dtype="int32") * size * size, (-1, 1, 1))
+    pixels = ops.reshape(images, (-1, size * size, channels))
     total = 0.0
     for below in (0, 1):
         for beside in (0, 1):
@@ -235,7 +243,10 @@ def sample_bilinear(images: Any, rows: Any, columns: Any) -> Any:
             inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
             weight = ops.where(inside, weight, 0.0)
             pixel = ops.clip(row, 0, size - 1) * size + ops.clip(column, 0, size - 1)
-            values = ops.take(pixels, first + ops.cast(pixel, "int32"), axis=0)
+            # A gather per image: from one list of all pixels, each of several devices would
+            # gather the pixels of the whole batch.
+            places = (pixels, ops.cast(pixel, "int32"))
+            values = ops.vectorized_map(lambda each: ops.take(each[0], each[1], axis=0), places)
             total = total + values * ops.expand_dims(weight, -1)
     return total
 

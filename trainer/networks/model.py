@@ -28,6 +28,8 @@ from trainer.networks.head_crop import CropHead, foreground_threshold
 from trainer.networks.image_layers import ApplyWindows, Augment, Mixup, Normalize, Resize
 from trainer.options import TrainOptions, parse_windows
 
+_BRAIN = 40.0  # Hounsfield units: center of the brain window
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -82,9 +84,10 @@ def build_classifier(
 
 def build_resize(options: TrainOptions, image: ImageSpec) -> Resize:
     """Build the first layer: stored images [B, H, W, C] → float32 [B, S, S, C]."""
+    middle = _BRAIN - image.hu_offset if image.is_hounsfield else 0.0
     if not options.crop_head:
-        return Resize(options.image_size, name="resize")
-    return CropHead(options.image_size, foreground_threshold(image), name="resize")
+        return Resize(options.image_size, middle, name="resize")
+    return CropHead(options.image_size, foreground_threshold(image), middle, name="resize")
 
 
 def _build_core(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +135,15 @@ class Cached(Feed):
         return self.validation.labels.astype(np.int64), probabilities(logits)
 
 
+@dataclass(frozen=True)
 class OnDevice(Cached):
-    """Keeps the training images in device memory; batches contain row numbers only."""
+    """Keeps the training images in device memory; batches contain row numbers only.
 
-    @cached_property
-    def lookup(self) -> LookUp:
-        """The training images on the device, copied once for all phases."""
-        (images,) = self.cached.images
-        return LookUp(images)
+    Attributes:
+        lookup: the training images, for all phases.
+    """
+
+    lookup: LookUp
 
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
         """Rows of the cache → logits."""
@@ -182,21 +183,41 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
     """Row numbers [...] → images [..., S, S, C], from a non-trainable variable.
 
     The variable holds 32-bit words, because TensorFlow has no GPU kernel to gather uint8 or uint16
-    and would copy all images to the CPU in every step.
+    and would copy all images to the CPU in every step. It is filled in place, by slices of rows:
+    neither the device nor this process ever holds the images twice.
+
+    Args:
+        shape: number and shape of the images, (n, S, S, C).
+        dtype: of the images.
     """
 
-    def __init__(self, images: npt.NDArray[Any]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         super().__init__(dtype="float32", trainable=False)
-        self.stored, self.kind = images.shape[1:], str(images.dtype)
-        words = as_words(images)
+        self.stored, self.kind = shape[1:], dtype
+        size = math.prod(self.stored) * np.dtype(dtype).itemsize
         self.cached = self.add_weight(
-            shape=words.shape,
+            shape=(shape[0], -(-size // 4)),
             dtype="float32",
-            initializer=lambda *_, **__: ops.convert_to_tensor(words),
+            initializer="zeros",
             trainable=False,
             autocast=False,
             name=CACHE_NAME,
         )
+
+    def __setitem__(self, rows: slice, images: npt.NDArray[Any]) -> None:
+        """Copy images to the device."""
+        words = as_words(np.asarray(images, self.kind))
+        if keras.backend.backend() == "jax":
+            self.cached.assign(_updating()(self.cached.value, words, np.int32(rows.start)))
+        else:
+            # `variable[rows].assign` reads the variable, and then copies all of it.
+            tf.raw_ops.ResourceStridedSliceAssign(
+                ref=self.cached.value.handle,
+                begin=[rows.start],
+                end=[rows.start + len(words)],
+                strides=[1],
+                value=words,
+            )
 
     def call(self, rows: Any) -> Any:
         """Gather the images of the given rows."""
@@ -209,9 +230,20 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         return keras.KerasTensor((*rows.shape, *self.stored), dtype=self.kind)
 
 
+@cache
+def _updating() -> Any:
+    """Return the function (all rows, new rows, first row) → all rows, which reuses their memory."""
+    import jax
+
+    def update(every: Any, new: Any, first: Any) -> Any:
+        return jax.lax.dynamic_update_slice(every, new, (first, 0))
+
+    return jax.jit(update, donate_argnums=0)
+
+
 def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """View the bytes of images, [N, ...], as 32-bit words, [N, W], padded with zeros."""
-    flat = images.reshape(len(images), -1)
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
     missing = -flat.shape[1] * flat.itemsize % 4
     if missing:
         flat = np.pad(flat, ((0, 0), (0, missing // flat.itemsize)))
@@ -257,9 +289,13 @@ def open_feed(setup: TrainingSetup) -> Feed:
     display.begin("filling the cache", trained + setup.validation.examples)
     crop = build_resize(options, setup.shards.image) if options.crop_head else None
     writer = CacheWriter(setup.shards, options.image_size, folder, display.update, crop)
+    shape = (trained, options.image_size, options.image_size, setup.shards.image.channels)
+    lookup = LookUp(shape, setup.shards.image.dtype) if options.cache == "device" else None
     cached, validation = (
-        _with_neighbors(writer.fill(splits), setup, splits)
-        for splits in (setup.training, (setup.validation,))
+        _with_neighbors(writer.fill(splits, images), setup, splits)
+        for splits, images in ((setup.training, lookup), ((setup.validation,), None))
     )
     display.end()
-    return (OnDevice if options.cache == "device" else Cached)(setup, cached, validation)
+    if lookup is not None:
+        return OnDevice(setup, cached, validation, lookup)
+    return Cached(setup, cached, validation)
