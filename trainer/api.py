@@ -230,13 +230,11 @@ def load_run(
     smoothing = choose_smoothing(directory.smoothing, smooth_z)
     calibration.check_smoothing(smoothing)
     load_libraries()
-    from trainer.evaluation.predict import load_network
+    from trainer.evaluation.predict import load_networks
 
-    image = record.shards.image
-    networks = [
-        load_network(each, each.record.options.get("xla", "auto"), image, len(labels))
-        for each in directory.networks
-    ]
+    image, runs = record.shards.image, directory.networks
+    xla = [each.record.options.get("xla", "auto") for each in runs]
+    networks = load_networks(runs, xla, image, len(labels))
     return TrainedModel(directory, labels, image, calibration, networks, smoothing)
 
 
@@ -250,8 +248,8 @@ class TrainedModel:
         image: height, width, channels and dtype of the stored images.
         calibration: calibration of the logits.
         networks: keras.Model of each run, stored images [B, H, W, C] → logits float32 [B, L]; of a
-            run with `neighbors` K, C is (2 K + 1) times that of `image`: from bottom to top; of
-            `train_scans`, of the slice network, with its features: [B, L + D].
+            run with `neighbors` K, C is (2 K + 1) times that of `image`: from bottom to top. Of a
+            run of `train_scans`, a ScanNetwork.
         smoothing: smoothing of the logits along z.
     """
 
@@ -326,7 +324,7 @@ class TrainedModel:
         Raises:
             UsageError: the shards do not fit the run, or a shard is damaged.
         """
-        from trainer.evaluation.predict import correct_scans, predict_ensemble
+        from trainer.evaluation.predict import predict_ensemble
         from trainer.evaluation.predict_models import Predictions, predict_models
 
         self.run.check_fit(shards)
@@ -334,8 +332,7 @@ class TrainedModel:
         def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
             networks = [self.networks[self.run.networks.index(run)] for run in runs]
             seen = [run.neighbors for run in runs]
-            found = predict_models(networks, shards, part, self.labels, batch_size, neighbors=seen)
-            return [correct_scans(run, each) for run, each in zip(runs, found, strict=True)]
+            return predict_models(networks, shards, part, self.labels, batch_size, neighbors=seen)
 
         chosen = shards.split(split)
         if isinstance(self.run, Ensemble):

@@ -160,9 +160,12 @@ def _apply(options: EvaluateOptions | PredictOptions | ExportOptions | ReportOpt
     elif isinstance(options, ReportOptions):
         setup = prepare_report(options)
         load_libraries(options.backend)
-        from trainer.report.report import write_report
+        from trainer.report.report import write_ensemble_report, write_report
 
-        write_report(setup, options.mistakes)
+        if len(setup.run.networks) > 1:
+            write_ensemble_report(setup)
+        else:
+            write_report(setup, options.mistakes)
     elif isinstance(options, EvaluateOptions):
         setup = prepare_evaluation(options)
         load_libraries(options.backend)

@@ -336,8 +336,10 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
         if self.neighbors_mm and not self.neighbors:
             raise ValueError("--neighbors_mm: applies to --neighbors 1 or more")
         if self.neighbors and self.crop_head:
-            # Cached slices would be cropped each by its own head.
-            raise ValueError("--neighbors and --crop_head: choose one")
+            raise ValueError(
+                "--neighbors and --crop_head: choose one; the cache keeps each slice cropped to its"
+                " own head, so that neighbors would not lie on each other"
+            )
         return self
 
 
@@ -379,6 +381,9 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     """features are means over each image and its mirror image"""
     both_directions: bool = False
     """answer by the mean over a scan and the reversed scan"""
+    control: Literal["none", "shuffled", "alone"] = "none"
+    """train a control, to see what the scan itself adds: the same model with the slices of each
+    scan shuffled and without distances, or with each slice alone"""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """seed of weights, crops and order"""
     report: Annotated[bool, Mark.UNRECORDED] = True
@@ -525,9 +530,10 @@ class ReportOptions(_ShardsOfRun, _Answers, _Backend, ShardAccess):
     """Which run is shown, and how many of its mistakes."""
 
     run: LocalPath
-    """run directory of a finished training"""
+    """run directory of a finished training; or folder of an ensemble or a cross-validation that was
+    evaluated"""
     mistakes: Annotated[int, Field(ge=0)] = 12
-    """worst mistakes to show"""
+    """worst mistakes to show, of a run"""
 
 
 class CompareOptions(Declared):
@@ -535,7 +541,8 @@ class CompareOptions(Declared):
 
     runs: LocalPaths
     """run directories of finished trainings, the one to compare with first; or folders of
-    cross-validations, by their out-of-fold predictions. One alone: its runs"""
+    cross-validations, by their out-of-fold predictions, and of ensembles that were evaluated. One
+    alone: its runs"""
     output: LocalPath = Path("compare.html")
     """page to write"""
 

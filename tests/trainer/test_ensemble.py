@@ -208,6 +208,11 @@ def test_no_run_answers_for_whom_it_was_trained_on(
     made = {"voi": "linear", "hu_repair": "auto", "image_id": "auto"}
     x, y = make("x", 3, preprocessing=made), make("y", 4, preprocessing=made | {"voi": "sigmoid"})
     z = make("z", 5, preprocessing=made | {"image_id": "file_name"})
+    whole, others = cv("whole", 20), cv("others", 30)
+    for path in others.glob("fold*/run.json"):
+        described = json.loads(path.read_text())
+        described["shards"]["digest"] = "e" * 64
+        path.write_text(json.dumps(described))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     cases: list[tuple[str, list[Any]]] = [
@@ -216,6 +221,8 @@ def test_no_run_answers_for_whom_it_was_trained_on(
         ("--run: a was trained on fold1; want", [a, b, "--split", "all"]),
         ("left out different folds", folds),
         ("half: the cross-validation is not complete", [a, half]),
+        ("whole and others are cross-validations of different shards", [whole, others]),
+        ("a was trained on", [whole, a]),
         ("names a run twice", [a, a]),
         ("no run.json, so no run directory", [a, tmp_path / "nowhere"]),
         ("was trained on windows brain 35 80, brain 35 80", [a, make("w", 6, windows=brain)]),
@@ -256,6 +263,36 @@ def test_no_run_answers_for_whom_it_was_trained_on(
 )
 def test_members_have_short_names(paths: list[str], titles: tuple[str, ...]) -> None:
     assert Ensemble(Path("e"), (), EnsembleRecord(paths)).titles == titles
+
+
+def test_ensembles_side_by_side_and_what_cannot_be_done_with_one(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make(name, seed) for seed, name in enumerate("abc")]
+    one, two, page = tmp_path / "one", tmp_path / "two", tmp_path / "compare.html"
+    assert evaluate(one, *runs[:2]) == evaluate(two, *runs[1:]) == 0
+    assert main(["report", "--run", str(one)]) == 0
+    assert "Ensemble less ensemble without it" in (one / "report.html").read_text()
+    assert main(["compare", "--runs", str(one), str(two), "--output", str(page)]) == 0
+    written = page.read_text()
+    assert "Verdict on two" in written
+    assert "a, b" in written
+    assert "Training" not in written
+    figures = json.loads((two / "evaluation-fold0.json").read_text())
+    assert f"{figures['weighted_log_loss']:.4f}" in written
+    (one / "evaluation-fold0.json").unlink()
+    for name, words in (
+        ("report", ["--run", str(one)]),
+        ("compare", ["--runs", str(one), str(two), "--output", str(page)]),
+        ("export", ["--run", str(two), "--output", f"{tmp_path}/e"]),
+        ("train_scans", ["--run", str(two)]),
+    ):
+        capsys.readouterr()
+        assert main([name, *words]) == 2, name
+        error = capsys.readouterr().err
+        wanted = {"export": f"such as {runs[1]}", "train_scans": "want one of its runs"}
+        assert wanted.get(name, "`evaluate --run") in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.usefixtures("without_page")

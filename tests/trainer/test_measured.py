@@ -53,6 +53,7 @@ def test_a_difference_is_that_of_the_metrics() -> None:
     # Losses of ln 4/3, ln 2 and ln 8 instead of three of ln 2
     found = measured.difference(even, "log_loss", "a")
     assert found.value == pytest.approx(np.log(8 / 3) / 3)
+    assert not {"resampled_ranks", "intervals"} & {*vars(measured)}, "slow, and not needed"
     assert measured.difference(even, "roc_auc", "b").value is None
     # Resamples are paired: predictions never differ from themselves.
     assert measured.difference(measured, "log_loss", "a")[:2] == (0, [0, 0])

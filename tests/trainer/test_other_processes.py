@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,9 +128,12 @@ def with_jax(
     (folder / "run").mkdir()
     for name in ("run.json", "model.keras"):
         (folder / "run" / name).write_bytes((finished / name).read_bytes())
+    slices = shutil.copytree(finished, folder / "slices")
+    few = {"kind": "gru", "epochs": 2, "units": 8, "scans_a_step": 2, "crop": 4}
     options = tiny | {"epochs": 1, "image_size": 16, "cache": "device", "ema": 0.5}
     commands = (
         command("evaluate", run=folder / "run", backend="jax"),
+        [*command("train_scans", run=slices, backend="jax", **few), FLAGS[1]],
         [*command("train", shards=shards, run=folder / "new", backend="jax", **options), FLAGS[1]],
     )
     code = FROM_PYTHON + ALONE + script(full, "jax", *commands)
@@ -178,6 +182,15 @@ def test_jax_gives_the_same_logits_and_trains(
     np.testing.assert_allclose(one, other, atol=1e-4)
     trained = json.loads((with_jax.folder / "new" / "metrics.json").read_text())
     assert trained["examples"] == 21
+
+
+def test_a_scan_model_trained_with_jax_answers_with_tensorflow(with_jax: WithJax) -> None:
+    scans = with_jax.folder / "slices" / "scans"
+    trained = json.loads((scans / "metrics.json").read_text())
+    assert json.loads((scans / "machine.json").read_text())["backend"] == "jax"
+    assert main(["evaluate", "--run", str(scans)]) == 0
+    found = json.loads((scans / "evaluation-fold0.json").read_text())
+    assert found["weighted_log_loss"] == pytest.approx(trained["weighted_log_loss"], rel=1e-4)
 
 
 def test_what_differs_between_backends_holds_with_jax(with_jax: WithJax) -> None:

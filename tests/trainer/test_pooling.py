@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trainer.evaluation.calibration import cross_fit
-from trainer.evaluation.pooling import compare_losses, fit_weights, pool, without
+from trainer.evaluation.pooling import fit_weights, pool, without
 
 LOG3, LOG9 = np.log(3.0), np.log(9.0)
 # Logits of the probabilities 0.9 and 0.5, for one example and one label.
@@ -100,18 +100,3 @@ def test_the_others_take_the_weight_of_who_leaves() -> None:
     weights = np.array([[0.5, 1.0], [0.1, 0.0], [0.4, 0.0]])
     assert without(weights, 0) == pytest.approx(np.array([[0, 0], [0.2, 0.5], [0.8, 0.5]]))
     assert without(weights, 1) == pytest.approx(np.array([[5 / 9, 1], [0, 0], [4 / 9, 0]]))
-
-
-def test_a_difference_of_losses_by_hand() -> None:
-    """Each positive costs log 4/3 or log 2, of either label; patients are alike."""
-    labels = np.ones((4, 2), int)
-    first, second = np.full((4, 2), LOG3), np.zeros((4, 2))
-    found = compare_losses(labels, first, second, ["p", "p", "q", "q"], (1, 3))
-    expected = np.log(4 / 3) - np.log(2)
-    assert found.value == pytest.approx(expected)
-    assert found.ends == pytest.approx([expected, expected])
-    mixed = np.stack([first[:, 0], second[:, 0]], axis=1)
-    assert compare_losses(labels, mixed, second, [*"pppp"], (1, 3)) == (
-        pytest.approx(expected / 4),
-        None,
-    )

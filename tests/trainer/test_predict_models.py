@@ -12,10 +12,13 @@ from trainer.errors import Diverged
 from trainer.evaluation.predict import write_parquet
 from trainer.evaluation.predict_models import (
     Predictions,
+    _ScanAnswers,
     check_finite,
     predict_batch,
     predict_models,
 )
+from trainer.networks import scan_model
+from trainer.networks.scan_model import ScanNetwork
 from trainer.runs.run import Calibration
 
 
@@ -104,3 +107,56 @@ def test_mirror_images_are_looked_at_where_that_is_asked_for(shards: Path) -> No
     np.testing.assert_allclose(mirrored[:, 0], mirrored[:, 1])
     (default,) = predict_models([model], data, data.split("fold0"), data.labels, 8)
     np.testing.assert_array_equal(default.logits, plain)
+
+
+class MeanOfScan:
+    """A scan model: a slice's logits plus the mean feature of its scan, times the first gap."""
+
+    def predict_on_batch(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        mask = inputs["mask"]
+        mean = (inputs["features"] * mask).sum(1, keepdims=True) / mask.sum(1, keepdims=True)
+        slices = inputs["logits"] + mean * inputs["gaps"][:, :1, 1:]
+        return {"slices": slices, "scan": slices[:, 0]}
+
+
+class Features(Brightness):
+    """`Brightness`, and how bright the right half is."""
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        logits = super().predict_on_batch(images) / 100
+        return np.concatenate([logits, logits[:, 1:2]], axis=1)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 64])
+def test_scans_are_answered_while_others_are_read(
+    shards: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of one scan, 5 mm apart, lie in several records and batches."""
+    monkeypatch.setattr(scan_model, "_SLICES_AT_ONCE", 32)
+    data, network = read_shard_directory(shards), Features()
+    waiting: list[int] = []
+    add = _ScanAnswers.add
+
+    def note(answers: _ScanAnswers, outputs: np.ndarray) -> None:
+        add(answers, outputs)
+        waiting.append(len(answers.waiting[0][0]))
+
+    monkeypatch.setattr(_ScanAnswers, "add", note)
+    models = [ScanNetwork(network, MeanOfScan(), False), Brightness()]
+    found, plain = predict_models(models, data, data.split("fold0"), data.labels, batch_size)
+    assert max(waiting) < 4, "whole scans do not wait"
+    assert plain.pooled is None
+    np.testing.assert_allclose(found.alone, plain.logits / 100, rtol=1e-6)
+    features = pd.Series(plain.logits[:, 1] / 100).astype(np.float16).astype(np.float64)
+    series = plain.rows["series_id"]
+    gap = np.where(series.map(series.value_counts()) > 1, 5.0, 0.0)
+    expected = found.alone + (features.groupby(series).transform("mean") * gap).to_numpy()[:, None]
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-4)
+    first = plain.rows["position_z"] == 0
+    pooled = pd.DataFrame(found.pooled).groupby(series).agg(["min", "max"])
+    assert (pooled.xs("min", axis=1, level=1) == pooled.xs("max", axis=1, level=1)).all(axis=None)
+    np.testing.assert_allclose(found.pooled[first], found.logits[first])
+    columns = found.frame().columns
+    assert [name for name in columns if "any" in name] == [
+        "alone_any", "pooled_any", "probability_any", "label_any",
+    ]  # fmt: skip

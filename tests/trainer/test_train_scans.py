@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from scipy.special import expit, logit
 from sklearn.metrics import log_loss
 
 import trainer
@@ -18,7 +20,10 @@ from headct.errors import UsageError
 from headct.scans import Scans
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
+from trainer.networks.scan_model import control_scans
+from trainer.options import TrainScansOptions
 from trainer.runs import checkpoint
+from trainer.runs.scan_setup import prepare_scans
 from trainer.runs.trained_on import hash_examples
 from trainer.training import train_scans
 from trainer.training.scan_features import ScanFeatures
@@ -206,6 +211,169 @@ def test_a_cross_validation_has_a_scan_model_per_fold(
     assert (again / "scans" / "fold1" / "scan_model.keras").stat().st_mtime_ns == before
     resumed = json.loads((again / "scans" / "crossval.json").read_text())
     assert resumed["out_of_fold"]["weighted_log_loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.usefixtures("without_curves")
+def test_slices_and_scans_are_an_ensemble_in_each_fold(
+    crossval: Path, shards: Path, tmp_path: Path
+) -> None:
+    scans, both = crossval / "scans", tmp_path / "both"
+    assert main(["evaluate", "--run", str(scans)]) == 0
+    found = json.loads((scans / "evaluation-folds.json").read_text())
+    every = json.loads((scans / "crossval.json").read_text())["out_of_fold"]
+    assert found["weighted_log_loss"] == pytest.approx(every["weighted_log_loss"])
+    for kind in ("maximum", "pooled"):
+        loss = every["scans"][kind]["weighted_log_loss"]
+        assert found["scans"][kind]["weighted_log_loss"] == pytest.approx(loss)
+    assert main(["evaluate", "--run", str(crossval), str(scans), "--output", str(both)]) == 0
+    frame = pd.read_parquet(scans / "out_of_fold.parquet").set_index("image_id")
+    mixed = pd.read_parquet(both / "predictions-folds.parquet").set_index("image_id")
+    expected = expit((logit(frame["alone_any"]) + logit(frame["probability_any"])) / 2)
+    np.testing.assert_allclose(mixed["probability_any"], expected[mixed.index], rtol=1e-4)
+    figures = json.loads((both / "evaluation-folds.json").read_text())
+    assert [each["name"] for each in figures["ensemble"]["members"]] == ["cv", "scans"]
+    assert figures["ensemble"]["members"][1]["ensemble_minus_without"]["ends"]
+    assert (figures["trained_on"], "scans" in figures) == (False, False)
+    # New data: the mean over the folds, then over the members.
+    table = tmp_path / "new.parquet"
+    assert main(["predict", str(both), str(shards), "--output", str(table)]) == 0
+    opened = trainer.open_shards(shards)
+    runs = [scans / f"fold{i}" for i in range(3)]
+    alone = [trainer.load_run(run).predict_split(opened, "test") for run in runs]
+    logits = [logit(each[f"{k}_any"]) for k in ("alone", "probability") for each in alone]
+    predicted = pd.read_parquet(table)
+    assert predicted["image_id"].tolist() == alone[0]["image_id"].tolist()
+    np.testing.assert_allclose(predicted["probability_any"], expit(np.mean(logits, 0)), rtol=1e-4)
+    # Of scan models alone: the scan as a whole, too.
+    whole = trainer.load_run(scans).predict_split(opened, "test")["pooled_any"]
+    expected = expit(np.mean([logit(each["pooled_any"]) for each in alone], axis=0))
+    np.testing.assert_allclose(whole, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("control", ["shuffled", pytest.param("alone", marks=pytest.mark.full)])
+def test_a_control_is_asked_as_it_was_trained(
+    trained: tuple[Path, dict[str, Any]],
+    control: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, _ = trained
+    output = tmp_path / "control"
+    to_control = ["--control", control, "--output", str(output), "--learning_rate", "0.02"]
+    assert main(["train_scans", str(run), *FEW, *to_control]) == 0
+    history = json.loads((output / "history.json").read_text())
+    found = json.loads((output / "metrics.json").read_text())
+    # Validated on stored features, evaluated from images.
+    best = min(row["val_loss"] for row in history)
+    assert found["weighted_log_loss"] == pytest.approx(best, rel=1e-4)
+    assert found["best_epoch"] > 0
+    assert main(["export", "--run", str(output), "--output", f"{tmp_path}/e"]) == 2
+    assert f"is a control ({control}), for figures alone" in capsys.readouterr().err
+
+
+def test_what_controls_see() -> None:
+    scans = Scans(np.array([3, 1, 0, 4, 2]), np.array([0, 3, 5]), np.arange(5.0))
+    assert control_scans(scans, "none") is scans
+    alone = control_scans(scans, "alone")
+    assert [each.tolist() for each in alone] == [[3], [1], [0], [4], [2]]
+    shuffled, again = (control_scans(scans, "shuffled") for _ in range(2))
+    assert shuffled.order.tolist() == again.order.tolist() != scans.order.tolist()
+    assert [sorted(each.tolist()) for each in shuffled] == [[0, 1, 3], [2, 4]]
+    assert np.isnan([*alone.z, *shuffled.z]).all()
+    number = np.arange(60)
+    features = number[:, None].astype(np.float32)
+    whole = Scans(number, np.array([0, 40, 60]), number * 1.0)
+    for control, steps, length in (("alone", 2, 1), ("shuffled", 2, 8)):
+        one = ScanFeatures(features * 0, control_scans(whole, control), *[features] * 2)
+        batches = Batches([one], crop=8, size=4, seed=0, control=control)
+        assert batches.steps == steps
+        for inputs, _, _ in batches.epoch(0):
+            assert inputs["mask"].shape[1] == length
+            assert not inputs["gaps"].any()
+            apart = np.abs(np.diff(inputs["features"][..., 0]))
+            assert length == 1 or (apart > 2).any()
+
+
+def test_with_labels_of_scans_the_loss_is_that_of_the_pooled_scan(
+    trained: tuple[Path, dict[str, Any]],
+    shards: Path,
+    edit_manifest: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """The slices of a scan differ in their labels; the scan has the highest of each."""
+    of_scans, output = edit_manifest(label_level="series"), tmp_path / "of_scans"
+    words = [str(trained[0]), "--shards", str(of_scans), "--output", str(output), *FEW]
+    assert main(["train_scans", *words]) == 0
+    frame = pd.read_parquet(output / "predictions-fold0.parquet")
+    pooled, labels = (
+        frame.groupby("series_id")[[f"{kind}_{name}" for name in LABELS]].max().to_numpy()
+        for kind in ("pooled", "label")
+    )
+    losses = [log_loss(*each, labels=[0, 1]) for each in zip(labels.T, pooled.T, strict=True)]
+    loss = np.average(losses, weights=WEIGHTS)
+    found = json.loads((output / "metrics.json").read_text())
+    assert found["scans"]["pooled"]["weighted_log_loss"] == pytest.approx(loss, rel=1e-4)
+    best = min(row["val_loss"] for row in json.loads((output / "history.json").read_text()))
+    assert found["best_epoch"] > 0
+    assert best == pytest.approx(loss, rel=1e-4)
+    # A step's loss, and so its gradients, by the labels of slices and of scans.
+    setups = {}
+    for level, folder in (("series", of_scans), ("image", shards)):
+        options = TrainScansOptions(run=trained[0], shards=str(folder), output=f"{tmp_path}/other")
+        (setups[level],) = prepare_scans(options)
+    training, _ = train_scans.read_features(setups["series"])
+    batches = Batches(training, crop=4, size=8, seed=0)
+    inputs, truth, weights = next(batches.epoch(0))
+    size, (slices, scan) = training[0].features.shape[1], (train_scans.SLICES, train_scans.SCAN)
+    other = {slices: 1 - truth[slices], scan: 1 - truth[scan]}
+    losses = {}
+    for level, setup in setups.items():
+        model = train_scans.build_scan_model("convolutions", size, 3, 8, 0.0)
+        train_scans.compile_model(model, setup, batches.steps)
+        for changed in ((), (slices,), (scan,)):
+            labels = truth | {name: other[name] for name in changed}
+            found = model.test_on_batch(inputs, labels, weights, return_dict=True)["loss"]
+            losses[level, changed] = pytest.approx(float(found), rel=1e-6)
+            model.reset_metrics()
+    assert losses["series", ()].expected == losses["series", (slices,)]
+    assert losses["series", ()].expected != losses["series", (scan,)]
+    assert losses["image", ()].expected != losses["image", (slices,)]
+
+
+def test_no_patient_who_is_left_out_changes_what_is_trained(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan model is trained as before if a patient of the validation fold is poisoned."""
+    read, save = train_scans.read_features, checkpoint.save
+    states: list[Any] = []
+
+    def poisoned(part: int) -> Callable[[Any], Any]:
+        def read_poisoned(setup: Any) -> Any:
+            training, validation = read(setup)
+            parts = [validation, *training]
+            one = parts[part]
+            hers = np.arange(len(one.labels)) < one.scans.starts[1]
+            labels = np.where(hers[:, None], 1 - one.labels, one.labels)
+            features = np.where(hers[:, None], 9, one.features).astype(np.float16)
+            parts[part] = replace(one, labels=labels, features=features, logits=-one.logits)
+            return parts[1:], parts[0]
+
+        return read_poisoned
+
+    def note(folder: Path, state: checkpoint.Checkpoint) -> None:
+        save(folder, state)
+        states.append({name: array.copy() for name, array in state.arrays.items()})
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    for name, reader in (("a", read), ("b", poisoned(0)), ("c", poisoned(1))):
+        monkeypatch.setattr(train_scans, "read_features", reader)
+        words = [*FEW, "--epochs", "1", "--output", str(tmp_path / name)]
+        assert main(["train_scans", str(trained[0]), *words]) == 0
+    untouched, validation, training = states
+    assert untouched.keys() == validation.keys() == training.keys()
+    for name, array in untouched.items():
+        np.testing.assert_array_equal(array, validation[name], err_msg=name)
+    assert any((array != training[name]).any() for name, array in untouched.items())
 
 
 def test_what_cannot_be_trained(

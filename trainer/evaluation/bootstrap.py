@@ -75,45 +75,43 @@ def resamples(patients: int) -> Iterator[npt.NDArray[np.int32]]:
         yield np.bincount(drawn, minlength=patients).astype(np.int32)
 
 
-def resample_figures(
+def resample_losses(
     labels: Ints, predicted: Floats, patients: Any, weights: tuple[float, ...]
-) -> dict[str, Array]:
-    """Return the metrics of `TOTALS` per resample of patients, [S, L + 1]; NaN if undefined.
+) -> Array:
+    """Return the log losses per resample of patients, [S, L + 1]: last, the weighted mean.
 
-    The last column is for all labels together. Resamples of two models are paired if labels and
-    patients are the same. Labels and probabilities are [N, L], patients [N].
+    Resamples of two models are paired if labels and patients are the same.
+
+    Args:
+        labels: [N, L].
+        predicted: probabilities, [N, L].
+        patients: [N].
+        weights: of the labels, L.
     """
     unique, patient = np.unique(patients, return_inverse=True)
     losses = example_losses(labels, predicted)
     # Sums per patient, [P, L], and examples per patient, [P].
     summed = np.stack([np.bincount(patient, one, len(unique)) for one in losses.T], axis=1)
     sizes = np.bincount(patient, minlength=len(unique))
+    drawn = [draws @ summed / (draws @ sizes) for draws in resamples(len(unique))]
+    loss = np.reshape(drawn, (len(drawn), len(weights)))
+    return np.column_stack((loss, loss @ np.array(weights) / sum(weights)))
+
+
+def resample_ranks(labels: Ints, predicted: Floats, patients: Any) -> dict[str, Array]:
+    """Return ROC AUC and average precision per resample, [S, L + 1]: last, the mean.
+
+    Undefined ones are NaN; arguments as for `resample_losses`.
+    """
+    unique, patient = np.unique(patients, return_inverse=True)
     ranked = [RankedScores(*one, patient) for one in zip(labels.T, predicted.T, strict=True)]
-    drawn = []
-    for draws in resamples(len(unique)):
-        auc, precision = zip(*(scores.figures(draws) for scores in ranked), strict=True)
-        drawn.append((draws @ summed / (draws @ sizes), auc, precision))
-    loss, auc, precision = np.moveaxis(np.reshape(drawn, (len(drawn), 3, len(weights))), 1, 0)
+    drawn = [[scores.figures(draws) for scores in ranked] for draws in resamples(len(unique))]
+    auc, precision = np.moveaxis(np.reshape(drawn, (len(drawn), len(ranked), 2)), 2, 0)
     return {
-        "log_loss": np.column_stack((loss, loss @ np.array(weights) / sum(weights))),
         # The means of pandas leave out what is undefined.
         "roc_auc": np.column_stack((auc, pd.DataFrame(auc).mean(axis=1))),
         "average_precision": np.column_stack((precision, pd.DataFrame(precision).mean(axis=1))),
     }
-
-
-def paired_interval(differences: Array, patients: Any) -> list[float] | None:
-    """Return the interval of the mean of a difference per example, [N]; None for one patient.
-
-    Args:
-        differences: such as those of two models' losses, [N].
-        patients: [N].
-    """
-    unique, patient = np.unique(patients, return_inverse=True)
-    summed = np.bincount(patient, differences, len(unique))
-    sizes = np.bincount(patient, minlength=len(unique))
-    drawn = [draws @ summed / (draws @ sizes) for draws in resamples(len(unique))]
-    return interval(np.array(drawn))
 
 
 def interval(values: Array) -> list[float] | None:

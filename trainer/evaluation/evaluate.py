@@ -29,13 +29,17 @@ from trainer.evaluation.fit_smoothing import (
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import (
     Array,
+    Floats,
     Ints,
-    probabilities,
-    split_figures,
     weighted_log_loss,
 )
-from trainer.evaluation.pooling import compare_losses, pool, without
-from trainer.evaluation.predict import compare_with_training, predict_run, write_parquet
+from trainer.evaluation.pooling import pool, without
+from trainer.evaluation.predict import (
+    compare_with_training,
+    pool_predictions,
+    predict_run,
+    write_parquet,
+)
 from trainer.evaluation.predict_models import Predictions
 from trainer.files import write_json
 from trainer.networks.hardware import leave_gpu_to_jax
@@ -155,8 +159,7 @@ def pool_members(
     weights = np.array(run.shares)
     if weigh:
         weights, run.ensemble = fit_and_cross_fit_weights(setup, predictions)
-        pooled = pool(predictions.members, run.ensemble.mean, weights)
-        predictions = replace(predictions, logits=pooled)
+        predictions = pool_predictions(predictions, run.ensemble.mean, weights)
     run.write()
     return predictions, describe_members(setup, predictions, weights)
 
@@ -200,23 +203,28 @@ def describe_members(
         predictions: those of the ensemble and of its members.
         weights: weight per member, [M], or per member and example, [M, N].
     """
-    run, members, labels = setup.run, predictions.members, predictions.labels
+    run, members = setup.run, predictions.members
     assert isinstance(run, Ensemble)
     assert members is not None
-    patients, mean = predictions.rows[PATIENT_ID], run.ensemble.mean
+
+    def measured(logits: Floats) -> Measured:
+        found = replace(predictions, logits=logits, alone=None, pooled=None)
+        return Measured(found.frame(), predictions.names, setup.weights)
+
+    mean = run.ensemble.mean
     shares = np.broadcast_to(np.reshape(weights, (len(members), -1)), members.shape[:2])
     entries = []
+    together = measured(predictions.logits)
     for i, (title, logits) in enumerate(zip(run.titles, members, strict=True)):
-        figures = split_figures(labels, probabilities(logits), predictions.names, setup.weights)
+        alone = measured(logits)
         entry = {"name": title, "weight": run.shares[i]}
-        entry |= {name: figures[name] for name in ("weighted_log_loss", "mean_roc_auc")}
-        others = {"alone": logits}
+        entry |= {name: alone.figures[name] for name in ("weighted_log_loss", "mean_roc_auc")}
+        others = {"alone": alone}
         if len(members) > 1:
-            others["without"] = pool(members, mean, without(shares, i))
+            others["without"] = measured(pool(members, mean, without(shares, i)))
         for name, other in others.items():
-            compared = (predictions.logits, other, patients, setup.weights)
-            difference = compare_losses(labels, *compared)
-            entry[f"ensemble_minus_{name}"] = difference._asdict()
+            found = together.difference(other, "log_loss")
+            entry[f"ensemble_minus_{name}"] = {"value": found.value, "ends": found.ends}
         entries.append(entry)
     how = CROSS_FITTED if weights.ndim > 1 else "equal"
     if how == "equal" and run.ensemble.weights:

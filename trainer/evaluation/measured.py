@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
 from headct.errors import UsageError
-from trainer.evaluation.bootstrap import interval, resample_figures, resamples
+from trainer.evaluation.bootstrap import interval, resample_losses, resample_ranks, resamples
 from trainer.evaluation.metrics import TOTALS, Array, Floats, Ints, split_figures
 
 SENSITIVITY = 0.95
@@ -112,21 +112,29 @@ class Measured:
         return split_figures(self.labels, self.predicted, self.names, self.weights)
 
     @cached_property
-    def resampled(self) -> dict[str, Array]:
-        """The metrics of `bootstrap.resample_figures`."""
+    def resampled_losses(self) -> Array:
+        """The losses of `bootstrap.resample_losses`."""
         patients = self.frame["patient_id"]
-        return resample_figures(self.labels, self.predicted, patients, self.weights)
+        return resample_losses(self.labels, self.predicted, patients, self.weights)
+
+    @cached_property
+    def resampled_ranks(self) -> dict[str, Array]:
+        """The metrics of `bootstrap.resample_ranks`, which take much longer than the losses."""
+        return resample_ranks(self.labels, self.predicted, self.frame["patient_id"])
+
+    def resampled(self, metric: str) -> Array:
+        """Return a metric of `TOTALS` per resample of patients, [S, L + 1]."""
+        return self.resampled_losses if metric == "log_loss" else self.resampled_ranks[metric]
 
     @cached_property
     def intervals(self) -> dict[str, Any]:
         """Intervals by the keys of `figures`; None if undefined in all resamples, if any."""
         ends = {
-            metric: [interval(column) for column in drawn.T]
-            for metric, drawn in self.resampled.items()
+            metric: [interval(column) for column in self.resampled(metric).T] for metric in TOTALS
         }
         return {
             "patients": self.frame["patient_id"].nunique(),
-            "samples": len(self.resampled["log_loss"]),
+            "samples": len(self.resampled_losses),
             **{total: ends[metric][-1] for metric, total in TOTALS.items()},
             "labels": {
                 name: {metric: ends[metric][i] for metric in TOTALS}
@@ -136,11 +144,9 @@ class Measured:
 
     def estimate(self, metric: str, name: str = "", spec: str = ".3f") -> Estimate:
         """Return a metric of `TOTALS` for one label, or for all together."""
-        value, ends = (
-            figures["labels"][name][metric] if name else figures[TOTALS[metric]]
-            for figures in (self.figures, self.intervals)
+        return Estimate(
+            _find(self.figures, metric, name), _find(self.intervals, metric, name), spec
         )
-        return Estimate(value, ends, spec)
 
     def difference(
         self, other: Measured, metric: str, name: str = "", spec: str = "+.3f"
@@ -149,9 +155,9 @@ class Measured:
 
         The interval is of differences over the same resamples of patients.
         """
-        mine, theirs = (each.estimate(metric, name).value for each in (self, other))
+        mine, theirs = (_find(each.figures, metric, name) for each in (self, other))
         column = self.names.index(name) if name else -1
-        drawn = self.resampled[metric][:, column] - other.resampled[metric][:, column]
+        drawn = self.resampled(metric)[:, column] - other.resampled(metric)[:, column]
         value = None if mine is None or theirs is None else mine - theirs
         return Estimate(value, interval(drawn), spec)
 
@@ -182,6 +188,11 @@ class Measured:
         highest = [f"{kind}_{name}" for kind in ("label", "probability") for name in self.names]
         how = {"patient_id": "first"} | dict.fromkeys(highest, "max")
         return replace(self, frame=self.frame.groupby(by, as_index=False).agg(how))
+
+
+def _find(figures: dict[str, Any], metric: str, name: str) -> Any:
+    """Return a metric of one label, or of all together, from figures or intervals."""
+    return figures["labels"][name][metric] if name else figures[TOTALS[metric]]
 
 
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logsumexp
 
-from trainer.evaluation.bootstrap import paired_interval
-from trainer.evaluation.metrics import Array, Floats, Ints, example_losses, probabilities
+from trainer.evaluation.metrics import Array, Floats, Ints
 
 PROBABILITIES = "probabilities"
 # Smaller fitted weights are rounding errors of the solver.
@@ -83,29 +81,6 @@ def fit_weights(logits: Floats, labels: Ints, mean: str, label_weights: Sequence
     )
     weights = np.where(fit.x < _LEAST_WEIGHT, 0, fit.x)
     return np.asarray(weights / weights.sum())
-
-
-class Difference(NamedTuple):
-    """A difference of two weighted log losses; negative: the first is lower.
-
-    Attributes:
-        value: the difference.
-        ends: 95 % interval over resamples of patients, the same for both; None for one patient.
-    """
-
-    value: float
-    ends: list[float] | None
-
-
-def compare_losses(
-    labels: Ints, first: Floats, second: Floats, patients: Any, label_weights: Sequence[float]
-) -> Difference:
-    """Return the difference of the weighted log losses of two models' logits, [N, L]."""
-    mine, theirs = (
-        np.average(example_losses(labels, probabilities(each)), axis=1, weights=label_weights)
-        for each in (first, second)
-    )
-    return Difference(float((mine - theirs).mean()), paired_interval(mine - theirs, patients))
 
 
 def without(weights: Array, member: int) -> Array:

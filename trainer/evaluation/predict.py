@@ -24,13 +24,13 @@ from trainer.data.input_pipeline import (
     TEXTS,
 )
 from trainer.data.shards import ShardDirectory, Split
-from trainer.evaluation.metrics import CLIP, Array, Floats, probabilities
+from trainer.evaluation.metrics import CLIP, Array, Floats
 from trainer.evaluation.pooling import pool
-from trainer.evaluation.predict_models import Predictions, check_finite, predict_models
-from trainer.files import write_whole
+from trainer.evaluation.predict_models import Predictions, predict_models
+from trainer.files import file_sha256, write_whole
 from trainer.networks.hardware import leave_gpu_to_jax
 from trainer.networks.saved_models import load_classifier
-from trainer.networks.scan_model import correct, features_model, load_scan_model
+from trainer.networks.scan_model import ScanNetwork, features_model, load_scan_model
 from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Run
@@ -91,16 +91,15 @@ def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> P
 
     def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
         neighbors = [each.neighbors for each in runs]
-        models = [
-            load_network(each, setup.compiled(each), shards.image, len(names)) for each in runs
-        ]
+        compiled = [setup.compiled(each) for each in runs]
+        models = load_networks(runs, compiled, shards.image, len(names))
         by = f" with {len(runs)} networks" if len(runs) > 1 else ""
         display.begin(f"{title} {part.name}{by}", part.examples)
         found = predict_models(
             models, shards, part, names, setup.batch_size, display.update, setup.flip, neighbors
         )
         display.end()
-        return [correct_scans(run, each) for run, each in zip(runs, found, strict=True)]
+        return found
 
     if isinstance(setup.run, Ensemble):
         return predict_ensemble(setup.run, shards, setup.split, predict_by, reuse=not setup.flip)
@@ -108,38 +107,37 @@ def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> P
     return predictions
 
 
-def load_network(run: Run, xla: str, image: ImageSpec, labels: int) -> Any:
-    """Load what a run predicts from single images: logits, and features if it has a scan model.
+def load_networks(
+    runs: Sequence[Run], xla: Sequence[str], image: ImageSpec, labels: int
+) -> list[Any]:
+    """Load what each run predicts with: a classifier, or a ScanNetwork.
+
+    Scan models on one slice network share it.
+
+    Args:
+        runs: the runs.
+        xla: of each, whether to compile with XLA.
+        image: format of the stored images.
+        labels: number of labels.
 
     Raises:
-        UsageError: the file is missing or unreadable, or holds another network.
+        UsageError: a file is missing or unreadable, or holds another network.
     """
-    classifier = load_classifier(run.model, xla, image, labels, run.neighbors.slices)
-    scans = run.record.scans
-    return features_model(classifier, bool(scans.options.get("tta"))) if scans else classifier
-
-
-def correct_scans(run: Run, predictions: Predictions) -> Predictions:
-    """Return the predictions with the logits of the run's scan model, if it has one.
-
-    The rows get alone_<name> and pooled_<name>, probabilities of the slice network, and of the scan
-    as a whole.
-
-    Raises:
-        UsageError: the scan model cannot be loaded, or slices have no series or position.
-    """
-    if not (scans := run.record.scans) or predictions.features is None:
-        return predictions
-    names, features = predictions.names, predictions.features
-    model, both = load_scan_model(run.scan_model, len(names)), scans.options["both_directions"]
-    logits = predictions.logits.astype(np.float32)
-    of_slices, of_scan = correct(model, features, logits, predictions.scans, bool(both))
-    check_finite(of_slices, "the split")
-    rows = predictions.rows
-    for kind, found in (("alone", logits), ("pooled", of_scan)):
-        columns = [f"{kind}_{name}" for name in names]
-        rows = rows.assign(**dict(zip(columns, probabilities(found).T, strict=True)))
-    return replace(predictions, rows=rows, logits=of_slices, features=None)
+    shared: dict[tuple[Any, ...], Any] = {}
+    loaded = []
+    for run, compiled in zip(runs, xla, strict=True):
+        network = (run.model, compiled, image, labels, run.neighbors.slices)
+        if not (scans := run.record.scans):
+            loaded.append(load_classifier(*network))
+            continue
+        mirrored = bool(scans.options.get("tta"))
+        key = (file_sha256(run.model), compiled, mirrored)
+        if key not in shared:
+            shared[key] = features_model(load_classifier(*network), mirrored)
+        model = load_scan_model(run.scan_model, labels)
+        both = bool(scans.options["both_directions"])
+        loaded.append(ScanNetwork(shared[key], model, both, run.control))
+    return loaded
 
 
 def predict_ensemble(
@@ -163,16 +161,31 @@ def predict_ensemble(
         _predict_part(run, shards, part, predict_by, reuse)
         for part in shards.parts(split) or (split,)
     ]
-    members = np.concatenate([of_members for _, of_members in parts], axis=1)
-    return Predictions(
-        run.labels,
-        pd.concat(
-            [found.rows[[*TEXTS, "split", POSITION]] for found, _ in parts], ignore_index=True
+    joined: dict[str, Any] = {}
+    for kind in ("members", "pooled_members"):
+        arrays = [getattr(part, kind) for part in parts]
+        known = all(array is not None for array in arrays)
+        joined[kind] = np.concatenate(arrays, axis=1) if known else None
+    return pool_predictions(
+        Predictions(
+            run.labels,
+            pd.concat([part.rows for part in parts], ignore_index=True),
+            np.concatenate([part.labels for part in parts]),
+            joined["members"][0],
+            **joined,
         ),
-        np.concatenate([found.labels for found, _ in parts]),
-        pool(members, run.ensemble.mean, np.array(run.shares)),
-        members,
+        run.ensemble.mean,
+        np.array(run.shares),
     )
+
+
+def pool_predictions(predictions: Predictions, mean: str, weights: Floats) -> Predictions:
+    """Return predictions of an ensemble with the mean over its members; arguments as for `pool`."""
+    kinds = {"logits": predictions.members, "pooled": predictions.pooled_members}
+    means: dict[str, Any] = {
+        name: pool(each, mean, weights) for name, each in kinds.items() if each is not None
+    }
+    return replace(predictions, **means)
 
 
 def _predict_part(
@@ -181,8 +194,8 @@ def _predict_part(
     part: Split,
     predict_by: Callable[[Sequence[Run], Split], list[Predictions]],
     reuse: bool,
-) -> tuple[Predictions, Array]:
-    """Return the predictions of a run, for rows and labels; and the members' logits, [M, N, L]."""
+) -> Predictions:
+    """Return the predictions of an ensemble's first run for a part, with those of all members."""
     runs = run.networks
     kept = {i: _of_training(each, shards, part) for i, each in enumerate(runs) if reuse}
     found = {i: each for i, each in kept.items() if each is not None}
@@ -194,13 +207,22 @@ def _predict_part(
         found = dict(zip(missing, predicted, strict=True)) | found
     first = next(iter(found.values()))
     answering = run.answering(run.known(shards, part, read_texts(first.rows)), len(first.rows))
-    logits = np.zeros((len(runs), *first.logits.shape))
-    for i, each in found.items():
-        order = pd.Index(each.rows[IMAGE_ID]).get_indexer(pd.Index(first.rows[IMAGE_ID]))
-        if (order < 0).any():
-            raise UsageError(f"{runs[i].predictions(part.name)}: has other slices than the shards")
-        logits[i] = each.logits[order]
-    return first, pool_runs(run, logits, answering & needed[:, None])
+    members: dict[str, Any] = {}
+    for kind, name in (("logits", "members"), ("pooled", "pooled_members")):
+        values = {i: getattr(each, kind) for i, each in found.items()}
+        if any(each is None for each in values.values()):
+            members[name] = None
+            continue
+        of_runs = np.zeros((len(runs), *first.logits.shape))
+        for i, each in values.items():
+            rows = found[i].rows[IMAGE_ID]
+            order = pd.Index(rows).get_indexer(pd.Index(first.rows[IMAGE_ID]))
+            if (order < 0).any():
+                path = runs[i].predictions(part.name)
+                raise UsageError(f"{path}: has other slices than the shards")
+            of_runs[i] = each[order]
+        members[name] = pool_runs(run, of_runs, answering & needed[:, None])
+    return replace(first, rows=first.rows[[*TEXTS, "split", POSITION]], **members)
 
 
 def pool_runs(run: Ensemble, logits: Floats, answering: npt.NDArray[np.bool_]) -> Array:
@@ -223,19 +245,18 @@ def _of_training(run: Run, shards: ShardDirectory, part: Split) -> Predictions |
     trained = run.record.shards
     if not run.is_complete or part.name != run.validation or trained.digest != shards.digest():
         return None
+    kinds = ["probability", "label", *(["alone", "pooled"] if run.record.scans else [])]
     try:
         frame = pd.read_parquet(run.predictions(part.name))
-        predicted, labels = (
-            frame[[f"{kind}_{name}" for name in run.labels]].to_numpy()
-            for kind in ("probability", "label")
-        )
+        values = {k: frame[[f"{k}_{name}" for name in run.labels]].to_numpy() for k in kinds}
+        labels = values.pop("label").astype(np.int64)
+        logits = {k: logit(np.clip(each, CLIP, 1 - CLIP)) for k, each in values.items()}
     except (OSError, ValueError, KeyError):  # damaged: predict again
         return None
     rows = frame[[*TEXTS, "split", POSITION]]
     if len(rows) != part.examples or rows[IMAGE_ID].duplicated().any():
         return None
-    logits = logit(np.clip(predicted, CLIP, 1 - CLIP))
-    return Predictions(run.labels, rows, labels.astype(np.int64), logits)
+    return Predictions(run.labels, rows, labels, logits.pop("probability"), **logits)
 
 
 def compare_with_training(setup: EvaluationSetup, frame: pd.DataFrame) -> dict[str, Any]:

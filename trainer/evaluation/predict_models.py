@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from headct.errors import UsageError
 from headct.layout import IMAGE, LABEL, POSITION, SERIES_ID, UNLABELED
+from headct.reader import Shards
 from headct.scans import Scans, find_scans
 from trainer.data.damage import damage_reported
 from trainer.data.input_pipeline import (
@@ -26,7 +27,7 @@ from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import Floats, probabilities
 from trainer.networks.hardware import device_errors_reported
-from trainer.networks.scan_model import as_half
+from trainer.networks.scan_model import Corrections, ScanNetwork, as_half, control_scans
 from trainer.runs.run import Calibration
 from trainer.runs.smoothing import Smoothing
 
@@ -43,7 +44,10 @@ class Predictions:
         labels: int64 [N, L]; -1 where unlabeled.
         logits: float [N, L].
         members: of an ensemble, the logits of each member, [M, N, L].
-        features: of a model that gives them beside the logits, [N, D].
+        alone: of a scan model, the logits of its slice network, [N, L].
+        pooled: of a scan model, the logits of the scan of each slice, [N, L]; of an ensemble, if
+            all its runs are scan models.
+        pooled_members: of such an ensemble, those of each member, [M, N, L].
     """
 
     names: tuple[str, ...]
@@ -51,7 +55,9 @@ class Predictions:
     labels: npt.NDArray[np.int64]
     logits: Floats
     members: Floats | None = None
-    features: npt.NDArray[np.float16] | None = field(default=None, repr=False)
+    alone: Floats | None = None
+    pooled: Floats | None = None
+    pooled_members: Floats | None = None
 
     @cached_property
     def scans(self) -> Scans:
@@ -60,10 +66,7 @@ class Predictions:
         Raises:
             UsageError: no slice has a series, or no slice has a position.
         """
-        if not self.rows[SERIES_ID].any() or self.rows[POSITION].isna().all():
-            lacking = POSITION if self.rows[SERIES_ID].any() else SERIES_ID
-            raise UsageError(f"no slice has a {lacking}, so z does not order the slices of a scan")
-        return find_scans(self.rows, "predictions")
+        return find_ordered_scans(self.rows)
 
     def smoothed(self, smoothing: Smoothing) -> Predictions:
         """Return the predictions, smoothed along z; raises like `scans`."""
@@ -72,12 +75,35 @@ class Predictions:
         return replace(self, logits=smoothing.apply(self.logits, self.scans))
 
     def frame(self, calibration: Calibration | None = None) -> pd.DataFrame:
-        """Return the rows with probability_<name> and label_<name>."""
+        """Return the rows with probability_<name> and label_<name>.
+
+        Of a scan model, also with alone_<name> and pooled_<name>, uncalibrated probabilities of the
+        slice network, and of the scan as a whole.
+        """
         logits = calibration.apply(self.logits) if calibration else self.logits
-        predicted = pd.DataFrame(probabilities(logits), columns=[*self.names])
-        labels = pd.DataFrame(self.labels, columns=[*self.names])
-        tables = [self.rows, predicted.add_prefix("probability_"), labels.add_prefix("label_")]
-        return pd.concat(tables, axis=1)
+        kinds = {"alone": self.alone, "pooled": self.pooled, "probability": logits}
+        values: dict[str, npt.NDArray[Any]] = {
+            kind: probabilities(each) for kind, each in kinds.items() if each is not None
+        }
+        values["label"] = self.labels
+        tables = [
+            pd.DataFrame(each, columns=[f"{kind}_{name}" for name in self.names])
+            for kind, each in values.items()
+        ]
+        return pd.concat([self.rows, *tables], axis=1)
+
+
+def find_ordered_scans(rows: pd.DataFrame) -> Scans:
+    """Return the scans of some slices.
+
+    Raises:
+        UsageError: no slice has a series, or no slice has a position.
+    """
+    has_series = rows[SERIES_ID].fillna("").astype(str).any()
+    if not has_series or rows[POSITION].isna().all():
+        lacking = POSITION if has_series else SERIES_ID
+        raise UsageError(f"no slice has a {lacking}, so z does not order the slices of a scan")
+    return find_scans(rows, "predictions")
 
 
 def predict_models(
@@ -93,7 +119,8 @@ def predict_models(
     """Run models over all slices of a split; images are decoded once for all that see the same.
 
     Args:
-        models: each from stored images to logits of the labels `names`, and perhaps features.
+        models: each from stored images to logits of the labels `names`, or a ScanNetwork, which
+            keeps only the features of scans that are not complete.
         shards: the directory of the split; if it has other labels, slices count as unlabeled.
         split: the split.
         names: names of the model's labels.
@@ -131,26 +158,47 @@ def _predict_alike(
     """Run models that see the same slices, as `predict_models`."""
     columns: dict[str, list[Any]] = {}
     done = 0
+    # networks that several scan models share answer once
+    networks = [m.features if isinstance(m, ScanNetwork) else m for m in models]
+    different = {id(network): network for network in networks}
     with damage_reported(shards, (split,)), device_errors_reported():
-        if neighbors.count:
-            batches = _scan_by_scan(shards, split, batch_size, neighbors)
+        corrected: dict[int, _ScanAnswers] = {}
+        if neighbors.count or any(isinstance(each, ScanNetwork) for each in models):
+            examples = examples_as_read(shards, (split,))
+            scans = examples.scans()
+            for number, model in enumerate(models):
+                if isinstance(model, ScanNetwork):
+                    find_ordered_scans(examples.rows)
+                    corrected[number] = _ScanAnswers(model, scans, len(names))
+            batches = _scan_by_scan(examples, scans, batch_size, neighbors)
         else:
             batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
         for batch in batches:
             images, rows = batch.pop(IMAGE), len(batch[LABEL])
-            for number, model in enumerate(models):
-                outputs = predict_batch(model, images, flip)[:rows]
+            answers = {
+                key: predict_batch(network, images, flip)[:rows]
+                for key, network in different.items()
+            }
+            for number, network in enumerate(networks):
+                outputs = answers[id(network)]
+                if number in corrected:
+                    corrected[number].add(outputs)
                 batch[f"logits_{number}"] = outputs[:, : len(names)]
-                batch[f"features_{number}"] = as_half(outputs[:, len(names) :])
             for name, values in batch.items():
                 columns.setdefault(name, []).append(values)
             done += rows
             on_batch(done)
+        for each in corrected.values():
+            each.found.end()
     if done != split.examples:
         raise UsageError(
             f"split {split.name}: {done} examples where the manifest has {split.examples}"
         )
     joined = {name: np.concatenate(batches) for name, batches in columns.items()}
+    for number, each in corrected.items():
+        joined[f"alone_{number}"] = joined[f"logits_{number}"]
+        joined[f"logits_{number}"] = each.found.of_slices
+        joined[f"pooled_{number}"] = each.found.of_scan
     if _ROW in joined:
         order = np.argsort(joined[_ROW])
         joined = {name: values[order] for name, values in joined.items()}
@@ -160,23 +208,59 @@ def _predict_alike(
     labels = joined[LABEL] if known else np.full((done, len(names)), UNLABELED, np.int64)
     found = []
     for number in range(len(models)):
-        logits, features = (joined[f"{kind}_{number}"] for kind in ("logits", "features"))
-        check_finite(logits, split.name)
-        kept = features if features.size else None
-        found.append(Predictions(names, ids, labels, logits, features=kept))
+        kinds: dict[str, Any] = {
+            k: joined.get(f"{k}_{number}") for k in ("logits", "alone", "pooled")
+        }
+        for logits in kinds.values():
+            if logits is not None:
+                check_finite(logits, split.name)
+        found.append(Predictions(names, ids, labels, **kinds))
     return found
 
 
+class _ScanAnswers:
+    """Corrects the logits of scans as soon as all their slices are predicted.
+
+    Args:
+        network: whose outputs `add` gets.
+        scans: the slices come in this order.
+        labels: number of labels, L.
+    """
+
+    def __init__(self, network: ScanNetwork, scans: Scans, labels: int) -> None:
+        ordered = Scans(np.arange(len(scans.order)), scans.starts, scans.z)
+        self.scans, self.labels = control_scans(ordered, network.control), labels
+        self.ranges = self.scans.ranges()
+        self.next = next(self.ranges, None)
+        shape = (len(scans.order), labels)
+        self.found = Corrections(network.model, network.both_directions, shape)
+        self.begin = 0  # place of the first of the outputs that wait
+        self.waiting: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]] = []
+
+    def add(self, outputs: npt.NDArray[np.float32]) -> None:
+        """Take the logits and features of the next slices, [B, L + D]."""
+        self.waiting.append((outputs[:, : self.labels], as_half(outputs[:, self.labels :])))
+        logits, features = (np.concatenate(each) for each in zip(*self.waiting, strict=True))
+        while self.next and self.next[1] <= self.begin + len(logits):
+            begin, end = self.next
+            rows = self.scans.order[begin:end]
+            own = rows - self.begin
+            self.found.add(rows, features[own], logits[own], self.scans.z[begin:end])
+            self.next = next(self.ranges, None)
+        kept = self.next[0] - self.begin if self.next else len(logits)
+        self.waiting = [(logits[kept:], features[kept:])]
+        self.begin += kept
+
+
 def _scan_by_scan(
-    shards: ShardDirectory, split: Split, batch_size: int, neighbors: Neighbors
+    examples: Shards, scans: Scans, batch_size: int, neighbors: Neighbors
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield slices with their neighbors, most of which are of the same batch.
+    """Yield slices scan by scan, with their neighbors, most of which are of the same batch.
 
     Yields:
         As `evaluation_batches`, and each slice's place in the order of that function.
     """
-    examples = examples_as_read(shards, (split,))
-    scans, table = examples.scans(), examples.rows
+    table = examples.rows
     texts = table.reindex(columns=[*TEXTS]).fillna("").astype(str)
     columns: dict[str, npt.NDArray[Any]] = {
         LABEL: examples.label_values.to_numpy(np.int64),

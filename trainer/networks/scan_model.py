@@ -9,6 +9,7 @@ Both heads start at zero: an untrained model returns the slice logits, and their
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,101 @@ def scan_inputs(features: Any, logits: Any, z: Any) -> dict[str, Any]:
     return {name: ops.expand_dims(array, 0) for name, array in arrays.items()}
 
 
+@dataclass(frozen=True)
+class ScanNetwork:
+    """A slice network, and the scan model that corrects its logits.
+
+    Attributes:
+        features: stored images → logits and features, from `features_model`.
+        model: from `build_scan_model`.
+        both_directions: average with the answer for the reversed scan.
+        control: as in `control_scans`.
+    """
+
+    features: Any
+    model: Any
+    both_directions: bool
+    control: str = "none"
+
+
+class Corrections:
+    """Answers of a scan model; scans of similar length are computed together.
+
+    A scan's features are kept until its answer is computed, in float16.
+
+    Args:
+        model: from `build_scan_model`.
+        both_directions: average with the answer for the reversed scan.
+        shape: slices, N, and labels, L.
+
+    Attributes:
+        of_slices: logits, [N, L].
+        of_scan: logits of the scan of each slice, [N, L].
+    """
+
+    def __init__(self, model: Any, both_directions: bool, shape: tuple[int, ...]) -> None:
+        self.model, self.both_directions = model, both_directions
+        self.of_slices, self.of_scan = (np.zeros(shape, np.float32) for _ in range(2))
+        self._waiting: dict[int, list[tuple[npt.NDArray[Any], ...]]] = {}
+
+    def add(
+        self,
+        rows: npt.NDArray[np.int64],
+        features: npt.NDArray[Any],
+        logits: npt.NDArray[np.float32],
+        z: npt.NDArray[np.float64],
+    ) -> None:
+        """Answer a scan, now or later.
+
+        Args:
+            rows: of T slices in order, where their answers go, [T].
+            features: [T, D].
+            logits: [T, L].
+            z: positions, mm, [T].
+        """
+        length = max(1 << (len(rows) - 1).bit_length(), _SHORTEST)
+        self._waiting.setdefault(length, []).append((rows, features, logits, z))
+        if len(self._waiting[length]) * length >= _SLICES_AT_ONCE:
+            self._answer(length)
+
+    def end(self) -> None:
+        """Answer the scans that wait."""
+        for length in [*self._waiting]:
+            self._answer(length)
+
+    def _answer(self, length: int) -> None:
+        found = self._waiting.pop(length)
+        ways = (1, -1) if self.both_directions else (1,)
+        for step in ways:
+            batch = [
+                arrange(features[::step], logits[::step], z[::step], length)
+                for _, features, logits, z in found
+            ]
+            joined = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
+            outputs = self.model.predict_on_batch(joined)
+            answers = {name: np.asarray(output) / len(ways) for name, output in outputs.items()}
+            for place, (rows, *_) in enumerate(found):
+                self.of_slices[rows[::step]] += answers[SLICES][place, : len(rows)]
+                self.of_scan[rows] += answers[SCAN][place]
+
+
+def control_scans(scans: Scans, control: str) -> Scans:
+    """Return scans without what a control lacks.
+
+    Args:
+        scans: of N slices.
+        control: none; shuffled: the slices of each scan in random order, the same in every call;
+            alone: each slice as a scan of its own. Both are without positions.
+    """
+    if control == "none":
+        return scans
+    random, unknown = np.random.default_rng(0), np.full(len(scans.z), np.nan)
+    if control == "shuffled":
+        order = np.concatenate([random.permutation(scan) for scan in scans])
+        return Scans(order, scans.starts, unknown)
+    return Scans(scans.order, np.arange(len(scans.order) + 1), unknown)
+
+
 def correct(
     model: Any,
     features: npt.NDArray[Any],
@@ -203,35 +299,12 @@ def correct(
         scans: of these slices.
         both_directions: average with the answer for the reversed scan.
     """
-    of_slices, of_scan = np.empty_like(logits), np.empty_like(logits)
-    waiting: dict[int, list[tuple[int, int]]] = {}
-
-    def answer(length: int) -> None:
-        found = waiting.pop(length)
-        ways = [slice(None, None, 1), slice(None, None, -1)] if both_directions else [slice(None)]
-        for begin, end in found:
-            of_slices[scans.order[begin:end]] = of_scan[scans.order[begin:end]] = 0
-        for way in ways:
-            batch = []
-            for begin, end in found:
-                rows = scans.order[begin:end][way]
-                batch.append(arrange(features[rows], logits[rows], scans.z[begin:end][way], length))
-            joined = {name: np.stack([one[name] for one in batch]) for name in batch[0]}
-            outputs = model.predict_on_batch(joined)
-            answers = {name: np.asarray(output) / len(ways) for name, output in outputs.items()}
-            for place, (begin, end) in enumerate(found):
-                rows = scans.order[begin:end]
-                of_slices[rows[way]] += answers[SLICES][place, : end - begin]
-                of_scan[rows] += answers[SCAN][place]
-
+    found = Corrections(model, both_directions, logits.shape)
     for begin, end in scans.ranges():
-        length = max(1 << (end - begin - 1).bit_length(), _SHORTEST)
-        waiting.setdefault(length, []).append((begin, end))
-        if len(waiting[length]) * length >= _SLICES_AT_ONCE:
-            answer(length)
-    for length in [*waiting]:
-        answer(length)
-    return of_slices, of_scan
+        rows = scans.order[begin:end]
+        found.add(rows, features[rows], logits[rows], scans.z[begin:end])
+    found.end()
+    return found.of_slices, found.of_scan
 
 
 def load_scan_model(path: Path, labels: int) -> Any:

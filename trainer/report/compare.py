@@ -39,15 +39,34 @@ class ComparedRun:
         title: short name on the page.
         run: the run directory.
         metrics: content of metrics.json.
-        history: figures by epoch.
+        history: figures by epoch; None for an ensemble.
         measured: predictions sorted by image id, with the label weights of the first run.
     """
 
     title: str
     run: Run
     metrics: dict[str, Any]
-    history: pd.DataFrame
+    history: pd.DataFrame | None
     measured: Measured
+
+    @property
+    def models(self) -> str:
+        """The backbone, or those of several runs."""
+        names = [str(each.record.options.get("model", "")) for each in self.run.networks]
+        return ", ".join(dict.fromkeys(names))
+
+    @property
+    def epochs(self) -> str:
+        """The best epoch, or those of several runs; empty for an ensemble."""
+        metrics = self.metrics
+        return "" if self.history is None else f"{metrics['best_epoch']} of {metrics['epochs']}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options and versions of the training; of an ensemble, its members."""
+        if isinstance(self.run, Ensemble) and self.history is None:
+            return {"members": ", ".join(self.run.titles)}
+        return {**dict(self.run.record.options), **self.run.record.versions}
 
     @property
     def weights(self) -> str:
@@ -81,8 +100,11 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
     first, others = runs[0], runs[1:]
     paired = [run for run in others if run.has_slices_of(first)]
     groups: dict[str, list[ComparedRun]] = {}
-    for run in runs:
+    trained = [run for run in runs if run.history is not None]
+    for run in trained:
         groups.setdefault(run.weights, []).append(run)
+    if trained:
+        auc = plot_course(trained, "val_mean_roc_auc", "Mean ROC AUC", (None, 1))
     courses = [
         plot_course(group, "val_loss", f"Validation loss, weights: {weights}", (0, None))
         for weights, group in groups.items()
@@ -96,7 +118,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
         unpaired=[run.title for run in others if run not in paired],
         differences=[difference_table(first, paired, metric) for metric in TITLES if paired],
         samples=SAMPLES,
-        course=[*courses, plot_course(runs, "val_mean_roc_auc", "Mean ROC AUC", (None, 1))],
+        course=[*courses, auc] if trained else [],
         roc=plot_labels(runs, "roc_auc", "ROC curves", plots.ROC, plots.roc_line),
         precision=plot_labels(
             runs,
@@ -128,8 +150,9 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
             raise UsageError(
                 f"{run.path}: has labels {', '.join(run.labels)}; {paths[0]}: {', '.join(names)}"
             )
-        if isinstance(run, Ensemble) and not (run.path / OUT_OF_FOLD).is_file():
-            raise UsageError(f"{run.path}: is an ensemble; want runs or cross-validations")
+        if isinstance(run, Ensemble) and run.description.is_file():
+            runs.append(read_ensemble(run, title, weights))
+            continue
         metrics = [_read_metrics(each) for each in run.networks]
         is_one = not isinstance(run, Ensemble)
         path = run.predictions(metrics[0]["split"]) if is_one else run.path / OUT_OF_FOLD
@@ -140,6 +163,24 @@ def read_runs(paths: Sequence[Path]) -> list[ComparedRun]:
         described = metrics[0] if is_one else _of_all_folds(metrics, measured)
         runs.append(ComparedRun(title, run, described, history, measured))
     return runs
+
+
+def read_ensemble(run: Ensemble, title: str, weights: tuple[float, ...]) -> ComparedRun:
+    """Read an ensemble's figures for the split that no member was trained on.
+
+    Raises:
+        UsageError: it was not evaluated, or a file is damaged.
+    """
+    path = run.evaluation(run.validation)
+    if not path.is_file():
+        raise UsageError(
+            f"{run.path}: has no figures of {run.validation}; `evaluate --run {run.path}` writes"
+            " them"
+        )
+    metrics = read_json(path)
+    frame = read_predictions(run.predictions(run.validation), run.labels)
+    measured = Measured(frame.sort_values("image_id", ignore_index=True), run.labels, weights)
+    return ComparedRun(title, run, metrics, None, measured)
 
 
 def _read_metrics(run: Run) -> dict[str, Any]:
@@ -170,12 +211,14 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
         [
             run.title,
             plots.CODE.format(run.run.path),
-            run.run.record.options.get("model", ""),
+            run.models,
             run.metrics["split"],
             plots.CODE.format(run.run.record.shards.digest[:12]),
             run.metrics["examples"],
             run.metrics["patients"],
-            f"{run.metrics['best_epoch']} of {run.metrics['epochs']}",
+            f"{run.metrics['best_epoch']} of {run.metrics['epochs']}"
+            if run.history is not None
+            else "",
         ]
         for run in runs
     ]
@@ -225,7 +268,7 @@ def verdict(ends: list[float] | None, lower_is_better: bool) -> str:
 def option_table(runs: Sequence[ComparedRun]) -> Table | None:
     """Make a table of the options and versions that differ between runs; None if none differ."""
     columns = [("Option", "text"), *((run.title, "text") for run in runs)]
-    recorded = [{**dict(run.run.record.options), **run.run.record.versions} for run in runs]
+    recorded = [run.options for run in runs]
     rows = []
     for name in dict.fromkeys(name for options in recorded for name in options):
         values = [str(options.get(name, "")) for options in recorded]
@@ -238,7 +281,7 @@ def plot_course(
     runs: Sequence[ComparedRun], key: str, title: str, ylim: tuple[float | None, float | None]
 ) -> Picture:
     """Plot a figure by epoch, one curve per run."""
-    curves = {run.title: run.history[key] for run in runs}
+    curves = {run.title: run.history[key] for run in runs if run.history is not None}
     svg = plots.svg_by_epoch(f"{key} {title}", curves, title.partition(",")[0], ylim)
     last = "; ".join(f"{name}: {curve.iloc[-1]:.4f}" for name, curve in curves.items())
     alt = f"{title}, by epoch; after the last epoch, {last}."

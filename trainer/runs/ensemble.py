@@ -104,7 +104,12 @@ class Ensemble(Run):
         Raises:
             UsageError: the runs left out different folds.
         """
-        if any(len(member) > 1 for member in self.members):
+        if divided := {m[0].record.shards.digest: t for m, t in self._crossvals()}:
+            if len(divided) > 1:
+                raise UsageError(
+                    f"--run: {' and '.join(divided.values())} are cross-validations of different"
+                    " shards, whose folds differ; want those of the same shards, or --split holdout"
+                )
             return ALL_FOLDS
         folds = {fold_split(run.record.options.fold): run for run in reversed(self.networks)}
         if len(folds) > 1:
@@ -115,6 +120,11 @@ class Ensemble(Run):
                 " --split holdout"
             )
         return super().validation
+
+    def _crossvals(self) -> list[tuple[tuple[Run, ...], str]]:
+        """Return the members that are cross-validations, with their titles."""
+        pairs = zip(self.members, self.titles, strict=True)
+        return [(member, title) for member, title in pairs if len(member) > 1]
 
     def check_model(self) -> None:
         """Raise UsageError if a run has no model yet."""

@@ -137,7 +137,7 @@ def prepare_evaluation(options: EvaluateOptions | PredictOptions) -> EvaluationS
         run = without_training_patients(run, shards, split)
         if len({each.weights for each in run.networks}) > 1:
             display.say(f"losses are weighted as in the training of {run.networks[0].path}")
-    if any(each.neighbors.count for each in run.networks):
+    if any(each.neighbors.count or each.record.scans for each in run.networks):
         shards.examples((split,)).scans()  # must be known
     return EvaluationSetup(
         run=run,
@@ -313,9 +313,16 @@ def prepare_export(options: ExportOptions) -> SavedRun:
             written; `--shards` does not fit.
         StorageError: the store of `--shards` fails.
     """
-    run, display, shards, split = Run(options.run), Display(), None, None
+    run, display, shards, split = open_runs([options.run]), Display(), None, None
+    if isinstance(run, Ensemble):
+        raise UsageError(
+            f"{options.run}: is {len(run.networks)} runs, and an export is one model; want one of"
+            f" them, such as {run.networks[0].path}"
+        )
     trained, labels = run.record.shards, run.labels
     run.check_model()
+    if run.control != "none":
+        raise UsageError(f"{run.path}: is a control ({run.control}), for figures alone")
     calibration = choose_calibration(run, labels, options.temperature)
     calibration.check_smoothing(NO_SMOOTHING)
     needed = ("onnx", "tf2onnx", "onnxruntime") if "onnx" in parse_formats(options.formats) else ()
@@ -339,14 +346,21 @@ def prepare_export(options: ExportOptions) -> SavedRun:
 
 
 def prepare_report(options: ReportOptions) -> EvaluationSetup:
-    """Open a complete run and its training shards.
+    """Open a complete run and its training shards, or an ensemble and those of its evaluation.
 
     Raises:
-        UsageError: the run is not complete, or the shards are missing.
+        UsageError: the run is not complete, the ensemble was not evaluated, or the shards are
+            missing.
     """
-    run = Run(options.run)
+    run = open_runs([options.run])
     _ = run.record  # must be valid
-    if not run.is_complete:
+    if isinstance(run, Ensemble):
+        if not run.evaluation(run.validation).is_file():
+            raise UsageError(
+                f"{options.run}: is an ensemble or a cross-validation without figures of"
+                f" {run.validation}; `evaluate --run {options.run}` writes them, and its report"
+            )
+    elif not run.is_complete:
         raise UsageError(f"{options.run}: training is not complete, so there is nothing to report")
     access = {name: getattr(options, name) for name in ShardAccess.model_fields}
     named = {"shards": options.shards} if options.shards else {}

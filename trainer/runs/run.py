@@ -211,6 +211,12 @@ class Run:
         options = self.record.options
         return Neighbors(options.neighbors, options.neighbors_mm)
 
+    @property
+    def control(self) -> str:
+        """The option `control` of a scan model; none of other runs."""
+        scans = self.record.scans
+        return str(scans.options.get("control", "none")) if scans else "none"
+
     def check_model(self) -> None:
         """Raise UsageError if there is no such run, or it has no model yet."""
         if self.description.is_file() and self.record.scans and not self.scan_model.is_file():

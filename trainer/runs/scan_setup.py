@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from headct.declarations import flags
 from headct.errors import UsageError
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split
@@ -138,7 +139,9 @@ def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
     """Raise UsageError if the directory holds another run, or other files."""
     if run.description.is_file():
         found: ScanOrigin | None = run.record.scans
-        before = found.options if found else {}
+        # A run of an earlier version lacks later options, which are off by default.
+        defaults = {name: field.default for name, field in flags(type(options)).items()}
+        before = defaults | (found.options if found else {})
         differing = [
             f"--{name} {before.get(name)} there, {value} now"
             for name, value in run_identity(options).items()

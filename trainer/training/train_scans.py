@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from trainer.networks.scan_model import (
     SLICES,
     arrange,
     build_scan_model,
+    control_scans,
     correct,
     features_model,
 )
@@ -60,7 +62,9 @@ def train_scans(setup: ScanSetup) -> None:
         labels = len(setup.shards.labels)
         size = training[0].features.shape[1]
         model = build_scan_model(options.kind, size, labels, options.units, options.dropout)
-        batches = Batches(training, options.crop, options.scans_a_step, options.seed)
+        batches = Batches(
+            training, options.crop, options.scans_a_step, options.seed, options.control
+        )
         compile_model(model, setup, batches.steps)
         progress = Progress(thawed=0, best_loss=before)
         if (saved := checkpoint.load_newest(run.checkpoints)) is not None:
@@ -97,6 +101,7 @@ def read_features(setup: ScanSetup) -> tuple[list[ScanFeatures], ScanFeatures]:
         )
         for split in (*setup.training, setup.validation)
     ]
+    found = [replace(one, scans=control_scans(one.scans, options.control)) for one in found]
     return found[:-1], found[-1]
 
 
@@ -173,10 +178,20 @@ class Batches:
         crop: slices of a crop, at most.
         size: crops per step.
         seed: of all draws; an epoch's depend on it and on the epoch alone.
+        control: as in `control_scans`, which the scans have passed; a step has as many slices.
     """
 
-    def __init__(self, training: list[ScanFeatures], crop: int, size: int, seed: int) -> None:
-        self.training, self.crop, self.size, self.seed = training, crop, size, seed
+    def __init__(
+        self,
+        training: list[ScanFeatures],
+        crop: int,
+        size: int,
+        seed: int,
+        control: str = "none",
+    ) -> None:
+        self.training, self.seed, self.shuffled = training, seed, control == "shuffled"
+        self.crop, self.size = (1, crop * size) if control == "alone" else (crop, size)
+        crop = self.crop
         self.scans = [
             (number, begin, end)
             for number, one in enumerate(training)
@@ -214,6 +229,8 @@ class Batches:
         found = self.training[number]
         step = 2 if random.random() < _THINNED and end - begin > 2 else 1
         rows = np.arange(begin + int(random.integers(step)), end, step)
+        if self.shuffled:
+            random.shuffle(rows)
         first = int(random.integers(max(len(rows) - self.crop, 0) + 1))
         rows = rows[first : first + self.crop]
         if random.random() < 0.5:
