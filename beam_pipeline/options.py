@@ -289,12 +289,12 @@ class Options(Declared):
     """The options of a run."""
 
     files: Files
-    selection: SelectionOptions = SelectionOptions()
-    image: ImageOptions = ImageOptions()
-    labels: LabelOptions = LabelOptions()
-    splits: SplitOptions = SplitOptions()
-    identifiers: IdentifierOptions = IdentifierOptions()
-    run: RunOptions = RunOptions()
+    selection: SelectionOptions = Field(default_factory=SelectionOptions)
+    image: ImageOptions = Field(default_factory=ImageOptions)
+    labels: LabelOptions = Field(default_factory=LabelOptions)
+    splits: SplitOptions = Field(default_factory=SplitOptions)
+    identifiers: IdentifierOptions = Field(default_factory=IdentifierOptions)
+    run: RunOptions = Field(default_factory=RunOptions)
 
     @classmethod
     def groups(cls) -> dict[str, type[Declared]]:

@@ -98,15 +98,15 @@ def _run(
 
 def _run_here(options: Options, display: Display) -> None:
     start_server(options.files.input)
-    # Imported late: Beam takes seconds to load, and wrong options are reported first.
-    from beam_pipeline import pipeline
-
     output, beam_log = display.folder.url, logging.getLogger("apache_beam")
     level = beam_log.level
     beam_log.setLevel(logging.CRITICAL)  # not the traceback of a step that ends the run
     ENDED_BY.pop(output, None)
     try:
         with display.looking():
+            # Imported late: Beam takes seconds to load, and wrong options are reported first.
+            from beam_pipeline import pipeline
+
             pipeline.run_here(options)
     except Exception:  # Beam wraps the error of a step
         if output not in ENDED_BY:

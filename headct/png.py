@@ -7,14 +7,15 @@ a byte per row, three times as fast as libpng. libpng decodes all other PNGs.
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from imagecodecs import DeflateError, PngError, deflate_decode, png_decode
 from isal import isal_zlib
 
-from headct.manifest import ImageSpec
+if TYPE_CHECKING:  # a worker of the pipeline needs no models of documents
+    from headct.manifest import ImageSpec
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Width, height, bits per sample, color type, compression, filter method, interlace.
@@ -27,7 +28,7 @@ _CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4, 3: 3}
 Pixels = npt.NDArray[Any]
 
 
-def decode_pngs(pngs: Iterable[bytes], image: ImageSpec, pixels: Pixels) -> None:
+def decode_pngs(pngs: Iterable[bytes], image: "ImageSpec", pixels: Pixels) -> None:
     """Decode PNGs, mostly without the GIL; the result equals `tf.io.decode_png`.
 
     For plain PNGs, check zlib's checksum (Adler-32), but not the chunks' CRCs: a TFRecord has its
@@ -74,7 +75,7 @@ def check_png(png: bytes) -> None:
     raise ValueError("its PNG is damaged")
 
 
-def _plain_beginning(image: ImageSpec) -> bytes:
+def _plain_beginning(image: "ImageSpec") -> bytes:
     """Return the bytes before the IDAT chunk in a plain PNG of `image`."""
     bits = np.dtype(image.dtype).itemsize * 8
     fields = image.width, image.height, bits, COLOR_TYPES[image.channels]
@@ -98,7 +99,7 @@ def _inflate(data: memoryview, rows: npt.NDArray[np.uint8]) -> None:
         raise ValueError("its PNG is damaged")
 
 
-def _decode_any(png: bytes, image: ImageSpec) -> Pixels:
+def _decode_any(png: bytes, image: "ImageSpec") -> Pixels:
     """Decode a PNG of any writer, [H, W, C]; expand gray and palettes to RGB.
 
     Raises:
@@ -118,7 +119,7 @@ def _decode_any(png: bytes, image: ImageSpec) -> Pixels:
     return decoded
 
 
-def _check_header(png: bytes, image: ImageSpec) -> None:
+def _check_header(png: bytes, image: "ImageSpec") -> None:
     """Compare a PNG's header with the required format, before any allocation.
 
     Raises:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from beam_pipeline.workers.pool import _PRELOADED
+
 ROOT = Path(__file__).parent.parent
 USES_BEAM = {"beam_pipeline.pipeline"}
 
 
-def imported_by(modules: set[str]) -> set[str]:
+def imported_by(modules: set[str], then: str = "pass") -> set[str]:
     """The top-level packages that a fresh interpreter has after importing some modules."""
     code = (
-        f"import json, sys, {', '.join(sorted(modules))}; "
+        f"import json, sys, {', '.join(sorted(modules))}; {then}; "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run(
@@ -35,6 +37,27 @@ def modules(package: str) -> set[str]:
 def test_the_ground_floor_knows_neither_program() -> None:
     loaded = imported_by(modules("headct"))
     assert not loaded & {"apache_beam", "tensorflow", "keras", "beam_pipeline", "trainer"}
+
+
+# What a run's main process, before Beam, and its workers do not need, and pay for in every run.
+@pytest.mark.parametrize(
+    ("needed", "then", "strangers"),
+    [
+        (
+            {"beam_pipeline.__main__", "beam_pipeline.finish", "beam_pipeline.card.card"},
+            "pass",
+            {"pydicom", "requests", "PIL", "boto3", "botocore", "google.auth", "unittest"},
+        ),
+        (
+            {*_PRELOADED},
+            "from beam_pipeline.shards import formats; formats.index_table([], ['any'])",
+            {"pandas", "rich", "jinja2", "botocore", "apache_beam"},
+        ),
+    ],
+    ids=["main process", "worker"],
+)
+def test_a_run_loads_only_what_it_needs(needed: set[str], then: str, strangers: set[str]) -> None:
+    assert not imported_by(needed, then) & strangers
 
 
 def test_the_work_of_the_pipeline_knows_neither_beam_nor_tensorflow() -> None:

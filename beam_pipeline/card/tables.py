@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from markupsafe import Markup
-from pydicom.uid import UID
 from rich.filesize import decimal
 
 from beam_pipeline.dicom.acquisition import ABSENT, OTHER, OTHERS
+from beam_pipeline.dicom.header import TRANSFER_SYNTAXES
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.options import Options, RunOptions
 from beam_pipeline.progress import describe_time
@@ -469,7 +469,8 @@ def _kinds(frame: pd.DataFrame, encodings: Iterable[PixelEncoding | None]) -> It
     matrices: Any = frame.value_counts(["rows", "columns"]).items()
     syntaxes = frame["transfer_syntax"].value_counts().items()
     distances = _distances(frame).round(1).value_counts().items()
-    named = [(f"{UID(str(uid)).name} ({uid})", number) for uid, number in syntaxes]
+    known = {uid: name for uid, (name, _) in TRANSFER_SYNTAXES.items()}
+    named = [(f"{known.get(str(uid), uid)} ({uid})", number) for uid, number in syntaxes]
     sizes = [(f"{height} x {width}", number) for (height, width), number in matrices]
     rounded = [(f"{distance:g} mm", number) for distance, number in distances]
     described = Counter(_describe_encoding(encoding) for encoding in encodings if encoding)

@@ -14,22 +14,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any
-
-from pydicom import Dataset, config
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+from typing import TYPE_CHECKING, Any
 
 from headct.reasons import Reason, Rejected
+
+# Imported where it is used: it takes long to load, and the main process of a run reads no header.
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.tag import BaseTag
+
+# Transfer syntaxes without compression (DICOM PS3.5 A.1 to A.3, A.5).
+IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+DEFLATED_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 # The pixels of a CT slice begin within a few KiB, or later after large private elements. For this
 # many bytes of empty items pydicom needs 4 s and 120 MB.
@@ -72,10 +71,13 @@ _DEPENDS_ON_CHARACTER_SET = re.compile(rb"[^\x00-\x7f]|[\x1b\\~]")
 _LONGEST_COMMON = 128  # bytes, more than six of a DS; bounds the cache
 
 _UNDEFINED = 0xFFFFFFFF
-_META_TAGS: list[BaseTag | int] = [Tag("TransferSyntaxUID"), Tag("MediaStorageSOPClassUID")]
-_PIXEL_TAGS = {Tag(name): name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
+_META_TAGS: "list[BaseTag | int]" = [0x00020010, 0x00020002]  # transfer syntax, SOP class
 _PIXEL_GROUP = 0x7FE0
-_VALUE_REPRESENTATIONS = frozenset(member.value.encode() for member in VR)
+_PIXEL_TAGS = {
+    0x7FE00010: "PixelData",
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+}
 
 _SIGNATURES = (
     (0, b"PK\3\4", "ZIP archive"),
@@ -159,9 +161,9 @@ class Attributes:
     pydicom's own look-up would take most of the time per header.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: "Dataset") -> None:
         self._dataset = dataset
-        self._elements: dict[int, DataElement | RawDataElement] = {
+        self._elements: dict[int, Any] = {  # DataElement | RawDataElement
             int(element.tag): element for element in dataset.values()
         }
 
@@ -266,7 +268,7 @@ class Attributes:
         if element is None:
             return None
         try:
-            if isinstance(element, RawDataElement) and _is_common(element, vr):
+            if element.is_raw and _is_common(element, vr):
                 implicit, little = element.is_implicit_VR, element.is_little_endian
                 return _convert(tag, element.VR, element.value, implicit, little)
             return self._dataset[tag].value
@@ -275,6 +277,8 @@ class Attributes:
             raise Rejected(Reason.INVALID_ATTRIBUTE, detail) from None
 
     def _items(self, keyword: str) -> list["Attributes"]:
+        from pydicom import Dataset
+
         items = _values(self._own(keyword))
         return [Attributes(item) for item in items if isinstance(item, Dataset)]
 
@@ -282,11 +286,14 @@ class Attributes:
 @cache  # a few keywords, looked up in every file
 def _look_up(keyword: str) -> tuple[int, str]:
     """Return tag and standard value representation by keyword or hexadecimal tag."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+    from pydicom.tag import Tag
+
     tag = Tag(keyword)
     return int(tag), dictionary_VR(tag) if dictionary_has_tag(tag) else ""
 
 
-def _is_common(element: RawDataElement, vr: str) -> bool:
+def _is_common(element: "RawDataElement", vr: str) -> bool:
     """Return whether a value depends only on its bytes and may recur in many files."""
     value = element.value
     if not value or len(value) > _LONGEST_COMMON or (element.VR or vr) != vr:
@@ -297,6 +304,9 @@ def _is_common(element: RawDataElement, vr: str) -> bool:
 @lru_cache(maxsize=1 << 12)
 def _convert(tag: int, vr: str | None, value: bytes, implicit: bool, little_endian: bool) -> Any:
     """Convert a value like pydicom; cached, since most values repeat the previous file's."""
+    from pydicom.dataelem import RawDataElement, convert_raw_data_element
+    from pydicom.tag import BaseTag
+
     raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, implicit, little_endian)
     return convert_raw_data_element(raw).value
 
@@ -367,6 +377,8 @@ def contained(reason: Reason) -> Iterator[None]:
         Rejected: with `reason`, for any exception except Rejected itself.
         MemoryError: memory is short; sizes were checked before.
     """
+    from pydicom import config
+
     logger = logging.getLogger("pydicom")
     with _ONE_AT_A_TIME, warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
@@ -383,7 +395,7 @@ def contained(reason: Reason) -> Iterator[None]:
             logger.propagate = propagate
 
 
-def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
+def parse(data: bytes, size: int, tags: "list[BaseTag | int]") -> Parsed:
     """Read a file up to its pixels.
 
     Args:
@@ -394,9 +406,12 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
     Raises:
         Rejected: the file is not DICOM, or broken before its pixels.
     """
-    found: list[tuple[BaseTag, str | None, int]] = []
+    from pydicom.filereader import read_dataset
+    from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-    def is_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+    found: list[tuple[int, str | None, int]] = []
+
+    def is_pixels(tag: "BaseTag", vr: str | None, length: int) -> bool:
         # The group first: comparing tags is slow, and few are in the pixels' group.
         if tag >> 16 == _PIXEL_GROUP and tag in _PIXEL_TAGS:
             found.append((tag, vr, length))
@@ -410,11 +425,11 @@ def parse(data: bytes, size: int, tags: list[BaseTag | int]) -> Parsed:
             source, False, True, stop_when=lambda tag, *_: tag.group != 2, specific_tags=_META_TAGS
         )
         syntax = Attributes(meta).uid("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
+        if syntax == DEFLATED_LITTLE_ENDIAN:
             data = inflate(data[source.tell() :], MAX_FILE_BYTES)
             size, source = len(data), io.BytesIO(data[:MAX_HEADER_BYTES])
         syntax = syntax or _guess_syntax(source)
-        is_implicit, is_big = syntax == ImplicitVRLittleEndian, syntax == ExplicitVRBigEndian
+        is_implicit, is_big = syntax == IMPLICIT_LITTLE_ENDIAN, syntax == EXPLICIT_BIG_ENDIAN
         dataset = read_dataset(source, is_implicit, not is_big, None, is_pixels, specific_tags=tags)
         pixels = None
         if found:
@@ -445,17 +460,21 @@ def inflate(data: bytes, limit: int) -> bytes:
     return inflated
 
 
-def _is_short(element: DataElement | RawDataElement) -> bool:
+def _is_short(element: "DataElement | RawDataElement") -> bool:
     """Return whether an element has fewer bytes than its stated length."""
+    from pydicom.dataelem import RawDataElement
+
     return isinstance(element, RawDataElement) and element.length > len(element.value or b"")
 
 
 def _guess_syntax(source: io.BytesIO) -> str:
     """Return the native transfer syntax that fits the first data element."""
+    from pydicom.valuerep import VR
+
     beginning = source.read(6)
     source.seek(-len(beginning), io.SEEK_CUR)
-    if len(beginning) < 6 or beginning[4:] not in _VALUE_REPRESENTATIONS:
-        return str(ImplicitVRLittleEndian)
+    if len(beginning) < 6 or beginning[4:].decode("latin-1") not in [*VR]:
+        return IMPLICIT_LITTLE_ENDIAN
     # The first group is 8, two bytes: 8 and 0, or 0 and 8.
     is_big = beginning[0] < beginning[1]
-    return str(ExplicitVRBigEndian if is_big else ExplicitVRLittleEndian)
+    return EXPLICIT_BIG_ENDIAN if is_big else EXPLICIT_LITTLE_ENDIAN

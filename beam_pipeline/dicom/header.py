@@ -6,32 +6,18 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from pydantic import TypeAdapter
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    LegacyConvertedEnhancedCTImageStorage,
-    RLELossless,
-    UncompressedTransferSyntaxes,
-)
 
 from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.dicom.dataset import (
+    DEFLATED_LITTLE_ENDIAN,
+    EXPLICIT_BIG_ENDIAN,
+    EXPLICIT_LITTLE_ENDIAN,
     FUNCTIONAL_GROUPS,
+    IMPLICIT_LITTLE_ENDIAN,
     MAX_FILE_BYTES,
     MAX_HEADER_BYTES,
     Attributes,
@@ -45,27 +31,64 @@ from beam_pipeline.dicom.hounsfield import PixelEncoding
 from beam_pipeline.dicom.selection import Selection
 from headct.reasons import Reason, Rejected
 
+if TYPE_CHECKING:  # takes long to load, see `dataset.py`
+    from pydicom.tag import BaseTag
+
 # Larger than any CT matrix (4096 x 4096); checked before memory is allocated.
 MAX_PIXELS = 1 << 24
 FIRST_BYTES = 1 << 15  # contain the header of nearly every file
 
 _NATIVE = "native"
 # Codec of each supported transfer syntax.
-_CODECS: dict[str, list[str] | list[UID]] = {
-    _NATIVE: UncompressedTransferSyntaxes,
-    "uncompressed": ["1.2.840.10008.1.2.1.98"],  # but encapsulated
-    "rle": [RLELossless],
-    # Two were retired in 2004 (DICOM PS3.5 2003 A.4.1), but are present in older files: spectral
-    # selection and full progression.
-    "jpeg": [*JPEGTransferSyntaxes, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"],
-    "jpegls": JPEGLSTransferSyntaxes,
-    "j2k": [JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K],
+# Supported transfer syntaxes: name (DICOM PS3.6 table A-1), and codec.
+TRANSFER_SYNTAXES = {
+    IMPLICIT_LITTLE_ENDIAN: ("Implicit VR Little Endian", _NATIVE),
+    EXPLICIT_LITTLE_ENDIAN: ("Explicit VR Little Endian", _NATIVE),
+    DEFLATED_LITTLE_ENDIAN: ("Deflated Explicit VR Little Endian", _NATIVE),
+    EXPLICIT_BIG_ENDIAN: ("Explicit VR Big Endian", _NATIVE),
+    "1.2.840.10008.1.2.1.98": (
+        "Encapsulated Uncompressed Explicit VR Little Endian",
+        "uncompressed",
+    ),
+    "1.2.840.10008.1.2.5": ("RLE Lossless", "rle"),
+    "1.2.840.10008.1.2.4.50": ("JPEG Baseline (Process 1)", "jpeg"),
+    "1.2.840.10008.1.2.4.51": ("JPEG Extended (Process 2 and 4)", "jpeg"),
+    # Two were retired in 2004 (DICOM PS3.5 2003 A.4.1), but are present in older files.
+    "1.2.840.10008.1.2.4.53": (
+        "JPEG Spectral Selection, Non-Hierarchical (Process 6 and 8)",
+        "jpeg",
+    ),
+    "1.2.840.10008.1.2.4.55": (
+        "JPEG Full Progression, Non-Hierarchical (Process 10 and 12)",
+        "jpeg",
+    ),
+    "1.2.840.10008.1.2.4.57": ("JPEG Lossless, Non-Hierarchical (Process 14)", "jpeg"),
+    "1.2.840.10008.1.2.4.70": (
+        "JPEG Lossless, Non-Hierarchical, First-Order Prediction (Process 14 [Selection Value 1])",
+        "jpeg",
+    ),
+    "1.2.840.10008.1.2.4.80": ("JPEG-LS Lossless Image Compression", "jpegls"),
+    "1.2.840.10008.1.2.4.81": ("JPEG-LS Lossy (Near-Lossless) Image Compression", "jpegls"),
+    "1.2.840.10008.1.2.4.90": ("JPEG 2000 Image Compression (Lossless Only)", "j2k"),
+    "1.2.840.10008.1.2.4.91": ("JPEG 2000 Image Compression", "j2k"),
+    "1.2.840.10008.1.2.4.201": (
+        "High-Throughput JPEG 2000 Image Compression (Lossless Only)",
+        "j2k",
+    ),
+    "1.2.840.10008.1.2.4.202": (
+        "High-Throughput JPEG 2000 with RPCL Options Image Compression (Lossless Only)",
+        "j2k",
+    ),
+    "1.2.840.10008.1.2.4.203": ("High-Throughput JPEG 2000 Image Compression", "j2k"),
 }
-_CODEC_OF = {str(syntax): codec for codec, syntaxes in _CODECS.items() for syntax in syntaxes}
 # With 16 bits per pixel, the pixels are little-endian words, the usual native byte order.
-_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+_PLAIN = (EXPLICIT_LITTLE_ENDIAN, IMPLICIT_LITTLE_ENDIAN)
 _MAX_RESCALE = 1e6  # far above all slopes and intercepts of Hounsfield units
-_CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+_CT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
+)
 # Defined Terms of VOI LUT Function (DICOM PS3.3 C.11.2.1.2).
 VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 OTHER_FUNCTION = "OTHER"
@@ -112,7 +135,6 @@ _KEYWORDS = (
     "ManufacturerModelName",  # 3, C.7.5.1; 1, C.7.5.2
     *FUNCTIONAL_GROUPS,
 )
-TAGS: list[BaseTag | int] = [int(Tag(keyword)) for keyword in _KEYWORDS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +184,7 @@ class Header:
     @property
     def codec(self) -> str:
         """Name of the codec of the pixels."""
-        return _CODEC_OF[self.transfer_syntax]
+        return TRANSFER_SYNTAXES[self.transfer_syntax][1]
 
     @property
     def is_native(self) -> bool:
@@ -205,6 +227,14 @@ _ELSEWHERE = (
 _ENCODED = [name for name in Header.__dataclass_fields__ if name not in _ELSEWHERE]
 
 
+@cache
+def tags_of_header() -> "tuple[BaseTag | int, ...]":
+    """Return the tags of the attributes to read."""
+    from pydicom.tag import Tag
+
+    return tuple(int(Tag(keyword)) for keyword in _KEYWORDS)
+
+
 def read_header(file: BinaryIO, size: int, selection: Selection | None = None) -> Header:
     """Read and check a slice's header, without its pixels.
 
@@ -217,7 +247,7 @@ def read_header(file: BinaryIO, size: int, selection: Selection | None = None) -
         Rejected: by its header the file is not a usable CT slice, or is not wanted; `read_slice`
             raises the same error for a file that is not usable.
     """
-    tags = TAGS if selection is None else [*TAGS, *selection.tags]
+    tags = [*tags_of_header(), *(selection.tags if selection else ())]
     parsed, beginning = None, file.read(FIRST_BYTES)
     check_beginning(beginning)
     if len(beginning) < size:
@@ -231,11 +261,11 @@ def read_header(file: BinaryIO, size: int, selection: Selection | None = None) -
         raise
 
 
-def _parse_beginning(beginning: bytes, size: int, tags: list[BaseTag | int]) -> Parsed | None:
+def _parse_beginning(beginning: bytes, size: int, tags: "list[BaseTag | int]") -> Parsed | None:
     """Parse the first bytes of a file; None if the bytes end before the pixels."""
     with suppress(Rejected):  # a truncated header may look broken
         parsed = parse(beginning, size, tags)
-        if parsed.pixels and parsed.transfer_syntax != DeflatedExplicitVRLittleEndian:
+        if parsed.pixels and parsed.transfer_syntax != DEFLATED_LITTLE_ENDIAN:
             return parsed
     return None
 
@@ -273,7 +303,7 @@ def check_header(parsed: Parsed, selection: Selection | None = None) -> tuple[He
         position = attributes.numbers("ImagePositionPatient", 3)[2]
         identity = repr((ids, (position, (row_spacing, column_spacing), rows, columns)))
         is_plain = transfer_syntax in _PLAIN and encoding.bits_allocated == 16
-        is_deflated = transfer_syntax == DeflatedExplicitVRLittleEndian
+        is_deflated = transfer_syntax == DEFLATED_LITTLE_ENDIAN
         header = Header(
             sop_instance_uid=ids[0],
             patient_id=ids[1],
@@ -365,8 +395,18 @@ def _check_frame(attributes: Attributes, pixels: str) -> None:
 
 def _not_ct(sop_class: str) -> Rejected:
     """Return the exclusion of another modality's image, with the kind if it is a standard one."""
-    name = UID(sop_class).name
-    return Rejected(Reason.NOT_CT, "" if name == sop_class else name)
+    return Rejected(Reason.NOT_CT, _registered_name(sop_class))
+
+
+def _registered_name(uid: str) -> str:
+    """Return the name of a UID in the standard; empty if it has none.
+
+    Only such a name is reported: a file may have any text in place of the UID.
+    """
+    from pydicom.uid import UID
+
+    name = UID(uid).name
+    return "" if name == uid else name
 
 
 def _raise_without_pixels(parsed: Parsed) -> NoReturn:
@@ -378,7 +418,7 @@ def _raise_without_pixels(parsed: Parsed) -> NoReturn:
             raise Rejected(Reason.TOO_LARGE, detail)
         raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
     for sop_class in classes:
-        if UID(sop_class).name.endswith("Image Storage"):
+        if _registered_name(sop_class).endswith("Image Storage"):
             raise _not_ct(sop_class)
     if parsed.is_cut or not any(classes):
         detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
@@ -398,10 +438,8 @@ def _shape(attributes: Attributes) -> tuple[int, int]:
 
 def _transfer_syntax(parsed: Parsed) -> str:
     syntax = parsed.transfer_syntax
-    if syntax not in _CODEC_OF:
-        # Only a registered name is reported: a file may have any text here.
-        name = UID(syntax).name
-        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, "" if name == syntax else name)
+    if syntax not in TRANSFER_SYNTAXES:
+        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, _registered_name(syntax))
     return syntax
 
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR, keyword_dict
-from pydicom.tag import Tag
-
 from beam_pipeline.dicom.acquisition import AXIAL, UNKNOWN
 from beam_pipeline.dicom.dataset import Attributes
 from headct.declarations import did_you_mean
@@ -184,6 +181,9 @@ def parse_condition(text: str) -> Condition:
 
 def _look_up(name: str) -> tuple[str, int, str]:
     """Return keyword, tag and value representation of an attribute."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_keyword, dictionary_VR, keyword_dict
+    from pydicom.tag import Tag
+
     digits = re.sub(r"[(),\s]", "", name)
     if digits == name:
         if name not in keyword_dict:

@@ -14,10 +14,15 @@ from itertools import accumulate, pairwise
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import ExplicitVRBigEndian
 
-from beam_pipeline.dicom.dataset import PixelElement, contained, parse
-from beam_pipeline.dicom.header import TAGS, Header, check_header, check_length, checksum
+from beam_pipeline.dicom.dataset import EXPLICIT_BIG_ENDIAN, PixelElement, contained, parse
+from beam_pipeline.dicom.header import (
+    Header,
+    check_header,
+    check_length,
+    checksum,
+    tags_of_header,
+)
 from beam_pipeline.dicom.hounsfield import PixelEncoding
 from headct.reasons import Reason, Rejected
 
@@ -78,10 +83,10 @@ def read_slice(data: bytes, known: Header | None = None) -> Slice:
         start, size = known.pixel_offset, known.matrix_bytes
         if len(data) >= start + size and checksum(data[:start]) == known.beginning:
             return _check_slice(known, _native_pixels(data, known, start))
-    parsed = parse(data, len(data), TAGS)
+    parsed = parse(data, len(data), [*tags_of_header()])
     header, element = check_header(parsed)
     if header.is_native:
-        is_swapped = header.transfer_syntax == ExplicitVRBigEndian
+        is_swapped = header.transfer_syntax == EXPLICIT_BIG_ENDIAN
         words = is_swapped and (element.vr == "OW" or header.encoding.bits_allocated == 16)
         return _check_slice(header, _native_pixels(parsed.body, header, element.offset, words))
     frame, missing = _single_frame(parsed.body, element)

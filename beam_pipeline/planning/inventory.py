@@ -30,8 +30,8 @@ from beam_pipeline.options import (
     Options,
     Orientation,
 )
-from beam_pipeline.planning.file_list import FileList
 from beam_pipeline.planning.output_checks import without_output
+from beam_pipeline.shards.formats import table_of_rows
 from beam_pipeline.shards.unfinished import Unfinished, table_metadata
 from beam_pipeline.workers import Watch
 from headct.layout import ID_COLUMNS, inventory_table, listing_table, ordinal
@@ -104,6 +104,9 @@ def list_parts(options: Options) -> Iterator[int]:
     found = without_output(input_files.list(), input_files, files.output)
     parts, facts = _list_all(found), {}
     if path:
+        # Imported late: it loads pandas, which no worker needs.
+        from beam_pipeline.planning.file_list import FileList
+
         # The list kept at the start may be gone when a template's job runs again.
         wanted = FileList.find(unfinished) or FileList.read(
             path, input_files, files.storage_patience
@@ -159,7 +162,7 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     check = key_check(key)
     before = unfinished.find(inventory_table(number))
     known = _known_rows(before, check)
-    rows = [known.get(_version(row)) for row in listed]
+    rows: list[Any] = [known.get(_version(row)) for row in listed]
     new = [place for place, row in enumerate(rows) if row is None]
     with files.reading() as reading:
         inspector = _Inspector(files, reading, key, options, watch, listed)
@@ -171,7 +174,7 @@ def inspect_part(number: int, watch: Watch, *, options: Options) -> Inspected:
     excluded = sum(reason in EXCLUSIONS for reason in reasons)
     rejected = len(reasons) - excluded
     if new or before is None or len(before) != len(listed):
-        table = pa.Table.from_pylist(rows, SCHEMA)
+        table = table_of_rows(rows, SCHEMA)
         metadata = {"key_check": check, "files": len(listed), "rejected": rejected}
         metadata |= {"excluded": excluded}
         unfinished.write(inventory_table(number), table, metadata)

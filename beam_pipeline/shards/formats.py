@@ -7,6 +7,7 @@ by the protocol buffers library.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from google.protobuf import text_format
@@ -14,6 +15,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
+from numpy.typing import NDArray
 
 from headct.layout import (
     DATASET,
@@ -94,6 +96,7 @@ def decode_example(data: bytes) -> dict[str, list[bytes] | list[int] | list[floa
 
 
 _ROW_GROUP = 1 << 14
+_MOST_BYTES = (1 << 31) - 1  # of the texts of a column
 
 
 def index_schema(labels: Sequence[str]) -> pa.Schema:
@@ -103,13 +106,47 @@ def index_schema(labels: Sequence[str]) -> pa.Schema:
 
 def index_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pa.Table:
     """Return rows as an index table, in order; other fields are dropped."""
-    schema = index_schema(labels)
-    columns = [
-        # from_pandas: a NaN position becomes null.
-        pa.array([row[field.name] for row in rows], field.type, from_pandas=True)
-        for field in schema
-    ]
+    return table_of_rows(rows, index_schema(labels))
+
+
+def table_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table.
+
+    The columns are made of buffers: `pa.array` and `Table.from_pylist` would load pandas, which
+    takes a worker process longer than all else that it loads.
+
+    Args:
+        rows: with a value for each column; other fields are dropped. A NaN becomes null.
+        schema: of numbers, texts, bytes, and texts in dictionaries of int32.
+    """
+    columns = [_column([row[field.name] for row in rows], field.type) for field in schema]
     return pa.table(columns, schema=schema)
+
+
+def _column(values: list[Any], dtype: pa.DataType) -> pa.Array:
+    valid, count = None, len(values)
+    if pa.types.is_dictionary(dtype):
+        places: dict[str, int] = {}
+        indices = [places.setdefault(text, len(places)) for text in values]
+        known = _column([*places], dtype.value_type)
+        return pa.DictionaryArray.from_arrays(_column(indices, dtype.index_type), known)
+    if pa.types.is_string(dtype) or pa.types.is_binary(dtype):
+        encoded = values if pa.types.is_binary(dtype) else [text.encode() for text in values]
+        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        if ends[-1] > _MOST_BYTES:
+            raise OverflowError("a table has more than 2 GiB of text in a column")
+        return pa.Array.from_buffers(
+            dtype, count, [None, *map(pa.py_buffer, (ends.astype(np.int32), b"".join(encoded)))]
+        )
+    numbers = np.array(values, str(dtype))  # such as int32 and double
+    if pa.types.is_floating(dtype) and np.isnan(numbers).any():
+        valid = _bits(~np.isnan(numbers))
+    data = _bits(numbers) if pa.types.is_boolean(dtype) else pa.py_buffer(numbers)
+    return pa.Array.from_buffers(dtype, count, [valid, data])
+
+
+def _bits(flags: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))
 
 
 def write_index(file: BinaryIO, parts: Iterable[pa.Table], labels: Sequence[str]) -> None:

@@ -45,7 +45,10 @@ _LOSSES = {Reason.DECODER_CRASHED: "died", Reason.DECODER_TIMED_OUT: "hung"}
 
 # Imported once, in a fork server without threads: a fork of this process might inherit a lock that
 # a thread of Beam or gRPC holds.
-_PRELOADED = ["beam_pipeline.shards.writer", "beam_pipeline.planning.inventory"]
+_PRELOADED = [
+    *("beam_pipeline.workers.serve", "beam_pipeline.shards.writer"),
+    *("beam_pipeline.planning.inventory", "pydicom.filereader"),
+]
 # glibc returns free large blocks to the kernel and gets the next blocks zeroed: a tenth of the time
 # of converting slices, because slices reuse blocks of the same size.
 _KEEP_MEMORY = {
@@ -276,7 +279,7 @@ def start_server(source: str = "") -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     place_sockets()
-    variables = _KEEP_MEMORY | ({INPUT_VARIABLE: source} if source else {})
+    variables = _KEEP_MEMORY | {INPUT_VARIABLE: source}
     added = [name for name in variables if name not in os.environ]
     os.environ.update({name: variables[name] for name in added})
     try:

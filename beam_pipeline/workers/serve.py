@@ -17,6 +17,10 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input, or empty; set only in the workers' fork server
+if INPUT_VARIABLE in os.environ:
+    gc.disable()  # while it imports: nothing is garbage then
+
 from headct.errors import HeadctError
 from headct.reasons import Reason
 from headct.stores import load_archive
@@ -24,7 +28,6 @@ from headct.stores import load_archive
 R = TypeVar("R")
 
 NOWHERE = -1  # stands for an item's number
-INPUT_VARIABLE = "HEADCT_SHARDS_INPUT"  # the input; set only in the workers' fork server
 _BYTES = 16  # of two integers
 
 # The fork server reads an archive's directory once for all workers.
@@ -116,6 +119,7 @@ def serve(function: Callable[[Any, Watch], Any], pipe: Connection, state: Any) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # modules stay: later collections skip them
+    gc.enable()
     sending = threading.Lock()
 
     def send(kind: str, outcome: Any) -> None:

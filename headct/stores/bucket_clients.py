@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from obstore.exceptions import (
@@ -24,6 +24,7 @@ from headct.stores.protocol import Transient
 _READ_TIMEOUT = 20.0  # seconds
 _LONGEST_REQUEST = 300.0  # seconds
 _OBSTORE_RETRIES = 10.0  # seconds during which obstore repeats a request, with the same credentials
+_ASK_AGAIN = timedelta(minutes=30)  # as in obstore's own provider, which wants boto3
 _GOOGLE = "https://storage.googleapis.com"
 _READ_ONLY = "https://www.googleapis.com/auth/devstorage.read_only"
 _UNLISTED_KEY = "an object's key has '//', '.', '..' or a control character"
@@ -90,20 +91,31 @@ def _aws_credentials() -> dict[str, Any]:
     """Return the options of a profile, single sign-on or a role; obstore finds all others."""
     if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
         return {}
-    from obstore.auth.boto3 import Boto3CredentialProvider  # takes half a second to import
+    from botocore.session import Session  # takes half a second to import
 
-    try:
-        provider = Boto3CredentialProvider()
-    except ValueError:  # none: obstore asks the machine's metadata service
+    session = Session()
+    credentials = session.get_credentials()
+    if credentials is None:  # obstore asks the machine's metadata service
         return {}
-    return {"credential_provider": provider, **provider.config}
+
+    def provide() -> dict[str, Any]:
+        found = credentials.get_frozen_credentials()  # renewed, if they expire
+        return {
+            "access_key_id": found.access_key,
+            "secret_access_key": found.secret_key,
+            "token": found.token,
+            "expires_at": datetime.now(UTC) + _ASK_AGAIN,
+        }
+
+    region = session.get_config_variable("region")
+    return {"credential_provider": provide, **({"region": region} if region else {})}
 
 
 # Any keys: obstore reads keys as paths. Google Cloud Storage speaks S3's protocol, too.
 
 
 def list_any_keys(url: str, folder: str, last: str) -> Iterator[Page]:
-    """Yield the objects of S3 or Google Cloud Storage behind the last one, in pages, by boto3.
+    """Yield the objects of S3 or Google Cloud Storage behind the last one, in pages, by botocore.
 
     Raises:
         StoreError: the store refuses the listing, or its credentials are not found.
@@ -136,9 +148,9 @@ def list_any_keys(url: str, folder: str, last: str) -> Iterator[Page]:
 
 
 def _lister(*, signed: bool, region: str | None, endpoint: str | None = None) -> Any:
-    import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.session import Session
 
     config = Config(
         connect_timeout=_READ_TIMEOUT,
@@ -147,11 +159,11 @@ def _lister(*, signed: bool, region: str | None, endpoint: str | None = None) ->
         signature_version=None if signed else UNSIGNED,
         s3={"addressing_style": "path"},
     )
-    return boto3.client("s3", endpoint_url=endpoint, config=config)
+    return Session().create_client("s3", endpoint_url=endpoint, config=config)
 
 
 def _aws_lister() -> Any:
-    region = os.environ.get("AWS_REGION")  # boto3 only reads AWS_DEFAULT_REGION
+    region = os.environ.get("AWS_REGION")  # botocore only reads AWS_DEFAULT_REGION
     return _lister(signed=not os.environ.get("AWS_SKIP_SIGNATURE"), region=region)
 
 

@@ -48,7 +48,7 @@ _SPOOLED = 1 << 22  # bytes that are staged in memory
 _PAGE = 1000  # objects per request of a listing
 _RANGE_NOT_SATISFIABLE = 416
 _NOT_IMPLEMENTED = 501  # a store without conditional requests
-_BY_BOTO3 = ("s3://", "s3a://", "gs://")  # listed by boto3 if obstore cannot
+_BY_BOTOCORE = ("s3://", "s3a://", "gs://")  # listed by botocore if obstore cannot
 _NO_RANGES = "Range request not supported"  # obstore, of a web server
 
 
@@ -104,7 +104,7 @@ class ObjectStore(Store):
         """Yield a listing in pages; after a failure, it continues after the last object.
 
         obstore reads keys as paths: it fails for a page with another key (`a//b`, `a/./b`, control
-        characters), and drops slashes at both ends of a key. boto3 lists such buckets.
+        characters), and drops slashes at both ends of a key. botocore lists such buckets.
         """
         stream: Any = None
         last = ""
@@ -117,14 +117,14 @@ class ObjectStore(Store):
                 pages = list_any_keys(self._url, folder, last)
             try:
                 if pages is None:
-                    if not (folder or last) and self._url.startswith(_BY_BOTO3):
+                    if not (folder or last) and self._url.startswith(_BY_BOTOCORE):
                         _check_leading_slashes(self._reading)
                     pages = obstore.list(
                         self._reading, folder or None, offset=last or None, chunk_size=_PAGE
                     )
                 page = list(next(pages, []))
             except InvalidPathError:
-                if not self._url.startswith(_BY_BOTO3):
+                if not self._url.startswith(_BY_BOTOCORE):
                     raise
                 any_keys = True
                 return next_page()

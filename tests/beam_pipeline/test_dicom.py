@@ -14,7 +14,14 @@ import pytest
 from pydicom import config, uid
 
 from beam_pipeline.dicom.dataset import MAX_HEADER_BYTES
-from beam_pipeline.dicom.header import MAX_PIXELS, OTHER_FUNCTION, Header, read_header
+from beam_pipeline.dicom.header import (
+    _CT_CLASSES,
+    MAX_PIXELS,
+    OTHER_FUNCTION,
+    TRANSFER_SYNTAXES,
+    Header,
+    read_header,
+)
 from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
 from beam_pipeline.dicom.slices import read_slice
 from headct.reasons import Reason, Rejected
@@ -717,3 +724,10 @@ def test_a_rejection_quotes_nothing_of_the_header(broken: dict[str, Any]) -> Non
     assert not any(secret in told for secret in ("SECRET", "Secret", "1970", "666", "4711"))
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_uids_have_the_names_of_the_standard() -> None:
+    names = {syntax: name for syntax, (name, _) in TRANSFER_SYNTAXES.items()}
+    assert names == {syntax: uid.UID(syntax).name for syntax in names}
+    assert all(uid.UID(syntax).is_transfer_syntax for syntax in names)
+    assert all(uid.UID(each).name.endswith("CT Image Storage") for each in _CT_CLASSES)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_pipeline.shards.formats import index_schema, index_table, write_index
+from beam_pipeline.shards.formats import index_schema, index_table, table_of_rows, write_index
 
 
 def row(shard: str, number: int, **other: Any) -> dict[str, Any]:
@@ -53,6 +53,26 @@ def test_rows_are_kept_in_order_with_the_columns_of_an_index() -> None:
     assert table.schema.equals(index_schema(["any"]))
     assert table.to_pylist() == [row("a", 2, **known), row("a", 0, label_any=-1, **known)]
     assert table.schema.field("label_any").type == pa.int8()
+
+
+def test_rows_become_what_pyarrow_makes_of_them() -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "path": b"\xff", "count": -1, "print": 2**64 - 1, "z": 1.5, "yes": True},
+        {"text": "", "path": b"", "count": 2, "print": 0, "z": float("nan"), "yes": False},
+        {"text": "\u00e9\0", "path": b"x/y", "count": 3, "print": 1, "z": -0.0, "yes": True},
+    ] * 4
+    types = [pa.string(), pa.binary(), pa.int8(), pa.uint64(), pa.float64(), pa.bool_()]
+    schema = pa.schema([*zip(rows[0], types, strict=True)])
+    schema = schema.append(pa.field("repeated", pa.dictionary(pa.int32(), pa.string())))
+    rows = [each | {"repeated": each["text"]} for each in rows]
+    for some in (rows, rows[:1], []):
+        table = table_of_rows(some, schema)
+        table.validate(full=True)
+        expected = [[each[name] for each in some] for name in schema.names]
+        columns = [
+            pa.array(c, f.type, from_pandas=True) for c, f in zip(expected, schema, strict=True)
+        ]
+        assert table.equals(pa.table(columns, schema=schema))
 
 
 def test_labels_keep_their_order() -> None:

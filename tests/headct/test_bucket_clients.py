@@ -18,7 +18,7 @@ A_MOMENT = 1.0  # second of patience
 ROOT = Path(__file__).parent
 
 
-@pytest.mark.parametrize("key", ["a", "a//b"])  # listed by obstore, and by boto3
+@pytest.mark.parametrize("key", ["a", "a//b"])  # listed by obstore, and by botocore
 def test_who_asks_s3_may_pay(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ScriptedStore({f"in/{key}": b"slice", "in/b": b"slice"})
     monkeypatch.setenv("AWS_REQUEST_PAYER", "true")

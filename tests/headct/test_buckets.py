@@ -135,7 +135,7 @@ def test_a_label_file_that_is_kept_back_is_one_line(
 
 @pytest.fixture(params=["s3", "gs"])
 def scheme(request: pytest.FixtureRequest) -> str:
-    """The protocol that a bucket is listed by; listings by boto3 are in that of S3."""
+    """The protocol that a bucket is listed by; listings by botocore are in that of S3."""
     return str(request.param)
 
 
