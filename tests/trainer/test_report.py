@@ -62,10 +62,11 @@ def test_a_page_that_needs_nothing_else(finished: Path, tmp_path: Path) -> None:
     page = Page(run / "report.html")
     assert_well_formed(page)
     pictures = [each["src"] or "" for each in page.all("img")]
-    assert len(pictures) == 4
+    assert len(pictures) == 4 + 3  # mistakes, hits, and the slices of three scans
     assert all(each.startswith("data:image/jpeg;base64,") for each in pictures)
     assert not page.all("script")
     assert "Worst mistakes" in page.text
+    assert "Scans with the highest loss" in page.text
     assert "learning_rate" in page.text
     for identifier in ("P0_00", "S0_00", "ID_0_"):
         assert identifier not in page.text

@@ -90,6 +90,10 @@ def test_it_begins_as_the_slice_network_and_is_a_run(
         "float32 [slices]"
         in json.loads((tmp_path / "e" / "description.json").read_text())["scan"]["position_z"]
     )
+    assert main(["report", f"{run}/scans", "--mistakes", "0"]) == 0
+    page = (run / "scans" / "report.html").read_text()
+    assert "Scan model: pooled" in page
+    assert "data:image/jpeg" not in page
     capsys.readouterr()
     assert main(["train_scans", str(run), *FEW]) == 0
     assert "this run is complete" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
@@ -198,13 +199,19 @@ def _find(figures: dict[str, Any], metric: str, name: str) -> Any:
 def read_predictions(path: Path, names: tuple[str, ...]) -> pd.DataFrame:
     """Read the predictions of a run, one row per slice, the shards interleaved.
 
+    The columns that only some versions and models write are series_id, position_z, and, of a scan
+    model, alone_<name> and pooled_<name>.
+
     Raises:
         UsageError: the file is missing or damaged, or lacks a column.
     """
     columns = ["image_id", "patient_id", "study_id"]
     columns += [f"{kind}_{name}" for kind in ("label", "probability") for name in names]
+    more = ["series_id", "position_z"]
+    more += [f"{kind}_{name}" for kind in ("alone", "pooled") for name in names]
     try:
-        return pd.read_parquet(path, columns=columns)
+        known = pq.read_schema(path).names
+        return pd.read_parquet(path, columns=columns + [each for each in more if each in known])
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: no predictions of these labels ({type(error).__name__})"

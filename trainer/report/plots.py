@@ -103,14 +103,28 @@ def draw_svg(draw: Callable[..., None], salt: str, *args: Any, **options: Any) -
         args: arguments of `draw` after the axes.
         options: keyword arguments of `draw`.
     """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
-        # Inches; 96 pixels per inch.
-        figure = Figure(figsize=(3.0, 2.8 if draw is draw_in_unit_square else 2.6))
+
+    def fill(figure: Figure) -> None:
         axes = figure.subplots()
         # Fixed margins: Matplotlib's automatic layout is slower than the drawing.
         figure.subplots_adjust(left=0.19, right=0.985, bottom=0.17, top=0.985)
         draw(axes, *args, **options)
+
+    return render_svg(fill, (3.0, 2.8 if draw is draw_in_unit_square else 2.6), salt)
+
+
+def render_svg(fill: Callable[[Figure], None], size: tuple[float, float], salt: str) -> Markup:
+    """Return a new figure as `draw_svg` does.
+
+    Args:
+        fill: draws on the figure.
+        size: width and height, inches; 96 pixels per inch.
+        salt: as for `draw_svg`.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=size)
+        fill(figure)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()

@@ -14,23 +14,41 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from scipy.special import logit
 
 from headct.declarations import flags
 from headct.json_documents import read_json
-from headct.layout import CARD
+from headct.layout import CARD, PATIENT_ID, POSITION
 from headct.page import Table, page_templates
 from trainer.display import explain_figures, explain_members, explain_weights
-from trainer.evaluation.evaluate import OUT_OF_FOLD_NOTE
+from trainer.evaluation.calibration import cross_fit
+from trainer.evaluation.evaluate import OTHER_SLICES, OUT_OF_FOLD_NOTE, where_fitted
+from trainer.evaluation.fit_smoothing import SmoothingFit
 from trainer.evaluation.measured import SENSITIVITY, Estimate, Measured, read_predictions
-from trainer.evaluation.metrics import example_losses
+from trainer.evaluation.metrics import CLIP, Array, example_losses, probabilities
+from trainer.evaluation.predict_models import Predictions
 from trainer.files import write_whole
 from trainer.networks.catalog import BACKBONES
 from trainer.options import TrainOptions
 from trainer.report import plots
 from trainer.report.plots import Picture
-from trainer.report.slices import picture_slices
+from trainer.report.slices import picture_slices, sheet_maker
+from trainer.report.strips import (
+    ENSEMBLE,
+    SCAN,
+    SLICE,
+    SMOOTHED,
+    ScanCurves,
+    change_table,
+    choose_scans,
+    draw_strips,
+    find_curves,
+    scan_table,
+)
+from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Run
+from trainer.runs.smoothing import Smoothing, choose_smoothing
 
 # Titles of the tables of operating points.
 RULES = (
@@ -61,6 +79,7 @@ def write_report(setup: EvaluationSetup, mistakes: int) -> None:
         setup,
         slices,
         metrics,
+        **draw_scans(setup, slices, mistakes > 0 and not missing),
         answers={"Worst mistakes": worst, "Best hits": hits} if mistakes else {},
         answers_missing=missing,
         training=plot_training(history, metrics["best_epoch"]),
@@ -85,6 +104,7 @@ def write_ensemble_report(setup: EvaluationSetup) -> None:
         setup,
         slices,
         figures,
+        **draw_scans(setup, slices, has_images=True),
         members=member_table(ensemble) if ensemble else None,
         members_note=" ".join(explain_members(ensemble)) if ensemble else OUT_OF_FOLD_NOTE,
         provenance=[
@@ -95,6 +115,61 @@ def write_ensemble_report(setup: EvaluationSetup) -> None:
             ("Models", ", ".join(described)),
         ],
     )
+
+
+def draw_scans(setup: EvaluationSetup, slices: Measured, has_images: bool) -> dict[str, Any]:
+    """Return the section with scans as strips, for the template; raises like `sheet_maker`."""
+    curves = find_curves(slices, models_of(setup, slices))
+    if not isinstance(curves, ScanCurves):
+        return {"scans_missing": curves}
+    make_sheet = sheet_maker(setup) if has_images else None
+    several = len(curves.models) > 1
+    return {
+        "models": [*curves.models],
+        "strips": [(each, draw_strips(curves, each, make_sheet)) for each in choose_scans(curves)],
+        "scan_tables": [change_table(curves), scan_table(curves)] if several else [],
+    }
+
+
+def models_of(setup: EvaluationSetup, slices: Measured) -> dict[str, Array]:
+    """Return the probabilities of the networks in a run by title, [N, L], the slice network first.
+
+    Smoothed ones follow where a smoothing was fitted, to the run or to the run of its slice
+    network. If it was fitted on these slices, each patient is smoothed by a fit to the others.
+    """
+    run, names = setup.run, slices.names
+    own = {SLICE: (slices.predicted, run)}
+    if (scans := run.record.scans) and f"alone_{names[0]}" in slices.frame:
+        alone = slices.frame[[f"alone_{name}" for name in names]].to_numpy(np.float64)
+        own = {
+            SLICE: (alone, Run(Path(scans.run))),
+            SCAN: (slices.predicted, run),
+        }
+    if isinstance(run, Ensemble):
+        own = {ENSEMBLE: (slices.predicted, run)}
+    models = {}
+    for title, (predicted, of_run) in own.items():
+        models[title] = predicted
+        if setup.smoothing.changes or not of_run.smoothing.is_file():
+            continue
+        smoothing = choose_smoothing(of_run.smoothing, wanted=True)
+        if smoothing.changes and POSITION in slices.frame:
+            smoothed = smooth(setup, slices, predicted, smoothing)
+            models[SMOOTHED.format(title)] = smoothed
+    return models
+
+
+def smooth(
+    setup: EvaluationSetup, slices: Measured, predicted: Array, smoothing: Smoothing
+) -> Array:
+    """Return probabilities, smoothed along z as `models_of` describes."""
+    logits = logit(np.clip(predicted, CLIP, 1 - CLIP))
+    predictions = Predictions(slices.names, slices.frame, slices.labels, logits)
+    patients = slices.frame[PATIENT_ID].to_numpy()
+    if where_fitted(setup, smoothing) == OTHER_SLICES or len(np.unique(patients)) < 2:
+        return probabilities(predictions.smoothed(smoothing).logits)
+    fit = SmoothingFit(predictions, setup.weights)
+    return probabilities(cross_fit(patients, lambda rest, group: fit.smooth_by(rest)[group]))
 
 
 def member_table(ensemble: Mapping[str, Any]) -> Table:
@@ -135,7 +210,8 @@ def _write_page(
     measured = metrics | {"intervals_95": slices.intervals, "label_weights": weights}
     left_out = {each.validation for each in run.networks}
     absent: dict[str, Any] = {"members": None, "members_note": "", "training": [], "options": []}
-    absent |= {"answers": {}, "answers_missing": ""}
+    absent |= {"answers": {}, "answers_missing": "", "of_scans": bool(run.record.scans)}
+    absent |= {"models": [], "strips": [], "scan_tables": [], "scans_missing": ""}
     template = page_templates(Path(__file__).parent).get_template("report.html.jinja")
     page = template.render(
         run=run.path.resolve().name,

@@ -1,19 +1,20 @@
-"""Pictures of a model's worst mistakes and best hits, with Grad-CAM maps."""
+"""Pictures of slices: worst mistakes and best hits with class activation maps, and thumbnails."""
 
 from __future__ import annotations
 
 import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import keras
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
+import pandas as pd
+from imagecodecs import jpeg8_encode
 
 from headct.layout import IMAGE_ID
-from headct.manifest import ImageSpec
+from headct.manifest import Window
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Floats, Ints, example_losses
 from trainer.networks.saved_models import load_classifier
@@ -21,6 +22,11 @@ from trainer.report.plots import Picture
 from trainer.runs.evaluation_setup import EvaluationSetup
 
 Answer = tuple[int, int]  # a row of the predictions, and a label's number
+
+_SIDE, _THUMBNAIL = 240, 80  # pixels
+_BRAIN = (40.0, 80.0)  # center and width, HU
+# Evidence for and against a label, told apart with any color vision; also in report.html.jinja.
+_FOR, _AGAINST = (255.0, 140.0, 0.0), (60.0, 130.0, 255.0)
 
 
 def picture_slices(
@@ -64,31 +70,53 @@ def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Pictur
     Raises:
         UsageError: the index is missing or damaged.
     """
-    spec, names = setup.shards.image, setup.run.labels
+    names = setup.run.labels
     every, rows = setup.shards.locate(setup.split, [each.image_id for each in chosen])
     images = every.select(rows).images()
     labels = np.array([each.label for each in chosen])
     maps = []
     for run in setup.run.networks:
         compiled, slices = setup.compiled(run), run.neighbors.slices
-        classifier = load_classifier(run.model, compiled, spec, len(names), slices)
+        classifier = load_classifier(run.model, compiled, setup.shards.image, len(names), slices)
         seen = run.neighbors.images(every, rows) if run.neighbors.count else images
-        found = activation_maps(classifier, seen, labels)
-        maps.append(classifier.get_layer("resize").place(found, seen))
-    heats = mean_map(maps)
+        maps.append(placed_maps(classifier, seen, labels))
+        if setup.flip:
+            mirrored = placed_maps(classifier, np.ascontiguousarray(seen[:, :, ::-1]), labels)
+            maps.append(mirrored[:, :, ::-1])
     pictures = []
-    for each, image, heat in zip(chosen, images, heats, strict=True):
+    for each, gray, heat in zip(chosen, gray_levels(images, setup), mean_map(maps), strict=True):
         lack = lack_of_map(heat)
-        shown = "" if lack else f" Beside it, Grad-CAM of {names[each.label]}."
+        shown = "" if lack else f" Beside it, the class activation map of {names[each.label]}."
+        note = f"no map: {lack}" if lack else f"colors to {np.abs(heat).max():.2g}"
         pictures.append(
             Picture(
-                embed(gray_levels(image, spec), None if lack else heat),
+                embed(gray, None if lack else heat),
                 f"CT slice, {each.said}.{shown}",
                 each.name,
-                f"{each.said}{each.place}" + (f"; no map: {lack}" if lack else ""),
+                f"{each.said}{each.place}; {note}",
             )
         )
     return pictures
+
+
+def sheet_maker(setup: EvaluationSetup) -> Callable[[Sequence[str]], str]:
+    """Return a function that shows slices of the setup's split side by side, by their image ids.
+
+    The images are read by the index, not the split from its beginning.
+
+    Raises:
+        UsageError: the index is missing or damaged.
+    """
+    every = setup.shards.examples((setup.split,))
+    ids = pd.Index(every.columns(IMAGE_ID)[IMAGE_ID])
+    first = np.flatnonzero(~ids.duplicated())
+
+    def make_sheet(image_ids: Sequence[str]) -> str:
+        images = every.select(first[ids[first].get_indexer(pd.Index(image_ids))]).images()
+        cells = [fit(gray, _THUMBNAIL) for gray in gray_levels(images, setup)]
+        return embed_jpeg(np.hstack(cells), quality=70)
+
+    return make_sheet
 
 
 def worst_mistakes(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
@@ -113,45 +141,63 @@ def best_hits(labels: Ints, predicted: Floats, wanted: int) -> list[Answer]:
     return list(hits.values())
 
 
-def gray_levels(image: npt.NDArray[Any], spec: ImageSpec) -> npt.NDArray[Any]:
-    """Return the first window of an image, or the brain window of Hounsfield units, 0 to 255."""
-    first = image[..., 0]
-    if not spec.is_hounsfield:
-        return first
-    return np.clip((first.astype(np.float32) + spec.hu_offset) / 80 * 255, 0, 255)
+def gray_levels(images: npt.NDArray[Any], setup: EvaluationSetup) -> npt.NDArray[np.float32]:
+    """Return images [B, H, W, C] in the brain window, 0 to 255, [B, H, W].
+
+    Images without this window are shown in their first one.
+    """
+    offset = setup.shards.image.hu_offset
+    if setup.shards.image.is_hounsfield:
+        center, width = _BRAIN
+        hounsfield = images[..., 0].astype(np.float32) + offset
+        return np.asarray(np.clip((hounsfield - center) / width + 0.5, 0, 1) * 255, np.float32)
+    return images[..., brain_channel(setup.shards.windows)].astype(np.float32)
+
+
+def brain_channel(windows: Sequence[Window]) -> int:
+    """Return the number of the brain window; 0 without one."""
+    found = [i for i, w in enumerate(windows) if (w.center, w.width) == _BRAIN]
+    return found[0] if found else 0
+
+
+def placed_maps(
+    classifier: Any, images: npt.NDArray[Any], label: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Return `activation_maps` of stored images as maps of the whole images, [B, h, w]."""
+    return np.asarray(
+        classifier.get_layer("resize").place(activation_maps(classifier, images, label), images)
+    )
 
 
 def activation_maps(
     classifier: Any, images: npt.NDArray[Any], label: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """Grad-CAM of one label per image, [B, h, w], 0 to 1 (Selvaraju et al., arXiv:1610.02391).
+    """Return the class activation map of one label per image, [B, h, w], in log-odds.
 
-    Only a mean and a linear layer lie between the last feature map and a logit, so the gradient
-    equals the layer's weights and needs no backward pass (their section 3). A map shows evidence
-    for the label, and is zero without evidence: see `lack_of_map`. Images are stored ones,
-    [B, H, W, C], those of all slices of a sample; labels are numbers, [B].
+    Only a mean and a linear layer lie between the last feature map and a logit, so a place of that
+    map contributes its features times the layer's weights, without any gradient (Zhou et al.,
+    arXiv:1512.04150): the mean of a map plus the layer's bias is the logit. Values above 0 speak
+    for the label. Images are stored ones, [B, H, W, C], those of all slices of a sample; labels are
+    numbers, [B].
     """
     core = classifier.get_layer("core")
     resized = np.asarray(classifier.get_layer("resize")(images))
     head = core.get_layer("head")
-    network = keras.Model(core.inputs, core.get_layer("pool").input)
+    network = keras.Model(core.input, core.get_layer("pool").input)
     network.jit_compile = classifier.jit_compile
     features = np.asarray(network.predict_on_batch(resized)).astype(np.float32)
     kernel = keras.ops.convert_to_numpy(head.kernel).astype(np.float32)
-    maps = np.maximum(np.einsum("bhwd,db->bhw", features, kernel[:, label]), 0)
+    maps = np.einsum("bhwd,db->bhw", features, kernel[:, label])
     # Half-precision features can overflow: omit maps that did.
     maps[~np.isfinite(maps).all(axis=(1, 2))] = 0
-    highest = maps.max(axis=(1, 2), keepdims=True)
-    return np.asarray(maps / np.where(highest > 0, highest, 1), np.float32)
+    return np.asarray(maps, np.float32)
 
 
 def mean_map(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """Return the mean of several networks' maps [B, h, w], of the size of the largest."""
-    size = max(each.shape[1:] for each in maps)
+    rows, columns = max(each.shape[1:] for each in maps)
     resized = [
-        each
-        if each.shape[1:] == size
-        else np.asarray(keras.ops.image.resize(each[..., None], size))[..., 0]
+        np.stack([cv2.resize(one, (columns, rows), interpolation=cv2.INTER_LINEAR) for one in each])
         for each in maps
     ]
     return np.asarray(np.mean(resized, axis=0), np.float32)
@@ -160,28 +206,39 @@ def mean_map(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
 def lack_of_map(heat: npt.NDArray[np.float32]) -> str | None:
     """Return why a map [h, w] cannot be shown; None if the map can be shown."""
     if not heat.any():
-        return "nothing in this slice speaks for the label"
+        return "nothing in this slice speaks for or against the label"
     if heat.min() == heat.max():
         return f"the network's last feature map ({heat.shape[0]} x {heat.shape[1]}) is uniform"
     return None
 
 
-def embed(gray: npt.NDArray[Any], heat: npt.NDArray[Any] | None) -> str:
+def embed(gray: npt.NDArray[np.float32], heat: npt.NDArray[np.float32] | None) -> str:
     """Draw a slice, 0 to 255 [H, W], beside it with its map [h, w]; return a JPEG as data: URI."""
-    overlays = [None] if heat is None else [None, heat]
-    figure = Figure(figsize=(2.4 * len(overlays), 2.4))
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02)
-    extent = (0, gray.shape[1], gray.shape[0], 0)
-    grid = figure.subplots(1, len(overlays), squeeze=False)
-    for axes, overlay in zip(grid[0], overlays, strict=True):
-        axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=extent)
-        if overlay is not None:
-            # Pixels without evidence for the label stay gray.
-            shown = 0.6 * np.sqrt(np.clip(overlay, 0, 1))
-            axes.imshow(
-                overlay, cmap="inferno", alpha=shown, extent=extent, interpolation="bilinear"
-            )
-        axes.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", dpi=100, facecolor="black", pil_kwargs={"quality": 85})
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    plain = np.repeat(fit(gray, _SIDE)[..., None], 3, axis=2)
+    if heat is None:
+        return embed_jpeg(plain)
+    size = gray.shape[::-1]
+    strength = cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR) / np.abs(heat).max()
+    alpha = 0.7 * np.abs(strength)[..., None]
+    colors = np.where(strength[..., None] > 0, _FOR, _AGAINST)
+    colored = gray[..., None] * (1 - alpha) + colors * alpha
+    return embed_jpeg(np.hstack([plain, np.zeros((_SIDE, 4, 3)), fit(colored, _SIDE)]))
+
+
+def fit(image: npt.NDArray[Any], side: int) -> npt.NDArray[np.float32]:
+    """Return an image [H, W, ...] in the middle of a black square, [side, side, ...]."""
+    scale = side / max(image.shape[:2])
+    rows, columns = (max(1, round(pixels * scale)) for pixels in image.shape[:2])
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image.astype(np.float32), (columns, rows), interpolation=how)
+    square = np.zeros((side, side, *image.shape[2:]), np.float32)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    square[top : top + rows, left : left + columns] = resized
+    return square
+
+
+def embed_jpeg(pixels: npt.NDArray[Any], quality: int = 80) -> str:
+    """Return pixels, 0 to 255, gray [H, W] or colors [H, W, 3], as data: URI of a JPEG."""
+    rounded = np.ascontiguousarray(np.rint(pixels).clip(0, 255), np.uint8)
+    encoded = jpeg8_encode(rounded, level=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
