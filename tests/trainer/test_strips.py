@@ -129,7 +129,7 @@ def test_figures_by_scan_are_of_the_maximum_and_as_pooled() -> None:
     assert one["Positives"] == 2
     # Maxima 0.2, 0.9, 0.8, 0.5: one of four pairs of a positive and a negative is right.
     assert one["Slice network: maximum"].value == 0.25
-    assert one["Scan model: pooled"].value == 1
+    assert one["As pooled"].value == 1
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_it_begins_as_the_slice_network_and_is_a_run(
     )
     assert main(["report", f"{run}/scans", "--mistakes", "0"]) == 0
     page = (run / "scans" / "report.html").read_text()
-    assert "Scan model: pooled" in page
+    assert "As pooled" in page
     assert "data:image/jpeg" not in page
     capsys.readouterr()
     assert main(["train_scans", str(run), *FEW]) == 0

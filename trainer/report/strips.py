@@ -183,13 +183,13 @@ def change_table(curves: ScanCurves) -> Table:
 
 
 def scan_table(curves: ScanCurves) -> Table:
-    """Make a table of the ROC AUC per scan: of each model's maximum, and as pooled."""
+    """Make a table of the ROC AUC per scan: of each model's maximum, and as a scan model pools."""
     names = curves.slices.names
     by_scan = {f"{t}: maximum": curves.measured(t).by_scan() for t in curves.models}
     if f"pooled_{names[0]}" in curves.slices.frame:
         pooled = {f"probability_{n}": curves.slices.frame[f"pooled_{n}"] for n in names}
         frame = curves.slices.frame.assign(**pooled)
-        by_scan[f"{SCAN}: pooled"] = replace(curves.slices, frame=frame).by_scan()
+        by_scan["As pooled"] = replace(curves.slices, frame=frame).by_scan()
     first = next(iter(by_scan.values()))
     positives = first.labels.sum(axis=0).tolist()
     rows = [
