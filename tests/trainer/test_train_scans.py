@@ -20,6 +20,8 @@ from headct.errors import UsageError
 from headct.scans import Scans
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
+from trainer.evaluation import bootstrap
+from trainer.networks.saved_models import load_classifier
 from trainer.networks.scan_model import control_scans
 from trainer.options import TrainScansOptions
 from trainer.runs import checkpoint
@@ -34,13 +36,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserW
 
 LABELS, WEIGHTS = ("upper", "lower", "any"), (1, 1, 2)
 FEW = ["--epochs", "2", "--units", "8", "--scans_a_step", "2", "--crop", "4", "--no-report"]
+FEWER = [*FEW, "--epochs", "1", "--scans_a_step", "16"]  # one step
 
 
 @pytest.fixture(scope="module", autouse=True)
-def eagerly() -> Iterator[None]:
-    """Compiling takes longer than all steps of this file."""
+def eagerly(full: bool) -> Iterator[None]:
+    """Compiling takes longer than all steps of this file, and so do 1,000 resamples."""
     tf.config.run_functions_eagerly(True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        if not full:
+            patch.setattr(bootstrap, "SAMPLES", 50)
+        yield
     tf.config.run_functions_eagerly(False)
 
 
@@ -147,8 +153,16 @@ def test_a_stopped_training_resumes_with_the_same_figures(
         np.load(again / "features" / "fold1-features.npy"), expected, atol=1e-2
     )
     assert "resumes" in capsys.readouterr().err
-    assert main(["train_scans", str(again), *FEW]) == 0
+    with monkeypatch.context() as patched:  # after the last epoch
+
+        def interrupt(_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(train_scans, "predict_labeled", interrupt)
+        assert main(["train_scans", str(again), *FEW]) == 130
     assert "resumes after epoch 1" in capsys.readouterr().out
+    assert main(["train_scans", str(again), *FEW]) == 0
+    assert "resumes after epoch 2" in capsys.readouterr().out
     found = json.loads((again / "scans" / "metrics.json").read_text())
     assert found["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], rel=1e-4)
     one, two = (json.loads((path / "scans" / "history.json").read_text()) for path in (run, again))
@@ -157,10 +171,7 @@ def test_a_stopped_training_resumes_with_the_same_figures(
 
 @pytest.fixture(scope="module")
 def crossval(
-    trained: tuple[Path, dict[str, Any]],
-    shards: Path,
-    split_rows: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    trained: tuple[Path, dict[str, Any]], shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A cross-validation of three folds whose networks are one, with features and scan models."""
     folder, opened = tmp_path_factory.mktemp("scans") / "cv", read_shard_directory(shards)
@@ -176,16 +187,13 @@ def crossval(
         frame = answers.predict_split(opened, f"fold{fold}")
         frame.to_parquet(run / f"predictions-fold{fold}.parquet", index=False)
     (folder / "crossval.json").write_text("{}")
-    assert main(["train_scans", str(folder), *FEW]) == 0
+    assert main(["train_scans", str(folder), *FEWER]) == 0
     return folder
 
 
 def test_a_cross_validation_has_a_scan_model_per_fold(
     crossval: Path,
     split_rows: dict[str, Any],
-    shards: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scans = crossval / "scans"
     frame = pd.read_parquet(scans / "out_of_fold.parquet")
@@ -205,16 +213,24 @@ def test_a_cross_validation_has_a_scan_model_per_fold(
     ends = against["difference_interval_95"]
     assert ends[0] <= against["difference"] <= ends[1]
     assert every["scans"]["pooled"]["examples"] == every["intervals_95"]["patients"] == 16
-    # A run that is killed between two folds: the same figures.
+
+
+@pytest.mark.system
+def test_a_cross_validation_that_was_stopped_between_folds_resumes_with_the_same_figures(
+    crossval: Path, tmp_path: Path
+) -> None:
+    expected = json.loads((crossval / "scans" / "crossval.json").read_text())
     again = Path(shutil.copytree(crossval, tmp_path / "again"))
     shutil.rmtree(again / "scans" / "fold2")
     for name in ("crossval.json", "out_of_fold.parquet"):
         (again / "scans" / name).unlink()
     before = (again / "scans" / "fold1" / "scan_model.keras").stat().st_mtime_ns
-    assert main(["train_scans", str(again), *FEW]) == 0
+    assert main(["train_scans", str(again), *FEWER]) == 0
     assert (again / "scans" / "fold1" / "scan_model.keras").stat().st_mtime_ns == before
     resumed = json.loads((again / "scans" / "crossval.json").read_text())
-    assert resumed["out_of_fold"]["weighted_log_loss"] == pytest.approx(losses[0], rel=1e-5)
+    for figures in ("out_of_fold", "over_folds", "against_slices"):
+        one, other = (pd.json_normalize(each[figures]) for each in (expected, resumed))
+        pd.testing.assert_frame_equal(one, other, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("without_curves")
@@ -254,7 +270,8 @@ def test_slices_and_scans_are_an_ensemble_in_each_fold(
     np.testing.assert_allclose(whole, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("control", ["shuffled", pytest.param("alone", marks=pytest.mark.full)])
+@pytest.mark.system
+@pytest.mark.parametrize("control", ["shuffled", "alone"])
 def test_a_control_is_asked_as_it_was_trained(
     trained: tuple[Path, dict[str, Any]],
     control: str,
@@ -264,7 +281,7 @@ def test_a_control_is_asked_as_it_was_trained(
     run, _ = trained
     output = tmp_path / "control"
     to_control = ["--control", control, "--output", str(output), "--learning_rate", "0.02"]
-    assert main(["train_scans", str(run), *FEW, *to_control]) == 0
+    assert main(["train_scans", str(run), *FEWER, *to_control]) == 0
     history = json.loads((output / "history.json").read_text())
     found = json.loads((output / "metrics.json").read_text())
     # Validated on stored features, evaluated from images.
@@ -306,7 +323,7 @@ def test_with_labels_of_scans_the_loss_is_that_of_the_pooled_scan(
 ) -> None:
     """The slices of a scan differ in their labels; the scan has the highest of each."""
     of_scans, output = edit_manifest(label_level="series"), tmp_path / "of_scans"
-    words = [str(trained[0]), "--shards", str(of_scans), "--output", str(output), *FEW]
+    words = [str(trained[0]), "--shards", str(of_scans), "--output", str(output), *FEWER]
     assert main(["train_scans", *words]) == 0
     frame = pd.read_parquet(output / "predictions-fold0.parquet")
     pooled, labels = (
@@ -369,15 +386,70 @@ def test_no_patient_who_is_left_out_changes_what_is_trained(
         states.append({name: array.copy() for name, array in state.arrays.items()})
 
     monkeypatch.setattr(checkpoint, "save", note)
+    monkeypatch.setattr(train_scans, "finish", lambda *_: None)
     for name, reader in (("a", read), ("b", poisoned(0)), ("c", poisoned(1))):
         monkeypatch.setattr(train_scans, "read_features", reader)
-        words = [*FEW, "--epochs", "1", "--output", str(tmp_path / name)]
+        words = [*FEWER, "--output", str(tmp_path / name)]
         assert main(["train_scans", str(trained[0]), *words]) == 0
     untouched, validation, training = states
     assert untouched.keys() == validation.keys() == training.keys()
     for name, array in untouched.items():
         np.testing.assert_array_equal(array, validation[name], err_msg=name)
     assert any((array != training[name]).any() for name, array in untouched.items())
+
+
+@pytest.mark.system
+def test_a_patient_who_is_left_out_changes_nothing_from_images_to_scan_model(
+    split_rows: dict[str, Any],
+    shards: Path,
+    shards_writer: Callable[..., Path],
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Her images and labels are poisoned; those of a training patient are, to see that it shows."""
+
+    def poisoned(fold: str) -> Path:
+        rows = dict(split_rows)
+        hers = rows[fold][0]["patient_id"]
+        rows[fold] = [
+            row | {"image": 255 - row["image"], "label": [1 - each for each in row["label"]]}
+            if row["patient_id"] == hers
+            else row
+            for row in rows[fold]
+        ]
+        return shards_writer(tmp_path / f"shards-{fold}", rows)
+
+    save, state = checkpoint.save, {}
+
+    def note(folder: Path, saved: checkpoint.Checkpoint) -> None:
+        save(folder, saved)
+        state.update({name: array.copy() for name, array in saved.arrays.items()})
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    options = [f"--{name}={value}" for name, value in (tiny | {"epochs": 1}).items()]
+    found = []
+    for name, folder in (("a", shards), ("b", poisoned("fold0")), ("c", poisoned("fold1"))):
+        run = tmp_path / name
+        words = ["--shards", str(folder), "--run", str(run), "--deterministic", "--no-report"]
+        assert main(["train", *options, *words]) == 0
+        state.clear()
+        assert main(["train_scans", str(run), *FEWER]) == 0
+        arrays = {f"scans/{name}": array for name, array in state.items()}
+        classifier = load_classifier(run / "model.keras")
+        arrays |= {f"slices/{i}": array for i, array in enumerate(classifier.get_weights())}
+        for split in ("fold1", "fold2"):
+            arrays[split] = np.load(run / "features" / f"{split}-features.npy")
+        left_out = np.load(run / "features" / "fold0-features.npy")
+        found.append((arrays, left_out))
+    (untouched, features), (hers, of_hers), (others, _) = found
+    assert untouched.keys() == hers.keys()
+    for name, array in untouched.items():
+        np.testing.assert_array_equal(array, hers[name], err_msg=name)
+    differs = (features != of_hers).any(axis=1)
+    assert 0 < differs.sum() <= 4
+    for name in ("fold2", "slices/0", "scans/weights/head/kernel"):
+        assert (untouched[name] != others[name]).any(), name
 
 
 def test_what_cannot_be_trained(
