@@ -62,7 +62,9 @@ def build_scan_model(kind: str, features: int, labels: int, units: int, dropout:
     x = ops.concatenate([x, *differences, gaps, inputs["neighbors"]], axis=-1)
     x = layers.Dense(units, activation="silu", name="mix")(x) * mask
     x = _ALONG_Z[kind](x, mask, inputs["gaps"], units, dropout)
-    corrected = logits + layers.Dense(labels, kernel_initializer="zeros", name="head")(x)
+    head = layers.Dense(labels, kernel_initializer="zeros", name="head")
+    # Masked: TensorFlow's graph optimizer fails, and says so, on a sum that is an output.
+    corrected = (logits + head(x)) * mask
     hidden = (1 - mask) * _HIDDEN
     attention = ops.softmax(layers.Dense(1, name="attention")(x) + hidden, axis=1)
     pooled = layers.Dense(labels, kernel_initializer="zeros", name="pool")(
