@@ -25,7 +25,7 @@ takes.export     := RUN EXPORT SHARDS ARGS
 takes.demo       := BACKEND SAMPLE
 takes.mutants    := MODULE ARGS
 TESTS            := test test-system test-pipeline test-all test-engines coverage
-BENCHES          := bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs \
+BENCHES          := bench bench-preprocess bench-cores bench-planning bench-buckets bench-engines bench-costs \
   bench-archives bench-reading bench-train bench-gpu bench-shards
 $(foreach name,$(TESTS),$(eval takes.$(name) := ICH_REAL_DATA ARGS))
 $(foreach name,$(BENCHES),$(eval takes.$(name) := ICH_REAL_DATA SAMPLE ARGS))
@@ -148,7 +148,7 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-cores bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
         test test-system test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
@@ -251,6 +251,9 @@ bench: bench-preprocess bench-train ## Measure preprocessing and the trainer's i
 
 bench-preprocess: $(VENV)/.trainer $(BENCH_SAMPLE)
 	@$(RUN_PY) -m tests.benchmarks.preprocess $(BENCH_INPUT)
+
+bench-cores: $(VENV)/.trainer ## Simulate preprocessing with 2 to 64 workers, which only sleep
+	@$(RUN_PY) -m tests.benchmarks.cores
 
 bench-planning: $(VENV)/.trainer
 	@$(RUN_PY) -m tests.benchmarks.planning

@@ -21,11 +21,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
+from beam_pipeline.planning.duplicates import open_pool
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.unfinished import ShardResult
 from beam_pipeline.shards.writer import write_shard
-from beam_pipeline.workers import WorkerPool, shared_slots
+from beam_pipeline.workers import WorkerPool
 from headct.errors import HeadctError
 
 _logger = logging.getLogger(__name__)
@@ -193,14 +194,7 @@ class _RunTasks(beam.DoFn):
 
     def _open(self) -> WorkerPool[Any, Any]:
         if self._pool is None:
-            self._pool = WorkerPool(
-                self._function,
-                self._options.run.workers,
-                patience=self._options.run.decode_timeout,
-                storage_patience=2 * self._options.files.storage_patience + 60,
-                storage=self._options.files.input,
-                slots=shared_slots(self._options.run.workers),
-            )
+            self._pool = open_pool(self._function, self._options)
         return self._pool
 
     def _outcomes(self, results: Iterator[Any]) -> Iterator[Outcome]:

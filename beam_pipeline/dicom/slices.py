@@ -133,6 +133,12 @@ def fingerprint_range(offset: int, size: int) -> tuple[int, int]:
     return start, min(_FINGERPRINT_BYTES, size)
 
 
+def last_range(offset: int, size: int) -> tuple[int, int]:
+    """Return the first byte and the length of the last pixels, as long as a fingerprint's."""
+    length = min(_FINGERPRINT_BYTES, size)
+    return offset + size - length, length
+
+
 def fingerprint(middle: bytes, read_all: Callable[[], bytes]) -> int:
     """Return 64 bits, never 0, equal for files with the same pixels.
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from beam_pipeline.card.card import render_inspection
 from beam_pipeline.inspection.files import WRITTEN, describe_files
 from beam_pipeline.options import Options
+from beam_pipeline.planning.duplicates import open_pool
 from beam_pipeline.planning.inventory import ACQUISITION, inspect_part, list_parts
 from beam_pipeline.planning.join_labels import JoinedFiles, join_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read
@@ -27,7 +28,7 @@ from beam_pipeline.run import check_input
 from beam_pipeline.shards.manifest import build_manifest, judge_rejects
 from beam_pipeline.shards.unfinished import ShardResult, Unfinished
 from beam_pipeline.shards.writer import Measured, measure_slices
-from beam_pipeline.workers import WorkerPool, start_server
+from beam_pipeline.workers import start_server
 from headct.errors import UsageError
 from headct.layout import ID_COLUMNS, ShardFile, label_column
 from headct.reasons import Reason
@@ -97,7 +98,7 @@ def inspect_input(options: Options, console: Console) -> Inspection:
         with Display(console, unfinished, writes=False) as display, display.looking():
             inspect = partial(inspect_part, options=options)
             parts = range(sum(1 for _ in list_parts(options)))
-            for _ in _pool(inspect, options).map(parts):
+            for _ in open_pool(inspect, options).map(parts):
                 pass
         seconds = time.monotonic() - began
         return _plan(sample_patients(join_labels(len(parts), options), options), options, seconds)
@@ -115,16 +116,6 @@ def _check_folder(options: Options) -> None:
             f"the temporary folder {files.output} lies in the input {files.input}; set TMPDIR to "
             "a folder outside of it"
         ) from None
-
-
-def _pool(function: Any, options: Options) -> WorkerPool[Any, Any]:
-    return WorkerPool(
-        function,
-        options.run.workers,
-        patience=options.run.decode_timeout,
-        storage_patience=2 * options.files.storage_patience + 60,
-        storage=options.files.input,
-    )
 
 
 def _plan(joined: JoinedFiles, options: Options, seconds: float) -> Inspection:
@@ -227,6 +218,8 @@ def _measure(joined: JoinedFiles, files: pd.DataFrame, options: Options) -> Meas
     found = chain.from_iterable(rows.to_pylist() for _, rows in parts)
     rows = [row | ids | rest for row, ids in zip(found, described, strict=True)]
     tasks = [rows[first :: options.run.workers] for first in range(options.run.workers)]
-    for each in _pool(partial(measure_slices, options=options), options).map(filter(None, tasks)):
+    for each in open_pool(partial(measure_slices, options=options), options).map(
+        filter(None, tasks)
+    ):
         measured += each
     return measured

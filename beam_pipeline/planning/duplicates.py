@@ -1,19 +1,42 @@
 """Search for slices with identical pixels, to keep a patient with two ids in one fold."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from beam_pipeline.dicom.header import checksum
+from beam_pipeline.dicom.slices import last_range
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.join_labels import Inventory
-from beam_pipeline.shards.unfinished import IdenticalPixels
-from headct.stores import InputFiles, decode_source, find_input
+from beam_pipeline.shards.unfinished import IdenticalPixels, Unfinished
+from beam_pipeline.workers import Watch, WorkerPool, shared_slots
+from headct.layout import inventory_table
+from headct.stores import decode_source, find_input
 
 ALONE = -1  # in place of the number of a set
+_FILES_A_TASK = 512
+_COLUMNS = ("source", "pixel_offset", "pixel_bytes")
+
+
+class Suspects(NamedTuple):
+    """Files of a part of the inventory whose pixels are compared.
+
+    Attributes:
+        first: position of the first one among all.
+        part: number of the part.
+        rows: their rows in the part.
+        is_whole: whether all pixels are compared, or only the last ones.
+    """
+
+    first: int
+    part: int
+    rows: list[int]
+    is_whole: bool
 
 
 def find_identical(
@@ -21,43 +44,99 @@ def find_identical(
 ) -> NDArray[np.int64]:
     """Return the set of identical pixels of some rows of `Inventory.files`: a number, or ALONE.
 
+    Slices with equal fingerprints may differ elsewhere, as those of a phantom do. Their last pixels
+    tell most of them apart; only the others are read whole. Worker processes read them. A file that
+    cannot be read is ALONE; it is reported when its shard is written.
+
     Raises:
         StoreError: a store fails.
     """
     identical = np.full(len(slices), ALONE, np.int64)
     if options.splits.leak_check is LeakCheck.OFF:
         return identical
-    prints = slices["fingerprint"]
-    candidates = (prints.duplicated(keep=False) & (prints != 0)).to_numpy()
-    wanted = np.zeros(len(inventory.files), np.bool_)
-    wanted[slices.index[candidates]] = True
-    tables = inventory.read(wanted, ("source", "pixel_offset", "pixel_bytes"))
-    rows = [row for _, table in tables for row in table.to_pylist()]
-    files = find_input(options.files.input, options.files.storage_patience)
-    identical[candidates] = _compare_pixels(rows, files)
+    suspects = slices["fingerprint"].reset_index(drop=True)
+    suspects = suspects[suspects != 0]
+    files = slices.index.to_numpy()
+    for is_whole in (False, True):
+        suspects = suspects[suspects.duplicated(keep=False)]
+        digests = _digest(inventory, files[suspects.index], options, is_whole=is_whole)
+        frame = pd.DataFrame({"set": suspects, "digest": digests})
+        frame = frame[frame["digest"] != ""]
+        suspects = frame.groupby(["set", "digest"]).ngroup()
+    suspects = suspects[suspects.duplicated(keep=False)]
+    identical[suspects.index] = suspects
     return identical
 
 
-def _compare_pixels(rows: Sequence[dict[str, Any]], files: InputFiles) -> NDArray[np.int64]:
-    """Number the sets of rows of the inventory with identical pixels.
+def _digest(
+    inventory: Inventory, files: NDArray[np.int64], options: Options, *, is_whole: bool
+) -> NDArray[np.object_]:
+    """Return a digest of the pixels of each file, empty where it cannot be read.
 
-    A file that cannot be read is ALONE; it is reported when its shard is written.
+    Args:
+        inventory: inventory of all files.
+        files: indices of files, ascending.
+        options: options of the run.
+        is_whole: whether to read all pixels.
     """
-    checksums: list[str] = []
-    with files.reading() as reading:
-        for _, pixels in reading.ahead(
-            rows,
-            lambda row: reading.part(
-                decode_source(row["source"]), row["pixel_offset"], row["pixel_bytes"], checksum
-            ),
-        ):
+    parts = np.searchsorted(inventory.starts, files, side="right") - 1
+    edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(files)]
+    tasks = [
+        Suspects(first, part, (own - inventory.starts[part]).tolist(), is_whole)
+        for start, stop in pairwise(edges)
+        for first in range(start, stop, _FILES_A_TASK)
+        for part, own in [(int(parts[first]), files[first : min(stop, first + _FILES_A_TASK)])]
+    ]
+    found = np.empty(len(files), object)
+    for first, digests in open_pool(partial(digest_pixels, options=options), options).map(tasks):
+        found[first : first + len(digests)] = digests
+    return found
+
+
+def open_pool(function: Callable[..., Any], options: Options) -> WorkerPool[Any, Any]:
+    """Return a pool of a run's worker processes; all pools of this process share one limit."""
+    return WorkerPool(
+        function,
+        options.run.workers,
+        patience=options.run.decode_timeout,
+        storage_patience=2 * options.files.storage_patience + 60,
+        storage=options.files.input,
+        slots=shared_slots(options.run.workers),
+    )
+
+
+def digest_pixels(suspects: Suspects, watch: Watch, *, options: Options) -> tuple[int, list[str]]:
+    """Return the position of the first file, and a digest per file, empty if it cannot be read.
+
+    Args:
+        suspects: the files.
+        watch: notified of each file that was read.
+        options: options of the run.
+
+    Raises:
+        StoreError: a store fails.
+    """
+    unfinished = Unfinished(options.files.folder)
+    table = unfinished.read(inventory_table(suspects.part), _COLUMNS)
+    files = find_input(options.files.input, options.files.storage_patience)
+    columns = [table[name].to_pylist() for name in _COLUMNS]
+
+    def digests() -> Iterator[str]:
+        for _, pixels in reading.ahead(suspects.rows, ask):
             try:
-                checksums.append(pixels.result())
+                yield pixels.result()
             except OSError:
-                checksums.append("")
-    found = pd.Series(checksums, dtype=object)
-    alone = ~found.duplicated(keep=False) | (found == "")
-    return np.where(alone, ALONE, pd.factorize(found)[0]).astype(np.int64)
+                yield ""
+            watch.waiting()
+
+    def ask(row: int) -> Any:
+        source, offset, length = (column[row] for column in columns)
+        if not suspects.is_whole:
+            offset, length = last_range(offset, length)
+        return reading.part(decode_source(source), offset, length, checksum)
+
+    with files.reading() as reading:
+        return suspects.first, [*digests()]
 
 
 def join_groups(groups: ArrayLike, sets: ArrayLike) -> NDArray[np.int64]:

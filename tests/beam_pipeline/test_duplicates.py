@@ -1,5 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -10,6 +11,7 @@ from pydicom import config
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.options import Options
+from beam_pipeline.planning import duplicates
 from beam_pipeline.planning.duplicates import (
     ALONE,
     count_identical,
@@ -29,7 +31,9 @@ WriteSlice = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
-    """a and b have the same pixels, c their middle rows only, d and e another same, f but a pixel.
+    """a and b have the same pixels, c their middle and last rows only, i their middle rows only.
+
+    d and e have the same other pixels, f theirs but one pixel.
 
     d, e and f are flat in the middle.
     """
@@ -40,6 +44,8 @@ def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
     corner = pixels.copy()
     corner[0, 0] += 1
     write_slice(folder / "c.dcm", corner)
+    corner[255, 255] += 1
+    write_slice(folder / "i.dcm", corner)
     flat = pixels.copy()
     flat[64:192] = 5
     write_slice(folder / "d.dcm", flat)
@@ -48,6 +54,31 @@ def folder(tmp_path: Path, write_slice: WriteSlice) -> Path:
     other[255, 255] += 1
     write_slice(folder / "f.dcm", other)
     return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
+    """Compare pixels in this process; what is read of slices: file, and number of bytes."""
+
+    class Pool:
+        def __init__(self, function: Callable[..., Any], _options: Options) -> None:
+            self.function = function
+
+        def map(self, tasks: list[Any]) -> Iterator[Any]:
+            return (self.function(task, Watch()) for task in reversed(tasks))
+
+    asked: list[tuple[str, int | None]] = []
+    read = LocalStore.read
+
+    def note(store: LocalStore, path: str, start: int = 0, length: int | None = None) -> bytes:
+        if path.endswith(".dcm"):
+            asked.append((path[-5:], length))
+        return read(store, path, start, length)
+
+    monkeypatch.setattr(LocalStore, "read", note)
+    monkeypatch.setattr(duplicates, "open_pool", Pool)
+    monkeypatch.setattr(duplicates, "_FILES_A_TASK", 2)
+    return asked
 
 
 def inspect(folder: Path) -> tuple[Inventory, Options]:
@@ -66,17 +97,18 @@ def compare(inventory: Inventory, options: Options) -> dict[str, int]:
 
 def test_files_with_equal_pixels_are_found_and_no_others(folder: Path) -> None:
     inventory, options = inspect(folder)
-    a, b, c, d, e, f = inventory.files["fingerprint"]
-    assert a == b == c  # the middle rows are equal
+    a, b, c, d, e, f, i = inventory.files["fingerprint"]
+    assert a == b == c == i  # the middle rows are equal
     assert d == e != f  # nothing to see in the middle: all rows count
     identical = compare(inventory, options)
     assert identical["a.dcm"] == identical["b.dcm"] != ALONE
     assert identical["d.dcm"] == identical["e.dcm"] not in (ALONE, identical["a.dcm"])
-    assert identical["c.dcm"] == identical["f.dcm"] == ALONE
+    assert [identical[f"{name}.dcm"] for name in "cfi"] == [ALONE] * 3
     off = options.changed(leak_check="off")
     assert set(compare(inventory, off).values()) == {ALONE}
 
 
+@pytest.mark.usefixtures("asked")
 def test_the_encoding_of_the_header_does_not_matter(folder: Path) -> None:
     with config.disable_value_validation():
         dataset = pydicom.dcmread(folder / "a.dcm", force=True)
@@ -86,26 +118,23 @@ def test_the_encoding_of_the_header_does_not_matter(folder: Path) -> None:
     assert identical["g.dcm"] == identical["a.dcm"] != ALONE
 
 
-def test_only_files_with_equal_fingerprints_are_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_files_with_equal_middles_and_ends_are_read_whole(
+    folder: Path, asked: list[tuple[str, int | None]]
 ) -> None:
     for name in ("g.dcm", "h.dcm"):  # deflated, so without fingerprints
         (folder / name).write_bytes(make_dicom(syntax=DeflatedExplicitVRLittleEndian))
     inventory, options = inspect(folder)
-    asked: set[str] = set()
-    read = LocalStore.read
-
-    def note(store: LocalStore, path: str, start: int = 0, length: int | None = None) -> bytes:
-        if path.endswith(".dcm"):
-            asked.add(path[-5:])
-        return read(store, path, start, length)
-
-    monkeypatch.setattr(LocalStore, "read", note)
+    asked.clear()
     identical = compare(inventory, options)
-    assert asked == {"a.dcm", "b.dcm", "c.dcm", "d.dcm", "e.dcm"}
-    assert identical["g.dcm"] == identical["h.dcm"] == ALONE
+    some, whole = 1 << 14, 2 * 256 * 256
+    assert sorted(asked) == sorted(
+        [(f"{name}.dcm", some) for name in "abcdei"] + [(f"{name}.dcm", whole) for name in "abcde"]
+    )
+    assert identical["g.dcm"] == identical["h.dcm"] == identical["i.dcm"] == ALONE
+    assert identical["a.dcm"] == identical["b.dcm"] != ALONE
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_candidate_that_vanished_is_identical_to_none(folder: Path) -> None:
     inventory, options = inspect(folder)
     (folder / "b.dcm").unlink()
@@ -114,6 +143,7 @@ def test_a_candidate_that_vanished_is_identical_to_none(folder: Path) -> None:
     assert identical["d.dcm"] == identical["e.dcm"] != ALONE
 
 
+@pytest.mark.usefixtures("asked")
 def test_candidates_that_cannot_be_read_are_not_identical_to_each_other(folder: Path) -> None:
     inventory, options = inspect(folder)
     for name in ("a.dcm", "b.dcm", "d.dcm"):
@@ -122,6 +152,7 @@ def test_candidates_that_cannot_be_read_are_not_identical_to_each_other(folder: 
     assert set(compare(inventory, options).values()) == {ALONE}
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_store_that_fails_while_pixels_are_compared_is_no_verdict(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

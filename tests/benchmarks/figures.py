@@ -6,11 +6,12 @@ from statistics import median
 
 from tests.benchmarks.processes import Cost, Memory
 from tests.benchmarks.report import Figures, spread
-from tests.benchmarks.ways import FLOOR, OURS, SCRIPT, TITLES
+from tests.benchmarks.ways import ALIKE, FLOOR, LEAST, OURS, SCRIPT, TITLES
 
 # What the project sets itself.
 MIN_SPEEDUP = 6.0  # (a) over (c)
 MAX_OVERHEAD = 1.3  # (c) over (d)
+MAX_DEFAULT = 1.1  # (c) and (f) over (e)
 MAX_SIZE = 0.87  # shard bytes of (c) over those of (a)
 MAX_GROWTH = 2_000  # bytes of memory a slice
 MAX_PROCESS = 500e6  # bytes
@@ -96,6 +97,11 @@ def judge_costs(turns: Turns) -> Figures:
         other = f"{_ratio(turns, OURS, FLOOR, apart):.2f}"
         row = (f"(c) / (d), {name}", f"<= {MAX_OVERHEAD:g}", f"{found:.2f}", other)
         figures.rows.append((*row, _said(found <= MAX_OVERHEAD)))
+    for way in (OURS, ALIKE):
+        found = _ratio(turns, way, LEAST, pairs[0][1])
+        other = f"{_ratio(turns, way, LEAST, pairs[0][2]):.2f}"
+        row = (f"({way}) / ({LEAST}), CPU", f"<= {MAX_DEFAULT:g}", f"{found:.2f}", other)
+        figures.rows.append((*row, _said(found <= MAX_DEFAULT)))
     size = _ratio(turns, OURS, SCRIPT, lambda turn: turn.bytes)
     row = ("(c) / (a), shard bytes", f"<= {MAX_SIZE:g}", f"{size:.3f}", "")
     figures.rows.append((*row, _said(size <= MAX_SIZE)))

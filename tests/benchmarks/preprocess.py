@@ -4,14 +4,15 @@
     python -m tests.benchmarks.preprocess --input FOLDER_OF_DICOM_SLICES --memory
 
 The slices of a folder are copied until there are enough files, each with other values in the middle
-of its pixels. They lie in the page cache: what is measured is work, not a disk. In one run, in
-turns, so that whatever else happens on the machine meets all alike:
+of its pixels; for (f), at their end. They lie in the page cache: what is measured is work, not a
+disk. In one run, in turns, so that whatever else happens on the machine meets all alike:
 
 (a) `notebook_script`: pydicom, float64 windows, cv2.imencode, TFRecordWriter, a process pool;
 (b) `plain_beam`: the same conversion in a Beam pipeline that ends in WriteToTFRecord;
-(c) ours: `python -m beam_pipeline`, with a label file and its defaults;
+(c) ours: `python -m beam_pipeline`, with a label file and its defaults: what users run;
 (d) `bare_floor`: read, look up, deflate, write, and nothing else;
-(e) ours with `--leak_check off` and without labels, which is as little as (a), (b) and (d) do.
+(e) ours with `--leak_check off` and without labels, which is as little as (a), (b) and (d) do;
+(f) (c), on slices that are alike in their middles: the search for identical pixels reads more.
 
 Each runs as a command of its own, all with as many workers, on all files and on an eighth of them.
 CPU seconds are user and system time of the command and of all processes that it started. The
@@ -46,6 +47,7 @@ from tests.benchmarks.outputs import WrongOutput, check_count, largest_differenc
 from tests.benchmarks.processes import CommandFailed
 from tests.benchmarks.report import Figures, markdown, show
 from tests.benchmarks.ways import (
+    ALIKE,
     BEAM,
     FLOOR,
     LEAST,
@@ -110,8 +112,14 @@ def _measure_costs(
     scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes, console: Console
 ) -> list[Figures]:
     part_files = max(1, options.files // 8)
-    part = copy_distinct(slices, part_files, scratch / "part")
-    whole = copy_distinct(slices, options.files, scratch / "whole")
+    parts, wholes = (
+        [
+            copy_distinct(slices, count, scratch / f"{name}{alike}", alike_in_the_middle=alike)
+            for alike in (False, True)
+        ]
+        for name, count in (("part", part_files), ("whole", options.files))
+    )
+    part, whole = parts[0], wholes[0]
     ways = Ways(scratch, options.workers, _options(whole))
     console.print(f"Warming up on {part_files:,} files ...")
     notes["checked"] = _warm_up(ways, part, part_files)
@@ -121,7 +129,10 @@ def _measure_costs(
     for number in range(options.repeats):
         console.print(f"Turn {number + 1} of {options.repeats} on {options.files:,} files")
         for way, own in turns.items():
-            own.append(_take_turn(ways, way, part, part_files, whole, options.files))
+            alike = way == ALIKE
+            own.append(
+                _take_turn(ways, way, parts[alike], part_files, wholes[alike], options.files)
+            )
             cost = own[-1].whole
             console.print(f"  {TITLES[way]}: {1 / cost.wall:,.0f} slices/s")
     return [tabulate_costs(turns), tabulate_starts(turns), judge_costs(turns)]
@@ -132,13 +143,14 @@ def _options(source: Path) -> dict[str, list[str]]:
     labels = source.with_suffix(".csv")
     rows = (f"{path.stem},{int(i % 7 == 0)}\n" for i, path in enumerate(sorted(source.iterdir())))
     labels.write_text("".join(("image_id,any\n", *rows)))
-    return {OURS: ["--labels", str(labels)], LEAST: ["--leak_check", "off"]}
+    labeled = ["--labels", str(labels)]
+    return {OURS: labeled, ALIKE: labeled, LEAST: ["--leak_check", "off"]}
 
 
 def _warm_up(ways: Ways, part: Path, files: int) -> str:
     """Run and check all."""
     with ways.outputs():
-        for way in (SCRIPT, OURS, FLOOR, LEAST):
+        for way in (SCRIPT, OURS, FLOOR, LEAST, ALIKE):
             ways.run(way, part)
         _find_beam_mode(ways, part)
         for way in MODULES:

@@ -1,0 +1,145 @@
+"""How preprocessing would grow with more cores: the main process feeds workers that only sleep.
+
+    python -m tests.benchmarks.cores [--workers 2 4 8 16 32 64]
+
+A run with the pipeline's own steps, in which a worker process sleeps for as long as it would read
+headers (0.3 ms a slice) and convert slices (1.3 ms); the inventory that it then stores was made up
+before, and a shard is empty. All else is real: the listing of the input, the hand-over of tasks,
+the tables between the steps, labels, planning, index and manifest. So a machine with two cores
+shows how many workers the main process can keep busy. The start's imports are not counted.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+
+from beam_pipeline import pipeline
+from beam_pipeline.planning.labels import read_labels
+from beam_pipeline.shards.unfinished import Unfinished
+from beam_pipeline.workers import start_server
+from headct.commands import STARTED_BY, STEP
+from headct.stores import Folder
+from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.planning import make
+from tests.benchmarks.planning import options as options_in
+from tests.benchmarks.report import Figures, markdown, show
+from tests.benchmarks.sleeping import HEADER_SECONDS, SLICE_SECONDS, inspect_asleep, write_asleep
+
+SLICES_A_WORKER = 2_000
+STEPS = {name: getattr(pipeline, name) for name in ("_plan_shards", "_finish_directory")}
+
+
+# What steps took, in seconds of time and of CPU of this process. Beam copies what it is given, but
+# not functions of modules.
+took: dict[str, float] = {}
+
+
+def _timed(name: str, step: Callable[..., Any], *given: Any) -> Any:
+    cpu = time.process_time()
+    try:
+        return step(*given)
+    finally:
+        took[name] = time.process_time() - cpu
+
+
+def _plan(*given: Any) -> Any:
+    return _timed("plan", STEPS["_plan_shards"], *given)
+
+
+def _finish(*given: Any) -> Any:
+    return _timed("finish", STEPS["_finish_directory"], *given)
+
+
+def run_once(folder: Path, workers: int) -> dict[str, float]:
+    """Run with a number of workers; returns CPU seconds of this process, and `wall` seconds."""
+    slices = SLICES_A_WORKER * workers
+    options = options_in(folder).changed(workers=workers, leak_check="off")
+    make(folder, slices)
+    (folder / "out").rename(folder / "made-up")
+    unfinished = Unfinished(Folder(str(folder / "made-up")))
+    for table in unfinished.read_all(sorted(unfinished.names("inventory")), ["source"]):
+        for name in table["source"].to_pylist():
+            (folder / "in" / name.decode()).touch()
+    read_labels(options.files.labels, options.labels).keep(Unfinished(options.files.folder))
+    start_server(options.files.input)
+    os.environ[STARTED_BY] = STEP  # without a data card, whose cost does not grow
+    replaced = {"inspect_part": inspect_asleep, "write_shard": write_asleep}
+    replaced |= {"_plan_shards": _plan, "_finish_directory": _finish}
+    began = time.perf_counter()
+    with patch.multiple(pipeline, **replaced):
+        _timed("run", pipeline.run_here, options)
+    took["wall"] = time.perf_counter() - began
+    manifest = json.loads((folder / "out/manifest.json").read_bytes())
+    assert manifest["counts"]["written"] == slices
+    return took
+
+
+def tabulate(found: dict[int, dict[str, float]]) -> Figures:
+    columns = (
+        *(
+            "workers",
+            "slices a second",
+            "of workers that never wait",
+            "main process: CPU ms a slice",
+        ),
+        *("of it planning", "of it the end"),
+    )
+    figures = Figures("Workers that sleep 0.3 ms a header and 1.3 ms a slice", columns)
+    for workers, seconds in found.items():
+        slices = SLICES_A_WORKER * workers
+        ideal = workers / (HEADER_SECONDS + SLICE_SECONDS)
+        rate = slices / seconds["wall"]
+        costs = (1e3 * seconds[name] / slices for name in ("run", "plan", "finish"))
+        row = (str(workers), f"{rate:,.0f}", f"{rate / ideal:.0%}")
+        figures.rows.append((*row, *(f"{cost:.3f}" for cost in costs)))
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.cores",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="numbers of workers")
+    add("--markdown", action="store_true", help="print Markdown")
+    add("--scratch", type=Path, help="folder for temporary files (default: the system's)")
+    add("--once", type=Path, help=argparse.SUPPRESS)  # a run in a process of its own
+    given = parser.parse_args()
+    if given.once:
+        from tests.benchmarks import cores  # whose functions workers can import
+
+        print(json.dumps(cores.run_once(given.once, given.workers[0])))
+        return 0
+    found = {}
+    for workers in given.workers:
+        folder = Path(tempfile.mkdtemp(prefix="bench-", dir=given.scratch))
+        try:
+            command = [sys.executable, "-m", __spec__.name, "--once", folder, "--workers", workers]
+            done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE)
+        finally:
+            shutil.rmtree(folder)
+        found[workers] = json.loads(done.stdout.splitlines()[-1])
+    notes = describe_machine(["apache-beam", "pyarrow", "pandas"])
+    notes["load at the end"] = f"{os.getloadavg()[0]:.1f} (1 min)"
+    if given.markdown:
+        print(markdown([tabulate(found)], notes))
+    else:
+        show(Console(highlight=False), [tabulate(found)], notes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
