@@ -39,6 +39,22 @@ def test_figures_and_differences(pair: tuple[Path, Path]) -> None:
     assert "SECRET" not in page
 
 
+def test_scans_are_drawn_with_a_curve_per_run_and_without_images(pair: tuple[Path, Path]) -> None:
+    for run in pair:
+        path = run / "predictions-fold0.parquet"
+        frame = pd.read_parquet(path)
+        z = 5.0 * np.arange(len(frame))
+        frame.assign(position_z=z).to_parquet(path)
+    assert compare(*pair) == 0
+    page = (pair[0].parent / "compare.html").read_text()
+    assert "Mended by strong" in page
+    assert re.search(r"From weak to strong, the loss of \d+ of 30 scans falls", page)
+    assert "upper, strong: highest" in page
+    assert "data:image" not in page
+    for identifier in ("SECRET", "STUDY_", "SERIES_", "ID_0"):
+        assert identifier not in page
+
+
 def test_only_the_options_that_differ(pair: tuple[Path, Path]) -> None:
     compare(*pair)
     page = (pair[0].parent / "compare.html").read_text()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from imagecodecs import jpeg8_decode
 
 from headct.manifest import ImageSpec, Window
+from headct.reader import Shards
 from trainer.evaluation.measured import Measured, read_predictions
 from trainer.networks.model import build_classifier
 from trainer.options import ReportOptions, TrainOptions
@@ -20,9 +21,11 @@ from trainer.report.slices import (
     activation_maps,
     best_hits,
     embed,
+    fit,
     gray_levels,
     lack_of_map,
     picture_slices,
+    sheet_maker,
     worst_mistakes,
 )
 from trainer.runs.evaluation_setup import prepare_report
@@ -139,6 +142,23 @@ def test_hits_take_turns_among_the_labels() -> None:
     found = best_hits(labels, predicted, 4)
     # Row 0 is the best of both labels, and is shown once; row 3 has none.
     assert found == [(0, 0), (2, 1), (1, 0)]
+
+
+def test_thumbnails_are_read_by_the_index_alone(
+    finished: Path, split_rows: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = prepare_report(ReportOptions(run=finished))
+    read: list[int] = []
+    pngs = Shards.pngs
+    monkeypatch.setattr(Shards, "pngs", lambda self, at: read.extend(at) or pngs(self, at))
+    rows = [split_rows["fold0"][i] for i in (17, 2, 9)]
+    encoded = sheet_maker(setup)([row["image_id"] for row in rows])
+    assert len(read) == 3
+    sheet = jpeg8_decode(base64.b64decode(encoded.removeprefix("data:image/jpeg;base64,")))
+    assert sheet.shape == (80, 240)
+    for i, row in enumerate(rows):
+        expected = fit(row["image"][..., 0], 80)
+        assert np.abs(sheet[:, 80 * i : 80 * (i + 1)] - expected).mean() < 8
 
 
 def test_a_mistake_is_shown_with_its_own_slice(

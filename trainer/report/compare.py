@@ -20,6 +20,7 @@ from trainer.evaluation.measured import Measured, read_predictions
 from trainer.files import check_output, write_whole
 from trainer.report import plots
 from trainer.report.plots import Picture
+from trainer.report.strips import ScanCurves, choose_scans, draw_strips, find_curves
 from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.run import Run
 
@@ -127,6 +128,7 @@ def write_comparison(paths: Sequence[Path], output: Path) -> None:
             plots.PRECISION,
             plots.precision_line,
         ),
+        **draw_scans(first, paired),
         options=option_table(runs),
     )
     write_whole(output, lambda path: path.write_text(page, encoding="utf-8"))
@@ -200,6 +202,16 @@ def _of_all_folds(metrics: Sequence[dict[str, Any]], measured: Measured) -> dict
         "best_epoch": ", ".join(str(each["best_epoch"]) for each in metrics),
         "epochs": metrics[0]["epochs"],
     }
+
+
+def draw_scans(first: ComparedRun, others: Sequence[ComparedRun]) -> dict[str, Any]:
+    """Return the section with scans as strips, for the template: without images of patients."""
+    models = {run.title: run.measured.predicted for run in (first, *others)}
+    curves = find_curves(first.measured, models)
+    if not others or not isinstance(curves, ScanCurves):
+        return {"strips": [], "models": []}
+    strips = [(each, draw_strips(curves, each)) for each in choose_scans(curves)]
+    return {"strips": strips, "models": [*models]}
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:

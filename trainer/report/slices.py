@@ -87,7 +87,7 @@ def draw_slices(setup: EvaluationSetup, chosen: Sequence[Chosen]) -> list[Pictur
     for each, gray, heat in zip(chosen, gray_levels(images, setup), mean_map(maps), strict=True):
         lack = lack_of_map(heat)
         shown = "" if lack else f" Beside it, the class activation map of {names[each.label]}."
-        note = f"no map: {lack}" if lack else f"colors to {np.abs(heat).max():.2g}"
+        note = f"no map: {lack}" if lack else f"colors to ±{np.abs(heat).max():.2g}"
         pictures.append(
             Picture(
                 embed(gray, None if lack else heat),

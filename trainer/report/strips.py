@@ -146,7 +146,7 @@ def choose_scans(curves: ScanCurves) -> list[Chosen]:
             found = np.argsort(sign * change, kind="stable")[: min(count, _EACH)].tolist()
             why = (
                 f"From {first} to {_named(title)}, the loss of {count} of {len(change)} scans"
-                f" {word}; here {'it' if count == 1 else 'the loss'} {word} most."
+                f" {word}. Shown: where it {word} most."
             )
             chosen += [Chosen(f"{verb} by {_named(title)}", why, found, title)] if found else []
     if chosen:
@@ -323,9 +323,8 @@ def _fill(
     ):
         for a, b in _spans(present):
             axes.axvspan(a - 0.5, b - 0.5, color=plots.RULE, alpha=0.45, linewidth=0)
-        marker = "o" if count <= 1.5 * MOST_THUMBNAILS else ""
         for values in curves.values():
-            axes.plot(np.arange(count), values, marker=marker, markersize=2.5)
+            axes.plot(np.arange(count), values, marker="o" if count == 1 else "")
         axes.set_ylim(-0.04, 1.04)
         axes.set_yticks((0, 0.5, 1), ("0", "0.5", "1"), fontsize=8)
         axes.set_ylabel(_short(name), fontsize=8, rotation=0, ha="right", va="center")
