@@ -343,6 +343,10 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
         return self
 
 
+# Defaults of `train_scans` end to end.
+_END_TO_END = {"epochs": 10, "learning_rate": 3e-4}
+
+
 class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     """Everything that the training of a scan model depends on."""
 
@@ -369,11 +373,11 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     """slices that a training step sees of a scan, at most"""
     scans_a_step: Annotated[int, Field(ge=1)] = 8
     """scans a training step"""
-    epochs: Annotated[int, Field(ge=1)] = 30
+    epochs: Annotated[int, Field(ge=1), DefaultText("30; end to end: 10")] = 30
     """epochs, at most"""
     patience: Annotated[int, Field(ge=0)] = 0
     """stop after this many epochs without a better loss; 0 never stops"""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0), DefaultText("0.001; end to end: 0.0003")] = 1e-3
     """highest learning rate; a cosine leads to 0"""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """decoupled weight decay; spares norms and biases"""
@@ -389,10 +393,42 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     report: Annotated[bool, Mark.UNRECORDED] = True
     """write report.html at the end"""
 
+    end_to_end: bool = False
+    """train the slice network with the scan model, on crops of scans; both start from RUN, which is
+    of `train` or of `train_scans`"""
+    slice_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """end to end: highest learning rate of the slice network"""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """end to end: steps whose gradients make one update"""
+    slices_at_once: Annotated[int, Field(ge=0)] = 0
+    """end to end: slices whose activations are kept at once; those of others are computed again,
+    which takes a third more time and less memory. 0: all"""
+    cache: Annotated[Literal["ram", "disk", "device"], Mark.UNRECORDED] = "ram"
+    """end to end: where decoded, resized images are kept"""
+    cache_dir: Annotated[Location, Mark.UNRECORDED, DefaultText("the run directory")] = ""
+    """folder of --cache disk"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _end_to_end_defaults(cls, values: Any) -> Any:
+        return _END_TO_END | values if values.get("end_to_end") else values
+
+    @model_validator(mode="after")
+    def _check_end_to_end(self) -> Self:
+        if self.end_to_end and self.control != "none":
+            raise ValueError("--control and --end_to_end: choose one")
+        if self.end_to_end and self.tta:
+            raise ValueError("--tta and --end_to_end: choose one; training already mirrors images")
+        for name in ("slice_learning_rate", "accumulate", "slices_at_once", "cache", "cache_dir"):
+            if name in self.model_fields_set and not self.end_to_end:
+                raise ValueError(f"--{name}: applies to --end_to_end")
+        return self
+
     @property
     def folder(self) -> Path:
         """Run directory of the scan model."""
-        return Path(self.output) if self.output else self.run / "scans"
+        name = "end_to_end" if self.end_to_end else "scans"
+        return Path(self.output) if self.output else self.run / name
 
     def of_fold(self, run: Path) -> Self:
         """Return the options for the run of a fold of a cross-validation."""

@@ -28,8 +28,8 @@ from trainer.runs import checkpoint
 from trainer.runs.scan_setup import prepare_scans
 from trainer.runs.trained_on import hash_examples
 from trainer.training import train_scans
+from trainer.training.scan_crops import Batches
 from trainer.training.scan_features import ScanFeatures
-from trainer.training.train_scans import Batches
 
 # TensorFlow says of `eagerly` that its data sets are not meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")

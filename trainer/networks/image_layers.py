@@ -37,9 +37,12 @@ class ImageLayer(layers.Layer):  # type: ignore[misc,unused-ignore]
 
     Attributes:
         arguments: names of the constructor's arguments and of the attributes with their values.
+        alike: consecutive images of a batch that get the same random changes, such as the slices
+            of a scan; not saved.
     """
 
     arguments: tuple[str, ...] = ()
+    alike = 1
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -51,6 +54,13 @@ class ImageLayer(layers.Layer):  # type: ignore[misc,unused-ignore]
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor, for a saved model."""
         return {**super().get_config(), **{name: getattr(self, name) for name in self.arguments}}
+
+    def uniform(self, shape: tuple[Any, ...], reach: float) -> Any:
+        """Draw uniform numbers within ± reach, for a batch of images, [B, ...]."""
+        if self.alike == 1:
+            return _uniform(shape, reach, self.generator)
+        drawn = _uniform((shape[0] // self.alike, *shape[1:]), reach, self.generator)
+        return ops.repeat(drawn, self.alike, axis=0)
 
     def portable(self, images: Any) -> Any:
         """Apply Keras's own layers that predict the same: float32 in, float32 out."""
@@ -174,8 +184,8 @@ class ApplyWindows(ImageLayer):
         widths = ops.reshape(ops.convert_to_tensor(self.widths, "float32"), (1, 1, 1, -1))
         if training and self.jitter > 0:
             shape = (ops.shape(images)[0], 1, 1, len(self.centers))
-            centers = centers + widths * _uniform(shape, self.jitter, self.generator)
-            widths = widths * ops.exp(_uniform(shape, self.jitter, self.generator))
+            centers = centers + widths * self.uniform(shape, self.jitter)
+            widths = widths * ops.exp(self.uniform(shape, self.jitter))
         if slices > 1:
             images = ops.repeat(images, len(self.centers), axis=-1)
             centers, widths = (ops.tile(each, (1, 1, 1, slices)) for each in (centers, widths))
@@ -269,14 +279,14 @@ class Augment(ImageLayer):
 
     def uniform(self, shape: tuple[Any, ...], reach: float) -> Any:
         """Draw uniform numbers within ± reach · strength."""
-        return _uniform(shape, reach * self.strength, self.generator)
+        return super().uniform(shape, reach * self.strength)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Transform every image, and change its contrast and brightness."""
         if not training or self.strength == 0:
             return images
         batch = ops.shape(images)[0]
-        flip = ops.sign(_uniform((batch,), 1.0, self.generator))
+        flip = ops.sign(super().uniform((batch,), 1.0))
         rows, columns = affine_grid(
             angle=self.uniform((batch,), _ROTATION),
             scale=ops.exp(self.uniform((batch,), _SCALE)),

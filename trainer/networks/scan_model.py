@@ -49,8 +49,9 @@ def build_scan_model(kind: str, features: int, labels: int, units: int, dropout:
         ends and where unknown), neighbors [B, T, 2] (1 where there is one) → slices [B, T, L] and
         scan [B, L], logits.
     """
-    shapes = {"features": features, "logits": labels, "mask": 1, "gaps": 2, "neighbors": 2}
-    inputs = {name: layers.Input((None, size), name=name) for name, size in shapes.items()}
+    sizes = {"features": features, "logits": labels}
+    inputs = {name: layers.Input((None, size), name=name) for name, size in sizes.items()}
+    inputs |= place_inputs(None)
     mask, logits = inputs["mask"], inputs["logits"]
     before, after = ops.split(inputs["neighbors"], 2, axis=-1)
     x = layers.LayerNormalization(name="norm")(inputs["features"])
@@ -75,6 +76,12 @@ def build_scan_model(kind: str, features: int, labels: int, units: int, dropout:
     if kind == "transformer":
         model.get_layer("waves").set_weights([2 * np.pi / _WAVELENGTHS[None]])
     return model
+
+
+def place_inputs(length: int | None) -> dict[str, Any]:
+    """Return the symbolic mask, gaps and neighbors of scans, [B, length, 1 or 2]."""
+    sizes = {"mask": 1, "gaps": 2, "neighbors": 2}
+    return {name: layers.Input((length, size), name=name) for name, size in sizes.items()}
 
 
 def _convolve(x: Any, mask: Any, gaps: Any, units: int, dropout: float) -> Any:
@@ -150,22 +157,24 @@ def arrange(
         z: positions, mm, rising or falling, [T]; NaN where unknown.
         length: of the result, T or more.
     """
-    count = len(z)
+    return _padded({"features": features, "logits": logits}, length) | places(z, length)
+
+
+def places(z: npt.NDArray[np.float64], length: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return mask, gaps and neighbors of one scan, as `arrange` does."""
     steps = np.nan_to_num(np.abs(np.diff(z)))
-    gaps = np.stack([np.append(0, steps), np.append(steps, 0)], axis=1)
-    neighbors = np.ones((count, 2))
+    neighbors = np.ones((len(z), 2))
     neighbors[0, 0] = neighbors[-1, 1] = 0
-    arrays = {
-        "features": features,
-        "logits": logits,
-        "mask": np.ones((count, 1)),
-        "gaps": gaps,
-        "neighbors": neighbors,
-    }
+    gaps = np.stack([np.append(0, steps), np.append(steps, 0)], axis=1)
+    arrays = {"mask": np.ones((len(z), 1)), "gaps": gaps, "neighbors": neighbors}
+    return _padded(arrays, length)
+
+
+def _padded(arrays: dict[str, npt.NDArray[Any]], length: int) -> dict[str, npt.NDArray[np.float32]]:
     padded = {}
     for name, array in arrays.items():
         padded[name] = np.zeros((length, array.shape[1]), np.float32)
-        padded[name][:count] = array
+        padded[name][: len(array)] = array
     return padded
 
 
@@ -341,10 +350,7 @@ def features_model(classifier: Any, mirrored: bool) -> Any:
         classifier: from `load_classifier`.
         mirrored: whether to take the mean over each image and its mirror image.
     """
-    core = classifier.get_layer("core")
-    pooled = core.get_layer("pool").output
-    both = layers.Concatenate(dtype="float32", name="both")([core.output, pooled])
-    inner = keras.Model(core.inputs, both, name="inner")
+    inner = resized_features(classifier.get_layer("core"))
     stored = layers.Input(classifier.input_shape[1:], dtype=classifier.inputs[0].dtype)
     resized = classifier.get_layer("resize")(stored)
     outputs = inner(resized)
@@ -353,3 +359,10 @@ def features_model(classifier: Any, mirrored: bool) -> Any:
     model = keras.Model(stored, outputs, name="features")
     model.jit_compile = classifier.jit_compile
     return model
+
+
+def resized_features(core: Any) -> Any:
+    """Return a model of resized images [B, S, S, C] → logits and pooled features, [B, L + D]."""
+    pooled = core.get_layer("pool").output
+    both = layers.Concatenate(dtype="float32", name="both")([core.output, pooled])
+    return keras.Model(core.input, both, name="inner")

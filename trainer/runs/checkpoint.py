@@ -32,6 +32,7 @@ class Progress:
     Attributes:
         epoch: completed epochs.
         step: completed steps of the next epoch.
+        losses: sum of their losses, where no metric of the model keeps it.
         history: one row of figures per completed epoch.
         thawed: the epoch after which the whole network trains; None while only the head trains.
         best_loss: lowest validation loss so far; None before the first validation.
@@ -42,6 +43,7 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
+    losses: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     thawed: int | None = None
     best_loss: float | None = None
@@ -71,7 +73,7 @@ class Progress:
         self.phase_loss = loss if better_in_phase else self.phase_loss
         self.since_best = 0 if better_in_phase else self.since_best + 1
         self.history.append(row)
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, 0.0
         exhausted = bool(patience) and self.since_best >= patience
         if self.thawed is not None:
             self.stopped = exhausted

@@ -102,6 +102,7 @@ class ScanOrigin:
 
     options: Annotated[dict[str, Scalar], must("an object with the options of train_scans")]
     run: Line
+    began_with: Text = ""  # hashes of its models
 
 
 @dataclass

@@ -15,7 +15,7 @@ from headct.errors import UsageError
 from trainer.data.shard_source import find_shards
 from trainer.data.shards import ShardDirectory, Split
 from trainer.display import Display
-from trainer.files import check_writable, remove_unfinished, write_json, write_whole
+from trainer.files import check_writable, file_sha256, remove_unfinished, write_json, write_whole
 from trainer.options import TrainScansOptions, run_identity
 from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.evaluation_setup import EvaluationSetup
@@ -27,7 +27,8 @@ class ScanSetup:
     """Constants of the training of a scan model.
 
     Attributes:
-        slices: run of the slice network.
+        slices: run of the slice network; end to end perhaps of `train_scans`: where both networks
+            start.
         run: run of the scan model.
         training: splits to train on, those of the slice network.
         validation: the split that both leave out.
@@ -87,6 +88,7 @@ class ScanSetup:
                 described["scans"] = {
                     "options": run_identity(self.options),
                     "run": str(self.slices.path.absolute()),
+                    "began_with": networks_sha256(self.slices),
                 }
                 write_json(self.run.description, described)
             yield
@@ -114,11 +116,12 @@ def _prepare(options: TrainScansOptions, *, is_fold: bool) -> ScanSetup:
     """Prepare the training of one scan model; raises like `prepare_scans`."""
     slices, run, display = Run(options.run), Run(options.folder), Display()
     record = slices.record
-    if record.scans:
+    if record.scans and not options.end_to_end:
         raise UsageError(f"{options.run}: is a run of train_scans; want the run of a slice network")
     if not slices.is_complete:
         raise UsageError(f"{options.run}: training is not complete; `train` resumes it")
     slices.check_model()
+    options = with_network(options, record.scans)
     check_other_run(run, options, slices)
     source = find_shards(options.shards or record.shards.path, options, display)
     shards = source.open()
@@ -135,6 +138,30 @@ def _prepare(options: TrainScansOptions, *, is_fold: bool) -> ScanSetup:
     return ScanSetup(options, slices, run, shards, training, validation, display, is_fold)
 
 
+def networks_sha256(run: Run) -> str:
+    """Return a hash of the networks of a run."""
+    names = (run.model, run.scan_model) if run.record.scans else (run.model,)
+    return " ".join(file_sha256(path) for path in names)
+
+
+def with_network(options: TrainScansOptions, start: ScanOrigin | None) -> TrainScansOptions:
+    """Return the options with the scan model of a run of `train_scans`, if that is the start.
+
+    Raises:
+        UsageError: a given option contradicts that model.
+    """
+    if start is None:
+        return options
+    if start.options.get("control", "none") != "none":
+        raise UsageError(f"{options.run}: is a control ({start.options['control']})")
+    taken = {name: start.options[name] for name in ("kind", "units", "dropout")}
+    for name, value in taken.items():
+        given = getattr(options, name)
+        if name in options.model_fields_set and given != value:
+            raise UsageError(f"--{name} {given}: {options.run} has {value}; leave it out")
+    return options.model_copy(update=taken)
+
+
 def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
     """Raise UsageError if the directory holds another run, or other files."""
     if run.description.is_file():
@@ -147,7 +174,10 @@ def check_other_run(run: Run, options: TrainScansOptions, slices: Run) -> None:
             for name, value in run_identity(options).items()
             if before.get(name) != value
         ]
-        same = run.model.is_file() and filecmp.cmp(run.model, slices.model, shallow=False)
+        if found and found.began_with:
+            same = found.began_with == networks_sha256(slices)
+        else:
+            same = run.model.is_file() and filecmp.cmp(run.model, slices.model, shallow=False)
         differing += [] if same else ["another slice network"]
         if found is None or differing:
             more = "; ".join(differing) if found else "a run of `train`"

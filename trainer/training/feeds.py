@@ -19,6 +19,7 @@ from keras import layers, ops
 
 from headct.errors import UsageError
 from headct.layout import INDEX
+from headct.reader import Shards
 from trainer.data.image_cache import GIGABYTE, CacheWriter, ImageCache, cache_bytes
 from trainer.data.input_pipeline import (
     CORES,
@@ -97,10 +98,23 @@ class Cached(Feed):
         return epoch_rows(self.cached.labels, self.setup.steps, options.batch_size, order, balanced)
 
     def connect(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Resized images → logits."""
+        """Resized images, or rows of the cache → logits."""
+        inputs = self.input()
+        return inputs, classifier.core(self.images(inputs))
+
+    def input(self, *outer: int) -> Any:
+        """Return the symbolic samples of a batch, [B, *outer, ...], as `fetch` gives them."""
         size, image = self.setup.options.image_size, self.setup.shards.image
-        inputs = layers.Input((*self.slices, size, size, image.channels), dtype=image.dtype)
-        return inputs, classifier.core(Resize(size)(stacked(inputs)))
+        shape = (*outer, *self.slices, size, size, image.channels)
+        return layers.Input(shape, dtype=image.dtype, name="samples")
+
+    def fetch(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the samples of rows of the cache, [...]: resized images."""
+        return self.cached.take(self.cached.samples(rows))
+
+    def images(self, samples: Any) -> Any:
+        """Return the images of samples, [B, ...] → float32 [B, S, S, slices · C]."""
+        return Resize(self.setup.options.image_size)(stacked(samples))
 
     def batches(self, order: Order) -> Any:
         """Return resized images and labels."""
@@ -108,18 +122,26 @@ class Cached(Feed):
         size, image = self.setup.options.image_size, self.setup.shards.image
         shape = (self.setup.options.batch_size, *self.slices, size, size, image.channels)
 
-        def take(chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-            return self.cached.take(self.cached.samples(chosen))
-
         def gather(chosen: Any) -> tuple[Any, Any]:
             # Declared stateless: --deterministic serializes stateful functions.
-            pixels = tf.numpy_function(take, [chosen], tf.as_dtype(image.dtype), stateful=False)
+            pixels = tf.numpy_function(
+                self.fetch, [chosen], tf.as_dtype(image.dtype), stateful=False
+            )
             return tf.ensure_shape(pixels, shape), tf.gather(self.cached.labels, chosen)
 
         return with_options(rows.map(as_written(gather), CORES).prefetch(PREFETCHED))
 
     def predict_validation(self, classifier: Classifier) -> tuple[Any, Any]:
         """Run the core over the cached validation fold."""
+        logits = self.predict_cached(classifier.core)
+        return self.validation.labels.astype(np.int64), probabilities(logits)
+
+    def predict_cached(self, model: Any) -> npt.NDArray[np.float32]:
+        """Run a model of resized images over the cached validation fold, [N, ...].
+
+        Raises:
+            Diverged: an output is not finite.
+        """
         size, total = self.setup.options.batch_size, len(self.validation.labels)
         batches = []
         for start in range(0, total, size):
@@ -128,11 +150,11 @@ class Cached(Feed):
             images = self.validation.take(rows)
             if self.slices:
                 images = stack(images)
-            batches.append(classifier.core.predict_on_batch(images.astype(np.float32)))
+            batches.append(model.predict_on_batch(images.astype(np.float32)))
             self.setup.display.update(min(start + size, total))
-        logits = np.concatenate(batches)[:total]
-        check_finite(logits, self.setup.validation.name)
-        return self.validation.labels.astype(np.int64), probabilities(logits)
+        outputs = np.concatenate(batches)[:total]
+        check_finite(outputs, self.setup.validation.name)
+        return np.asarray(outputs)
 
 
 @dataclass(frozen=True)
@@ -145,16 +167,22 @@ class OnDevice(Cached):
 
     lookup: LookUp
 
-    def connect(self, classifier: Classifier) -> tuple[Any, Any]:
-        """Rows of the cache → logits."""
-        inputs = layers.Input(self.slices, dtype=row_type())
-        images = stacked(self.lookup(inputs))
-        return inputs, classifier.core(Resize(self.setup.options.image_size)(images))
+    def input(self, *outer: int) -> Any:
+        """Return the symbolic rows of the cache."""
+        return layers.Input((*outer, *self.slices), dtype=row_type(), name="samples")
+
+    def fetch(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the samples as rows of the cache."""
+        return self.cached.samples(rows).astype(row_type())
+
+    def images(self, samples: Any) -> Any:
+        """Look the images up."""
+        return super().images(self.lookup(samples))
 
     def batches(self, order: Order) -> Any:
         """Return rows and labels."""
         rows = self.rows(order)
-        batches = (self.cached.samples(rows).astype(row_type()), self.cached.labels[rows])
+        batches = (self.fetch(rows), self.cached.labels[rows])
         return with_options(tf.data.Dataset.from_tensor_slices(batches).prefetch(2))
 
 
@@ -250,23 +278,29 @@ def as_words(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return flat.view(np.float32)
 
 
-def _with_neighbors(
-    cached: ImageCache, setup: TrainingSetup, splits: tuple[Split, ...]
-) -> ImageCache:
-    """Add the rows of each slice's neighbors to the cache of some splits, with `--neighbors`.
+def cached_examples(cached: ImageCache, setup: TrainingSetup, splits: tuple[Split, ...]) -> Shards:
+    """Return random access to the slices of a cache, in its order.
 
     Raises:
-        UsageError: the index does not have the scans, or is of other shards.
+        UsageError: the index does not have them, or is of other shards.
     """
-    if not setup.options.neighbors:
-        return cached
     examples = examples_as_read(setup.shards, splits)
     if not np.array_equal(examples.label_values.to_numpy(), cached.labels):
         raise UsageError(
             f"{setup.shards.location}: {INDEX} has other labels than the shards; `make verify` says"
             " more"
         )
-    return replace(cached, around=setup.neighbors.rows(examples.scans()))
+    return examples
+
+
+def _with_neighbors(
+    cached: ImageCache, setup: TrainingSetup, splits: tuple[Split, ...]
+) -> ImageCache:
+    """Add the rows of each slice's neighbors to the cache of some splits, with `--neighbors`."""
+    if not setup.options.neighbors:
+        return cached
+    scans = cached_examples(cached, setup, splits).scans()
+    return replace(cached, around=setup.neighbors.rows(scans))
 
 
 def open_feed(setup: TrainingSetup) -> Feed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,27 @@ _BATCHES_A_RECORD = 20  # after as many batches the file of progress is written
 
 
 @dataclass(frozen=True)
-class ScanFeatures:
-    """The slices of a split, scan by scan.
+class ScanSlices:
+    """The slices of some splits, scan by scan.
 
     Attributes:
         labels: [N, L], 0 or 1.
         scans: of these rows.
-        logits: float32 [N, L], mapped.
-        features: float16 [N, D], mapped.
     """
 
     labels: npt.NDArray[np.int64]
     scans: Scans
+
+
+@dataclass(frozen=True)
+class ScanFeatures(ScanSlices):
+    """The slices of a split, with what the slice network makes of them.
+
+    Attributes:
+        logits: float32 [N, L], mapped.
+        features: float16 [N, D], mapped.
+    """
+
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float16]
 
@@ -106,7 +115,12 @@ def extract_features(
                 write_json(progress, {**identity, "done": done})
             display.update(done)
         display.end()
-    return ScanFeatures(labels, Scans(np.arange(count), found.starts, found.z), logits, features)
+    return ScanFeatures(labels, in_order(found), logits, features)
+
+
+def in_order(scans: Scans) -> Scans:
+    """Return the same scans of rows that have been put in their order."""
+    return replace(scans, order=np.arange(len(scans.order)))
 
 
 def _done(progress: Path, identity: dict[str, Any]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,12 @@ from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import probabilities, split_figures, weighted_log_loss
 from trainer.evaluation.predict import write_parquet
-from trainer.files import file_sha256, write_json, write_whole
+from trainer.files import file_sha256, write_json
 from trainer.networks import hardware
 from trainer.networks.saved_models import load_classifier
 from trainer.networks.scan_model import (
     SCAN,
     SLICES,
-    arrange,
     build_scan_model,
     control_scans,
     correct,
@@ -35,13 +33,15 @@ from trainer.report.report import write_report
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint import Progress
 from trainer.runs.scan_setup import ScanSetup
+from trainer.training.end_to_end import Joined
+from trainer.training.scan_crops import Batches, Training, ahead
 from trainer.training.scan_features import ScanFeatures, extract_features
-from trainer.training.training_model import WeightedBinaryCrossentropy
+from trainer.training.training_model import TwoRates, WeightedBinaryCrossentropy
 
 MISTAKES = 12
-_THINNED = 0.25  # share of the crops that take every second slice
 # A gap between training and validation loss that the scan model would take for certainty.
 _OVERFITTED = 2.0
+_CHECKPOINT_SECONDS = 120.0
 
 
 def train_scans(setup: ScanSetup) -> None:
@@ -57,26 +57,49 @@ def train_scans(setup: ScanSetup) -> None:
     with setup.begun(), hardware.device_errors_reported():
         if run.is_complete:
             return
-        training, validation = read_features(setup)
-        before = baseline(setup, training, validation)
-        labels = len(setup.shards.labels)
-        size = training[0].features.shape[1]
-        model = build_scan_model(options.kind, size, labels, options.units, options.dropout)
-        batches = Batches(
-            training, options.crop, options.scans_a_step, options.seed, options.control
-        )
-        compile_model(model, setup, batches.steps)
-        progress = Progress(thawed=0, best_loss=before)
+        training = begin_end_to_end(setup) if options.end_to_end else begin(setup)
+        model, progress = training.model, Progress(thawed=0, best_loss=training.before)
         if (saved := checkpoint.load_newest(run.checkpoints)) is not None:
             checkpoint.restore(model, saved, "weights", "optimizer")
             progress = saved.progress
-            display.say(f"resumes after epoch {progress.epoch}")
+            display.say(f"resumes after epoch {progress.epoch}, step {progress.step}")
         else:
-            write_whole(run.scan_model, model.save)  # the slice model's own answers
+            training.save(run)  # the answers before training
         while not progress.stopped and progress.epoch < options.epochs:
-            train_epoch(setup, model, batches, validation, progress)
+            train_epoch(setup, training, progress)
             checkpoint.save(run.checkpoints, checkpoint.capture(model, progress))
         finish(setup, progress)
+
+
+def begin(setup: ScanSetup) -> Training:
+    """Return the training of a scan model on features of the slice network."""
+    options, labels = setup.options, len(setup.shards.labels)
+    training, validation = read_features(setup)
+    before = baseline(setup, training, validation)
+    size = training[0].features.shape[1]
+    model = build_scan_model(options.kind, size, labels, options.units, options.dropout)
+    batches = Batches(training, options.crop, options.scans_a_step, options.seed, options.control)
+    compile_model(model, setup, batches.steps)
+    return Training(model, model, batches, lambda: validation, before)
+
+
+def begin_end_to_end(setup: ScanSetup) -> Training:
+    """Return the training of both networks together."""
+    joined = Joined(setup)
+    found, batches = joined.validate(), joined.batches
+    answers = correct(
+        joined.scan_model, found.features, found.logits, found.scans, setup.options.both_directions
+    )
+    before = scan_loss(setup, found, *answers)
+    setup.display.say(
+        f"{setup.slices.path} end to end: {len(batches.scans)} scans to train on,"
+        f" {len(found.scans)} of {setup.validation.name} to validate on, log loss {before:.4f}"
+        " before the first step"
+    )
+    compile_model(joined.model, setup, batches.steps, joined.classifier)
+    return Training(
+        joined.model, joined.scan_model, batches, joined.validate, before, joined.classifier
+    )
 
 
 def read_features(setup: ScanSetup) -> tuple[list[ScanFeatures], ScanFeatures]:
@@ -149,128 +172,79 @@ def scan_loss(
     return weighted_log_loss(labels, probabilities(of_scan[first]), weights)
 
 
-def compile_model(model: Any, setup: ScanSetup, steps: int) -> None:
-    """Compile the model; the loss is that of slices and scans, or of scans alone."""
+def compile_model(model: Any, setup: ScanSetup, steps: int, classifier: Any = None) -> None:
+    """Compile the model; the loss is that of slices and scans, or of scans alone.
+
+    Args:
+        model: to train.
+        setup: of the run.
+        steps: per epoch.
+        classifier: the slice network in the model, if that is trained, too.
+    """
     options = setup.options
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.epochs * steps)
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=options.weight_decay, global_clipnorm=1.0, name="optimizer"
+    slower = [] if classifier is None else classifier.trainable_variables
+    optimizer = TwoRates(
+        schedule,
+        weight_decay=options.weight_decay,
+        global_clipnorm=1.0,
+        gradient_accumulation_steps=options.accumulate if options.accumulate > 1 else None,
+        name="optimizer",
     )
     optimizer.exclude_from_weight_decay(
-        var_list=[weight for weight in model.trainable_variables if len(weight.shape) < 2]
+        var_list=[*slower, *(one for one in model.trainable_variables if len(one.shape) < 2)]
     )
-    loss = WeightedBinaryCrossentropy(setup.slices.weights)
+    optimizer.build(model.trainable_variables)
+    optimizer.slow_down(slower, options.slice_learning_rate / options.learning_rate)
+    if classifier is not None and classifier.get_layer("core").dtype_policy.name == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+        optimizer.build(model.trainable_variables)
+    loss = WeightedBinaryCrossentropy(setup.weights)
     model.compile(
         optimizer,
         loss={SLICES: loss, SCAN: loss},
         loss_weights={SLICES: 0.0 if setup.of_scans else 1.0, SCAN: 1.0 if setup.of_scans else 0.1},
+        jit_compile="auto" if classifier is None else classifier.jit_compile,
     )
-    optimizer.build(model.trainable_variables)
 
 
-class Batches:
-    """Crops of scans, changed at random: every second slice dropped, and reversed.
-
-    A long scan gives several crops per epoch.
-
-    Args:
-        training: features of the training splits.
-        crop: slices of a crop, at most.
-        size: crops per step.
-        seed: of all draws; an epoch's depend on it and on the epoch alone.
-        control: as in `control_scans`, which the scans have passed; a step has as many slices.
-    """
-
-    def __init__(
-        self,
-        training: list[ScanFeatures],
-        crop: int,
-        size: int,
-        seed: int,
-        control: str = "none",
-    ) -> None:
-        self.training, self.seed, self.shuffled = training, seed, control == "shuffled"
-        self.crop, self.size = (1, crop * size) if control == "alone" else (crop, size)
-        crop = self.crop
-        self.scans = [
-            (number, begin, end)
-            for number, one in enumerate(training)
-            for begin, end in one.scans.ranges()
-        ]
-        crops = [math.ceil((end - begin) / crop) for _, begin, end in self.scans]
-        self.drawn = np.repeat(np.arange(len(self.scans)), crops)
-
-    @property
-    def steps(self) -> int:
-        """Steps per epoch."""
-        return math.ceil(len(self.drawn) / self.size)
-
-    def epoch(self, number: int) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield inputs, labels and weights of each step."""
-        random = np.random.default_rng((self.seed, number))
-        order = np.resize(random.permutation(self.drawn), self.steps * self.size)
-        for chosen in order.reshape(self.steps, self.size):
-            parts = [self.draw(self.scans[scan], random) for scan in chosen]
-            inputs = {name: np.stack([one[0][name] for one in parts]) for name in parts[0][0]}
-            labels = np.stack([labels for _, labels in parts])
-            mask = inputs["mask"][..., 0]
-            yield (
-                inputs,
-                {SLICES: labels, SCAN: labels.max(axis=1)},
-                # Keras divides by all, padding too.
-                {SLICES: mask * (mask.size / mask.sum()), SCAN: np.ones(len(parts), np.float32)},
-            )
-
-    def draw(
-        self, scan: tuple[int, int, int], random: np.random.Generator
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
-        """Return the inputs of a crop, and its labels, [crop, L]."""
-        number, begin, end = scan
-        found = self.training[number]
-        step = 2 if random.random() < _THINNED and end - begin > 2 else 1
-        rows = np.arange(begin + int(random.integers(step)), end, step)
-        if self.shuffled:
-            random.shuffle(rows)
-        first = int(random.integers(max(len(rows) - self.crop, 0) + 1))
-        rows = rows[first : first + self.crop]
-        if random.random() < 0.5:
-            rows = rows[::-1]
-        z = found.scans.z[rows]
-        inputs = arrange(found.features[rows], found.logits[rows], z, self.crop)
-        labels = np.zeros((self.crop, found.labels.shape[1]), np.float32)
-        labels[: len(rows)] = found.labels[rows]
-        return inputs, labels
-
-
-def train_epoch(
-    setup: ScanSetup, model: Any, batches: Batches, validation: ScanFeatures, progress: Progress
-) -> None:
-    """Train and validate an epoch; save the model if it is the best so far."""
-    options, run, display = setup.options, setup.run, setup.display
-    display.begin(f"epoch {progress.epoch + 1} of {options.epochs}", batches.steps)
-    begun, losses, slices = time.monotonic(), [], 0.0
-    for step, (inputs, labels, weights) in enumerate(batches.epoch(progress.epoch), 1):
-        losses.append(
-            float(model.train_on_batch(inputs, labels, weights, return_dict=True)["loss"])
-        )
-        slices += float(inputs["mask"].sum())
+def train_epoch(setup: ScanSetup, training: Training, progress: Progress) -> None:
+    """Train the rest of an epoch and validate; save the networks if they are the best so far."""
+    options, run, display, model = setup.options, setup.run, setup.display, training.model
+    steps, first = training.batches.steps, progress.step
+    display.begin(f"epoch {progress.epoch + 1} of {options.epochs}", steps, first)
+    begun = saved = time.monotonic()
+    slices = 0.0
+    for inputs, labels, weights in ahead(training.batches.epoch(progress.epoch, first)):
+        loss = float(model.train_on_batch(inputs, labels, weights, return_dict=True)["loss"])
         model.reset_metrics()
-        if not math.isfinite(losses[-1]):
+        progress.step += 1
+        progress.losses += loss
+        slices += float(inputs["mask"].sum())
+        if not math.isfinite(loss):
             raise Diverged(
-                f"the loss is {losses[-1]} at epoch {progress.epoch + 1}, step {step}; try a lower"
-                " --learning_rate in a new run directory"
+                f"the loss is {loss} at epoch {progress.epoch + 1}, step {progress.step}; try a"
+                " lower --learning_rate in a new run directory"
             )
-        display.update(step)
+        display.update(progress.step)
+        if time.monotonic() - saved >= _CHECKPOINT_SECONDS and progress.step < steps:
+            checkpoint.save(run.checkpoints, checkpoint.capture(model, progress))
+            saved = time.monotonic()
     seconds = max(time.monotonic() - begun, 1e-9)
+    validation = training.validate()
     found = correct(
-        model, validation.features, validation.logits, validation.scans, options.both_directions
+        training.scan_model,
+        validation.features,
+        validation.logits,
+        validation.scans,
+        options.both_directions,
     )
     figures = split_figures(
-        validation.labels, probabilities(found[0]), setup.shards.labels, setup.slices.weights
+        validation.labels, probabilities(found[0]), setup.shards.labels, setup.weights
     )
     row = {
         "epoch": progress.epoch + 1,
-        "loss": float(np.mean(losses)),
+        "loss": progress.losses / steps,
         "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
         "images_per_second": slices / seconds,
         "input_wait": 0.0,
@@ -280,7 +254,7 @@ def train_epoch(
     }
     better = progress.end_epoch(row, 0, options.patience)
     if better:
-        write_whole(run.scan_model, model.save)
+        training.save(run)
     write_json(run.history, progress.history)
     display.end()
     display.say(
@@ -305,6 +279,9 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
         **figures,
         "against_slices": against,
     }
+    if setup.options.end_to_end:
+        start = predict_labeled(replace(evaluation, run=setup.slices)).frame()
+        metrics["against_start"] = compare(frame, start, setup.shards.labels, setup.weights)
     write_json(run.machine, hardware.describe_machine())
     write_json(run.metrics, metrics)
     for path in checkpoint.checkpoints(run.checkpoints):
@@ -312,16 +289,24 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
     if setup.options.report:
         write_report(evaluation, MISTAKES)
     show_figures(display, metrics, f"{run.path}: {name}, epoch {metrics['best_epoch']}")
-    say_against_slices(display, against)
+    if setup.options.end_to_end:
+        say_change(display, str(setup.slices.path), "end to end", metrics["against_start"])
+    else:
+        say_against_slices(display, against)
     if not setup.is_fold:
         display.print_unwrapped(next_command("evaluate", run=run.path))
 
 
 def say_against_slices(display: Display, against: dict[str, Any]) -> None:
     """Print what a scan model changes, from `compare_with_slices`."""
+    say_change(display, "Slice network alone", "the scan model", against)
+
+
+def say_change(display: Display, before: str, what: str, against: dict[str, Any]) -> None:
+    """Print what something changes, from `compare`."""
     ends = against["difference_interval_95"]
     display.say(
-        f"Slice network alone: log loss {against['weighted_log_loss']:.4f}; the scan model changes"
+        f"{before}: log loss {against['weighted_log_loss']:.4f}; {what} changes"
         f" it by {against['difference']:+.4f}"
         f"{f' (95 % interval {ends[0]:+.4f} to {ends[1]:+.4f})' if ends else ''}:"
         f" {'it helps' if against['helps'] else 'no clear gain'}."
@@ -338,9 +323,17 @@ def compare_with_slices(
         names: of the labels.
         weights: of the labels in the loss.
     """
+    alone = frame.assign(**{f"probability_{n}": frame[f"alone_{n}"] for n in names})
+    return compare(frame, alone, names, weights)
+
+
+def compare(
+    frame: Any, before: Any, names: tuple[str, ...], weights: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the loss of predictions `before` of the same slices, and the paired difference."""
     with_it, without = (
         Measured(one.sort_values(IMAGE_ID, ignore_index=True), names, weights)
-        for one in (frame, frame.assign(**{f"probability_{n}": frame[f"alone_{n}"] for n in names}))
+        for one in (frame, before)
     )
     difference = with_it.difference(without, "log_loss")
     return {

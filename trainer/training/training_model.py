@@ -227,6 +227,22 @@ def build_optimizer(
     return optimizer
 
 
+class TwoRates(keras.optimizers.AdamW):  # type: ignore[misc,unused-ignore]
+    """AdamW, whose learning rate is multiplied by a factor for some of the variables."""
+
+    slower: frozenset[int] = frozenset()
+    factor = 1.0
+
+    def slow_down(self, variables: list[Any], factor: float) -> None:
+        """Multiply the learning rate of variables; they have no weight decay."""
+        self.slower, self.factor = frozenset(map(self._get_variable_index, variables)), factor
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable."""
+        slow = self._get_variable_index(variable) in self.slower
+        super().update_step(gradient, variable, learning_rate * (self.factor if slow else 1.0))
+
+
 def build_schedule(options: TrainOptions, steps: int, per_epoch: int) -> Any:
     """Return the learning rate by step: linear warm-up, then a cosine to 0, or constant.
 
