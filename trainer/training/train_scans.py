@@ -86,11 +86,13 @@ def begin(setup: ScanSetup) -> Training:
 def begin_end_to_end(setup: ScanSetup) -> Training:
     """Return the training of both networks together."""
     joined = Joined(setup)
+    setup.display.begin("validating the start", setup.validation.examples)
     found, batches = joined.validate(), joined.batches
     answers = correct(
         joined.scan_model, found.features, found.logits, found.scans, setup.options.both_directions
     )
     before = scan_loss(setup, found, *answers)
+    setup.display.end()
     setup.display.say(
         f"{setup.slices.path} end to end: {len(batches.scans)} scans to train on,"
         f" {len(found.scans)} of {setup.validation.name} to validate on, log loss {before:.4f}"
@@ -231,6 +233,7 @@ def train_epoch(setup: ScanSetup, training: Training, progress: Progress) -> Non
             checkpoint.save(run.checkpoints, checkpoint.capture(model, progress))
             saved = time.monotonic()
     seconds = max(time.monotonic() - begun, 1e-9)
+    display.begin(f"validating epoch {progress.epoch + 1}", setup.validation.examples)
     validation = training.validate()
     found = correct(
         training.scan_model,
