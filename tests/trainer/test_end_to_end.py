@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from headct.errors import UsageError
 from trainer.__main__ import main
+from trainer.networks.saved_models import load_model
 from trainer.options import TrainScansOptions
 from trainer.runs import checkpoint
 from trainer.runs.scan_setup import prepare_scans
@@ -61,18 +63,20 @@ def test_it_is_a_run_with_a_slice_network_of_its_own(
     to_keras = ["--output", f"{tmp_path}/e", "--formats", "keras"]
     assert main(["export", "--run", str(joint), *to_keras]) == 0
     # Further from there: the scan model is taken over, too.
+    values = {"run": joint, "end_to_end": True, "output": str(tmp_path / "further")}
+    (setup,) = prepare_scans(TrainScansOptions(**values))
+    begun = train_scans.begin_end_to_end(setup)
+    assert begun.before == pytest.approx(metrics["weighted_log_loss"], rel=1e-5)
+    assert setup.options.units == 8
+    with pytest.raises(
+        UsageError, match=r"--kind gru: .*end_to_end has convolutions; leave it out"
+    ):
+        prepare_scans(TrainScansOptions(**values, kind="gru"))
     capsys.readouterr()
-    again = ["train_scans", str(joint), *FEW, "--epochs", "1"]
-    assert main([*again, "--kind", "gru"]) == 2
-    assert f"--kind gru: {joint} has convolutions; leave it out" in capsys.readouterr().err
-    assert main(again) == 0
-    first = json.loads((joint / "end_to_end" / "metrics.json").read_text())["against_start"]
-    assert first["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], rel=1e-5)
-    assert main([*again, "--seed", "1"]) == 2
-    assert "--seed 0 there, 1 now" in capsys.readouterr().err
     for case, message in {
         ("--tta", "--end_to_end"): "--tta and --end_to_end: choose one",
         ("--accumulate", "2"): "--accumulate: applies to --end_to_end",
+        (*FEW, "--seed", "1"): "--seed 0 there, 1 now",
     }.items():
         assert main(["train_scans", str(run), *case]) == 2
         assert message in capsys.readouterr().err
@@ -84,7 +88,7 @@ def test_a_training_killed_at_any_step_resumes_with_the_same_figures(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, metrics = trained
+    run, _ = trained
     again = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(again / "end_to_end")
     monkeypatch.setattr(train_scans, "_CHECKPOINT_SECONDS", 0)
@@ -97,6 +101,7 @@ def test_a_training_killed_at_any_step_resumes_with_the_same_figures(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "save", stop)
+    monkeypatch.setattr(train_scans, "finish", lambda *_: None)
     for _ in range(2):
         assert main(["train_scans", str(again), *FEW]) == 130
     capsys.readouterr()
@@ -110,8 +115,12 @@ def test_a_training_killed_at_any_step_resumes_with_the_same_figures(
         for path in (run, again)
     )
     assert two == one
-    found = json.loads((again / "end_to_end" / "metrics.json").read_text())
-    assert found["weighted_log_loss"] == metrics["weighted_log_loss"]
+    for name in ("model.keras", "scan_model.keras"):
+        first, second = (
+            load_model(path / "end_to_end" / name).get_weights() for path in (run, again)
+        )
+        for array, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(array, other)
 
 
 def test_laws_of_the_joined_network(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
