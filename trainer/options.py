@@ -217,6 +217,10 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     """run directory: made, or resumed where it stopped"""
     fold: Annotated[int, Field(ge=0)] = 0
     """fold to validate on; training is on all other labeled folds"""
+    batch_size: Annotated[
+        int, Field(ge=1), DefaultText("32, or more on a GPU: what its memory holds, at most 256")
+    ] = 32
+    """images a step"""
 
     model: str = "resnet50"
     """backbone, by its keras.applications name in lower case, or timm's name of a ResNeXt"""

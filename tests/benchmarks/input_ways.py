@@ -1,5 +1,6 @@
 """Ways to bring images to a training step; `trainer_input.py` says what each is."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from headct import png
 from tests.benchmarks.dicom_loader import DicomLoader
+from trainer.data import input_pipeline
 from trainer.data.image_cache import CacheWriter, ImageCache
 from trainer.data.input_pipeline import (
     CORES,
@@ -48,6 +51,28 @@ def make_ways(
         ways["(d) dicom"] = lambda _: loader.epoch()
     ways[f"(e) cached at {size}"] = lambda turn: drain(cached.batches(Order(0, turn)))
     return ways
+
+
+def simulate(setup: TrainingSetup, copies: int, threads: int, inflate: float) -> Callable[[], int]:
+    """The trainer's stream as on a machine with so many cores, as far as inflating goes.
+
+    Args:
+        setup: whose slices are read.
+        copies: of them, in an epoch.
+        threads: that decode.
+        inflate: seconds of sleep in place of each inflate, which lets go of the interpreter's lock
+            as that does. All else is computed on the cores there are.
+    """
+    setup = replace(setup, training=setup.training * copies)
+
+    def sleep(data: memoryview, rows: Any) -> None:
+        time.sleep(inflate)
+        rows[:, 0] = 0
+
+    png._inflate = sleep
+    input_pipeline.CORES = threads
+    input_pipeline.decoders.cache_clear()
+    return lambda: drain(ours(setup, 0))
 
 
 def drain(batches: Any) -> int:

@@ -19,7 +19,7 @@ from trainer.networks.hardware import (
     choose_precision,
     choose_xla,
     compute_capability,
-    leave_gpu_to_jax,
+    set_up_jax,
 )
 from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
@@ -40,7 +40,7 @@ class Constant(OnDevice):
 
 def describe_gpu() -> str | None:
     """Name, driver and memory of the GPU that Keras uses; None without one."""
-    leave_gpu_to_jax()
+    set_up_jax()
     if compute_capability() is None:
         return None
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -59,7 +59,7 @@ def measure(
         Images a second, the share of time that went by waiting, and the most bytes of a GPU's
         memory in use at once.
     """
-    leave_gpu_to_jax()
+    set_up_jax()
     capability = compute_capability()
     cache = "device" if way == "cached" else "none"
     setup = prepare_training(TrainOptions(**dict(options) | {"cache": cache}))

@@ -16,6 +16,9 @@ enough to tell its speed from its start:
 
 Images a second and CPU time, medians of --repeats turns after one that warms up; with
 --threads 1 on one core, for instance.
+
+With --simulate 2 4 8 16 32, only (b), with so many threads whose inflate is a sleep of --inflate
+ms: how far does the stream grow with cores?
 """
 
 import argparse
@@ -44,13 +47,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--copies", type=int, default=8, help="of the slices, in an epoch")
     parser.add_argument("--threads", type=int, help="cores that all ways get; all by default")
+    parser.add_argument("--simulate", type=int, nargs="+", help="numbers of decoding threads")
+    parser.add_argument("--inflate", type=float, default=0.58, help="ms, as of a 512 x 512 x 3")
     options = parser.parse_args()
     # Before any library looks how many there are.
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     os.sched_setaffinity(0, cores)
     # Here, because the loader's processes import this module, and are to know no TensorFlow.
     load_libraries()
-    from tests.benchmarks.input_ways import BATCH, make_ways
+    from tests.benchmarks.input_ways import BATCH, make_ways, simulate
 
     setup = prepare_training(
         TrainOptions(
@@ -61,6 +66,19 @@ def main() -> None:
             batch_size=BATCH,
         )
     )
+    if options.simulate:
+        rows = []
+        for threads in options.simulate:
+            epoch = simulate(setup, options.copies, threads, options.inflate / 1000)
+            # The first way is what the others are compared with.
+            ways = {"(a) floor": lambda _, epoch=epoch: epoch()}
+            ((_, speed, _, cost),) = measure(ways, options.repeats)
+            most = f"{threads / options.inflate * 1000:,.0f}"
+            rows.append((str(threads), speed, most, cost))
+        columns = ("threads", "images/s", "inflate alone", "CPU ms an image")
+        table = Figures(f"Threads that sleep {options.inflate} ms an image", columns, rows)
+        show(Console(highlight=False), [table], describe_machine(["tensorflow", "numpy"]))
+        return
     rows = measure(make_ways(setup, options.dicom, options.copies), options.repeats)
     image = setup.shards.image
     stored = f"{image.height} x {image.width} x {image.channels}"

@@ -14,6 +14,7 @@ from keras import layers
 import trainer
 from headct.errors import UsageError
 from trainer.__main__ import main
+from trainer.networks import answers
 from trainer.networks.saved_models import load_classifier
 from trainer.runs import checkpoint
 from trainer.training.training_model import copy_values
@@ -185,6 +186,25 @@ def features(shape: tuple[int, int, int]) -> Any:
     return keras.Model(inputs, layers.Dropout(0.1)(inner(inputs)))
 
 
+def test_a_run_keeps_the_batch_size_that_a_gpu_chose(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, begun: list[Any], monkeypatch: Any
+) -> None:
+    given = {name: value for name, value in tiny.items() if name != "batch_size"}
+    chosen = []
+    for memory in (1 << 22, 1 << 40, None):
+        monkeypatch.setattr("trainer.networks.hardware.gpu_memory", lambda memory=memory: memory)
+        with pytest.raises(begun[0]):
+            trainer.train_run(shards=shards, run=tmp_path / "run", **given)
+        chosen.append(read(tmp_path / "run" / "run.json")["options"]["batch_size"])
+    assert chosen == [chosen[0]] * 3
+    assert chosen[0] < 32
+    with pytest.raises(UsageError, match=f"--batch_size {chosen[0]} there, 32 now"):
+        trainer.train_run(shards=shards, run=tmp_path / "run", batch_size=32, **given)
+    with pytest.raises(begun[0]):
+        trainer.train_run(shards=shards, run=tmp_path / "other", **given)
+    assert read(tmp_path / "other" / "run.json")["options"]["batch_size"] == 32
+
+
 def vector(shape: tuple[int, int, int]) -> Any:
     """Features without a place."""
     return keras.Sequential(
@@ -197,12 +217,36 @@ def own(shards: Path, run: Path, model: Any, **changes: Any) -> dict[str, Any]:
     return {"shards": str(shards), "run": run, "model": model, **small} | changes
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of images for which a network is traced, and compiled, to answer."""
+    shapes, compile_ = [], answers._compile
+
+    def counted(model: Any, flip: bool) -> Any:
+        class Traced:
+            jit_compile, variables = model.jit_compile, model.variables
+
+            def __call__(self, images: Any, training: bool) -> Any:
+                shapes.append(tuple(images.shape))
+                return model(images, training=training)
+
+        return compile_(Traced(), flip)
+
+    monkeypatch.setattr(answers, "_compile", counted)
+    return shapes
+
+
 @pytest.mark.parametrize("model", [pytest.param(features, marks=pytest.mark.full), vector])
 def test_a_network_of_ones_own(
-    model: Any, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Any,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    compiled: list[tuple[int, ...]],
 ) -> None:
     run = tmp_path / "run"
     metrics = trainer.train_run(**own(shards, run, model, freeze_epochs=1, epochs=2))
+    assert compiled == [(8, 32, 32, 3)]  # for both phases and for the figures at the end
     assert metrics["epochs"] == 2
     name = f"{model.__module__}.{model.__name__}"
     assert read(run / "run.json")["options"]["model"] == name

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -196,8 +197,10 @@ def test_the_test_split_has_no_labels(shards: Path, tmp_path: Path) -> None:
     )
 
     class Model:
-        def predict_on_batch(self, images: Any) -> Any:
-            return np.zeros((len(images), 3), np.float32)
+        jit_compile = False
+
+        def __call__(self, images: Any, training: bool) -> Any:
+            return keras.ops.zeros((images.shape[0], 3))
 
     with pytest.raises(UsageError, match=f"{victim}: record 3: "):
         predict_models([Model()], data, data.split("test"), data.labels, 4)

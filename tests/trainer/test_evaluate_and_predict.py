@@ -520,7 +520,7 @@ def test_what_training_compiles_prediction_compiles(
         return np.zeros((len(images), 3), np.float32)
 
     monkeypatch.setattr("trainer.networks.saved_models.compute_capability", lambda: (9, 0))
-    monkeypatch.setattr("trainer.evaluation.predict_models.predict_batch", note)
+    monkeypatch.setattr("trainer.evaluation.predict_models.send", note)
     assert main(["evaluate", "--run", str(run), *flags]) == 0
     output = ["--shards", str(shards), "--output", str(tmp_path / "submission.csv")]
     assert main(["predict", "--run", str(run), *output, *flags]) == 0

@@ -18,6 +18,7 @@ from trainer.data.sampling import Order
 from trainer.networks.model import Classifier, build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.training_setup import TrainingSetup, prepare_training
+from trainer.training import feeds
 from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_type
 from trainer.training.training_model import compile_phase
 
@@ -113,7 +114,12 @@ def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("cache", ["ram", "disk", "device"])
 def test_a_sample_has_the_channels_of_its_neighbors(
-    cache: str, shards: Path, split_rows: dict[str, Any], tiny: dict[str, Any], tmp_path: Path
+    cache: str,
+    shards: Path,
+    split_rows: dict[str, Any],
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = tiny | {"cache": cache, "neighbors": 2, "neighbors_mm": 10}
     setup = prepare_training(TrainOptions(shards=shards, run=tmp_path / "run", **given))
@@ -128,7 +134,9 @@ def test_a_sample_has_the_channels_of_its_neighbors(
             expected[row["image"].tobytes()] = np.concatenate(chosen, axis=-1), row["label"]
     # In place of the network, what it gets.
     core = layers.Lambda(lambda images: images)
-    core.predict_on_batch = lambda images: seen.extend(images) or np.zeros((len(images), 3))
+    monkeypatch.setattr(
+        feeds, "send", lambda _, images: seen.extend(images) or np.zeros((len(images), 3))
+    )
     classifier = Classifier(None, core, None)
     model, seen = keras.Model(*feed.connect(classifier)), []
     labels = []

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import keras
 import pytest
 import tensorflow as tf
@@ -7,9 +9,11 @@ from trainer.errors import DeviceFailed
 from trainer.networks import hardware
 from trainer.networks.hardware import (
     check_device_memory,
+    choose_batch_size,
     choose_precision,
     choose_xla,
     device_errors_reported,
+    gpu_memory,
     jax_devices,
 )
 
@@ -61,6 +65,50 @@ def test_a_cache_must_fit_into_the_memory_of_the_device(monkeypatch: pytest.Monk
     monkeypatch.setattr(keras.ops, "zeros", full)
     with pytest.raises(UsageError, match=r"--cache device: needs 9\.0 GB, and the device has less"):
         check_device_memory(9 * 10**9)
+
+
+class Network:
+    """A layer of 32 values in half precision, within another model, and one in float32."""
+
+    def __init__(self) -> None:
+        inputs = keras.Input((4, 4, 1))
+        policy = keras.DTypePolicy("mixed_bfloat16")
+        inner = keras.Model(inputs, keras.layers.Conv2D(2, 1, dtype=policy)(inputs))
+        outputs = keras.layers.Flatten(dtype="float32")(inner(inputs))
+        self.layers = keras.Model(inputs, outputs).layers
+
+    def count_params(self) -> int:
+        return 10**6
+
+
+@pytest.mark.parametrize(
+    ("memory", "devices", "examples", "batch"),
+    [
+        # Of each image, 32 values of 2 bytes and 32 of 4, and their gradients: 384 bytes. Of the
+        # weights 20 MB. 0.6 of the memory is used.
+        (1 << 30, 1, 10**6, 256),
+        ((20_000_000 + 384 * 100) / 0.6, 1, 10**6, 64),
+        ((20_000_000 + 384 * 100) / 0.6, 2, 10**6, 128),
+        (1000, 1, 10**6, 1),
+        (1 << 30, 3, 10**6, 192),
+        (1 << 30, 1, 1300, 64),
+        (1 << 30, 1, 50, 32),
+    ],
+)
+def test_a_batch_fills_the_memory_of_a_gpu(
+    memory: int, devices: int, examples: int, batch: int
+) -> None:
+    assert choose_batch_size(Network(), memory, devices, examples) == batch
+
+
+def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_memory() is None
+    monkeypatch.setattr(hardware, "compute_capability", lambda: (9, 0))
+    told = SimpleNamespace(stdout="143771\n81559\n")
+    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: told)
+    assert gpu_memory() == 81559 << 20
+    told.stdout = "[N/A]\n"
+    assert gpu_memory() is None
 
 
 @pytest.mark.parametrize(

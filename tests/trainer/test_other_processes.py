@@ -96,7 +96,7 @@ TESTS = """
 import pytest
 
 keras.distribution.set_distribution(None)
-names = ("augment", "averaging", "feeds", "half_precision", "resume")
+names = ("answers", "augment", "averaging", "feeds", "half_precision", "resume")
 files = [f"tests/trainer/test_{name}.py" for name in names]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *FULL, *files]))
 """

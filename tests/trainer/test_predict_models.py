@@ -1,6 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,10 +27,14 @@ from trainer.runs.run import Calibration
 class Brightness:
     """A model whose three logits are the mean of the left half, of the right, and of all."""
 
-    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+    jit_compile = False
+
+    def __call__(self, images: Any, training: bool) -> Any:
+        assert not training
+        images = keras.ops.cast(images, "float32")
         half = images.shape[2] // 2
         parts = (images[:, :, :half], images[:, :, half:], images)
-        return np.stack([part.mean(axis=(1, 2, 3)) for part in parts], axis=1)
+        return keras.ops.stack([keras.ops.mean(part, (1, 2, 3)) for part in parts], axis=1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 21, 64])
@@ -122,9 +128,9 @@ class MeanOfScan:
 class Features(Brightness):
     """`Brightness`, and how bright the right half is."""
 
-    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        logits = super().predict_on_batch(images) / 100
-        return np.concatenate([logits, logits[:, 1:2]], axis=1)
+    def __call__(self, images: Any, training: bool) -> Any:
+        logits = super().__call__(images, training) / 100
+        return keras.ops.concatenate([logits, logits[:, 1:2]], axis=1)
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 64])

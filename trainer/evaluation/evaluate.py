@@ -42,7 +42,7 @@ from trainer.evaluation.predict import (
 )
 from trainer.evaluation.predict_models import Predictions
 from trainer.files import write_json
-from trainer.networks.hardware import leave_gpu_to_jax
+from trainer.networks.hardware import set_up_jax
 from trainer.runs.ensemble import Ensemble, EnsembleRecord
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Calibration, write_calibration
@@ -86,7 +86,7 @@ def evaluate(
         UsageError: the split has no labels, or a shard is damaged.
         Diverged: the model's logits are not finite.
     """
-    leave_gpu_to_jax()
+    set_up_jax()
     run, names, display = setup.run, setup.shards.labels, setup.display
     predictions, ensemble = pool_members(setup, predict_labeled(setup), fit_weights)
     smoothing, smooth_by = None, None
@@ -238,9 +238,9 @@ def describe_members(
     return {"mean": mean, "weights": how, "members": entries}
 
 
-def predict_labeled(setup: EvaluationSetup) -> Predictions:
-    """Predict a split; raise UsageError if a slice is unlabeled, and like `predict_models`."""
-    predictions = predict_run(setup, setup.shards.labels, "evaluating")
+def predict_labeled(setup: EvaluationSetup, trained: Any = None) -> Predictions:
+    """Predict a split by `predict_run`; raise UsageError also if a slice is unlabeled."""
+    predictions = predict_run(setup, setup.shards.labels, "evaluating", trained)
     if (predictions.labels < 0).any():
         raise UsageError(f"split {setup.split.name}: has no labels to measure by; use `predict`")
     return predictions

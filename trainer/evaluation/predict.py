@@ -28,7 +28,7 @@ from trainer.evaluation.metrics import CLIP, Array, Floats
 from trainer.evaluation.pooling import pool
 from trainer.evaluation.predict_models import Predictions, predict_models
 from trainer.files import file_sha256, write_whole
-from trainer.networks.hardware import leave_gpu_to_jax
+from trainer.networks.hardware import set_up_jax
 from trainer.networks.saved_models import load_classifier
 from trainer.networks.scan_model import ScanNetwork, features_model, load_scan_model
 from trainer.runs.ensemble import Ensemble
@@ -69,7 +69,7 @@ def predict(setup: EvaluationSetup, output: Path, sample: Path | None = None) ->
 
 def predict_rows(setup: EvaluationSetup) -> pd.DataFrame:
     """Predict a split; return `Predictions.frame`, and say if the run was trained on it."""
-    leave_gpu_to_jax()
+    set_up_jax()
     predictions = predict_run(setup, setup.run.labels, "predicting")
     frame = predictions.smoothed(setup.smoothing).frame(setup.calibration)
     compared = compare_with_training(setup, frame)
@@ -82,17 +82,26 @@ def predict_rows(setup: EvaluationSetup) -> pd.DataFrame:
     return frame
 
 
-def predict_run(setup: EvaluationSetup, names: tuple[str, ...], title: str) -> Predictions:
+def predict_run(
+    setup: EvaluationSetup, names: tuple[str, ...], title: str, trained: Any = None
+) -> Predictions:
     """Predict a split with a run's model, and show the progress; raises like `predict_models`.
 
     Of an ensemble, `predict_ensemble`.
+
+    Args:
+        setup: the run and the split.
+        names: names of the model's labels.
+        title: of the progress.
+        trained: the network with the weights of the run's model; None: the saved model.
     """
     shards, display = setup.shards, setup.display
 
     def predict_by(runs: Sequence[Run], part: Split) -> list[Predictions]:
         neighbors = [each.neighbors for each in runs]
         compiled = [setup.compiled(each) for each in runs]
-        models = load_networks(runs, compiled, shards.image, len(names))
+        loaded = [] if trained is None else [trained]
+        models = loaded or load_networks(runs, compiled, shards.image, len(names))
         by = f" with {len(runs)} networks" if len(runs) > 1 else ""
         display.begin(f"{title} {part.name}{by}", part.examples)
         found = predict_models(

@@ -26,6 +26,7 @@ from trainer.data.neighbors import ALONE, Neighbors
 from trainer.data.shards import ShardDirectory, Split
 from trainer.errors import Diverged
 from trainer.evaluation.metrics import Floats, probabilities
+from trainer.networks.answers import in_flight, send
 from trainer.networks.hardware import device_errors_reported
 from trainer.networks.scan_model import Corrections, ScanNetwork, as_half, control_scans
 from trainer.runs.run import Calibration
@@ -173,14 +174,16 @@ def _predict_alike(
             batches = _scan_by_scan(examples, scans, batch_size, neighbors)
         else:
             batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
-        for batch in batches:
-            images, rows = batch.pop(IMAGE), len(batch[LABEL])
-            answers = {
-                key: predict_batch(network, images, flip)[:rows]
-                for key, network in different.items()
-            }
+
+        def start(images: npt.NDArray[Any]) -> dict[int, Any]:
+            return {key: send(network, images, flip) for key, network in different.items()}
+
+        parted = ((batch, batch.pop(IMAGE)) for batch in batches)
+        for batch, answers in in_flight(parted, start):
+            rows = len(batch[LABEL])
+            read = {key: np.asarray(answer)[:rows] for key, answer in answers.items()}
             for number, network in enumerate(networks):
-                outputs = answers[id(network)]
+                outputs = read[id(network)]
                 if number in corrected:
                     corrected[number].add(outputs)
                 batch[f"logits_{number}"] = outputs[:, : len(names)]
@@ -289,8 +292,4 @@ def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:
 
 def predict_batch(model: Any, images: npt.NDArray[Any], flip: bool) -> npt.NDArray[np.float32]:
     """Return the logits of a batch, [B, L]."""
-    logits = np.asarray(model.predict_on_batch(images))
-    if flip:
-        mirrored = np.ascontiguousarray(images[:, :, ::-1])
-        logits = (logits + np.asarray(model.predict_on_batch(mirrored))) / 2
-    return logits.astype(np.float32)
+    return np.asarray(send(model, images, flip))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import keras
+import platformdirs
 import psutil
 import tensorflow as tf
 
@@ -19,6 +22,11 @@ from trainer.data.damage import is_of_data, reason
 from trainer.data.image_cache import GIGABYTE, MEMORY_SHARE, check_memory
 from trainer.errors import DeviceFailed
 from trainer.files import disk_trouble
+
+DEFAULT_BATCH, LARGEST_BATCH = 32, 256
+_LEAST_STEPS = 20  # per epoch, in larger batches than the default
+_USED_SHARE = 0.6  # of a GPU's memory; convolutions need workspace
+_COMPILED_BYTES = 2 << 30  # of JAX's compiled programs in the user's cache
 
 
 def compute_capability() -> tuple[int, int] | None:
@@ -51,6 +59,56 @@ def jax_devices() -> list[Any]:
         ) from None
 
 
+def gpu_memory() -> int | None:
+    """Return the bytes of memory of the smallest GPU that Keras may use; None without a GPU."""
+    if compute_capability() is None:
+        return None
+    if keras.backend.backend() == "jax":
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax_devices()]
+        return min((int(limit) for limit in limits if limit), default=None)
+    # TensorFlow tells how much of the memory it uses, but not how much there is.
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        return min(int(line) << 20 for line in told.split("\n") if line.strip())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def choose_batch_size(network: Any, memory: int, devices: int, examples: int) -> int:
+    """Return the images per training step that fill a GPU, at most `LARGEST_BATCH`.
+
+    A step of 32 images leaves a fast GPU waiting for its next one. An epoch has at least 20 steps,
+    or steps of 32 images.
+
+    Args:
+        network: the classifier's core; a step keeps the outputs of all its layers.
+        memory: bytes of each GPU's memory that are free.
+        devices: number of GPUs that share a batch.
+        examples: training examples.
+    """
+    # Weights, gradients, two moments and averages, in float32.
+    fixed = 5 * 4 * network.count_params()
+    each = 2 * _activation_bytes(network)  # and their gradients
+    fitting = max(1, int((_USED_SHARE * memory - fixed) // each))
+    useful = max(DEFAULT_BATCH, examples // _LEAST_STEPS)
+    alone = min(fitting, max(1, min(LARGEST_BATCH, useful) // devices))
+    return int(2 ** (alone.bit_length() - 1) * devices)
+
+
+def _activation_bytes(network: Any) -> int:
+    """Return the bytes of all layers' outputs for one image."""
+    total = 0
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            total += _activation_bytes(layer)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            half = "16" in layer.compute_dtype
+            outputs = layer.output if isinstance(layer.output, list) else [layer.output]
+            total += sum(math.prod(each.shape[1:]) for each in outputs) * (2 if half else 4)
+    return total
+
+
 def check_device_memory(needed: int) -> None:
     """Check that a cache of `needed` bytes fits into the memory of the device, by trying.
 
@@ -74,10 +132,24 @@ def check_device_memory(needed: int) -> None:
         ) from None
 
 
-def leave_gpu_to_jax() -> None:
-    """With JAX, hide the GPU from TensorFlow, which only reads data."""
-    if keras.backend.backend() == "jax":
-        tf.config.set_visible_devices([], "GPU")
+def set_up_jax() -> None:
+    """With JAX, hide the GPU from TensorFlow, which only reads data, and keep compiled programs.
+
+    JAX keeps them in the user's cache, for other folds and processes; its own variables choose
+    another folder, another size, or none. TensorFlow's XLA has no such cache.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    tf.config.set_visible_devices([], "GPU")
+    choices = {
+        "jax_compilation_cache_dir": str(platformdirs.user_cache_path("headct-jax")),
+        "jax_compilation_cache_max_size": _COMPILED_BYTES,
+    }
+    for name, value in choices.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
 
 
 def begin_session(seed: int) -> None:
@@ -127,10 +199,11 @@ def make_deterministic() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def use_all_devices(batch_size: int) -> int:
+def use_all_devices(batch_size: int | None) -> int:
     """Distribute batches over all of JAX's devices; return the number of devices.
 
-    Keras distributes with JAX only; with TensorFlow, one GPU is used.
+    Keras distributes with JAX only; with TensorFlow, one GPU is used. A batch size of None is
+    chosen later.
 
     Raises:
         UsageError: the batch size is not a multiple of the number of devices, or no device exists.
@@ -139,7 +212,7 @@ def use_all_devices(batch_size: int) -> int:
         return 1
     devices = jax_devices()
     if len(devices) > 1:
-        if batch_size % len(devices):
+        if batch_size is not None and batch_size % len(devices):
             raise UsageError(
                 f"--batch_size {batch_size}: must be a multiple of {len(devices)} devices"
             )

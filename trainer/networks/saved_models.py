@@ -131,6 +131,6 @@ def copy_saved_weights(path: Path, core: Any) -> None:
         for each in (load_classifier(path).get_layer("core"), core)
     )
     if [tuple(each.shape) for each in source] != [tuple(each.shape) for each in target]:
-        raise UsageError(f"--continue_from: {path} is the model of another network")
+        raise UsageError(f"{path} is the model of another network")
     for ours, theirs in zip(target, source, strict=True):
         ours.assign(theirs)

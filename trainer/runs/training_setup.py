@@ -88,7 +88,7 @@ def prepare_crossval(options: CrossvalOptions) -> tuple[TrainingSetup, ...]:
     folds = shards.folds()
     if len(folds) < 2:
         raise UsageError(f"{shards.location}: has {len(folds)} labeled folds; it takes two or more")
-    values = dict(options)
+    values = options.model_dump(exclude_unset=True)
     # One cache for all runs: every fold is training data of all other runs.
     values["cache_dir"] = options.cache_dir or str(Run(options.run).cache)
     changes = ({"fold": int(s.name[4:]), "run": options.run / s.name} for s in folds)
@@ -135,6 +135,10 @@ def prepare_training(
             " device, which keep the images"
         )
     run, examples, trained_on = Run(options.run), None, None
+    if "batch_size" not in options.model_fields_set and run.description.is_file():
+        # A GPU of another size would choose another one.
+        before = {"batch_size": run.record.options.get("batch_size", options.batch_size)}
+        options = type(options)(**options.model_dump(exclude_unset=True) | before)
     run.check(options, shards, origin)
     if not run.is_complete:
         check_writable(run.path, f"--run {run.path}")

@@ -6,8 +6,9 @@ Every feed has its own model input; all feeds share the classifier's layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from trainer.data.sampling import Order, epoch_rows
 from trainer.data.shards import Split, count
 from trainer.evaluation.metrics import probabilities
 from trainer.evaluation.predict_models import check_finite, predict_models
+from trainer.networks.answers import in_flight, send
 from trainer.networks.hardware import check_device_memory
 from trainer.networks.image_layers import Resize
 from trainer.networks.model import Classifier, build_resize
@@ -143,18 +145,21 @@ class Cached(Feed):
             Diverged: an output is not finite.
         """
         size, total = self.setup.options.batch_size, len(self.validation.labels)
-        batches = []
-        for start in range(0, total, size):
-            # The last batch is padded with the first rows, so that all batches have one shape.
-            rows = self.validation.samples(np.arange(start, start + size) % total)
-            images = self.validation.take(rows)
-            if self.slices:
-                images = stack(images)
-            batches.append(model.predict_on_batch(images.astype(np.float32)))
-            self.setup.display.update(min(start + size, total))
-        outputs = np.concatenate(batches)[:total]
+
+        def batches() -> Iterator[tuple[int, Any]]:
+            for begin in range(0, total, size):
+                # The last batch is padded with the first rows, so that all have one shape.
+                rows = self.validation.samples(np.arange(begin, begin + size) % total)
+                images = self.validation.take(rows)
+                yield min(begin + size, total), stack(images) if self.slices else images
+
+        found = []
+        for done, answers in in_flight(batches(), partial(send, model)):
+            found.append(np.asarray(answers))
+            self.setup.display.update(done)
+        outputs = np.concatenate(found)[:total]
         check_finite(outputs, self.setup.validation.name)
-        return np.asarray(outputs)
+        return outputs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from trainer.data.damage import damage_reported
+from trainer.data.image_cache import cache_bytes
 from trainer.data.input_pipeline import as_written, with_options
 from trainer.data.sampling import Order
 from trainer.data.shards import count
@@ -54,17 +55,22 @@ def train(setup: TrainingSetup) -> None:
         Diverged: the loss is no longer finite.
     """
     options, run = setup.options, setup.run
-    hardware.leave_gpu_to_jax()
+    hardware.set_up_jax()
     if options.deterministic:
         hardware.make_deterministic()
     hardware.begin_session(options.seed)
-    devices = hardware.use_all_devices(options.batch_size)
+    is_given = "batch_size" in options.model_fields_set
+    memory = None if is_given else hardware.gpu_memory()
+    devices = hardware.use_all_devices(options.batch_size if memory is None else None)
     capability = hardware.compute_capability()
     xla = hardware.choose_xla(options.xla, capability, options.deterministic)
     policy = hardware.choose_precision(options.precision, capability)
     classifier = build_classifier(
         options, setup.shards.image, setup.prevalence, policy, setup.builder
     )
+    if memory is not None:
+        setup = with_batch_size(setup, classifier, memory, devices)
+        options = setup.options
     if setup.origin is not None:
         copy_saved_weights(Run(Path(setup.origin.run)).model, classifier.core)
     # All input is checked before anything is written.
@@ -93,13 +99,31 @@ def train(setup: TrainingSetup) -> None:
             hardware.device_errors_reported(),
             tracked(options, run, display, Run(run.path.parent) if setup.is_fold else None) as sent,
         ):
-            _finish(setup, Loop(setup, feed, classifier, xla, saved, sent).run(), sent)
+            progress = Loop(setup, feed, classifier, xla, saved, sent).run()
+            _finish(setup, progress, classifier, xla, sent)
 
 
-def _finish(setup: TrainingSetup, progress: Progress, tracking: Tracking) -> None:
+def with_batch_size(
+    setup: TrainingSetup, classifier: Classifier, memory: int, devices: int
+) -> TrainingSetup:
+    """Return the setup with the batch size for GPUs with so many bytes of memory each."""
+    options, examples = setup.options, count(setup.training)
+    if options.cache == "device":
+        memory -= cache_bytes(setup.shards, examples, options.image_size)
+    size = hardware.choose_batch_size(classifier.core, memory, devices, examples)
+    setup.display.say(f"--batch_size {size}, by the memory of the GPU")
+    return replace(setup, options=options.model_copy(update={"batch_size": size}))
+
+
+def _finish(
+    setup: TrainingSetup, progress: Progress, classifier: Classifier, xla: bool, tracking: Tracking
+) -> None:
     """Evaluate the best model, and complete the run with metrics.json."""
     run, name, evaluation = setup.run, setup.validation.name, evaluation_of(setup)
-    frame = predict_labeled(evaluation).frame()
+    # The network of the training, which is compiled already.
+    copy_saved_weights(run.model, classifier.core)
+    classifier.model.jit_compile = xla
+    frame = predict_labeled(evaluation, classifier.model).frame()
     figures = measure(frame, evaluation)
     write_parquet(run.predictions(name), frame)
     best = min(progress.history, key=lambda row: float(row["val_loss"]))

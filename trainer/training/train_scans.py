@@ -52,7 +52,7 @@ def train_scans(setup: ScanSetup) -> None:
         Diverged: the loss is no longer finite.
     """
     options, run, display = setup.options, setup.run, setup.display
-    hardware.leave_gpu_to_jax()
+    hardware.set_up_jax()
     hardware.begin_session(options.seed)
     with setup.begun(), hardware.device_errors_reported():
         if run.is_complete:

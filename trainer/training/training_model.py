@@ -153,8 +153,6 @@ def compile_phase(
     settle_statistics(norms, options.epochs * setup.steps)
     for predictor in (classifier.model, classifier.core):
         predictor.jit_compile = xla
-        # JAX binds the predict function to the current trainable variables.
-        predictor.make_predict_function(force=True)
     model = TrainingModel(
         *feed.connect(classifier),
         classifier.core,
