@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from headct.declarations import flags
 from headct.errors import UsageError
@@ -135,6 +136,8 @@ def _prepare(options: TrainScansOptions, *, is_fold: bool) -> ScanSetup:
     shards.examples((*training, validation)).scans()  # must be known, and of one split each
     if not run.is_complete:
         check_writable(run.path, f"--output {run.path}")
+        if options.cache == "disk" and options.cache_dir:
+            check_writable(Path(options.cache_dir), f"--cache_dir {options.cache_dir}")
     return ScanSetup(options, slices, run, shards, training, validation, display, is_fold)
 
 

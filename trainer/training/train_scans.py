@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import replace
 from typing import Any
@@ -289,6 +290,7 @@ def finish(setup: ScanSetup, progress: Progress) -> None:
     write_json(run.metrics, metrics)
     for path in checkpoint.checkpoints(run.checkpoints):
         path.unlink()
+    shutil.rmtree(run.cache, ignore_errors=True)
     if setup.options.report:
         write_report(evaluation, MISTAKES)
     show_figures(display, metrics, f"{run.path}: {name}, epoch {metrics['best_epoch']}")
