@@ -191,7 +191,7 @@ def test_help_of_a_command_has_all_its_options(
         ),
         ("predict", "sample whose rows and order the submission gets; a slice that was rejected"),
         ("export", "what Keras computes with (tensorflow; default: tensorflow)"),
-        ("report", "worst mistakes to show (a whole number of at least 0; default: 12)"),
+        ("report", "worst mistakes to show, of a run (a whole number of at least 0; default: 12)"),
     ],
 )
 def test_lines_of_help(
