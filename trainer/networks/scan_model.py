@@ -64,14 +64,15 @@ def build_scan_model(kind: str, features: int, labels: int, units: int, dropout:
     x = layers.Dense(units, activation="silu", name="mix")(x) * mask
     x = _ALONG_Z[kind](x, mask, inputs["gaps"], units, dropout)
     head = layers.Dense(labels, kernel_initializer="zeros", name="head")
-    # Masked: TensorFlow's graph optimizer fails, and says so, on a sum that is an output.
+    # Both masked: TensorFlow's graph optimizer fails, and says so, on a sum that is an output.
     corrected = (logits + head(x)) * mask
     hidden = (1 - mask) * _HIDDEN
     attention = ops.softmax(layers.Dense(1, name="attention")(x) + hidden, axis=1)
     pooled = layers.Dense(labels, kernel_initializer="zeros", name="pool")(
         ops.sum(attention * x, axis=1)
     )
-    outputs = {SLICES: corrected, SCAN: ops.max(corrected + hidden, axis=1) + pooled}
+    scan = (ops.max(corrected + hidden, axis=1) + pooled) * ops.max(mask, axis=1)
+    outputs = {SLICES: corrected, SCAN: scan}
     model = keras.Model(inputs, outputs, name=kind)
     if kind == "transformer":
         model.get_layer("waves").set_weights([2 * np.pi / _WAVELENGTHS[None]])
