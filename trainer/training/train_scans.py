@@ -310,11 +310,12 @@ def say_against_slices(display: Display, against: dict[str, Any]) -> None:
 def say_change(display: Display, before: str, what: str, against: dict[str, Any]) -> None:
     """Print what something changes, from `compare`."""
     ends = against["difference_interval_95"]
+    helps = "it helps, on the patients that chose its epoch"
     display.say(
         f"{before}: log loss {against['weighted_log_loss']:.4f}; {what} changes"
         f" it by {against['difference']:+.4f}"
         f"{f' (95 % interval {ends[0]:+.4f} to {ends[1]:+.4f})' if ends else ''}:"
-        f" {'it helps' if against['helps'] else 'no clear gain'}."
+        f" {helps if against['helps'] else 'no clear gain'}."
     )
 
 
