@@ -39,7 +39,6 @@ MAX_PIXELS = 1 << 24
 FIRST_BYTES = 1 << 15  # contain the header of nearly every file
 
 _NATIVE = "native"
-# Codec of each supported transfer syntax.
 # Supported transfer syntaxes: name (DICOM PS3.6 table A-1), and codec.
 TRANSFER_SYNTAXES = {
     IMPLICIT_LITTLE_ENDIAN: ("Implicit VR Little Endian", _NATIVE),
