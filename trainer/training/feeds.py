@@ -241,7 +241,9 @@ class LookUp(keras.layers.Layer):  # type: ignore[misc,unused-ignore]
         """Copy images to the device."""
         words = as_words(np.asarray(images, self.kind))
         if keras.backend.backend() == "jax":
-            self.cached.assign(_updating()(self.cached.value, words, np.int32(rows.start)))
+            # Pieces that wait for their turn are in memory too: the one before is stored first.
+            stored = self.cached.value.block_until_ready()
+            self.cached.assign(_updating()(stored, words, np.int32(rows.start)))
         else:
             # `variable[rows].assign` reads the variable, and then copies all of it.
             tf.raw_ops.ResourceStridedSliceAssign(
