@@ -21,9 +21,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import Options
-from beam_pipeline.planning.duplicates import open_pool
 from beam_pipeline.planning.inventory import Inspected, inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
+from beam_pipeline.run_pool import open_pool
 from beam_pipeline.shards.unfinished import ShardResult
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import WorkerPool

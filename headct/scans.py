@@ -1,7 +1,8 @@
 """Scans: the slices of a series along z, with the gaps between them in mm."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,11 @@ class Scans:
     def scan(self) -> Ints:
         """Number of the scan of each slice, in the order of `order`, [N]."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    @property
+    def in_order(self) -> Self:
+        """The same scans of rows that have been put in `order`."""
+        return replace(self, order=np.arange(len(self.order)))
 
     @property
     def gaps(self) -> Floats:

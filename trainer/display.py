@@ -90,6 +90,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: `1 scan`, `2 scans`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def next_command(name: str, **options: PurePath | Sequence[PurePath]) -> str:
     """Return the hint at the end of a command: the next command, with the same backend."""
     keras = sys.modules.get("keras")  # not loaded by all commands

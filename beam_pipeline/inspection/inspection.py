@@ -18,13 +18,13 @@ from rich.console import Console
 from beam_pipeline.card.card import render_inspection
 from beam_pipeline.inspection.files import WRITTEN, describe_files
 from beam_pipeline.options import Options
-from beam_pipeline.planning.duplicates import open_pool
 from beam_pipeline.planning.inventory import ACQUISITION, inspect_part, list_parts
 from beam_pipeline.planning.join_labels import JoinedFiles, join_labels
 from beam_pipeline.planning.output_checks import check_output_is_not_read
 from beam_pipeline.planning.plan_shards import list_rejects, make_plan, sample_patients
 from beam_pipeline.progress import Display, show_plan
 from beam_pipeline.run import check_input
+from beam_pipeline.run_pool import open_pool
 from beam_pipeline.shards.manifest import build_manifest, judge_rejects
 from beam_pipeline.shards.unfinished import ShardResult, Unfinished
 from beam_pipeline.shards.writer import Measured, measure_slices

@@ -1,6 +1,6 @@
 """Search for slices with identical pixels, to keep a patient with two ids in one fold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,8 +13,9 @@ from beam_pipeline.dicom.header import checksum
 from beam_pipeline.dicom.slices import last_range
 from beam_pipeline.options import LeakCheck, Options
 from beam_pipeline.planning.join_labels import Inventory
+from beam_pipeline.run_pool import open_pool
 from beam_pipeline.shards.unfinished import IdenticalPixels, Unfinished
-from beam_pipeline.workers import Watch, WorkerPool, shared_slots
+from beam_pipeline.workers import Watch
 from headct.layout import inventory_table
 from headct.stores import decode_source, find_input
 
@@ -91,18 +92,6 @@ def _digest(
     for first, digests in open_pool(partial(digest_pixels, options=options), options).map(tasks):
         found[first : first + len(digests)] = digests
     return found
-
-
-def open_pool(function: Callable[..., Any], options: Options) -> WorkerPool[Any, Any]:
-    """Return a pool of a run's worker processes; all pools of this process share one limit."""
-    return WorkerPool(
-        function,
-        options.run.workers,
-        patience=options.run.decode_timeout,
-        storage_patience=2 * options.files.storage_patience + 60,
-        storage=options.files.input,
-        slots=shared_slots(options.run.workers),
-    )
 
 
 def digest_pixels(suspects: Suspects, watch: Watch, *, options: Options) -> tuple[int, list[str]]:

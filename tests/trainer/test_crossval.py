@@ -14,6 +14,7 @@ from rich.console import Console
 from tests.trainer.test_odd_paths import ODD
 from trainer.__main__ import main
 from trainer.data.image_cache import CacheWriter
+from trainer.training import crossval
 from trainer.training.crossval import mean_and_spread, summarize, summary_table
 
 
@@ -142,3 +143,8 @@ def test_every_slice_is_answered_by_a_model_that_never_saw_it(
     (line,) = (line for line in told.splitlines() if line.startswith("Next: "))
     compare = ["Next:", "python", "-m", "trainer", "compare", "--runs"]
     assert shlex.split(line) == [*compare, str(run)]
+    # More runs than `compare` has colors for: another next step.
+    monkeypatch.setattr(crossval, "SERIES", crossval.SERIES[:1])
+    assert main([*argv, "--no-report"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line)[-3:] == ["evaluate", "--run", str(run)]

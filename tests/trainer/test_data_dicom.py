@@ -2,15 +2,17 @@
 
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beam_pipeline.planning.output_checks import check_output_is_not_read
 from beam_pipeline.shards.manifest import check_rejects
 from beam_pipeline.shards.unfinished import Unfinished
 from headct.errors import HeadctError, StorageError, UsageError
-from headct.stores import Folder
+from headct.stores import Folder, InputFiles
 from trainer.data.dicom import converted
 
 
@@ -50,6 +52,23 @@ def test_what_the_pipeline_says_is_the_error(
             "or narrow the input down with a pattern."
         )
     assert not output.parent.exists()
+
+
+def test_a_temporary_folder_in_the_input_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(UsageError) as refused:
+            check_output_is_not_read(
+                InputFiles.parse(str(tmp_path)), argv[argv.index("--output") + 1]
+            )
+        return subprocess.CompletedProcess(argv, 2, stderr=f"beam_pipeline: error: {refused.value}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    expected = f"the temporary folder {tmp_path} lies in the input {tmp_path}; set TMPDIR to"
+    with pytest.raises(UsageError, match=expected), converted(str(tmp_path), []):
+        pass
 
 
 def test_a_process_that_is_asked_to_end_leaves_no_images(monkeypatch: pytest.MonkeyPatch) -> None:

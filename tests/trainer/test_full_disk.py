@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,21 @@ def one_convolution_for_all() -> Iterator[None]:
         yield
 
 
-def mount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+@contextmanager
+def mounted(folder: Path) -> Iterator[None]:
+    """A file system of 2 MB; a process of its own unmounts it, even if this one is killed."""
+    script = 'mount -t tmpfs -o size=2m tmpfs "$1" || exit; echo; read -r _; umount -l "$1"'
+    with subprocess.Popen(
+        ["sh", "-c", script, "sh", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as holder:
+        assert holder.stdout
+        if not holder.stdout.readline():
+            pytest.skip("cannot mount a small file system here: not root")
+        yield
 
 
 @pytest.fixture
@@ -40,12 +54,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    try:
-        mount(folder, "size=2m")
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("cannot mount a small file system here: not root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(folder):
+        yield folder
 
 
 def fill(disk: Path, left: int) -> None:
@@ -154,25 +164,18 @@ def test_training_goes_on_when_there_is_space(
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Makes a folder read-only, for root too."""
-    mounted: list[Path] = []
+    with ExitStack() as mounts:
 
-    def make(folder: Path) -> None:
-        if os.geteuid():
-            folder.chmod(0o555)
-            return
-        copy = tmp_path / "copy"
-        shutil.copytree(folder, copy)
-        try:
-            mount(folder, "size=2m")
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("cannot mount a file system here")
-        mounted.append(folder)
-        shutil.copytree(copy, folder, dirs_exist_ok=True)
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        def make(folder: Path) -> None:
+            if os.geteuid():
+                folder.chmod(0o555)
+                return
+            copy = shutil.copytree(folder, tmp_path / "copy")
+            mounts.enter_context(mounted(folder))
+            shutil.copytree(copy, folder, dirs_exist_ok=True)
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
 
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=True)
+        yield make
 
 
 @pytest.mark.parametrize("name", NAMES)

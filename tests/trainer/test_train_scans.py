@@ -17,6 +17,7 @@ from sklearn.metrics import log_loss
 
 import trainer
 from headct.errors import UsageError
+from headct.reader import Shards
 from headct.scans import Scans
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
@@ -155,13 +156,16 @@ def test_a_stopped_training_resumes_with_the_same_figures(
     assert "resumes" in capsys.readouterr().err
     with monkeypatch.context() as patched:  # after the last epoch
 
-        def interrupt(_: Any) -> None:
+        def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(train_scans, "predict_labeled", interrupt)
+        patched.setattr(train_scans, "predict_best", interrupt)
         assert main(["train_scans", str(again), *FEW]) == 130
     assert "resumes after epoch 1" in capsys.readouterr().out
-    assert main(["train_scans", str(again), *FEW]) == 0
+    with monkeypatch.context() as patched:
+        # What is stored is not read from images again.
+        patched.setattr(Shards, "images", interrupt)
+        assert main(["train_scans", str(again), *FEW]) == 0
     assert "resumes after epoch 2" in capsys.readouterr().out
     found = json.loads((again / "scans" / "metrics.json").read_text())
     assert found["weighted_log_loss"] == pytest.approx(metrics["weighted_log_loss"], rel=1e-4)
@@ -284,10 +288,12 @@ def test_a_control_is_asked_as_it_was_trained(
     assert main(["train_scans", str(run), *FEWER, *to_control]) == 0
     history = json.loads((output / "history.json").read_text())
     found = json.loads((output / "metrics.json").read_text())
-    # Validated on stored features, evaluated from images.
     best = min(row["val_loss"] for row in history)
     assert found["weighted_log_loss"] == pytest.approx(best, rel=1e-4)
     assert found["best_epoch"] > 0
+    assert main(["evaluate", "--run", str(output)]) == 0  # from images
+    again = json.loads((output / "evaluation-fold0.json").read_text())
+    assert again["weighted_log_loss"] == pytest.approx(best, rel=1e-4)
     assert main(["export", "--run", str(output), "--output", f"{tmp_path}/e"]) == 2
     assert f"is a control ({control}), for figures alone" in capsys.readouterr().err
 

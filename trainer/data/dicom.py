@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import pandas as pd
@@ -86,6 +86,11 @@ def converted(
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             kind = StorageError if done.returncode == StorageError.exit_code else UsageError
             told = lines[-1].removeprefix("beam_pipeline: error: ")
+            if told.startswith(f"output {output} lies in"):
+                told = (
+                    f"the temporary folder {gettempdir()} lies in the input {source}; set TMPDIR to"
+                    " a folder outside of it"
+                )
             raise kind(told.removesuffix(f" {output}/{REJECTS} lists all"))
         rows = [parse_json(row, REJECTS) for row in (output / REJECTS).read_bytes().splitlines()]
         yield output, pd.DataFrame(rows, columns=[*REJECT_COLUMNS], dtype=str)

@@ -95,8 +95,6 @@ def export(saved: SavedRun, output: Path, formats: tuple[str, ...]) -> None:
     slices = saved.run.neighbors.slices
     classifier = load_classifier(saved.run.model, xla, saved.image, len(saved.labels), slices)
     images, z = example_images(saved)
-    logits = predict_batch(classifier, images, flip=False)
-    predicted = probabilities(saved.calibration.apply(logits))
     precision = classifier.get_layer("core").get_layer("pool").compute_dtype
     exact_classifier = in_float32(classifier)
     if saved.run.record.scans:

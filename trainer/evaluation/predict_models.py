@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,8 +31,6 @@ from trainer.networks.hardware import device_errors_reported
 from trainer.networks.scan_model import Corrections, ScanNetwork, as_half, control_scans
 from trainer.runs.run import Calibration
 from trainer.runs.smoothing import Smoothing
-
-_ROW = "row"  # place of a slice in the order of `evaluation_batches`
 
 
 @dataclass(frozen=True)
@@ -157,68 +155,121 @@ def _predict_alike(
     neighbors: Neighbors,
 ) -> list[Predictions]:
     """Run models that see the same slices, as `predict_models`."""
-    columns: dict[str, list[Any]] = {}
-    done = 0
-    # networks that several scan models share answer once
-    networks = [m.features if isinstance(m, ScanNetwork) else m for m in models]
-    different = {id(network): network for network in networks}
     with damage_reported(shards, (split,)), device_errors_reported():
-        corrected: dict[int, _ScanAnswers] = {}
         if neighbors.count or any(isinstance(each, ScanNetwork) for each in models):
-            examples = examples_as_read(shards, (split,))
-            scans = examples.scans()
-            for number, model in enumerate(models):
-                if isinstance(model, ScanNetwork):
-                    find_ordered_scans(examples.rows)
-                    corrected[number] = _ScanAnswers(model, scans, len(names))
-            batches = _scan_by_scan(examples, scans, batch_size, neighbors)
+            rows, labels, logits = _predict_by_scan(
+                models, shards, split, len(names), batch_size, on_batch, flip, neighbors
+            )
         else:
-            batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
-
-        def start(images: npt.NDArray[Any]) -> dict[int, Any]:
-            return {key: send(network, images, flip) for key, network in different.items()}
-
-        parted = ((batch, batch.pop(IMAGE)) for batch in batches)
-        for batch, answers in in_flight(parted, start):
-            rows = len(batch[LABEL])
-            read = {key: np.asarray(answer)[:rows] for key, answer in answers.items()}
-            for number, network in enumerate(networks):
-                outputs = read[id(network)]
-                if number in corrected:
-                    corrected[number].add(outputs)
-                batch[f"logits_{number}"] = outputs[:, : len(names)]
-            for name, values in batch.items():
-                columns.setdefault(name, []).append(values)
-            done += rows
-            on_batch(done)
-        for each in corrected.values():
-            each.found.end()
-    if done != split.examples:
+            rows, labels, logits = _predict_stream(
+                models, shards, split, batch_size, on_batch, flip
+            )
+    if len(rows) != split.examples:
         raise UsageError(
-            f"split {split.name}: {done} examples where the manifest has {split.examples}"
+            f"split {split.name}: {len(rows)} examples where the manifest has {split.examples}"
         )
-    joined = {name: np.concatenate(batches) for name, batches in columns.items()}
-    for number, each in corrected.items():
-        joined[f"alone_{number}"] = joined[f"logits_{number}"]
-        joined[f"logits_{number}"] = each.found.of_slices
-        joined[f"pooled_{number}"] = each.found.of_scan
-    if _ROW in joined:
-        order = np.argsort(joined[_ROW])
-        joined = {name: values[order] for name, values in joined.items()}
+    if shards.labels != names:
+        labels = np.full((len(rows), len(names)), UNLABELED, np.int64)
+    for kinds in logits:
+        for each in kinds.values():
+            check_finite(each, split.name)
+    return [Predictions(names, rows, labels, **kinds) for kinds in logits]
+
+
+_Logits = dict[str, npt.NDArray[np.float32]]  # of a model, by attribute of Predictions, [N, L]
+_Found = tuple[pd.DataFrame, npt.NDArray[np.int64], list[_Logits]]  # rows, labels, and by model
+
+
+def _predict_stream(
+    models: Sequence[Any],
+    shards: ShardDirectory,
+    split: Split,
+    batch_size: int,
+    on_batch: Callable[[int], None],
+    flip: bool,
+) -> _Found:
+    """Run classifiers over a split as it is stored."""
+    batches = evaluation_batches(shards, split, batch_size).as_numpy_iterator()
+    parted = ((batch, batch.pop(IMAGE)) for batch in batches)
+    columns, answers = [], []
+    done = 0
+    for batch, outputs in _answer(models, parted, flip):
+        columns.append(batch)
+        answers.append([each[: len(batch[LABEL])] for each in outputs])
+        done += len(batch[LABEL])
+        on_batch(done)
+    joined = {name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]}
     texts = {name: np.char.decode(joined[name].astype(bytes)) for name in TEXTS}
-    ids = pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]})
-    known = shards.labels == names
-    labels = joined[LABEL] if known else np.full((done, len(names)), UNLABELED, np.int64)
-    found = []
-    for number in range(len(models)):
-        kinds: dict[str, Any] = {
-            k: joined.get(f"{k}_{number}") for k in ("logits", "alone", "pooled")
-        }
-        for logits in kinds.values():
-            if logits is not None:
-                check_finite(logits, split.name)
-        found.append(Predictions(names, ids, labels, **kinds))
-    return found
+    rows = pd.DataFrame({**texts, "split": split.name, POSITION: joined[POSITION]})
+    logits = [{"logits": np.concatenate(each)} for each in zip(*answers, strict=True)]
+    return rows, joined[LABEL], logits
+
+
+def _predict_by_scan(
+    models: Sequence[Any],
+    shards: ShardDirectory,
+    split: Split,
+    labels: int,
+    batch_size: int,
+    on_batch: Callable[[int], None],
+    flip: bool,
+    neighbors: Neighbors,
+) -> _Found:
+    """Run models over a split scan by scan: most neighbors of a slice are of the same batch."""
+    examples = examples_as_read(shards, (split,))
+    scans, count = examples.scans(), len(examples)
+    rows, truth = describe_slices(examples, split)
+    if any(isinstance(each, ScanNetwork) for each in models):
+        find_ordered_scans(rows)
+    networks = [each.features if isinstance(each, ScanNetwork) else each for each in models]
+    scan_answers = {
+        i: _ScanAnswers(each, scans, labels)
+        for i, each in enumerate(models)
+        if isinstance(each, ScanNetwork)
+    }
+    found = np.empty((len(models), count, labels), np.float32)
+    # the last batch is padded with the first slices
+    order = np.resize(scans.order, (-(-count // batch_size), batch_size))
+    images = neighbor_batches(examples, neighbors.rows(scans)[order]).as_numpy_iterator()
+    done = 0
+    for of_batch, outputs in _answer(networks, zip(order, images, strict=True), flip):
+        placed = of_batch[: count - done]
+        for i, each in enumerate(outputs):
+            found[i, placed] = each[: len(placed), :labels]
+            if i in scan_answers:
+                scan_answers[i].add(each[: len(placed)])
+        done += len(placed)
+        on_batch(done)
+    logits: list[_Logits] = [{"logits": each} for each in found]
+    for i, answers in scan_answers.items():
+        logits[i] = {"alone": found[i], **answers.end()}
+    return rows, truth, logits
+
+
+def _answer(
+    networks: Sequence[Any], batches: Iterable[tuple[Any, npt.NDArray[Any]]], flip: bool
+) -> Iterator[tuple[Any, list[npt.NDArray[np.float32]]]]:
+    """Yield what comes with each batch of images, and each network's outputs.
+
+    A network that several scan models share answers once.
+    """
+    different = {id(network): network for network in networks}
+
+    def start(images: npt.NDArray[Any]) -> dict[int, Any]:
+        return {key: send(network, images, flip) for key, network in different.items()}
+
+    for rest, answers in in_flight(batches, start):
+        read = {key: np.asarray(answer) for key, answer in answers.items()}
+        yield rest, [read[id(network)] for network in networks]
+
+
+def describe_slices(examples: Shards, split: Split) -> tuple[pd.DataFrame, npt.NDArray[np.int64]]:
+    """Return the rows and labels of `Predictions` from the index."""
+    table = examples.rows
+    rows = table.reindex(columns=[*TEXTS]).fillna("").astype(str)
+    rows["split"] = split.name
+    rows[POSITION] = table[POSITION].to_numpy(np.float32, na_value=np.nan)
+    return rows, examples.label_values.to_numpy(np.int64)
 
 
 class _ScanAnswers:
@@ -231,8 +282,8 @@ class _ScanAnswers:
     """
 
     def __init__(self, network: ScanNetwork, scans: Scans, labels: int) -> None:
-        ordered = Scans(np.arange(len(scans.order)), scans.starts, scans.z)
-        self.scans, self.labels = control_scans(ordered, network.control), labels
+        self.order, self.labels = scans.order, labels
+        self.scans = control_scans(scans.in_order, network.control)
         self.ranges = self.scans.ranges()
         self.next = next(self.ranges, None)
         shape = (len(scans.order), labels)
@@ -254,29 +305,11 @@ class _ScanAnswers:
         self.waiting = [(logits[kept:], features[kept:])]
         self.begin += kept
 
-
-def _scan_by_scan(
-    examples: Shards, scans: Scans, batch_size: int, neighbors: Neighbors
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield slices scan by scan, with their neighbors, most of which are of the same batch.
-
-    Yields:
-        As `evaluation_batches`, and each slice's place in the order of that function.
-    """
-    table = examples.rows
-    texts = table.reindex(columns=[*TEXTS]).fillna("").astype(str)
-    columns: dict[str, npt.NDArray[Any]] = {
-        LABEL: examples.label_values.to_numpy(np.int64),
-        POSITION: table[POSITION].to_numpy(np.float32, na_value=np.nan),
-        **{name: np.char.encode(texts[name].to_numpy(np.str_), "utf-8") for name in TEXTS},
-        _ROW: np.arange(len(table)),
-    }
-    # the last batch is padded with the first slices
-    order = np.resize(scans.order, (-(-len(table) // batch_size), batch_size))
-    batches = neighbor_batches(examples, neighbors.rows(scans)[order]).as_numpy_iterator()
-    for number, (rows, images) in enumerate(zip(order, batches, strict=True)):
-        found = rows[: len(table) - number * batch_size]
-        yield {IMAGE: images, **{name: values[found] for name, values in columns.items()}}
+    def end(self) -> _Logits:
+        """Return the logits of slices, and of the scan of each, by attribute of `Predictions`."""
+        self.found.end()
+        back = np.argsort(self.order)
+        return {"logits": self.found.of_slices[back], "pooled": self.found.of_scan[back]}
 
 
 def check_finite(logits: npt.NDArray[np.float32], split: str) -> None:

@@ -18,6 +18,7 @@ from headct.layout import IMAGE_ID, POSITION, REJECTS, SERIES_ID, STUDY_ID
 from headct.page import Table, page_templates
 from headct.printable import hide_secrets
 from headct.reasons import EXCLUSIONS, advice_for
+from trainer.display import counted
 from trainer.evaluation.predict import predict_rows
 from trainer.files import full_disk_reported, new_folder
 from trainer.options import PredictOptions
@@ -62,11 +63,7 @@ def write_predictions(
             text = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
             (folder / REJECTS).write_text(text, encoding="utf-8")
         (folder / PAGE).write_text(page, encoding="utf-8")
-    numbers = [
-        f"{len(table)} {noun}{'' if len(table) == 1 else 's'}"
-        for table, noun in ((slices, "slice"), (scans, "scan"))
-    ]
-    display.say(f"{' of '.join(numbers)} predicted")
+    display.say(f"{counted(len(slices), 'slice')} of {counted(len(scans), 'scan')} predicted")
     for name in (SLICES, SCANS, *([REJECTS] if rejects is not None else []), PAGE):
         display.print_unwrapped(f"written: {output / name}")
 

@@ -16,6 +16,7 @@ from headct.errors import UsageError
 from headct.layout import IMAGE_ID
 from headct.page import Table
 from headct.scans import Scans, find_scans
+from trainer.display import counted
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import Array, example_losses
 from trainer.report import plots
@@ -145,7 +146,8 @@ def choose_scans(curves: ScanCurves) -> list[Chosen]:
             count = int((sign * change < 0).sum())
             found = np.argsort(sign * change, kind="stable")[: min(count, _EACH)].tolist()
             why = (
-                f"From {first} to {_named(title)}, the loss of {count} of {len(change)} scans"
+                f"From {first} to {_named(title)}, the loss of {count} of"
+                f" {counted(len(change), 'scan')}"
                 f" {word}. Shown: where it {word} most."
             )
             chosen += [Chosen(f"{verb} by {_named(title)}", why, found, title)] if found else []
@@ -260,7 +262,8 @@ def _draw(curves: ScanCurves, scan: int, model: str, make_sheet: Any) -> Strip:
     ids = curves.slices.frame[IMAGE_ID].iloc[rows[middles]].tolist()
     some = f"{cells} of {count}" if cells < count else f"the {count}"
     return Strip(
-        caption=f"{count} slices{place}, the first is row {rows[0]}. Weighted log loss: {said}.",
+        caption=f"{counted(count, 'slice')}{place}, the first is row {rows[0]}."
+        f" Weighted log loss: {said}.",
         svg=plots.render_svg(fill, size, f"strip {scan} {model}"),
         alt=_describe(count, place, {names[i]: labels[:, i] == 1 for i in present}, panels),
         sheet=make_sheet(ids) if make_sheet else "",
@@ -350,7 +353,7 @@ def _describe(
     count: int, place: str, present: Mapping[str, npt.NDArray[np.bool_]], panels: _Panels
 ) -> str:
     """Say in words what a strip shows."""
-    said = [f"Scan of {count} slices{place}."]
+    said = [f"Scan of {counted(count, 'slice')}{place}."]
     for name, there in present.items():
         spans = [f"{a + 1} to {b}" if b > a + 1 else f"{b}" for a, b in _spans(there)]
         said.append(f"{name} is present on {', '.join(spans)}.")

@@ -21,6 +21,7 @@ from trainer.display import explain_weights, next_command, number
 from trainer.evaluation.evaluate import OUT_OF_FOLD_NOTE, measure_scans
 from trainer.evaluation.measured import Measured
 from trainer.files import write_json, write_whole
+from trainer.report.plots import SERIES
 from trainer.runs.ensemble import CROSSVAL
 from trainer.runs.run import Run
 from trainer.runs.scan_setup import ScanSetup
@@ -51,7 +52,10 @@ def crossvalidate(setups: tuple[TrainingSetup, ...]) -> None:
         summary = conclude(setups)
         tracking.end({name: summary[name] for name in ("over_folds", "out_of_fold")})
     show_summary(setups, summary)
-    display.print_unwrapped(next_command("compare", runs=[folder]))
+    # `compare` takes as many runs as there are colors
+    few = len(setups) <= len(SERIES)
+    hint = next_command("compare", runs=[folder]) if few else next_command("evaluate", run=folder)
+    display.print_unwrapped(hint)
 
 
 def crossvalidate_scans(setups: tuple[ScanSetup, ...]) -> None:

@@ -31,7 +31,7 @@ from trainer.runs.scan_setup import ScanSetup
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.feeds import Cached, cached_examples, open_feed
 from trainer.training.scan_crops import ImageBatches
-from trainer.training.scan_features import ScanFeatures, ScanSlices, in_order
+from trainer.training.scan_features import ScanFeatures, ScanSlices
 
 
 class Joined:
@@ -66,7 +66,7 @@ class Joined:
         self.model = join(feed, core, self.scan_model, options.crop, options.slices_at_once)
         scans = cached_examples(feed.cached, feed.setup, setup.training).scans()
         self.batches = ImageBatches(
-            ScanSlices(feed.cached.labels[scans.order].astype(np.int64), in_order(scans)),
+            ScanSlices(feed.cached.labels[scans.order].astype(np.int64), scans.in_order),
             scans.order,
             feed.fetch,
             options.crop,
@@ -81,7 +81,7 @@ class Joined:
         outputs = feed.predict_cached(self.features)[scans.order]
         labels = feed.validation.labels[scans.order].astype(np.int64)
         size = labels.shape[1]
-        return ScanFeatures(labels, in_order(scans), outputs[:, :size], as_half(outputs[:, size:]))
+        return ScanFeatures(labels, scans.in_order, outputs[:, :size], as_half(outputs[:, size:]))
 
 
 def training_setup(setup: ScanSetup) -> TrainingSetup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,7 @@ def extract_features(
                 write_json(progress, {**identity, "done": done})
             display.update(done)
         display.end()
-    return ScanFeatures(labels, in_order(found), logits, features)
-
-
-def in_order(scans: Scans) -> Scans:
-    """Return the same scans of rows that have been put in their order."""
-    return replace(scans, order=np.arange(len(scans.order)))
+    return ScanFeatures(labels, found.in_order, logits, features)
 
 
 def _done(progress: Path, identity: dict[str, Any]) -> int:

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from headct.layout import IMAGE_ID
-from trainer.display import Display, next_command, show_figures
+from trainer.data.input_pipeline import examples_as_read
+from trainer.display import Display, counted, next_command, show_figures
 from trainer.errors import Diverged
 from trainer.evaluation.evaluate import measure, predict_labeled
 from trainer.evaluation.measured import Measured
 from trainer.evaluation.metrics import probabilities, split_figures, weighted_log_loss
 from trainer.evaluation.predict import write_parquet
+from trainer.evaluation.predict_models import Predictions, describe_slices
 from trainer.files import file_sha256, write_json
 from trainer.networks import hardware
 from trainer.networks.saved_models import load_classifier
@@ -29,6 +31,7 @@ from trainer.networks.scan_model import (
     control_scans,
     correct,
     features_model,
+    load_scan_model,
 )
 from trainer.report.report import write_report
 from trainer.runs import checkpoint
@@ -69,7 +72,7 @@ def train_scans(setup: ScanSetup) -> None:
         while not progress.stopped and progress.epoch < options.epochs:
             train_epoch(setup, training, progress)
             checkpoint.save(run.checkpoints, checkpoint.capture(model, progress))
-        finish(setup, progress)
+        finish(setup, training, progress)
 
 
 def begin(setup: ScanSetup) -> Training:
@@ -95,7 +98,7 @@ def begin_end_to_end(setup: ScanSetup) -> Training:
     before = scan_loss(setup, found, *answers)
     setup.display.end()
     setup.display.say(
-        f"{setup.slices.path} end to end: {len(batches.scans)} scans to train on,"
+        f"{setup.slices.path} end to end: {counted(len(batches.scans), 'scan')} to train on,"
         f" {len(found.scans)} of {setup.validation.name} to validate on, log loss {before:.4f}"
         " before the first step"
     )
@@ -141,7 +144,7 @@ def baseline(setup: ScanSetup, training: list[ScanFeatures], validation: ScanFea
     others = weighted_log_loss(validation.labels, probabilities(validation.logits), weights)
     scans = sum(len(one.scans) for one in training)
     setup.display.say(
-        f"{setup.options.kind} on {scans} scans to train on, {len(validation.scans)} of"
+        f"{setup.options.kind} on {counted(scans, 'scan')} to train on, {len(validation.scans)} of"
         f" {setup.validation.name} to validate on; log loss of the slice network: {own:.4f} on its"
         f" own slices, {others:.4f} on {setup.validation.name}"
     )
@@ -267,10 +270,26 @@ def train_epoch(setup: ScanSetup, training: Training, progress: Progress) -> Non
     )
 
 
-def finish(setup: ScanSetup, progress: Progress) -> None:
+def predict_best(setup: ScanSetup, training: Training) -> Predictions:
+    """Predict the validation split by the best model, from stored features if it has its own."""
+    if setup.options.end_to_end:
+        return predict_labeled(setup.evaluation())
+    found, names = training.validate(), setup.shards.labels
+    examples = examples_as_read(setup.shards, (setup.validation,))
+    rows, labels = describe_slices(examples, setup.validation)
+    best = load_scan_model(setup.run.scan_model, len(names))
+    both = setup.options.both_directions
+    logits, pooled = correct(best, found.features, found.logits, found.scans, both)
+    back = np.argsort(examples.scans().order)
+    return Predictions(
+        names, rows, labels, logits[back], alone=found.logits[back], pooled=pooled[back]
+    )
+
+
+def finish(setup: ScanSetup, training: Training, progress: Progress) -> None:
     """Evaluate the best model, compare it with the slice network, and complete the run."""
     run, display, evaluation = setup.run, setup.display, setup.evaluation()
-    frame = predict_labeled(evaluation).frame()
+    frame = predict_best(setup, training).frame()
     figures = measure(frame, evaluation)
     name = setup.validation.name
     write_parquet(run.predictions(name), frame)
