@@ -26,10 +26,12 @@ takes.demo       := BACKEND SAMPLE
 takes.mutants    := MODULE ARGS
 TESTS            := test test-system test-pipeline test-all test-engines coverage
 BENCHES          := bench bench-preprocess bench-cores bench-planning bench-buckets bench-engines bench-costs \
-  bench-archives bench-reading bench-train bench-gpu bench-shards
+  bench-archives bench-reading bench-train bench-gpu bench-gpu-kit bench-shards
 $(foreach name,$(TESTS),$(eval takes.$(name) := ICH_REAL_DATA ARGS))
 $(foreach name,$(BENCHES),$(eval takes.$(name) := ICH_REAL_DATA SAMPLE ARGS))
 takes.bench-engines += PRISM
+takes.bench-gpu += KIT
+takes.bench-gpu-kit += KIT
 $(foreach name,help lint clean,$(eval takes.$(name) :=))
 ALL_TAKE         := VENV PYTHON
 
@@ -87,6 +89,7 @@ default.COMPARE    := out/compare.html
 default.PAGE       := out/inspect.html
 default.FORMAT     := parquet
 default.CONVERTED  := out/converted
+default.KIT        := out/gpu-kit
 default.SAMPLE     := out/sample
 default.VENV       := .venv
 # Without INPUT the synthetic sample is made and used.
@@ -148,7 +151,7 @@ BY_SAMPLE = if grep -s '"input":' -- $(call arg,SHARDS)/manifest.json | grep -qF
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-cores bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-shards \
+.PHONY: help preprocess inspect sample verify card browse convert train train-scans evaluate predict crossval report compare export demo bench bench-preprocess bench-cores bench-planning bench-buckets bench-engines bench-costs bench-archives bench-reading bench-train bench-gpu bench-gpu-kit bench-shards \
         test test-system test-pipeline test-all test-engines coverage mutants lint clean
 
 help: ## List the commands
@@ -276,9 +279,16 @@ bench-reading: $(VENV)/.pipeline $(BENCH_SAMPLE)
 bench-train: $(VENV)/.trainer bench-shards
 	@$(RUN_PY) -m tests.benchmarks.trainer_input --shards $(BENCH_SHARDS) --dicom=$(BENCH_FOLDER)/slices
 
-bench-gpu: $(VENV)/.trainer $(VENV)/.jax bench-shards ## Measure training steps on this machine's GPU, with each backend there is
+bench-gpu: $(if $(filter KIT,$(GIVEN)),,$(VENV)/.trainer $(VENV)/.jax bench-shards) ## Measure training steps on this machine's GPU, with each backend there is
+ifneq ($(filter KIT,$(GIVEN)),)
+	@"$$PYTHON" $(call split,ARGS) -m tests.benchmarks.gpu_kit measure "$$KIT"
+else
 	@$(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS)
 	@KERAS_BACKEND=jax $(RUN_PY) -m tests.benchmarks.trainer_step --shards $(BENCH_SHARDS)
+endif
+
+bench-gpu-kit: bench-shards ## Pack what bench-gpu needs on a GPU machine without internet, in KIT
+	@$(RUN_PY) -m tests.benchmarks.gpu_kit pack $(call arg,KIT) --shards $(BENCH_SHARDS)
 
 bench-shards: $(VENV)/.pipeline $(BENCH_SAMPLE)
 	@$(VENV)/bin/python -m beam_pipeline $(BENCH_INPUT) --labels=$(BENCH_FOLDER)/labels.csv \

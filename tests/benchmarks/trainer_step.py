@@ -4,16 +4,26 @@
     KERAS_BACKEND=jax python -m tests.benchmarks.trainer_step --shards SHARDS
 
 For each size and precision: (i) the same batch over and over, out of the device's memory;
-(ii) streamed shards; (iii) the trainer's --cache device. Images a second of whole epochs after
-one that compiles, the share of (i), the wait for input, and the most memory that was in use.
-Each is measured in a process of its own. Without a GPU it runs in small, and says so. The
-shards' slices are taken as often as it needs for --steps steps an epoch.
+(ii) the trainer's --cache device, by the same compiled step; (iii) streamed shards. Images a
+second of whole epochs after one that compiles, the share of (i), the wait for input, and the most
+memory that was in use. Without --batch_size the trainer chooses by the GPU's memory. The shards'
+slices are taken as often as it needs for --steps steps an epoch. Then a whole training is killed
+after its first checkpoint and resumed: does it end with the figures of one that was not?
+
+Every row is measured in a process of its own, (i) and (ii) in one. A process that fails, or is not
+done when --minutes are over, costs its rows alone. Without a GPU all runs in small, and says so.
 """
 
 import argparse
+import math
 import os
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,84 +34,145 @@ from tests.benchmarks.report import Figures, markdown
 from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
 
-WAYS = {"constant": "(i) constant", "streamed": "(ii) streamed", "cached": "(iii) cached"}
+WAYS = {"constant": "(i) constant", "cached": "(ii) cached", "streamed": "(iii) streamed"}
+SMALL = {"model": "smallresnet", "sizes": [64], "precisions": ["float32"]}
+SMALL |= {"batch_size": 8, "steps": 10}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, help="by the GPU's memory if not given")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 512])
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=40, help="an epoch, at least")
-    parser.add_argument("--epochs", type=int, default=3, help="of which the first compiles")
+    parser.add_argument("--steps", type=int, default=20, help="an epoch, at least")
+    parser.add_argument("--epochs", type=int, default=2, help="of which the first compiles")
     parser.add_argument("--steps_per_execution", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for all")
     given = parser.parse_args()
-    console = Console(highlight=False)
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
-        gpu = pool.submit(in_child, "describe_gpu").result()
-        if gpu is None:
-            given.model, given.sizes, given.precisions = "smallresnet", [64], ["float32"]
-            given.batch_size, given.steps = 8, 20
-        rows = []
-        for size in given.sizes:
-            for precision in given.precisions:
-                rows += measure(pool, console, given, size, precision)
+    ends, console = time.monotonic() + 60 * given.minutes, Console(highlight=False)
+    gpu = next(in_child(math.inf, "describe_gpu"))
+    if gpu is None:
+        vars(given).update(SMALL)
+    rows: list[tuple[str, ...]] = []
+    resumed = ""
+    for size in given.sizes:
+        for precision in given.precisions:
+            for row in measure(given, size, precision, ends):
+                console.print(" | ".join(row))
+                rows.append(row)
+            resumed = resumed or resume(given, ends)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    title = f"{given.model}, batches of {given.batch_size}, {backend}"
-    columns = ("size, precision, input", "images/s", "of (i)", "ms a step", "waits", "memory")
+    columns = ("size, precision, input", "batch", "images/s", "of (i)", "ms a step", "waits")
     notes = describe_machine(["keras", "numpy", backend])
     notes["device"] = gpu or "no GPU: run in small, which says nothing of one"
+    notes["killed and resumed"] = resumed
     # To be pasted into BENCHMARKS.md.
-    print(markdown([Figures(title, columns, rows)], notes))
+    print(markdown([Figures(f"{given.model}, {backend}", (*columns, "memory"), rows)], notes))
 
 
 def measure(
-    pool: ProcessPoolExecutor,
-    console: Console,
-    given: argparse.Namespace,
-    size: int,
-    precision: str,
-) -> list[tuple[str, ...]]:
-    """A row for each way of input; each is told as soon as it is known."""
+    given: argparse.Namespace, size: int, precision: str, ends: float
+) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each way of input."""
+    asked = {} if given.batch_size is None else {"batch_size": given.batch_size}
     options = TrainOptions(
         shards=given.shards,
         run=Path("no such run"),
         model=given.model,
         weights="none",
         image_size=size,
-        batch_size=given.batch_size,
         precision=precision,
         steps_per_execution=given.steps_per_execution,
         checkpoint_seconds=0.0,
+        **asked,
     )
-    first, rows = 0.0, []
-    for way in given.ways:
-        arguments = (options, given.steps, given.epochs, way)
-        speed, waiting, memory = pool.submit(in_child, "measure", *arguments).result()
-        first = first or speed
-        row = (
-            f"{size} {precision} {WAYS[way]}",
-            f"{speed:,.0f}",
-            f"{speed / first:.2f}",
-            f"{given.batch_size / speed * 1000:,.1f}",
-            f"{waiting:.0%}",
-            "-" if memory is None else f"{memory / 2**30:.1f} GiB",
-        )
-        console.print(" | ".join(row))
-        rows.append(row)
-    return rows
+    first = 0.0
+    for ways in (["constant", "cached"], ["streamed"]):
+        arguments = (options, given.steps, given.epochs, ways)
+        for way, figures in zip(ways, in_child(ends, "measure", *arguments), strict=False):
+            name = f"{size} {precision} {WAYS[way]}"
+            if isinstance(figures, str):
+                yield name, figures, *[""] * 5
+                continue
+            batch, speed, waiting, memory = figures
+            first = first or speed
+            yield (
+                name,
+                str(batch),
+                f"{speed:,.0f}",
+                f"{speed / first:.2f}",
+                f"{batch / speed * 1000:,.1f}",
+                f"{waiting:.0%}",
+                "-" if memory is None else f"{memory / 2**30:.1f} GiB",
+            )
 
 
-def in_child(name: str, *arguments: Any) -> Any:
-    """Calls a function of `step_ways` in a process that knows no TensorFlow yet."""
+def in_child(ends: float, name: str, *arguments: Any) -> Iterator[Any]:
+    """Yield what a function of `step_ways` yields in a process that knows no TensorFlow yet.
+
+    If the process fails, or is not done in time and is killed, the last value says so.
+    """
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=run_child, args=(sending, name, *arguments))
+    child.start()
+    sending.close()
+    try:
+        while receiving.poll(min(max(ends - time.monotonic(), 0), 1e6)):
+            yield receiving.recv()
+        yield "no time left"
+    except EOFError:
+        child.join()
+        if child.exitcode:
+            yield "failed"
+    finally:
+        child.kill()
+        child.join()
+
+
+def run_child(sending: Connection, name: str, *arguments: Any) -> None:
     load_libraries()
     from tests.benchmarks import step_ways
 
-    return getattr(step_ways, name)(*arguments)
+    for value in getattr(step_ways, name)(*arguments):
+        sending.send(value)
+
+
+def resume(given: argparse.Namespace, ends: float) -> str:
+    """Train twice, the second time killed and resumed, and compare the figures."""
+    command = [sys.executable, "-m", "trainer", "train", f"--shards={given.shards}"]
+    command += [f"--model={given.model}", "--weights=none", f"--image_size={given.sizes[0]}"]
+    command += ["--batch_size=8", "--epochs=2", "--checkpoint_steps=5", "--cache=device"]
+    command += ["--deterministic", "--no-report"]
+    if os.environ.get("KERAS_BACKEND") == "jax":
+        command.append("--backend=jax")
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        try:
+            train([*command, f"--run={whole}"], ends)
+            process = subprocess.Popen([*command, f"--run={killed}"], stdout=subprocess.DEVNULL)
+            while not list(killed.glob("checkpoints/epoch-*.npz")) and process.poll() is None:
+                if time.monotonic() > ends:
+                    break
+                time.sleep(0.02)
+            process.kill()
+            if process.wait() == 0:
+                return "not killed in time"
+            train([*command, f"--run={killed}"], ends)
+        except subprocess.TimeoutExpired:
+            return "no time left"
+        except subprocess.CalledProcessError as error:
+            return f"failed with exit code {error.returncode}"
+        figures = [(run / "metrics.json").read_bytes() for run in (whole, killed)]
+    return "same figures" if figures[0] == figures[1] else "OTHER FIGURES"
+
+
+def train(command: list[str], ends: float) -> None:
+    left = max(ends - time.monotonic(), 0)
+    timeout = left if left < 1e6 else None
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=timeout)
 
 
 if __name__ == "__main__":
