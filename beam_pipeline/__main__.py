@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from beam_pipeline.command_line import KINDS, parse_options
 from beam_pipeline.run import run
+from beam_pipeline.workers import fork_server
 from headct.commands import run_program
 from headct.declarations import Declared
 from headct.terminal import LineFormatter, Terminal
@@ -43,6 +44,8 @@ def options_of(_command: str) -> list[type[Declared]]:
 
 def _run_command(argv: Sequence[str], program: str) -> int:
     options, chosen = parse_options(argv, program)
+    if chosen.runner.is_local:
+        fork_server(options.files.input)
     run(options, chosen, Terminal(markup=False))
     return 0
 

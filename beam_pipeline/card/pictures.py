@@ -157,10 +157,12 @@ def _add_source(view: View, slice_: Slice, pictured: bool) -> View:
         "hounsfield": hounsfield_table(encoding, repair),
         "unrepaired": hounsfield_table(encoding, Repair.NONE),
     }
+    counts = np.bincount(slice_.pixels.ravel(), minlength=len(values["stored"]))
     histograms = {}
     for name, table in values.items():  # a table has the value of every bit pattern
         bins = np.clip((np.floor(table) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
-        histograms[name] = np.bincount(bins[slice_.pixels.ravel()], minlength=BINS)
+        # Of bit patterns, not pixels: a slice has a quarter as many.
+        histograms[name] = np.bincount(bins, counts, BINS).astype(np.int64)
     of_source = tuple(source_pictures(slice_, repair)) if pictured else ()
     return replace(view, of_source=of_source, histograms=histograms, encoding=encoding)
 

@@ -22,6 +22,7 @@ from beam_pipeline.inspection.inspection import inspect_input
 from beam_pipeline.options import Files, Options, RunOptions
 from beam_pipeline.progress import show_plan
 from beam_pipeline.runners.choose import LOCAL
+from beam_pipeline.workers import fork_server
 from headct.commands import on_sigterm, run_program, spell
 from headct.declarations import (
     Declared,
@@ -95,9 +96,9 @@ def _inspect(argv: Sequence[str], program: str) -> None:
     if page is not None:
         _check_page(page, overwrite=bool(chosen.get("overwrite")))
     console = Terminal(markup=False)
-    found = inspect_input(
-        complete_options(given | {"output": ""}, LOCAL), Console(quiet=True) if is_json else console
-    )
+    options = complete_options(given | {"output": ""}, LOCAL)
+    fork_server(options.files.input)
+    found = inspect_input(options, Console(quiet=True) if is_json else console)
     if page is not None:
         Folder(str(page.parent)).write(page.name, found.page().encode())
     if is_json:

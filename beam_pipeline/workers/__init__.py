@@ -5,7 +5,15 @@ pipe with no other process: its death leaves no lock held and no other message h
 in shared memory name the process's current item.
 """
 
-from beam_pipeline.workers.pool import WorkerPool, shared_slots, start_server
+from beam_pipeline.workers.pool import WorkerPool, fork_server, shared_slots, start_server
 from beam_pipeline.workers.serve import Later, Watch, WorkerFailed
 
-__all__ = ["Later", "Watch", "WorkerFailed", "WorkerPool", "shared_slots", "start_server"]
+__all__ = [
+    "Later",
+    "Watch",
+    "WorkerFailed",
+    "WorkerPool",
+    "fork_server",
+    "shared_slots",
+    "start_server",
+]

@@ -1,5 +1,7 @@
 """Pool of worker processes; the tasks of a lost process are retried in another."""
 
+import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -12,7 +14,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, util
+from functools import partial
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -28,7 +32,7 @@ from beam_pipeline.workers.serve import (
 )
 from headct.errors import StoreError, UsageError
 from headct.reasons import Reason
-from headct.stores import DEFAULT_PATIENCE
+from headct.stores import DEFAULT_PATIENCE, load_archive
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,11 +55,15 @@ _PRELOADED = [
 ]
 # glibc returns free large blocks to the kernel and gets the next blocks zeroed: a tenth of the time
 # of converting slices, because slices reuse blocks of the same size.
+_KEPT_BYTES = 1 << 25  # the most that all versions of glibc accept
 _KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 26),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 26),
+    "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own allocator would keep 30 MB more
 }
+_MALLOPT = (-3, -1)  # the same two, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in malloc.h
+# Libraries that may have started threads, which Python does not count.
+_THREADED = frozenset({"apache_beam", "grpc", "obstore", "tensorflow"})
 # A socket's path has at most 107 bytes (unix(7)), and 103 on macOS; multiprocessing uses 32 of them
 # for "/pymp-xxxxxxxx/listener-xxxxxxxx".
 _LONGEST_FOLDER = 103 - 32
@@ -287,6 +295,52 @@ def start_server(source: str = "") -> None:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def fork_server(source: str) -> None:
+    """Start the fork server as a fork of this process: imports of both are paid once.
+
+    For a command that has just begun. `start_server` still starts the server of a process that may
+    have threads, whose locks a fork would inherit: a notebook, or a worker of Beam's.
+
+    Args:
+        source: as of `start_server`.
+
+    Raises:
+        UsageError: no folder for temporary files is writable.
+    """
+    threads = threading.active_count() > 1 or not _THREADED.isdisjoint(sys.modules)
+    if threads or sys.platform != "linux":  # macOS's frameworks do not survive a fork
+        return
+    resource_tracker.ensure_running()
+    spawn, util.spawnv_passfds = util.spawnv_passfds, partial(_fork, source)
+    try:
+        start_server(source)
+    finally:
+        util.spawnv_passfds = spawn
+
+
+def _fork(source: str, _path: str, arguments: list[str], descriptors: Iterable[int]) -> int:
+    """Fork a process that runs the code which a new interpreter would be given; return its id."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    process = os.fork()
+    if process:
+        return process
+    try:
+        gc.disable()  # until `serve`
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for lower, upper in pairwise([2, *sorted(descriptors), os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(lower + 1, upper)
+        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+            for parameter in _MALLOPT:
+                mallopt(parameter, _KEPT_BYTES)
+        load_archive(source)
+        exec(arguments[-1], {})
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(0)
 
 
 def place_sockets() -> None:

@@ -396,3 +396,37 @@ def test_a_process_does_not_import_the_main_module(tmp_path: Path, as_module: bo
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['a', 'b', 'c']\n"
     assert imported.read_text().split() == ["__main__"]
+
+
+COMMAND = """
+import sys, threading
+from beam_pipeline.workers import WorkerPool, fork_server
+from tests.beam_pipeline.test_workers import tell_of_imports
+
+if __name__ == "__main__":
+    sys.modules["imported_before"] = threading
+    print("not twice", end="")
+    if {threaded}:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    fork_server("")
+    print(*WorkerPool(tell_of_imports, 2).map(["imported_before"] * 3))
+"""
+
+
+def tell_of_imports(module: str, _: Watch) -> tuple[bool, bool]:
+    """Whether the process has a module, and ends by SIGTERM."""
+    return module in sys.modules, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_workers_have_what_a_command_without_threads_imported(
+    tmp_path: Path, threaded: bool
+) -> None:
+    (tmp_path / "command.py").write_text(COMMAND.format(threaded=threaded))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "command.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"not twice{' '.join([str((not threaded, True))] * 3)}\n"
+    assert not done.stderr
