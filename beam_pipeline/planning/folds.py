@@ -294,12 +294,13 @@ def search_folds(start: Balance, rng: np.random.Generator) -> NDArray[np.int64]:
     balance = replace(start, fold_of=start.fold_of.copy(), exact=True)
     own, squares = balance.scaled[groups], balance.squares[groups]
     apart = squares[:, None] + squares - 2 * (own @ own.T)
+    room = np.empty((2, *apart.shape), apart.dtype)
     best, least, idle = start.fold_of, balance.cost(), 0
     while idle < _IDLE and steps:
         helped = True
         while helped and steps:
             steps -= 1
-            helped = _step(balance, groups, apart)
+            helped = _step(balance, groups, apart, room)
         idle += 1
         if balance.cost() < least:
             best, least, idle = balance.fold_of.copy(), balance.cost(), 0
@@ -309,13 +310,20 @@ def search_folds(start: Balance, rng: np.random.Generator) -> NDArray[np.int64]:
     return best
 
 
-def _step(balance: Balance, groups: NDArray[np.int64], apart: NDArray[np.int64]) -> bool:
+def _step(
+    balance: Balance,
+    groups: NDArray[np.int64],
+    apart: NDArray[np.int64],
+    room: NDArray[np.int64],
+) -> bool:
     """Apply the best move or swap of all; return whether any lowers the cost.
 
     Args:
         balance: the assignment.
         groups: the movable groups.
         apart: squared distance of each pair of groups.
+        room: for two arrays like `apart`; new arrays would take most of the time, as the kernel
+            clears their memory at every step.
     """
     every, mine = np.arange(len(groups)), balance.fold_of[groups]
     toward = balance.scaled[groups] @ balance.excess.T
@@ -323,8 +331,10 @@ def _step(balance: Balance, groups: NDArray[np.int64], apart: NDArray[np.int64])
     moves = toward + balance.squares[groups][:, None]  # half of the change in cost, as in swaps
     moves[every, mine] = 0
     moves[balance.sizes[mine] == 1] = 0  # keep the last group of a fold
-    swaps = toward[:, mine]
-    swaps = swaps + swaps.T + apart  # never below 0 within a fold
+    there, swaps = room
+    np.take(toward.T, mine, axis=0, out=there, mode="clip")  # the default mode copies `out`
+    np.add(apart, there, out=swaps)
+    np.add(swaps, there.T, out=swaps)  # never below 0 within a fold
     move, swap = int(moves.argmin()), int(swaps.argmin())
     if min(moves.flat[move], swaps.flat[swap]) >= 0:
         return False

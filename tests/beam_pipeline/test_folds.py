@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,27 @@ def test_groups_that_may_not_be_moved_are_not() -> None:
     for one in ([], [3]):
         alone = np.isin(np.arange(40), one)
         assert search_folds(Balance(counts, shares, start, alone), rng) is start
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_takes_the_best_of_all_moves_and_swaps(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts, start = rng.integers(0, 9, (9, 3)).astype(float), np.r_[:3, rng.integers(0, 3, 6)]
+    balance = Balance(counts, np.full(3, 1 / 3), start, start >= 0, exact=True)
+    groups, apart = np.arange(9), ((balance.scaled[:, None] - balance.scaled) ** 2).sum(axis=2)
+    costs = [balance.cost()]
+    for one, other in product(groups, repeat=2):
+        near = replace(balance, fold_of=start.copy())
+        near.swap(one, other)
+        costs.append(near.cost())
+    for group, fold in product(groups, range(3)):
+        near = replace(balance, fold_of=start.copy())
+        near.move(group, fold)
+        costs.append(near.cost() if near.sizes.all() else costs[0])
+    balance = replace(balance, fold_of=start.copy())
+    room = np.empty((2, 9, 9), np.int64)
+    assert folds._step(balance, groups, apart, room) == (min(costs) < costs[0])
+    assert balance.cost() == min(costs)
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(150, 150), (120, 120), (119, 0)])
