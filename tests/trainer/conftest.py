@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import tensorflow as tf
 from tensorflow.python.framework import config
 
 from tests.trainer import small_network
+from trainer.__main__ import main
+from trainer.evaluation import bootstrap
 from trainer.options import TrainOptions
 from trainer.runs.training_setup import prepare_training
 from trainer.training.train import Loop, train
@@ -231,6 +234,31 @@ def finished(shards: Path, short_training: None, made_once: Callable[..., Path])
             train(prepare_training(TrainOptions(shards=shards, run=run, report=True, **TINY)))
 
     return made_once("finished", make)
+
+
+@pytest.fixture(scope="module")
+def eagerly(full: bool, finished: Path) -> Iterator[None]:
+    """Compiling takes longer than the steps of a few scans, and so do 1,000 resamples."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not full:
+            patch.setattr(bootstrap, "SAMPLES", 50)
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def train_scans(
+    finished: Path, eagerly: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """From flags of `train_scans` to a copy of the finished run, and the metrics of the new run."""
+
+    def make(folder: str, flags: list[str]) -> tuple[Path, dict[str, Any]]:
+        run = Path(shutil.copytree(finished, tmp_path_factory.mktemp(folder) / "run"))
+        assert main(["train_scans", str(run), *flags]) == 0
+        return run, json.loads((run / folder / "metrics.json").read_text())
+
+    return make
 
 
 @pytest.fixture(scope="session")

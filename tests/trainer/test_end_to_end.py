@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,15 @@ from trainer.training.end_to_end import InParts, Joined
 # TensorFlow says of `eagerly` that its data sets are not meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
 
-FEW = ["--end_to_end", "--epochs", "2", "--units", "8", "--scans_a_step", "2", "--crop", "3"]
+FEW = ["--end_to_end", "--epochs", "2", "--units", "8", "--scans_a_step", "5", "--crop", "3"]
 FEW += ["--slice_learning_rate", "3e-3", "--learning_rate", "3e-3", "--no-report"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eagerly() -> Iterator[None]:
-    """Compiling takes longer than all steps of this file."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.fixture(scope="module")
-def trained(
-    finished: Path, eagerly: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def trained(train_scans: Any) -> tuple[Path, dict[str, Any]]:
     """A slice run, and the metrics of RUN/end_to_end."""
-    run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("joint") / "run"))
-    assert main(["train_scans", str(run), *FEW]) == 0
-    return run, json.loads((run / "end_to_end" / "metrics.json").read_text())
+    made: tuple[Path, dict[str, Any]] = train_scans("end_to_end", FEW)
+    return made
 
 
 def test_it_is_a_run_with_a_slice_network_of_its_own(

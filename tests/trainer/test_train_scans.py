@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 from scipy.special import expit, logit
 from sklearn.metrics import log_loss
 
@@ -21,7 +20,6 @@ from headct.reader import Shards
 from headct.scans import Scans
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
-from trainer.evaluation import bootstrap
 from trainer.networks.saved_models import load_classifier
 from trainer.networks.scan_model import control_scans
 from trainer.options import TrainScansOptions
@@ -40,25 +38,11 @@ FEW = ["--epochs", "2", "--units", "8", "--scans_a_step", "2", "--crop", "4", "-
 FEWER = [*FEW, "--epochs", "1", "--scans_a_step", "16"]  # one step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def eagerly(full: bool) -> Iterator[None]:
-    """Compiling takes longer than all steps of this file, and so do 1,000 resamples."""
-    tf.config.run_functions_eagerly(True)
-    with pytest.MonkeyPatch.context() as patch:
-        if not full:
-            patch.setattr(bootstrap, "SAMPLES", 50)
-        yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.fixture(scope="module")
-def trained(
-    finished: Path, eagerly: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def trained(train_scans: Any) -> tuple[Path, dict[str, Any]]:
     """A slice run with features, and the metrics of its scan model in RUN/scans."""
-    run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("scans") / "run"))
-    assert main(["train_scans", str(run), *FEW]) == 0
-    return run, json.loads((run / "scans" / "metrics.json").read_text())
+    made: tuple[Path, dict[str, Any]] = train_scans("scans", FEW)
+    return made
 
 
 def test_it_begins_as_the_slice_network_and_is_a_run(
