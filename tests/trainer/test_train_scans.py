@@ -17,18 +17,15 @@ from sklearn.metrics import log_loss
 import trainer
 from headct.errors import UsageError
 from headct.reader import Shards
-from headct.scans import Scans
 from trainer.__main__ import main
 from trainer.data.shards import read_shard_directory
 from trainer.networks.saved_models import load_classifier
-from trainer.networks.scan_model import control_scans
 from trainer.options import TrainScansOptions
 from trainer.runs import checkpoint
 from trainer.runs.scan_setup import prepare_scans
 from trainer.runs.trained_on import hash_examples
 from trainer.training import train_scans
 from trainer.training.scan_crops import Batches
-from trainer.training.scan_features import ScanFeatures
 
 # TensorFlow says of `eagerly` that its data sets are not meant.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")
@@ -282,29 +279,6 @@ def test_a_control_is_asked_as_it_was_trained(
     assert f"is a control ({control}), for figures alone" in capsys.readouterr().err
 
 
-def test_what_controls_see() -> None:
-    scans = Scans(np.array([3, 1, 0, 4, 2]), np.array([0, 3, 5]), np.arange(5.0))
-    assert control_scans(scans, "none") is scans
-    alone = control_scans(scans, "alone")
-    assert [each.tolist() for each in alone] == [[3], [1], [0], [4], [2]]
-    shuffled, again = (control_scans(scans, "shuffled") for _ in range(2))
-    assert shuffled.order.tolist() == again.order.tolist() != scans.order.tolist()
-    assert [sorted(each.tolist()) for each in shuffled] == [[0, 1, 3], [2, 4]]
-    assert np.isnan([*alone.z, *shuffled.z]).all()
-    number = np.arange(60)
-    features = number[:, None].astype(np.float32)
-    whole = Scans(number, np.array([0, 40, 60]), number * 1.0)
-    for control, steps, length in (("alone", 2, 1), ("shuffled", 2, 8)):
-        one = ScanFeatures(features * 0, control_scans(whole, control), *[features] * 2)
-        batches = Batches([one], crop=8, size=4, seed=0, control=control)
-        assert batches.steps == steps
-        for inputs, _, _ in batches.epoch(0):
-            assert inputs["mask"].shape[1] == length
-            assert not inputs["gaps"].any()
-            apart = np.abs(np.diff(inputs["features"][..., 0]))
-            assert length == 1 or (apart > 2).any()
-
-
 def test_with_labels_of_scans_the_loss_is_that_of_the_pooled_scan(
     trained: tuple[Path, dict[str, Any]],
     shards: Path,
@@ -490,32 +464,3 @@ def test_what_cannot_be_trained(
         == 2
     )
     assert "is a run of train_scans, which resumes it" in capsys.readouterr().err
-
-
-def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
-    number = np.arange(60)
-    features = number[:, None].astype(np.float16)
-    labels = (number[:, None] % 7 == 0).astype(np.int64)
-    scans = Scans(number, np.array([0, 40, 41, 60]), number * 2.5)
-    one = ScanFeatures(labels, scans, features.astype(np.float32), features)
-    batches = Batches([one], crop=8, size=4, seed=1)
-    # 5, 1 and 3 crops.
-    assert batches.steps == 3
-    steps, backward, lengths = set(), set(), set()
-    for epoch in range(20):
-        for inputs, truth, weights in batches.epoch(epoch):
-            for i in range(4):
-                seen = inputs["features"][i, inputs["mask"][i, :, 0] > 0, 0].astype(int)
-                lengths.add(len(seen))
-                assert len({int(np.searchsorted([40, 41], each, "right")) for each in seen}) == 1
-                steps |= {*np.abs(np.diff(seen)).tolist()}
-                backward |= {*(np.diff(seen) < 0).tolist()}
-                expected = (seen % 7 == 0).astype(int)
-                assert truth[train_scans.SLICES][i, : len(seen), 0].tolist() == expected.tolist()
-                assert truth[train_scans.SCAN][i, 0] == expected.max()
-                gaps = inputs["gaps"][i, 1 : len(seen), 0]
-                assert gaps == pytest.approx(np.abs(np.diff(seen)) * 2.5)
-            assert weights[train_scans.SLICES].sum() == pytest.approx(inputs["mask"].size)
-    assert (steps, backward, lengths) == ({1, 2}, {True, False}, {1, 8})
-    first, second = (next(batches.epoch(3))[0]["features"] for _ in range(2))
-    np.testing.assert_array_equal(first, second)
