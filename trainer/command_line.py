@@ -14,6 +14,7 @@ from headct.layout import MANIFEST
 from headct.stores import Folder
 from trainer.display import next_command
 from trainer.native_log import check_backend, load_libraries
+from trainer.option_values import parse_formats
 from trainer.options import (
     CompareOptions,
     CrossvalOptions,
@@ -24,7 +25,6 @@ from trainer.options import (
     ReportOptions,
     TrainOptions,
     TrainScansOptions,
-    parse_formats,
 )
 
 COMMANDS: dict[str, type[Options]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from headct.errors import UsageError
 from tests.trainer.made_runs import make_run
-from trainer.evaluation.evaluate import fit_and_cross_fit, fit_and_cross_fit_smoothing
+from trainer.evaluation.cross_fits import fit_and_cross_fit, fit_and_cross_fit_smoothing
 from trainer.evaluation.fit_smoothing import CANDIDATES, SmoothingFit, describe_smoothing
 from trainer.evaluation.metrics import weighted_log_loss
 from trainer.evaluation.predict_models import Predictions

@@ -140,8 +140,19 @@ def test_a_rate_of_one_is_no_certainty_and_one_of_nothing_is_undefined() -> None
     rate = estimate_rate(np.array([[2, 0], [1, 0], [0, 0]]), np.zeros((0, 2), int))
     assert rate.value == 1
     assert rate.ends == pytest.approx([0.025**0.5, 1])
-    assert estimate_rate(np.array([[0, 1], [0, 3]]), np.zeros((0, 2), int)).value == 0
+    rate = estimate_rate(np.array([[0, 1], [0, 3]]), np.zeros((0, 2), int))
+    assert rate.value == 0
+    assert rate.ends == pytest.approx([0, 1 - 0.025**0.5])
     assert estimate_rate(np.zeros((2, 2), int), np.zeros((1, 2), int)) == (None, None, ".3f")
     # A resample without an answer counts for nothing.
     rate = estimate_rate(np.array([[1, 1]]), np.array([[1, 1], [0, 0]]))
     assert rate == (0.5, [0.5, 0.5], ".3f")
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_below"), [([-2, -1], True), ([-1, 0], False), ([-1, 1], False), (None, False)]
+)
+def test_a_loss_is_lower_for_certain_if_the_whole_interval_is(
+    ends: list[float] | None, is_below: bool
+) -> None:
+    assert Estimate(-1, ends).is_below_0 == is_below

@@ -58,6 +58,7 @@ def test_weights_by_hand(
     p = np.array(probabilities)[:, None, None] * np.ones((1, len(labels), 1))
     found = fit_weights(np.log(p / (1 - p)), np.array(labels)[:, None], mean, (1,))
     assert found == pytest.approx(expected, abs=1e-4)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_a_label_counts_by_its_weight_in_the_loss() -> None:

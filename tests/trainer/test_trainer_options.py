@@ -6,15 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from headct.errors import UsageError
+from trainer.option_values import DEFAULT_WINDOWS, ChosenWindow, label_weights, parse_windows
 from trainer.options import (
-    DEFAULT_WINDOWS,
-    ChosenWindow,
     CompareOptions,
     EvaluateOptions,
     ExportOptions,
     TrainOptions,
-    label_weights,
-    parse_windows,
     run_identity,
 )
 

@@ -35,7 +35,7 @@ from trainer.networks.scan_model import (
     load_scan_model,
     scan_inputs,
 )
-from trainer.options import parse_windows
+from trainer.option_values import parse_windows
 from trainer.runs.evaluation_setup import SavedRun
 from trainer.runs.run import Calibration, package_versions
 

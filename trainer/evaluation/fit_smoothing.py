@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.metrics import Array, Floats, Ints
+from trainer.evaluation.metrics import Array, example_losses, probabilities
 from trainer.evaluation.predict_models import Predictions
 from trainer.runs.smoothing import NO_SMOOTHING, Smoothing, local_means, mix
 
@@ -32,14 +32,14 @@ class SmoothingFit:
     """
 
     def __init__(self, predictions: Predictions, weights: tuple[float, ...]) -> None:
-        self.logits = predictions.logits.astype(np.float64)
+        self.logits, labels = predictions.logits.astype(np.float64), predictions.labels
         self.scans = predictions.scans
         self.means = cache(lambda width: local_means(self.logits, self.scans, width))
         _, self.patient = np.unique(predictions.rows["patient_id"], return_inverse=True)
         self.losses = np.stack(
             [
-                np.bincount(self.patient, slice_losses(predictions.labels, logits, weights))
-                for logits in map(self.smooth, CANDIDATES)
+                np.bincount(self.patient, np.average(example_losses(labels, each), 1, weights))
+                for each in map(probabilities, map(self.smooth, CANDIDATES))
             ],
             axis=1,
         )
@@ -59,11 +59,6 @@ class SmoothingFit:
         return self.smooth(self.fit(rows))
 
 
-def slice_losses(labels: Ints, logits: Floats, weights: tuple[float, ...]) -> Array:
-    """Return the weighted mean of the log losses of the labels per slice, [N]."""
-    return np.asarray(np.average(np.logaddexp(0, logits) - labels * logits, 1, weights))
-
-
 def compare_smoothing(without: Measured, smoothed: Measured) -> dict[str, Any]:
     """Return the figures with and without smoothing, and their paired differences over patients.
 
@@ -81,7 +76,7 @@ def compare_smoothing(without: Measured, smoothed: Measured) -> dict[str, Any]:
         "difference": {name: found.value for name, found in differences.items()},
         "difference_intervals_95": {name: found.ends for name, found in differences.items()},
         "patients": without.intervals["patients"],
-        "helps": bool(loss.ends and loss.ends[1] < 0),
+        "helps": loss.is_below_0,
     }
 
 

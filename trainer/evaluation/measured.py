@@ -42,6 +42,11 @@ class Estimate(NamedTuple):
         return "n/a" if self.value is None else format(self.value, self.spec)
 
     @property
+    def is_below_0(self) -> bool:
+        """Whether the whole interval is below 0: a loss that is lower for certain."""
+        return bool(self.ends and self.ends[1] < 0)
+
+    @property
     def spread(self) -> str:
         """The interval; empty if undefined."""
         return "" if self.ends is None else " to ".join(format(end, self.spec) for end in self.ends)
@@ -89,12 +94,26 @@ class Measured:
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
         """The labels, [N, L]."""
-        return self.frame[[f"label_{name}" for name in self.names]].to_numpy(np.int64)
+        return self.values("label").astype(np.int64)
 
     @cached_property
     def predicted(self) -> Array:
         """The probabilities, [N, L]."""
-        return self.frame[[f"probability_{name}" for name in self.names]].to_numpy(np.float64)
+        return self.values("probability")
+
+    def has(self, kind: str) -> bool:
+        """Return whether there are columns <kind>_<name>."""
+        return f"{kind}_{self.names[0]}" in self.frame
+
+    def values(self, kind: str) -> Array:
+        """Return the columns <kind>_<name>, [N, L]."""
+        return self.frame[[f"{kind}_{name}" for name in self.names]].to_numpy(np.float64)
+
+    def answered(self, predicted: Array) -> Measured:
+        """Return the same slices with other probabilities, [N, L]."""
+        columns = zip(self.names, predicted.T, strict=True)
+        frame = self.frame.assign(**{f"probability_{name}": column for name, column in columns})
+        return replace(self, frame=frame)
 
     @cached_property
     def means(self) -> pd.DataFrame:

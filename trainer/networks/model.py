@@ -26,7 +26,8 @@ from trainer.networks.backbones import OWN_NORMALIZATION, build_backbone, build_
 from trainer.networks.catalog import find_backbone
 from trainer.networks.head_crop import CropHead, foreground_threshold
 from trainer.networks.image_layers import ApplyWindows, Augment, Mixup, Normalize, Resize
-from trainer.options import TrainOptions, parse_windows
+from trainer.option_values import parse_windows
+from trainer.options import TrainOptions
 
 _BRAIN = 40.0  # Hounsfield units: center of the brain window
 

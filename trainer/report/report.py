@@ -19,13 +19,14 @@ from scipy.special import logit
 from headct.declarations import flags
 from headct.json_documents import read_json
 from headct.layout import CARD, PATIENT_ID, POSITION
-from headct.page import Table, page_templates
-from trainer.display import explain_figures, explain_members, explain_weights
+from headct.page import page_templates
+from trainer.display import explain_figures, explain_members
 from trainer.evaluation.calibration import cross_fit
-from trainer.evaluation.evaluate import OTHER_SLICES, OUT_OF_FOLD_NOTE, where_fitted
+from trainer.evaluation.cross_fits import OTHER_SLICES, where_fitted
+from trainer.evaluation.evaluate import OUT_OF_FOLD_NOTE
 from trainer.evaluation.fit_smoothing import SmoothingFit
 from trainer.evaluation.measured import SENSITIVITY, Estimate, Measured, read_predictions
-from trainer.evaluation.metrics import CLIP, Array, example_losses, probabilities
+from trainer.evaluation.metrics import CLIP, Array, probabilities
 from trainer.evaluation.predict_models import Predictions
 from trainer.files import write_whole
 from trainer.networks.catalog import BACKBONES
@@ -45,16 +46,19 @@ from trainer.report.strips import (
     find_curves,
     scan_table,
 )
+from trainer.report.tables import (
+    confusion_table,
+    headline,
+    loss_table,
+    member_table,
+    ranking_table,
+    threshold_tables,
+)
 from trainer.runs.ensemble import Ensemble
 from trainer.runs.evaluation_setup import EvaluationSetup
 from trainer.runs.run import Run
 from trainer.runs.smoothing import Smoothing, choose_smoothing
 
-# Titles of the tables of operating points.
-RULES = (
-    "Threshold with the highest Youden index (sensitivity + specificity - 1)",
-    f"Highest threshold with a sensitivity of at least {SENSITIVITY}",
-)
 # Beginnings of their descriptions, by marker.
 POINTS = {"o": "At the highest Youden index", "s": "At the fixed sensitivity"}
 UNRECORDED = "not recorded"
@@ -137,12 +141,11 @@ def models_of(setup: EvaluationSetup, slices: Measured) -> dict[str, Array]:
     Smoothed ones follow where a smoothing was fitted, to the run or to the run of its slice
     network. If it was fitted on these slices, each patient is smoothed by a fit to the others.
     """
-    run, names = setup.run, slices.names
+    run = setup.run
     own = {SLICE: (slices.predicted, run)}
-    if (scans := run.record.scans) and f"alone_{names[0]}" in slices.frame:
-        alone = slices.frame[[f"alone_{name}" for name in names]].to_numpy(np.float64)
+    if (scans := run.record.scans) and slices.has("alone"):
         own = {
-            SLICE: (alone, Run(Path(scans.run))),
+            SLICE: (slices.values("alone"), Run(Path(scans.run))),
             SCAN: (slices.predicted, run),
         }
     if isinstance(run, Ensemble):
@@ -170,30 +173,6 @@ def smooth(
         return probabilities(predictions.smoothed(smoothing).logits)
     fit = SmoothingFit(predictions, setup.weights)
     return probabilities(cross_fit(patients, lambda rest, group: fit.smooth_by(rest)[group]))
-
-
-def member_table(ensemble: Mapping[str, Any]) -> Table:
-    """Make a table with one row per member of an ensemble."""
-    columns = [
-        ("Member", "text"),
-        *((name, "number") for name in ("Weight", "Log loss", "Mean ROC AUC")),
-        ("Ensemble less member", "number"),
-        ("Ensemble less ensemble without it", "number"),
-    ]
-    rows = [
-        [
-            member["name"],
-            f"{member['weight']:.2f}",
-            f"{member['weighted_log_loss']:.4f}",
-            Estimate(member["mean_roc_auc"]),
-            *(
-                Estimate(difference["value"], difference["ends"], "+.4f")
-                for difference in (member[f"ensemble_minus_{n}"] for n in ("alone", "without"))
-            ),
-        ]
-        for member in ensemble["members"]
-    ]
-    return Table("Members, and differences of the weighted log loss (nats)", columns, rows)
 
 
 def _write_page(
@@ -237,114 +216,6 @@ def _write_page(
     )
     write_whole(run.report, lambda path: path.write_text(page, encoding="utf-8"))
     setup.display.print_unwrapped(f"written: {run.report}")
-
-
-def headline(
-    slices: Measured, studies: Measured, metrics: dict[str, Any]
-) -> list[tuple[str, str, str]]:
-    """Return title, value and details of the figures at the top."""
-    alone = f"; {metrics['prevalence_log_loss']:.3f} by prevalence alone"
-    weights = f"; weights: {explain_weights(slices.figures['label_weights'])}"
-    tiles = (
-        ("Weighted log loss", slices.estimate("log_loss"), alone + weights),
-        ("Mean ROC AUC", slices.estimate("roc_auc"), ", by slice"),
-        ("Mean average precision", slices.estimate("average_precision"), ", by slice"),
-        ("Mean ROC AUC by study", studies.estimate("roc_auc"), ""),
-    )
-    return [
-        (title, estimate.number, (estimate.spread or "no interval") + note)
-        for title, estimate, note in tiles
-    ]
-
-
-def number_table(
-    caption: str,
-    rows: dict[str, dict[str, Any]],
-    totals: Sequence[list[Any]] = (),
-    note: str = "",
-    first: str = "Label",
-) -> Table:
-    """Make a table of numbers from a dict per row; `first` is the heading of the rows' names."""
-    columns = [(first, "text"), *((heading, "number") for heading in next(iter(rows.values())))]
-    cells = [[name, *row.values()] for name, row in rows.items()]
-    return Table(caption, columns, cells, totals, note)
-
-
-def ranking_table(measured: Measured, what: str, calibration: bool = False) -> Table:
-    """Make a table of ROC AUC, average precision and, if wanted, calibration errors."""
-    rows = {
-        name: {
-            "ROC AUC": measured.estimate("roc_auc", name),
-            "Average precision": measured.estimate("average_precision", name),
-            **({"Calibration error": f"{label['calibration_error']:.3f}"} if calibration else {}),
-            "Positives": label["positives"],
-            "Share": f"{100 * label['positives'] / len(measured.frame):.1f} %",
-        }
-        for name, label in measured.figures["labels"].items()
-    }
-    means = [measured.estimate("roc_auc"), measured.estimate("average_precision")]
-    return number_table(
-        f"ROC AUC and average precision by label ({what}: {len(measured.frame)})",
-        rows,
-        [["Mean", *means, *[""] * (2 + calibration)]],
-        "95 % intervals beside the figures. Guessing has a ROC AUC of 0.5, and an average precision"
-        " of the share of positives.",
-    )
-
-
-def loss_table(measured: Measured, prevalence: tuple[float, ...]) -> Table:
-    """Make a table of the log loss per label, and its share of the weighted mean."""
-    weights = np.array(measured.weights)
-    alone = example_losses(measured.labels, np.array(prevalence)).mean(axis=0)
-    losses = [label["log_loss"] for label in measured.figures["labels"].values()]
-    parts = weights / weights.sum() * losses
-    rows = {
-        name: {
-            "Log loss": measured.estimate("log_loss", name, ".4f"),
-            "Prevalence alone": f"{alone[i]:.4f}",
-            "Weight": f"{weights[i]:g}",
-            "Part of the mean": f"{parts[i]:.4f}",
-            "Share of it": f"{100 * parts[i] / parts.sum():.1f} %" if parts.any() else "n/a",
-        }
-        for i, name in enumerate(measured.names)
-    }
-    total = measured.estimate("log_loss", spec=".4f")
-    mean_alone = f"{np.average(alone, weights=weights):.4f}"
-    return number_table(
-        "Log loss by label (nats), and its part of the weighted mean",
-        rows,
-        [["Weighted mean", total, mean_alone, f"{weights.sum():g}", total.number, "100.0 %"]],
-        "Prevalence alone: the loss of answering each slice with the share of positives in the"
-        " training data.",
-    )
-
-
-def threshold_tables(measured: Measured, what: str) -> list[Table]:
-    """Make one table per rule, with the labels that have positives and negatives."""
-    headings = ("TP", "FN", "TN", "FP", "Sensitivity", "Specificity", "PPV", "NPV")
-    tables = []
-    for number, title in enumerate(RULES if measured.defined else ()):
-        rows: dict[str, dict[str, Any]] = {}
-        for name, points in measured.points.items():
-            point = points[number]
-            threshold = f"{point.threshold:{'.4f' if point.threshold >= 0.001 else '.2e'}}"
-            values = zip(headings, (*point.counts, *point.rates), strict=True)
-            rows[name] = {"Threshold": threshold, **dict(values)}
-        tables.append(number_table(f"{title}, {what}", rows))
-    return tables
-
-
-def confusion_table(measured: Measured) -> Table:
-    """Make a table of the mean probability of each label among the positives of each label.
-
-    It replaces a confusion matrix, because labels are not mutually exclusive.
-    """
-    texts = measured.means.map(lambda mean: "n/a" if np.isnan(mean) else f"{mean:.2f}")
-    return number_table(
-        "Mean probability of the label at the top where the label at the left is present",
-        {name: dict(texts.loc[name]) for name in measured.names},
-        first="Present",
-    )
 
 
 def plot_labels(measured: Measured) -> dict[str, list[Picture]]:

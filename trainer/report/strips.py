@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -81,13 +81,7 @@ class ScanCurves:
 
     def measured(self, title: str) -> Measured:
         """Return the predictions of a model."""
-        columns = dict(zip(self.slices.names, self.models[title].T, strict=True))
-        return replace(
-            self.slices,
-            frame=self.slices.frame.assign(
-                **{f"probability_{name}": column for name, column in columns.items()}
-            ),
-        )
+        return self.slices.answered(self.models[title])
 
 
 class Strip(NamedTuple):
@@ -186,17 +180,15 @@ def change_table(curves: ScanCurves) -> Table:
 
 def scan_table(curves: ScanCurves) -> Table:
     """Make a table of the ROC AUC per scan: of each model's maximum, and as a scan model pools."""
-    names = curves.slices.names
+    slices = curves.slices
     by_scan = {f"{t}: maximum": curves.measured(t).by_scan() for t in curves.models}
-    if f"pooled_{names[0]}" in curves.slices.frame:
-        pooled = {f"probability_{n}": curves.slices.frame[f"pooled_{n}"] for n in names}
-        frame = curves.slices.frame.assign(**pooled)
-        by_scan["As pooled"] = replace(curves.slices, frame=frame).by_scan()
+    if slices.has("pooled"):
+        by_scan["As pooled"] = slices.answered(slices.values("pooled")).by_scan()
     first = next(iter(by_scan.values()))
     positives = first.labels.sum(axis=0).tolist()
     rows = [
         [name, number, *(each.estimate("roc_auc", name) for each in by_scan.values())]
-        for name, number in zip(names, positives, strict=True)
+        for name, number in zip(slices.names, positives, strict=True)
     ]
     means = ["Mean", "", *(each.estimate("roc_auc") for each in by_scan.values())]
     columns = [("Label", "text"), ("Positives", "number"), *((each, "number") for each in by_scan)]
@@ -299,10 +291,10 @@ def _fill(
         place: positions along z, in words.
     """
     width, height = size
+    inside = (width - _LEFT - _RIGHT) / width
     top = height - _GAP / 2
     axes_of = []
     for each in heights:
-        inside = (size[0] - _LEFT - _RIGHT) / width
         box = (_LEFT / width, (top - each) / height, inside, each / height)
         axes_of.append(figure.add_axes(box))
         top -= each + _GAP

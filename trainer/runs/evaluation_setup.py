@@ -25,13 +25,13 @@ from trainer.data.shard_source import find_shards
 from trainer.data.shards import ALL_LABELED, ShardDirectory, Split, count
 from trainer.display import Display
 from trainer.files import check_new_folder, check_output, check_writable
+from trainer.option_values import parse_formats
 from trainer.options import (
     EvaluateOptions,
     ExportOptions,
     PredictOptions,
     ReportOptions,
     ShardAccess,
-    parse_formats,
 )
 from trainer.runs.ensemble import Ensemble, open_runs
 from trainer.runs.run import Calibration, Run, TrainingShards, choose_calibration

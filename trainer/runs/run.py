@@ -28,7 +28,8 @@ from headct.printable import hide_secrets
 from trainer.data.neighbors import Neighbors
 from trainer.data.shards import ShardDirectory
 from trainer.files import remove_unfinished, write_json, write_whole
-from trainer.options import MOST_NEIGHBORS, TrainOptions, label_weights, run_identity
+from trainer.option_values import label_weights
+from trainer.options import MOST_NEIGHBORS, TrainOptions, run_identity
 from trainer.runs.smoothing import NO_KERNEL, Smoothing
 
 LOCK = ".lock"

@@ -21,7 +21,8 @@ from trainer.data.shards import ShardDirectory, Split, count
 from trainer.display import Display
 from trainer.files import check_writable, file_sha256
 from trainer.networks.catalog import find_backbone
-from trainer.options import CrossvalOptions, TrainOptions, label_weights, parse_trackers
+from trainer.option_values import label_weights, parse_trackers
+from trainer.options import CrossvalOptions, TrainOptions
 from trainer.runs.run import Origin, Run
 from trainer.runs.trained_on import find_overlap, hash_examples, read_ids
 

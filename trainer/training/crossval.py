@@ -116,7 +116,7 @@ def summarize(setups: Setups, frame: pd.DataFrame) -> dict[str, Any]:
     measured = Measured(frame, names, weights)
     folds = [read_json(setup.run.metrics) for setup in setups]
     of_scans = measure_scans(measured)
-    against = {"against_slices": compare_with_slices(frame, names, weights)} if of_scans else {}
+    against = {"against_slices": compare_with_slices(measured)} if of_scans else {}
     return {
         "label_weights": dict(zip(names, weights, strict=True)),
         "folds": {

@@ -24,7 +24,8 @@ from headct.json_documents import read_json
 from headct.printable import hide_secrets
 from trainer.display import Display
 from trainer.files import write_json
-from trainer.options import TrainOptions, parse_trackers, run_identity
+from trainer.option_values import parse_trackers
+from trainer.options import TrainOptions, run_identity
 from trainer.runs.run import Run
 
 PROJECT = "headct"  # experiment of MLflow, project of W&B, unless the environment names another

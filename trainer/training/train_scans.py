@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from headct.layout import IMAGE_ID
 from trainer.data.input_pipeline import examples_as_read
 from trainer.display import Display, counted, next_command, show_figures
 from trainer.errors import Diverged
@@ -294,7 +293,8 @@ def finish(setup: ScanSetup, training: Training, progress: Progress) -> None:
     name = setup.validation.name
     write_parquet(run.predictions(name), frame)
     best = [row["epoch"] for row in progress.history if row["val_loss"] == progress.best_loss]
-    against = compare_with_slices(frame, setup.shards.labels, setup.weights)
+    measured = Measured(frame, setup.shards.labels, setup.weights)
+    against = compare_with_slices(measured)
     metrics = {
         "epochs": progress.epoch,
         "best_epoch": best[0] if best else 0,
@@ -304,7 +304,7 @@ def finish(setup: ScanSetup, training: Training, progress: Progress) -> None:
     }
     if setup.options.end_to_end:
         start = predict_labeled(replace(evaluation, run=setup.slices)).frame()
-        metrics["against_start"] = compare(frame, start, setup.shards.labels, setup.weights)
+        metrics["against_start"] = compare(measured, replace(measured, frame=start))
     write_json(run.machine, hardware.describe_machine())
     write_json(run.metrics, metrics)
     for path in checkpoint.checkpoints(run.checkpoints):
@@ -338,33 +338,18 @@ def say_change(display: Display, before: str, what: str, against: dict[str, Any]
     )
 
 
-def compare_with_slices(
-    frame: Any, names: tuple[str, ...], weights: tuple[float, ...]
-) -> dict[str, Any]:
-    """Return the slice network's loss on the same slices, and the paired difference to it.
-
-    Args:
-        frame: predictions of a scan model, with alone_<name>.
-        names: of the labels.
-        weights: of the labels in the loss.
-    """
-    alone = frame.assign(**{f"probability_{n}": frame[f"alone_{n}"] for n in names})
-    return compare(frame, alone, names, weights)
+def compare_with_slices(measured: Measured) -> dict[str, Any]:
+    """Return the slice network's loss on the slices of a scan model, and the difference to it."""
+    return compare(measured, measured.answered(measured.values("alone")))
 
 
-def compare(
-    frame: Any, before: Any, names: tuple[str, ...], weights: tuple[float, ...]
-) -> dict[str, Any]:
-    """Return the loss of predictions `before` of the same slices, and the paired difference."""
-    with_it, without = (
-        Measured(one.sort_values(IMAGE_ID, ignore_index=True), names, weights)
-        for one in (frame, before)
-    )
-    difference = with_it.difference(without, "log_loss")
+def compare(measured: Measured, before: Measured) -> dict[str, Any]:
+    """Return the loss of other predictions of the same slices, and the paired difference."""
+    difference = measured.difference(before, "log_loss")
     return {
-        "weighted_log_loss": without.figures["weighted_log_loss"],
-        "mean_roc_auc": without.figures["mean_roc_auc"],
+        "weighted_log_loss": before.figures["weighted_log_loss"],
+        "mean_roc_auc": before.figures["mean_roc_auc"],
         "difference": difference.value,
         "difference_interval_95": difference.ends,
-        "helps": bool(difference.ends and difference.ends[1] < 0),
+        "helps": difference.is_below_0,
     }
