@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
@@ -314,6 +315,8 @@ def fork_server(source: str) -> None:
     threads = threading.active_count() > 1 or not _THREADED.isdisjoint(sys.modules)
     if threads or sys.platform != "linux":  # macOS's frameworks do not survive a fork
         return
+    for module in _PRELOADED[:-1]:  # this process needs all but pydicom
+        import_module(module)
     resource_tracker.ensure_running()
     spawn, util.spawnv_passfds = util.spawnv_passfds, partial(_fork, source)
     try:
