@@ -8,8 +8,15 @@ as the environment variable in SLOW says.
 
 from pathlib import Path
 
+import imagecodecs
+import numpy as np
+from pydicom.uid import JPEGLosslessSV1
+
+from tests.beam_pipeline.dicom_files import make_dicom
+
 SLOW = "TEST_DECODE_SECONDS"
 CRASH, HANG = b"THIS CRASHES THE DECODER", b"THIS HANGS THE DECODER"
+BAD = {"ID_crash": (CRASH, "decoder_crashed"), "ID_hang": (HANG, "decoder_timed_out")}
 
 _CODE = f"""
 import importlib.abc, importlib.util, os, signal, sys, time
@@ -42,3 +49,12 @@ sys.meta_path.insert(0, Finder())
 def install(folder: Path) -> None:
     """Write the module that spoils the decoder."""
     (folder / "sitecustomize.py").write_text(_CODE)
+
+
+def write_slice(path: Path, pixels: np.ndarray, marker: bytes, patient: str) -> None:
+    """A slice in JPEG Lossless whose code stream holds a marker."""
+    stream = bytes(imagecodecs.jpeg8_encode(pixels.view(np.uint16), lossless=True))
+    comment = b"\xff\xfe" + (len(marker) + 2).to_bytes(2, "big") + marker
+    frame = stream[:2] + comment + stream[2:]
+    names = {"SOPInstanceUID": path.stem, "PatientID": patient}
+    path.write_bytes(make_dicom(pixels, syntax=JPEGLosslessSV1, frame=frame, **names))

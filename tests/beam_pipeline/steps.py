@@ -1,11 +1,41 @@
 """The pipeline's steps in this process, without Beam."""
 
+from pathlib import Path
+
 from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.output import prepare_output, record_start
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
+from headct.reasons import Reason
+
+
+class Witness(Watch):
+    """Remembers which places were worked on."""
+
+    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
+        super().__init__(excluded)
+        self.places: list[int] = []
+
+    def working(self, place: int) -> None:
+        self.places.append(place)
+
+
+def small_options(
+    data_set: Path, output: Path, examples_per_shard: int, **others: object
+) -> Options:
+    """Options of a run on `small_data_set`: two folds of small images."""
+    return Options.of(
+        input=str(data_set / "slices"),
+        labels=str(data_set / "labels.csv"),
+        output=str(output),
+        image_size=32,
+        folds=2,
+        examples_per_shard=examples_per_shard,
+        max_reject_fraction=0.1,
+        **others,
+    )
 
 
 def write_shards(options: Options) -> int:

@@ -25,7 +25,7 @@ from beam_pipeline.dicom.header import (
 from beam_pipeline.dicom.hounsfield import PADDING_HU, Repair, hounsfield_table, stored_values
 from beam_pipeline.dicom.slices import read_slice
 from headct.reasons import Reason, Rejected
-from tests.beam_pipeline.dicom_files import SIGNED_16, items, make_dicom
+from tests.beam_pipeline.dicom_files import NATIVE, SIGNED_16, items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -507,15 +507,7 @@ def test_other_transfer_syntaxes_are_told_by_their_registered_name(syntax: str, 
     assert rejection(data) == (Reason.UNSUPPORTED_TRANSFER_SYNTAX, name)
 
 
-@pytest.mark.parametrize(
-    "syntax",
-    [
-        uid.ImplicitVRLittleEndian,
-        uid.ExplicitVRLittleEndian,
-        uid.ExplicitVRBigEndian,
-        uid.DeflatedExplicitVRLittleEndian,
-    ],
-)
+@pytest.mark.parametrize("syntax", NATIVE)
 def test_pixels_cut_short(syntax: str) -> None:
     data = make_dicom(syntax=syntax, Rows=4)
     assert rejection(data) == (Reason.TRUNCATED_PIXELS, "12 of 24 bytes")

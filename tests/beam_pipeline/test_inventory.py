@@ -36,21 +36,11 @@ from headct.reasons import Reason
 from headct.stores import FileInfo, Folder, InputFiles, decode_source, encode_source, show_source
 from headct.stores.local import LocalStore
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
+from tests.beam_pipeline.steps import Witness
 
 WriteSlice = Callable[..., Path]
 IDS = ("patient_id", "study_id", "series_id")
 KEY = b"sixteen bytes or more"
-
-
-class Witness(Watch):
-    """Remembers which places were worked on."""
-
-    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
-        super().__init__(excluded)
-        self.places: list[int] = []
-
-    def working(self, place: int) -> None:
-        self.places.append(place)
 
 
 @pytest.fixture

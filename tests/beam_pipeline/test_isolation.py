@@ -8,20 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLosslessSV1
 
 from beam_pipeline.__main__ import main
 from tests.beam_pipeline import bad_decoders
-from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.bad_decoders import BAD, write_slice
 
 SLICES = 24
-BAD = {
-    "ID_crash": (bad_decoders.CRASH, "decoder_crashed"),
-    "ID_hang": (bad_decoders.HANG, "decoder_timed_out"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +24,10 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slices")
     pixels = np.random.default_rng(0).integers(0, 1200, (SLICES + 2, 32, 32)).astype(np.int16)
     for number in range(SLICES):
-        _write(folder / f"ID_{number}.dcm", pixels[number], b"", f"p{number // 4}")
+        write_slice(folder / f"ID_{number}.dcm", pixels[number], b"", f"p{number // 4}")
     for number, (name, (marker, _)) in enumerate(BAD.items(), start=SLICES):
-        _write(folder / f"{name}.dcm", pixels[number], marker, f"p{number % 6}")
+        write_slice(folder / f"{name}.dcm", pixels[number], marker, f"p{number % 6}")
     return folder
-
-
-def _write(path: Path, pixels: np.ndarray, marker: bytes, patient: str) -> None:
-    stream = bytes(imagecodecs.jpeg8_encode(pixels.view(np.uint16), lossless=True))
-    comment = b"\xff\xfe" + (len(marker) + 2).to_bytes(2, "big") + marker
-    frame = stream[:2] + comment + stream[2:]
-    names = {"SOPInstanceUID": path.stem, "PatientID": patient}
-    path.write_bytes(make_dicom(pixels, syntax=JPEGLosslessSV1, frame=frame, **names))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pydicom import uid
 from beam_pipeline.dicom.header import Header, read_header
 from beam_pipeline.dicom.slices import read_slice
 from headct.reasons import Rejected
-from tests.beam_pipeline.dicom_files import items, make_dicom
+from tests.beam_pipeline.dicom_files import NATIVE, items, make_dicom
 
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 SIZES = [b"\x28\x00\x10\x00US", b"\x28\x00\x11\x00US", b"\x28\x00\x00\x01US", b"\x28\x00\x01\x01US"]
@@ -99,13 +99,7 @@ def originals() -> dict[str, bytes]:
         uid.JPEG2000Lossless: imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True),
         uid.HTJ2KLossless: imagecodecs.htj2k_encode(pixels, reversible=True),
     }
-    natives = [
-        uid.ImplicitVRLittleEndian,
-        uid.ExplicitVRLittleEndian,
-        uid.ExplicitVRBigEndian,
-        uid.DeflatedExplicitVRLittleEndian,
-    ]
-    files = {syntax: make_dicom(pixels, syntax=syntax) for syntax in natives}
+    files = {syntax: make_dicom(pixels, syntax=syntax) for syntax in NATIVE}
     for syntax, stream in streams.items():
         files[syntax] = make_dicom(pixels, syntax=syntax, frame=bytes(stream))
     groups = items(PixelValueTransformationSequence=items(RescaleIntercept="0", RescaleSlope="1"))

@@ -43,6 +43,7 @@ from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, encode_table
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import verify_directory
 from headct.stores import Folder
+from tests.beam_pipeline.steps import small_options
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -50,16 +51,7 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam
 
 @pytest.fixture(scope="module")
 def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
-    return Options.of(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(tmp_path_factory.mktemp("shards") / "out"),
-        image_size=32,
-        folds=2,
-        examples_per_shard=4,
-        max_reject_fraction=0.1,
-        workers=2,
-    )
+    return small_options(small_data_set, tmp_path_factory.mktemp("shards") / "out", 4, workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from beam_pipeline.dicom.slices import (
     read_slice,
 )
 from headct.reasons import Reason, Rejected
-from tests.beam_pipeline.dicom_files import make_dicom, relabeled
+from tests.beam_pipeline.dicom_files import NATIVE, make_dicom, relabeled
 
 JPEG_SPECTRAL_SELECTION = "1.2.840.10008.1.2.4.53"
 JPEG_FULL_PROGRESSION = "1.2.840.10008.1.2.4.55"
@@ -55,15 +55,7 @@ def ramp(dtype: str, size: int = 32) -> np.ndarray:
 # Native
 
 
-@pytest.mark.parametrize(
-    "syntax",
-    [
-        uid.ImplicitVRLittleEndian,
-        uid.ExplicitVRLittleEndian,
-        uid.ExplicitVRBigEndian,
-        uid.DeflatedExplicitVRLittleEndian,
-    ],
-)
+@pytest.mark.parametrize("syntax", NATIVE)
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int8", "uint8"])
 def test_native_pixels_are_as_written(syntax: str, dtype: str) -> None:
     pixels = ramp(dtype)
@@ -622,10 +614,7 @@ def test_all_fourteen_files_are_read(encodings: dict[str, list[Slice]]) -> None:
 
 
 SAME = [
-    uid.ImplicitVRLittleEndian,
-    uid.ExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-    uid.DeflatedExplicitVRLittleEndian,
+    *NATIVE,
     uid.RLELossless,
     uid.JPEGLosslessSV1,
     uid.JPEGLSLossless,

@@ -19,19 +19,12 @@ from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.reasons import TRANSIENT
 from headct.stores import Folder
+from tests.beam_pipeline.steps import small_options
 
 
 @pytest.fixture
 def options(small_data_set: Path, tmp_path: Path) -> Options:
-    return Options.of(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(tmp_path / "out"),
-        image_size=32,
-        folds=2,
-        examples_per_shard=4,
-        max_reject_fraction=0.1,
-    )
+    return small_options(small_data_set, tmp_path / "out", 4)
 
 
 def write(number: int, options: Options) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from beam_pipeline.shards.output import describe_run, record_start
 from beam_pipeline.shards.unfinished import Unfinished
 from headct.layout import JOB, STARTS
 from headct.stores import Folder
-from tests.beam_pipeline.steps import write_shards
+from tests.beam_pipeline.steps import small_options, write_shards
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "emptied": lambda data: b"",
@@ -33,15 +33,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(scope="module")
 def options(small_data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
-    return Options.of(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(tmp_path_factory.mktemp("damage") / "out"),
-        image_size=32,
-        folds=2,
-        examples_per_shard=8,
-        max_reject_fraction=0.1,
-    )
+    return small_options(small_data_set, tmp_path_factory.mktemp("damage") / "out", 8)
 
 
 def digest_of(options: Options) -> str:

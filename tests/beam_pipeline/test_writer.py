@@ -28,6 +28,7 @@ from headct.reasons import TRANSIENT, Reason
 from headct.stores import FileInfo, Folder, InputFiles
 from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
+from tests.beam_pipeline.steps import Witness, small_options
 
 # The high bytes of SIGNED_16, then its low ones, as literals (DICOM PS3.5 annex G).
 _HIGH, _LOW = (SIGNED_16.astype(order).tobytes()[::2] for order in (">i2", "<i2"))
@@ -35,28 +36,9 @@ RLE_FRAME = struct.pack("<16I", 2, 64, 71, *[0] * 13) + b"\5" + _HIGH + b"\5" + 
 WriteSlice = Callable[..., Path]
 
 
-class Witness(Watch):
-    """Remembers which places were worked on."""
-
-    def __init__(self, excluded: dict[int, Reason] | None = None) -> None:
-        super().__init__(excluded)
-        self.places: list[int] = []
-
-    def working(self, place: int) -> None:
-        self.places.append(place)
-
-
 @pytest.fixture
 def options(small_data_set: Path, tmp_path: Path) -> Options:
-    return Options.of(
-        input=str(small_data_set / "slices"),
-        labels=str(small_data_set / "labels.csv"),
-        output=str(tmp_path / "out"),
-        image_size=32,
-        folds=2,
-        examples_per_shard=2,
-        max_reject_fraction=0.1,
-    )
+    return small_options(small_data_set, tmp_path / "out", 2)
 
 
 def make_plan(options: Options) -> Plan:

@@ -3,21 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
-from pydicom.uid import JPEGLosslessSV1
 
 from tests.beam_pipeline import bad_decoders
-from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.bad_decoders import BAD, write_slice
 from tests.engines.engines import Engine, digests, start_engine, wait_for
 
 SLICES = 96
 _TEST_SECONDS = 1800
-BAD = {
-    "ID_crash": (bad_decoders.CRASH, "decoder_crashed"),
-    "ID_hang": (bad_decoders.HANG, "decoder_timed_out"),
-}
 ARGUMENTS = (
     *("--output", "out", "--labels", "labels.csv", "--image_size", "32"),
     *("--examples_per_shard", "6", "--folds", "3", "--decode_timeout", "1"),
@@ -44,20 +38,12 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(names):
         marker = BAD.get(name, (b"",))[0]
         path = folder / "spoiled" / f"{name}.dcm"
-        _write(path, pixels[number], marker, f"p{number // 4}")
+        write_slice(path, pixels[number], marker, f"p{number // 4}")
         if not marker:
             (folder / "slices" / path.name).hardlink_to(path)
         rows.append(f"{name},{number % 3 == 0:d}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder
-
-
-def _write(path: Path, pixels: np.ndarray, marker: bytes, patient: str) -> None:
-    stream = bytes(imagecodecs.jpeg8_encode(pixels.view(np.uint16), lossless=True))
-    comment = b"\xff\xfe" + (len(marker) + 2).to_bytes(2, "big") + marker
-    frame = stream[:2] + comment + stream[2:]
-    names = {"SOPInstanceUID": path.stem, "PatientID": patient}
-    path.write_bytes(make_dicom(pixels, syntax=JPEGLosslessSV1, frame=frame, **names))
 
 
 @pytest.fixture(scope="session")

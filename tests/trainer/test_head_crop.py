@@ -32,6 +32,7 @@ SQUARES: dict[str, tuple[npt.NDArray[np.float32], tuple[float, float, float]]] =
     "head with a head rest of four pixels": (draw(HEAD, (110, 114, 10, 120)), (37, 27, 66)),
     "oblong": (draw((20, 100, 50, 70)), (16, 16, 88)),
     "at the upper edge": (draw((0, 70, 30, 100)), (0, 26.5, 77)),
+    "in the uppermost cell alone": (draw((0, 4, 30, 90)), (0, 27, 66)),
     "at the lower right corner": (draw((68, 128, 64, 128)), (57.6, 57.6, 70.4)),
     "small": (draw((60, 80, 30, 50)), (38, 8, 64)),
     "empty": (draw(), (0, 0, 128)),
@@ -58,9 +59,10 @@ def test_squares_by_hand() -> None:
         ((), (96, 128), (-16, 0, 128)),
         (((40, 100, 30, 90),), (104, 128), (37, 27, 66)),  # moved into the image: 104 - 66 = 38
         (((0, 128, 0, 60),), (128, 64), (0, -32, 128)),
+        (((4, 28, 4, 28),), (32, 32), (2.8, 2.8, 26.4)),  # a cell is a pixel at least
     ],
 )
-def test_images_that_are_no_squares(
+def test_images_of_other_shapes(
     boxes: tuple[Box, ...], shape: tuple[int, int], square: tuple[float, ...]
 ) -> None:
     np.testing.assert_allclose(find(draw(*boxes, shape=shape)[None]), [square], atol=1e-3)

@@ -5,26 +5,27 @@ import pytest
 
 from headct.scans import Scans
 from trainer.networks.scan_model import SCAN, SLICES, control_scans
-from trainer.training.scan_crops import Batches
-from trainer.training.scan_features import ScanFeatures
+from trainer.training.scan_crops import Batches, ImageBatches
+from trainer.training.scan_features import ScanFeatures, ScanSlices
 
 
 def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
-    number = np.arange(60)
+    number = np.arange(62)
     features = number[:, None].astype(np.float16)
     labels = (number[:, None] % 7 == 0).astype(np.int64)
-    scans = Scans(number, np.array([0, 40, 41, 60]), number * 2.5)
+    scans = Scans(number, np.array([0, 40, 41, 60, 62]), number * 2.5)
     one = ScanFeatures(labels, scans, features.astype(np.float32), features)
     batches = Batches([one], crop=8, size=4, seed=1)
-    # 5, 1 and 3 crops.
+    # 5, 1, 3 and 1 crops.
     assert batches.steps == 3
-    steps, backward, lengths = set(), set(), set()
+    steps, backward, lengths, lone = set(), set(), set(), set()
     for epoch in range(20):
         for inputs, truth, weights in batches.epoch(epoch):
             for i in range(4):
                 seen = inputs["features"][i, inputs["mask"][i, :, 0] > 0, 0].astype(int)
                 lengths.add(len(seen))
-                assert len({int(np.searchsorted([40, 41], each, "right")) for each in seen}) == 1
+                lone |= {*seen.tolist()} if len(seen) == 1 else set()
+                assert len({*np.searchsorted([40, 41, 60], seen, "right").tolist()}) == 1
                 steps |= {*np.abs(np.diff(seen)).tolist()}
                 backward |= {*(np.diff(seen) < 0).tolist()}
                 expected = (seen % 7 == 0).astype(int)
@@ -33,7 +34,8 @@ def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
                 gaps = inputs["gaps"][i, 1 : len(seen), 0]
                 assert gaps == pytest.approx(np.abs(np.diff(seen)) * 2.5)
             assert weights[SLICES].sum() == pytest.approx(inputs["mask"].size)
-    assert (steps, backward, lengths) == ({1, 2}, {True, False}, {1, 8})
+    assert (steps, backward, lengths) == ({1, 2}, {True, False}, {1, 2, 8})
+    assert lone == {40}  # a pair is never thinned
     first, second = (next(batches.epoch(3))[0]["features"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -59,3 +61,17 @@ def test_what_controls_see() -> None:
             assert not inputs["gaps"].any()
             apart = np.abs(np.diff(inputs["features"][..., 0]))
             assert length == 1 or (apart > 2).any()
+
+
+def test_crops_of_images_repeat_the_last_one_where_a_scan_is_too_short() -> None:
+    number = np.arange(3)
+    found = ScanSlices(np.zeros((3, 1), np.int64), Scans(number, np.array([0, 3]), number * 5.0))
+    batches = ImageBatches(found, np.array([30, 10, 20]), lambda rows: rows * 2, 6, 1, seed=0)
+    seen = set()
+    for epoch in range(30):
+        ((inputs, _, _),) = batches.epoch(epoch)
+        (samples,), (mask,) = inputs["samples"], inputs["mask"][..., 0]
+        there = int(mask.sum())
+        assert (samples[there:] == samples[there - 1]).all()
+        seen.add(tuple(samples[:there].tolist()))
+    assert seen == {(60, 20, 40), (40, 20, 60), (60, 40), (40, 60), (20,)}

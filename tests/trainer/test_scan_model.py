@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from headct.errors import UsageError
-from headct.scans import find_scans
+from headct.scans import Scans, find_scans
 from trainer.networks import scan_model
 from trainer.networks.scan_model import (
     KINDS,
@@ -17,6 +18,7 @@ from trainer.networks.scan_model import (
     as_half,
     build_scan_model,
     correct,
+    features_model,
     load_scan_model,
     scan_inputs,
 )
@@ -88,6 +90,40 @@ def test_laws(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     for one, two in zip(whole, also, strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slice_is_seen_from_five_slices_away(kind: str) -> None:
+    """Farther than the differences to both neighbors reach: `_ALONG_Z` does something."""
+    model = build_scan_model(kind, FEATURES, LABELS, 8, 0.5)
+    model.run_eagerly = True
+    random = np.random.default_rng(1)
+    for weight in model.trainable_weights:
+        weight.assign(random.normal(0, 0.3, weight.shape))
+    features = random.normal(size=(12, FEATURES))
+    changed = np.concatenate([features[:9], -features[9:]])
+    logits, scans = (
+        np.zeros((12, LABELS), np.float32),
+        Scans(np.arange(12), np.array([0, 12]), np.arange(12) * 5.0),
+    )
+    before, after = (correct(model, each, logits, scans, False)[0] for each in (features, changed))
+    assert np.abs(after - before)[4].max() > 1e-4
+
+
+def test_features_are_the_mean_over_an_image_and_its_mirror_image() -> None:
+    image = keras.Input((4, 4, 1))
+    resize = keras.layers.Rescaling(1.0, name="resize")
+    inner = keras.Input((4, 4, 1))
+    pooled = keras.layers.Flatten(name="pool")(inner)
+    core = keras.Model(inner, keras.layers.Dense(1, name="head")(pooled), name="core")
+    classifier = keras.Model(image, core(resize(image)))
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    plain, mirrored = (
+        features_model(classifier, m).predict_on_batch(images) for m in (False, True)
+    )
+    flipped = features_model(classifier, False).predict_on_batch(images[:, :, ::-1])
+    np.testing.assert_allclose(mirrored, (plain + flipped) / 2, atol=1e-6)
+    assert plain.shape == (2, 17)
 
 
 def test_inputs_by_hand() -> None:

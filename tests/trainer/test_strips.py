@@ -9,10 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from scipy.special import logit
 
 from tests.trainer.made_runs import make_run
 from trainer.evaluation.measured import Measured, read_predictions
+from trainer.report import plots
 from trainer.report.report import models_of
 from trainer.report.strips import (
     SCAN,
@@ -97,7 +100,43 @@ def test_a_strip_shows_slices_from_bottom_to_top() -> None:
     (width, _) = (float(each) for each in re.findall(r'viewBox="0 0 (\S+) (\S+)"', strip.svg)[0])
     assert width / 72 == pytest.approx(strip.width, abs=0.01)
     ElementTree.fromstring(strip.svg)
-    assert strip.left + strip.share < 100
+
+
+@pytest.mark.parametrize(
+    ("slices", "cells", "cell", "axes"),
+    [
+        (1, 1, 0.85, 3.4),  # the axes are wider than the thumbnails
+        (5, 5, 0.85, 4.25),
+        (16, 16, 10.6 / 16, 10.6),
+        (50, 20, 0.53, 10.6),
+    ],
+)
+def test_thumbnails_are_above_the_slices_of_the_axes(
+    slices: int, cells: int, cell: float, axes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+
+    def draw(fill: Any, size: tuple[float, float], _: str) -> Markup:
+        figures.append(Figure(figsize=size))
+        fill(figures[0])
+        return Markup()
+
+    monkeypatch.setattr(plots, "render_svg", draw)
+    found = make_slices(slices)
+    curves = find(found, {SLICE: found.predicted})
+    (strip,) = draw_strips(curves, choose_scans(curves)[0])
+    width = 1.45 + axes + 0.08
+    assert strip.width == pytest.approx(width)
+    assert strip.left == pytest.approx(100 * 1.45 / width)
+    assert strip.share == pytest.approx(100 * cells * cell / width)
+    drawn = figures[0].axes[-1]
+    box = drawn.get_position()
+    assert (box.x0, box.x1) == pytest.approx((1.45 / width, (1.45 + axes) / width))
+    # The thumbnails' width has room for just the slices.
+    assert drawn.get_xlim() == pytest.approx((-0.5, slices * axes / (cells * cell) - 0.5))
+    ticks = [int(text.get_text()) for text in drawn.get_xticklabels()]
+    assert ticks == [place + 1 for place in drawn.get_xticks()]
+    assert len(ticks) <= 11
 
 
 def test_short_scans_and_strange_names_are_drawn() -> None:
