@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -152,19 +153,28 @@ def _add_source(view: View, slice_: Slice, pictured: bool) -> View:
     if not same or row["position_z"] not in (None, header.position_z):
         return replace(view, problem="another slice than the shard was made of")
     encoding, repair = header.encoding, Repair(row["repair"])
+    counts = np.bincount(slice_.pixels.ravel(), minlength=1 << encoding.bits_allocated)
+    # Of bit patterns, not pixels: a slice has a quarter as many.
+    histograms = {
+        name: np.bincount(bins, counts, BINS).astype(np.int64)
+        for name, bins in _bins(encoding, repair).items()
+    }
+    of_source = tuple(source_pictures(slice_, repair)) if pictured else ()
+    return replace(view, of_source=of_source, histograms=histograms, encoding=encoding)
+
+
+@lru_cache(maxsize=8)  # series of a scanner share an encoding
+def _bins(encoding: PixelEncoding, repair: Repair) -> dict[str, NDArray[np.int64]]:
+    """Return the bins of all bit patterns by stored value, and by HU after and before repair."""
     values = {
         "stored": stored_values(encoding),
         "hounsfield": hounsfield_table(encoding, repair),
         "unrepaired": hounsfield_table(encoding, Repair.NONE),
     }
-    counts = np.bincount(slice_.pixels.ravel(), minlength=len(values["stored"]))
-    histograms = {}
-    for name, table in values.items():  # a table has the value of every bit pattern
-        bins = np.clip((np.floor(table) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
-        # Of bit patterns, not pixels: a slice has a quarter as many.
-        histograms[name] = np.bincount(bins, counts, BINS).astype(np.int64)
-    of_source = tuple(source_pictures(slice_, repair)) if pictured else ()
-    return replace(view, of_source=of_source, histograms=histograms, encoding=encoding)
+    return {
+        name: np.clip((np.floor(table) - LOWEST) // BIN, 0, BINS - 1).astype(np.int64)
+        for name, table in values.items()
+    }
 
 
 def source_pictures(slice_: Slice, repair: Repair) -> Iterator[Picture]:
