@@ -1,6 +1,6 @@
 """How preprocessing would grow with more cores: the main process feeds workers that only sleep.
 
-    python -m tests.benchmarks.cores [--workers 2 4 8 16 32 64]
+    python -m tests.benchmarks.cores [--workers 2 4 8 16 32 64] [--slices 2000]
 
 A run with the pipeline's own steps, in which a worker process sleeps for as long as it would read
 headers (0.3 ms a slice) and convert slices (1.3 ms); the inventory that it then stores was made up
@@ -45,7 +45,6 @@ from tests.benchmarks.planning import options as options_in
 from tests.benchmarks.report import Figures, markdown, show
 from tests.benchmarks.sleeping import HEADER_SECONDS, SLICE_SECONDS, inspect_asleep, write_asleep
 
-SLICES_A_WORKER = 2_000
 SLICES_OF_THE_START = 256  # one part of the inventory
 STEPS = {name: getattr(pipeline, name) for name in ("_plan_shards", "_finish_directory")}
 
@@ -72,7 +71,7 @@ def _finish(*given: Any) -> Any:
 
 
 def run_once(folder: Path, workers: int, slices: int) -> dict[str, float]:
-    """Run with a number of workers; returns CPU seconds of this process, and `wall` seconds."""
+    """Run on so many slices; returns CPU seconds of this process, `wall` seconds, and `slices`."""
     options = options_in(folder).changed(workers=workers, leak_check="off")
     make(folder, slices)
     (folder / "out").rename(folder / "made-up")
@@ -92,7 +91,7 @@ def run_once(folder: Path, workers: int, slices: int) -> dict[str, float]:
         display.looking(),
     ):
         _timed("run", pipeline.run_here, options)
-    took["wall"] = time.perf_counter() - began
+    took.update(wall=time.perf_counter() - began, slices=slices)
     manifest = json.loads((folder / "out/manifest.json").read_bytes())
     assert manifest["counts"]["written"] == slices
     return took
@@ -107,7 +106,7 @@ def tabulate(start: dict[str, float], found: dict[int, dict[str, float]]) -> Fig
     title = f"Workers that sleep 0.3 ms a header and 1.3 ms a slice; start: {start['run']:.2f} s"
     figures, of_slice = Figures(title, columns), HEADER_SECONDS + SLICE_SECONDS
     for workers, seconds in found.items():
-        slices = SLICES_A_WORKER * workers
+        slices = int(seconds["slices"])
         rate, more = slices / seconds["wall"], slices - SLICES_OF_THE_START
         each, *parts = ((seconds[name] - start[name]) / more for name in ("run", "plan", "finish"))
         row = (str(workers), f"{slices:,}", f"{rate:,.0f}", f"{rate * of_slice / workers:.0%}")
@@ -126,13 +125,14 @@ def main() -> int:
     add("--workers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="numbers of workers")
     add("--markdown", action="store_true", help="print Markdown")
     add("--scratch", type=Path, help="folder for temporary files (default: the system's)")
+    add("--slices", type=int, default=2_000, help="slices a worker (default: 2000)")
     add("--once", type=Path, help=argparse.SUPPRESS)  # a run in a process of its own
-    add("--slices", type=int, help=argparse.SUPPRESS)  # of this run
     given = parser.parse_args()
     if given.once:
         from tests.benchmarks import cores  # whose functions workers can import
 
-        print(json.dumps(cores.run_once(given.once, given.workers[0], given.slices)))
+        (workers,) = given.workers
+        print(json.dumps(cores.run_once(given.once, workers, workers * given.slices)))
         return 0
 
     def run(workers: int, slices: int) -> dict[str, float]:
@@ -146,7 +146,7 @@ def main() -> int:
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     start = run(1, SLICES_OF_THE_START)
-    found = {workers: run(workers, SLICES_A_WORKER * workers) for workers in given.workers}
+    found = {workers: run(workers, given.slices) for workers in given.workers}
     notes = describe_machine(["apache-beam", "pyarrow", "pandas"])
     notes["load at the end"] = f"{os.getloadavg()[0]:.1f} (1 min)"
     if given.markdown:
