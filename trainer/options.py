@@ -133,9 +133,7 @@ class TrainOptions(_NewShards, Batches, ShardAccess):
     augment: Annotated[float, Field(ge=0)] = 1.0
     """strength of augmentation; 0 turns it off"""
     windows: Annotated[
-        str,
-        checked_by(parse_windows),
-        DefaultText(",".join(each.name for each in DEFAULT_WINDOWS)),
+        str, checked_by(parse_windows), DefaultText(",".join(each.name for each in DEFAULT_WINDOWS))
     ] = ""
     """for shards in Hounsfield units: name:center:width,..."""
     window_jitter: Annotated[float, Field(ge=0)] = 0.0
@@ -243,10 +241,7 @@ class TrainScansOptions(_ShardsOfRun, Batches, ShardAccess):
     """Everything that the training of a scan model depends on."""
 
     shards: Annotated[
-        Location,
-        Mark.NEVER_EMPTY,
-        Mark.UNRECORDED,
-        DefaultText("the one the run was trained on"),
+        Location, Mark.NEVER_EMPTY, Mark.UNRECORDED, DefaultText("the one the run was trained on")
     ] = ""
     """shard directory, a path or URL, if it has moved"""
     run: Annotated[LocalPath, Mark.UNRECORDED]

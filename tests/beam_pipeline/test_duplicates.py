@@ -12,12 +12,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from beam_pipeline.options import Options
 from beam_pipeline.planning import duplicates
-from beam_pipeline.planning.duplicates import (
-    ALONE,
-    count_identical,
-    find_identical,
-    join_groups,
-)
+from beam_pipeline.planning.duplicates import ALONE, count_identical, find_identical, join_groups
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.join_labels import Inventory
 from beam_pipeline.shards.unfinished import IdenticalPixels

@@ -348,10 +348,7 @@ def test_logits_are_smoothed_along_z(
 
 
 def test_a_labeled_holdout(
-    run: Path,
-    split_rows: dict[str, Any],
-    shards_writer: Callable[..., Path],
-    tmp_path: Path,
+    run: Path, split_rows: dict[str, Any], shards_writer: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shards_writer(tmp_path / "more", {"holdout": split_rows["fold2"]})
     argv = ["evaluate", "--run", str(run), "--shards", str(folder), "--split", "holdout"]

@@ -97,8 +97,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Architecture]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "4 True" else pytest.mark.full) for n in SMALL_NAMES],
+    "name", [pytest.param(n, marks=[] if n == "4 True" else pytest.mark.full) for n in SMALL_NAMES]
 )
 def test_small_networks_have_timms_features(
     name: str, small: dict[str, Architecture], tmp_path: Path

@@ -19,6 +19,7 @@ def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
     # 5, 1, 3 and 1 crops.
     assert batches.steps == 3
     steps, backward, lengths, lone = set(), set(), set(), set()
+    thinned: list[bool] = []
     for epoch in range(20):
         for inputs, truth, weights in batches.epoch(epoch):
             for i in range(4):
@@ -27,6 +28,7 @@ def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
                 lone |= {*seen.tolist()} if len(seen) == 1 else set()
                 assert len({*np.searchsorted([40, 41, 60], seen, "right").tolist()}) == 1
                 steps |= {*np.abs(np.diff(seen)).tolist()}
+                thinned += [abs(seen[1] - seen[0]) == 2] if len(seen) > 2 else []
                 backward |= {*(np.diff(seen) < 0).tolist()}
                 expected = (seen % 7 == 0).astype(int)
                 assert truth[SLICES][i, : len(seen), 0].tolist() == expected.tolist()
@@ -36,6 +38,7 @@ def test_crops_are_of_one_scan_thinned_and_reversed_with_their_labels() -> None:
             assert weights[SLICES].sum() == pytest.approx(inputs["mask"].size)
     assert (steps, backward, lengths) == ({1, 2}, {True, False}, {1, 2, 8})
     assert lone == {40}  # a pair is never thinned
+    assert np.mean(thinned) == pytest.approx(0.25, abs=0.1)
     first, second = (next(batches.epoch(3))[0]["features"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 

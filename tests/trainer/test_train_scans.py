@@ -177,8 +177,7 @@ def crossval(
 
 
 def test_a_cross_validation_has_a_scan_model_per_fold(
-    crossval: Path,
-    split_rows: dict[str, Any],
+    crossval: Path, split_rows: dict[str, Any]
 ) -> None:
     scans = crossval / "scans"
     frame = pd.read_parquet(scans / "out_of_fold.parquet")
@@ -446,21 +445,6 @@ def test_what_cannot_be_trained(
         assert message in shown.err
         assert shown.err.count("\n") == 1
     described = json.loads((run / "scans" / "run.json").read_text())
-    shards = described["shards"]["path"]
-    assert (
-        main(
-            [
-                "train",
-                "--shards",
-                shards,
-                "--run",
-                f"{run}/scans",
-                "--model",
-                "smallresnet",
-                "--weights",
-                "none",
-            ]
-        )
-        == 2
-    )
+    to_scans = ["--run", f"{run}/scans", "--model", "smallresnet", "--weights", "none"]
+    assert main(["train", "--shards", described["shards"]["path"], *to_scans]) == 2
     assert "is a run of train_scans, which resumes it" in capsys.readouterr().err

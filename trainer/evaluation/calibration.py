@@ -80,10 +80,7 @@ def fit_label(logits: Floats, labels: Ints) -> tuple[float, float]:
 
 
 def cross_calibrate(
-    logits: Floats,
-    labels: Ints,
-    patients: npt.NDArray[Any],
-    smooth_by: SmoothBy | None = None,
+    logits: Floats, labels: Ints, patients: npt.NDArray[Any], smooth_by: SmoothBy | None = None
 ) -> Array:
     """Calibrate logits [N, L] per patient by fits on other patients, of whom there must be some.
 

@@ -20,12 +20,7 @@ from trainer.evaluation.calibration import (
     cross_fit,
     fit_calibration,
 )
-from trainer.evaluation.fit_smoothing import (
-    SmoothingFit,
-    compare_smoothing,
-    describe_smoothing,
-)
-from trainer.evaluation.measured import Measured
+from trainer.evaluation.fit_smoothing import SmoothingFit, compare_smoothing, describe_smoothing
 from trainer.evaluation.metrics import Array, Ints, weighted_log_loss
 from trainer.evaluation.predict_models import Predictions
 from trainer.runs.ensemble import Ensemble, EnsembleRecord
@@ -94,7 +89,7 @@ def fit_and_cross_fit_smoothing(
     crossed = cross_fit(patients, lambda rest, group: fit.smooth_by(rest)[group])
     smoothed = replace(predictions, logits=crossed)
     found = fit.fit(np.arange(len(patients)))
-    compared = compare(setup, predictions, smoothed)
+    compared = compare_smoothing(predictions, smoothed, setup.weights)
     kept = found if compared["helps"] else replace(found, amount=0.0)
     kept = replace(kept, split=setup.split.name, digest=setup.shards.digest())
     write_smoothing(setup.run.smoothing, kept)
@@ -117,19 +112,9 @@ def smooth_and_compare(
     """Smooth predictions as the run does; return them, and the comparison for the figures."""
     smoothed = predictions.smoothed(setup.smoothing)
     description = {"figures": where_fitted(setup, setup.smoothing)}
-    description |= compare(setup, predictions, smoothed)
+    description |= compare_smoothing(predictions, smoothed, setup.weights)
     say_smoothing(setup, setup.smoothing, description)
     return smoothed, description
-
-
-def compare(
-    setup: EvaluationSetup, predictions: Predictions, smoothed: Predictions
-) -> dict[str, Any]:
-    """Return the figures with and without smoothing, both without calibration."""
-    without, with_it = (
-        Measured(each.frame(), predictions.names, setup.weights) for each in (predictions, smoothed)
-    )
-    return compare_smoothing(without, with_it)
 
 
 def say_smoothing(setup: EvaluationSetup, smoothing: Smoothing, compared: dict[str, Any]) -> None:

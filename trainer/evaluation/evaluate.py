@@ -20,15 +20,9 @@ from trainer.evaluation.cross_fits import (
     smooth_and_compare,
     where_fitted,
 )
-from trainer.evaluation.fit_smoothing import (
-    describe_smoothing,
-)
+from trainer.evaluation.fit_smoothing import describe_smoothing
 from trainer.evaluation.measured import Measured
-from trainer.evaluation.metrics import (
-    Array,
-    Floats,
-    weighted_log_loss,
-)
+from trainer.evaluation.metrics import Array, Floats, weighted_log_loss
 from trainer.evaluation.pooling import pool, without
 from trainer.evaluation.predict import (
     compare_with_training,

@@ -59,11 +59,15 @@ class SmoothingFit:
         return self.smooth(self.fit(rows))
 
 
-def compare_smoothing(without: Measured, smoothed: Measured) -> dict[str, Any]:
+def compare_smoothing(
+    before: Predictions, after: Predictions, weights: tuple[float, ...]
+) -> dict[str, Any]:
     """Return the figures with and without smoothing, and their paired differences over patients.
 
-    `helps` tells whether the whole 95 % interval of the difference of the log loss is below 0.
+    Both are without calibration. `helps` tells whether the whole 95 % interval of the difference
+    of the log loss is below 0.
     """
+    without, smoothed = (Measured(each.frame(), each.names, weights) for each in (before, after))
     figures = ("weighted_log_loss", "mean_roc_auc")
     differences = {
         total: smoothed.difference(without, metric)

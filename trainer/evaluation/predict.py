@@ -14,15 +14,9 @@ import pandas as pd
 from scipy.special import logit
 
 from headct.errors import UsageError
-from headct.layout import (
-    IMAGE_ID,
-    PATIENT_ID,
-    POSITION,
-)
+from headct.layout import IMAGE_ID, PATIENT_ID, POSITION
 from headct.manifest import ImageSpec
-from trainer.data.input_pipeline import (
-    TEXTS,
-)
+from trainer.data.input_pipeline import TEXTS
 from trainer.data.shards import ShardDirectory, Split
 from trainer.evaluation.metrics import CLIP, Array, Floats
 from trainer.evaluation.pooling import pool

@@ -138,42 +138,25 @@ def predict_models(
     found: dict[int, Predictions] = {}
     for each in dict.fromkeys(seen):
         places = [i for i, other in enumerate(seen) if other == each]
-        group = [models[i] for i in places]
-        answers = _predict_alike(group, shards, split, names, batch_size, on_batch, flip, each)
-        found |= zip(places, answers, strict=True)
+        alike = [models[i] for i in places]
+        by_scan = each.count or any(isinstance(model, ScanNetwork) for model in alike)
+        with damage_reported(shards, (split,)), device_errors_reported():
+            rows, labels, logits = (
+                _predict_by_scan(alike, shards, split, len(names), batch_size, on_batch, flip, each)
+                if by_scan
+                else _predict_stream(alike, shards, split, batch_size, on_batch, flip)
+            )
+        if len(rows) != split.examples:
+            raise UsageError(
+                f"split {split.name}: {len(rows)} examples where the manifest has {split.examples}"
+            )
+        if shards.labels != names:
+            labels = np.full((len(rows), len(names)), UNLABELED, np.int64)
+        for place, kinds in zip(places, logits, strict=True):
+            for values in kinds.values():
+                check_finite(values, split.name)
+            found[place] = Predictions(names, rows, labels, **kinds)
     return [found[i] for i in range(len(models))]
-
-
-def _predict_alike(
-    models: Sequence[Any],
-    shards: ShardDirectory,
-    split: Split,
-    names: tuple[str, ...],
-    batch_size: int,
-    on_batch: Callable[[int], None],
-    flip: bool,
-    neighbors: Neighbors,
-) -> list[Predictions]:
-    """Run models that see the same slices, as `predict_models`."""
-    with damage_reported(shards, (split,)), device_errors_reported():
-        if neighbors.count or any(isinstance(each, ScanNetwork) for each in models):
-            rows, labels, logits = _predict_by_scan(
-                models, shards, split, len(names), batch_size, on_batch, flip, neighbors
-            )
-        else:
-            rows, labels, logits = _predict_stream(
-                models, shards, split, batch_size, on_batch, flip
-            )
-    if len(rows) != split.examples:
-        raise UsageError(
-            f"split {split.name}: {len(rows)} examples where the manifest has {split.examples}"
-        )
-    if shards.labels != names:
-        labels = np.full((len(rows), len(names)), UNLABELED, np.int64)
-    for kinds in logits:
-        for each in kinds.values():
-            check_finite(each, split.name)
-    return [Predictions(names, rows, labels, **kinds) for kinds in logits]
 
 
 _Logits = dict[str, npt.NDArray[np.float32]]  # of a model, by attribute of Predictions, [N, L]

@@ -15,12 +15,7 @@ from keras import layers
 
 from headct.errors import UsageError
 from trainer.networks.catalog import BACKBONES
-from trainer.networks.resnext import (
-    ARCHITECTURES,
-    build_resnext,
-    load_state_dict,
-    read_state_dict,
-)
+from trainer.networks.resnext import ARCHITECTURES, build_resnext, load_state_dict, read_state_dict
 from trainer.networks.saved_models import first_line, load_model
 
 _FloatArray = npt.NDArray[np.float32]

@@ -118,12 +118,7 @@ def _attend(x: Any, mask: Any, gaps: Any, units: int, dropout: float) -> Any:
     """
     to_before = ops.split(gaps, 2, axis=-1)[0]
     z = ops.cumsum(to_before, axis=1)
-    waves = layers.Dense(
-        len(_WAVELENGTHS),
-        use_bias=False,
-        trainable=False,
-        name="waves",
-    )(z)
+    waves = layers.Dense(len(_WAVELENGTHS), use_bias=False, trainable=False, name="waves")(z)
     places = ops.concatenate([ops.sin(waves), ops.cos(waves)], axis=-1)
     x = x + layers.Dense(units, name="places")(places)
     seen = ops.matmul(ops.ones_like(mask), ops.transpose(mask, (0, 2, 1))) > 0
@@ -145,10 +140,7 @@ KINDS = tuple(_ALONG_Z)
 
 
 def arrange(
-    features: npt.NDArray[Any],
-    logits: npt.NDArray[Any],
-    z: npt.NDArray[np.float64],
-    length: int,
+    features: npt.NDArray[Any], logits: npt.NDArray[Any], z: npt.NDArray[np.float64], length: int
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return the inputs of one scan, padded to a length, without the batch axis.
 

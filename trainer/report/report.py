@@ -144,10 +144,7 @@ def models_of(setup: EvaluationSetup, slices: Measured) -> dict[str, Array]:
     run = setup.run
     own = {SLICE: (slices.predicted, run)}
     if (scans := run.record.scans) and slices.has("alone"):
-        own = {
-            SLICE: (slices.values("alone"), Run(Path(scans.run))),
-            SCAN: (slices.predicted, run),
-        }
+        own = {SLICE: (slices.values("alone"), Run(Path(scans.run))), SCAN: (slices.predicted, run)}
     if isinstance(run, Ensemble):
         own = {ENSEMBLE: (slices.predicted, run)}
     models = {}

@@ -195,11 +195,7 @@ def scan_table(curves: ScanCurves) -> Table:
     return Table(f"ROC AUC by scan (scans: {len(first.frame)})", columns, rows, [means])
 
 
-def draw_strips(
-    curves: ScanCurves,
-    chosen: Chosen,
-    make_sheet: Any = None,
-) -> list[Strip]:
+def draw_strips(curves: ScanCurves, chosen: Chosen, make_sheet: Any = None) -> list[Strip]:
     """Draw the chosen scans.
 
     Args:
@@ -229,10 +225,7 @@ def _draw(curves: ScanCurves, scan: int, model: str, make_sheet: Any) -> Strip:
     cells = min(count, MOST_THUMBNAILS)
     cell = float(np.clip(_WIDTH / cells, _SMALLEST, _LARGEST))
     across = max(cells * cell, _LEAST_WIDTH)
-    size = (
-        _LEFT + across + _RIGHT,
-        sum(heights) + _GAP * len(heights) + _BELOW,
-    )
+    size = (_LEFT + across + _RIGHT, sum(heights) + _GAP * len(heights) + _BELOW)
     known = z[np.isfinite(z)]
     place = f", z {known[0]:.1f} to {known[-1]:.1f} mm" if len(known) else ""
     fill = partial(

@@ -112,8 +112,7 @@ class RunRecord:
 
     options: Annotated[RecordedOptions, must("an object with the options of the run")]
     shards: Annotated[
-        TrainingShards,
-        must("an object with path, digest, labels, windows, image and prevalence"),
+        TrainingShards, must("an object with path, digest, labels, windows, image and prevalence")
     ]
     versions: Annotated[
         dict[str, Annotated[str, Field(strict=True), must("text")]],

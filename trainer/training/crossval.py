@@ -28,7 +28,7 @@ from trainer.runs.scan_setup import ScanSetup
 from trainer.runs.training_setup import TrainingSetup
 from trainer.training.tracking import tracked
 from trainer.training.train import train
-from trainer.training.train_scans import compare_with_slices, say_against_slices, train_scans
+from trainer.training.train_scans import compare_with_slices, say_change, train_scans
 
 _FIGURES = ("weighted_log_loss", "mean_roc_auc", "mean_average_precision")
 
@@ -70,7 +70,7 @@ def crossvalidate_scans(setups: tuple[ScanSetup, ...]) -> None:
             train_scans(setup)
     summary = conclude(setups)
     show_summary(setups, summary)
-    say_against_slices(setups[0].display, summary["against_slices"])
+    say_change(setups[0].display, summary["against_slices"])
     folders = [path.path.parent for path in (setups[0].slices, setups[0].run)]
     setups[0].display.print_unwrapped(next_command("compare", runs=folders))
 

@@ -36,12 +36,7 @@ class Batches:
     """
 
     def __init__(
-        self,
-        training: Sequence[ScanSlices],
-        crop: int,
-        size: int,
-        seed: int,
-        control: str = "none",
+        self, training: Sequence[ScanSlices], crop: int, size: int, seed: int, control: str = "none"
     ) -> None:
         self.training, self.seed, self.shuffled = training, seed, control == "shuffled"
         self.crop, self.size = (1, crop * size) if control == "alone" else (crop, size)

@@ -314,20 +314,20 @@ def finish(setup: ScanSetup, training: Training, progress: Progress) -> None:
         write_report(evaluation, MISTAKES)
     show_figures(display, metrics, f"{run.path}: {name}, epoch {metrics['best_epoch']}")
     if setup.options.end_to_end:
-        say_change(display, str(setup.slices.path), "end to end", metrics["against_start"])
+        say_change(display, metrics["against_start"], str(setup.slices.path), "end to end")
     else:
-        say_against_slices(display, against)
+        say_change(display, against)
     if not setup.is_fold:
         display.print_unwrapped(next_command("evaluate", run=run.path))
 
 
-def say_against_slices(display: Display, against: dict[str, Any]) -> None:
-    """Print what a scan model changes, from `compare_with_slices`."""
-    say_change(display, "Slice network alone", "the scan model", against)
-
-
-def say_change(display: Display, before: str, what: str, against: dict[str, Any]) -> None:
-    """Print what something changes, from `compare`."""
+def say_change(
+    display: Display,
+    against: dict[str, Any],
+    before: str = "Slice network alone",
+    what: str = "the scan model",
+) -> None:
+    """Print what a scan model changes, from `compare`."""
     ends = against["difference_interval_95"]
     helps = "it helps, on the patients that chose its epoch"
     display.say(
