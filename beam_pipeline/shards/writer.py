@@ -150,6 +150,7 @@ class _ShardWriter:
         ]
         contents = self.files.read_ahead(wanted)
         numbered = self.options.labels.image_id is ImageId.ORDINAL
+        split = ShardFile.parse(self.shard).split
         for place, (source, row) in enumerate(zip(sources, rows, strict=True)):
             shown = ordinal("file", row["number"]) if numbered else show_source(source)
             try:
@@ -163,7 +164,7 @@ class _ShardWriter:
                 self.watch.waiting()
             described |= {
                 "source": shown,
-                "split": ShardFile.parse(self.shard).split,
+                "split": split,
                 "shard": self.shard,
                 "record": len(self.index),
                 "offset": self.size,
