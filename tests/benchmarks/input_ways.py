@@ -1,7 +1,7 @@
 """Ways to bring images to a training step; `trainer_input.py` says what each is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,23 +53,29 @@ def make_ways(
     return ways
 
 
-def simulate(setup: TrainingSetup, copies: int, threads: int, inflate: float) -> Callable[[], int]:
-    """The trainer's stream as on a machine with so many cores, as far as inflating goes.
+def simulate(
+    setup: TrainingSetup, copies: int, threads: int, decode: float, slept: list[float]
+) -> Callable[[], int]:
+    """The trainer's stream as on a machine with so many cores, as far as decoding goes.
 
     Args:
         setup: whose slices are read.
         copies: of them, in an epoch.
         threads: that decode.
-        inflate: seconds of sleep in place of each inflate, which lets go of the interpreter's lock
-            as that does. All else is computed on the cores there are.
+        decode: seconds of sleep in place of inflating and copying an image, which both let go of
+            the interpreter's lock as that does. All else is computed on the cores there are.
+        slept: gets the seconds that each sleep took, which are more.
     """
     setup = replace(setup, training=setup.training * copies)
 
-    def sleep(data: memoryview, rows: Any) -> None:
-        time.sleep(inflate)
-        rows[:, 0] = 0
+    def sleep(pngs: Iterable[bytes], _image: Any, _pixels: Any) -> None:
+        for each in pngs:
+            assert each.startswith(png.SIGNATURE)
+            began = time.perf_counter()
+            time.sleep(decode)
+            slept.append(time.perf_counter() - began)
 
-    png._inflate = sleep
+    input_pipeline.decode_pngs = sleep
     input_pipeline.CORES = threads
     input_pipeline.decoders.cache_clear()
     return lambda: drain(ours(setup, 0))

@@ -1,10 +1,12 @@
 """Epochs of the trainer's own step with each kind of input; `trainer_step.py` says which."""
 
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from statistics import fmean, harmonic_mean
+from threading import Lock
 from typing import Any
 
 import keras
@@ -28,9 +30,10 @@ from trainer.networks.model import build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import prepare_training
-from trainer.training.feeds import OnDevice, open_feed
+from trainer.training.feeds import Cached, OnDevice, open_feed
 from trainer.training.tracking import Tracking
 from trainer.training.train import Loop
+from trainer.training.training_model import WeightedBinaryCrossentropy
 
 
 class Constant(OnDevice):
@@ -94,6 +97,54 @@ def measure(
         speed = harmonic_mean(row["images_per_second"] for row in rows[1:])
         waiting = fmean(row["input_wait"] for row in rows[1:])
         yield batch, speed, waiting, None if capability is None else peak_memory()
+
+
+def asleep(options: TrainOptions, step: float, take: float) -> Iterator[float]:
+    """Trains an epoch that compiles and one by TensorFlow; the device and the input sleep.
+
+    Args:
+        step: seconds of sleep in each step.
+        take: seconds of sleep for each batch, one at a time as on a bus to the device.
+
+    Yields:
+        Seconds a step of the second epoch.
+    """
+    setup = prepare_training(TrainOptions(**dict(options) | {"cache": "ram"}))
+    quiet = Display(Console(quiet=True))
+    setup = replace(setup, training=setup.training * 4, display=quiet)
+    classifier = build_classifier(options, setup.shards.image, setup.prevalence, "float32")
+    fetch, bus = Cached.fetch, Lock()
+
+    def fetch_asleep(feed: Cached, rows: Any) -> Any:
+        with bus:
+            time.sleep(take)
+        return fetch(feed, rows)
+
+    Cached.fetch = fetch_asleep  # type: ignore[method-assign]
+    WeightedBinaryCrossentropy.call = calling_loss(lambda: time.sleep(step))
+    loop = Loop(
+        setup, open_feed(setup), classifier, False, None, Tracking(options, setup.run, quiet)
+    )
+    loop.begin_phase(frozen=False)
+    for number in range(2):
+        loop.progress = Progress(epoch=number)
+        row = loop.train_epoch()
+    yield options.batch_size / row["images_per_second"]
+
+
+def calling_loss(call: Callable[[], None]) -> Any:
+    """Returns the loss's `call`, so that each step of TensorFlow's calls a function meanwhile."""
+    loss = WeightedBinaryCrossentropy.call
+
+    def on_host() -> Any:
+        call()
+        return np.float32(0)
+
+    def compute(self: Any, y_true: Any, y_pred: Any) -> Any:
+        nought = tf.ensure_shape(tf.numpy_function(on_host, [], tf.float32), ())
+        return loss(self, y_true + nought, y_pred)
+
+    return compute
 
 
 def peak_memory() -> int:

@@ -12,6 +12,9 @@ after its first checkpoint and resumed: does it end with the figures of one that
 
 Every row is measured in a process of its own, (i) and (ii) in one. A process that fails, or is not
 done when --minutes are over, costs its rows alone. Without a GPU all runs in small, and says so.
+
+With --asleep 200 100, for TensorFlow on any machine: steps that sleep 200 ms, with an input that
+sleeps 100 ms a batch. Is the input's time hidden behind the step's?
 """
 
 import argparse
@@ -50,7 +53,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of which the first compiles")
     parser.add_argument("--steps_per_execution", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all")
+    parser.add_argument("--asleep", type=float, nargs=2, help="ms of a step and of its input")
     given = parser.parse_args()
+    if given.asleep:
+        show_asleep(given)
+        return
     ends, console = time.monotonic() + 60 * given.minutes, Console(highlight=False)
     gpu = next(in_child(math.inf, "describe_gpu"))
     if gpu is None:
@@ -107,6 +114,24 @@ def measure(
                 f"{waiting:.0%}",
                 "-" if memory is None else f"{memory / 2**30:.1f} GiB",
             )
+
+
+def show_asleep(given: argparse.Namespace) -> None:
+    """Print ms a step with and without sleep of the device and of its input."""
+    options = TrainOptions(
+        shards=given.shards,
+        run=Path("no such run"),
+        model="smallresnet",
+        weights="none",
+        image_size=32,
+        batch_size=8,
+        checkpoint_seconds=0.0,
+    )
+    step, take = (milliseconds / 1000 for milliseconds in given.asleep)
+    for asleep in ((0, 0), (step, 0), (0, take), (step, take)):
+        (seconds,) = in_child(math.inf, "asleep", options, *asleep)
+        sleeps = "device {:.0f} ms, input {:.0f} ms".format(*(1000 * each for each in asleep))
+        print(f"{sleeps}: {1000 * seconds:.0f} ms a step", flush=True)
 
 
 def in_child(ends: float, name: str, *arguments: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Images on the device; test_other_processes.py runs it with JAX as the backend, too."""
 
 import re
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework import kernels
 
+from tests.benchmarks.step_ways import calling_loss
 from trainer.data.image_cache import ImageCache
 from trainer.data.sampling import Order
+from trainer.networks import hardware
 from trainer.networks.model import Classifier, build_classifier
 from trainer.options import TrainOptions
 from trainer.runs.training_setup import TrainingSetup, prepare_training
 from trainer.training import feeds
-from trainer.training.feeds import LookUp, OnDevice, as_words, open_feed, row_type
-from trainer.training.training_model import compile_phase
+from trainer.training.feeds import Cached, LookUp, OnDevice, as_words, open_feed, row_type
+from trainer.training.tracking import Tracking
+from trainer.training.train import Loop
+from trainer.training.training_model import WeightedBinaryCrossentropy, compile_phase
 
 RANDOM = np.random.default_rng(0)
 JAX = keras.backend.backend() == "jax"
@@ -105,6 +110,39 @@ def test_a_balanced_stream_is_as_mixed_as_a_cache(
         distinct.append(np.mean([len({*one, *next}) for one, next in pairwise(batches)]))
     assert repeated[0] == pytest.approx(repeated[1], rel=0.25)
     assert distinct[0] == pytest.approx(distinct[1], rel=0.05)
+
+
+@pytest.mark.skipif(JAX, reason="tells the order in TensorFlow's step")
+def test_the_next_batch_is_taken_and_copied_while_a_step_is_computed(
+    shards: Path, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = prepare_training(
+        TrainOptions(shards=shards, run=tmp_path / "run", **tiny | {"cache": "ram"})
+    )
+    feed, fetch = open_feed(setup), Cached.fetch
+    changed, taken, early = threading.Condition(), [], []
+
+    def take(feed: Cached, rows: Any) -> Any:
+        with changed:
+            taken.append(rows)
+            changed.notify_all()
+        return fetch(feed, rows)
+
+    def compute() -> None:
+        wanted = min(len(early) + 2, setup.steps)
+        with changed:
+            early.append(changed.wait_for(lambda: len(taken) >= wanted, timeout=60))
+
+    monkeypatch.setattr(Cached, "fetch", take)
+    monkeypatch.setattr(WeightedBinaryCrossentropy, "call", calling_loss(compute))
+    monkeypatch.setattr(hardware, "tensorflow_gpu", lambda: "/device:CPU:0")
+    classifier = build_classifier(setup.options, setup.shards.image, setup.prevalence, "float32")
+    untracked = Tracking(setup.options, setup.run, setup.display)
+    loop = Loop(setup, feed, classifier, False, None, untracked)
+    loop.begin_phase(frozen=False)
+    row = loop.train_epoch()
+    assert early == [True] * setup.steps
+    assert (loop.progress.step, np.isfinite(row["loss"])) == (setup.steps, True)
 
 
 def test_a_balanced_stream_resumes(shards: Path, tiny: dict[str, Any], tmp_path: Path) -> None:

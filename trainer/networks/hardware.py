@@ -199,6 +199,12 @@ def make_deterministic() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
+def tensorflow_gpu() -> str | None:
+    """Return the name of TensorFlow's GPU; None without one, or with JAX."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return gpus[0].name if gpus else None
+
+
 def use_all_devices(batch_size: int | None) -> int:
     """Distribute batches over all of JAX's devices; return the number of devices.
 
