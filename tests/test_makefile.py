@@ -300,3 +300,9 @@ def test_the_demo_passes_on_what_each_command_takes(venv: Environment) -> None:
         "trainer predict",
     ]
     assert [each[-1] for each in started if each[0] == "trainer"] == ["--backend=jax"] * 3
+
+
+def test_a_kit_is_measured_by_the_machines_own_python(venv: Environment) -> None:
+    python = f"PYTHON={venv.folder}/bin/python"
+    (line,) = venv.started("bench-gpu", "KIT=out/a kit", "ARGS=--minutes 3", python)
+    assert line == ["tests.benchmarks.gpu_kit", "measure", "out/a kit", "--minutes", "3"]
