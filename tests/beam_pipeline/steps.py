@@ -38,13 +38,19 @@ def small_options(
     )
 
 
+def inspect_all(options: Options) -> int:
+    """List the input and read all headers; how many parts the inventory has."""
+    parts = len([*list_parts(options)])
+    for part in range(parts):
+        inspect_part(part, Watch(), options=options)
+    return parts
+
+
 def write_shards(options: Options) -> int:
     """All steps but the last; how many shards were written."""
     prepare_output(options.files.folder, options)
     record_start(options.files.folder, "local")
-    for number, _ in enumerate(list_parts(options)):
-        inspect_part(number, Watch(), options=options)
-    plan = plan_shards(1, options)
+    plan = plan_shards(inspect_all(options), options)
     for number in range(len(plan.shards)):
         result = write_shard(number, Watch(), options=options)
         if isinstance(result, Later):

@@ -16,7 +16,6 @@ from beam_pipeline import pipeline
 from beam_pipeline.options import Options
 from beam_pipeline.planning.duplicates import ALONE
 from beam_pipeline.planning.folds_from import Earlier
-from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     NOT_SAMPLED,
@@ -30,8 +29,8 @@ from beam_pipeline.planning.join_labels import (
 from beam_pipeline.planning.labels import read_labels
 from beam_pipeline.planning.plan_shards import deal, sample_patients
 from beam_pipeline.verify.verification import verify_directory
-from beam_pipeline.workers import Watch
 from tests.beam_pipeline.dicom_files import make_dicom
+from tests.beam_pipeline.steps import inspect_all
 
 STUDIES = 40
 # Maker, soft kernel and bone kernel of a study's scanner.
@@ -160,9 +159,7 @@ def decide(export: tuple[Path, Kinds], tmp_path_factory: pytest.TempPathFactory)
     """Joins the files with labels by some options, and says what became of each file."""
     output = tmp_path_factory.mktemp("decided")
     options = options_of(export[0], output, labels="Patient ID")
-    parts = len([*list_parts(options)])
-    for part in range(parts):
-        inspect_part(part, Watch(), options=options)
+    parts = inspect_all(options)
 
     def decided(
         labeled: Callable[[str], bool] = bool, **changes: Any

@@ -13,15 +13,14 @@ from beam_pipeline import pipeline
 from beam_pipeline.errors import TooManyRejects
 from beam_pipeline.keys import hash_id
 from beam_pipeline.options import Identifiers, ImageId, Options, Unlabeled
-from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.label_match import LabelForm, check_labels_fit
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.unfinished import Plan, Unfinished
 from beam_pipeline.verify.verification import verify_directory
-from beam_pipeline.workers import Watch
 from headct.errors import UsageError
 from headct.layout import REJECTS_TABLE, SHARDS_A_PART, plan_table
 from headct.stores import Folder, InputFiles
+from tests.beam_pipeline.steps import inspect_all
 
 WriteSlice = Callable[..., Path]
 KEY = "key-of-all-identifiers-0123456789"
@@ -65,10 +64,7 @@ def options_for(folder: Path, ids: dict[str, str] | None = None, **changes: Any)
 
 def plan(options: Options) -> tuple[Plan, pd.DataFrame, list[dict[str, str]]]:
     """A run's plan, its slices by source, and its rejects."""
-    parts = len([*list_parts(options)])
-    for part in range(parts):
-        inspect_part(part, Watch(), options=options)
-    found = plan_shards(parts, options)
+    found = plan_shards(inspect_all(options), options)
     unfinished = Unfinished(Folder(options.files.output))
     tables = [
         unfinished.read_batch(plan_table(n // SHARDS_A_PART), n % SHARDS_A_PART).to_pandas()

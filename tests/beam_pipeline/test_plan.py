@@ -26,7 +26,7 @@ from beam_pipeline.options import (
     Unlabeled,
 )
 from beam_pipeline.planning.duplicates import ALONE
-from beam_pipeline.planning.inventory import SCHEMA, inspect_part, list_parts
+from beam_pipeline.planning.inventory import SCHEMA
 from beam_pipeline.planning.join_labels import (
     BY_HEADER,
     NOT_SAMPLED,
@@ -42,7 +42,6 @@ from beam_pipeline.planning.label_match import LabelForm, image_keys
 from beam_pipeline.planning.labels import PROBLEMS, RSNA_LABELS, Labels
 from beam_pipeline.planning.plan_shards import deal, ordinals, plan_shards, sample_patients
 from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, Unfinished, table_metadata
-from beam_pipeline.workers import Watch
 from headct.errors import HeadctError, UsageError
 from headct.layout import (
     ID_COLUMNS,
@@ -55,6 +54,7 @@ from headct.layout import (
 )
 from headct.reasons import Reason
 from headct.stores import Folder
+from tests.beam_pipeline.steps import inspect_all
 
 LABEL_COLUMNS = [f"label_{name}" for name in RSNA_LABELS]
 OPTIONS = Options.of(input="in", labels="labels.csv", output="out", folds=2, examples_per_shard=4)
@@ -626,10 +626,8 @@ def test_an_inventory_whose_parts_were_hashed_with_different_keys_is_not_planned
 
 
 def inspect_and_plan(options: Options) -> Planned:
-    parts = len([*list_parts(options)])
-    for part in range(parts):
-        inspect_part(part, Watch(), options=options)
-    return read_plan(plan_shards(parts, options), Unfinished(Folder(options.files.output)))
+    plan = plan_shards(inspect_all(options), options)
+    return read_plan(plan, Unfinished(options.files.folder))
 
 
 def test_patients_with_identical_pixels_are_in_one_fold(

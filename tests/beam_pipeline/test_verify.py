@@ -19,8 +19,6 @@ import pytest
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.keys import KEY_VARIABLE, key_check
 from beam_pipeline.options import GroupBy, Identifiers, ImageId, ImageOptions, Options
-from beam_pipeline.planning.inventory import inspect_part, list_parts
-from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import (
     decode_example,
     encode_example,
@@ -28,12 +26,11 @@ from beam_pipeline.shards.formats import (
     write_index,
 )
 from beam_pipeline.shards.manifest import manifest_digest
-from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.verify.__main__ import main
 from beam_pipeline.verify.findings import Check, Finding
 from beam_pipeline.verify.shard import FILE, ShardTask, check_shard, show_id
 from beam_pipeline.verify.verification import verify_directory
-from beam_pipeline.workers import Later, Watch
+from beam_pipeline.workers import Watch
 from headct.errors import StoreError
 from headct.manifest import ImageSpec
 from headct.reasons import Reason
@@ -41,6 +38,7 @@ from headct.stores import InputFiles
 from headct.stores.local import LocalStore
 from headct.tfrecord import frame_record, read_records
 from headct.windows import parse_window
+from tests.beam_pipeline.steps import write_shards
 
 FIRST = "ich-fold0.tfrecord-00000-of-00002"
 SECOND = "ich-fold0.tfrecord-00001-of-00002"
@@ -64,15 +62,7 @@ def preprocess(data_set: Path, output: Path, **changes: Any) -> Path:
         "max_reject_fraction": 0.2,
     }
     options = Options.of(**values | changes)
-    parts = len(list(list_parts(options)))
-    for number in range(parts):
-        inspect_part(number, Watch(), options=options)
-    plan = plan_shards(parts, options)
-    for number in range(len(plan.shards)):
-        written = write_shard(number, Watch(), options=options)
-        assert isinstance(written, Later)
-        written.finish()
-    finish_directory(len(plan.shards), options)
+    finish_directory(write_shards(options), options)
     assert (output / "manifest.json").exists()
     return output
 

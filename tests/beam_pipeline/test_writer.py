@@ -16,7 +16,6 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from beam_pipeline.dicom.slices import read_slice
 from beam_pipeline.options import ImageId, Options
-from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.formats import decode_example, index_schema
 from beam_pipeline.shards.unfinished import Plan, ShardResult, Unfinished
@@ -28,7 +27,7 @@ from headct.reasons import TRANSIENT, Reason
 from headct.stores import FileInfo, Folder, InputFiles
 from headct.tfrecord import read_records
 from tests.beam_pipeline.dicom_files import SIGNED_16, make_dicom
-from tests.beam_pipeline.steps import Witness, small_options
+from tests.beam_pipeline.steps import Witness, inspect_all, small_options
 
 # The high bytes of SIGNED_16, then its low ones, as literals (DICOM PS3.5 annex G).
 _HIGH, _LOW = (SIGNED_16.astype(order).tobytes()[::2] for order in (">i2", "<i2"))
@@ -42,10 +41,7 @@ def options(small_data_set: Path, tmp_path: Path) -> Options:
 
 
 def make_plan(options: Options) -> Plan:
-    parts = len([*list_parts(options)])
-    for part in range(parts):
-        inspect_part(part, Watch(), options=options)
-    return plan_shards(parts, options)
+    return plan_shards(inspect_all(options), options)
 
 
 def listing(options: Options) -> list[FileInfo]:
