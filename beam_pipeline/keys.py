@@ -79,7 +79,6 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
-@lru_cache(maxsize=1 << 10)  # slices of a series share all ids but one
 def hash_id(key: bytes, column: str, text: str) -> str:
     """Return a keyed hash of an id (HMAC-SHA256, RFC 2104), 16 hexadecimal digits.
 
