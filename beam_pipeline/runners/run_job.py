@@ -37,8 +37,7 @@ _REFUSED_SECONDS = 30.0  # time for a runner to repeat the step that refuses a r
 _FIRST_SIGN_SECONDS = 60.0  # workers should have started by then
 _SILENCE_SECONDS = 60.0  # a service that restarts may not know its jobs for a while
 _ANSWER_SECONDS = 10.0
-_LOOK_SECONDS = 1.0  # interval between reads of a local folder
-_REMOTE_LOOK_SECONDS = 10.0
+_ASK_SECONDS = 1.0  # interval between requests for a canceled job's state
 
 _ENDED = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 _UNKNOWN = "UNKNOWN"
@@ -183,7 +182,6 @@ def run_job(options: Options, chosen: ChosenRunner, display: Display, console: C
         StoreError: the output's store fails.
     """
     folder, arguments = options.files.folder, chosen.arguments
-    seconds = _LOOK_SECONDS if is_local(folder.url) else _REMOTE_LOOK_SECONDS
     descriptor, name = tempfile.mkstemp(prefix="beam_pipeline-", suffix=".log")
     os.close(descriptor)
     keep_log = False
@@ -193,7 +191,7 @@ def run_job(options: Options, chosen: ChosenRunner, display: Display, console: C
             try:
                 job = _find_job(folder, chosen)
                 if job is not None:
-                    end = _in_thread(partial(job.wait_until_finish, arguments, seconds))
+                    end = _in_thread(partial(job.wait_until_finish, arguments, display.interval))
                     cancel: Callable[[], Any] = partial(job.cancel, arguments)
                     _print(console, f"Job {job.id} is still running, {job.link}")
                 else:
@@ -340,7 +338,6 @@ def _watch(
     Raises:
         Exception: the job failed.
     """
-    seconds = _LOOK_SECONDS if is_local(display.folder.url) else _REMOTE_LOOK_SECONDS
     is_dataflow = chosen.runner is DATAFLOW
     # Dataflow takes minutes to start machines, and reports their start itself.
     expected = math.inf if is_dataflow else time.monotonic() + _FIRST_SIGN_SECONDS
@@ -348,7 +345,7 @@ def _watch(
     patience = math.inf if is_dataflow else _REFUSED_SECONDS
     last_accepted = time.monotonic()
     try:
-        while not wait([end], seconds).done:
+        while not wait([end], display.interval).done:
             display.look()
             if time.monotonic() > expected:
                 expected = math.inf
@@ -408,7 +405,7 @@ def _after_interrupt(cancel: Callable[[], Any], job: Job | None, chosen: ChosenR
             if state in _ENDED:
                 how = "was canceled" if state == "CANCELLED" else f"had ended before ({state})"
                 return f"{name} {how}; the same command resumes"
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_ASK_SECONDS)
     return f"{name} was told to end, and had not yet, {job.link}"
 
 

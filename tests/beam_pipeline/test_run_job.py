@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
+from beam_pipeline import progress
 from beam_pipeline.errors import Refusal
 from beam_pipeline.progress import Display
 from beam_pipeline.runners import run_job
@@ -66,7 +67,8 @@ class Waiting(Future[None]):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_job, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_job, "_ASK_SECONDS", 0.01)
     monkeypatch.setattr(run_job, "_CANCEL_SECONDS", 0.2)
     monkeypatch.setattr(run_job, "_FIRST_SIGN_SECONDS", 0.1)
 
