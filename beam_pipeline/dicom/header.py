@@ -291,7 +291,10 @@ def check_header(parsed: Parsed, selection: Selection | None = None) -> tuple[He
         _check_frame(attributes, pixels.keyword)
         rows, columns = _shape(attributes)
         encoding = _encoding(attributes)
-        transfer_syntax = _transfer_syntax(parsed)
+        transfer_syntax = parsed.transfer_syntax
+        if transfer_syntax not in TRANSFER_SYNTAXES:
+            named = _registered_name(transfer_syntax)
+            raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, named)
         ids = (
             _identifier(attributes, "SOPInstanceUID", required=False),
             _identifier(attributes, "PatientID", required=False),
@@ -365,7 +368,7 @@ def _check_modality(attributes: Attributes, media_class: str) -> None:
     sop_class = attributes.text("SOPClassUID", required=False) or media_class
     if sop_class not in _CT_CLASSES:
         if attributes.text("Modality", required=False) != "CT":
-            raise _not_ct(sop_class)
+            raise Rejected(Reason.NOT_CT, _registered_name(sop_class))
         if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(f"{_SECONDARY_CAPTURE}."):
             # Pictures of dose reports, 3D views or screens have gray levels, not Hounsfield units.
             raise Rejected(Reason.SECONDARY_CAPTURE)
@@ -392,11 +395,6 @@ def _check_frame(attributes: Attributes, pixels: str) -> None:
         raise Rejected(Reason.INVALID_ATTRIBUTE, "RescaleType is not HU")
 
 
-def _not_ct(sop_class: str) -> Rejected:
-    """Return the exclusion of another modality's image, with the kind if it is a standard one."""
-    return Rejected(Reason.NOT_CT, _registered_name(sop_class))
-
-
 def _registered_name(uid: str) -> str:
     """Return the name of a UID in the standard; empty if it has none.
 
@@ -417,8 +415,8 @@ def _raise_without_pixels(parsed: Parsed) -> NoReturn:
             raise Rejected(Reason.TOO_LARGE, detail)
         raise Rejected(Reason.TRUNCATED_PIXELS, "the file ends before its pixels")
     for sop_class in classes:
-        if _registered_name(sop_class).endswith("Image Storage"):
-            raise _not_ct(sop_class)
+        if (name := _registered_name(sop_class)).endswith("Image Storage"):
+            raise Rejected(Reason.NOT_CT, name)
     if parsed.is_cut or not any(classes):
         detail = "the file ends within its header" if parsed.is_cut else "no SOP class, no pixels"
         raise Rejected(Reason.UNREADABLE, detail)
@@ -433,13 +431,6 @@ def _shape(attributes: Attributes) -> tuple[int, int]:
     if rows * columns > MAX_PIXELS:
         raise Rejected(Reason.TOO_LARGE, f"{rows} x {columns} pixels")
     return rows, columns
-
-
-def _transfer_syntax(parsed: Parsed) -> str:
-    syntax = parsed.transfer_syntax
-    if syntax not in TRANSFER_SYNTAXES:
-        raise Rejected(Reason.UNSUPPORTED_TRANSFER_SYNTAX, _registered_name(syntax))
-    return syntax
 
 
 def _encoding(attributes: Attributes) -> PixelEncoding:

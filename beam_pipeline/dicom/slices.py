@@ -349,7 +349,6 @@ class CodeStream:
         columns: width.
         components: samples per pixel.
         precision: bits per sample.
-        signed: whether samples are signed; only JPEG 2000 has this value.
         size: bytes from the image's beginning to its end, without trailing bytes.
     """
 
@@ -357,7 +356,6 @@ class CodeStream:
     columns: int
     components: int
     precision: int
-    signed: bool = False
     size: int = field(default=0, compare=False)
 
 
@@ -398,7 +396,6 @@ def describe_j2k(frame: bytes) -> CodeStream:
         columns=right - left,
         components=int.from_bytes(frame[40:42], "big"),
         precision=(depth & 0x7F) + 1,
-        signed=depth >= 0x80,
         size=size,
     )
 

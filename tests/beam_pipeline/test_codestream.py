@@ -28,17 +28,13 @@ def test_jpeg_ls() -> None:
 
 
 def test_jpeg_2000() -> None:
-    assert describe_j2k(SIZ + END) == CodeStream(512, 256, 1, 12, signed=True)
+    assert describe_j2k(SIZ + END) == CodeStream(512, 256, 1, 12)
 
 
-@pytest.mark.parametrize(
-    ("depth", "precision", "signed"), [(0x0B, 12, False), (0x7F, 128, False), (0x80, 1, True)]
-)
-def test_a_jpeg_2000_sample_has_its_sign_in_its_highest_bit(
-    depth: int, precision: int, signed: bool
-) -> None:
+@pytest.mark.parametrize(("depth", "precision"), [(0x0B, 12), (0x7F, 128), (0x80, 1)])
+def test_the_sign_of_a_jpeg_2000_sample_is_no_part_of_its_depth(depth: int, precision: int) -> None:
     stream = describe_j2k(SIZ[:40] + bytes([1, 3, depth, 1, 1]) + END)
-    assert (stream.precision, stream.signed, stream.components) == (precision, signed, 0x0103)
+    assert (stream.precision, stream.components) == (precision, 0x0103)
 
 
 @pytest.mark.parametrize("marker", range(0xBF, 0xD0))
