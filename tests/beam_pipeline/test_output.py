@@ -39,6 +39,11 @@ def options(tmp_path: Path) -> Options:
     return Options.of(input="in", output=str(tmp_path / "out"))
 
 
+@pytest.fixture
+def folder(options: Options) -> Folder:
+    return options.files.folder
+
+
 def complete(folder: Folder, options: Options) -> None:
     manifest = {"schema_version": 1, "options": options.recorded()}
     folder.write("manifest.json", json.dumps(manifest).encode())
@@ -46,8 +51,7 @@ def complete(folder: Folder, options: Options) -> None:
     folder.write("report.html", b"a card")
 
 
-def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options, folder: Folder) -> None:
     assert prepare_output(folder, options) is None
     folder.write("ich-test.tfrecord-00000-of-00001", b"")
     Path(options.files.output, PARTIAL).write_bytes(b"half")
@@ -55,8 +59,9 @@ def test_a_new_folder_is_begun_and_may_be_gone_on_with(options: Options) -> None
     assert folder.names() == {".unfinished", "ich-test.tfrecord-00000-of-00001"}
 
 
-def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(
+    options: Options, folder: Folder
+) -> None:
     prepare_output(folder, options)
     folder.write(".unfinished/inventory/00000.arrow", b"rows")
     prepare_output(folder, options)
@@ -67,23 +72,22 @@ def test_tables_of_an_unfinished_folder_are_kept_until_it_is_finished(options: O
     assert folder.names() == set()
 
 
-def test_tables_of_an_unfinished_folder_are_not_for_a_new_beginning(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_tables_of_an_unfinished_folder_are_not_for_a_new_beginning(
+    options: Options, folder: Folder
+) -> None:
     prepare_output(folder, options)
     folder.write(".unfinished/inventory/00000.arrow", b"rows")
     prepare_output(folder, options.changed(overwrite=True))
     assert not folder.exists(".unfinished/inventory/00000.arrow")
 
 
-def test_another_key_gives_other_ids(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_another_key_gives_other_ids(options: Options, folder: Folder) -> None:
     prepare_output(folder, options.changed(identifier_key_check="0123"))
     with pytest.raises(UsageError, match="begun with another identifier key; choose another"):
         prepare_output(folder, options.changed(identifier_key_check="4567"))
 
 
-def test_other_options_do_not_mix_with_what_was_begun(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_other_options_do_not_mix_with_what_was_begun(options: Options, folder: Folder) -> None:
     prepare_output(folder, options)
     other = options.changed(folds=3)
     with pytest.raises(UsageError, match="begun with --folds 5, now it is 3; choose another"):
@@ -144,9 +148,8 @@ def test_other_options_are_refused_once_there_is_a_shard(options: Options, name:
 
 @pytest.mark.parametrize("name", ["manifest.json", ".unfinished/options.json"])
 def test_a_folder_that_cannot_be_read_is_said(
-    options: Options, name: str, monkeypatch: pytest.MonkeyPatch
+    options: Options, folder: Folder, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Folder(options.files.output)
     prepare_output(folder, options)
     folder.write(name, b"{}")
     read = Folder.read
@@ -162,9 +165,8 @@ def test_a_folder_that_cannot_be_read_is_said(
 
 
 def test_a_folder_that_cannot_be_cleared_is_said(
-    options: Options, monkeypatch: pytest.MonkeyPatch
+    options: Options, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Folder(options.files.output)
     prepare_output(folder, options)
 
     def refuse(path: str) -> None:
@@ -175,8 +177,7 @@ def test_a_folder_that_cannot_be_cleared_is_said(
         prepare_output(folder, options.changed(overwrite=True))
 
 
-def test_a_complete_folder_is_found_again(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_a_complete_folder_is_found_again(options: Options, folder: Folder) -> None:
     complete(folder, options)
     manifest = prepare_output(folder, options)
     assert manifest is not None
@@ -186,26 +187,23 @@ def test_a_complete_folder_is_found_again(options: Options) -> None:
 
 
 def test_what_a_killed_run_did_not_remove_of_a_complete_folder_is_removed(
-    options: Options,
+    options: Options, folder: Folder
 ) -> None:
-    folder = Folder(options.files.output)
     complete(folder, options)
     folder.write(".unfinished/written/some-shard.arrow", b"rows")
     assert prepare_output(folder, options) is not None
     assert ".unfinished" not in folder.names()
 
 
-def test_overwrite_begins_anew(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_overwrite_begins_anew(options: Options, folder: Folder) -> None:
     complete(folder, options)
     assert prepare_output(folder, options.changed(overwrite=True)) is None
     assert folder.names() == {".unfinished"}
 
 
 def test_a_new_beginning_that_is_killed_leaves_nothing_that_looks_complete(
-    options: Options, monkeypatch: pytest.MonkeyPatch
+    options: Options, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Folder(options.files.output)
     complete(folder, options)
     remove, removed = Folder.remove, []
 
@@ -222,8 +220,9 @@ def test_a_new_beginning_that_is_killed_leaves_nothing_that_looks_complete(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_left_alone(options: Options, overwrite: bool) -> None:
-    folder = Folder(options.files.output)
+def test_a_folder_of_something_else_is_left_alone(
+    options: Options, folder: Folder, overwrite: bool
+) -> None:
     folder.write("thesis.tex", b"precious")
     with pytest.raises(UsageError, match=r"holds something else \(thesis.tex\)"):
         prepare_output(folder, options.changed(overwrite=overwrite))
@@ -253,9 +252,8 @@ FOREIGN = [
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", FOREIGN)
 def test_nothing_is_own_but_files_that_the_contract_names(
-    options: Options, name: str, overwrite: bool
+    options: Options, folder: Folder, name: str, overwrite: bool
 ) -> None:
-    folder = Folder(options.files.output)
     complete(folder, options)
     if Path(folder.url, name).parts[-2] == "manifest.json":
         folder.remove("manifest.json")
@@ -272,9 +270,8 @@ def test_nothing_is_own_but_files_that_the_contract_names(
     "name", [".unfinished", "ich-test.tfrecord-00000-of-00002", "index.parquet"]
 )
 def test_a_link_to_a_folder_is_not_own(
-    options: Options, name: str, overwrite: bool, tmp_path: Path
+    options: Options, folder: Folder, name: str, overwrite: bool, tmp_path: Path
 ) -> None:
-    folder = Folder(options.files.output)
     Folder(str(tmp_path / "elsewhere")).write("thesis.tex", b"precious")
     Path(folder.url).mkdir()
     Path(folder.url, name).symlink_to(tmp_path / "elsewhere")
@@ -284,8 +281,7 @@ def test_a_link_to_a_folder_is_not_own(
     assert Path(folder.url, name).is_symlink()
 
 
-def test_all_that_a_run_may_leave_is_own(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_all_that_a_run_may_leave_is_own(options: Options, folder: Folder) -> None:
     splits = ("fold0", "fold10", "fold99", "holdout", "test")
     for name in (*(ShardFile(split, 3, 123_456).name for split in splits), *FILES, CARD, PARTIAL):
         folder.write(name, b"{")  # a manifest that is damaged, too
@@ -294,8 +290,7 @@ def test_all_that_a_run_may_leave_is_own(options: Options) -> None:
     assert folder.names() == {".unfinished"}
 
 
-def test_a_readme_alone_is_not_own(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_a_readme_alone_is_not_own(options: Options, folder: Folder) -> None:
     folder.write(README, b"notes on a project")
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"holds something else \(README.md\)"):
@@ -303,8 +298,9 @@ def test_a_readme_alone_is_not_own(options: Options) -> None:
     assert folder.read(README) == b"notes on a project"
 
 
-def test_the_manifest_of_another_program_is_not_overwritten(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_the_manifest_of_another_program_is_not_overwritten(
+    options: Options, folder: Folder
+) -> None:
     folder.write("manifest.json", b'{"name": "an extension of a browser"}')
     with pytest.raises(UsageError, match="is not a shard directory's manifest"):
         prepare_output(folder, options.changed(overwrite=True))
@@ -312,15 +308,13 @@ def test_the_manifest_of_another_program_is_not_overwritten(options: Options) ->
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema_version": 1}'])
-def test_another_manifest_is_refused(options: Options, text: str) -> None:
-    folder = Folder(options.files.output)
+def test_another_manifest_is_refused(folder: Folder, text: str) -> None:
     folder.write("manifest.json", text.encode())
     with pytest.raises(UsageError, match="is not a shard directory's manifest"):
         find_manifest(folder)
 
 
-def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_why_a_run_ended_is_left_for_the_next_reader(options: Options, folder: Folder) -> None:
     assert read_refusal(folder) is None
     write_refusal(folder, 3, "too many")
     refusal = read_refusal(folder)
@@ -331,14 +325,12 @@ def test_why_a_run_ended_is_left_for_the_next_reader(options: Options) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"exit_code": "x", "message": ""}'])
-def test_a_damaged_refusal_is_none(options: Options, text: str) -> None:
-    folder = Folder(options.files.output)
+def test_a_damaged_refusal_is_none(folder: Folder, text: str) -> None:
     folder.write(".unfinished/refusal.json", text.encode())
     assert read_refusal(folder) is None
 
 
-def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options) -> None:
-    folder = Folder(options.files.output)
+def test_there_is_room_for_the_word_of_why_a_run_ended(options: Options, folder: Folder) -> None:
     prepare_output(folder, options)
     Path(options.files.output, PARTIAL).write_bytes(b"half")
     before = size_of(options.files.output)

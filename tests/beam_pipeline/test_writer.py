@@ -263,22 +263,22 @@ def test_a_shard_is_written_again_if_its_plan_is_another(options: Options) -> No
     assert index["image_id"].to_pylist() == [i for i in planned if i not in rejected]
 
 
-def four_slices(options: Options, folder: Path, write_slice: WriteSlice) -> Options:
+@pytest.fixture
+def four(options: Options, tmp_path: Path, write_slice: WriteSlice) -> Options:
+    """Of a run on four slices of four patients in `in/`, in one shard."""
+    folder = tmp_path / "in"
     for number in range(4):
         write_slice(folder / f"ID_{number}.dcm", PatientID=f"p{number}")
     return options.changed(input=str(folder), labels=None, examples_per_shard=256)
 
 
-def test_a_file_that_vanishes_after_planning_is_rejected(
-    options: Options, tmp_path: Path, write_slice: WriteSlice
-) -> None:
-    options = four_slices(options, tmp_path / "in", write_slice)
-    make_plan(options)
+def test_a_file_that_vanishes_after_planning_is_rejected(four: Options, tmp_path: Path) -> None:
+    make_plan(four)
     (tmp_path / "in" / "ID_1.dcm").unlink()
     (tmp_path / "in" / "ID_1.dcm").mkdir()
     (tmp_path / "in" / "ID_2.dcm").unlink()
     (tmp_path / "in" / "ID_3.dcm").write_bytes(b"")
-    index, result = write(0, options)
+    index, result = write(0, four)
     rejects = {row["image_id"]: (row["reason"], row["detail"]) for row in result.rejects}
     assert rejects == {
         "ID_1": ("read_error", "Not a regular file"),
@@ -297,19 +297,14 @@ def overwrite(path: Path, data: bytes, *, later: int = 1) -> None:
 
 @pytest.mark.parametrize("call", range(4))
 def test_an_outage_of_the_input_changes_nothing(
-    options: Options,
-    tmp_path: Path,
-    write_slice: WriteSlice,
-    call: int,
-    monkeypatch: pytest.MonkeyPatch,
+    four: Options, tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is renamed away before one of the files is read."""
     folder = tmp_path / "in"
-    options = four_slices(options, folder, write_slice)
-    make_plan(options)
-    expected = write(0, options)
-    options = options.changed(output=f"{options.files.output}-again")
-    make_plan(options)
+    make_plan(four)
+    expected = write(0, four)
+    four = four.changed(output=f"{four.files.output}-again")
+    make_plan(four)
     read, calls = InputFiles.read, []
 
     def away(files: InputFiles, source: str, *part: int | None) -> bytes:
@@ -320,54 +315,50 @@ def test_an_outage_of_the_input_changes_nothing(
         return read(files, source, *part)
 
     monkeypatch.setattr(InputFiles, "read", away)
-    assert write(0, options)[1] == expected[1]
+    assert write(0, four)[1] == expected[1]
     assert len({*calls}) == 4
 
 
-def test_an_outage_that_lasts_writes_no_shard(
-    options: Options, tmp_path: Path, write_slice: WriteSlice
-) -> None:
-    options = four_slices(options, tmp_path / "in", write_slice).changed(storage_patience=1)
-    plan = make_plan(options)
+def test_an_outage_that_lasts_writes_no_shard(four: Options, tmp_path: Path) -> None:
+    four = four.changed(storage_patience=1)
+    plan = make_plan(four)
     hidden = (tmp_path / "in").rename(tmp_path / "away")
     with pytest.raises(StoreError, match=f"{tmp_path}/in: no answer for 1 s"):
-        write_shard(0, Watch(), options=options)
-    assert Unfinished(Folder(options.files.output)).find(written_table(plan.shards[0])) is None
+        write_shard(0, Watch(), options=four)
+    assert Unfinished(Folder(four.files.output)).find(written_table(plan.shards[0])) is None
     hidden.rename(tmp_path / "in")
-    assert counts(write(0, options)[1]) == (plan.shards[0], 4, 0)
+    assert counts(write(0, four)[1]) == (plan.shards[0], 4, 0)
 
 
 @pytest.mark.parametrize("reason", sorted(TRANSIENT))
 def test_a_shard_with_a_reject_that_may_pass_is_written_again(
-    options: Options, tmp_path: Path, write_slice: WriteSlice, reason: Reason
+    four: Options, reason: Reason
 ) -> None:
-    options = four_slices(options, tmp_path / "in", write_slice)
-    plan = make_plan(options)
+    plan = make_plan(four)
     for excluded in ({1: reason}, {}, {}):
         witness = Witness(excluded)
-        assert len(write(0, options, witness)[1].rejects) == len(excluded)
+        assert len(write(0, four, witness)[1].rejects) == len(excluded)
     assert witness.places == []  # it has no such reject any more
-    assert counts(write(0, options)[1]) == (plan.shards[0], 4, 0)
+    assert counts(write(0, four)[1]) == (plan.shards[0], 4, 0)
 
 
 @pytest.mark.parametrize("before", ["constant", "other pixels"])
 def test_a_file_that_is_copied_again_is_read_again(
-    options: Options, tmp_path: Path, write_slice: WriteSlice, before: str
+    four: Options, tmp_path: Path, before: str
 ) -> None:
     """With the same size and header."""
-    options = four_slices(options, tmp_path / "in", write_slice)
     path = tmp_path / "in" / "ID_1.dcm"
     good = path.read_bytes()
     other = np.frombuffer(good[-2048:], np.int16)[::-1].tobytes()
     pixels = bytes(2048) if before == "constant" else other
     overwrite(path, good[:-2048] + pixels)
-    make_plan(options)
-    index, _ = write(0, options)
+    make_plan(four)
+    index, _ = write(0, four)
     assert ("ID_1" in index["image_id"].to_pylist()) == (before != "constant")
     overwrite(path, good)
-    plan = make_plan(options)
-    second = write(0, options)
-    fresh = options.changed(output=f"{options.files.output}-fresh")
+    plan = make_plan(four)
+    second = write(0, four)
+    fresh = four.changed(output=f"{four.files.output}-fresh")
     assert make_plan(fresh) == plan
     assert second[1] == write(0, fresh)[1]
     assert counts(second[1]) == (plan.shards[0], 4, 0)
@@ -405,34 +396,30 @@ def test_a_file_that_becomes_another_slice_is_not_written_under_the_planned_one(
 
 
 def test_a_file_whose_version_is_not_known_is_always_read(
-    options: Options, tmp_path: Path, write_slice: WriteSlice, monkeypatch: pytest.MonkeyPatch
+    four: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = four_slices(options, tmp_path / "in", write_slice)
-    infos = [FileInfo(f"ID_{n}.dcm", info.size, "") for n, info in enumerate(listing(options))]
+    infos = [FileInfo(f"ID_{n}.dcm", info.size, "") for n, info in enumerate(listing(four))]
     monkeypatch.setattr(InputFiles, "list", lambda files: iter(infos))
-    make_plan(options)
+    make_plan(four)
     for _ in range(2):
         witness = Witness()
-        write(0, options, witness)
+        write(0, four, witness)
         assert witness.places == [0, 1, 2, 3]
 
 
 def test_a_store_that_fails_is_no_verdict_on_a_slice(
-    options: Options, tmp_path: Path, write_slice: WriteSlice, monkeypatch: pytest.MonkeyPatch
+    four: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = four_slices(options, tmp_path / "in", write_slice)
-    plan = make_plan(options)
+    plan = make_plan(four)
 
     def fail(*_: object) -> bytes:
         raise StoreError("disk", "is on fire")
 
     monkeypatch.setattr("headct.stores.input_output.InputFiles.read", fail)
     with pytest.raises(StoreError, match="disk: is on fire"):
-        write_shard(0, Watch(), options=options)
-    assert not [
-        path for path in Path(options.files.output).iterdir() if path.name.startswith("ich-")
-    ]
-    assert Unfinished(Folder(options.files.output)).find(written_table(plan.shards[0])) is None
+        write_shard(0, Watch(), options=four)
+    assert not [path for path in Path(four.files.output).iterdir() if path.name.startswith("ich-")]
+    assert Unfinished(Folder(four.files.output)).find(written_table(plan.shards[0])) is None
 
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(options: Options) -> None:
