@@ -30,7 +30,6 @@ class Page(HTMLParser):
         facts: of all definition lists.
         pictures: data: URIs by their alternative texts.
         charts: their titles.
-        styles: the page's rules.
         references: all that is loaded or linked, but data and places in the page.
         text: all text that is seen.
     """
@@ -43,7 +42,6 @@ class Page(HTMLParser):
         self.facts: dict[str, str] = {}
         self.pictures: dict[str, str] = {}
         self.charts: list[str] = []
-        self.styles = ""
         self.references: list[str] = []
         self.text = ""
         self._open: list[str] = []
@@ -99,8 +97,6 @@ class Page(HTMLParser):
             self.facts.setdefault(self._term, text)
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            self.styles += data
-        else:
+        if "style" not in self._open:
             self._parts.append(data)
             self.text += data
