@@ -17,6 +17,7 @@ from rich.console import Console
 from trainer.data.image_cache import cache_bytes
 from trainer.data.sampling import Order
 from trainer.display import Display
+from trainer.networks import hardware
 from trainer.networks.hardware import (
     LARGEST_BATCH,
     choose_batch_size,
@@ -32,8 +33,7 @@ from trainer.runs.checkpoint import Progress
 from trainer.runs.training_setup import prepare_training
 from trainer.training.feeds import Cached, OnDevice, open_feed
 from trainer.training.tracking import Tracking
-from trainer.training.train import Loop
-from trainer.training.training_model import WeightedBinaryCrossentropy
+from trainer.training.train import Loop, StepCallback
 
 
 class Constant(OnDevice):
@@ -99,52 +99,55 @@ def measure(
         yield batch, speed, waiting, None if capability is None else peak_memory()
 
 
-def asleep(options: TrainOptions, step: float, take: float) -> Iterator[float]:
-    """Trains an epoch that compiles and one by TensorFlow; the device and the input sleep.
+# What copies a batch to the device, with TensorFlow preceded by what takes it from the cache; and
+# what waits until the device has computed a step.
+COPY = (hardware, "begin_copy") if keras.backend.backend() == "jax" else (Cached, "fetch")
+COMPUTE = (StepCallback, "wait")
+
+
+def calling(call: Callable[[], None], owner: Any, name: str) -> Callable[..., Any]:
+    """Returns a function that calls another one before it."""
+    function = getattr(owner, name)
+
+    def call_both(*arguments: Any) -> Any:
+        call()
+        return function(*arguments)
+
+    return call_both
+
+
+def asleep(options: TrainOptions, step: float, copy: float) -> Iterator[float]:
+    """Trains an epoch that compiles and one more; the device and what copies to it sleep.
 
     Args:
-        step: seconds of sleep in each step.
-        take: seconds of sleep for each batch, one at a time as on a bus to the device.
+        step: seconds of sleep for each step, one at a time.
+        copy: seconds of sleep for each batch, one at a time.
 
     Yields:
         Seconds a step of the second epoch.
     """
+    set_up_jax()
     setup = prepare_training(TrainOptions(**dict(options) | {"cache": "ram"}))
     quiet = Display(Console(quiet=True))
-    setup = replace(setup, training=setup.training * 4, display=quiet)
+    setup = replace(setup, display=quiet)
     classifier = build_classifier(options, setup.shards.image, setup.prevalence, "float32")
-    fetch, bus = Cached.fetch, Lock()
+    bus = Lock()
 
-    def fetch_asleep(feed: Cached, rows: Any) -> Any:
+    def sleep_on_bus() -> None:
         with bus:
-            time.sleep(take)
-        return fetch(feed, rows)
+            time.sleep(copy)
 
-    Cached.fetch = fetch_asleep  # type: ignore[method-assign]
-    WeightedBinaryCrossentropy.call = calling_loss(lambda: time.sleep(step))
-    loop = Loop(
-        setup, open_feed(setup), classifier, False, None, Tracking(options, setup.run, quiet)
-    )
+    feed = open_feed(setup)
+    setattr(*COPY, calling(sleep_on_bus, *COPY))
+    setattr(*COMPUTE, calling(lambda: time.sleep(step), *COMPUTE))
+    if keras.backend.backend() != "jax":
+        hardware.tensorflow_gpu = lambda: "/device:CPU:0"  # in place of the GPU
+    loop = Loop(setup, feed, classifier, False, None, Tracking(options, setup.run, quiet))
     loop.begin_phase(frozen=False)
     for number in range(2):
         loop.progress = Progress(epoch=number)
         row = loop.train_epoch()
     yield options.batch_size / row["images_per_second"]
-
-
-def calling_loss(call: Callable[[], None]) -> Any:
-    """Returns the loss's `call`, so that each step of TensorFlow's calls a function meanwhile."""
-    loss = WeightedBinaryCrossentropy.call
-
-    def on_host() -> Any:
-        call()
-        return np.float32(0)
-
-    def compute(self: Any, y_true: Any, y_pred: Any) -> Any:
-        nought = tf.ensure_shape(tf.numpy_function(on_host, [], tf.float32), ())
-        return loss(self, y_true + nought, y_pred)
-
-    return compute
 
 
 def peak_memory() -> int:

@@ -13,8 +13,8 @@ after its first checkpoint and resumed: does it end with the figures of one that
 Every row is measured in a process of its own, (i) and (ii) in one. A process that fails, or is not
 done when --minutes are over, costs its rows alone. Without a GPU all runs in small, and says so.
 
-With --asleep 200 100, for TensorFlow on any machine: steps that sleep 200 ms, with an input that
-sleeps 100 ms a batch. Is the input's time hidden behind the step's?
+With --asleep 200 100, on any machine: a device that sleeps 200 ms for a step, and 100 ms of sleep
+to copy a batch to it. Are batches copied while steps are computed?
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of which the first compiles")
     parser.add_argument("--steps_per_execution", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all")
-    parser.add_argument("--asleep", type=float, nargs=2, help="ms of a step and of its input")
+    parser.add_argument("--asleep", type=float, nargs=2, help="ms of a step and of a copy")
     given = parser.parse_args()
     if given.asleep:
         show_asleep(given)
@@ -117,7 +117,7 @@ def measure(
 
 
 def show_asleep(given: argparse.Namespace) -> None:
-    """Print ms a step with and without sleep of the device and of its input."""
+    """Print ms a step with and without sleep of the device and of the copies to it."""
     options = TrainOptions(
         shards=given.shards,
         run=Path("no such run"),
@@ -127,10 +127,10 @@ def show_asleep(given: argparse.Namespace) -> None:
         batch_size=8,
         checkpoint_seconds=0.0,
     )
-    step, take = (milliseconds / 1000 for milliseconds in given.asleep)
-    for asleep in ((0, 0), (step, 0), (0, take), (step, take)):
+    step, copy = (milliseconds / 1000 for milliseconds in given.asleep)
+    for asleep in ((0, 0), (step, 0), (0, copy), (step, copy)):
         (seconds,) = in_child(math.inf, "asleep", options, *asleep)
-        sleeps = "device {:.0f} ms, input {:.0f} ms".format(*(1000 * each for each in asleep))
+        sleeps = "device {:.0f} ms, copy {:.0f} ms".format(*(1000 * each for each in asleep))
         print(f"{sleeps}: {1000 * seconds:.0f} ms a step", flush=True)
 
 

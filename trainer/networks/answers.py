@@ -11,6 +11,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
+from trainer.networks.hardware import begin_copy
+
 IN_FLIGHT = 2
 
 
@@ -33,7 +35,7 @@ def send(model: Any, images: npt.NDArray[Any], flip: bool = False) -> Any:
 
 
 def in_flight(
-    batches: Iterable[tuple[Any, npt.NDArray[Any]]], start: Callable[[npt.NDArray[Any]], Any]
+    batches: Iterable[tuple[Any, Any]], start: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Any]]:
     """Yield what comes with each batch of images, and what `start` returns for the images.
 
@@ -73,10 +75,4 @@ def _compile(model: Any, flip: bool) -> Callable[[npt.NDArray[Any]], Any]:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return answer(images)
 
-    def share_and_answer(images: npt.NDArray[Any]) -> Any:
-        if (distribution := keras.distribution.distribution()) is not None:
-            layout = distribution.get_data_layout(images.shape)
-            images = keras.distribution.distribute_tensor(images, layout)
-        return answer_by([variable.value for variable in variables], images)
-
-    return share_and_answer
+    return lambda images: answer_by([each.value for each in variables], begin_copy(images))

@@ -226,6 +226,19 @@ def use_all_devices(batch_size: int | None) -> int:
     return len(devices)
 
 
+def begin_copy(batch: Any) -> Any:
+    """With JAX, begin to copy arrays to the device, or a part of each to each of several."""
+    import jax
+
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return jax.device_put(batch)
+    layouts = keras.tree.map_structure(
+        lambda each: distribution.get_data_layout(each.shape).backend_layout, batch
+    )
+    return jax.device_put(batch, layouts)
+
+
 def unused_gpus() -> int:
     """Return the number of idle GPUs."""
     if keras.backend.backend() == "jax":

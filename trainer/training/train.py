@@ -31,6 +31,7 @@ from trainer.evaluation.metrics import split_figures
 from trainer.evaluation.predict import write_parquet
 from trainer.files import write_json, write_whole
 from trainer.networks import hardware
+from trainer.networks.answers import in_flight
 from trainer.networks.model import Classifier, build_classifier
 from trainer.networks.saved_models import copy_saved_weights
 from trainer.report import plots
@@ -229,20 +230,15 @@ class Loop:
         batches = steps.clock.measure(self.feed.batches(order))
         left = setup.steps - progress.step
         batches = batches.apply(tf.data.experimental.assert_cardinality(left))
-        gpu = hardware.tensorflow_gpu()
-        if gpu is not None:
-            # Else copying to the GPU is part of Keras's step. With JAX, Keras copies ahead.
-            batches = batches.apply(tf.data.experimental.prefetch_to_device(gpu, 2))
         title = f"epoch {progress.epoch + 1} of {self.last_epoch}"
         setup.display.begin(title, setup.steps, progress.step)
         callbacks = CallbackList([steps], add_history=True, model=self.model)
-        steps_per_epoch = None if gpu is None else left  # batches on a GPU are not counted
         fitted = self.model.fit(
-            batches,
+            copied_ahead(batches),
             shuffle=False,
             verbose=0,
             callbacks=callbacks,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=left,
         )
         speed, wait = steps.speed_and_wait()
         return {
@@ -284,6 +280,22 @@ class Loop:
         if self.progress.history:
             figure = plots.plot_history(self.progress.history, self.setup.shards.labels)
             plots.save_figure(figure, self.setup.run.path / "history.png")
+
+
+def copied_ahead(batches: Any) -> Any:
+    """Return the batches of a dataset, two of them copied to the device ahead of the step.
+
+    Keras would copy each in its step with TensorFlow, and with JAX on several devices only the
+    next one ahead.
+    """
+    if keras.backend.backend() == "jax":
+        # The next one; and the one after it, because `fit` does not wait for the current step.
+        numbered = enumerate(batches.as_numpy_iterator())
+        return (copy for _, copy in in_flight(numbered, hardware.begin_copy))
+    gpu = hardware.tensorflow_gpu()
+    if gpu is None:
+        return batches
+    return batches.apply(tf.data.experimental.prefetch_to_device(gpu, 2))
 
 
 class CallbackList(keras.callbacks.CallbackList):  # type: ignore[misc,unused-ignore]
