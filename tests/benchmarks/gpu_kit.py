@@ -86,9 +86,26 @@ def pack(kit: Path, shards: Path, python: str, present: set[str]) -> None:
 
 
 def measure(kit: Path, minutes: float, arguments: list[str]) -> None:
-    """Install the kit beside this Python's packages, and measure."""
+    """Install the kit beside this Python's packages, unless it is, and measure."""
     started = time.monotonic()
-    for line in (kit / "SHA256SUMS").read_text().splitlines():
+    python = install(kit)
+    left = minutes - (time.monotonic() - started) / 60
+    print(f"installed in {minutes - left:.1f} minutes", flush=True)
+    command = [python, "-m", "tests.benchmarks.trainer_step", "--shards", kit / "shards"]
+    command += ["--minutes", f"{left:.2f}", *arguments]
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    sys.exit(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
+
+
+def install(kit: Path) -> Path:
+    """Install the kit beside this Python's packages, unless it is; return the Python with both."""
+    venv, sums = kit / "venv", (kit / "SHA256SUMS").read_text()
+    python, done = venv / "bin" / "python", venv / "installed"
+    # An installation that was interrupted, or is of another kit or Python, is made anew.
+    installed = f"{sys.executable} {sys.version}\n{sums}"
+    if done.exists() and done.read_text() == installed:
+        return python
+    for line in sums.splitlines():
         digest, name = line.split()
         wheel = kit / "wheels" / name
         parts = sorted(wheel.parent.glob(f"{name}.[0-9][0-9]"))
@@ -97,21 +114,15 @@ def measure(kit: Path, minutes: float, arguments: list[str]) -> None:
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != digest:
             wheel.unlink()
             sys.exit(f"{wheel}: not as packed; copy it, or all its parts, again")
-    venv = kit / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--clear", venv], check=True)
-    python = venv / "bin" / "python"
     # Not --system-site-packages: this Python may itself be one of a virtual environment.
     (target,) = venv.glob("lib/python*/site-packages")
     (target / "machine.pth").write_text("\n".join(map(os.path.abspath, own_packages())))
     command = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-index"]
     command += ["--find-links", kit / "wheels", "-r", kit / "requirements.txt"]
     subprocess.run(command, check=True)
-    left = minutes - (time.monotonic() - started) / 60
-    print(f"installed in {minutes - left:.1f} minutes", flush=True)
-    command = [python, "-m", "tests.benchmarks.trainer_step", "--shards", kit / "shards"]
-    command += ["--minutes", f"{left:.2f}", *arguments]
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    sys.exit(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
+    done.write_text(installed)
+    return python
 
 
 def own_packages() -> list[str]:
