@@ -142,7 +142,8 @@ def asleep(options: TrainOptions, step: float, copy: float) -> Iterator[float]:
     setattr(*COMPUTE, calling(lambda: time.sleep(step), *COMPUTE))
     if keras.backend.backend() != "jax":
         hardware.tensorflow_gpu = lambda: "/device:CPU:0"  # in place of the GPU
-    loop = Loop(setup, feed, classifier, False, None, Tracking(options, setup.run, quiet))
+    xla, untracked = choose_xla("off", None, False), Tracking(options, setup.run, quiet)
+    loop = Loop(setup, feed, classifier, xla, None, untracked)
     loop.begin_phase(frozen=False)
     for number in range(2):
         loop.progress = Progress(epoch=number)
