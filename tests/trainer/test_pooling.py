@@ -61,17 +61,46 @@ def test_weights_by_hand(
     assert found.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_label_counts_by_its_weight_in_the_loss() -> None:
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_a_label_counts_by_its_weight_in_the_loss(mean: str) -> None:
     """The first member knows the first label, the second member the second one."""
     sure = np.array([4.0, -4.0, 4.0, -4.0])
     labels = np.tile([1, 0], 2)[:, None] * np.ones((1, 2), int)
     logits = np.stack([np.stack([sure, -sure / 4], 1), np.stack([-sure / 4, sure], 1)])
     even, first, second = (
-        fit_weights(logits, labels, "logits", weights)[0] for weights in ((1, 1), (9, 1), (1, 9))
+        fit_weights(logits, labels, mean, weights)[0] for weights in ((1, 1), (9, 1), (1, 9))
     )
     assert even == pytest.approx(0.5, abs=1e-4)
     assert first == pytest.approx(1 - second, abs=1e-4)
     assert first > 0.6
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_who_gets_no_weight_might_as_well_be_missing(mean: str) -> None:
+    labels, first, second = two_members()
+    alone = fit_weights(np.stack([first, second]), labels, mean, (1, 2))
+    assert alone.min() > 0.3
+    # The opposite of the first member: below 0, its weight would help.
+    found = fit_weights(np.stack([first, second, -first]), labels, mean, (1, 2))
+    assert found[2] == 0
+    assert found[:2] == pytest.approx(alone, abs=1e-3)
+
+
+def test_an_example_that_all_members_exclude_changes_no_weights() -> None:
+    labels, first, second = two_members()
+    logits = np.stack([first, second])
+    alone = fit_weights(logits, labels, "probabilities", (1, 2))
+    logits = np.concatenate([logits, np.full((2, 1, 2), -800.0)], axis=1)
+    labels = np.concatenate([labels, [[1, 1]]])
+    assert fit_weights(logits, labels, "probabilities", (1, 2)) == pytest.approx(alone, abs=1e-3)
+
+
+def two_members() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels [N, 2], and logits that are as good and err independently."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, (400, 2))
+    first, second = 2 * labels - 1 + random.normal(0, 1.5, (2, *labels.shape))
+    return labels, first, second
 
 
 def test_no_patient_has_a_say_in_its_own_weights() -> None:

@@ -54,8 +54,9 @@ def fit_weights(logits: Floats, labels: Ints, mean: str, label_weights: Sequence
         label_weights: weight of each label in the loss.
     """
     count, values = len(logits), np.asarray(logits, np.float64)
-    share = np.array(label_weights) / (sum(label_weights) * values.shape[1])
-    right = expit(np.where(labels == 1, values, -values))  # of probabilities
+    share = np.array(label_weights) / (sum(label_weights) * len(labels))
+    sign = np.where(labels == 1, 1, -1)
+    right = expit(sign * values)  # of probabilities
 
     def loss_and_gradient(weights: Array) -> tuple[float, Array]:
         if mean == PROBABILITIES:
@@ -63,7 +64,7 @@ def fit_weights(logits: Floats, labels: Ints, mean: str, label_weights: Sequence
             loss = float((-np.log(pooled) * share).sum())
             return loss, -np.tensordot(right, share / pooled, 2)
         z = np.tensordot(weights, values, 1)
-        loss = float(((np.logaddexp(0, z) - labels * z) * share).sum())
+        loss = float((-log_expit(sign * z) * share).sum())
         return loss, np.tensordot(values, (expit(z) - labels) * share, 2)
 
     fit = minimize(
@@ -71,7 +72,7 @@ def fit_weights(logits: Floats, labels: Ints, mean: str, label_weights: Sequence
         np.full(count, 1 / count),
         jac=True,
         method="SLSQP",
-        bounds=[(0, 1)] * count,
+        bounds=[(0, None)] * count,
         constraints={
             "type": "eq",
             "fun": lambda weights: weights.sum() - 1,
@@ -91,8 +92,6 @@ def without(weights: Array, member: int) -> Array:
     others = np.array(weights, np.float64)
     others[member] = 0
     sums = others.sum(axis=0)
-    equal = np.ones_like(others)
+    equal = np.full_like(others, 1 / (len(weights) - 1))
     equal[member] = 0
-    return np.asarray(
-        np.where(sums > 0, others / np.where(sums > 0, sums, 1), equal / (len(weights) - 1))
-    )
+    return np.asarray(np.divide(others, sums, out=equal, where=sums > 0))
