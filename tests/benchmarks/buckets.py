@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.processes import Cost, children, run_module
-from tests.benchmarks.report import Figures, show, spread
+from tests.benchmarks.report import Figures, markdown, spread
 from tests.headct.faulty_proxy import FaultyProxy, Traffic
 from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_s3
 
@@ -141,9 +139,8 @@ def main() -> None:
         for _ in range(arguments.turns):
             for way, action in ways.items():
                 turns[way].append(measure(arguments.files, action, proxy))
-    show(
-        Console(), [tabulate(turns, arguments.files)], describe_machine(["obstore", "apache-beam"])
-    )
+    notes = describe_machine(["obstore", "apache-beam"])
+    print(markdown([tabulate(turns, arguments.files)], notes))
 
 
 if __name__ == "__main__":

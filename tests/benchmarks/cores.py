@@ -42,7 +42,7 @@ from headct.stores import Folder
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.planning import make
 from tests.benchmarks.planning import options as options_in
-from tests.benchmarks.report import Figures, markdown, show
+from tests.benchmarks.report import Figures, markdown
 from tests.benchmarks.sleeping import HEADER_SECONDS, SLICE_SECONDS, inspect_asleep, write_asleep
 
 SLICES_OF_THE_START = 256  # one part of the inventory
@@ -116,14 +116,9 @@ def tabulate(start: dict[str, float], found: dict[int, dict[str, float]]) -> Fig
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.cores",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--workers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64], help="numbers of workers")
-    add("--markdown", action="store_true", help="print Markdown")
     add("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     add("--slices", type=int, default=2_000, help="slices a worker (default: 2000)")
     add("--once", type=Path, help=argparse.SUPPRESS)  # a run in a process of its own
@@ -148,11 +143,7 @@ def main() -> int:
     start = run(1, SLICES_OF_THE_START)
     found = {workers: run(workers, given.slices) for workers in given.workers}
     notes = describe_machine(["apache-beam", "pyarrow", "pandas"])
-    notes["load at the end"] = f"{os.getloadavg()[0]:.1f} (1 min)"
-    if given.markdown:
-        print(markdown([tabulate(start, found)], notes))
-    else:
-        show(Console(highlight=False), [tabulate(start, found)], notes)
+    print(markdown([tabulate(start, found)], notes))
     return 0
 
 

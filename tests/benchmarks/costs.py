@@ -1,6 +1,6 @@
 """What a run on a cluster moves, asks for, computes and costs, from 10^5 to 10^8 slices.
 
-    python -m tests.benchmarks.costs [--slices 100000 ...] [--vcpu_hour 0.056 ...] [--markdown]
+    python -m tests.benchmarks.costs [--slices 100000 ...] [--vcpu_hour 0.056 ...]
     python -m tests.benchmarks.costs --measure FOLDER_OF_DICOM_SLICES
 
 All rates are flags: `--help` tells where each default was measured. Prices are examples, and
@@ -21,7 +21,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import cycle
@@ -30,7 +30,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from rich.console import Console
 
 from beam_pipeline.finish import finish_directory
 from beam_pipeline.options import LeakCheck, Options
@@ -38,7 +37,7 @@ from beam_pipeline.planning.inventory import _part_size
 from beam_pipeline.shards.unfinished import decode_table
 from headct.layout import MANIFEST, PLAN, SHARDS_A_PART, UNFINISHED, ShardFile
 from tests.benchmarks.machine import describe_machine
-from tests.benchmarks.report import Figures, markdown, show
+from tests.benchmarks.report import Figures, markdown
 
 _SINGLE_PUT, _UPLOADED_PART = 1 << 26, 1 << 24  # bytes: larger shards go in parts of the latter
 _PAGE = 1000  # objects that a request lists
@@ -95,222 +94,104 @@ class Rates:
     egress_gb: float = _rate(0.0, "price of a GB read; none within a region")
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Of a run on so many slices.
-
-    Attributes:
-        slices: in the input.
-        rates: measured, and prices.
-    """
-
-    slices: int
-    rates: Rates
-
-    @property
-    def parts(self) -> int:
-        """Of the inventory, each one task."""
-        left, number = self.slices, 0
-        while left > 0:
-            left -= _part_size(number)
-            number += 1
-        return number
-
-    @property
-    def shards(self) -> int:
-        return math.ceil(self.slices / self.rates.examples_per_shard)
-
-    @property
-    def plan_tables(self) -> int:
-        return math.ceil(self.shards / SHARDS_A_PART)
-
-    @property
-    def head_bytes(self) -> float:
-        return self.slices * self.rates.head_bytes
-
-    @property
-    def file_bytes(self) -> float:
-        return self.slices * self.rates.file_bytes
-
-    @property
-    def shard_bytes(self) -> float:
-        return self.slices * self.rates.shard_bytes
-
-    @property
-    def table_bytes(self) -> float:
-        """In `.unfinished` when all shards are written."""
-        own = self.rates
-        each = own.listing_bytes + own.inventory_bytes + own.plan_bytes + own.written_bytes
-        return self.slices * each
-
-    @property
-    def table_bytes_read(self) -> float:
-        """A listing once, the inventory by planning twice, a plan's table for each of its shards,
-        and what was written of shards twice."""
-        own = self.rates
-        each = own.listing_bytes + 2 * own.inventory_bytes + 2 * own.written_bytes
-        return self.slices * (each + SHARDS_A_PART * own.plan_bytes)
-
-    @property
-    def elements(self) -> int:
-        """Into GroupByKeys: each part and each shard, before and after its task."""
-        return 2 * (self.parts + self.shards)
-
-    @property
-    def shuffle_bytes(self) -> float:
-        return self.elements * self.rates.element_bytes
-
-    @property
-    def list_requests(self) -> int:
-        """The input; the tables, when they are removed; and the launcher's looks at them.
-
-        At each look the launcher lists what there is by then: half of it in the mean.
-        """
-        tables = 2 * self.parts + self.plan_tables + self.shards
-        watched = (2 * self.parts + self.shards / 2) / _PAGE + len(_WATCHED)
-        looks = 3600 * self.hours / _LOOK_SECONDS
-        return math.ceil(self.slices / _PAGE + tables / _PAGE + looks * watched)
-
-    @property
-    def put_requests(self) -> int:
-        """Shards, and tables."""
-        return self.shards * (self._puts_of_a_shard + 1) + 2 * self.parts + self.plan_tables
-
-    @property
-    def _puts_of_a_shard(self) -> int:
-        size = self.rates.examples_per_shard * self.rates.shard_bytes
-        return 1 if size <= _SINGLE_PUT else 2 + math.ceil(size / _UPLOADED_PART)
-
-    @property
-    def get_requests(self) -> int:
-        """Of a slice a header, some pixels, and the file.
-
-        Of a part: its listing, the first listing and the first file for the key, an earlier
-        inventory, and by planning twice the inventory. Of a shard: its plan, an earlier result, the
-        version of its file, and at the end twice what was written. The launcher looks once at each
-        table that it can count with.
-        """
-        return 3 * self.slices + 8 * self.parts + 6 * self.shards
-
-    @property
-    def local_core_hours(self) -> float:
-        return self.slices * self.rates.local_cpu_ms / 3.6e6
-
-    @property
-    def bucket_core_hours(self) -> float:
-        return self.slices * self.rates.bucket_cpu_ms / 3.6e6
-
-    @property
-    def planning_seconds(self) -> float:
-        return _along(_PLANNED, self.rates.planning_seconds, self.slices)
-
-    @property
-    def finishing_seconds(self) -> float:
-        return self.slices * self.rates.finishing_us / 1e6
-
-    @property
-    def planning_memory(self) -> float:
-        """Bytes."""
-        beyond = max(self.slices - _PLANNED[-1], 0) * self.rates.planning_bytes
-        return float(np.interp(self.slices, _PLANNED, self.rates.planning_mb)) * 1e6 + beyond
-
-    @property
-    def planning_disk(self) -> float:
-        """Bytes of temporary files."""
-        return self.slices * self.rates.planning_disk if self.slices > _PLANNED[1] else 0.0
-
-    @property
-    def vcpus(self) -> int:
-        wanted = math.ceil(self.bucket_core_hours / self.rates.hours)
-        most = min(self.rates.max_vcpus, self.shards)
-        return round(min(max(wanted, self.rates.min_vcpus), most))
-
-    @property
-    def hours(self) -> float:
-        """From the first worker's start to the end."""
-        alone = (self.planning_seconds + self.finishing_seconds) / 3600
-        return self.rates.start_minutes / 60 + self.bucket_core_hours / self.vcpus + alone
-
-    @property
-    def cpu_price(self) -> float:
-        return self.vcpus * self.hours * self.rates.vcpu_hour
-
-    @property
-    def memory_price(self) -> float:
-        return self.vcpus * self.hours * self.rates.gb_per_vcpu * self.rates.gb_hour
-
-    @property
-    def request_price(self) -> float:
-        own = self.rates
-        listed, put = self.list_requests * own.list_1000, self.put_requests * own.put_1000
-        return (listed + put + self.get_requests * own.get_1000) / 1000
-
-    @property
-    def shuffle_price(self) -> float:
-        return self.shuffle_bytes / 1e9 * self.rates.shuffle_gb
-
-    @property
-    def egress_price(self) -> float:
-        read = self.head_bytes + self.file_bytes + self.table_bytes_read
-        return read / 1e9 * self.rates.egress_gb
-
-    @property
-    def price(self) -> float:
-        others = self.request_price + self.shuffle_price + self.egress_price
-        return self.cpu_price + self.memory_price + others
-
-
 def _along(known: Sequence[int], values: Sequence[float], at: int) -> float:
     """On the lines between points, and beyond the last."""
     slope = (values[-1] - values[-2]) / (known[-1] - known[-2])
     return float(np.interp(at, known, values)) + max(at - known[-1], 0) * slope
 
 
-def tabulate(sizes: Sequence[int], rates: Rates) -> list[Figures]:
-    """A column for each number of slices."""
-    columns = [Costs(slices, rates) for slices in sizes]
-    tables = {
+def describe(slices: int, rates: Rates) -> dict[str, dict[str, str]]:
+    """The costs of a run on so many slices: tables of texts."""
+    parts, left = 0, slices  # of the inventory, each one task
+    while left > 0:
+        left -= _part_size(parts)
+        parts += 1
+    shards = math.ceil(slices / rates.examples_per_shard)
+    plan_tables = math.ceil(shards / SHARDS_A_PART)
+
+    a_slice = rates.listing_bytes + rates.inventory_bytes + rates.plan_bytes + rates.written_bytes
+    # A listing once, the inventory by planning twice, a plan's table for each of its shards, and
+    # what was written of shards twice.
+    read_again = rates.listing_bytes + 2 * rates.inventory_bytes + 2 * rates.written_bytes
+    tables_read = slices * (read_again + SHARDS_A_PART * rates.plan_bytes)
+    # Into GroupByKeys: each part and each shard, before and after its task.
+    shuffled_bytes = 2 * (parts + shards) * rates.element_bytes
+
+    tables = 2 * parts + plan_tables + shards
+    size = rates.examples_per_shard * rates.shard_bytes
+    puts_a_shard = 1 if size <= _SINGLE_PUT else 2 + math.ceil(size / _UPLOADED_PART)
+    put = shards * puts_a_shard + tables
+    # Of a slice a header, some pixels, and the file. Of a part: its listing, the first listing and
+    # the first file for the key, an earlier inventory, and by planning twice the inventory. Of a
+    # shard: its plan, an earlier result, the version of its file, and at the end twice what was
+    # written. The launcher looks once at each table that it can count with.
+    got = 3 * slices + 8 * parts + 6 * shards
+
+    core_hours = slices * rates.bucket_cpu_ms / 3.6e6
+    planning = _along(_PLANNED, rates.planning_seconds, slices)
+    finishing = slices * rates.finishing_us / 1e6
+    beyond = max(slices - _PLANNED[-1], 0) * rates.planning_bytes
+    memory = float(np.interp(slices, _PLANNED, rates.planning_mb)) * 1e6 + beyond
+    disk = slices * rates.planning_disk if slices > _PLANNED[1] else 0.0
+    vcpus = max(math.ceil(core_hours / rates.hours), rates.min_vcpus)
+    vcpus = round(min(vcpus, rates.max_vcpus, shards))
+    # From the first worker's start to the end.
+    hours = rates.start_minutes / 60 + core_hours / vcpus + (planning + finishing) / 3600
+
+    # The input; the tables, when they are removed; and the launcher's looks at them, at each of
+    # which it lists what there is by then: half of it in the mean.
+    watched = (2 * parts + shards / 2) / _PAGE + len(_WATCHED)
+    looks = 3600 * hours / _LOOK_SECONDS
+    listed = math.ceil(slices / _PAGE + tables / _PAGE + looks * watched)
+    read = slices * (rates.head_bytes + rates.file_bytes) + tables_read
+    requests = listed * rates.list_1000 + put * rates.put_1000 + got * rates.get_1000
+    prices = {
+        "vCPUs": vcpus * hours * rates.vcpu_hour,
+        "memory": vcpus * hours * rates.gb_per_vcpu * rates.gb_hour,
+        "requests": requests / 1000,
+        "shuffle": shuffled_bytes / 1e9 * rates.shuffle_gb,
+        "egress": read / 1e9 * rates.egress_gb,
+    }
+    return {
         "What is moved": {
-            "read: headers": lambda run: _bytes(run.head_bytes),
-            "read: whole files": lambda run: _bytes(run.file_bytes),
-            "written to shards": lambda run: _bytes(run.shard_bytes),
-            "tables in `.unfinished`": lambda run: _bytes(run.table_bytes),
-            "read of these tables": lambda run: _bytes(run.table_bytes_read),
-            "through the shuffle": lambda run: _bytes(run.shuffle_bytes),
+            "read: headers": _bytes(slices * rates.head_bytes),
+            "read: whole files": _bytes(slices * rates.file_bytes),
+            "written to shards": _bytes(slices * rates.shard_bytes),
+            "tables in `.unfinished`": _bytes(slices * a_slice),
+            "read of these tables": _bytes(tables_read),
+            "through the shuffle": _bytes(shuffled_bytes),
         },
         "What is asked for": {
-            "tasks that read headers": lambda run: f"{run.parts:,}",
-            "tasks that write shards": lambda run: f"{run.shards:,}",
-            "LIST (class A)": lambda run: f"{run.list_requests:,}",
-            "PUT (class A)": lambda run: f"{run.put_requests:,}",
-            "GET and HEAD (class B)": lambda run: f"{run.get_requests:,}",
+            "tasks that read headers": f"{parts:,}",
+            "tasks that write shards": f"{shards:,}",
+            "LIST (class A)": f"{listed:,}",
+            "PUT (class A)": f"{put:,}",
+            "GET and HEAD (class B)": f"{got:,}",
         },
         "What is computed": {
-            "core hours, local disk": lambda run: f"{run.local_core_hours:,.2f}",
-            "core hours, bucket": lambda run: f"{run.bucket_core_hours:,.2f}",
-            "planning: seconds on one core": lambda run: f"{run.planning_seconds:,.0f}",
-            "planning: memory": lambda run: _bytes(run.planning_memory),
-            "planning: temporary disk": lambda run: _bytes(run.planning_disk),
-            "last step: seconds on one core": lambda run: f"{run.finishing_seconds:,.0f}",
-            "vCPUs": lambda run: f"{run.vcpus:,}",
-            "hours": lambda run: f"{run.hours:.1f}",
+            "core hours, local disk": f"{slices * rates.local_cpu_ms / 3.6e6:,.2f}",
+            "core hours, bucket": f"{core_hours:,.2f}",
+            "planning: seconds on one core": f"{planning:,.0f}",
+            "planning: memory": _bytes(memory),
+            "planning: temporary disk": _bytes(disk),
+            "last step: seconds on one core": f"{finishing:,.0f}",
+            "vCPUs": f"{vcpus:,}",
+            "hours": f"{hours:.1f}",
         },
         "What is paid, USD": {
-            "vCPUs": lambda run: f"{run.cpu_price:,.2f}",
-            "memory": lambda run: f"{run.memory_price:,.2f}",
-            "requests": lambda run: f"{run.request_price:,.2f}",
-            "shuffle": lambda run: f"{run.shuffle_price:,.4f}",
-            "egress": lambda run: f"{run.egress_price:,.2f}",
-            "all": lambda run: f"{run.price:,.2f}",
+            name: f"{price:,.2f}" for name, price in {**prices, "all": sum(prices.values())}.items()
         },
     }
-    return [_figures(title, columns, rows) for title, rows in tables.items()]
 
 
-def _figures(title: str, columns: list[Costs], rows: dict[str, Callable[[Costs], str]]) -> Figures:
-    figures = Figures(title, ("slices", *(f"{run.slices:,}" for run in columns)))
-    figures.rows.extend((name, *map(figure, columns)) for name, figure in rows.items())
-    return figures
+def tabulate(sizes: Sequence[int], rates: Rates) -> list[Figures]:
+    """A column for each number of slices."""
+    columns = [describe(slices, rates) for slices in sizes]
+    heads = ("slices", *(f"{slices:,}" for slices in sizes))
+    return [
+        Figures(title, heads, [(name, *(each[title][name] for each in columns)) for name in rows])
+        for title, rows in columns[0].items()
+    ]
 
 
 def _bytes(size: float) -> str:
@@ -429,16 +310,11 @@ def run_steps(options: Options) -> None:
 
 def main() -> None:
     """Show the costs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.costs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--slices", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
     add("--measure", type=Path, metavar="FOLDER", help="of slices: measure tables and shuffle")
     add("--files", type=int, default=3_000, help="for --measure (default: 3000)")
-    add("--markdown", action="store_true", help="print Markdown")
     for rate in fields(Rates):
         values = rate.default if isinstance(rate.default, tuple) else (rate.default,)
         text = f"{rate.metadata['help']} (default: {' '.join(f'{value:g}' for value in values)})"
@@ -457,10 +333,7 @@ def main() -> None:
         rates, notes = replace(rates, **measured), describe_machine(["apache-beam", "pyarrow"])
         tables.append(figures)
     tables += tabulate(given.slices, rates)
-    if given.markdown:
-        print(markdown(tables, notes))
-    else:
-        show(Console(highlight=False), tables, notes)
+    print(markdown(tables, notes))
 
 
 if __name__ == "__main__":

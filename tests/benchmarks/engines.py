@@ -20,23 +20,21 @@ import resource
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import median
 
 import psutil
-from rich.console import Console
 
 from headct.layout import MANIFEST, PLAN, UNFINISHED
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.outputs import check_count
-from tests.benchmarks.processes import Cost, children, run_module
-from tests.benchmarks.report import Figures, markdown, show, spread
+from tests.benchmarks.processes import Cost, children, repeating, run_module
+from tests.benchmarks.report import Figures, markdown, spread
 from tests.benchmarks.ways import copy_usable, replicate
 from tests.engines.portable_service import portable_engine
 
@@ -146,23 +144,10 @@ def _cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-@contextmanager
-def watch(output: Path, watched: Watched) -> Iterator[None]:
+def watch(output: Path, watched: Watched) -> AbstractContextManager[None]:
     """Sample all processes that this one started, at once or later."""
-    stop = threading.Event()
-
-    def sample() -> None:
-        before: dict[int, float] = {}
-        while not stop.wait(_SAMPLE_SECONDS):
-            before = _sample(_step(output), before, watched)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    seconds: dict[int, float] = {}
+    return repeating(lambda: _sample(_step(output), seconds, watched), _SAMPLE_SECONDS)
 
 
 def _step(output: Path) -> str | None:
@@ -174,9 +159,9 @@ def _step(output: Path) -> str | None:
     return _STEPS[0]
 
 
-def _sample(step: str | None, before: dict[int, float], watched: Watched) -> dict[int, float]:
-    """Look at the processes once; returns the CPU seconds of those that convert."""
-    total, busy, after = 0, 0, {}
+def _sample(step: str | None, seconds: dict[int, float], watched: Watched) -> None:
+    """Look at the processes once; `seconds` of CPU are those of processes that convert, so far."""
+    total, busy = 0, 0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             memory = process.memory_full_info()
@@ -189,8 +174,8 @@ def _sample(step: str | None, before: dict[int, float], watched: Watched) -> dic
                 continue  # the server that others are forked from
             watched.converter = max(watched.converter, memory.rss)
             times = process.cpu_times()
-            after[process.pid] = seconds = times.user + times.system
-            used = seconds - before.get(process.pid, 0.0)
+            used = times.user + times.system - seconds.get(process.pid, 0.0)
+            seconds[process.pid] = times.user + times.system
             if step and used > 0:
                 key = (server.ppid(), process.pid)
                 of_step = watched.seconds[step]
@@ -199,7 +184,6 @@ def _sample(step: str | None, before: dict[int, float], watched: Watched) -> dic
     watched.all = max(watched.all, total)
     if step:
         watched.at_once[step] = max(watched.at_once[step], busy)
-    return after
 
 
 def tabulate_times(costs: dict[str, list[Cost]], files: int) -> Figures:
@@ -243,27 +227,19 @@ def tabulate_spread(watched: dict[str, Watched]) -> Figures:
 
 def main() -> int:
     """Measure all ways in turns, and then watch a run of each."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.engines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of uncompressed 512 x 512 CT slices")
     add("--files", type=int, default=4_000, help="to replicate the slices to (default: 4000)")
     add("--repeats", type=int, default=3, help="turns, of which medians are shown (default: 3)")
     add("--prism", default=shutil.which("prism"), help="Prism's program (default: on the PATH)")
-    add("--markdown", action="store_true", help="print Markdown, and progress to stderr")
     options = parser.parse_args()
-    console = Console(stderr=options.markdown, highlight=False)
     notes = describe_machine(["apache-beam"])
     chosen = ways(options.prism)
     costs: dict[str, list[Cost]] = {way.name: [] for way in chosen}
     watched = {way.name: Watched() for way in chosen}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         slices, _ = copy_usable(options.input, Path(name, "slices"))
-        if not slices:
-            raise SystemExit(f"{options.input} holds no uncompressed 512 x 512 CT slices")
         source = replicate(slices, options.files, Path(name, "files"))
         run(chosen[0], source, Path(name))  # byte code is compiled, files come from the disk
         for number in range(options.repeats):
@@ -272,9 +248,10 @@ def main() -> int:
                 began = time.monotonic()
                 costs[way.name].append(run(way, source, Path(name)))
                 cost, whole = costs[way.name][-1], time.monotonic() - began
-                console.print(
+                print(
                     f"turn {number + 1}, {way.name}: {cost.wall:.1f} s, {cost.cpu:.1f} s of CPU "
-                    f"({whole:.1f} s in all)"
+                    f"({whole:.1f} s in all)",
+                    file=sys.stderr,
                 )
         for way in chosen:
             run(way, source, Path(name), watched[way.name])
@@ -284,10 +261,7 @@ def main() -> int:
         tabulate_memory(watched),
         tabulate_spread(watched),
     ]
-    if options.markdown:
-        print(markdown(tables, notes))
-    else:
-        show(console, tables, notes)
+    print(markdown(tables, notes))
     return 0
 
 

@@ -83,25 +83,18 @@ def tabulate_starts(turns: Turns) -> Figures:
 
 def judge_costs(turns: Turns) -> Figures:
     figures = Figures("Aims", ("", "aim", "found", "start apart", "reached"))
-    pairs: list[tuple[str, Figure, Figure]] = [
-        ("CPU", lambda turn: turn.whole.cpu, lambda turn: turn.slice.cpu),
-        ("wall", lambda turn: turn.whole.wall, lambda turn: turn.slice.wall),
-    ]
-    for name, whole, apart in pairs:
-        found = _ratio(turns, SCRIPT, OURS, whole)
-        other = f"{_ratio(turns, SCRIPT, OURS, apart):.2f}"
-        row = (f"(a) / (c), {name}", f">= {MIN_SPEEDUP:g}", f"{found:.2f}", other)
-        figures.rows.append((*row, _said(found >= MIN_SPEEDUP)))
-    for name, whole, apart in pairs:
-        found = _ratio(turns, OURS, FLOOR, whole)
-        other = f"{_ratio(turns, OURS, FLOOR, apart):.2f}"
-        row = (f"(c) / (d), {name}", f"<= {MAX_OVERHEAD:g}", f"{found:.2f}", other)
-        figures.rows.append((*row, _said(found <= MAX_OVERHEAD)))
-    for way in (OURS, ALIKE):
-        found = _ratio(turns, way, LEAST, pairs[0][1])
-        other = f"{_ratio(turns, way, LEAST, pairs[0][2]):.2f}"
-        row = (f"({way}) / ({LEAST}), CPU", f"<= {MAX_DEFAULT:g}", f"{found:.2f}", other)
-        figures.rows.append((*row, _said(found <= MAX_DEFAULT)))
+    kinds: dict[str, tuple[Figure, Figure]] = {
+        "CPU": (lambda turn: turn.whole.cpu, lambda turn: turn.slice.cpu),
+        "wall": (lambda turn: turn.whole.wall, lambda turn: turn.slice.wall),
+    }
+    aims = [(SCRIPT, OURS, kind, ">=", MIN_SPEEDUP) for kind in kinds]
+    aims += [(OURS, FLOOR, kind, "<=", MAX_OVERHEAD) for kind in kinds]
+    aims += [(way, LEAST, "CPU", "<=", MAX_DEFAULT) for way in (OURS, ALIKE)]
+    for way, base, kind, sign, aim in aims:
+        found, apart = (_ratio(turns, way, base, figure) for figure in kinds[kind])
+        reached = found >= aim if sign == ">=" else found <= aim
+        row = (f"({way}) / ({base}), {kind}", f"{sign} {aim:g}", f"{found:.2f}", f"{apart:.2f}")
+        figures.rows.append((*row, _said(reached)))
     size = _ratio(turns, OURS, SCRIPT, lambda turn: turn.bytes)
     row = ("(c) / (a), shard bytes", f"<= {MAX_SIZE:g}", f"{size:.3f}", "")
     figures.rows.append((*row, _said(size <= MAX_SIZE)))

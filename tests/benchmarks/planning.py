@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
-from rich.console import Console
 
 from beam_pipeline.dicom.acquisition import Acquisition
 from beam_pipeline.options import Options
@@ -33,7 +32,7 @@ from beam_pipeline.shards.unfinished import Unfinished
 from headct.layout import inventory_table
 from headct.stores import Folder
 from tests.benchmarks.machine import describe_machine
-from tests.benchmarks.report import Figures, show
+from tests.benchmarks.report import Figures, markdown
 
 SLICES_A_PATIENT = 30
 # Of labels per slice, as in RSNA 2019's training set.
@@ -169,7 +168,7 @@ def main() -> None:
     figures = Figures("Planning, on one core", columns)
     for slices in arguments.slices:
         figures.rows.append(measure(slices))
-    show(Console(), [figures], describe_machine(["pyarrow", "numpy", "pandas"]))
+    print(markdown([figures], describe_machine(["pyarrow", "numpy", "pandas"])))
 
 
 if __name__ == "__main__":

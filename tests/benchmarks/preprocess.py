@@ -30,8 +30,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from tests.benchmarks.figures import (
     Turn,
     Turns,
@@ -45,7 +43,7 @@ from tests.benchmarks.figures import (
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.outputs import WrongOutput, check_count, largest_difference, shard_bytes
 from tests.benchmarks.processes import CommandFailed
-from tests.benchmarks.report import Figures, markdown, show
+from tests.benchmarks.report import Figures, markdown
 from tests.benchmarks.ways import (
     ALIKE,
     BEAM,
@@ -68,34 +66,24 @@ Notes = dict[str, str]
 
 def main() -> int:
     options = _parser().parse_args()
-    console = Console(stderr=options.markdown, highlight=False)
     measure = _measure_memory if options.memory else _measure_costs
     notes = describe_machine(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.scratch) as folder:
         slices, left_out = copy_usable(options.input, Path(folder, "slices"))
-        if not slices:
-            raise SystemExit(f"{options.input} holds no uncompressed 512 x 512 CT slices")
         notes["input"] = f"{len(slices)} slices, each copy with other values; {left_out} not usable"
         notes["workers"] = str(options.workers)
         try:
-            tables = measure(Path(folder), slices, options, notes, console)
+            tables = measure(Path(folder), slices, options, notes)
         except (CommandFailed, WrongOutput) as error:
-            console.print(f"benchmark failed: {error}", markup=False)
+            print(f"benchmark failed: {error}", file=sys.stderr)
             return 1
     notes["load at the end"] = f"{os.getloadavg()[0]:.1f} (1 min)"
-    if options.markdown:
-        print(markdown(tables, notes))
-    else:
-        show(console, tables, notes)
+    print(markdown(tables, notes))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.preprocess",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--input", type=Path, required=True, help="folder of uncompressed 512 x 512 CT slices")
     add("--files", type=int, default=10_000, help="to copy the slices to (default: 10000)")
@@ -103,13 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes of each way (default: 2)")
     add("--memory", action="store_true", help="measure the memory of (c) instead")
     add("--memory_files", type=int, nargs=2, default=(5_000, 50_000), help="for --memory")
-    add("--markdown", action="store_true", help="print Markdown, and progress to stderr")
     add("--scratch", type=Path, help="folder for temporary files (default: the system's)")
     return parser
 
 
 def _measure_costs(
-    scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes, console: Console
+    scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes
 ) -> list[Figures]:
     part_files = max(1, options.files // 8)
     parts, wholes = (
@@ -121,20 +108,20 @@ def _measure_costs(
     )
     part, whole = parts[0], wholes[0]
     ways = Ways(scratch, options.workers, _options(whole))
-    console.print(f"Warming up on {part_files:,} files ...")
+    print(f"Warming up on {part_files:,} files ...", file=sys.stderr)
     notes["checked"] = _warm_up(ways, part, part_files)
     notes["(b)"] = " ".join(ways.options[BEAM])
     notes["runs"] = f"{options.files:,} files, medians of {options.repeats} in turns"
     turns: Turns = {way: [] for way in MODULES}
     for number in range(options.repeats):
-        console.print(f"Turn {number + 1} of {options.repeats} on {options.files:,} files")
+        print(f"Turn {number + 1} of {options.repeats} on {options.files:,} files", file=sys.stderr)
         for way, own in turns.items():
             alike = way == ALIKE
             own.append(
                 _take_turn(ways, way, parts[alike], part_files, wholes[alike], options.files)
             )
             cost = own[-1].whole
-            console.print(f"  {TITLES[way]}: {1 / cost.wall:,.0f} slices/s")
+            print(f"  {TITLES[way]}: {1 / cost.wall:,.0f} slices/s", file=sys.stderr)
     return [tabulate_costs(turns), tabulate_starts(turns), judge_costs(turns)]
 
 
@@ -186,12 +173,12 @@ def _take_turn(ways: Ways, way: str, part: Path, part_files: int, whole: Path, f
 
 
 def _measure_memory(
-    scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes, console: Console
+    scratch: Path, slices: list[Path], options: argparse.Namespace, notes: Notes
 ) -> list[Figures]:
     notes["sampling"] = "sampled every 0.25 s; of all processes shared pages count once (PSS)"
     peaks = {}
     for count in options.memory_files:
-        console.print(f"Running (c) on {count:,} files ...")
+        print(f"Running (c) on {count:,} files ...", file=sys.stderr)
         source = copy_distinct(slices, count, scratch / f"{count}")
         ways = Ways(scratch, options.workers, _options(source))
         with ways.outputs():

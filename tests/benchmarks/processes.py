@@ -1,7 +1,7 @@
 """What a command costs: wall and CPU seconds of its whole process tree, and its peak memory.
 
 Linux only: orphans of the command become children of this process and are waited for, so that
-their CPU seconds count; memory is read from /proc.
+their CPU seconds count.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
@@ -46,7 +47,6 @@ class Memory:
     main: int = 0  # resident set of the first process
     processes: int = 0
     samples: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
 def run_module(module: str, arguments: list[str], log: Path, timeout: float) -> Cost:
@@ -63,8 +63,9 @@ def run_module(module: str, arguments: list[str], log: Path, timeout: float) -> 
 
 def measure_memory(module: str, arguments: list[str], log: Path, timeout: float) -> Memory:
     """The same, for its memory."""
+    memory = Memory()
     process = _start(module, arguments, log)
-    with _sampled(process.pid) as memory:
+    with repeating(partial(_sample, process.pid, memory), _SAMPLE_SECONDS):
         _wait(process, log, timeout)
     return memory
 
@@ -123,47 +124,35 @@ def _children_cpu() -> float:
 
 
 @contextmanager
-def _sampled(pid: int) -> Iterator[Memory]:
-    memory = Memory()
-    thread = threading.Thread(target=_sample, args=(pid, memory))
+def repeating(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function every so many seconds, in a thread, while the block lasts."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.wait(seconds):
+            look()
+
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
-        yield memory
+        yield
     finally:
-        memory._stop.set()
+        stop.set()
         thread.join()
 
 
 def _sample(pid: int, memory: Memory) -> None:
-    while not memory._stop.wait(_SAMPLE_SECONDS):
-        sizes = {member: size for member in _tree(pid) if (size := _size(member))}
-        if not sizes:
-            continue
+    import psutil  # which those who measure no memory need not have
+
+    sizes = {}
+    with suppress(psutil.Error):
+        main = psutil.Process(pid)
+        for process in (main, *main.children(recursive=True)):
+            with suppress(psutil.Error):
+                sizes[process.pid] = process.memory_full_info()
+    if sizes:
         memory.samples += 1
         memory.processes = max(memory.processes, len(sizes))
-        memory.largest = max(memory.largest, *(resident for resident, _ in sizes.values()))
-        memory.total = max(memory.total, sum(share for _, share in sizes.values()))
-        memory.main = max(memory.main, sizes.get(pid, (0, 0))[0])
-
-
-def _tree(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            # The name, in parentheses, may hold anything; the parent comes second after it.
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(status.parent.name))
-    tree = [pid]
-    for member in tree:  # grows while it is walked
-        tree += children.get(member, [])
-    return tree
-
-
-def _size(pid: int) -> tuple[int, int] | None:
-    """Resident and proportional set, bytes; None where there is no such process any more."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return None
-    sizes = {name: int(value.split()[0]) << 10 for name, value in (x.split(":") for x in lines)}
-    return sizes.get("Rss", 0), sizes.get("Pss", 0)
+        memory.largest = max(memory.largest, *(size.rss for size in sizes.values()))
+        memory.total = max(memory.total, sum(size.pss for size in sizes.values()))
+        memory.main = max(memory.main, sizes[pid].rss if pid in sizes else 0)

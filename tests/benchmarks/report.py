@@ -1,12 +1,8 @@
-"""Figures as tables: for the terminal, or in Markdown."""
+"""Figures as tables in Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -24,24 +20,17 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return "{} ({}-{})".format(*parts)
 
 
-def show(console: Console, tables: Sequence[Figures], notes: dict[str, str]) -> None:
-    for figures in tables:
-        table = Table(title=figures.title, title_justify="left", box=SIMPLE)
-        for number, column in enumerate(figures.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
-        for row in figures.rows:
-            table.add_row(*row)
-        console.print(table)
-    for name, text in notes.items():
-        console.print(f"{name}: {text}", highlight=False)
-
-
 def markdown(tables: Sequence[Figures], notes: dict[str, str]) -> str:
+    """All tables, aligned for a terminal too, and the notes as a list."""
     lines = []
     for figures in tables:
-        rule = ["---", *["---:"] * (len(figures.columns) - 1)]
+        rows = [figures.columns, *figures.rows]
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        rule = ("-" * max(first, 3), *("-" * (max(width, 4) - 1) + ":" for width in others))
         lines += [f"**{figures.title}**", ""]
-        lines += ["| " + " | ".join(row) + " |" for row in (figures.columns, rule, *figures.rows)]
+        for row in (figures.columns, rule, *figures.rows):
+            cells = [row[0].ljust(first), *map(str.rjust, row[1:], others)]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"- {name}: {text}" for name, text in notes.items()]
     return "\n".join(lines)

@@ -30,10 +30,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from rich.console import Console
 
 from tests.benchmarks.machine import describe_machine
-from tests.benchmarks.report import Figures, show, spread
+from tests.benchmarks.report import Figures, markdown, spread
 from trainer.data.shards import count
 from trainer.native_log import load_libraries
 from trainer.options import TrainOptions
@@ -79,7 +78,7 @@ def main() -> None:
             rows.append((str(threads), speed, most, cost))
         columns = ("threads", "images/s", "sleeping alone", "CPU ms an image")
         table = Figures(f"Threads that sleep {options.decode} ms an image", columns, rows)
-        show(Console(highlight=False), [table], describe_machine(["tensorflow", "numpy"]))
+        print(markdown([table], describe_machine(["tensorflow", "numpy"])))
         return
     rows = measure(make_ways(setup, options.dicom, options.copies), options.repeats)
     image = setup.shards.image
@@ -90,7 +89,7 @@ def main() -> None:
     notes = describe_machine(["tensorflow", "numpy", "pydicom"])
     slices = count(setup.training)
     notes["data"] = f"{slices} slices, {options.copies} times an epoch, batches of {BATCH}"
-    show(Console(highlight=False), [table], notes)
+    print(markdown([table], notes))
 
 
 def measure(ways: dict[str, Callable[[int], int]], repeats: int) -> list[tuple[str, ...]]:

@@ -40,6 +40,8 @@ def copy_usable(folder: Path, copies: Path) -> tuple[list[Path], int]:
     copies.mkdir()
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     usable = [shutil.copy(path, copies / path.name) for path in paths if _is_plain(path)]
+    if not usable:
+        raise SystemExit(f"{folder} holds no uncompressed 512 x 512 CT slices")
     return usable, len(paths) - len(usable)
 
 
