@@ -5,12 +5,12 @@ import json
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from beam_pipeline.__main__ import main
 from beam_pipeline.keys import KEY_VARIABLE
+from tests.headct.ports import serving
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
 
@@ -172,14 +172,8 @@ def test_a_label_file_is_fetched_once(small_data_set: Path, tmp_path: Path) -> N
             pass
 
     handler = partial(Server, directory=str(small_data_set))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}/labels.csv"
-            assert main(arguments(small_data_set, tmp_path / "out", labels=url)) == 0
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as url:
+        labels = f"{url}/labels.csv"
+        assert main(arguments(small_data_set, tmp_path / "out", labels=labels)) == 0
     assert fetched == ["/labels.csv"]
     assert not (tmp_path / "out" / ".unfinished").exists()

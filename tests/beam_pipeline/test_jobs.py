@@ -1,7 +1,6 @@
 """Jobs on a service that answers as Beam's does, and on a server that answers as Flink 1.19."""
 
 import json
-import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from beam_pipeline.runners import run_job
 from beam_pipeline.runners.choose import RUNNERS, ChosenRunner
 from beam_pipeline.runners.job_server import find_job_server, flink_url
 from beam_pipeline.runners.run_job import Job
+from tests.headct.ports import serving
 
 State = beam_job_api_pb2.JobState
 
@@ -146,12 +146,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with Cluster() as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
+    server = Cluster()
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

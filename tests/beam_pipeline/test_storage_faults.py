@@ -27,8 +27,7 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 
 from beam_pipeline.card.card import MOST_EXAMPLES, SAMPLED
-from headct.stores import InputFiles, find_store
-from headct.stores.buckets import find_bucket
+from headct.stores import InputFiles
 from tests.beam_pipeline.dicom_files import make_dicom
 from tests.headct.faulty_proxy import (
     Fault,
@@ -39,13 +38,9 @@ from tests.headct.faulty_proxy import (
     Traffic,
     no_latency,
 )
-from tests.headct.object_stores import (
-    S3_CREDENTIALS,
-    ObjectServer,
-    free_port,
-    serve_gcs,
-    serve_s3,
-)
+from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
+from tests.headct.ports import free_port
+from tests.headct.scripted_store import s3_at
 
 pytestmark = pytest.mark.system
 
@@ -692,19 +687,8 @@ def many_files(s3: Cloud) -> Iterator[str]:
     if s3.server.is_slow:
         pytest.skip("moto lists 10,000 objects too slowly; gofakes3 needs Go")
     s3.server.put(dict.fromkeys(MANY, b"slice"))
-    environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": s3.proxy.address}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        forget_stores()
+    with s3_at(s3.proxy.address):
         yield "s3://data/many"
-    forget_stores()
-
-
-def forget_stores() -> None:
-    """Have this process look at its environment again."""
-    find_store.cache_clear()
-    find_bucket.cache_clear()
 
 
 def list_all(url: str) -> list[str]:

@@ -191,9 +191,11 @@ def running(cluster: Engine) -> Iterator[Engine]:
         cluster.stop()
 
 
-def run_until_interrupted(cluster: LocalEngine) -> None:
-    """Run a cluster until Ctrl-C, and print how to use it."""
-    with running(cluster):
+def run_until_interrupted(engine: type[LocalEngine], *parts: object) -> None:
+    """Run a cluster until Ctrl-C, in the folder that the command names; print how to use it."""
+    home = Path(sys.argv[1]).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    with running(engine(home, {}, *parts)) as cluster:  # type: ignore[arg-type]
         for arguments in cluster.commands:
             print("python -m beam_pipeline ... " + " ".join(arguments), flush=True)
         with suppress(KeyboardInterrupt):

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.headct.ports import serving
+
 # Beam speaks HTTP with an endpoint that has `sandbox` in its name, and gRPC with others; it takes
 # none with a port, but for `localhost`, which it asks for other workers than the service.
 _URL = "http://dataflow.sandbox.test"
@@ -134,16 +136,11 @@ class DataflowService:
 @contextmanager
 def serve_dataflow() -> Iterator[DataflowService]:
     """The service while the block lasts."""
-    with _Server(("127.0.0.1", 0), _Handler) as server:
-        service = DataflowService(server.server_port)
-        server.service = service  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            yield service
-        finally:
-            server.shutdown()
-            thread.join()
+    server = _Server(("127.0.0.1", 0), _Handler)
+    service = DataflowService(server.server_port)
+    server.service = service  # type: ignore[attr-defined]
+    with serving(server):
+        yield service
 
 
 def _make_private_key() -> str:

@@ -8,15 +8,12 @@ What is started, each a process, and where it listens unless `Ports` says otherw
 4. Beam's job server, at 127.0.0.1:8099, its artifacts at 127.0.0.1:8098.
 """
 
-import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.engines import cluster
-from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted, running
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted
 from tests.engines.jars import FLINK_SERIES, flink_jars, job_server
 
 SLOTS = 2  # of each task manager
@@ -160,16 +157,5 @@ class LocalFlink(LocalEngine):
         self.start_process(name, *JAVA, *java, "-cp", jars, main, *settings, *arguments)
 
 
-@contextmanager
-def flink_cluster(
-    folder: Path, environment: Mapping[str, str], ports: Ports
-) -> Iterator[LocalFlink]:
-    """Run a cluster in an empty folder while the block lasts; raises as `LocalFlink.start` does."""
-    with running(LocalFlink(folder, environment, job_server("flink"), ports)) as started:
-        yield started
-
-
 if __name__ == "__main__":
-    home = Path(sys.argv[1]).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    run_until_interrupted(LocalFlink(home, {}, job_server("flink"), Ports()))
+    run_until_interrupted(LocalFlink, job_server("flink"), Ports())

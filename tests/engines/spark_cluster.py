@@ -7,14 +7,10 @@ What is started, each a process, and where it listens unless `Ports` says otherw
 3. a pool of SDK workers for each of them, at 127.0.0.2:50000 and 127.0.0.3:50000.
 """
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.engines import cluster
-from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted, running
+from tests.engines.cluster import JAVA, POOL_HOSTS, LocalEngine, ask, run_until_interrupted
 from tests.engines.jars import job_server, spark_jars
 
 CORES = 2  # of each worker
@@ -115,16 +111,5 @@ class LocalSpark(LocalEngine):
         self.start_process(name, *JAVA, "-cp", f"{jars}/*", *command, **variables)
 
 
-@contextmanager
-def spark_cluster(
-    folder: Path, environment: Mapping[str, str], ports: Ports
-) -> Iterator[LocalSpark]:
-    """Run a cluster in an empty folder while the block lasts; raises as `LocalSpark.start` does."""
-    with running(LocalSpark(folder, environment, job_server("spark"), ports)) as started:
-        yield started
-
-
 if __name__ == "__main__":
-    home = Path(sys.argv[1]).absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    run_until_interrupted(LocalSpark(home, {}, job_server("spark"), Ports()))
+    run_until_interrupted(LocalSpark, job_server("spark"), Ports())

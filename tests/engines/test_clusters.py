@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import flink_cluster, spark_cluster
+from tests.engines.cluster import running
 from tests.engines.conftest import ARGUMENTS, BAD, SLICES
 from tests.engines.engines import Engine, finish, kill, marked, wait_for
 from tests.engines.flink_cluster import LocalFlink
@@ -42,12 +43,11 @@ class Cluster:
 def start(name: str, folder: Path, decoders: dict[str, str]) -> Iterator[Cluster]:
     variables = marked(decoders)
     try:
-        job_server(name)
+        jar = job_server(name)
         if name == "flink":
             flink_jars()
-            with flink_cluster.flink_cluster(
-                folder, variables, flink_cluster.Ports.free()
-            ) as flink:
+            ports = flink_cluster.Ports.free()
+            with running(LocalFlink(folder, variables, jar, ports)) as flink:
                 engine, service = (
                     Engine(name, tuple(arguments), variables, "SdkHarness")
                     for arguments in (flink.submitting_arguments, flink.service_arguments)
@@ -55,9 +55,8 @@ def start(name: str, folder: Path, decoders: dict[str, str]) -> Iterator[Cluster
                 yield Cluster(flink, engine, service)
         else:
             spark_jars()
-            with spark_cluster.spark_cluster(
-                folder, variables, spark_cluster.Ports.free()
-            ) as spark:
+            ports = spark_cluster.Ports.free()
+            with running(LocalSpark(folder, variables, jar, ports)) as spark:
                 engine = Engine(name, tuple(spark.submitting_arguments), variables, "SdkHarness")
                 yield Cluster(spark, engine)
     except Unavailable as error:

@@ -25,6 +25,7 @@ from obstore.store import GCSStore, S3Store
 
 from tests.cache import SERVERS
 from tests.headct.faulty_proxy import FaultyProxy
+from tests.headct.ports import free_port
 
 _GOFAKES3 = "github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0"
 _FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.56.1"
@@ -72,13 +73,6 @@ class ObjectServer:
     def delete(self, key: str) -> None:
         """Delete an object."""
         obstore.delete(self.bucket, key)
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

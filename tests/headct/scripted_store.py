@@ -1,6 +1,5 @@
 """A server of S3's protocol that answers as a test says, also in ways that emulators do not."""
 
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 from headct.stores.buckets import find_bucket
 from headct.stores.urls import find_input_store, find_store
 from tests.headct.object_stores import S3_BUCKET, S3_CREDENTIALS
+from tests.headct.ports import serving
 
 LISTING = "the listing"  # in place of a key
 _FIELDS = (
@@ -129,20 +129,21 @@ def serve(store: ScriptedStore) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": address}
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address, s3_at(address):
+        yield address
+
+
+@contextmanager
+def s3_at(address: str) -> Iterator[None]:
+    """Have this process find S3 at an address while the block lasts."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in (S3_CREDENTIALS | {"AWS_ENDPOINT_URL": address}).items():
             patch.setenv(name, value)
         forget_stores()
         try:
-            yield address
+            yield
         finally:
             forget_stores()
-            server.shutdown()
-            server.server_close()
 
 
 def forget_stores() -> None:

@@ -22,6 +22,7 @@ from headct.errors import UsageError
 from headct.filters import Slices
 from headct.windows import PRESETS, Window, apply_windows
 from tests.browser import DARK_PHONE, LIGHT_PHONE, VIEWS, chromium, faults_of_address
+from tests.headct.ports import serving
 from tests.headct.small_shards import HOSTILE, IDS, LABELS, pixels, predictions, write_small_shards
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,9 @@ def make_pages(folder: Path, kind: str = "windows", with_run: bool = True) -> Pa
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with bind(make_pages(folder)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    server = bind(make_pages(folder))
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def text_of(pages: Pages, name: str = "", **query: object) -> str:

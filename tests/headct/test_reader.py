@@ -5,7 +5,6 @@ import http.server
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from headct.errors import UsageError
 from headct.layout import EXAMPLE_FEATURES, INDEX
 from headct.reader import Shards
 from headct.tfrecord import read_records
+from tests.headct.ports import serving
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -184,10 +184,8 @@ def url(folder: Path) -> Iterator[str]:
             self.wfile.write(data)
 
     handler = functools.partial(Handler, directory=str(folder / "windows"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield address
 
 
 def test_a_url_gives_the_same(folder: Path, url: str) -> None:
