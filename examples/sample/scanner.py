@@ -142,7 +142,6 @@ class Scan:
 
     hu: Field  # [512, 512]
     labels: dict[str, bool]  # the five kinds and `any`
-    blood_mm2: dict[str, float]
 
 
 def scan_slice(patient: Patient, index: float) -> Scan:
@@ -164,7 +163,7 @@ def scan_slice(patient: Patient, index: float) -> Scan:
     area = {kind: visible_mm2(visible.get(kind), inside, geometry.pixel_mm) for kind in KINDS}
     labels = {kind: area[kind] >= MIN_VISIBLE_MM2 for kind in KINDS}
     labels["any"] = any(labels.values())
-    return Scan(add_noise(image, patient, index), labels, area)
+    return Scan(add_noise(image, patient, index), labels)
 
 
 def coverage_in_thick_slice(distance: Field, geometry: Geometry) -> Field:

@@ -10,7 +10,6 @@ share the machine's cores with the pipeline: their CPU seconds are in the table,
 """
 
 import argparse
-import itertools
 import os
 import resource
 import tempfile
@@ -22,6 +21,7 @@ from statistics import median
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.processes import Cost, children, run_module
 from tests.benchmarks.report import Figures, markdown, spread
+from tests.benchmarks.ways import copy_distinct
 from tests.headct.faulty_proxy import FaultyProxy, Traffic
 from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_s3
 
@@ -77,15 +77,8 @@ def _others_cpu() -> float:
 def fill(folder: Path, server: ObjectServer, slices: list[Path], files: int) -> None:
     """Make both folders, on the disk and in the bucket."""
     for name, count in (("few", _FEW), ("all", files)):
-        (folder / name).mkdir()
-        numbered = zip(range(count), itertools.cycle(slices), strict=False)
-        paths = {f"ID_{number:06d}.dcm": path for number, path in numbered}
-        for number, (file, path) in enumerate(paths.items()):
-            data = bytearray(path.read_bytes())
-            middle = len(data) // 4 * 2
-            data[middle : middle + 2] = number.to_bytes(2, "little")
-            (folder / name / file).write_bytes(data)
-        server.put({f"{name}/{file}": (folder / name / file).read_bytes() for file in paths})
+        copies = copy_distinct(slices, count, folder / name).iterdir()
+        server.put({f"{name}/{path.name}": path.read_bytes() for path in copies})
 
 
 def tabulate(turns: dict[str, list[Turn]], files: int) -> Figures:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.benchmarks.machine import describe_machine
+from tests.benchmarks.report import Figures, markdown
 from tests.trainer.conftest import write_shards
 from trainer.options import TrainOptions
 from trainer.runs.run import Run
@@ -104,12 +105,12 @@ def main(argv: Sequence[str]) -> None:
             f"evaluation of {per_fold} slices": measure("evaluate", f"{run}/scans"),
             "the same of the slice network alone": measure("evaluate", run),
         }
-    print(f"{options.slices} slices, {options.features} features")
-    for name, fact in describe_machine(["tensorflow", "keras"]).items():
-        print(f"{name}: {fact}")
-    print("| command | CPU s | peak memory, MB |\n|---|---:|---:|")
-    for name, (cpu, memory) in took.items():
-        print(f"| {name} | {cpu:.0f} | {memory:.0f} |")
+    figures = Figures(
+        f"{options.slices:,} slices, {options.features:,} features",
+        ("command", "CPU s", "peak memory, MB"),
+        [(name, f"{cpu:.0f}", f"{memory:,.0f}") for name, (cpu, memory) in took.items()],
+    )
+    print(markdown([figures], describe_machine(["tensorflow", "keras"])))
 
 
 if __name__ == "__main__":
