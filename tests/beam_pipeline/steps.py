@@ -6,9 +6,16 @@ from beam_pipeline.options import Options
 from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.output import prepare_output, record_start
+from beam_pipeline.shards.unfinished import ShardResult
 from beam_pipeline.shards.writer import write_shard
 from beam_pipeline.workers import Later, Watch
 from headct.reasons import Reason
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a directory but those that say when they were written."""
+    dated = ("manifest.json", "report.html")
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in dated}
 
 
 class Witness(Watch):
@@ -52,7 +59,11 @@ def write_shards(options: Options) -> int:
     record_start(options.files.folder, "local")
     plan = plan_shards(inspect_all(options), options)
     for number in range(len(plan.shards)):
-        result = write_shard(number, Watch(), options=options)
-        if isinstance(result, Later):
-            result.finish()
+        write_whole(number, options)
     return len(plan.shards)
+
+
+def write_whole(number: int, options: Options, watch: Watch | None = None) -> ShardResult:
+    """Write a shard to its end."""
+    written = write_shard(number, watch or Watch(), options=options)
+    return written.finish() if isinstance(written, Later) else written

@@ -17,6 +17,7 @@ from beam_pipeline.shards.output import Begun, prepare_output
 from beam_pipeline.shards.unfinished import Unfinished
 from beam_pipeline.verify.__main__ import main as verify
 from headct.stores import Folder
+from tests.beam_pipeline.steps import contents
 from trainer.data.shards import read_shard_directory
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -90,11 +91,6 @@ def fresh(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("fresh") / "out"
     assert main([*argv, "--output", str(output)]) == 0
     return output
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    dated = ("manifest.json", "report.html")
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in dated}
 
 
 def age(folder: Path, recorded: dict[str, Any], without: tuple[str, ...] = ()) -> None:

@@ -20,13 +20,13 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.shards.manifest import encode_rejects
 from beam_pipeline.shards.unfinished import Plan, ShardResult, Unfinished
-from beam_pipeline.shards.writer import write_shard
-from beam_pipeline.workers import Later, Watch
+from beam_pipeline.workers import Watch
 from headct.errors import OutputError, StoreError
 from headct.layout import REFUSAL, written_table
 from headct.reasons import Reason
 from headct.stores import find_input
 from tests.beam_pipeline.card_page import Page
+from tests.beam_pipeline.steps import write_whole
 
 
 def test_a_directory_that_another_run_completed_keeps_nothing_of_this_one(tmp_path: Path) -> None:
@@ -122,12 +122,6 @@ def make_plan(options: Options, before_headers: Callable[[], object] = lambda: N
     return plan_shards(1, options)
 
 
-def write(options: Options, excluded: dict[int, Reason] | None = None) -> None:
-    written = write_shard(0, Watch(excluded), options=options)
-    assert isinstance(written, Later)
-    written.finish()
-
-
 def look(options: Options, plan: Plan) -> None:
     unfinished = Unfinished(options.files.folder)
     results = [ShardResult.of(unfinished.read(written_table(shard))) for shard in plan.shards]
@@ -150,7 +144,7 @@ def test_a_file_that_is_back_is_not_rejected(options: Options, stage: str, back:
     plan = make_plan(options, lambda: path.rename(hidden) if stage == "headers" else None)
     if stage == "shards":
         path.rename(hidden)
-    write(options)
+    write_whole(0, options)
     if not back:
         look(options, plan)
         return
@@ -187,7 +181,8 @@ def test_faults_of_a_sample_are_a_fraction_of_the_sample(options: Options) -> No
     options = options.changed(max_patients=2, max_reject_fraction=0.3)
     plan = make_plan(options)
     assert (plan.files_seen, plan.not_sampled, plan.slices) == (4, 2, 2)
-    write(options, {0: Reason.DECODER_CRASHED})  # of four files, it would be a quarter
+    # Of four files, it would be a quarter.
+    write_whole(0, options, Watch({0: Reason.DECODER_CRASHED}))
     with pytest.raises(Refusal, match=r"^1 of 2 files were rejected"):
         finish_directory(len(plan.shards), options)
 
@@ -196,7 +191,7 @@ def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     path = Path(options.files.input, "ID_2.dcm")
     plan = make_plan(options)
     hidden = path.rename(path.with_name(".away"))
-    write(options)
+    write_whole(0, options)
     hidden.rename(path)
     with pytest.raises(Refusal, match=BACK):
         finish_directory(len(plan.shards), options)
@@ -204,7 +199,7 @@ def test_a_run_whose_files_are_back_is_not_complete(options: Options) -> None:
     assert refusal["exit_code"] == 5
     assert not Path(options.files.output, "manifest.json").exists()
     plan = make_plan(options)
-    write(options)
+    write_whole(0, options)
     look(options, plan)
     assert reasons(options, plan) == []
 
@@ -213,7 +208,7 @@ def test_a_folder_that_is_away_then_is_waited_for(options: Options) -> None:
     path = Path(options.files.input, "ID_2.dcm")
     plan = make_plan(options)
     path.unlink()
-    write(options)
+    write_whole(0, options)
     path.parent.rename(path.parent.with_name("away"))
     with pytest.raises(StoreError, match="no answer for 1 s"):
         look(options, plan)
@@ -224,7 +219,7 @@ def test_a_file_that_became_another_slice_ends_the_run(
 ) -> None:
     plan = make_plan(options)
     write_slice(Path(options.files.input, "ID_2.dcm"), PatientID="another")
-    write(options)
+    write_whole(0, options)
     assert reasons(options, plan) == ["changed"]
     with pytest.raises(StoreError, match=BACK):
         look(options, plan)
@@ -237,14 +232,14 @@ def test_a_file_that_was_caught_while_it_was_copied_again_is_not_rejected(
     whole, times = path.read_bytes(), path.stat()
     plan = make_plan(options)
     path.write_bytes(whole[:-100])
-    write(options)
+    write_whole(0, options)
     assert reasons(options, plan) == ["truncated_pixels"]
     path.write_bytes(whole)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(StoreError, match=BACK):
         look(options, plan)
     assert make_plan(options) == plan
-    write(options)
+    write_whole(0, options)
     assert reasons(options, plan) == []
     look(options, plan)
 
@@ -252,7 +247,7 @@ def test_a_file_that_was_caught_while_it_was_copied_again_is_not_rejected(
 @pytest.mark.parametrize("reason", [Reason.DECODER_CRASHED, Reason.DECODER_TIMED_OUT])
 def test_what_no_look_can_tell_stays(options: Options, reason: Reason) -> None:
     plan = make_plan(options)
-    write(options, {1: reason})
+    write_whole(0, options, Watch({1: reason}))
     assert reasons(options, plan) == [reason]
     look(options, plan)
 
@@ -265,7 +260,7 @@ def test_what_lasts_stays(options: Options) -> None:
     os.mkfifo(folder / "ID_2.dcm")
     (folder / "ID_3.dcm").write_bytes(b"text")
     plan = make_plan(options)
-    write(options)
+    write_whole(0, options)
     look(options, plan)
 
 
@@ -274,7 +269,7 @@ def test_a_link_that_leads_to_a_folder_now_is_a_folder(options: Options, tmp_pat
     path.unlink()
     path.symlink_to(tmp_path / "disk")
     plan = make_plan(options)
-    write(options)
+    write_whole(0, options)
     look(options, plan)
     (tmp_path / "disk").mkdir()
     with pytest.raises(StoreError, match=BACK):

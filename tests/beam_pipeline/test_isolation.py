@@ -1,6 +1,5 @@
 """Decoders that crash or hang cost their slice and nothing else; on other runners, see engines."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from beam_pipeline.__main__ import main
 from tests.beam_pipeline import bad_decoders
 from tests.beam_pipeline.bad_decoders import BAD, write_slice
+from tests.beam_pipeline.steps import contents
 
 SLICES = 24
 
@@ -57,33 +57,27 @@ def rejects(output: Path) -> dict[str, str]:
     return {row["image_id"]: row["reason"] for row in map(json.loads, lines)}
 
 
-def digests(output: Path) -> dict[str, str]:
-    dated = ("manifest.json", "report.html")
-    paths = [path for path in output.iterdir() if path.name not in dated]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
 @pytest.fixture(scope="module")
 def reference(
     slices: Path, spoiled: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
+) -> dict[str, bytes]:
     """The bytes of a run with one local process."""
     output = tmp_path_factory.mktemp("reference") / "out"
     run(spoiled, slices, output, 1)
-    return digests(output)
+    return contents(output)
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_its_slice_and_nothing_else(
     slices: Path,
     spoiled: dict[str, str],
-    reference: dict[str, str],
+    reference: dict[str, bytes],
     tmp_path: Path,
 ) -> None:
     run(spoiled, slices, tmp_path / "out", 2)
     assert rejects(tmp_path / "out") == {name: reason for name, (_, reason) in BAD.items()}
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     assert (counts["files_seen"], counts["written"]) == (SLICES + 2, SLICES)
-    assert digests(tmp_path / "out") == reference
+    assert contents(tmp_path / "out") == reference
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")  # Beam's own

@@ -43,7 +43,7 @@ from beam_pipeline.shards.unfinished import IdenticalPixels, Plan, encode_table
 from beam_pipeline.verify.findings import Check
 from beam_pipeline.verify.verification import verify_directory
 from headct.stores import Folder
-from tests.beam_pipeline.steps import small_options
+from tests.beam_pipeline.steps import contents, small_options
 
 # Beam's own use of deprecated Python features.
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
@@ -184,12 +184,6 @@ def test_shards_are_the_same_whoever_does_the_work(
         pipeline.build(graph, options)
     assert read(tmp_path / "again")["digest"] == read(shards)["digest"]
     assert contents(tmp_path / "again") == contents(shards)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files but those that say when they were written."""
-    dated = ("manifest.json", "report.html")
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in dated}
 
 
 def test_another_seed_gives_other_shards(shards: Path, options: Options, tmp_path: Path) -> None:

@@ -15,24 +15,15 @@ from beam_pipeline.planning.inventory import inspect_part, list_parts
 from beam_pipeline.planning.plan_shards import plan_shards
 from beam_pipeline.progress import Display, print_by_split, show_summary
 from beam_pipeline.shards.unfinished import Unfinished
-from beam_pipeline.shards.writer import write_shard
-from beam_pipeline.workers import Later, Watch
+from beam_pipeline.workers import Watch
 from headct.reasons import TRANSIENT
 from headct.stores import Folder
-from tests.beam_pipeline.steps import small_options
+from tests.beam_pipeline.steps import small_options, write_whole
 
 
 @pytest.fixture
 def options(small_data_set: Path, tmp_path: Path) -> Options:
     return small_options(small_data_set, tmp_path / "out", 4)
-
-
-def write(number: int, options: Options) -> tuple[int, int]:
-    """Write a shard; how many slices it has, and how many were rejected."""
-    written = write_shard(number, Watch(), options=options)
-    if isinstance(written, Later):
-        written = written.finish()
-    return written.examples, len(written.rejects)
 
 
 def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
@@ -55,8 +46,9 @@ def test_the_output_folder_tells_how_far_a_run_is(options: Options) -> None:
     for number in range(shards):
         display.look()
         assert +display.counts == found
-        examples, lost = write(number, options)
-        found += Counter(shards_written=1, slices_written=examples, rejected_while_writing=lost)
+        written = write_whole(number, options)
+        found += Counter(shards_written=1, slices_written=written.examples)
+        found["rejected_while_writing"] += len(written.rejects)
     display.look()
     assert +display.counts == found
     assert found["rejected_while_writing"] > 0
