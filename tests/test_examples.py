@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from nbclient import NotebookClient
 
 import headct
 from tests.benchmarks import random_access
+from tests.processes import run_python
 
 ROOT = Path(__file__).parents[1]
 # Beam's own use of deprecated Python features; RSNA's UIDs, which are no valid UIDs.
@@ -32,10 +32,7 @@ pytestmark = [
 
 
 def run(*argv: Any) -> str:
-    command = [sys.executable, *map(str, argv)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_python(*argv).stdout
 
 
 RunScript = Callable[..., str]

@@ -2,8 +2,6 @@
 
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -19,10 +17,10 @@ import examples.sample.__main__
 import trainer.__main__
 from beam_pipeline.keys import KEY_VARIABLE
 from tests.beam_pipeline.dicom_files import make_dicom
+from tests.processes import run_python
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*")
 
-ROOT = Path(__file__).parents[1]
 PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {
     "beam_pipeline": beam_pipeline.__main__.main,
     "beam_pipeline.verify": beam_pipeline.verify.__main__.main,
@@ -245,13 +243,6 @@ def test_no_start_in_200_aborts(folder: Path) -> None:
 
 def check_process(command: str, folder: Path) -> None:
     program, *argv = words_of(command)
-    done = subprocess.run(
-        [sys.executable, "-m", program, *argv],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
+    done = run_python("-m", program, *argv, cwd=folder, code=2)
+    assert done.stdout == ""
     check_line(program, done.stderr, MISTAKES[command])

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from beam_pipeline.workers.pool import _PRELOADED
+from tests.processes import run_python
 
 ROOT = Path(__file__).parent.parent
 USES_BEAM = {"beam_pipeline.pipeline"}
@@ -20,10 +19,7 @@ def imported_by(modules: set[str], then: str = "pass") -> set[str]:
         f"import json, sys, {', '.join(sorted(modules))}; {then}; "
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(json.loads(done.stdout))
+    return set(json.loads(run_python("-c", code).stdout))
 
 
 def modules(package: str) -> set[str]:

@@ -4,8 +4,6 @@ import os
 import random
 import stat
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -23,8 +21,8 @@ from headct.stores import Folder, InputFiles, open_file
 from headct.stores.archives import ArchiveStore
 from tests.beam_pipeline.conftest import WriteSlice
 from tests.beam_pipeline.steps import contents
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("b.dcm", "a.dcm", "sub/c.dcm", "sub/deep/d.dcm", "sub-e.dcm", "f.txt", "naïve/é.dcm")
 HIDDEN = (".hidden", ".git/e.dcm", "__MACOSX/._a.dcm", "sub/.g/h.dcm")
 NOISE = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
@@ -403,11 +401,8 @@ def test_the_command_reads_an_archive_and_the_card_and_verify_do_too(
     labels = ("--labels", archive / "labels.csv", "--folds", 2, "--image_size", 32)
     common = ("--output", output, "--max_reject_fraction", 0.1)
     # In a process of its own, whose workers find the archive open.
-    command = [sys.executable, "-m", "beam_pipeline", "--input", archive / "slices"]
-    done = subprocess.run(
-        [*map(str, [*command, *labels, *common])], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    command = ("-m", "beam_pipeline", "--input", archive / "slices")
+    assert run_python(*command, *labels, *common).stderr == ""
     pictures = count_pictures(output)
     assert pictures > 5
     run(card, "--shards", output)

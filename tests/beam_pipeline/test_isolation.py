@@ -1,9 +1,6 @@
 """Decoders that crash or hang cost their slice and nothing else; on other runners, see engines."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from beam_pipeline.__main__ import main
 from tests.beam_pipeline import bad_decoders
 from tests.beam_pipeline.bad_decoders import BAD, write_slice
 from tests.beam_pipeline.steps import contents
+from tests.processes import run_python
 
 SLICES = 24
 
@@ -45,11 +43,7 @@ def options(slices: Path, output: Path, workers: int) -> list[str]:
 
 
 def run(environment: dict[str, str], *given: Any) -> None:
-    command = [sys.executable, "-m", "beam_pipeline", *options(*given)]
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("-m", "beam_pipeline", *options(*given), **environment)
 
 
 def rejects(output: Path) -> dict[str, str]:

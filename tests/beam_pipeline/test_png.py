@@ -2,8 +2,6 @@
 
 import os
 import struct
-import subprocess
-import sys
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from beam_pipeline.images.convert import blank_scanlines, encode_png
+from tests.processes import run_python
 
 KINDS = [(1, "uint8"), (2, "uint8"), (3, "uint8"), (4, "uint8"), (1, "uint16")]
 IMAGE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
@@ -85,11 +84,7 @@ print(checksum.hexdigest())
 
 def test_every_process_encodes_alike(full: bool) -> None:
     """Each has its memory elsewhere, which the bytes must not depend on."""
-    command = [sys.executable, "-c", ENCODE_MANY]
-    runs = [
-        subprocess.run(command, capture_output=True, check=True) for _ in range(8 if full else 4)
-    ]
-    assert len({run.stdout for run in runs}) == 1
+    assert len({run_python("-c", ENCODE_MANY).stdout for _ in range(8 if full else 4)}) == 1
 
 
 @st.composite

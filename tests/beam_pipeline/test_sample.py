@@ -6,8 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +25,7 @@ from examples.sample.fields import Points, Waves, capsule, ellipsoid, enlarge
 from examples.sample.hemorrhage import KINDS, MIN_VISIBLE_MM2, SCENARIOS, Bleed, displacement
 from examples.sample.scanner import Patient, scan_slice, with_artifacts
 from examples.sample.writer import LABELS, PATIENTS, VERSION, Parameters, bad_files, image_id
+from tests.processes import run_python
 
 # RSNA's UIDs are no valid UIDs, and pydicom says so of each.
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning")
@@ -248,13 +247,8 @@ def test_parameters_out_of_range_name_the_value(tmp_path: Path, wrong: dict[str,
 
 
 def test_the_command_says_two_lines_and_no_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "examples.sample", "--output", str(tmp_path / "new")]
-    done = subprocess.run(
-        [*command, "--patients", "1", "--slices", "4", "--test_patients", "2"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ("-m", "examples.sample", "--output", tmp_path / "new")
+    done = run_python(*command, "--patients", "1", "--slices", "4", "--test_patients", "2")
     assert done.stderr == ""
     assert done.stdout.count("\n") == 2
     assert (

@@ -1,7 +1,4 @@
 import multiprocessing
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,8 @@ from beam_pipeline.workers import pool
 from beam_pipeline.workers.pool import place_sockets
 from beam_pipeline.workers.serve import SharedNumbers
 from headct.errors import UsageError
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 _POOL = """
 import multiprocessing.heap
 multiprocessing.heap.Arena._dir_candidates = ["/no/such/folder"]  # as without /dev/shm
@@ -44,14 +41,7 @@ def test_two_processes_see_the_same_numbers() -> None:
 def test_workers_need_neither_shared_memory_nor_a_short_folder(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
-    ended = subprocess.run(
-        [sys.executable, "-c", _POOL],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = run_python("-c", _POOL, TMPDIR=str(folder))
     expected = [{"a": "A", "b": "B"}, {"crash": "decoder_crashed", "c": "C"}]
     assert ended.stdout == f"{expected}\n", ended.stderr
     assert "Traceback" not in ended.stderr

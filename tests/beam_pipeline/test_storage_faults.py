@@ -41,6 +41,7 @@ from tests.headct.faulty_proxy import (
 from tests.headct.object_stores import S3_CREDENTIALS, ObjectServer, serve_gcs, serve_s3
 from tests.headct.ports import free_port
 from tests.headct.scripted_store import s3_at
+from tests.processes import run_python
 
 pytestmark = pytest.mark.system
 
@@ -666,13 +667,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: Cloud, output: str) -> None:
 def test_a_store_that_refuses_connections_is_named(tmp_path: Path) -> None:
     environment = S3_CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
     where = ["--input=s3://data/in", f"--output={tmp_path / 'out'}", "--storage_patience=1"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "beam_pipeline", *where],
-        env=os.environ | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
+    ended = run_python("-m", "beam_pipeline", *where, code=5, **environment)
     Ended(ended.returncode, ended.stderr).assert_store_failed("s3://data")
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +15,7 @@ import pytest
 
 from beam_pipeline.workers import Later, Watch, WorkerFailed, WorkerPool
 from headct.errors import OutputError, StoreError
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 Letters = tuple[str, ...]
 Outcome = dict[str, str]
@@ -388,12 +386,7 @@ if __name__ == "__main__":
 def test_a_process_does_not_import_the_main_module(tmp_path: Path, as_module: bool) -> None:
     imported = tmp_path / "imported"
     (tmp_path / "mainly.py").write_text(MAIN.format(imported=str(imported)))
-    command = [sys.executable, *(("-m", "mainly") if as_module else ("mainly.py",))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(*(("-m", "mainly") if as_module else ("mainly.py",)), cwd=tmp_path)
     assert done.stdout == "['a', 'b', 'c']\n"
     assert imported.read_text().split() == ["__main__"]
 
@@ -423,10 +416,6 @@ def test_workers_have_what_a_command_without_threads_imported(
     tmp_path: Path, threaded: bool
 ) -> None:
     (tmp_path / "command.py").write_text(COMMAND.format(threaded=threaded))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "command.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_python("command.py", cwd=tmp_path)
     assert done.stdout == f"not twice{' '.join([str((not threaded, True))] * 3)}\n"
     assert not done.stderr

@@ -1,16 +1,13 @@
 """The console command `headct`."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from headct import __version__, cli
 from headct.commands import COMMANDS, STARTED_BY
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -85,15 +82,7 @@ def test_a_command_loads_only_what_it_needs(name: str) -> None:
         "finally:\n    print(*sys.modules, file=sys.stderr)"
     )
     argv = [name] if name == "--version" else [name, "--help"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {*done.stderr.split()}
+    loaded = {*run_python("-c", code, *argv).stderr.split()}
     assert not loaded & {"apache_beam", "tensorflow", "keras", "jax", "shtab"}
     other = "beam_pipeline" if COMMANDS.get(name, ("trainer",))[0] == "trainer" else "trainer"
     assert other not in loaded

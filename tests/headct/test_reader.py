@@ -3,8 +3,6 @@
 import functools
 import http.server
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from headct.layout import EXAMPLE_FEATURES, INDEX
 from headct.reader import Shards
 from headct.tfrecord import read_records
 from tests.headct.ports import serving
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("default::DeprecationWarning:apache_beam.*"),
     pytest.mark.filterwarnings("ignore:Invalid value for VR UI:UserWarning"),
@@ -218,15 +216,12 @@ IN_PROCESSES = """if True:
 def test_several_processes_read_at_once(folder: Path, url: str, where: str) -> None:
     """Forked ones, as PyTorch's are, and spawned ones, also after this process has read."""
     location = str(folder / "windows") if where == "folder" else url
-    command = [sys.executable, "-c", IN_PROCESSES, location]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = run_python("-c", IN_PROCESSES, location)
     count = 2 * len(headct.open(location))
     assert done.stdout == f"fork {count}\nspawn {count}\n"
 
 
 def test_importing_headct_loads_nothing_else() -> None:
     code = "import sys, headct; print([name for name in sys.modules if name.startswith('headct')])"
-    command = [sys.executable, "-c", f"{code}; assert 'numpy' not in sys.modules"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "['headct']", done.stderr
+    done = run_python("-c", f"{code}; assert 'numpy' not in sys.modules")
+    assert done.stdout.strip() == "['headct']"
