@@ -1,5 +1,7 @@
 """Commands of both programs: descriptions, exit codes, and spelling in messages."""
 
+import atexit
+import gc
 import os
 import shlex
 import signal
@@ -143,6 +145,9 @@ def run_program(
         error: prefix of error messages.
         resumes: whether the same command resumes after Ctrl-C.
     """
+    # Otherwise the process would search all modules for garbage while it exits, for 0.3 s with Beam
+    # and 1 s with TensorFlow.
+    atexit.register(gc.freeze)
     stderr = sys.stderr  # a runner may replace sys.stderr
     try:
         return run() or 0

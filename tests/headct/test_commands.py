@@ -1,6 +1,7 @@
 """How a command is spelled in a hint, and how a program ends."""
 
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -143,3 +144,21 @@ def test_sigterm_is_handled_in_the_main_thread_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_the_exit_of_a_program_does_not_search_for_garbage() -> None:
+    program = """
+from headct.commands import run_program
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        print("found by a search")
+
+print("exit code", run_program("p", lambda: None))
+Cycle()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("exit code 0\n", "")
