@@ -1,6 +1,5 @@
 """Pool of worker processes; the tasks of a lost process are retried in another."""
 
-import ctypes
 import gc
 import logging
 import multiprocessing
@@ -11,13 +10,12 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from itertools import pairwise
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -54,15 +52,6 @@ _PRELOADED = [
     *("beam_pipeline.workers.serve", "beam_pipeline.shards.writer"),
     *("beam_pipeline.planning.inventory", "pydicom.filereader"),
 ]
-# glibc returns free large blocks to the kernel and gets the next blocks zeroed: a tenth of the time
-# of converting slices, because slices reuse blocks of the same size.
-_KEPT_BYTES = 1 << 25  # the most that all versions of glibc accept
-_KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own allocator would keep 30 MB more
-}
-_MALLOPT = (-3, -1)  # the same two, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in malloc.h
 # Libraries that may have started threads, which Python does not count.
 _THREADED = frozenset({"apache_beam", "grpc", "obstore", "tensorflow"})
 # A socket's path has at most 107 bytes (unix(7)), and 103 on macOS; multiprocessing uses 32 of them
@@ -290,7 +279,8 @@ def start_server(source: str = "") -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     place_sockets()
-    variables = _KEEP_MEMORY | {INPUT_VARIABLE: source}
+    # Arrow's own allocator would keep an extra 30 MB.
+    variables = {"ARROW_DEFAULT_MEMORY_POOL": "system", INPUT_VARIABLE: source}
     added = [name for name in variables if name not in os.environ]
     os.environ.update({name: variables[name] for name in added})
     try:
@@ -301,7 +291,7 @@ def start_server(source: str = "") -> None:
 
 
 def fork_server(source: str) -> None:
-    """Start the fork server as a fork of this process: imports of both are paid once.
+    """Start the fork server as a fork of this process, which inherits all imports.
 
     For a command that has just begun. `start_server` still starts the server of a process that may
     have threads, whose locks a fork would inherit: a notebook, or a worker of Beam's.
@@ -315,17 +305,18 @@ def fork_server(source: str) -> None:
     threads = threading.active_count() > 1 or not _THREADED.isdisjoint(sys.modules)
     if threads or sys.platform != "linux":  # macOS's frameworks do not survive a fork
         return
-    for module in _PRELOADED[:-1]:  # this process needs all but pydicom
+    for module in _PRELOADED:
         import_module(module)
-    resource_tracker.ensure_running()
-    spawn, util.spawnv_passfds = util.spawnv_passfds, partial(_fork, source)
+    load_archive(source)
+    # multiprocessing starts its fork server and its resource tracker by this function.
+    spawn, util.spawnv_passfds = util.spawnv_passfds, _fork
     try:
         start_server(source)
     finally:
         util.spawnv_passfds = spawn
 
 
-def _fork(source: str, _path: str, arguments: list[str], descriptors: Iterable[int]) -> int:
+def _fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
     """Fork a process that runs the code which a new interpreter would be given; return its id."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -335,13 +326,9 @@ def _fork(source: str, _path: str, arguments: list[str], descriptors: Iterable[i
     try:
         gc.disable()  # until `serve`
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for lower, upper in pairwise([2, *sorted(descriptors), os.sysconf("SC_OPEN_MAX")]):
+        for lower, upper in pairwise([2, *sorted(passfds), os.sysconf("SC_OPEN_MAX")]):
             os.closerange(lower + 1, upper)
-        if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-            for parameter in _MALLOPT:
-                mallopt(parameter, _KEPT_BYTES)
-        load_archive(source)
-        exec(arguments[-1], {})
+        exec(args[-1], {})
     except Exception:
         sys.excepthook(*sys.exc_info())
     finally:
